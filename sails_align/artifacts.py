@@ -1,0 +1,205 @@
+"""Artifacts: a stage's result as a folder of tensors and provenance, written atomically and checked when read.
+
+<folder>/<kind>.safetensors   the tensors
+<folder>/<kind>.json          kind, format, sha256 of the tensors, input_hash, provenance
+"""
+
+import errno
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from sails_align.errors import InputError
+
+FORMAT = 1
+PACKAGES = (
+    "sails-align",
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "datasets",
+    "sae-lens",
+    "deepspeed",
+    "safetensors",
+    "tokenizers",
+)
+
+
+def content_hash(value: Any) -> str:
+    """SHA-256 (hex) of a JSON-able value in canonical form: the order of keys does not matter."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 (hex) of a file's bytes, read in chunks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tensors_hash(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 (hex) of named tensors: names, dtypes, shapes and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def package_versions() -> dict[str, str | None]:
+    """Installed versions of the packages a result depends on; None for one that is not installed."""
+    versions: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return versions
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full, read-only or forbidden disk into an `InputError` that names the path."""
+    remedies = {
+        errno.ENOSPC: "free some space, or choose another disk with --output_dir",
+        errno.EROFS: "the file system is read-only: choose another folder with --output_dir",
+        errno.EACCES: "you may not write there: choose another folder with --output_dir",
+        errno.EPERM: "you may not write there: choose another folder with --output_dir",
+        errno.ENOTDIR: "a part of the path is a file: choose another folder with --output_dir",
+        errno.EEXIST: "a part of the path is a file: choose another folder with --output_dir",
+        errno.EDQUOT: "your disk quota is used up: free some space, or choose another disk with --output_dir",
+    }
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in remedies:
+            raise
+        raise InputError(f"cannot write {path}: {error.strerror}; {remedies[error.errno]}") from error
+    except SafetensorError as error:  # safetensors hides the errno of a failed write in the text
+        if "os error" not in str(error).lower() and "I/O" not in str(error):
+            raise
+        raise InputError(f"cannot write {path}: {error}; free some space, or choose another --output_dir") from error
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder` that takes its place when the block ends, and vanishes if it fails."""
+    with disk_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "a file of that name exists")
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            yield temporary
+            temporary.chmod(0o755)  # mkdtemp makes it private
+            if folder.exists():
+                old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+                os.replace(folder, old / "replaced")
+                os.replace(temporary, folder)
+                shutil.rmtree(old)
+            else:
+                os.replace(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically: a reader sees the old file or the whole new one."""
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)  # mkstemp makes it private
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically. NaN and infinities are refused: they are not JSON."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def save_artifact(
+    folder: Path, kind: str, tensors: Mapping[str, torch.Tensor], provenance: Mapping[str, Any], input_hash: str
+) -> None:
+    """Write an artifact as a whole or not at all.
+
+    Args:
+        folder: where; an artifact of this kind that is already there is replaced.
+        kind: "subspace", "stats", ...: what a reader must ask for.
+        tensors: of any dtype and shape; shared storage is copied.
+        provenance: JSON-able; how the tensors came about.
+        input_hash: `content_hash` of all that decides the result; a stage with the same hash need not run again.
+
+    Raises:
+        InputError: if it cannot be written, or the folder holds anything else (which would be lost).
+    """
+    own = {f"{kind}.safetensors", f"{kind}.json"}
+    others = sorted(path.name for path in folder.iterdir() if path.name not in own) if folder.is_dir() else []
+    if others:
+        raise InputError(
+            f"cannot write a {kind} artifact to {folder}: it holds {others[0]!r}; give a folder of its own"
+        )
+    with atomic_folder(folder) as temporary:
+        tensor_file = temporary / f"{kind}.safetensors"
+        save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, tensor_file)
+        header = {"kind": kind, "format": FORMAT, "sha256": file_hash(tensor_file), "input_hash": input_hash}
+        write_json(temporary / f"{kind}.json", {**header, "provenance": dict(provenance)})
+
+
+def read_header(folder: Path, kind: str) -> dict[str, Any] | None:
+    """The JSON of an artifact, or None where there is no such artifact.
+
+    Raises:
+        InputError: if the JSON is damaged, or of another kind or format.
+    """
+    path = folder / f"{kind}.json"
+    if not path.is_file():
+        return None
+    try:
+        header = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is damaged ({error}); delete the folder and it will be built again") from error
+    # One that lacks a key was not written by us, whatever it says.
+    keys = {"kind", "format", "sha256", "input_hash", "provenance"}
+    known = isinstance(header, dict) and keys <= header.keys()
+    if not known or header["kind"] != kind or header["format"] != FORMAT:
+        raise InputError(f"{path} is not a {kind} artifact of format {FORMAT}; give the folder of one")
+    return header
+
+
+def load_artifact(folder: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors and header of an artifact.
+
+    Raises:
+        InputError: if it is missing, of another kind, or its tensors are not the ones that were written.
+    """
+    header = read_header(folder, kind)
+    if header is None:
+        raise InputError(f"{folder} holds no {kind} artifact ({kind}.json is missing); give the folder of one")
+    path = folder / f"{kind}.safetensors"
+    if not path.is_file() or file_hash(path) != header["sha256"]:
+        raise InputError(
+            f"{path} is corrupted or missing: it does not have the hash in {kind}.json;\n"
+            "delete the folder and it will be built again"
+        )
+    return load_file(path), header

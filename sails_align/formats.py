@@ -1,0 +1,199 @@
+"""Rows of the data formats in use -> a prompt, a chosen response and, where there is one, a rejected response.
+
+Plain Python on one row at a time; `data.py` applies it to data sets. Every format is read in the same way: its columns
+are put together to whole conversations that must end in an assistant turn, and that turn is the response.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Message = dict[str, str]
+"""`{"role": "system" | "user" | "assistant", "content": text}`"""
+
+ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
+SPEAKERS = re.compile(r"\n\n(Human|Assistant):")
+OPEN_TURN = re.compile(r"\n\nAssistant:\s*\Z")
+PROMPT_COLUMNS = ("goal", "forbidden_prompt", "prompt", "instruction")
+"""Columns that hold a prompt of their own. The first two occur in sets of prompts without responses to learn from:
+the `target` beside `goal` (AdvBench, JailbreakBench) is the compliance an attacker wants, so it is never `chosen`."""
+
+
+class BadRowError(Exception):
+    """A row that cannot be used; the text is the cause, worded so that rows with the same cause can be counted."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """What a row says: the prompt ends with a user turn; the responses are the assistant's text."""
+
+    prompt: list[Message]
+    chosen: str
+    rejected: str | None
+
+
+@dataclass(frozen=True)
+class Format:
+    """A data format, known by its columns (in lower case)."""
+
+    prompt: str | None
+    """Column of the prompt; None: the conversation in `chosen` begins with it."""
+    chosen: str
+    rejected: str | None = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns a data set of this format must have."""
+        return tuple(column for column in (self.prompt, self.chosen, self.rejected) if column)
+
+    def parse(self, row: Mapping[str, Any]) -> Example:
+        """Read a row.
+
+        Raises:
+            BadRowError: if it cannot be used.
+        """
+        row = _flattened(row)
+        prompt = parse_prompt(row, self.prompt) if self.prompt else None
+        answer = "output" if self.chosen == "instances" else self.chosen
+        chosen_prompt, chosen = _split(_conversation(row[answer], prompt, answer), answer)
+        if self.rejected is None:
+            return Example(chosen_prompt, chosen, None)
+        rejected_prompt, rejected = _split(_conversation(row[self.rejected], prompt, self.rejected), self.rejected)
+        if chosen_prompt != rejected_prompt:
+            raise BadRowError("chosen and rejected have no common prompt")
+        if chosen == rejected:
+            raise BadRowError("chosen and rejected are equal")
+        return Example(chosen_prompt, chosen, rejected)
+
+
+FORMATS = (
+    Format("conversations", "chosen", "rejected"),  # LLaMA-Factory's ShareGPT preferences
+    Format("prompt", "chosen", "rejected"),  # TRL, explicit prompt; strings or messages
+    Format("instruction", "chosen", "rejected"),  # LLaMA-Factory's alpaca preferences
+    Format(None, "chosen", "rejected"),  # HH-RLHF transcripts, or TRL messages with an implicit prompt
+    Format(None, "messages"),
+    Format(None, "conversations"),  # ShareGPT
+    Format("prompt", "completion"),  # TRL
+    Format("prompt", "response"),  # CoCoNot
+    Format("instruction", "output"),  # alpaca, with or without `input`
+    Format("instruction", "instances"),  # self-instruct
+)
+
+
+def find_format(columns: Iterable[str]) -> Format | None:
+    """The first format all of whose columns are there, so the richest comes first."""
+    present = set(columns)
+    return next((form for form in FORMATS if present.issuperset(form.columns)), None)
+
+
+def parse_prompt(row: Mapping[str, Any], column: str) -> list[Message]:
+    """The prompt in a column: messages, one user turn, or a transcript ending in "Assistant:".
+
+    An `instruction` is followed, after a blank line, by the row's `input` where there is one.
+
+    Raises:
+        BadRowError: if the column holds no prompt.
+    """
+    value = row[column]
+    if isinstance(value, list):
+        return _checked_prompt(_messages(value, column))
+    text = _text(value, column)
+    if column == "instruction":
+        given = _flattened(row).get("input")
+        return [user(text if _is_empty(given) else f"{text}\n\n{_text(given, 'input')}")]
+    if SPEAKERS.match(text):
+        return _checked_prompt(_transcript(OPEN_TURN.sub("", text), column))
+    return [user(text)]
+
+
+def user(content: str) -> Message:
+    """A user turn."""
+    return {"role": "user", "content": content}
+
+
+def assistant(content: str) -> Message:
+    """An assistant turn."""
+    return {"role": "assistant", "content": content}
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _text(value: Any, field: str) -> str:
+    if _is_empty(value):
+        raise BadRowError(f"{field} is empty")
+    if not isinstance(value, str):
+        raise BadRowError(f"{field} is not a string")
+    return value
+
+
+def _messages(value: Any, field: str) -> list[Message]:
+    """Messages of the forms {role, content} and {from, value}; an empty system message says nothing and is left out."""
+    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
+        raise BadRowError(f"{field} is neither a string nor a list of messages")
+    messages = []
+    for message in value:
+        role, content = ("role", "content") if message.get("role") is not None else ("from", "value")
+        if str(message.get(role)) not in ROLES:
+            raise BadRowError(f"{field} has a message whose role is none of {', '.join(ROLES)}")
+        if ROLES[message[role]] == "system" and _is_empty(message.get(content)):
+            continue
+        messages.append({"role": ROLES[message[role]], "content": _text(message.get(content), f"a message in {field}")})
+    if not messages:
+        raise BadRowError(f"{field} is empty")
+    return messages
+
+
+def _transcript(text: str, field: str) -> list[Message]:
+    r"""Turns of an HH-RLHF transcript, "\n\nHuman: ...\n\nAssistant: ...".
+
+    White space around a turn is layout, not content. Where one speaker has two turns running, as happens in HH-RLHF,
+    they are one turn of two paragraphs, because chat templates want the roles to alternate; but not at the end, where
+    a response that follows another one is a sign of a broken transcript (HH-RLHF: an inline "Human:" before it).
+    """
+    head, *pieces = SPEAKERS.split(text)
+    if head.strip() or not pieces:
+        raise BadRowError(f"{field} is not a transcript of Human: and Assistant: turns")
+    turns: list[Message] = []
+    for i, (speaker, content) in enumerate(zip(pieces[::2], pieces[1::2], strict=True)):
+        role = ROLES[speaker.lower()]
+        is_response = role == "assistant" and 2 * (i + 1) == len(pieces)
+        if turns and turns[-1]["role"] == role and not is_response:
+            turns[-1]["content"] = f"{turns[-1]['content']}\n\n{content.strip()}".strip()
+        else:
+            turns.append({"role": role, "content": content.strip()})
+    return [{**turn, "content": _text(turn["content"], f"a turn in {field}")} for turn in turns]
+
+
+def _conversation(value: Any, prompt: list[Message] | None, field: str) -> list[Message]:
+    """The whole conversation: the column's own, if it begins with its prompt, else prompt + response."""
+    if isinstance(value, list | dict):
+        turns = _messages([value] if isinstance(value, dict) else value, field)
+        return prompt + turns if prompt and turns[0]["role"] == "assistant" else turns
+    text = _text(value, field)
+    return _transcript(text, field) if prompt is None else [*prompt, assistant(text)]
+
+
+def _split(turns: list[Message], field: str) -> tuple[list[Message], str]:
+    if turns[-1]["role"] != "assistant":
+        raise BadRowError(f"{field} does not end in an assistant turn")
+    return _checked_prompt(turns[:-1]), turns[-1]["content"]
+
+
+def _checked_prompt(turns: list[Message]) -> list[Message]:
+    spoken = [turn["role"] for turn in turns if turn["role"] != "system"]
+    if not spoken or spoken[0] != "user" or spoken[-1] != "user":
+        raise BadRowError("the prompt does not begin and end with a user turn")
+    return turns
+
+
+def _flattened(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The row with `input` and `output` of its one instance (self-instruct) as columns of its own."""
+    if "instances" not in row:
+        return row
+    instances = row["instances"]
+    if not isinstance(instances, list) or len(instances) != 1 or not isinstance(instances[0], dict):
+        raise BadRowError("instances is not a list of one instance")
+    return {**row, **instances[0]}

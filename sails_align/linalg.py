@@ -1,0 +1,44 @@
+"""Small pieces of linear algebra on subspaces of the residual stream.
+
+Shapes: D d_model, R rank, K directions. A basis is (D, R) with orthonormal columns.
+"""
+
+import torch
+
+
+def orthonormalize(directions_DK: torch.Tensor) -> torch.Tensor:
+    """Orthonormal columns (D, K) by QR, each with the sign of the column it came from. K <= D, full rank assumed."""
+    q_DK, r_KK = torch.linalg.qr(directions_DK)
+    return q_DK * torch.where(r_KK.diagonal() < 0, -1.0, 1.0).to(q_DK.dtype)
+
+
+def complete_basis(basis_DR: torch.Tensor, rank: int, generator: torch.Generator) -> torch.Tensor:
+    """The first `rank` columns of the basis; missing ones are random, orthonormal and orthogonal to it. (D, rank)
+
+    Args:
+        basis_DR: orthonormal columns; R may be 0.
+        rank: at most D.
+        generator: on the CPU, so that the result does not depend on the device.
+    """
+    d_model, given = basis_DR.shape
+    if given >= rank:
+        return basis_DR[:, :rank]
+    if rank > d_model:
+        raise ValueError(f"rank {rank} is larger than d_model {d_model}: there are not that many orthogonal directions")
+    random_DK = torch.randn(d_model, rank - given, generator=generator, dtype=torch.float64).to(basis_DR.device)
+    # QR of all columns, not of the random ones minus their projection: with little room left, that is mostly rounding.
+    all_DR = orthonormalize(torch.cat([basis_DR.double(), random_DK], dim=1))
+    return torch.cat([basis_DR, all_DR[:, given:].to(basis_DR)], dim=1)
+
+
+def principal_angles(basis_a_DR: torch.Tensor, basis_b_DR: torch.Tensor) -> torch.Tensor:
+    """Principal angles in radians, ascending, between two subspaces given by orthonormal bases. (min(R_a, R_b),)"""
+    cosines = torch.linalg.svdvals(basis_a_DR.T.double() @ basis_b_DR.double())
+    return torch.arccos(cosines.clamp(-1.0, 1.0))
+
+
+def energy_inside(matrix_DK: torch.Tensor, basis_DR: torch.Tensor) -> float:
+    """Share, 0 to 1, of a matrix's squared Frobenius norm that lies in the span of the basis; 0 for a zero matrix."""
+    total = matrix_DK.double().square().sum()
+    inside = (basis_DR.double().T @ matrix_DK.double()).square().sum()
+    return (inside / total).item() if total > 0 else 0.0

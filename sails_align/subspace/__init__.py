@@ -1,0 +1,1 @@
+"""The method: sparse-autoencoder features -> safety subspace -> adapter initialisation."""

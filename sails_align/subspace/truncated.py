@@ -1,0 +1,87 @@
+"""Load only as many blocks of a model as are to be run."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from sails_align.errors import InputError
+
+
+def load_truncated(
+    model_name_or_path: str | Path,
+    deepest_layer: int,
+    *,
+    dtype: torch.dtype | str = "auto",
+    device: torch.device | str = "cpu",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Load a model's decoder up to a block, without the deeper blocks and without the head.
+
+    Of a multimodal model (Gemma 3) only the language model is kept. Load it before anything sets up ZeRO-3, which
+    would partition it: it is read by one process at a time and must be whole.
+
+    Args:
+        model_name_or_path: of any decoder model that `decoder_layers` supports.
+        deepest_layer: index of the last block that is loaded.
+        dtype: "auto" is the checkpoint's own.
+        device: where it is put.
+        revision: of a model on the hub.
+        trust_remote_code: run code that comes with the model.
+
+    Raises:
+        InputError: if there is no such model, the layer is not in it, or the checkpoint lacks weights.
+    """
+    where = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(model_name_or_path, **where)
+    except OSError as error:  # missing, or no network and nothing cached
+        cause = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"there is no model {model_name_or_path}: {cause}\ngive the folder of a model, or an id of the hub"
+        ) from error
+    _truncate(config.get_text_config(decoder=True), deepest_layer, model_name_or_path)
+    options = {"config": config, "dtype": dtype, "attn_implementation": exact_attention(config), **where}
+    with _no_load_report():
+        model, loading = AutoModel.from_pretrained(model_name_or_path, output_loading_info=True, **options)
+    if loading["missing_keys"]:
+        raise InputError(
+            f"the checkpoint {model_name_or_path} lacks weights of {type(model).__name__}, such as "
+            f"{min(loading['missing_keys'])};\ngive a complete checkpoint (an adapter must be merged first)"
+        )
+    return model.get_decoder().to(device).eval()
+
+
+def exact_attention(config: PreTrainedConfig) -> str | None:
+    """The attention implementation a model must be loaded with to compute what it was trained to; None: the default.
+
+    transformers' default for Gemma 2, SDPA, leaves out the soft-capping of the attention logits without a word
+    (`integrations/sdpa_attention.py` takes no `softcap`, as of 5.17), so hidden states would not be those that the
+    SAEs were trained on.
+    """
+    return "eager" if getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None) else None
+
+
+def _truncate(config: PreTrainedConfig, deepest_layer: int, model_name_or_path: str | Path) -> None:
+    n_layers = config.num_hidden_layers
+    if not 0 <= deepest_layer < n_layers:
+        raise InputError(f"layer {deepest_layer} is out of range: {model_name_or_path} has blocks 0 to {n_layers - 1}")
+    config.num_hidden_layers = deepest_layer + 1
+    for name in ("layer_types", "mlp_layer_types"):  # the lists that hold an entry for each block
+        if (of_blocks := getattr(config, name, None)) is not None:
+            setattr(config, name, of_blocks[: deepest_layer + 1])
+
+
+@contextmanager
+def _no_load_report() -> Iterator[None]:
+    """Without the table of the unused weights, which here are the ones left out on purpose."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)

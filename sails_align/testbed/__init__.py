@@ -1,0 +1,1 @@
+"""The testbed: a small world with its own model, sparse autoencoders and oracle."""

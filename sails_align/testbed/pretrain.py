@@ -1,0 +1,128 @@
+"""The testbed's tokenizer and its helpful-only base model, pretrained from scratch on the world's text.
+
+Shapes: B batch, S sequence.
+"""
+
+import random
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
+
+from sails_align.testbed.world import World
+
+SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>", "<user>", "<model>")
+MAX_LENGTH = 128
+
+# A newline right after a block tag is eaten by transformers' trim_blocks; this template has no newlines at all.
+CHAT_TEMPLATE = (
+    "{{ bos_token }}"
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{{ '<user>' + message['content'] + eos_token }}"
+    "{% elif message['role'] == 'assistant' %}{{ '<model>' }}"
+    "{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
+    "{% else %}{{ raise_exception('the testbed model knows the roles user and assistant only') }}"
+    "{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<model>' }}{% endif %}"
+)
+
+
+def make_tokenizer(world: World) -> PreTrainedTokenizerFast:
+    """A word-level tokenizer over the world's language, lower-casing, with a chat template for TRL and vLLM."""
+    vocab = {token: index for index, token in enumerate((*SPECIAL, *world.words()))}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # splits punctuation off words
+    tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)  # joins words, no space before punctuation
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        additional_special_tokens=["<user>", "<model>"],
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=MAX_LENGTH,
+    )
+
+
+def make_model(vocab_size: int, seed: int) -> Gemma2ForCausalLM:
+    """A Gemma-2 of about 0.7M parameters with random weights."""
+    torch.manual_seed(seed)
+    return Gemma2ForCausalLM(
+        Gemma2Config(
+            vocab_size=vocab_size,
+            hidden_size=96,
+            intermediate_size=384,
+            num_hidden_layers=4,
+            num_attention_heads=3,
+            num_key_value_heads=3,
+            head_dim=32,  # vLLM's CPU attention takes no less
+            query_pre_attn_scalar=32,
+            max_position_embeddings=MAX_LENGTH,
+            sliding_window=MAX_LENGTH,
+            initializer_range=0.05,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    )
+
+
+def token_rows(world: World, tokenizer: PreTrainedTokenizerFast, seed: int, length: int) -> Iterator[torch.Tensor]:
+    """Endless rows (length,) of token ids: documents and dialogues one after the other, each from its own <bos>."""
+    rng = random.Random(f"pretraining {world.config.seed} {seed}")
+    items = world.pretraining_items(rng)
+    buffer: list[int] = []
+    while True:
+        texts = []
+        for _ in range(512):
+            item = next(items)
+            texts.append(f"<bos>{item}<eos>" if isinstance(item, str) else "<bos><user>{}<eos><model>{}<eos>".format(*item))
+        for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]:
+            assert tokenizer.unk_token_id not in ids, "the grammar makes a word the vocabulary lacks"
+            buffer.extend(ids)
+        while len(buffer) >= length:
+            yield torch.tensor(buffer[:length])
+            del buffer[:length]
+
+
+def pretrain(
+    world: World,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    seed: int = 0,
+    n_steps: int = 900,
+    batch_size: int = 64,
+    lr: float = 4e-3,
+    on_step: Callable[[int, float], None] = lambda step, loss: None,
+) -> Gemma2ForCausalLM:
+    """Train the base model: AdamW, linear warm-up over 5% of the steps, then linear decay to zero.
+
+    Args:
+        on_step: called after each step with its number (from 1) and the loss in nats a token.
+    """
+    model = make_model(len(tokenizer), seed)
+    model.train()
+    decay = [p for p in model.parameters() if p.dim() > 1]
+    rest = [p for p in model.parameters() if p.dim() == 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}], lr=lr, betas=(0.9, 0.98)
+    )
+    warmup = max(1, n_steps // 20)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / warmup, (n_steps - step) / (n_steps - warmup))
+    )
+    rows = token_rows(world, tokenizer, seed, MAX_LENGTH)
+    for step in range(1, n_steps + 1):
+        input_ids_BS = torch.stack([next(rows) for _ in range(batch_size)])
+        loss = model(input_ids=input_ids_BS, labels=input_ids_BS, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+        on_step(step, loss.item())
+    return model.eval()

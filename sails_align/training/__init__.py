@@ -1,0 +1,1 @@
+"""Training with TRL, and what is kept of it."""
