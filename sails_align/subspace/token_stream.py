@@ -5,7 +5,7 @@ Token ids are held in memory (4 bytes each); hidden states never are, beyond one
 Shapes: N all tokens, W windows (sequences), B batch, S positions, T content tokens, D d_model.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -75,6 +75,7 @@ def read_corpus(
     *,
     n_tokens: int,
     context_size: int,
+    advance: Callable[[int], object] = lambda count: None,
 ) -> TokenCorpus:
     """Read until there are `n_tokens` content tokens, or the texts end.
 
@@ -85,6 +86,7 @@ def read_corpus(
         tokenizer: its special tokens are never content.
         n_tokens: content tokens wanted.
         context_size: tokens in a window, at most.
+        advance: told how many content tokens were read since it was last called.
 
     Raises:
         InputError: if a row is neither text nor token ids, or if there is not a single content token.
@@ -97,6 +99,7 @@ def read_corpus(
     with_bos = True
     rows = iter(enumerate(texts))
     while count < n_tokens and (some := list(islice(rows, TEXTS_AT_ONCE))):
+        before = count
         for ids, is_text in _token_ids(some, tokenizer):
             prefix = [bos] if is_text and bos is not None else []
             step = context_size - len(prefix)
@@ -106,6 +109,7 @@ def read_corpus(
                 content.append(~torch.isin(window, special))
                 count += int(content[-1].sum())
                 with_bos = with_bos and bos is not None and int(window[0]) == bos
+        advance(count - before)
     if count == 0:
         raise InputError("no text to train on: the dataset is empty, or all its rows are; check its text column")
     ends_W = torch.tensor([len(window) for window in windows]).cumsum(0)

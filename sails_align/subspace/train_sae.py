@@ -4,7 +4,7 @@
           -> one step of each layer's SAE on each batch -> <output_dir>/layer_<l>/ + report.json
 
 A layer whose report carries the same input hash is not trained again. Every `checkpoint_steps` the state is written to
-`<output_dir>/.checkpoints/`; an interrupted training continues there and ends with the same weights.
+`<output_dir>/.layer_<l>.checkpoint/`; an interrupted training continues there and ends with the same weights.
 """
 
 import json
@@ -130,25 +130,32 @@ def train_saes(
     )
     run = _Run(model, options, Path(output_dir), buffer_tokens, checkpoint_steps)
     run.check(layers, context_size, eval_tokens)
-    corpus = read_corpus(texts, tokenizer, n_tokens=n_tokens + eval_tokens, context_size=context_size)
-    data = split_corpus(corpus, eval_tokens=eval_tokens, least=batch_size, seed=seed)
-    metadata = {
-        "model_name": model_name,
-        "prepend_bos": corpus.prepend_bos,
-        "context_size": context_size,
-        "dataset_path": dataset_name,
-        "exclude_special_tokens": True,
-    }
-    with disk_errors(run.output_dir):
-        run.output_dir.mkdir(parents=True, exist_ok=True)
-    jobs = run.jobs(layers, data, metadata, resume)
-    reports = {job.layer: report for job in jobs if (report := run.finished(job, resume))}
-    todo = [job for job in jobs if job.layer not in reports]
-    if todo:
-        with _evaluation_mode(model), _bar(progress) as bar:
-            run.train(todo, data, bar)
+    with _evaluation_mode(model), _bar(progress) as bar:
+        wanted = n_tokens + eval_tokens
+        task = bar.add_task("reading text", total=wanted)
+        corpus = read_corpus(
+            texts, tokenizer, n_tokens=wanted, context_size=context_size, advance=lambda count: bar.advance(task, count)
+        )
+        bar.update(task, total=int(corpus.content.sum()))
+        data = split_corpus(corpus, eval_tokens=eval_tokens, least=batch_size, seed=seed)
+        metadata = {
+            "model_name": model_name,
+            "prepend_bos": corpus.prepend_bos,
+            "context_size": context_size,
+            "dataset_path": dataset_name,
+            "exclude_special_tokens": True,
+        }
+        with disk_errors(run.output_dir):
+            run.output_dir.mkdir(parents=True, exist_ok=True)
+        hashes = run.input_hashes(layers, data, metadata)
+        finished = {layer: run.finished(layer, hashes[layer]) for layer in layers if resume}
+        reports = {layer: report for layer, report in finished.items() if report is not None}
+        jobs = [run.job(layer, hashes[layer], metadata, resume) for layer in layers if layer not in reports]
+        if jobs:
+            run.train(jobs, data, bar)
             bar.add_task("measuring SAEs", total=None)
-            reports |= {job.layer: run.finish(job, data) for job in todo}
+        for job in jobs:
+            reports[job.layer] = run.finish(job, data)
     return dict(sorted(reports.items()))
 
 
@@ -175,7 +182,7 @@ class _Run:
         return self.output_dir / f"layer_{layer}"
 
     def checkpoint(self, layer: int) -> Path:
-        return self.output_dir / ".checkpoints" / f"layer_{layer}"
+        return self.output_dir / f".layer_{layer}.checkpoint"
 
     def check(self, layers: Sequence[int], context_size: int, eval_tokens: int) -> None:
         """Refuse what `SAETrainingOptions` cannot know to be wrong."""
@@ -193,40 +200,38 @@ class _Run:
             if value < minimum:
                 raise InputError(f"{name} is {value}, but it must be at least {minimum}")
 
-    def jobs(self, layers: Sequence[int], data: SplitCorpus, metadata: dict[str, Any], resume: bool) -> list[_Job]:
-        """A trainer for each layer, continued from its checkpoint if there is one with the same inputs."""
+    def input_hashes(self, layers: Sequence[int], data: SplitCorpus, metadata: dict[str, Any]) -> dict[int, str]:
+        """For each layer, a hash of all that decides its SAE and its report."""
         corpus = data.corpus
+        tokens = {"ids": corpus.ids, "content": corpus.content, "ends": corpus.ends, "train": data.train}
         inputs = asdict(self.options) | {"metadata": metadata, "buffer_tokens": self.buffer_tokens}
-        inputs["model"] = tensors_hash(self.model.state_dict())
-        inputs["tokens"] = tensors_hash(
-            {"ids": corpus.ids, "content": corpus.content, "ends": corpus.ends, "train": data.train}
-        )
-        d_model = self.model.config.get_text_config().hidden_size
-        jobs = []
-        for layer in layers:
-            device = str(next(decoder_layers(self.model)[layer].parameters()).device)
-            hook = {"hook_name": f"blocks.{layer}.hook_resid_post"}
-            trainer = LayerTrainer(d_model, self.options, device, metadata | hook)
-            input_hash = content_hash(inputs | {"layer": layer})
-            header = read_header(self.checkpoint(layer), CHECKPOINT) if resume else None
-            if header is not None and header["input_hash"] == input_hash:
-                tensors, header = load_artifact(self.checkpoint(layer), CHECKPOINT)
-                trainer.load_state(tensors, header["provenance"])
-            jobs.append(_Job(layer, input_hash, trainer))
-        return jobs
+        inputs |= {"model": tensors_hash(self.model.state_dict()), "tokens": tensors_hash(tokens)}
+        return {layer: content_hash(inputs | {"layer": layer}) for layer in layers}
 
-    def finished(self, job: _Job, resume: bool) -> SAEReport | None:
+    def job(self, layer: int, input_hash: str, metadata: dict[str, Any], resume: bool) -> _Job:
+        """A trainer for a layer, continued from its checkpoint if there is one with the same inputs."""
+        d_model = self.model.config.get_text_config().hidden_size
+        device = str(next(decoder_layers(self.model)[layer].parameters()).device)
+        hook = {"hook_name": f"blocks.{layer}.hook_resid_post"}
+        trainer = LayerTrainer(d_model, self.options, device, metadata | hook)
+        header = read_header(self.checkpoint(layer), CHECKPOINT) if resume else None
+        if header is not None and header["input_hash"] == input_hash:
+            tensors, header = load_artifact(self.checkpoint(layer), CHECKPOINT)
+            trainer.load_state(tensors, header["provenance"])
+        return _Job(layer, input_hash, trainer)
+
+    def finished(self, layer: int, input_hash: str) -> SAEReport | None:
         """The report of a layer that was trained before with the same inputs.
 
         Raises:
             InputError: if it is damaged, or the weights are not those it reports on.
         """
-        path = self.folder(job.layer) / REPORT
-        if not resume or not path.is_file():
+        path = self.folder(layer) / REPORT
+        if not path.is_file():
             return None
         try:
             report = json.loads(path.read_text(encoding="utf-8"))
-            if report["input_hash"] != job.input_hash:
+            if report["input_hash"] != input_hash:
                 return None
             intact = file_hash(path.parent / WEIGHTS) == report["sha256"]
         except (json.JSONDecodeError, KeyError, FileNotFoundError):

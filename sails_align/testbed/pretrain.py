@@ -4,7 +4,6 @@ Shapes: B batch, S sequence.
 """
 
 import random
-import time
 from collections.abc import Callable, Iterator
 
 import torch
@@ -71,16 +70,20 @@ def make_model(vocab_size: int, seed: int) -> Gemma2ForCausalLM:
     )
 
 
+def item_text(item: str | tuple[str, str]) -> str:
+    """A document or a dialogue as the model sees it; a dialogue is what the chat template makes of it."""
+    if isinstance(item, str):
+        return f"<bos>{item}<eos>"
+    return "<bos><user>{}<eos><model>{}<eos>".format(*item)
+
+
 def token_rows(world: World, tokenizer: PreTrainedTokenizerFast, seed: int, length: int) -> Iterator[torch.Tensor]:
     """Endless rows (length,) of token ids: documents and dialogues one after the other, each from its own <bos>."""
     rng = random.Random(f"pretraining {world.config.seed} {seed}")
     items = world.pretraining_items(rng)
     buffer: list[int] = []
     while True:
-        texts = []
-        for _ in range(512):
-            item = next(items)
-            texts.append(f"<bos>{item}<eos>" if isinstance(item, str) else "<bos><user>{}<eos><model>{}<eos>".format(*item))
+        texts = [item_text(next(items)) for _ in range(512)]
         for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]:
             assert tokenizer.unk_token_id not in ids, "the grammar makes a word the vocabulary lacks"
             buffer.extend(ids)
@@ -94,9 +97,9 @@ def pretrain(
     tokenizer: PreTrainedTokenizerFast,
     *,
     seed: int = 0,
-    n_steps: int = 900,
-    batch_size: int = 64,
-    lr: float = 4e-3,
+    n_steps: int = 2000,
+    batch_size: int = 16,
+    lr: float = 3e-3,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
 ) -> Gemma2ForCausalLM:
     """Train the base model: AdamW, linear warm-up over 5% of the steps, then linear decay to zero.

@@ -248,13 +248,20 @@ class World:
         harmless. `{validation,test}_dual_use`: harmless deeds with dual-use objects. No prompt is in two of train,
         validation and test.
         """
-        pool = self._pools.get(split)
-        if pool is None:
-            raise InputError(f"the testbed has no split {split!r}; choose one of {', '.join(self._pools)}")
+        pool = self._pool(split)
         if n > len(pool):
             raise InputError(f"the testbed's split {split} has {len(pool)} prompts, {n} asked for; ask for fewer")
         rng = random.Random(f"requests {self.config.seed} {split} {seed}")
         return [self.request(deed, thing, phrasing, rng) for deed, thing, phrasing in rng.sample(pool, n)]
+
+    def n_requests(self, split: str) -> int:
+        """How many distinct requests a split has."""
+        return len(self._pool(split))
+
+    def _pool(self, split: str) -> list[tuple[Deed, Thing, int]]:
+        if split not in self._pools:
+            raise InputError(f"the testbed has no split {split!r}; choose one of {', '.join(self._pools)}")
+        return self._pools[split]
 
     @cached_property
     def _pools(self) -> dict[str, list[tuple[Deed, Thing, int]]]:

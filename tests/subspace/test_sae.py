@@ -290,6 +290,17 @@ def test_unfolded_input_scaling_is_refused(tmp_path):
         load(tmp_path)
 
 
+def test_scaling_of_each_token_is_done_by_sae_lens(tmp_path):
+    save_sae_lens(tmp_path, normalize_activations="constant_norm_rescale")
+    sae = load(tmp_path)[1]
+    hidden_TD = torch.randn(5, D)
+    acts_TF = sae.encode(hidden_TD)
+    rebuilt_TD = sae.decode(acts_TF)
+    torch.testing.assert_close(sae.encode(7 * hidden_TD), acts_TF)
+    torch.testing.assert_close(sae.decode(acts_TF), 7 * rebuilt_TD)
+    assert sae.info.normalize_activations == "constant_norm_rescale"
+
+
 def test_topk_decoder_norms_are_folded(tmp_path):
     """Such an SAE's activations are not in units of its stored decoder rows, so they would be misread."""
     from sae_lens import TopKSAE, TopKSAEConfig

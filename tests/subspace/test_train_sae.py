@@ -160,6 +160,7 @@ def test_folding_changes_nothing(tmp_path, architecture):
     while not trainer.done:
         trainer.train(hidden_TD)
     scaling = trainer.trainer.activation_scaler.scaling_factor
+    assert scaling is not None
     assert scaling == pytest.approx(32**0.5 / hidden_TD.norm(dim=1).mean().item())
     expected_TD = trainer.trainer.sae(hidden_TD * scaling).detach() / scaling
     trainer.save_sae(tmp_path)
@@ -211,7 +212,7 @@ def test_special_tokens_are_not_content(tokenizer):
 
 def test_token_sequences_are_taken_as_they_are(tokenizer):
     corpus = read_corpus([[1, 5, 6], [7, 8, 9, 10, 11]], tokenizer, n_tokens=100, context_size=4)
-    assert corpus.ends.diff(prepend=torch.zeros(1, dtype=int)).tolist() == [3, 4, 1]
+    assert corpus.ends.diff(prepend=torch.zeros(1, dtype=torch.int64)).tolist() == [3, 4, 1]
     assert not corpus.prepend_bos
     assert read_corpus([[1, 5, 6], [1, 7]], tokenizer, n_tokens=100, context_size=4).prepend_bos
 
@@ -290,9 +291,8 @@ def same_weights(folder: Path, other: Path) -> bool:
 
 def test_train_and_load(tmp_path, tokenizer):
     model = make_gemma2().train()
-    reports = train_saes(
-        model, tokenizer, make_texts(), [0, 2], output_dir=tmp_path, **SMALL | {"n_tokens": 20_000, "k": 16}
-    )
+    options: dict[str, Any] = SMALL | {"n_tokens": 20_000, "k": 16}
+    reports = train_saes(model, tokenizer, make_texts(), [0, 2], output_dir=tmp_path, **options)
     assert model.training
     assert list(reports) == [0, 2]
     for layer, report in reports.items():
@@ -309,7 +309,7 @@ def test_train_and_load(tmp_path, tokenizer):
     assert saes[2].info.prepend_bos
     config = json.loads((tmp_path / "layer_2" / "cfg.json").read_text())
     assert config["metadata"]["sae_lens_version"]
-    assert not (tmp_path / ".checkpoints" / "layer_0").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["layer_0", "layer_2"]
 
 
 class Killed(BaseException):
@@ -331,7 +331,10 @@ def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, tokenizer,
     monkeypatch.setattr(LayerTrainer, "train", killed_at_the_sixth)
     with pytest.raises(Killed):
         train_saes(model, tokenizer, texts, [0, 1], **options)
-    assert sorted(folder.name for folder in (tmp_path / "parts").iterdir()) == [".checkpoints"]
+    assert sorted(folder.name for folder in (tmp_path / "parts").iterdir()) == [
+        ".layer_0.checkpoint",
+        ".layer_1.checkpoint",
+    ]
     train_saes(model, tokenizer, texts, [0, 1], **options)
     uninterrupted = 2 * (SMALL["n_tokens"] // 1000 + 1)
     assert len(calls) < 6 + uninterrupted - 3  # it did not start anew
@@ -344,7 +347,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr("sails_align.subspace.train_sae.evaluate_sae", lambda *_: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
         train_saes(make_llama(), tokenizer, make_texts(), [0], **options)
-    file = tmp_path / ".checkpoints" / "layer_0" / "sae_checkpoint.safetensors"
+    file = tmp_path / ".layer_0.checkpoint" / "sae_checkpoint.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"\x00\x00")
     with pytest.raises(InputError, match="corrupted"):
         train_saes(make_llama(), tokenizer, make_texts(), [0], **options)
@@ -362,6 +365,7 @@ def test_finished_layers_are_not_trained_again(tmp_path, tokenizer, monkeypatch)
 
     monkeypatch.setattr(LayerTrainer, "train", never)
     assert train_saes(model, tokenizer, texts, [1], output_dir=tmp_path / "a", **SMALL) == first
+    changes: dict[str, Any]
     for changes in ({"resume": False}, {"seed": 1}, {"k": 9}, {"model_name": "other"}):
         with pytest.raises(Killed):
             train_saes(model, tokenizer, texts, [1], output_dir=tmp_path / "a", **SMALL | changes)

@@ -1,0 +1,202 @@
+"""Options of the method, in the order in which they act, and the presets that give their defaults.
+
+A field whose default is None takes its value from the preset.
+"""
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from sails_align.errors import InputError
+
+CHOICES = {
+    "init": ("sails", "default", "random_basis", "random_features", "activation_pca", "mean_diff"),
+    "preset": ("default", "paper"),
+    "contrast": ("response", "prompt", "both"),
+    "score": ("mean_diff", "standardized"),
+    "prompt_tokens": ("all", "last"),
+    "layer_map": ("nearest", "sae_only"),
+    "subspace_mode": ("init", "freeze", "decay"),
+    "on_bad_rows": ("error", "skip"),
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # The paper read as literally as it can be. It leaves k open: 64 of 16k latents.
+    "paper": {
+        "contrast": "response",
+        "score": "mean_diff",
+        "prompt_tokens": "all",
+        "top_k": 64,
+        "weighting": False,
+        "center": True,
+        "tau": 0.8,
+        "layer_map": "nearest",
+        "fold_norm": False,
+        "init_scale": 1.0,
+        "subspace_mode": "init",
+    },
+    # What measured best on the testbed: docs/method.md.
+    "default": {
+        "contrast": "both",
+        "score": "mean_diff",
+        "prompt_tokens": "all",
+        "top_k": 32,
+        "weighting": True,
+        "center": False,
+        "tau": 0.8,
+        "layer_map": "nearest",
+        "fold_norm": False,
+        "init_scale": 1.0,
+        "subspace_mode": "init",
+    },
+}
+
+
+@dataclass
+class SailsArguments:
+    """Where the safety subspace comes from, and how adapters start in it."""
+
+    init: str = field(
+        default="sails",
+        metadata={
+            "help": "What the adapters start from: sails (SAE features), default (plain LoRA: PEFT's Kaiming), or a "
+            "rival subspace: random_basis, random_features, activation_pca, mean_diff."
+        },
+    )
+    preset: str = field(
+        default="default",
+        metadata={"help": "Gives every option left out: default (measured best on the testbed) or paper."},
+    )
+    sae_release: str | None = field(
+        default=None, metadata={"help": "A release of sae-lens, such as gemma-scope-2b-pt-res-canonical."}
+    )
+    sae_ids: list[str] | None = field(
+        default=None, metadata={"help": "Which SAEs of the release (or sub-folders of --sae_path), one a layer."}
+    )
+    sae_path: str | None = field(
+        default=None, metadata={"help": "Instead of a release: a local SAE, a folder of them, or a params.npz."}
+    )
+    sae_allow_mismatch: bool = field(
+        default=False, metadata={"help": "Accept SAEs that were trained on a model of another name."}
+    )
+    subspace_path: str | None = field(
+        default=None, metadata={"help": "A saved subspace to start from; discovery is not run."}
+    )
+    contrast: str | None = field(
+        default=None,
+        metadata={
+            "help": "What is compared: response (chosen against rejected responses), prompt (harmless against harmful "
+            "prompts), or both."
+        },
+    )
+    prompt_tokens: str | None = field(
+        default=None,
+        metadata={"help": "Tokens of a prompt that are averaged: all of the last user turn, or last (where it ends)."},
+    )
+    score: str | None = field(
+        default=None,
+        metadata={"help": "Score of a latent: mean_diff (the paper's) or standardized (by the pooled deviation)."},
+    )
+    top_k: int | None = field(default=None, metadata={"help": "Latents kept in each layer."})
+    weighting: bool | None = field(
+        default=None, metadata={"help": "Weight decoder directions by their score before the PCA."}
+    )
+    center: bool | None = field(
+        default=None, metadata={"help": "Subtract the mean direction before the PCA, as a literal PCA does."}
+    )
+    tau: float | None = field(default=None, metadata={"help": "Share of the variance the PCA keeps, in (0, 1]."})
+    layer_map: str | None = field(
+        default=None,
+        metadata={"help": "Layers without an SAE take the subspace of the nearest one, or have no adapter (sae_only)."},
+    )
+    fold_norm: bool | None = field(
+        default=None,
+        metadata={"help": "Divide directions by the RMSNorm gain between the residual stream and the module."},
+    )
+    init_scale: float | None = field(default=None, metadata={"help": "Norm of each initial direction."})
+    subspace_mode: str | None = field(
+        default=None,
+        metadata={"help": "init (train on freely), freeze the side in the subspace, or decay towards it."},
+    )
+    subspace_decay: float = field(
+        default=1.0, metadata={"help": "Strength of --subspace_mode decay: the pull in a step is lr times this."}
+    )
+    max_discovery_examples: int = field(
+        default=2000, metadata={"help": "Examples of each side used to find the subspace, at most."}
+    )
+
+    given: frozenset[str] = field(init=False, repr=False)
+    """The options of the preset that were given, so that they are obeyed or refused, never adjusted."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        self.given = frozenset(name for name in PRESETS[self.preset] if getattr(self, name) is not None)
+        for name, value in PRESETS[self.preset].items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        check_choices(self)
+        assert self.tau is not None
+        assert self.top_k is not None
+        if not 0.0 < self.tau <= 1.0:
+            raise InputError(f"tau is {self.tau}, but it is a share of the variance: choose a value in (0, 1]")
+        if self.top_k < 1:
+            raise InputError(f"top_k is {self.top_k}, but at least one latent must be kept: choose 1 or more")
+        if self.max_discovery_examples < 1:
+            raise InputError(f"max_discovery_examples is {self.max_discovery_examples}; choose 1 or more")
+        if self.subspace_path is not None and self.init == "default":
+            raise InputError("--subspace_path is given, but --init default uses no subspace; leave one of them out")
+
+    def subspace_options(self) -> dict[str, Any]:
+        """The options that decide the subspace: what its artifact is keyed by."""
+        names = ("init", "contrast", "prompt_tokens", "score", "top_k", "weighting", "center", "tau")
+        return {name: getattr(self, name) for name in (*names, "max_discovery_examples")}
+
+
+@dataclass
+class DataArguments:
+    """The data, besides TRL's own `--dataset_name`, `--dataset_config` and the splits."""
+
+    helpful_dataset_name: str | None = field(
+        default=None,
+        metadata={"help": "Data of harmless requests, mixed into the training data; its prompts are the harmless side "
+                  "of the prompt contrast."},
+    )  # fmt: skip
+    helpful_dataset_config: str | None = field(default=None, metadata={"help": "Its configuration."})
+    helpful_dataset_split: str = field(default="train", metadata={"help": "Its split."})
+    helpful_ratio: float = field(default=1.0, metadata={"help": "Helpful examples for each safety example."})
+    max_train_examples: int | None = field(
+        default=None, metadata={"help": "Safety examples to train on, at most, chosen by --seed."}
+    )
+    eval_examples: int = field(
+        default=256,
+        metadata={"help": "Held-out pairs for the loss (taken from the training split where there is no test split); "
+                  "on the testbed, prompts of each test set."},
+    )  # fmt: skip
+    on_bad_rows: str = field(
+        default="error", metadata={"help": "Rows that cannot be used: error (named and counted) or skip (counted)."}
+    )
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if not self.helpful_ratio >= 0:
+            raise InputError(f"helpful_ratio is {self.helpful_ratio}, but it is helpful examples a safety example: >= 0")
+        if self.eval_examples < 1:
+            raise InputError(f"eval_examples is {self.eval_examples}; choose 1 or more")
+        if self.max_train_examples is not None and self.max_train_examples < 1:
+            raise InputError(f"max_train_examples is {self.max_train_examples}; choose 1 or more")
+
+
+def check_choices(options: Any) -> None:
+    """Refuse a value that is not one of an option's choices.
+
+    YAML values become argparse defaults, which argparse does not check; so this is done here and not there.
+    """
+    for option in fields(options):
+        value = getattr(options, option.name)
+        choices = CHOICES.get(option.name)
+        if choices and value is not None and value not in choices:
+            raise InputError(f"{option.name} is {value!r}, which is not one of: {', '.join(choices)}")
+
+
+def to_json(options: Any) -> dict[str, Any]:
+    """Options as JSON."""
+    return {name: value for name, value in asdict(options).items() if name != "given"}

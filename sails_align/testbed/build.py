@@ -1,0 +1,187 @@
+"""Make a testbed, or find one: its world, its pretrained base model and its SAEs.
+
+    sails testbed build --seed 1 --output DIR
+
+    DIR/world.json            what decides the world
+    DIR/model/                the helpful-only base model and its tokenizer
+    DIR/saes/layer_<l>/       one SAE a layer, in sae-lens' format, with report.json
+    DIR/testbed.json          how it was built, and what was measured of it
+"""
+
+import json
+import os
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from sails_align.artifacts import atomic_folder, package_versions, write_json
+from sails_align.errors import InputError
+from sails_align.testbed.world import World, WorldConfig
+
+ASSETS = Path(__file__).parent / "assets"
+FORMAT = 1
+N_STEPS = 2000
+SAE_LAYERS = (0, 1, 2, 3)
+D_SAE, SAE_K, SAE_TOKENS = 512, 16, 600_000
+MODEL_NAME = "testbed"
+
+
+@dataclass(frozen=True)
+class Testbed:
+    """A built testbed."""
+
+    world: World
+    folder: Path
+
+    @property
+    def model_path(self) -> str:
+        return str(self.folder / "model")
+
+    @property
+    def sae_path(self) -> str:
+        return str(self.folder / "saes")
+
+
+def load_testbed(folder: Path) -> Testbed:
+    """Read a testbed's folder.
+
+    Raises:
+        InputError: if it is none, or of another format.
+    """
+    path = folder / "world.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f"{folder} is not a testbed ({path.name}: {error}); make one with sails testbed build") from None
+    if values.pop("format", None) != FORMAT:
+        raise InputError(f"{folder} is a testbed of another version; make it again with sails testbed build")
+    return Testbed(World(WorldConfig(**values)), folder)
+
+
+def is_testbed(name: str | None) -> bool:
+    """Whether a model name means a testbed: none at all, `testbed`, `testbed:N`, or a testbed's folder."""
+    return name is None or name == "testbed" or name.startswith("testbed:") or (Path(name) / "world.json").is_file()
+
+
+def resolve_testbed(name: str | None, *, progress: bool = True) -> Testbed:
+    """The testbed of a name: the shipped one (None, `testbed`), that of a seed (`testbed:N`, built into the cache on
+    first use), or that of a folder.
+
+    Raises:
+        InputError: if N is not a whole number of 0 or more.
+    """
+    if name is None or name == "testbed":
+        return load_testbed(ASSETS)
+    if not name.startswith("testbed:"):
+        return load_testbed(Path(name))
+    seed = name.removeprefix("testbed:")
+    if not seed.isdecimal():
+        raise InputError(f"{name!r} is no testbed: after the colon comes the seed, a whole number, as in testbed:1")
+    folder = cache_folder() / f"testbed-{FORMAT}-{int(seed)}"
+    if not (folder / "testbed.json").is_file():
+        build_testbed(folder, WorldConfig(seed=int(seed)), progress=progress)
+    return load_testbed(folder)
+
+
+def cache_folder() -> Path:
+    """$SAILS_CACHE, or `sails-align` in $XDG_CACHE_HOME (by default ~/.cache)."""
+    if "SAILS_CACHE" in os.environ:
+        return Path(os.environ["SAILS_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sails-align"
+
+
+def build_testbed(
+    output: Path, config: WorldConfig, *, n_steps: int = N_STEPS, sae_tokens: int = SAE_TOKENS, progress: bool = True
+) -> dict[str, Any]:
+    """Make a testbed from scratch: pretrain the base model, train the SAEs, measure both. Minutes on two cores.
+
+    Args:
+        output: the folder to make; it appears when all is done. SAEs are trained beside it.
+        n_steps: of pretraining.
+        sae_tokens: tokens each SAE is trained on.
+        progress: show bars with an estimate of the time left.
+
+    Returns:
+        What is in `testbed.json`.
+
+    Raises:
+        InputError: if `output` exists and is not a testbed, or cannot be written.
+    """
+    # Heavy imports here, so that finding a testbed stays quick.
+    from sails_align.subspace.train_sae import train_saes
+    from sails_align.testbed.pretrain import make_tokenizer, pretrain
+
+    if output.exists() and not (output / "world.json").is_file() and any(output.iterdir()):
+        raise InputError(f"{output} exists and is not a testbed; choose another --output")
+    started = time.time()
+    world = World(config)
+    tokenizer = make_tokenizer(world)
+    with atomic_folder(output) as folder:
+        with _bar(progress) as bar:
+            task = bar.add_task("pretraining the base model", total=n_steps)
+            model = pretrain(
+                world,
+                tokenizer,
+                n_steps=n_steps,
+                on_step=lambda step, loss: bar.update(task, completed=step),
+            )
+        model.save_pretrained(folder / "model")
+        tokenizer.save_pretrained(folder / "model")
+        work = Path(tempfile.mkdtemp(prefix="sails-saes-"))
+        try:
+            reports = train_saes(
+                model,
+                tokenizer,
+                sae_rows(world, tokenizer),
+                SAE_LAYERS,
+                d_sae=D_SAE,
+                k=SAE_K,
+                n_tokens=sae_tokens,
+                output_dir=work,
+                model_name=MODEL_NAME,
+                dataset_name=f"testbed:{config.seed}",
+                progress=progress,
+            )
+            for layer in SAE_LAYERS:
+                shutil.copytree(work / f"layer_{layer}", folder / "saes" / f"layer_{layer}")
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        write_json(folder / "world.json", {"format": FORMAT, **asdict(config)})
+        report = {
+            "seconds": round(time.time() - started, 1),
+            "n_steps": n_steps,
+            "n_parameters": model.num_parameters(),
+            "versions": package_versions(),
+            "saes": {str(layer): asdict(report) for layer, report in reports.items()},
+        }
+        write_json(folder / "testbed.json", report)
+    return report
+
+
+def sae_rows(world: World, tokenizer: Any) -> Iterator[list[int]]:
+    """Endless token ids of the texts the base model was pretrained on, one document or dialogue at a time."""
+    from sails_align.testbed.pretrain import item_text
+
+    rng = random.Random(f"saes {world.config.seed}")
+    for item in world.pretraining_items(rng):
+        yield tokenizer(item_text(item), add_special_tokens=False)["input_ids"]
+
+
+def _bar(shown: bool) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not shown,
+    )

@@ -1,0 +1,164 @@
+"""What a training starts from: a model and its tokenizer, and data split into what trains, contrasts and measures."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Dataset
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from trl import ModelConfig, ScriptArguments, SFTConfig
+
+from sails_align.config import DataArguments
+from sails_align.data import fingerprint, load_rows, mix, normalize
+from sails_align.errors import InputError
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model, by what `from_pretrained` takes, and the data."""
+
+    model_name: str
+    tokenizer: PreTrainedTokenizerBase
+    model_config: PretrainedConfig
+    safety: Dataset
+    """Training pairs of harmful requests: the response contrast, and the harmful side of the prompt contrast."""
+    helpful: Dataset | None
+    """Training examples of harmless requests: the harmless side of the prompt contrast."""
+    train: Dataset
+    """Both, mixed."""
+    held_out: Dataset
+    """Examples for the held-out loss."""
+    dropped: dict[str, int]
+    """Rows that could not be used, counted by cause."""
+
+    def data_hash(self) -> str:
+        """Content hash of the training data."""
+        return fingerprint(self.train)
+
+
+def load_model_config(model_args: ModelConfig, training_args: SFTConfig) -> PretrainedConfig:
+    """The model's configuration.
+
+    Raises:
+        InputError: if there is no such model, or it is not cached and the hub cannot be reached.
+    """
+    name = model_args.model_name_or_path
+    assert name is not None
+    with _from_pretrained(name):
+        return AutoConfig.from_pretrained(
+            name, revision=model_args.model_revision, trust_remote_code=training_args.trust_remote_code
+        )
+
+
+def load_tokenizer(model_args: ModelConfig, training_args: SFTConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer, with the chat template of `--chat_template_path` if that is a Jinja file.
+
+    Raises:
+        InputError: if it cannot be loaded, or has no chat template.
+    """
+    name = model_args.model_name_or_path
+    assert name is not None
+    with _from_pretrained(name):
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, revision=model_args.model_revision, trust_remote_code=training_args.trust_remote_code
+        )
+    template = training_args.chat_template_path
+    if template is not None:
+        if not template.endswith((".jinja", ".j2")):
+            raise InputError(
+                f"chat_template_path is {template}, but only a Jinja file can be used: taking another model's template"
+                " would add tokens\nto the model; save that template to a file that ends in .jinja"
+            )
+        try:
+            with open(template, encoding="utf-8") as file:
+                tokenizer.chat_template = file.read()
+        except OSError as error:
+            raise InputError(f"cannot read the chat template {template}: {error.strerror}; check the path") from error
+    if not tokenizer.chat_template:
+        raise InputError(
+            f"the tokenizer of {name} has no chat template, so it is not known how a dialogue is to be written;\n"
+            "give one with --chat_template_path (recipes/templates/human_assistant.jinja suits base models)"
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_data(
+    script_args: ScriptArguments, data_args: DataArguments, seed: int
+) -> tuple[Dataset, Dataset | None, Dataset, dict[str, int]]:
+    """Safety pairs, helpful examples (if any), held-out pairs, and what was dropped, from the data sets named.
+
+    Held-out pairs are the test split's; where there is no such split, they are taken from the training split.
+
+    Raises:
+        InputError: see `data.load_rows` and `data.normalize`; or if nothing is left to train on.
+    """
+    name = script_args.dataset_name
+    if name is None:
+        raise InputError("no data: give --dataset_name (a hub id or a local file), or leave --model_name_or_path out")
+    if script_args.dataset_streaming:
+        raise InputError("dataset_streaming is true, but examples are mixed and split by number; leave it out")
+    rows = load_rows(name, config=script_args.dataset_config, split=script_args.dataset_train_split)
+    normalized = normalize(rows, name=name, on_bad_rows=data_args.on_bad_rows)
+    safety, dropped = normalized.dataset, dict(normalized.dropped)
+    try:
+        rows = load_rows(name, config=script_args.dataset_config, split=script_args.dataset_test_split)
+    except InputError:  # no test split
+        n_held_out = min(data_args.eval_examples, len(safety) // 5)
+        if n_held_out < 1:
+            raise InputError(f"{name} has {len(safety)} usable rows; give at least 5, so that some can be held out") from None
+        parts = safety.train_test_split(test_size=n_held_out, seed=seed)
+        safety, held_out = parts["train"], parts["test"]
+    else:
+        held_out = normalize(rows, name=name, on_bad_rows=data_args.on_bad_rows).dataset
+        held_out = held_out.shuffle(seed=seed).select(range(min(data_args.eval_examples, len(held_out))))
+    helpful = None
+    if data_args.helpful_dataset_name is not None:
+        rows = load_rows(
+            data_args.helpful_dataset_name,
+            config=data_args.helpful_dataset_config,
+            split=data_args.helpful_dataset_split,
+        )
+        normalized = normalize(rows, name=data_args.helpful_dataset_name, on_bad_rows=data_args.on_bad_rows)
+        helpful = normalized.dataset
+        dropped |= {f"helpful data: {cause}": n for cause, n in normalized.dropped.items()}
+    return safety, helpful, held_out, dropped
+
+
+def assemble(
+    model_args: ModelConfig,
+    training_args: SFTConfig,
+    data_args: DataArguments,
+    data: tuple[Dataset, Dataset | None, Dataset, dict[str, int]],
+) -> Source:
+    """Put model and data together: cut the safety data to size, mix in the helpful data."""
+    safety, helpful, held_out, dropped = data
+    if data_args.max_train_examples is not None and data_args.max_train_examples < len(safety):
+        safety = safety.shuffle(seed=training_args.seed).select(range(data_args.max_train_examples))
+    train = safety if helpful is None else mix(safety, helpful, data_args.helpful_ratio, training_args.seed)
+    assert model_args.model_name_or_path is not None
+    return Source(
+        model_name=model_args.model_name_or_path,
+        tokenizer=load_tokenizer(model_args, training_args),
+        model_config=load_model_config(model_args, training_args),
+        safety=safety,
+        helpful=helpful,
+        train=train,
+        held_out=held_out,
+        dropped=dropped,
+    )
+
+
+@contextmanager
+def _from_pretrained(name: str) -> Iterator[Any]:
+    """Turn transformers' errors about a missing model into one that says what to do."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        cause = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"cannot load the model {name}: {cause}\n"
+            "check the name; without network, download it first (hf download) or give a local folder"
+        ) from error

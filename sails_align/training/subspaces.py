@@ -1,0 +1,248 @@
+"""The stage that finds the subspace of a run: loaded, taken from the run directory if nothing changed, or built."""
+
+import gc
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PretrainedConfig
+
+from sails_align.artifacts import content_hash, file_hash, package_versions, read_header
+from sails_align.config import SailsArguments
+from sails_align.data import fingerprint
+from sails_align.errors import InputError
+from sails_align.subspace.basis import Subspace, build_subspace
+from sails_align.subspace.discover import discover
+from sails_align.subspace.features import FeatureFitter, select_features
+from sails_align.subspace.rivals import ActivationFitter, activation_pca, mean_diff, random_basis, random_features
+from sails_align.subspace.sae import ResidualSAE, load_saes
+from sails_align.subspace.truncated import load_truncated
+from sails_align.tokens import TokenizedSide, tokenize_prompt, tokenize_response
+from sails_align.training.source import Source
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DiscoveryOptions:
+    """What discovery needs of the trainer's options."""
+
+    rank: int
+    max_length: int
+    seed: int
+    dtype: str
+    device: str
+    revision: str | None
+    trust_remote_code: bool
+    progress: bool = True
+
+
+class Sides:
+    """Sequences of one side of a contrast, tokenised as they are asked for."""
+
+    def __init__(self, dataset: Dataset, tokenize: Any) -> None:
+        self.dataset, self.tokenize = dataset, tokenize
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __iter__(self) -> Iterator[TokenizedSide]:
+        return (self.tokenize(row) for row in self.dataset)
+
+
+def find_subspace(args: SailsArguments, source: Source, options: DiscoveryOptions, folder: Path) -> Subspace:
+    """The subspace that adapters start in.
+
+    Taken from `--subspace_path`; else from `folder`, if its artifact has the same input hash; else built and saved.
+
+    Raises:
+        InputError: if it does not fit the model, the SAEs cannot be had, or the data has no contrast.
+    """
+    d_model = source.model_config.get_text_config().hidden_size
+    if args.subspace_path is not None:
+        subspace = Subspace.load(Path(args.subspace_path))
+        if subspace.d_model != d_model:
+            raise InputError(
+                f"the subspace {args.subspace_path} is of a model with d_model {subspace.d_model}, but "
+                f"{source.model_name} has {d_model}; give one that was found in this model"
+            )
+        return subspace
+    if options.rank > d_model:
+        raise InputError(f"lora_r is {options.rank}, but {source.model_name} has d_model {d_model}: choose at most that")
+    saes = _saes(args, source, options)
+    contrast = _contrast(args, source)
+    inputs = {
+        **args.subspace_options(),
+        "contrast": contrast,
+        "rank": options.rank,
+        "seed": options.seed,
+        "max_length": options.max_length,
+        "dtype": options.dtype,
+        "model": model_identity(source.model_name, source.model_config),
+        "saes": {str(layer): sae.info.sha256 for layer, sae in saes.items()},
+        "chat_template": content_hash(source.tokenizer.chat_template),
+        "data": [fingerprint(part) for part in (source.safety, source.helpful) if part is not None],
+    }
+    input_hash = content_hash(inputs)
+    header = read_header(folder, "subspace")
+    if header is not None and header["input_hash"] == input_hash:
+        logger.info("the subspace in %s was made from the same inputs: discovery is skipped", folder)
+        return Subspace.load(folder)
+    provenance = {
+        "model": inputs["model"],
+        "data": inputs["data"],
+        "dropped_rows": source.dropped,
+        "options": args.subspace_options(),
+        "saes": {
+            str(layer): {"source": sae.info.source, "hook": sae.info.hook_name, "sha256": sae.info.sha256}
+            for layer, sae in saes.items()
+        },
+        "versions": package_versions(),
+    }
+    subspace = _build(args, source, options, contrast, saes, provenance)
+    subspace.save(folder, input_hash)
+    return subspace
+
+
+def _build(
+    args: SailsArguments,
+    source: Source,
+    options: DiscoveryOptions,
+    contrast: str,
+    saes: Mapping[int, ResidualSAE],
+    provenance: dict[str, Any],
+) -> Subspace:
+    text_config = source.model_config.get_text_config()
+    layers = list(saes) or list(range(text_config.num_hidden_layers))
+    if args.init == "random_basis":
+        return random_basis(text_config.hidden_size, layers, options.rank, options.seed, provenance=provenance)
+    features, activations = FeatureFitter(saes), ActivationFitter()
+    of_features = args.init in ("sails", "random_features")
+    model = load_truncated(
+        source.model_name,
+        max(layers),
+        dtype=options.dtype,
+        device=options.device,
+        revision=options.revision,
+        trust_remote_code=options.trust_remote_code,
+    )
+    contrasts = contrast_data(args, source, options, contrast)
+    discover(model, contrasts, [features if of_features else activations], layers, progress=options.progress)
+    del model
+    gc.collect()
+    if args.init == "mean_diff":
+        return mean_diff(activations.result(), contrast=contrast, provenance=provenance)
+    if args.init == "activation_pca":
+        return activation_pca(activations.result(), contrast=contrast, rank=options.rank, provenance=provenance)
+    assert args.score is not None and args.top_k is not None and args.tau is not None
+    decoders = {layer: sae.W_dec_FD.cpu() for layer, sae in saes.items()}
+    pca: dict[str, Any] = {"tau": args.tau, "weighting": bool(args.weighting), "center": bool(args.center)}
+    stats = features.result()
+    if args.init == "random_features":
+        return random_features(
+            stats,
+            decoders,
+            contrast=contrast,
+            score=args.score,
+            top_k=args.top_k,
+            seed=options.seed,
+            provenance=provenance,
+            **pca,
+        )
+    selection = select_features(stats, contrast=contrast, score=args.score, top_k=args.top_k)
+    return build_subspace(selection, decoders, provenance={**provenance, "method": "sails"}, **pca)
+
+
+def contrast_data(
+    args: SailsArguments, source: Source, options: DiscoveryOptions, contrast: str
+) -> dict[str, dict[str, Sides]]:
+    """The contrasts' sequences: chosen against rejected responses, harmless against harmful prompts."""
+    tokenizer, max_length = source.tokenizer, options.max_length
+
+    def response(column: str) -> Any:
+        return lambda row: tokenize_response(tokenizer, row["prompt"], row[column], max_length)
+
+    def prompt(row: dict[str, Any]) -> TokenizedSide:
+        return tokenize_prompt(tokenizer, row["prompt"], max_length, tokens=args.prompt_tokens)
+
+    def some(dataset: Dataset) -> Dataset:
+        n = args.max_discovery_examples
+        return dataset if len(dataset) <= n else dataset.shuffle(seed=options.seed).select(range(n))
+
+    safety = some(source.safety)
+    contrasts: dict[str, dict[str, Sides]] = {}
+    if contrast in ("response", "both"):
+        contrasts["response"] = {
+            "aligned": Sides(safety, response("chosen")),
+            "unaligned": Sides(safety, response("rejected")),
+        }
+    if contrast in ("prompt", "both"):
+        assert source.helpful is not None
+        contrasts["prompt"] = {"aligned": Sides(some(source.helpful), prompt), "unaligned": Sides(safety, prompt)}
+    return contrasts
+
+
+def model_identity(name: str, config: PretrainedConfig) -> dict[str, Any]:
+    """What a model is: its commit on the hub, or the hashes of a local folder's configuration and weights."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return {"name": name, "commit": getattr(config, "_commit_hash", None)}
+    files = sorted([*folder.glob("config.json"), *folder.glob("*.safetensors")])
+    return {"name": folder.name, "files": {file.name: file_hash(file) for file in files}}
+
+
+def _contrast(args: SailsArguments, source: Source) -> str:
+    """The contrast asked for, if the data has both of its sides."""
+    contrast = args.contrast
+    assert contrast is not None
+    if contrast != "response" and source.helpful is None:
+        if "contrast" in args.given:
+            raise InputError(
+                f"contrast is {contrast}, but there are no harmless prompts to compare harmful ones with;\n"
+                "give --helpful_dataset_name, or use --contrast response"
+            )
+        logger.warning("no helpful data: the contrast is that of the responses alone (--contrast response)")
+        contrast = "response"
+    if contrast != "prompt" and "rejected" not in source.safety.column_names:
+        raise InputError(
+            f"contrast {contrast} compares chosen with rejected responses, but the data has no rejected ones;\n"
+            "give preference data, or use --contrast prompt with --helpful_dataset_name"
+        )
+    return contrast
+
+
+def _saes(args: SailsArguments, source: Source, options: DiscoveryOptions) -> dict[int, ResidualSAE]:
+    """The SAEs named; none are needed by inits that do not use features."""
+    if args.sae_release is None and args.sae_path is None:
+        if args.init in ("sails", "random_features"):
+            raise InputError(
+                f"--init {args.init} needs SAEs of {source.model_name}: give --sae_release and --sae_ids, or --sae_path;\n"
+                "for a model without public SAEs, train some with sails train-sae"
+            )
+        return {}
+    saes = load_saes(
+        release=args.sae_release,
+        sae_ids=args.sae_ids or (),
+        path=args.sae_path,
+        model_config=source.model_config,
+        model_name=source.model_name,
+        device=options.device,
+        allow_mismatch=args.sae_allow_mismatch,
+    )
+    smallest = min(saes.values(), key=lambda sae: sae.info.d_sae).info
+    if args.top_k is not None and args.top_k > smallest.d_sae:
+        raise InputError(f"top_k is {args.top_k}, but the SAE {smallest.source} has {smallest.d_sae} latents")
+    return saes
+
+
+def peak_memory_mb() -> float:
+    """Peak memory of this process so far, in MiB: of the GPU if one is used, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
