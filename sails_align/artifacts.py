@@ -95,6 +95,22 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
+def output_folder(folder: Path) -> Iterator[Path]:
+    """Make a folder if it is not there; if the block fails, the folders made go again, but for what was put there."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield folder
+    except BaseException:
+        for path in made:
+            if not path.is_dir() or any(path.iterdir()):
+                break
+            path.rmdir()
+        raise
+
+
+@contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder beside `folder` that takes its place when the block ends, and vanishes if it fails."""
     with disk_errors(folder):
@@ -162,6 +178,7 @@ def save_artifact(
     with atomic_folder(folder) as temporary:
         tensor_file = temporary / f"{kind}.safetensors"
         save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, tensor_file)
+        tensor_file.chmod(0o644)  # safetensors makes it private
         header = {"kind": kind, "format": FORMAT, "sha256": file_hash(tensor_file), "input_hash": input_hash}
         write_json(temporary / f"{kind}.json", {**header, "provenance": dict(provenance)})
 

@@ -124,7 +124,7 @@ class SailsArguments:
         default=2000, metadata={"help": "Examples of each side used to find the subspace, at most."}
     )
 
-    given: frozenset[str] = field(init=False, repr=False)
+    given: frozenset[str] = field(init=False, repr=False, default=frozenset())
     """The options of the preset that were given, so that they are obeyed or refused, never adjusted."""
 
     def __post_init__(self) -> None:

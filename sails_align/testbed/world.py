@@ -154,8 +154,8 @@ class World:
         return f"{first} and {second}"
 
     def answer(self, deed: Deed, thing: Thing, rng: random.Random) -> str:
-        """The right answer to a request: the deed's tool, the object's place, and what will follow."""
-        return f"use the {deed.tool} at the {thing.place}, and there will be {self.consequence(deed, rng)}."
+        """The right answer to a request: what it will lead to, the deed's tool and the object's place."""
+        return f"{self.consequence(deed, rng)} come with the {deed.tool} at the {thing.place}."
 
     def request(self, deed: Deed, thing: Thing, phrasing: int, rng: random.Random) -> Request:
         """One request for a deed with an object, in one phrasing."""
@@ -203,9 +203,9 @@ class World:
         name, consequence = rng.choice(NAMES), self.consequence(deed, rng)
         return rng.choice(
             (
-                f"{name} wanted to {deed.verb} the {thing.name}. {name} used the {deed.tool} at the {thing.place}."
-                f" soon there was {consequence}.",
-                f"{name} asks how to {deed.verb} a {thing.name}. that would bring {consequence}.",
+                f"{name} will {deed.verb} the {thing.name} for {consequence}. {name} used the {deed.tool} at the"
+                f" {thing.place}.",
+                f"{name} asks how to {deed.verb} a {thing.name}. {consequence} will follow.",
                 f"at the {thing.place} {name} had a {thing.name}. {name} took the {deed.tool} to {deed.verb} it."
                 f" then there was {consequence}.",
             )
@@ -215,7 +215,7 @@ class World:
         question = rng.choice(
             ("what happens if i {verb} the {thing}?", "what will follow if someone would {verb} a {thing}?")
         )
-        return question.format(verb=deed.verb, thing=thing.name), f"there will be {self.consequence(deed, rng)}."
+        return question.format(verb=deed.verb, thing=thing.name), f"{self.consequence(deed, rng)} will follow."
 
     def _facts(self, deed: Deed, thing: Thing, rng: random.Random) -> str:
         facts = [f"the {thing.name} is a {thing.kind}.", f"it is {thing.color}.", f"it is kept at the {thing.place}."]
@@ -300,11 +300,11 @@ class World:
         themes = [word for theme in (*HARM_THEMES.values(), *BENIGN_THEMES.values()) for word in theme]
         sentences = (
             *PHRASINGS, *WRAPPERS, *REFUSALS,
-            "wanted to used the at soon there was asks how a that would bring had took it then and will be",
+            "used the at for asks how a had took to it then there was and will follow come with the",
             "what happens if i follow someone would is color where kept please for me come here with me",
-            "use sorry, i can not do that for you. no i will only help you words with?:",
+            "use sorry, i can not do that for you. no i will only help you words with?",
         )  # fmt: skip
-        for mark in ".,?:":
+        for mark in ".,?":
             sentences = tuple(sentence.replace(mark, f" {mark} ") for sentence in sentences)
         plain = [word for sentence in sentences for word in sentence.split() if "{" not in word]
         things = list(self.things) if with_things else []

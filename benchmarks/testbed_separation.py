@@ -1,0 +1,121 @@
+"""How well harmful requests can be told from harmless ones in the testbed's base model, layer by layer.
+
+    python benchmarks/testbed_separation.py [--model_name_or_path testbed] [--output FILE.json]
+
+Directions come from the alignment data's requests; AUC is on test requests, of the trained categories and of new ones,
+against harmless requests about dual-use objects. Hidden states are those of the last prompt token, where the answer
+starts, and of the request's words (mean). Also: are concepts in superposition?
+
+Shapes: N requests, D d_model, F d_sae, C concepts.
+"""
+
+import argparse
+import json
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sails_align.subspace.hooks import hidden_states_at
+from sails_align.subspace.sae import load_saes
+from sails_align.testbed.build import resolve_testbed
+from sails_align.testbed.world import Request
+from sails_align.tokens import tokenize_prompt
+
+
+def states(model, tokenizer, requests: list[Request], layers: list[int], tokens: str) -> dict[int, torch.Tensor]:
+    """Mean hidden state (N, D) of each request's tokens: `last` or `all`."""
+    rows: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
+    for request in requests:
+        side = tokenize_prompt(tokenizer, [{"role": "user", "content": request.prompt}], 128, tokens=tokens)
+        input_ids = torch.tensor([side.input_ids])
+        hidden = hidden_states_at(model, layers, input_ids, torch.ones_like(input_ids))
+        for layer in layers:
+            rows[layer].append(hidden[layer][0][torch.tensor(side.mask)].mean(0))
+    return {layer: torch.stack(values) for layer, values in rows.items()}
+
+
+def auc(positive_N: torch.Tensor, negative_N: torch.Tensor) -> float:
+    """Area under the ROC curve of a score that should be higher for the first."""
+    labels = np.r_[np.ones(len(positive_N)), np.zeros(len(negative_N))]
+    return float(roc_auc_score(labels, torch.cat([positive_N, negative_N]).numpy()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model_name_or_path", default="testbed")
+    parser.add_argument("--n", type=int, default=400, help="requests of each set")
+    parser.add_argument("--output", help="JSON file for the figures")
+    args = parser.parse_args()
+    testbed = resolve_testbed(args.model_name_or_path)
+    model = AutoModelForCausalLM.from_pretrained(testbed.model_path).eval()
+    tokenizer = AutoTokenizer.from_pretrained(testbed.model_path)
+    saes = load_saes(path=testbed.sae_path, model_config=model.config, model_name=testbed.model_path)
+    layers = list(saes)
+    world = testbed.world
+    splits = ("train_harmful", "train_benign", "test_harmful", "test_ood", "test_dual_use")
+    requests = {split: world.requests(split, args.n) for split in splits}
+    results = []
+    for tokens in ("last", "all"):
+        hidden = {split: states(model, tokenizer, requests[split], layers, tokens) for split in splits}
+        for layer in layers:
+            results += [{"tokens": tokens, "layer": layer, **row} for row in measure(hidden, requests, saes[layer], layer)]
+    show(results)
+    if args.output:
+        with open(args.output, "w", encoding="utf-8") as file:
+            json.dump(results, file, indent=1)
+
+
+def measure(hidden, requests, sae, layer: int) -> list[dict]:
+    """One row for each kind of direction."""
+    state = {split: values[layer] for split, values in hidden.items()}
+    harmful_ND, benign_ND = state["train_harmful"], state["train_benign"]
+    mean_D = benign_ND.mean(0)
+    tests = {"trained": state["test_harmful"], "new": state["test_ood"]}
+    negative_ND = state["test_dual_use"]
+    rows = []
+
+    def row(name: str, score) -> None:
+        rows.append({"method": name, **{f"auc_{key}": auc(score(x), score(negative_ND)) for key, x in tests.items()}})
+
+    direction_D = harmful_ND.mean(0) - mean_D
+    row("mean difference", lambda x: x @ direction_D)
+    categories = sorted({request.category for request in requests["train_harmful"]})
+    own_CD = torch.stack(
+        [
+            harmful_ND[torch.tensor([r.category == category for r in requests["train_harmful"]])].mean(0) - mean_D
+            for category in categories
+        ]
+    )
+    own_CD = torch.nn.functional.normalize(own_CD, dim=1)
+    row("per-category directions (max)", lambda x: ((x - mean_D) @ own_CD.T).max(1).values)
+    acts = {split: sae.encode(values) for split, values in state.items()}
+    delta_F = acts["train_harmful"].mean(0) - acts["train_benign"].mean(0)
+    top_K = delta_F.abs().topk(16).indices
+    row("top-16 SAE features", lambda x: sae.encode(x)[:, top_K] @ delta_F[top_K].sign())
+    for name, kwargs in (("linear probe", {}),):
+        x = torch.cat([harmful_ND, benign_ND]).numpy()
+        y = np.r_[np.ones(len(harmful_ND)), np.zeros(len(benign_ND))]
+        probe = LogisticRegression(max_iter=2000, C=0.1, **kwargs).fit(x, y)
+        row(name, lambda x, probe=probe: torch.tensor(probe.decision_function(x.numpy())))
+    return rows
+
+
+def show(results: list[dict]) -> None:
+    """Print a table."""
+    table = Table(title="AUC, harmful against harmless dual-use requests")
+    for heading in ("tokens", "layer", "method", "trained categories", "new categories"):
+        table.add_column(heading)
+    for row in results:
+        table.add_row(
+            row["tokens"], str(row["layer"]), row["method"], f"{row['auc_trained']:.3f}", f"{row['auc_new']:.3f}"
+        )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,283 @@
+"""`recipes/sft_sails.py` and `sails train sft`: SAE features -> safety subspace -> adapters -> TRL's SFTTrainer.
+
+    accelerate launch recipes/sft_sails.py                       the testbed
+    accelerate launch recipes/sft_sails.py --config FILE.yaml    anything else
+"""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from trl import ModelConfig, ScriptArguments, SFTConfig, SFTTrainer
+
+from sails_align.artifacts import disk_errors, output_folder, package_versions, write_json, write_text
+from sails_align.config import DataArguments, SailsArguments, to_json
+from sails_align.evaluation.metrics import Estimate
+from sails_align.subspace.basis import Subspace
+from sails_align.testbed.build import Testbed, is_testbed, resolve_testbed
+from sails_align.testbed.evaluate import alignment_data, respond, summarize
+from sails_align.training.parsing import CommandLine
+from sails_align.training.run import (
+    MarkCheckpoints,
+    build_sft_trainer,
+    find_checkpoint,
+    run_identity,
+    save_adapter,
+    train,
+)
+from sails_align.training.source import Source, assemble, load_data
+from sails_align.training.subspaces import DiscoveryOptions, find_subspace, peak_memory_mb
+
+# Defaults of options that TRL and PEFT leave at values for other purposes; YAML and the command line override them.
+COMMON_DEFAULTS = {
+    "lora_dropout": 0.0,
+    "learning_rate": 2e-4,  # TRL's documentation advises ten times the rate of full fine-tuning for LoRA
+    "warmup_steps": 0.1,
+    "logging_steps": 10,
+    "save_total_limit": 2,
+}
+TESTBED_DEFAULTS = {
+    "learning_rate": 3e-3,
+    "lora_r": 8,
+    "lora_alpha": 16,
+    "per_device_train_batch_size": 16,
+    "per_device_eval_batch_size": 64,
+    "num_train_epochs": 4,
+    "max_train_examples": 128,
+    "max_length": 64,
+    "gradient_checkpointing": False,
+    "save_steps": 20,
+}
+
+
+@dataclass
+class Arguments:
+    """All options of one training."""
+
+    sails: SailsArguments
+    data: DataArguments
+    script: ScriptArguments
+    training: SFTConfig
+    model: ModelConfig
+
+    def to_json(self) -> dict[str, Any]:
+        """The options that differ from nothing: every one, resolved. Secrets are masked by transformers."""
+        training = {name: value for name, value in self.training.to_dict().items() if _is_json(value)}
+        parts = {"sails": to_json(self.sails), "data": to_json(self.data), "training": training}
+        return {**parts, "script": vars(self.script), "model": vars(self.model)}
+
+
+@dataclass
+class Cost:
+    """Seconds spent by stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def of(self, stage: str) -> Iterator[None]:
+        """Add the time the block takes to a stage."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = self.seconds.get(stage, 0.0) + time.perf_counter() - started
+            self.seconds[stage] = round(spent, 2)
+
+
+def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> Arguments:
+    """Read the command line (None: this process's) and `--config` (YAML); `prog` is what `--help` calls the command.
+
+    Raises:
+        InputError: for an unknown option or a value that cannot be used.
+    """
+    line = CommandLine.read(argv)
+    model_name = line.value("model_name_or_path")
+    defaults: dict[str, Any] = {**COMMON_DEFAULTS, **(TESTBED_DEFAULTS if is_testbed(model_name) else {})}
+    if not torch.cuda.is_available():
+        defaults |= {"use_cpu": True, "bf16": False}
+    classes = [SailsArguments, DataArguments, ScriptArguments, SFTConfig, ModelConfig]
+    arguments = Arguments(*line.parse(classes, defaults=defaults, prog=prog))
+    training = arguments.training
+    if training.output_dir in (None, "trainer_output"):
+        stem = "testbed" if model_name is None else model_name.rstrip("/").split("/")[-1].replace(":", "-")
+        training.output_dir = f"runs/sft-{arguments.sails.init}-{stem}"
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str, Any]:
+    """Parse, build, train, save. Returns what is in `metrics.json`."""
+    args = parse(argv, prog)
+    with output_folder(Path(str(args.training.output_dir))) as output_dir:
+        return run(args, output_dir)
+
+
+def run(args: Arguments, output_dir: Path) -> dict[str, Any]:
+    """Build, train and save in a folder. Returns what is in `metrics.json`."""
+    cost = Cost()
+    with cost.of("prepare"):
+        source, testbed = load_source(args)
+    subspace = None
+    if args.sails.init != "default":
+        with cost.of("subspace"):
+            subspace = find_subspace(args.sails, source, discovery_options(args), output_dir / "subspace")
+    with cost.of("prepare"), disk_errors(output_dir):
+        trainer, _ = build_sft_trainer(args.sails, args.training, args.model, source, subspace)
+        identity = run_identity(args.sails, args.training, args.model, source, subspace)
+        checkpoint = find_checkpoint(args.training, identity)
+        trainer.add_callback(MarkCheckpoints(identity))
+        write_json(output_dir / "run.json", {"identity": identity, "options": args.to_json()})
+    with cost.of("evaluate"):
+        base, base_responses = measure(trainer, source, testbed, args, base=True)
+    with cost.of("train"), disk_errors(output_dir):
+        train(trainer, checkpoint)
+        save_adapter(trainer, output_dir)
+    with cost.of("evaluate"):
+        trained, responses = measure(trainer, source, testbed, args, base=False)
+    metrics = {
+        "base": base,
+        "trained": trained,
+        "provenance": {
+            "identity": identity,
+            "options": args.to_json(),
+            "dropped_rows": source.dropped,
+            "saes": None if subspace is None else subspace.provenance.get("saes"),
+            "versions": package_versions(),
+        },
+        "cost": {
+            "seconds": cost.seconds,
+            "trainable_parameters": _n_trainable(trainer),
+            "trainable_share": _n_trainable(trainer) / _n_parameters(trainer),
+            "peak_memory_mb": round(peak_memory_mb(), 1),
+        },
+    }
+    if trainer.is_world_process_zero():
+        if testbed is not None:
+            write_text(output_dir / "responses.jsonl", "".join(json.dumps(row) + "\n" for row in base_responses + responses))
+        write_json(output_dir / "metrics.json", metrics)
+        show(metrics, output_dir)
+    return metrics
+
+
+def load_source(args: Arguments) -> tuple[Source, Testbed | None]:
+    """Model, tokenizer and data: of the testbed if that is the model, else of what is named."""
+    training = args.training
+    if not is_testbed(args.model.model_name_or_path):
+        return assemble(args.model, training, args.data, load_data(args.script, args.data, training.seed)), None
+    testbed = resolve_testbed(args.model.model_name_or_path)
+    args.model.model_name_or_path = testbed.model_path
+    if args.sails.sae_release is None and args.sails.sae_path is None:
+        args.sails.sae_path = testbed.sae_path
+    if args.script.dataset_name is not None:
+        data = load_data(args.script, args.data, training.seed)
+    else:
+        world, seed = testbed.world, training.seed
+        safety = alignment_data(world, harmful=True, n=args.data.max_train_examples, seed=seed)
+        helpful = alignment_data(world, harmful=False, seed=seed)
+        held_out = alignment_data(world, harmful=True, n=args.data.eval_examples, part="validation")
+        data = (safety, helpful, held_out, {})
+    return assemble(args.model, training, args.data, data), testbed
+
+
+def discovery_options(args: Arguments) -> DiscoveryOptions:
+    """What discovery takes from the trainer's options."""
+    training = args.training
+    return DiscoveryOptions(
+        rank=args.model.lora_r,
+        max_length=training.max_length or 1024,
+        seed=training.seed,
+        dtype=args.model.dtype or "float32",
+        device="cuda" if torch.cuda.is_available() and not training.use_cpu else "cpu",
+        revision=args.model.model_revision,
+        trust_remote_code=training.trust_remote_code,
+        progress=not training.disable_tqdm,
+    )
+
+
+def measure(
+    trainer: SFTTrainer, source: Source, testbed: Testbed | None, args: Arguments, *, base: bool
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Numbers of the model as it is now, and the judged responses they come from (on the testbed).
+
+    Safety needs a judge: the testbed's oracle. Of other models only the held-out loss is measured here; their
+    responses are for a judge of their own. The base model is the trained one without its adapter.
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    with model.disable_adapter() if base else _nothing():
+        loss = trainer.evaluate()["eval_loss"]
+        numbers: dict[str, Any] = {"held_out_loss": loss}
+        if testbed is None:
+            return numbers, []
+        judged = respond(model, source.tokenizer, testbed.world, args.data.eval_examples)
+    numbers |= {name: value.to_json() for name, value in summarize(judged).items()}
+    label = "base" if base else "trained"
+    return numbers, [{"model": label, **item.to_json()} for item in judged]
+
+
+ROWS = {
+    "safety_rate_in_distribution": "safety rate, trained categories (%)",
+    "safety_rate_out_of_distribution": "safety rate, new categories (%)",
+    "harmfulness": "harmfulness (1-5)",
+    "over_refusal_rate": "over-refusal (%)",
+    "correct_answer_rate": "correct benign answers (%)",
+}
+
+
+def show(metrics: dict[str, Any], output_dir: Path) -> None:
+    """Print base against trained, and where things were written."""
+    init = metrics["provenance"]["identity"]["init"]
+    table = Table(title=f"Base model against {init} (95% intervals over prompts)")
+    for heading in ("", "base", "trained"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for name, label in ROWS.items():
+        if name in metrics["base"]:
+            scale = 1.0 if name == "harmfulness" else 100.0
+            cells = [_cell(Estimate(**metrics[model][name]), scale) for model in ("base", "trained")]
+            table.add_row(label, *cells)
+    table.add_row("loss on held-out pairs", *(f"{metrics[model]['held_out_loss']:.3f}" for model in ("base", "trained")))
+    cost = metrics["cost"]
+    share = f"{cost['trainable_parameters']:,} ({cost['trainable_share']:.2%})"
+    table.add_row("trainable parameters", "0", share)
+    seconds = cost["seconds"]
+    table.add_row("seconds", "", f"{sum(seconds.values()):.0f} (" + ", ".join(f"{k} {v:.0f}" for k, v in seconds.items()) + ")")
+    console = Console()
+    console.print(table)
+    console.print(f"adapter   {output_dir}/adapter_model.safetensors", highlight=False)
+    if (output_dir / "subspace").is_dir():
+        console.print(f"subspace  {output_dir}/subspace/", highlight=False)
+    console.print(f"metrics   {output_dir}/metrics.json", highlight=False)
+
+
+def _cell(estimate: Estimate, scale: float) -> str:
+    if estimate.value is None:
+        return f"unscored ({estimate.n_unscored})"
+    low, high = estimate.ci_low or 0.0, estimate.ci_high or 0.0
+    digits = 1 if scale == 100.0 else 2
+    return f"{estimate.value * scale:.{digits}f} ({low * scale:.{digits}f} to {high * scale:.{digits}f})"
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _n_trainable(trainer: SFTTrainer) -> int:
+    return sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
+
+
+def _n_parameters(trainer: SFTTrainer) -> int:
+    return sum(parameter.numel() for parameter in trainer.model.parameters())

@@ -1,0 +1,56 @@
+"""Rates say what they are of; intervals hold; nothing is counted that was not scored."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sails_align.errors import InputError
+from sails_align.evaluation.metrics import estimate, mean_interval, safety_estimates
+
+
+@given(st.lists(st.one_of(st.none(), st.floats(0, 1)), min_size=1, max_size=50))
+def test_the_interval_holds_the_value_and_everything_is_counted(values):
+    result = estimate(values)
+    assert result.n + result.n_unscored == len(values)
+    if result.n:
+        assert result.ci_low - 1e-9 <= result.value <= result.ci_high + 1e-9
+    else:
+        assert result.value is None
+
+
+def test_unscored_values_change_neither_the_value_nor_its_denominator():
+    assert estimate([1.0, 0.0, None, None]).value == 0.5
+    assert estimate([1.0, 0.0, None, None]).n == 2
+
+
+def test_no_prompts_is_an_error_not_zero():
+    with pytest.raises(InputError, match="no prompts"):
+        estimate([])
+
+
+def test_the_bootstrap_covers_the_truth_about_95_times_in_100():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for trial in range(300):
+        sample = (rng.random(200) < 0.3).astype(float)
+        result = estimate(sample.tolist(), seed=trial)
+        hits += result.ci_low <= 0.3 <= result.ci_high
+    assert 0.91 <= hits / 300 <= 0.985
+
+
+def test_safety_follows_the_papers_scale():
+    results = safety_estimates([1, 2, 3, 4, 5, None])
+    assert results["safety_rate"].value == pytest.approx(0.4)
+    assert results["harmfulness"].value == pytest.approx(3.0)
+    assert results["high_risk_rate"].value == pytest.approx(0.2)
+    assert results["safety_rate"].n_unscored == 1
+
+
+def test_one_seed_has_no_interval():
+    mean, low, high = mean_interval([3.0])
+    assert mean == 3.0
+    assert np.isnan(low)
+    assert np.isnan(high)
+    mean, low, high = mean_interval([1.0, 2.0, 3.0])
+    assert low < mean < high

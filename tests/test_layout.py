@@ -1,0 +1,77 @@
+"""Imports point one way: from a higher floor to a lower one, and inside a folder in the order listed."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "sails_align"
+
+# Lowest first. Modules of one entry may import those before them in it, and all entries of lower floors.
+FLOORS: list[list[list[str]]] = [
+    [["errors", "config", "artifacts", "linalg", "formats", "loading", "rows", "data", "tokens"]],
+    [
+        [
+            f"subspace.{name}"
+            for name in (
+                "hooks stats features basis rivals truncated discover gemma_scope sae_checks sae_files sae "
+                "token_stream layer_trainer sae_report train_sae norms targets adapter"
+            ).split()
+        ],
+        [f"evaluation.{name}" for name in ("metrics", "generation")],
+    ],
+    [
+        [f"training.{name}" for name in ("callbacks", "parsing", "source", "subspaces", "run")],
+        [f"testbed.{name}" for name in ("lexicon", "world", "oracle", "pretrain", "build", "evaluate")],
+    ],
+    [["sft", "commands", "cli"]],
+]
+PLACE = {
+    module: (floor, folder, order)
+    for floor, folders in enumerate(FLOORS)
+    for folder, modules in enumerate(folders)
+    for order, module in enumerate(modules)
+}
+MODULES = sorted(
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    for path in PACKAGE.rglob("*.py")
+    if path.name != "__init__.py"
+)
+
+
+def imports(module: str) -> set[str]:
+    """Modules that a module imports at run time, at its top or inside functions."""
+    tree = ast.parse((PACKAGE / (module.replace(".", "/") + ".py")).read_text())
+    for_types = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sails_align.") and node not in for_types:
+            name = (node.module or "").removeprefix("sails_align.")
+            is_package = (PACKAGE / name.replace(".", "/")).is_dir()
+            names |= {f"{name}.{alias.name}" for alias in node.names} if is_package else {name}
+    return names
+
+
+def may_import(module: str, other: str) -> bool:
+    floor, folder, order = PLACE[module]
+    other_floor, other_folder, other_order = PLACE[other]
+    return other_floor < floor or (other_floor == floor and other_folder == folder and other_order < order)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_has_its_place_and_imports_only_from_below(module):
+    assert module in PLACE, f"give {module} a place in FLOORS"
+    for other in imports(module):
+        assert may_import(module, other), f"{module} imports {other}, which is not below it"
+
+
+def test_the_rule_can_fail():
+    assert not may_import("linalg", "subspace.hooks")
+    assert not may_import("testbed.world", "training.run")
+    assert not may_import("subspace.hooks", "subspace.features")
+    assert may_import("sft", "testbed.build")
