@@ -92,14 +92,24 @@ def disk_errors(path: Path) -> Iterator[None]:
         if "os error" not in str(error).lower() and "I/O" not in str(error):
             raise
         raise InputError(f"cannot write {path}: {error}; free some space, or choose another --output_dir") from error
+    except RuntimeError as error:  # so does torch.save, which knows only that less was written than it meant to write
+        if "inline_container" not in str(error) and "PytorchStreamWriter" not in str(error):
+            raise
+        raise InputError(
+            f"cannot write {path}: torch.save could not write a whole file; free some space, or choose another disk "
+            "with --output_dir"
+        ) from error
 
 
 @contextmanager
 def output_folder(folder: Path) -> Iterator[Path]:
     """Make a folder if it is not there; if the block fails, the folders made go again, but for what was put there."""
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # /proc, and the like, where nothing can be made
+        raise InputError(f"cannot make the folder {folder}; choose another one with --output_dir") from error
     try:
         yield folder
     except BaseException:

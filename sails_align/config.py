@@ -140,6 +140,10 @@ class SailsArguments:
             raise InputError(f"tau is {self.tau}, but it is a share of the variance: choose a value in (0, 1]")
         if self.top_k < 1:
             raise InputError(f"top_k is {self.top_k}, but at least one latent must be kept: choose 1 or more")
+        if self.init_scale is None or not 0.0 < self.init_scale < float("inf"):
+            raise InputError(f"init_scale is {self.init_scale}, but it is the norm of a direction: choose above 0")
+        if not 0.0 <= self.subspace_decay < float("inf"):
+            raise InputError(f"subspace_decay is {self.subspace_decay}, but it is a strength: choose 0 or more")
         if self.max_discovery_examples < 1:
             raise InputError(f"max_discovery_examples is {self.max_discovery_examples}; choose 1 or more")
         if self.subspace_path is not None and self.init == "default":
@@ -178,7 +182,10 @@ class DataArguments:
     def __post_init__(self) -> None:
         check_choices(self)
         if not self.helpful_ratio >= 0:
-            raise InputError(f"helpful_ratio is {self.helpful_ratio}, but it is helpful examples a safety example: >= 0")
+            raise InputError(
+                f"helpful_ratio is {self.helpful_ratio}, but it is helpful examples for each safety example: choose 0 "
+                "or more"
+            )
         if self.eval_examples < 1:
             raise InputError(f"eval_examples is {self.eval_examples}; choose 1 or more")
         if self.max_train_examples is not None and self.max_train_examples < 1:

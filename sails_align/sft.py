@@ -5,6 +5,7 @@
 """
 
 import json
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from trl import ModelConfig, ScriptArguments, SFTConfig, SFTTrainer
 
 from sails_align.artifacts import disk_errors, output_folder, package_versions, write_json, write_text
 from sails_align.config import DataArguments, SailsArguments, to_json
+from sails_align.errors import InputError
 from sails_align.evaluation.metrics import Estimate
 from sails_align.subspace.basis import Subspace
 from sails_align.testbed.build import Testbed, is_testbed, resolve_testbed
@@ -28,6 +30,7 @@ from sails_align.training.run import (
     MarkCheckpoints,
     build_sft_trainer,
     find_checkpoint,
+    left_out,
     run_identity,
     save_adapter,
     train,
@@ -147,6 +150,7 @@ def run(args: Arguments, output_dir: Path) -> dict[str, Any]:
             "identity": identity,
             "options": args.to_json(),
             "dropped_rows": source.dropped,
+            "longer_than_max_length": left_out(trainer, source),
             "saes": None if subspace is None else subspace.provenance.get("saes"),
             "versions": package_versions(),
         },
@@ -211,6 +215,12 @@ def measure(
     model = trainer.accelerator.unwrap_model(trainer.model)
     with model.disable_adapter() if base else _nothing():
         loss = trainer.evaluate()["eval_loss"]
+        if not math.isfinite(loss):
+            if base:
+                raise InputError(f"the loss on held-out pairs is {loss} before training; try --dtype float32")
+            raise InputError(
+                f"the loss on held-out pairs is {loss}: training diverged; choose a smaller --learning_rate"
+            )
         numbers: dict[str, Any] = {"held_out_loss": loss}
         if testbed is None:
             return numbers, []

@@ -90,7 +90,7 @@ def check_fits(info: "SAEInfo", model_config: PretrainedConfig, model_name: str,
     else:
         raise InputError(
             f"{trained_on}, but the model is {model_name};\nuse an SAE of this model, or, if it is a fine-tune of "
-            f"{info.model_name}, allow the mismatch (allow_mismatch=True)"
+            f"{info.model_name}, allow the mismatch (--sae_allow_mismatch)"
         )
 
 

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -37,16 +38,11 @@ def load_truncated(
         InputError: if there is no such model, the layer is not in it, or the checkpoint lacks weights.
     """
     where = {"revision": revision, "trust_remote_code": trust_remote_code}
-    try:
+    with model_errors(model_name_or_path):
         config = AutoConfig.from_pretrained(model_name_or_path, **where)
-    except OSError as error:  # missing, or no network and nothing cached
-        cause = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"there is no model {model_name_or_path}: {cause}\ngive the folder of a model, or an id of the hub"
-        ) from error
     _truncate(config.get_text_config(decoder=True), deepest_layer, model_name_or_path)
     options = {"config": config, "dtype": dtype, "attn_implementation": exact_attention(config), **where}
-    with _no_load_report():
+    with _no_load_report(), model_errors(model_name_or_path):
         model, loading = AutoModel.from_pretrained(model_name_or_path, output_loading_info=True, **options)
     if loading["missing_keys"]:
         raise InputError(
@@ -54,6 +50,28 @@ def load_truncated(
             f"{min(loading['missing_keys'])};\ngive a complete checkpoint (an adapter must be merged first)"
         )
     return model.get_decoder().to(device).eval()
+
+
+@contextmanager
+def model_errors(name: str | Path, *more: type[Exception]) -> Iterator[None]:
+    """Turn transformers' errors about a model that is missing, unknown or not whole into one that says what to do.
+
+    Args:
+        name: of the model.
+        more: further exceptions, whose first line then is the cause.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, SafetensorError, *more) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the system's, not transformers' own
+            raise
+        cause = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"cannot load the model {name}: {cause}\ncheck the name, and that the copy is whole; without network, "
+            "download it first (hf download) or give a local folder"
+        ) from error
 
 
 def exact_attention(config: PreTrainedConfig) -> str | None:

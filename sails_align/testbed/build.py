@@ -28,9 +28,9 @@ from sails_align.testbed.world import World, WorldConfig
 
 ASSETS = Path(__file__).parent / "assets"
 FORMAT = 1
-N_STEPS = 2000
-SAE_LAYERS = (0, 1, 2, 3)
-D_SAE, SAE_K, SAE_TOKENS = 512, 16, 600_000
+N_STEPS = 1100
+SAE_LAYERS = (1, 2, 3, 4)
+D_SAE, SAE_K, SAE_TOKENS = 512, 16, 400_000
 MODEL_NAME = "testbed"
 
 
@@ -166,11 +166,11 @@ def build_testbed(
     return report
 
 
-def sae_rows(world: World, tokenizer: Any) -> Iterator[list[int]]:
+def sae_rows(world: World, tokenizer: Any, seed: int = 0) -> Iterator[list[int]]:
     """Endless token ids of the texts the base model was pretrained on, one document or dialogue at a time."""
     from sails_align.testbed.pretrain import item_text
 
-    rng = random.Random(f"saes {world.config.seed}")
+    rng = random.Random(f"saes {world.config.seed} {seed}")
     for item in world.pretraining_items(rng):
         yield tokenizer(item_text(item), add_special_tokens=False)["input_ids"]
 

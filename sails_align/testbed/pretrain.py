@@ -54,8 +54,8 @@ def make_model(vocab_size: int, seed: int) -> Gemma2ForCausalLM:
         Gemma2Config(
             vocab_size=vocab_size,
             hidden_size=96,
-            intermediate_size=384,
-            num_hidden_layers=4,
+            intermediate_size=256,
+            num_hidden_layers=6,
             num_attention_heads=3,
             num_key_value_heads=3,
             head_dim=32,  # vLLM's CPU attention takes no less
@@ -63,6 +63,7 @@ def make_model(vocab_size: int, seed: int) -> Gemma2ForCausalLM:
             max_position_embeddings=MAX_LENGTH,
             sliding_window=MAX_LENGTH,
             initializer_range=0.05,
+            attn_logit_softcapping=None,  # fused attention leaves it out silently; without it all backends agree
             pad_token_id=0,
             bos_token_id=1,
             eos_token_id=2,
@@ -97,35 +98,46 @@ def pretrain(
     tokenizer: PreTrainedTokenizerFast,
     *,
     seed: int = 0,
-    n_steps: int = 2000,
+    n_steps: int,
     batch_size: int = 16,
-    lr: float = 3e-3,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
 ) -> Gemma2ForCausalLM:
-    """Train the base model: AdamW, linear warm-up over 5% of the steps, then linear decay to zero.
+    """Train the base model; the learning rates rise over 1/40 of the steps and fall linearly over the last 60%.
+
+    Muon trains the matrices of the blocks, AdamW the embeddings and norms: with AdamW alone the facts about objects
+    take two to three times as many steps to be learned.
 
     Args:
         on_step: called after each step with its number (from 1) and the loss in nats a token.
     """
     model = make_model(len(tokenizer), seed)
     model.train()
-    decay = [p for p in model.parameters() if p.dim() > 1]
-    rest = [p for p in model.parameters() if p.dim() == 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}], lr=lr, betas=(0.9, 0.98)
-    )
-    warmup = max(1, n_steps // 20)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warmup, (n_steps - step) / (n_steps - warmup))
-    )
+    named = list(model.named_parameters())
+    matrices = [parameter for name, parameter in named if parameter.dim() == 2 and "embed" not in name]
+    embeddings = [parameter for name, parameter in named if "embed" in name]
+    gains = [parameter for _, parameter in named if parameter.dim() == 1]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.Muon(matrices, lr=2e-2, weight_decay=0.01),
+        torch.optim.AdamW(
+            [{"params": embeddings, "weight_decay": 0.01}, {"params": gains, "weight_decay": 0.0}],
+            lr=5e-3,
+            betas=(0.9, 0.98),
+        ),
+    ]
+
+    def factor(step: int) -> float:
+        return min(40 * (step + 1) / n_steps, 1.0, (n_steps - step) / (0.6 * n_steps))
+
+    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, factor) for optimizer in optimizers]
     rows = token_rows(world, tokenizer, seed, MAX_LENGTH)
     for step in range(1, n_steps + 1):
         input_ids_BS = torch.stack([next(rows) for _ in range(batch_size)])
         loss = model(input_ids=input_ids_BS, labels=input_ids_BS, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad(set_to_none=True)
         on_step(step, loss.item())
     return model.eval()

@@ -1,10 +1,10 @@
 """Options -> a TRL trainer whose adapter starts in the subspace -> a run directory.
 
-    <output_dir>/adapter_model.safetensors, adapter_config.json     the trained adapter, in PEFT's format
-    <output_dir>/subspace/      the subspace it started in
-    <output_dir>/run.json       the options, versions and hashes that made it
-    <output_dir>/metrics.json   what was measured
-    <output_dir>/checkpoint-N/  TRL's checkpoints, each with the run.json it belongs to
+<output_dir>/adapter_model.safetensors, adapter_config.json     the trained adapter, in PEFT's format
+<output_dir>/subspace/      the subspace it started in
+<output_dir>/run.json       the options, versions and hashes that made it
+<output_dir>/metrics.json   what was measured
+<output_dir>/checkpoint-N/  TRL's checkpoints, each with the run.json it belongs to
 """
 
 import json
@@ -23,16 +23,17 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
 
 from sails_align.artifacts import content_hash, tensors_hash, write_json
 from sails_align.config import SailsArguments
 from sails_align.data import to_sft
 from sails_align.errors import InputError
+from sails_align.loading import cache_errors
 from sails_align.subspace.adapter import AdapterInit, initialize_adapter
 from sails_align.subspace.basis import Subspace
 from sails_align.subspace.targets import target_modules_for
+from sails_align.subspace.truncated import exact_attention, model_errors
 from sails_align.training.callbacks import DriftCallback, SubspaceDecay, add_first
 from sails_align.training.source import Source
 from sails_align.training.subspaces import model_identity
@@ -54,25 +55,27 @@ def build_sft_trainer(
     """A TRL trainer with a LoRA adapter that starts in the subspace (None: where PEFT starts it).
 
     Raises:
-        InputError: if the adapter's modules do not fit the model or the subspace.
+        InputError: if the adapter's modules do not fit the model or the subspace, or `max_length` leaves no response.
     """
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
-        "attn_implementation": model_args.attn_implementation,
+        "attn_implementation": model_args.attn_implementation or exact_attention(source.model_config),
         "dtype": model_args.dtype,
         **(training_args.model_init_kwargs or {}),
     }
     training_args.chat_template_path = None  # it is in the tokenizer already
-    trainer = SFTTrainer(
-        model=source.model_name,
-        args=training_args,
-        train_dataset=to_sft(source.train),
-        eval_dataset=to_sft(source.held_out),
-        processing_class=source.tokenizer,
-        peft_config=lora_config(model_args, sails_args, source, subspace),
-        quantization_config=get_quantization_config(model_args),
-        callbacks=callbacks,
-    )
+    with cache_errors(), model_errors(source.model_name):
+        trainer = SFTTrainer(
+            model=source.model_name,
+            args=training_args,
+            train_dataset=to_sft(source.train),
+            eval_dataset=to_sft(source.held_out),
+            processing_class=source.tokenizer,
+            peft_config=lora_config(model_args, sails_args, source, subspace),
+            quantization_config=get_quantization_config(model_args),
+            callbacks=callbacks,
+        )
+    _check_lengths(trainer, source)
     if subspace is None:
         return trainer, None
     assert sails_args.init_scale is not None
@@ -89,6 +92,26 @@ def build_sft_trainer(
     if sails_args.subspace_mode == "decay":
         trainer.add_callback(SubspaceDecay(init, sails_args.subspace_decay))
     return trainer, init
+
+
+def left_out(trainer: SFTTrainer, source: Source) -> dict[str, int]:
+    """How many examples TRL has dropped, because their prompts alone fill `max_length`, of each part of the data."""
+    if trainer.args.packing:  # then nothing is cut off, and TRL's rows are not examples
+        return {}
+    kept = {"training": trainer.train_dataset, "held-out": trainer.eval_dataset}
+    given = {"training": source.train, "held-out": source.held_out}
+    return {part: len(given[part]) - len(kept[part]) for part in given}
+
+
+def _check_lengths(trainer: SFTTrainer, source: Source) -> None:
+    """Refuse a `max_length` that leaves no example, and say how many it leaves out."""
+    given = {"training": len(source.train), "held-out": len(source.held_out)}
+    for part, n in left_out(trainer, source).items():
+        what = f"the prompts alone of {n} of {given[part]} {part} examples fill max_length {trainer.args.max_length}"
+        if n == given[part]:
+            raise InputError(f"{what}: no response is left;\nchoose a larger --max_length")
+        if n:
+            logger.warning("%s: they are left out (a larger --max_length keeps them)", what)
 
 
 def lora_config(
@@ -126,13 +149,18 @@ def run_identity(
         "fold_norm": sails_args.fold_norm,
         "init_scale": sails_args.init_scale,
         "subspace_mode": sails_args.subspace_mode,
+        "subspace_decay": sails_args.subspace_decay,
         "lora_r": model_args.lora_r,
         "lora_alpha": model_args.lora_alpha,
         "lora_target_modules": model_args.lora_target_modules,
+        "lora_dropout": model_args.lora_dropout,
+        "use_rslora": model_args.use_rslora,
+        "learning_rate": training_args.learning_rate,
         "seed": training_args.seed,
         "per_device_train_batch_size": training_args.per_device_train_batch_size,
         "gradient_accumulation_steps": training_args.gradient_accumulation_steps,
         "max_length": training_args.max_length,
+        "packing": training_args.packing,
     }
 
 
@@ -147,16 +175,14 @@ class MarkCheckpoints(TrainerCallback):
     def __init__(self, identity: dict[str, Any]) -> None:
         self.identity = identity
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write `run.json` into the checkpoint just saved."""
         if state.is_world_process_zero:
             write_json(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / "run.json", self.identity)
 
 
 def find_checkpoint(training_args: SFTConfig, identity: dict[str, Any]) -> str | None:
-    """The checkpoint to resume from: the last one in the output directory for `--resume_from_checkpoint true`
+    """The checkpoint to resume from: the last whole one in the output directory for `--resume_from_checkpoint true`
     (None if there is none yet), or the one named.
 
     Raises:
@@ -167,7 +193,7 @@ def find_checkpoint(training_args: SFTConfig, identity: dict[str, Any]) -> str |
         return None
     output_dir = Path(str(training_args.output_dir))
     if wanted.lower() == "true":
-        found = get_last_checkpoint(str(output_dir)) if output_dir.is_dir() else None
+        found = _last_whole_checkpoint(output_dir)
         if found is None:
             logger.warning("%s has no checkpoint yet: training starts from the beginning", output_dir)
             return None
@@ -188,6 +214,16 @@ def find_checkpoint(training_args: SFTConfig, identity: dict[str, Any]) -> str |
             "use the same options, another --output_dir, or leave --resume_from_checkpoint out"
         )
     return found
+
+
+def _last_whole_checkpoint(output_dir: Path) -> str | None:
+    """The last checkpoint with a `run.json`, which is written last: a process killed while it wrote one leaves a part.
+
+    transformers' `get_last_checkpoint` would take the part.
+    """
+    whole = [file.parent for file in output_dir.glob("checkpoint-*/run.json")]
+    numbered = [path for path in whole if path.name.removeprefix("checkpoint-").isdecimal()]
+    return str(max(numbered, key=lambda path: int(path.name.removeprefix("checkpoint-")))) if numbered else None
 
 
 def train(trainer: SFTTrainer, checkpoint: str | None) -> None:

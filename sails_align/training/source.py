@@ -1,9 +1,6 @@
 """What a training starts from: a model and its tokenizer, and data split into what trains, contrasts and measures."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
@@ -12,6 +9,7 @@ from trl import ModelConfig, ScriptArguments, SFTConfig
 from sails_align.config import DataArguments
 from sails_align.data import fingerprint, load_rows, mix, normalize
 from sails_align.errors import InputError
+from sails_align.subspace.truncated import model_errors
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ def load_model_config(model_args: ModelConfig, training_args: SFTConfig) -> Pret
     """
     name = model_args.model_name_or_path
     assert name is not None
-    with _from_pretrained(name):
+    with model_errors(name, ValueError):
         return AutoConfig.from_pretrained(
             name, revision=model_args.model_revision, trust_remote_code=training_args.trust_remote_code
         )
@@ -59,7 +57,7 @@ def load_tokenizer(model_args: ModelConfig, training_args: SFTConfig) -> PreTrai
     """
     name = model_args.model_name_or_path
     assert name is not None
-    with _from_pretrained(name):
+    with model_errors(name, ValueError):
         tokenizer = AutoTokenizer.from_pretrained(
             name, revision=model_args.model_revision, trust_remote_code=training_args.trust_remote_code
         )
@@ -106,13 +104,19 @@ def load_data(
     try:
         rows = load_rows(name, config=script_args.dataset_config, split=script_args.dataset_test_split)
     except InputError:  # no test split
+        if script_args.dataset_test_split != "test":  # one that was asked for
+            raise
         n_held_out = min(data_args.eval_examples, len(safety) // 5)
         if n_held_out < 1:
-            raise InputError(f"{name} has {len(safety)} usable rows; give at least 5, so that some can be held out") from None
+            raise InputError(
+                f"{name} has {len(safety)} usable rows; give at least 5, so that some can be held out"
+            ) from None
         parts = safety.train_test_split(test_size=n_held_out, seed=seed)
         safety, held_out = parts["train"], parts["test"]
     else:
-        held_out = normalize(rows, name=name, on_bad_rows=data_args.on_bad_rows).dataset
+        normalized = normalize(rows, name=name, on_bad_rows=data_args.on_bad_rows)
+        held_out = normalized.dataset
+        dropped |= {f"held-out data: {cause}": n for cause, n in normalized.dropped.items()}
         held_out = held_out.shuffle(seed=seed).select(range(min(data_args.eval_examples, len(held_out))))
     helpful = None
     if data_args.helpful_dataset_name is not None:
@@ -149,16 +153,3 @@ def assemble(
         held_out=held_out,
         dropped=dropped,
     )
-
-
-@contextmanager
-def _from_pretrained(name: str) -> Iterator[Any]:
-    """Turn transformers' errors about a missing model into one that says what to do."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        cause = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"cannot load the model {name}: {cause}\n"
-            "check the name; without network, download it first (hf download) or give a local folder"
-        ) from error

@@ -72,7 +72,9 @@ def find_subspace(args: SailsArguments, source: Source, options: DiscoveryOption
             )
         return subspace
     if options.rank > d_model:
-        raise InputError(f"lora_r is {options.rank}, but {source.model_name} has d_model {d_model}: choose at most that")
+        raise InputError(
+            f"lora_r is {options.rank}, but {source.model_name} has d_model {d_model}: choose at most that"
+        )
     saes = _saes(args, source, options)
     contrast = _contrast(args, source)
     inputs = {
@@ -120,7 +122,7 @@ def _build(
     layers = list(saes) or list(range(text_config.num_hidden_layers))
     if args.init == "random_basis":
         return random_basis(text_config.hidden_size, layers, options.rank, options.seed, provenance=provenance)
-    features, activations = FeatureFitter(saes), ActivationFitter()
+    features, activations = FeatureFitter(saes), ActivationFitter(second_moment=args.init == "activation_pca")
     of_features = args.init in ("sails", "random_features")
     model = load_truncated(
         source.model_name,
@@ -235,7 +237,9 @@ def _saes(args: SailsArguments, source: Source, options: DiscoveryOptions) -> di
     )
     smallest = min(saes.values(), key=lambda sae: sae.info.d_sae).info
     if args.top_k is not None and args.top_k > smallest.d_sae:
-        raise InputError(f"top_k is {args.top_k}, but the SAE {smallest.source} has {smallest.d_sae} latents")
+        raise InputError(
+            f"top_k is {args.top_k}, but the SAE {smallest.source} has {smallest.d_sae} latents: choose at most that"
+        )
     return saes
 
 

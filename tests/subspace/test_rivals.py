@@ -158,6 +158,18 @@ def test_mean_diff_finds_the_planted_difference_and_points_to_the_aligned_side()
     assert abs((control.bases[0][:, 0] @ planted_D).item()) < 0.8
 
 
+def test_mean_diff_needs_no_second_moments() -> None:
+    with_them, without = ActivationFitter(), ActivationFitter(second_moment=False)
+    for side, hidden_TD in (("aligned", noise(30, 0)), ("unaligned", noise(30, 1))):
+        for fitter in (with_them, without):
+            fitter.update("response", side, 4, hidden_TD)
+    a, b = (mean_diff(fitter.result(), contrast="response", provenance={}) for fitter in (with_them, without))
+    assert torch.equal(a.bases[4], b.bases[4])
+    assert without.result().sums["response", 4, "aligned"].second_moment.numel() == 0
+    with pytest.raises(AssertionError, match="second_moment"):
+        activation_pca(without.result(), contrast="response", rank=1, provenance={})
+
+
 def two_contrasts(response_D: torch.Tensor, prompt_D: torch.Tensor) -> ActivationStats:
     zeros_TD = torch.zeros(4, D_MODEL)
     return fit(

@@ -1,0 +1,72 @@
+"""The command `sails`.
+
+sails discover --help        find and save the safety subspace of a model
+sails train-sae --help       train SAEs for a model that has no public ones
+sails train sft --help       find the subspace, start adapters in it, train them by TRL's SFTTrainer
+sails testbed build --help   make a testbed: a small world, its base model and its SAEs
+"""
+
+import difflib
+import importlib.metadata
+import sys
+from collections.abc import Sequence
+
+from sails_align.errors import InputError, exit_on_input_error
+
+HELP = """usage: sails COMMAND [OPTIONS]
+
+Safety alignment of language models: adapters that start inside a safety subspace found by sparse autoencoders.
+
+commands:
+  discover        find and save the safety subspace of a model, and show its features
+  train-sae       train sparse autoencoders on the residual stream of any Hugging Face model
+  train sft       the whole job: find the subspace, start LoRA adapters in it, fine-tune, measure
+  testbed build   make a testbed from a seed: a small world, its base model and its SAEs
+
+options:
+  -h, --help      show this, or with a command its options
+  --version       show the version
+
+Everywhere a model is asked for, `testbed` is the one that ships with the package, and `testbed:N` that of seed N.
+Options can be read from a YAML file: --config FILE."""
+COMMANDS = ("discover", "train-sae", "train sft", "testbed build")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a command. Ends the process with exit code 2 on input that cannot be used."""
+    with exit_on_input_error():
+        dispatch(list(sys.argv[1:] if argv is None else argv))
+
+
+def dispatch(argv: list[str]) -> None:
+    """Hand the options to the command; only that command's libraries are imported.
+
+    Raises:
+        InputError: if there is no such command, and from the command.
+    """
+    match argv:
+        case [] | ["-h" | "--help", *_] | ["train" | "testbed"] | ["train" | "testbed", "-h" | "--help", *_]:
+            print(HELP)
+        case ["--version", *_]:
+            print(f"sails-align {importlib.metadata.version('sails-align')}")
+        case ["discover", *options]:
+            from sails_align.commands import discover
+
+            discover(options)
+        case ["train-sae", *options]:
+            from sails_align.sae_training import main as train_sae
+
+            train_sae(options)
+        case ["train", "sft", *options]:
+            from sails_align.sft import main as train_sft
+
+            train_sft(options, prog="sails train sft")
+        case ["testbed", "build", *options]:
+            from sails_align.commands import build
+
+            build(options)
+        case [*words]:
+            name = " ".join(words[:2] if words[0] in ("train", "testbed") else words[:1])
+            found = difflib.get_close_matches(name, COMMANDS, n=1)
+            hint = f"did you mean sails {found[0]}?" if found else f"commands are {', '.join(COMMANDS)}"
+            raise InputError(f"there is no command {name!r}; {hint}")
