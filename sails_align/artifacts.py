@@ -9,6 +9,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from sails_align.errors import InputError
@@ -70,35 +70,40 @@ def package_versions() -> dict[str, str | None]:
     return versions
 
 
+REMEDIES = {
+    errno.ENOSPC: "free some space, or choose another disk with --output_dir",
+    errno.EDQUOT: "your disk quota is used up: free some space, or choose another disk with --output_dir",
+    errno.EROFS: "the file system is read-only: choose another folder with --output_dir",
+    errno.EACCES: "you may not write there: choose another folder with --output_dir",
+    errno.EPERM: "you may not write there: choose another folder with --output_dir",
+    errno.ENOTDIR: "a part of the path is a file: choose another folder with --output_dir",
+    errno.EEXIST: "a part of the path is a file: choose another folder with --output_dir",
+}
+
+
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Turn a full, read-only or forbidden disk into an `InputError` that names the path."""
-    remedies = {
-        errno.ENOSPC: "free some space, or choose another disk with --output_dir",
-        errno.EROFS: "the file system is read-only: choose another folder with --output_dir",
-        errno.EACCES: "you may not write there: choose another folder with --output_dir",
-        errno.EPERM: "you may not write there: choose another folder with --output_dir",
-        errno.ENOTDIR: "a part of the path is a file: choose another folder with --output_dir",
-        errno.EEXIST: "a part of the path is a file: choose another folder with --output_dir",
-        errno.EDQUOT: "your disk quota is used up: free some space, or choose another disk with --output_dir",
-    }
     try:
         yield
-    except OSError as error:
-        if error.errno not in remedies:
+    except InputError:
+        raise
+    except Exception as error:  # tokenizers raises nothing more specific
+        code = _error_number(error)
+        if code not in REMEDIES:
             raise
-        raise InputError(f"cannot write {path}: {error.strerror}; {remedies[error.errno]}") from error
-    except SafetensorError as error:  # safetensors hides the errno of a failed write in the text
-        if "os error" not in str(error).lower() and "I/O" not in str(error):
-            raise
-        raise InputError(f"cannot write {path}: {error}; free some space, or choose another --output_dir") from error
-    except RuntimeError as error:  # so does torch.save, which knows only that less was written than it meant to write
-        if "inline_container" not in str(error) and "PytorchStreamWriter" not in str(error):
-            raise
-        raise InputError(
-            f"cannot write {path}: torch.save could not write a whole file; free some space, or choose another disk "
-            "with --output_dir"
-        ) from error
+        raise InputError(f"cannot write {path}: {os.strerror(code)}; {REMEDIES[code]}") from error
+
+
+def _error_number(error: Exception) -> int | None:
+    """The system's error number, if that is what an exception is about."""
+    if isinstance(error, OSError):
+        return error.errno
+    if found := re.search(r"\(os error (\d+)\)", str(error)):  # in the text: safetensors and tokenizers
+        return int(found[1])
+    # torch.save says only that less was written than it meant to write.
+    is_short = isinstance(error, RuntimeError) and re.search("inline_container|PytorchStreamWriter", str(error))
+    return errno.ENOSPC if is_short else None
 
 
 @contextmanager

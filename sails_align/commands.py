@@ -47,7 +47,9 @@ def layer_table(layer: int, n_directions: int, provenance: dict[str, Any]) -> Ta
     features = provenance["features"]["layers"][str(layer)]
     n_kept = len(features["ids"])
     kept = provenance["layers"][str(layer)]["variance_kept"]
-    table = Table(title=f"layer {layer}: {n_kept} features -> {n_directions} PCA {directions} ({kept:.0%} of their variance)")
+    table = Table(
+        title=f"layer {layer}: {n_kept} features -> {n_directions} PCA {directions} ({kept:.0%} of their variance)"
+    )
     for heading in ("feature", "delta", "score", "active, aligned", "active, unaligned"):
         table.add_column(heading, justify="right")
     names = ("ids", "delta", "score", "rate_aligned", "rate_unaligned")

@@ -27,7 +27,7 @@ PAIRS = [
 
 @pytest.fixture(scope="module")
 def testbed() -> build.Testbed:
-    return build.load_testbed(Path("/tmp/tb"))
+    return build.load_testbed(ASSETS)
 
 
 def sails(*argv: str) -> subprocess.CompletedProcess[str]:

@@ -28,8 +28,8 @@ from sails_align.testbed.world import World, WorldConfig
 
 ASSETS = Path(__file__).parent / "assets"
 FORMAT = 1
-N_STEPS = 1100
-SAE_LAYERS = (1, 2, 3, 4)
+N_STEPS = 1300
+SAE_LAYERS = (1, 2, 3)
 D_SAE, SAE_K, SAE_TOKENS = 512, 16, 400_000
 MODEL_NAME = "testbed"
 

@@ -54,8 +54,8 @@ def make_model(vocab_size: int, seed: int) -> Gemma2ForCausalLM:
         Gemma2Config(
             vocab_size=vocab_size,
             hidden_size=96,
-            intermediate_size=256,
-            num_hidden_layers=6,
+            intermediate_size=384,
+            num_hidden_layers=5,
             num_attention_heads=3,
             num_key_value_heads=3,
             head_dim=32,  # vLLM's CPU attention takes no less

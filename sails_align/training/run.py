@@ -96,6 +96,7 @@ def build_sft_trainer(
 
 def left_out(trainer: SFTTrainer, source: Source) -> dict[str, int]:
     """How many examples TRL has dropped, because their prompts alone fill `max_length`, of each part of the data."""
+    assert isinstance(trainer.args, SFTConfig)
     if trainer.args.packing:  # then nothing is cut off, and TRL's rows are not examples
         return {}
     kept = {"training": trainer.train_dataset, "held-out": trainer.eval_dataset}
@@ -105,6 +106,7 @@ def left_out(trainer: SFTTrainer, source: Source) -> dict[str, int]:
 
 def _check_lengths(trainer: SFTTrainer, source: Source) -> None:
     """Refuse a `max_length` that leaves no example, and say how many it leaves out."""
+    assert isinstance(trainer.args, SFTConfig)
     given = {"training": len(source.train), "held-out": len(source.held_out)}
     for part, n in left_out(trainer, source).items():
         what = f"the prompts alone of {n} of {given[part]} {part} examples fill max_length {trainer.args.max_length}"
