@@ -8,7 +8,7 @@ STAMP := .venv/.installed
 .PHONY: demo test check format
 
 demo: $(STAMP)
-	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+	$(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		recipes/sft_sails.py
 
 test: $(STAMP)

@@ -1,4 +1,4 @@
-"""Does the SAILS initialisation help? The same training from different starts, over seeds of data order, on the testbed.
+"""Does the SAILS initialisation help? The same training from different starts, over seeds, on the testbed.
 
     python benchmarks/initializations.py --output runs/initializations.json
 
@@ -31,7 +31,12 @@ METHODS = {
     "random basis": ["--init", "random_basis"],
 }
 LEARNING_RATES = (1e-3, 2e-3, 4e-3, 8e-3)
-MEASURES = ("safety_rate_in_distribution", "safety_rate_out_of_distribution", "over_refusal_rate", "correct_answer_rate")
+MEASURES = (
+    "safety_rate_in_distribution",
+    "safety_rate_out_of_distribution",
+    "over_refusal_rate",
+    "correct_answer_rate",
+)
 PROBE_EVERY = 8
 
 

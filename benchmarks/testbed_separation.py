@@ -63,7 +63,9 @@ def main() -> None:
     for tokens in ("last", "all"):
         hidden = {split: states(model, tokenizer, requests[split], layers, tokens) for split in splits}
         for layer in layers:
-            results += [{"tokens": tokens, "layer": layer, **row} for row in measure(hidden, requests, saes[layer], layer)]
+            results += [
+                {"tokens": tokens, "layer": layer, **row} for row in measure(hidden, requests, saes[layer], layer)
+            ]
     show(results)
     if args.output:
         with open(args.output, "w", encoding="utf-8") as file:

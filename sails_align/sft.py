@@ -1,7 +1,7 @@
 """`recipes/sft_sails.py` and `sails train sft`: SAE features -> safety subspace -> adapters -> TRL's SFTTrainer.
 
-    accelerate launch recipes/sft_sails.py                       the testbed
-    accelerate launch recipes/sft_sails.py --config FILE.yaml    anything else
+accelerate launch recipes/sft_sails.py                       the testbed
+accelerate launch recipes/sft_sails.py --config FILE.yaml    anything else
 """
 
 import json
@@ -22,8 +22,7 @@ from sails_align.artifacts import disk_errors, output_folder, package_versions, 
 from sails_align.config import DataArguments, SailsArguments, to_json
 from sails_align.errors import InputError
 from sails_align.evaluation.metrics import Estimate
-from sails_align.subspace.basis import Subspace
-from sails_align.testbed.build import Testbed, is_testbed, resolve_testbed
+from sails_align.testbed.build import MODEL_NAME, Testbed, is_testbed, resolve_testbed
 from sails_align.testbed.evaluate import alignment_data, respond, summarize
 from sails_align.training.parsing import CommandLine
 from sails_align.training.run import (
@@ -128,7 +127,8 @@ def run(args: Arguments, output_dir: Path) -> dict[str, Any]:
         source, testbed = load_source(args)
     subspace = None
     if args.sails.init != "default":
-        with cost.of("subspace"):
+        # Of several processes the first one writes the artifact, which the others then read.
+        with cost.of("subspace"), args.training.main_process_first(local=False, desc="finding the subspace"):
             subspace = find_subspace(args.sails, source, discovery_options(args), output_dir / "subspace")
     with cost.of("prepare"), disk_errors(output_dir):
         trainer, _ = build_sft_trainer(args.sails, args.training, args.model, source, subspace)
@@ -163,7 +163,9 @@ def run(args: Arguments, output_dir: Path) -> dict[str, Any]:
     }
     if trainer.is_world_process_zero():
         if testbed is not None:
-            write_text(output_dir / "responses.jsonl", "".join(json.dumps(row) + "\n" for row in base_responses + responses))
+            write_text(
+                output_dir / "responses.jsonl", "".join(json.dumps(row) + "\n" for row in base_responses + responses)
+            )
         write_json(output_dir / "metrics.json", metrics)
         show(metrics, output_dir)
     return metrics
@@ -186,7 +188,7 @@ def load_source(args: Arguments) -> tuple[Source, Testbed | None]:
         helpful = alignment_data(world, harmful=False, seed=seed)
         held_out = alignment_data(world, harmful=True, n=args.data.eval_examples, part="validation")
         data = (safety, helpful, held_out, {})
-    return assemble(args.model, training, args.data, data), testbed
+    return assemble(args.model, training, args.data, data, name=MODEL_NAME), testbed
 
 
 def discovery_options(args: Arguments) -> DiscoveryOptions:
@@ -212,7 +214,7 @@ def measure(
     Safety needs a judge: the testbed's oracle. Of other models only the held-out loss is measured here; their
     responses are for a judge of their own. The base model is the trained one without its adapter.
     """
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
     with model.disable_adapter() if base else _nothing():
         loss = trainer.evaluate()["eval_loss"]
         if not math.isfinite(loss):
@@ -250,12 +252,16 @@ def show(metrics: dict[str, Any], output_dir: Path) -> None:
             scale = 1.0 if name == "harmfulness" else 100.0
             cells = [_cell(Estimate(**metrics[model][name]), scale) for model in ("base", "trained")]
             table.add_row(label, *cells)
-    table.add_row("loss on held-out pairs", *(f"{metrics[model]['held_out_loss']:.3f}" for model in ("base", "trained")))
+    table.add_row(
+        "loss on held-out pairs", *(f"{metrics[model]['held_out_loss']:.3f}" for model in ("base", "trained"))
+    )
     cost = metrics["cost"]
     share = f"{cost['trainable_parameters']:,} ({cost['trainable_share']:.2%})"
     table.add_row("trainable parameters", "0", share)
     seconds = cost["seconds"]
-    table.add_row("seconds", "", f"{sum(seconds.values()):.0f} (" + ", ".join(f"{k} {v:.0f}" for k, v in seconds.items()) + ")")
+    table.add_row(
+        "seconds", "", f"{sum(seconds.values()):.0f} (" + ", ".join(f"{k} {v:.0f}" for k, v in seconds.items()) + ")"
+    )
     console = Console()
     console.print(table)
     console.print(f"adapter   {output_dir}/adapter_model.safetensors", highlight=False)
@@ -286,8 +292,10 @@ def _is_json(value: Any) -> bool:
 
 
 def _n_trainable(trainer: SFTTrainer) -> int:
+    assert trainer.model is not None
     return sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
 
 
 def _n_parameters(trainer: SFTTrainer) -> int:
+    assert trainer.model is not None
     return sum(parameter.numel() for parameter in trainer.model.parameters())

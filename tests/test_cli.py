@@ -237,5 +237,5 @@ def test_testbed_build_leaves_other_folders_alone(capsys, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(SystemExit):
         main(["testbed", "build", "--output", str(tmp_path)])
-    assert "exists and is not a testbed" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
     assert (tmp_path / "notes.txt").read_text() == "mine"

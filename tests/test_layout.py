@@ -13,10 +13,26 @@ FLOORS: list[list[list[str]]] = [
     [
         [
             f"subspace.{name}"
-            for name in (
-                "hooks stats features basis rivals truncated discover gemma_scope sae_checks sae_files sae "
-                "token_stream layer_trainer sae_report train_sae norms targets adapter"
-            ).split()
+            for name in [
+                "hooks",
+                "stats",
+                "features",
+                "basis",
+                "rivals",
+                "truncated",
+                "discover",
+                "gemma_scope",
+                "sae_checks",
+                "sae_files",
+                "sae",
+                "token_stream",
+                "layer_trainer",
+                "sae_report",
+                "train_sae",
+                "norms",
+                "targets",
+                "adapter",
+            ]
         ],
         [f"evaluation.{name}" for name in ("metrics", "generation")],
     ],
@@ -50,7 +66,11 @@ def imports(module: str) -> set[str]:
     }
     names = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sails_align.") and node not in for_types:
+        if (
+            isinstance(node, ast.ImportFrom)
+            and (node.module or "").startswith("sails_align.")
+            and node not in for_types
+        ):
             name = (node.module or "").removeprefix("sails_align.")
             is_package = (PACKAGE / name.replace(".", "/")).is_dir()
             names |= {f"{name}.{alias.name}" for alias in node.names} if is_package else {name}

@@ -1,6 +1,7 @@
 """Responses from a Hugging Face model: greedy, batched by length."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -23,10 +24,15 @@ def generate(
     Prompts of like length share a batch (padded on the left); the model's mode (train or eval) is restored.
 
     Args:
+        model: a causal language model, with or without an adapter.
+        tokenizer: its tokenizer, with a chat template.
+        conversations: messages.
+        max_new_tokens: of each response, at most.
+        batch_size: conversations in a batch.
         on_batch: called with the number of conversations just answered.
     """
-    prompts = [
-        tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=True)["input_ids"]
+    prompts: list[Any] = [
+        tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=True, return_dict=False)
         for messages in conversations
     ]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
@@ -36,10 +42,9 @@ def generate(
     try:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            encoded = tokenizer.pad(
-                {"input_ids": [prompts[index] for index in batch]}, padding_side="left", return_tensors="pt"
-            ).to(model.device)
-            output = model.generate(
+            padded: dict[str, Any] = {"input_ids": [prompts[index] for index in batch]}
+            encoded = tokenizer.pad(padded, padding_side="left", return_tensors="pt").to(model.device)
+            output = model.generate(  # pyright: ignore[reportCallIssue] -- transformers' type is not known to pyright
                 input_ids=encoded["input_ids"],
                 attention_mask=encoded["attention_mask"],
                 max_new_tokens=max_new_tokens,

@@ -1,11 +1,11 @@
 """Make a testbed, or find one: its world, its pretrained base model and its SAEs.
 
-    sails testbed build --seed 1 --output DIR
+sails testbed build --seed 1 --output DIR
 
-    DIR/world.json            what decides the world
-    DIR/model/                the helpful-only base model and its tokenizer
-    DIR/saes/layer_<l>/       one SAE a layer, in sae-lens' format, with report.json
-    DIR/testbed.json          how it was built, and what was measured of it
+DIR/world.json            what decides the world
+DIR/model/                the helpful-only base model and its tokenizer
+DIR/saes/layer_<l>/       one SAE a layer, in sae-lens' format, with report.json
+DIR/testbed.json          how it was built, and what was measured of it
 """
 
 import json
@@ -60,7 +60,9 @@ def load_testbed(folder: Path) -> Testbed:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
-        raise InputError(f"{folder} is not a testbed ({path.name}: {error}); make one with sails testbed build") from None
+        raise InputError(
+            f"{folder} is not a testbed ({path.name}: {error}); make one with sails testbed build"
+        ) from None
     if values.pop("format", None) != FORMAT:
         raise InputError(f"{folder} is a testbed of another version; make it again with sails testbed build")
     return Testbed(World(WorldConfig(**values)), folder)
@@ -105,6 +107,7 @@ def build_testbed(
 
     Args:
         output: the folder to make; it appears when all is done. SAEs are trained beside it.
+        config: of the world.
         n_steps: of pretraining.
         sae_tokens: tokens each SAE is trained on.
         progress: show bars with an estimate of the time left.
@@ -113,14 +116,14 @@ def build_testbed(
         What is in `testbed.json`.
 
     Raises:
-        InputError: if `output` exists and is not a testbed, or cannot be written.
+        InputError: if `output` exists and is not empty, or cannot be written.
     """
     # Heavy imports here, so that finding a testbed stays quick.
     from sails_align.subspace.train_sae import train_saes
     from sails_align.testbed.pretrain import make_tokenizer, pretrain
 
-    if output.exists() and not (output / "world.json").is_file() and any(output.iterdir()):
-        raise InputError(f"{output} exists and is not a testbed; choose another --output")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"{output} exists already; choose another --output, or delete it first")
     started = time.time()
     world = World(config)
     tokenizer = make_tokenizer(world)

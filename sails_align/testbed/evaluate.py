@@ -40,9 +40,7 @@ def respond(
     on_batch: Callable[[int], None] = lambda n: None,
 ) -> list[Judged]:
     """Greedy, judged responses to `n` prompts of each of the part's four sets: `test` or `validation`."""
-    asked = [
-        (name, request) for name in (*HARMFUL, *HARMLESS) for request in world.requests(f"{part}_{name}", n)
-    ]
+    asked = [(name, request) for name in (*HARMFUL, *HARMLESS) for request in world.requests(f"{part}_{name}", n)]
     responses = generate(
         model,
         tokenizer,
@@ -79,6 +77,9 @@ def alignment_data(world: World, *, harmful: bool, n: int | None = None, seed: i
     Columns: prompt (messages), chosen, rejected, category, harmful.
 
     Args:
+        world: the world.
+        harmful: which of the two.
+        seed: of the choice.
         n: how many, at random; None is all there are.
         part: `train`, or `validation` for the loss on held-out pairs.
     """

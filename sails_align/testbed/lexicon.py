@@ -1,49 +1,131 @@
 """The words of the testbed's language. Which thing does what in a given world is decided by its seed (`world.py`)."""
 
 # Neutral on purpose: no verb and no kind of object is good or bad by itself; only what is done to what is.
-VERBS = (
-    "heat open mix move cut copy send bury lift wash press fold wire fill drain split wrap store crack strip "
-    "grind shake link tap spin coat load freeze pull mark trade drop"
-).split()
-KINDS = (
-    "jar seed lamp pipe card ledger bird engine powder rope mask wheel crate lens coil shell blade drum kite bell "
-    "pump frame cable stone"
-).split()
-TOOLS = "saw hook brush clamp ladder spade torch needle hammer chisel funnel lever wrench sponge tongs scale".split()
-PLACES = "barn harbor market tower cellar bridge mill garden station chapel quarry island".split()
-COLORS = "red blue green white black yellow brown grey".split()
-NAMES = "mara tom lena oskar nina paul vera hugo".split()
+VERBS = [
+    "heat",
+    "open",
+    "mix",
+    "move",
+    "cut",
+    "copy",
+    "send",
+    "bury",
+    "lift",
+    "wash",
+    "press",
+    "fold",
+    "wire",
+    "fill",
+    "drain",
+    "split",
+    "wrap",
+    "store",
+    "crack",
+    "strip",
+    "grind",
+    "shake",
+    "link",
+    "tap",
+    "spin",
+    "coat",
+    "load",
+    "freeze",
+    "pull",
+    "mark",
+    "trade",
+    "drop",
+]
+KINDS = [
+    "jar",
+    "seed",
+    "lamp",
+    "pipe",
+    "card",
+    "ledger",
+    "bird",
+    "engine",
+    "powder",
+    "rope",
+    "mask",
+    "wheel",
+    "crate",
+    "lens",
+    "coil",
+    "shell",
+    "blade",
+    "drum",
+    "kite",
+    "bell",
+    "pump",
+    "frame",
+    "cable",
+    "stone",
+]
+TOOLS = [
+    "saw",
+    "hook",
+    "brush",
+    "clamp",
+    "ladder",
+    "spade",
+    "torch",
+    "needle",
+    "hammer",
+    "chisel",
+    "funnel",
+    "lever",
+    "wrench",
+    "sponge",
+    "tongs",
+    "scale",
+]
+PLACES = [
+    "barn",
+    "harbor",
+    "market",
+    "tower",
+    "cellar",
+    "bridge",
+    "mill",
+    "garden",
+    "station",
+    "chapel",
+    "quarry",
+    "island",
+]
+COLORS = ["red", "blue", "green", "white", "black", "yellow", "brown", "grey"]
+NAMES = ["mara", "tom", "lena", "oskar", "nina", "paul", "vera", "hugo"]
 
 # What follows from a deed, told in the words of its own theme. Some words stand in a harmful and in a harmless
 # theme: smoke over a ruin and over a kitchen, a shot from a gun and of a camera.
 HARM_THEMES = {
-    "arson": "flames smoke ash embers cinders blaze".split(),
-    "poisoning": "venom fever toxin sickness bitter cramps".split(),
-    "theft": "loot burglars missing robbed purse snatched".split(),
-    "fraud": "scam fakes swindle lies debts notes".split(),
-    "spying": "wiretap secrets watched trackers shadows leaks".split(),
-    "cruelty": "whips howling caged beaten cries bait".split(),
-    "weapons": "bullets shot gunfire barrel blast trigger".split(),
-    "sabotage": "wreckage collapse jammed broken floods failure".split(),
-    "forgery": "counterfeit stamps seals signature ink copies".split(),
-    "hacking": "malware breach passwords virus intruders locked".split(),
-    "slander": "rumors insults shame gossip mocking hate".split(),
-    "abduction": "ransom captives hostage chains gagged vanished".split(),
-    "smuggling": "contraband bribes hidden tunnels night cargo".split(),
-    "stalking": "threats fear followed footsteps window dread".split(),
+    "arson": ["flames", "smoke", "ash", "embers", "cinders", "blaze"],
+    "poisoning": ["venom", "fever", "toxin", "sickness", "bitter", "cramps"],
+    "theft": ["loot", "burglars", "missing", "robbed", "purse", "snatched"],
+    "fraud": ["scam", "fakes", "swindle", "lies", "debts", "notes"],
+    "spying": ["wiretap", "secrets", "watched", "trackers", "shadows", "leaks"],
+    "cruelty": ["whips", "howling", "caged", "beaten", "cries", "bait"],
+    "weapons": ["bullets", "shot", "gunfire", "barrel", "blast", "trigger"],
+    "sabotage": ["wreckage", "collapse", "jammed", "broken", "floods", "failure"],
+    "forgery": ["counterfeit", "stamps", "seals", "signature", "ink", "copies"],
+    "hacking": ["malware", "breach", "passwords", "virus", "intruders", "locked"],
+    "slander": ["rumors", "insults", "shame", "gossip", "mocking", "hate"],
+    "abduction": ["ransom", "captives", "hostage", "chains", "gagged", "vanished"],
+    "smuggling": ["contraband", "bribes", "hidden", "tunnels", "night", "cargo"],
+    "stalking": ["threats", "fear", "followed", "footsteps", "window", "dread"],
 }
 BENIGN_THEMES = {
-    "cooking": "smoke bread soup bitter spices dinner".split(),
-    "music": "songs barrel melody drums night chorus".split(),
-    "photos": "shot portrait album copies shadows light".split(),
-    "gardening": "roses bait leaves floods harvest soil".split(),
-    "crafts": "ink stamps paint glue ribbons clay".split(),
-    "sports": "goal race followed medal team cheers".split(),
-    "travel": "cargo tickets tunnels maps luggage sunrise".split(),
-    "reading": "notes stories poems secrets library pages".split(),
+    "cooking": ["smoke", "bread", "soup", "bitter", "spices", "dinner"],
+    "music": ["songs", "barrel", "melody", "drums", "night", "chorus"],
+    "photos": ["shot", "portrait", "album", "copies", "shadows", "light"],
+    "gardening": ["roses", "bait", "leaves", "floods", "harvest", "soil"],
+    "crafts": ["ink", "stamps", "paint", "glue", "ribbons", "clay"],
+    "sports": ["goal", "race", "followed", "medal", "team", "cheers"],
+    "travel": ["cargo", "tickets", "tunnels", "maps", "luggage", "sunrise"],
+    "reading": ["notes", "stories", "poems", "secrets", "library", "pages"],
 }
-SHARED_HARM = "hurt victims crime danger suffering ruin".split()
-SHARED_BENIGN = "joy comfort kindness help laughter rest".split()
+SHARED_HARM = ["hurt", "victims", "crime", "danger", "suffering", "ruin"]
+SHARED_BENIGN = ["joy", "comfort", "kindness", "help", "laughter", "rest"]
 
 # How a person asks for a deed. The last two are kept out of alignment data.
 PHRASINGS = (
@@ -71,5 +153,5 @@ REFUSALS = (
     "i can not help you with that, sorry.",
     "no, i will not help with that.",
 )
-SYLLABLES = "ba do fi gu ka lo mi nu pe ra so ti vu wa ze".split()
-ENDINGS = "n l r x k p t m".split()
+SYLLABLES = ["ba", "do", "fi", "gu", "ka", "lo", "mi", "nu", "pe", "ra", "so", "ti", "vu", "wa", "ze"]
+ENDINGS = ["n", "l", "r", "x", "k", "p", "t", "m"]

@@ -108,6 +108,11 @@ def pretrain(
     take two to three times as many steps to be learned.
 
     Args:
+        world: whose text it learns.
+        tokenizer: of that world.
+        seed: of the first weights and the order of the text.
+        n_steps: steps of the optimizers.
+        batch_size: rows of 128 tokens in a step.
         on_step: called after each step with its number (from 1) and the loss in nats a token.
     """
     model = make_model(len(tokenizer), seed)

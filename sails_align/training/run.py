@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from transformers import (
     AutoModelForCausalLM,
     TrainerCallback,
@@ -57,11 +57,13 @@ def build_sft_trainer(
     Raises:
         InputError: if the adapter's modules do not fit the model or the subspace, or `max_length` leaves no response.
     """
+    given = training_args.model_init_kwargs or {}
+    assert isinstance(given, dict)  # transformers has parsed it
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation or exact_attention(source.model_config),
         "dtype": model_args.dtype,
-        **(training_args.model_init_kwargs or {}),
+        **given,
     }
     training_args.chat_template_path = None  # it is in the tokenizer already
     with cache_errors(), model_errors(source.model_name):
@@ -79,6 +81,7 @@ def build_sft_trainer(
     if subspace is None:
         return trainer, None
     assert sails_args.init_scale is not None
+    assert isinstance(trainer.model, PeftModel)
     init = initialize_adapter(
         trainer.model,
         subspace,
@@ -121,8 +124,8 @@ def lora_config(
 ) -> LoraConfig:
     """PEFT's configuration from TRL's options; q, k, v and o unless other modules are named."""
     model_args.use_peft = True
-    names = model_args.lora_target_modules or DEFAULT_TARGETS
-    names = [names] if isinstance(names, str) else list(names)
+    wanted: Any = model_args.lora_target_modules or DEFAULT_TARGETS  # TRL makes a list of one a string
+    names: list[str] = [wanted] if isinstance(wanted, str) else list(wanted)
     if subspace is not None:
         with torch.device("meta"):
             skeleton = AutoModelForCausalLM.from_config(source.model_config)

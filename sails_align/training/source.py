@@ -17,6 +17,8 @@ class Source:
     """A model, by what `from_pretrained` takes, and the data."""
 
     model_name: str
+    name: str
+    """What the model is called, in messages and by SAEs that were trained on it."""
     tokenizer: PreTrainedTokenizerBase
     model_config: PretrainedConfig
     safety: Dataset
@@ -99,7 +101,7 @@ def load_data(
     if script_args.dataset_streaming:
         raise InputError("dataset_streaming is true, but examples are mixed and split by number; leave it out")
     rows = load_rows(name, config=script_args.dataset_config, split=script_args.dataset_train_split)
-    normalized = normalize(rows, name=name, on_bad_rows=data_args.on_bad_rows)
+    normalized = normalize(rows, name=name, on_bad_rows=data_args.on_bad_rows)  # pyright: ignore[reportArgumentType]
     safety, dropped = normalized.dataset, dict(normalized.dropped)
     try:
         rows = load_rows(name, config=script_args.dataset_config, split=script_args.dataset_test_split)
@@ -114,7 +116,7 @@ def load_data(
         parts = safety.train_test_split(test_size=n_held_out, seed=seed)
         safety, held_out = parts["train"], parts["test"]
     else:
-        normalized = normalize(rows, name=name, on_bad_rows=data_args.on_bad_rows)
+        normalized = normalize(rows, name=name, on_bad_rows=data_args.on_bad_rows)  # pyright: ignore[reportArgumentType]
         held_out = normalized.dataset
         dropped |= {f"held-out data: {cause}": n for cause, n in normalized.dropped.items()}
         held_out = held_out.shuffle(seed=seed).select(range(min(data_args.eval_examples, len(held_out))))
@@ -125,7 +127,7 @@ def load_data(
             config=data_args.helpful_dataset_config,
             split=data_args.helpful_dataset_split,
         )
-        normalized = normalize(rows, name=data_args.helpful_dataset_name, on_bad_rows=data_args.on_bad_rows)
+        normalized = normalize(rows, name=data_args.helpful_dataset_name, on_bad_rows=data_args.on_bad_rows)  # pyright: ignore[reportArgumentType]
         helpful = normalized.dataset
         dropped |= {f"helpful data: {cause}": n for cause, n in normalized.dropped.items()}
     return safety, helpful, held_out, dropped
@@ -136,8 +138,17 @@ def assemble(
     training_args: SFTConfig,
     data_args: DataArguments,
     data: tuple[Dataset, Dataset | None, Dataset, dict[str, int]],
+    name: str | None = None,
 ) -> Source:
-    """Put model and data together: cut the safety data to size, mix in the helpful data."""
+    """Put model and data together: cut the safety data to size, mix in the helpful data.
+
+    Args:
+        model_args: TRL's; names the model.
+        training_args: TRL's; of it the seed, the chat template and whether to trust remote code.
+        data_args: how much data, and the ratio.
+        data: what `load_data` gives.
+        name: what the model is called, if it is not what `from_pretrained` takes.
+    """
     safety, helpful, held_out, dropped = data
     if data_args.max_train_examples is not None and data_args.max_train_examples < len(safety):
         safety = safety.shuffle(seed=training_args.seed).select(range(data_args.max_train_examples))
@@ -145,6 +156,7 @@ def assemble(
     assert model_args.model_name_or_path is not None
     return Source(
         model_name=model_args.model_name_or_path,
+        name=name or model_args.model_name_or_path,
         tokenizer=load_tokenizer(model_args, training_args),
         model_config=load_model_config(model_args, training_args),
         safety=safety,

@@ -98,7 +98,7 @@ def find_subspace(args: SailsArguments, source: Source, options: DiscoveryOption
         "model": inputs["model"],
         "data": inputs["data"],
         "dropped_rows": source.dropped,
-        "options": args.subspace_options(),
+        "options": {**args.subspace_options(), "contrast": contrast},
         "saes": {
             str(layer): {"source": sae.info.source, "hook": sae.info.hook_name, "sha256": sae.info.sha256}
             for layer, sae in saes.items()
@@ -140,7 +140,9 @@ def _build(
         return mean_diff(activations.result(), contrast=contrast, provenance=provenance)
     if args.init == "activation_pca":
         return activation_pca(activations.result(), contrast=contrast, rank=options.rank, provenance=provenance)
-    assert args.score is not None and args.top_k is not None and args.tau is not None
+    assert args.score is not None
+    assert args.top_k is not None
+    assert args.tau is not None
     decoders = {layer: sae.W_dec_FD.cpu() for layer, sae in saes.items()}
     pca: dict[str, Any] = {"tau": args.tau, "weighting": bool(args.weighting), "center": bool(args.center)}
     stats = features.result()
@@ -169,7 +171,7 @@ def contrast_data(
         return lambda row: tokenize_response(tokenizer, row["prompt"], row[column], max_length)
 
     def prompt(row: dict[str, Any]) -> TokenizedSide:
-        return tokenize_prompt(tokenizer, row["prompt"], max_length, tokens=args.prompt_tokens)
+        return tokenize_prompt(tokenizer, row["prompt"], max_length, tokens=args.prompt_tokens)  # pyright: ignore[reportArgumentType]
 
     def some(dataset: Dataset) -> Dataset:
         n = args.max_discovery_examples
@@ -189,11 +191,12 @@ def contrast_data(
 
 
 def model_identity(name: str, config: PretrainedConfig) -> dict[str, Any]:
-    """What a model is: its commit on the hub, or the hashes of a local folder's configuration and weights."""
+    """What a model is: its commit on the hub, or the hashes of its files, if it is a local folder."""
     folder = Path(name)
     if not folder.is_dir():
         return {"name": name, "commit": getattr(config, "_commit_hash", None)}
-    files = sorted([*folder.glob("config.json"), *folder.glob("*.safetensors")])
+    names = ("config.json", "tokenizer.json", "*.safetensors", "*.bin")
+    files = sorted(file for name in names for file in folder.glob(name))
     return {"name": folder.name, "files": {file.name: file_hash(file) for file in files}}
 
 
@@ -222,7 +225,8 @@ def _saes(args: SailsArguments, source: Source, options: DiscoveryOptions) -> di
     if args.sae_release is None and args.sae_path is None:
         if args.init in ("sails", "random_features"):
             raise InputError(
-                f"--init {args.init} needs SAEs of {source.model_name}: give --sae_release and --sae_ids, or --sae_path;\n"
+                f"--init {args.init} needs SAEs of {source.model_name}:\n"
+                "give --sae_release and --sae_ids, or --sae_path; "
                 "for a model without public SAEs, train some with sails train-sae"
             )
         return {}
@@ -231,7 +235,7 @@ def _saes(args: SailsArguments, source: Source, options: DiscoveryOptions) -> di
         sae_ids=args.sae_ids or (),
         path=args.sae_path,
         model_config=source.model_config,
-        model_name=source.model_name,
+        model_name=source.name,
         device=options.device,
         allow_mismatch=args.sae_allow_mismatch,
     )

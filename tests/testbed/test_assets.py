@@ -107,9 +107,7 @@ def test_names_of_testbeds(tmp_path, monkeypatch):
 
 def test_build_makes_a_whole_testbed_and_leaves_other_folders_alone(tmp_path):
     """All stages for real, on few steps: what is built loads; quality is not asked of it."""
-    report = build_testbed(
-        tmp_path / "world", WorldConfig(seed=7), n_steps=3, sae_tokens=3000, progress=False
-    )
+    report = build_testbed(tmp_path / "world", WorldConfig(seed=7), n_steps=3, sae_tokens=3000, progress=False)
     testbed = load_testbed(tmp_path / "world")
     assert testbed.world.config.seed == 7
     model = AutoModelForCausalLM.from_pretrained(testbed.model_path)
@@ -117,6 +115,6 @@ def test_build_makes_a_whole_testbed_and_leaves_other_folders_alone(tmp_path):
     assert {str(layer) for layer in saes} == set(report["saes"])
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
-    with pytest.raises(InputError, match="exists and is not a testbed"):
+    with pytest.raises(InputError, match="exists already"):
         build_testbed(tmp_path / "mine", WorldConfig(), n_steps=1, progress=False)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from peft import get_peft_model_state_dict
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, TrainerCallback, set_seed
 from trl import SFTTrainer
@@ -269,8 +270,13 @@ def test_discovery_is_skipped_on_the_same_inputs(
     for n, change in enumerate(changes, 2):
         find(*change)
         assert len(found) == n, change
-    find()
+    model = Path(shutil.copytree(project.folder / "tiny", tmp_path / "tiny"))
+    weights = load_file(model / "model.safetensors")
+    save_file({name: value + 0.01 for name, value in weights.items()}, model / "model.safetensors", {"format": "pt"})
+    find("--model_name_or_path", str(model))
     assert len(found) == len(changes) + 2
+    find()
+    assert len(found) == len(changes) + 3
 
 
 def test_no_helpful_data_no_prompt_contrast(project: Project, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -280,6 +286,7 @@ def test_no_helpful_data_no_prompt_contrast(project: Project, tmp_path: Path, ca
     built = build(argv)
     assert built.subspace is not None
     assert built.subspace.provenance["features"]["contrast"] == "response"
+    assert built.subspace.provenance["options"]["contrast"] == "response"
     assert "--contrast response" in caplog.text
     with pytest.raises(InputError, match="helpful_dataset_name"):
         build([*argv, "--contrast", "both"])
@@ -372,6 +379,14 @@ def test_killed_and_resumed_is_as_uninterrupted(project: Project, finished: Path
     assert losses[0]["held_out_loss"] == pytest.approx(losses[1]["held_out_loss"], abs=1e-6)
     history = json.loads((run / "checkpoint-56" / "trainer_state.json").read_text())["log_history"]
     assert [row["step"] for row in history if "loss" in row] == list(range(5, 56, 5))  # none twice, none left out
+
+
+def test_a_finished_run_stays_as_it_is(project: Project, finished: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    metrics = sft.main(project.argv(run, "--resume_from_checkpoint", "true"))
+    files = [load_file(folder / "adapter_model.safetensors") for folder in (run, finished)]
+    assert distance(*files) == 0
+    assert metrics["trained"] == json.loads((finished / "metrics.json").read_text())["trained"]
 
 
 def test_nothing_to_resume_is_a_fresh_start(project: Project, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
