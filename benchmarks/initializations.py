@@ -30,6 +30,29 @@ METHODS = {
     "activation PCA": ["--init", "activation_pca"],
     "random basis": ["--init", "random_basis"],
 }
+# Settings of SAILS the default preset was chosen from, and the rivals with the tokens that suit them.
+VARIANTS = {
+    "both contrasts": ["--contrast", "both"],
+    "both, last prompt token": ["--contrast", "both", "--prompt_tokens", "last"],
+    "response contrast": ["--contrast", "response"],
+    "prompt contrast": ["--contrast", "prompt"],
+    "prompt contrast, last token": ["--contrast", "prompt", "--prompt_tokens", "last"],
+    "unweighted": ["--weighting", "false"],
+    "centred": ["--center", "true"],
+    "standardised score": ["--score", "standardized"],
+    "top 8": ["--top_k", "8"],
+    "top 128": ["--top_k", "128"],
+    "tau 0.95": ["--tau", "0.95"],
+    "norm folded": ["--fold_norm", "true"],
+    "scale 0.58": ["--init_scale", "0.58"],
+    "scale 2": ["--init_scale", "2"],
+    "basis frozen": ["--subspace_mode", "freeze"],
+    "decay": ["--subspace_mode", "decay"],
+    "adapters on SAE layers only": ["--layer_map", "sae_only"],
+    "random features": ["--init", "random_features"],
+    "mean difference, last token": ["--init", "mean_diff", "--prompt_tokens", "last"],
+    "activation PCA, last token": ["--init", "activation_pca", "--prompt_tokens", "last"],
+}
 LEARNING_RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 MEASURES = (
     "safety_rate_in_distribution",
@@ -110,18 +133,24 @@ def run_all(cells: list[tuple], results: dict[str, Any], output: Path, processes
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/initializations.json"))
-    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=[*METHODS, *VARIANTS])
+    parser.add_argument(
+        "--variants", action="store_true", help="compare the settings of SAILS, on the validation split alone"
+    )
     parser.add_argument("--lr", nargs="*", type=float, default=list(LEARNING_RATES))
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--validation_seeds", type=int, default=3)
     parser.add_argument("--n", type=int, default=256, help="prompts of each of the four sets")
     parser.add_argument("--processes", type=int, default=2)
     args, extra = parser.parse_known_args()
+    if args.variants:
+        args.methods, args.seeds = ["LoRA", *VARIANTS], 0
+    settings = {**METHODS, **VARIANTS}
     args.output.parent.mkdir(parents=True, exist_ok=True)
     results = json.loads(args.output.read_text()) if args.output.exists() else {}
     seeds = range(1000, 1000 + args.validation_seeds)
     cells = [
-        (method, METHODS[method], lr, seed, "validation", extra, args.n)
+        (method, settings[method], lr, seed, "validation", extra, args.n)
         for method in args.methods
         for lr in args.lr
         for seed in seeds
@@ -129,12 +158,15 @@ def main() -> None:
     run_all(cells, results, args.output, args.processes)
     best = {method: choose(results, method, args.lr, seeds) for method in args.methods}
     cells = [
-        (method, METHODS[method], best[method], seed, "test", extra, args.n)
+        (method, settings[method], best[method], seed, "test", extra, args.n)
         for method in args.methods
         for seed in range(args.seeds)
     ]
     run_all(cells, results, args.output, args.processes)
-    show(results, best, args.seeds)
+    if args.seeds:
+        show(results, best, range(args.seeds), "test")
+    else:
+        show(results, best, seeds, "validation")
 
 
 def choose(results: dict[str, Any], method: str, rates: list[float], seeds: range) -> float:
@@ -147,23 +179,23 @@ def choose(results: dict[str, Any], method: str, rates: list[float], seeds: rang
     return max(rates, key=value)
 
 
-def show(results: dict[str, Any], best: dict[str, float], n_seeds: int) -> None:
-    """Print the test split's means over seeds with 95% t intervals."""
+def show(results: dict[str, Any], best: dict[str, float], seeds: range, part: str) -> None:
+    """Print means over seeds with 95% t intervals."""
     from sails_align.evaluation.metrics import mean_interval
 
-    table = Table(title=f"{n_seeds} seeds, means with 95% intervals (%)")
+    table = Table(title=f"{part} split, {len(seeds)} seeds, means with 95% intervals (%)")
     headings = ("lr", "safety, trained", "safety, new", "over-refusal", "correct", "steps to 90%")
     for heading in ("method", *headings):
         table.add_column(heading)
     for method, lr in best.items():
-        rows = [results[cell_name(method, lr, seed, "test")] for seed in range(n_seeds)]
+        rows = [results[cell_name(method, lr, seed, part)] for seed in seeds]
         cells = []
         for measure in MEASURES:
             mean, low, high = mean_interval([100 * row[measure] for row in rows])
             cells.append(f"{mean:.1f} ± {(high - low) / 2:.1f}" if not math.isnan(low) else f"{mean:.1f}")
         steps = [row["steps_to_90"] for row in rows]
         reached = sorted(step for step in steps if step is not None)
-        median = f"{reached[len(reached) // 2]} ({len(reached)}/{n_seeds} seeds)" if reached else f"never (0/{n_seeds})"
+        median = f"{reached[len(reached) // 2]} ({len(reached)}/{len(seeds)} seeds)" if reached else "-"
         table.add_row(method, f"{lr:g}", *cells, median)
     Console(width=140).print(table)
 

@@ -40,7 +40,7 @@ FLOORS: list[list[list[str]]] = [
         [f"training.{name}" for name in ("callbacks", "parsing", "source", "subspaces", "run")],
         [f"testbed.{name}" for name in ("lexicon", "world", "oracle", "pretrain", "build", "evaluate")],
     ],
-    [["sft", "commands", "cli"]],
+    [["sft", "sae_training", "commands", "cli"]],
 ]
 PLACE = {
     module: (floor, folder, order)

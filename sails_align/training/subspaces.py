@@ -92,7 +92,7 @@ def find_subspace(args: SailsArguments, source: Source, options: DiscoveryOption
     input_hash = content_hash(inputs)
     header = read_header(folder, "subspace")
     if header is not None and header["input_hash"] == input_hash:
-        logger.info("the subspace in %s was made from the same inputs: discovery is skipped", folder)
+        logger.warning("the subspace in %s was made from the same inputs: discovery is skipped", folder)
         return Subspace.load(folder)
     provenance = {
         "model": inputs["model"],
