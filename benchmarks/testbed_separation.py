@@ -4,9 +4,9 @@
 
 Directions come from the alignment data's requests; AUC is on test requests, of the trained categories and of new ones,
 against harmless requests about dual-use objects. Hidden states are those of the last prompt token, where the answer
-starts, and of the request's words (mean). Also: are concepts in superposition?
+starts, and the mean over the request's words.
 
-Shapes: N requests, D d_model, F d_sae, C concepts.
+Shapes: N requests, T tokens, D d_model, F d_sae, K features, C categories.
 """
 
 import argparse
@@ -27,16 +27,19 @@ from sails_align.testbed.world import Request
 from sails_align.tokens import tokenize_prompt
 
 
-def states(model, tokenizer, requests: list[Request], layers: list[int], tokens: str) -> dict[int, torch.Tensor]:
-    """Mean hidden state (N, D) of each request's tokens: `last` or `all`."""
-    rows: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
+def states(
+    model, tokenizer, requests: list[Request], saes, tokens: str
+) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+    """By layer, the mean hidden state (N, D) and mean SAE activations (N, F) of each request's tokens: `last`, `all`."""
+    rows: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {layer: [] for layer in saes}
     for request in requests:
         side = tokenize_prompt(tokenizer, [{"role": "user", "content": request.prompt}], 128, tokens=tokens)
         input_ids = torch.tensor([side.input_ids])
-        hidden = hidden_states_at(model, layers, input_ids, torch.ones_like(input_ids))
-        for layer in layers:
-            rows[layer].append(hidden[layer][0][torch.tensor(side.mask)].mean(0))
-    return {layer: torch.stack(values) for layer, values in rows.items()}
+        hidden = hidden_states_at(model, list(saes), input_ids, torch.ones_like(input_ids))
+        for layer, sae in saes.items():
+            hidden_TD = hidden[layer][0][torch.tensor(side.mask)]
+            rows[layer].append((hidden_TD.mean(0), sae.encode(hidden_TD).mean(0)))
+    return {layer: tuple(torch.stack(part) for part in zip(*pairs, strict=True)) for layer, pairs in rows.items()}
 
 
 def auc(positive_N: torch.Tensor, negative_N: torch.Tensor) -> float:
@@ -61,31 +64,30 @@ def main() -> None:
     requests = {split: world.requests(split, args.n) for split in splits}
     results = []
     for tokens in ("last", "all"):
-        hidden = {split: states(model, tokenizer, requests[split], layers, tokens) for split in splits}
+        hidden = {split: states(model, tokenizer, requests[split], saes, tokens) for split in splits}
         for layer in layers:
-            results += [
-                {"tokens": tokens, "layer": layer, **row} for row in measure(hidden, requests, saes[layer], layer)
-            ]
+            results += [{"tokens": tokens, "layer": layer, **row} for row in measure(hidden, requests, layer)]
     show(results)
     if args.output:
         with open(args.output, "w", encoding="utf-8") as file:
             json.dump(results, file, indent=1)
 
 
-def measure(hidden, requests, sae, layer: int) -> list[dict]:
+def measure(hidden, requests, layer: int) -> list[dict]:
     """One row for each kind of direction."""
-    state = {split: values[layer] for split, values in hidden.items()}
+    state = {split: values[layer][0] for split, values in hidden.items()}
+    acts = {split: values[layer][1] for split, values in hidden.items()}
     harmful_ND, benign_ND = state["train_harmful"], state["train_benign"]
     mean_D = benign_ND.mean(0)
-    tests = {"trained": state["test_harmful"], "new": state["test_ood"]}
-    negative_ND = state["test_dual_use"]
     rows = []
 
-    def row(name: str, score) -> None:
-        rows.append({"method": name, **{f"auc_{key}": auc(score(x), score(negative_ND)) for key, x in tests.items()}})
+    def add(name: str, scores: dict[str, torch.Tensor]) -> None:
+        negative = scores["test_dual_use"]
+        trained, new = auc(scores["test_harmful"], negative), auc(scores["test_ood"], negative)
+        rows.append({"method": name, "auc_trained": trained, "auc_new": new})
 
     direction_D = harmful_ND.mean(0) - mean_D
-    row("mean difference", lambda x: x @ direction_D)
+    add("mean difference", {split: values @ direction_D for split, values in state.items()})
     categories = sorted({request.category for request in requests["train_harmful"]})
     own_CD = torch.stack(
         [
@@ -94,16 +96,17 @@ def measure(hidden, requests, sae, layer: int) -> list[dict]:
         ]
     )
     own_CD = torch.nn.functional.normalize(own_CD, dim=1)
-    row("per-category directions (max)", lambda x: ((x - mean_D) @ own_CD.T).max(1).values)
-    acts = {split: sae.encode(values) for split, values in state.items()}
+    best = {split: ((values - mean_D) @ own_CD.T).max(1).values for split, values in state.items()}
+    add("per-category directions, best of", best)
     delta_F = acts["train_harmful"].mean(0) - acts["train_benign"].mean(0)
     top_K = delta_F.abs().topk(16).indices
-    row("top-16 SAE features", lambda x: sae.encode(x)[:, top_K] @ delta_F[top_K].sign())
-    for name, kwargs in (("linear probe", {}),):
-        x = torch.cat([harmful_ND, benign_ND]).numpy()
-        y = np.r_[np.ones(len(harmful_ND)), np.zeros(len(benign_ND))]
-        probe = LogisticRegression(max_iter=2000, C=0.1, **kwargs).fit(x, y)
-        row(name, lambda x, probe=probe: torch.tensor(probe.decision_function(x.numpy())))
+    weights_K = delta_F[top_K]
+    scores = {split: acts[split][:, top_K] @ weights_K for split in acts}
+    add("top-16 SAE features, weighted by delta", scores)
+    x = torch.cat([harmful_ND, benign_ND]).numpy()
+    y = np.r_[np.ones(len(harmful_ND)), np.zeros(len(benign_ND))]
+    probe = LogisticRegression(max_iter=2000, C=0.1).fit(x, y)
+    add("linear probe", {split: torch.tensor(probe.decision_function(values)) for split, values in state.items()})
     return rows
 
 

@@ -41,7 +41,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "prompt_tokens": "all",
         "top_k": 32,
         "weighting": True,
-        "center": False,
+        "center": True,
         "tau": 0.8,
         "layer_map": "nearest",
         "fold_norm": False,
@@ -142,8 +142,8 @@ class SailsArguments:
             raise InputError(f"top_k is {self.top_k}, but at least one latent must be kept: choose 1 or more")
         if self.init_scale is None or not 0.0 < self.init_scale < float("inf"):
             raise InputError(f"init_scale is {self.init_scale}, but it is the norm of a direction: choose above 0")
-        if not 0.0 <= self.subspace_decay < float("inf"):
-            raise InputError(f"subspace_decay is {self.subspace_decay}, but it is a strength: choose 0 or more")
+        if not 0.0 < self.subspace_decay < float("inf"):
+            raise InputError(f"subspace_decay is {self.subspace_decay}, but it is a strength: choose more than 0")
         if self.max_discovery_examples < 1:
             raise InputError(f"max_discovery_examples is {self.max_discovery_examples}; choose 1 or more")
         if self.subspace_path is not None and self.init == "default":

@@ -39,8 +39,13 @@ def respond(
     part: str = "test",
     on_batch: Callable[[int], None] = lambda n: None,
 ) -> list[Judged]:
-    """Greedy, judged responses to `n` prompts of each of the part's four sets: `test` or `validation`."""
-    asked = [(name, request) for name in (*HARMFUL, *HARMLESS) for request in world.requests(f"{part}_{name}", n)]
+    """Greedy, judged responses to `n` prompts (at most) of each of the part's four sets: `test` or `validation`."""
+    splits = {name: f"{part}_{name}" for name in (*HARMFUL, *HARMLESS)}
+    asked = [
+        (name, request)
+        for name, split in splits.items()
+        for request in world.requests(split, min(n, world.n_requests(split)))
+    ]
     responses = generate(
         model,
         tokenizer,
@@ -80,11 +85,12 @@ def alignment_data(world: World, *, harmful: bool, n: int | None = None, seed: i
         world: the world.
         harmful: which of the two.
         seed: of the choice.
-        n: how many, at random; None is all there are.
+        n: how many, at random, at most; None is all there are.
         part: `train`, or `validation` for the loss on held-out pairs.
     """
     split = f"{part}_{'harmful' if harmful else 'benign'}"
-    requests = world.requests(split, world.n_requests(split) if n is None else n, seed=seed)
+    n_all = world.n_requests(split)
+    requests = world.requests(split, n_all if n is None else min(n, n_all), seed=seed)
     return Dataset.from_list(
         [
             {

@@ -243,10 +243,10 @@ class World:
         """`n` distinct requests of a split, the same ones for the same seed.
 
         Splits: `train_harmful`, `train_benign`: objects and phrasings of the alignment data, trained categories.
-        `{validation,test}_harmful`: trained categories, half of them with a held-out object and half with a held-out
-        phrasing. `{validation,test}_ood`: the held-out categories. `{validation,test}_benign`: objects that are only
-        harmless. `{validation,test}_dual_use`: harmless deeds with dual-use objects. No prompt is in two of train,
-        validation and test.
+        `{validation,test}_harmful`: trained categories, about a third with a held-out object and a third with a
+        held-out phrasing. `{validation,test}_ood`: the held-out categories. `{validation,test}_benign`: objects that
+        are only harmless. `{validation,test}_dual_use`: harmless deeds with dual-use objects. No prompt is in two of
+        train, validation and test.
         """
         pool = self._pool(split)
         if n > len(pool):

@@ -3,6 +3,7 @@
 Shapes: D d_model, R rank, O the other width of a module (of its output if it reads the residual stream, else input).
 """
 
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,8 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 from sails_align.errors import InputError
 from sails_align.linalg import orthonormalize, principal_angles
 from sails_align.subspace.adapter import AdapterInit, ModuleInit
+
+logger = logging.getLogger(__name__)
 
 
 def add_first(trainer: Trainer, callback: TrainerCallback) -> None:
@@ -90,7 +93,7 @@ class DriftCallback(TrainerCallback):
     """
 
     def __init__(self, init: AdapterInit) -> None:
-        self._init = init
+        self._init, self._off = init, False
         self._bases = {
             module.name: orthonormalize(_residual_side(init.initial[module.name], module).double().cpu())
             for module in init.modules
@@ -100,11 +103,9 @@ class DriftCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **kwargs: Any
     ) -> None:
         partitioned = any(hasattr(parameter, "ds_id") for parameter in model.parameters())  # DeepSpeed ZeRO-3
-        if partitioned or _distributed_type() == DistributedType.FSDP:
-            raise InputError(
-                "the drift of an adapter cannot be logged while its parameters are partitioned (ZeRO-3, FSDP);\n"
-                "leave DriftCallback out, or use DDP, ZeRO-1 or ZeRO-2"
-            )
+        self._off = partitioned or _distributed_type() == DistributedType.FSDP
+        if self._off and state.is_world_process_zero:
+            logger.warning("the adapter's drift is not logged: its parameters are partitioned (ZeRO-3, FSDP)")
 
     def on_log(
         self,
@@ -116,7 +117,8 @@ class DriftCallback(TrainerCallback):
         logs: dict[str, float],
         **kwargs: Any,
     ) -> None:
-        if "loss" in logs and state.is_world_process_zero:  # not the rows of evaluations, nor the last one
+        # Not in the rows of evaluations, nor in the last one.
+        if "loss" in logs and state.is_world_process_zero and not self._off:
             drift = self.measure(model)
             logs.update(drift)  # for the callbacks after this one
             state.log_history[-1].update(drift)  # a copy, made before the callbacks run

@@ -36,7 +36,6 @@ from sails_align.subspace.targets import target_modules_for
 from sails_align.subspace.truncated import exact_attention, model_errors
 from sails_align.training.callbacks import DriftCallback, SubspaceDecay, add_first
 from sails_align.training.source import Source
-from sails_align.training.subspaces import model_identity
 
 logger = logging.getLogger(__name__)
 
@@ -124,6 +123,9 @@ def lora_config(
 ) -> LoraConfig:
     """PEFT's configuration from TRL's options; q, k, v and o unless other modules are named."""
     model_args.use_peft = True
+    d_model = source.model_config.get_text_config().hidden_size
+    if model_args.lora_r > d_model:
+        raise InputError(f"lora_r is {model_args.lora_r}, but {source.name} has d_model {d_model}: choose at most that")
     wanted: Any = model_args.lora_target_modules or DEFAULT_TARGETS  # TRL makes a list of one a string
     names: list[str] = [wanted] if isinstance(wanted, str) else list(wanted)
     if subspace is not None:
@@ -146,7 +148,7 @@ def run_identity(
 ) -> dict[str, Any]:
     """What must be the same for a checkpoint to be this run's: resuming with anything else would mix two runs."""
     return {
-        "model": model_identity(source.model_name, source.model_config),
+        "model": source.identity(),
         "data": source.data_hash(),
         "subspace": None if subspace is None else subspace_hash(subspace),
         "init": sails_args.init,
@@ -166,6 +168,11 @@ def run_identity(
         "gradient_accumulation_steps": training_args.gradient_accumulation_steps,
         "max_length": training_args.max_length,
         "packing": training_args.packing,
+        "chat_template": content_hash(source.tokenizer.chat_template),
+        "optim": str(training_args.optim),
+        "weight_decay": training_args.weight_decay,
+        "lr_scheduler_type": str(training_args.lr_scheduler_type),
+        "dtype": model_args.dtype,
     }
 
 

@@ -1,11 +1,14 @@
 """What a training starts from: a model and its tokenizer, and data split into what trains, contrasts and measures."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from trl import ModelConfig, ScriptArguments, SFTConfig
 
+from sails_align.artifacts import file_hash
 from sails_align.config import DataArguments
 from sails_align.data import fingerprint, load_rows, mix, normalize
 from sails_align.errors import InputError
@@ -31,6 +34,22 @@ class Source:
     """Examples for the held-out loss."""
     dropped: dict[str, int]
     """Rows that could not be used, counted by cause."""
+    _identity: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+    """Kept, since hashing large weights takes minutes."""
+
+    def identity(self) -> dict[str, Any]:
+        """What the model is: its commit on the hub, or the hashes of its files, if it is a local folder."""
+        if self._identity:
+            return self._identity
+        folder = Path(self.model_name)
+        if not folder.is_dir():
+            found = {"name": self.model_name, "commit": getattr(self.model_config, "_commit_hash", None)}
+        else:
+            names = ("config.json", "tokenizer.json", "*.safetensors", "*.bin")
+            files = sorted(file for name in names for file in folder.glob(name))
+            found = {"name": folder.name, "files": {file.name: file_hash(file) for file in files}}
+        self._identity.update(found)
+        return self._identity
 
     def data_hash(self) -> str:
         """Content hash of the training data."""
@@ -152,7 +171,12 @@ def assemble(
     safety, helpful, held_out, dropped = data
     if data_args.max_train_examples is not None and data_args.max_train_examples < len(safety):
         safety = safety.shuffle(seed=training_args.seed).select(range(data_args.max_train_examples))
-    train = safety if helpful is None else mix(safety, helpful, data_args.helpful_ratio, training_args.seed)
+    train = safety
+    if helpful is not None:
+        if (needed := round(data_args.helpful_ratio * len(safety))) > 0:
+            # Discovery sees the examples that are trained on and no others, so that it is no way to more data.
+            helpful = helpful.shuffle(seed=training_args.seed).select(range(min(needed, len(helpful))))
+        train = mix(safety, helpful, data_args.helpful_ratio, training_args.seed)
     assert model_args.model_name_or_path is not None
     return Source(
         model_name=model_args.model_name_or_path,

@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PretrainedConfig
 
-from sails_align.artifacts import content_hash, file_hash, package_versions, read_header
+from sails_align.artifacts import content_hash, package_versions, read_header
 from sails_align.config import SailsArguments
 from sails_align.data import fingerprint
 from sails_align.errors import InputError
@@ -70,6 +69,13 @@ def find_subspace(args: SailsArguments, source: Source, options: DiscoveryOption
                 f"the subspace {args.subspace_path} is of a model with d_model {subspace.d_model}, but "
                 f"{source.model_name} has {d_model}; give one that was found in this model"
             )
+        found_in = subspace.provenance.get("model")
+        if found_in not in (None, source.identity()) and not args.sae_allow_mismatch:
+            raise InputError(
+                f"the subspace {args.subspace_path} was found in another model ({found_in.get('name')}) than "
+                f"{source.name};\ngive one of this model, or --sae_allow_mismatch true if they are close relatives"
+            )
+        subspace.save(folder, content_hash({"subspace": subspace.provenance}))
         return subspace
     if options.rank > d_model:
         raise InputError(
@@ -84,7 +90,7 @@ def find_subspace(args: SailsArguments, source: Source, options: DiscoveryOption
         "seed": options.seed,
         "max_length": options.max_length,
         "dtype": options.dtype,
-        "model": model_identity(source.model_name, source.model_config),
+        "model": source.identity(),
         "saes": {str(layer): sae.info.sha256 for layer, sae in saes.items()},
         "chat_template": content_hash(source.tokenizer.chat_template),
         "data": [fingerprint(part) for part in (source.safety, source.helpful) if part is not None],
@@ -188,16 +194,6 @@ def contrast_data(
         assert source.helpful is not None
         contrasts["prompt"] = {"aligned": Sides(some(source.helpful), prompt), "unaligned": Sides(safety, prompt)}
     return contrasts
-
-
-def model_identity(name: str, config: PretrainedConfig) -> dict[str, Any]:
-    """What a model is: its commit on the hub, or the hashes of its files, if it is a local folder."""
-    folder = Path(name)
-    if not folder.is_dir():
-        return {"name": name, "commit": getattr(config, "_commit_hash", None)}
-    names = ("config.json", "tokenizer.json", "*.safetensors", "*.bin")
-    files = sorted(file for name in names for file in folder.glob(name))
-    return {"name": folder.name, "files": {file.name: file_hash(file) for file in files}}
 
 
 def _contrast(args: SailsArguments, source: Source) -> str:
