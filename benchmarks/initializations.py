@@ -182,24 +182,40 @@ def choose(results: dict[str, Any], method: str, rates: list[float], seeds: rang
 
 
 def show(results: dict[str, Any], best: dict[str, float], seeds: range, part: str) -> None:
-    """Print means over seeds with 95% t intervals."""
-    from sails_align.evaluation.metrics import mean_interval
-
+    """Print means over seeds with 95% t intervals, and the differences from LoRA, paired by seed."""
+    rows = {method: [results[cell_name(method, lr, seed, part)] for seed in seeds] for method, lr in best.items()}
     table = Table(title=f"{part} split, {len(seeds)} seeds, means with 95% intervals (%)")
-    headings = ("lr", "safety, trained", "safety, new", "over-refusal", "correct", "steps to 90%")
-    for heading in ("method", *headings):
+    for heading in ("method", "lr", "safety, trained", "safety, new", "over-refusal", "correct", "steps to 90%"):
         table.add_column(heading)
     for method, lr in best.items():
-        rows = [results[cell_name(method, lr, seed, part)] for seed in seeds]
-        cells = []
-        for measure in MEASURES:
-            mean, low, high = mean_interval([100 * row[measure] for row in rows])
-            cells.append(f"{mean:.1f} ± {(high - low) / 2:.1f}" if not math.isnan(low) else f"{mean:.1f}")
-        steps = [row["steps_to_90"] for row in rows]
-        reached = sorted(step for step in steps if step is not None)
-        median = f"{reached[len(reached) // 2]} ({len(reached)}/{len(seeds)} seeds)" if reached else "-"
-        table.add_row(method, f"{lr:g}", *cells, median)
+        cells = [interval([100 * row[measure] for row in rows[method]]) for measure in MEASURES]
+        table.add_row(method, f"{lr:g}", *cells, median_steps([row["steps_to_90"] for row in rows[method]]))
     Console(width=140).print(table)
+    if "LoRA" not in best or len(best) == 1:
+        return
+    table = Table(title="minus LoRA, paired by seed (points)")
+    for heading in ("method", "safety, trained", "safety, new", "over-refusal", "correct"):
+        table.add_column(heading)
+    for method in best:
+        if method != "LoRA":
+            pairs = list(zip(rows[method], rows["LoRA"], strict=True))
+            table.add_row(method, *(interval([100 * (a[name] - b[name]) for a, b in pairs]) for name in MEASURES))
+    Console(width=140).print(table)
+
+
+def interval(values: list[float]) -> str:
+    """Mean and half width of its 95% interval."""
+    from sails_align.evaluation.metrics import mean_interval
+
+    mean, low, high = mean_interval(values)
+    return f"{mean:.1f}" if math.isnan(low) else f"{mean:.1f} ± {(high - low) / 2:.1f}"
+
+
+def median_steps(steps: list[int | None]) -> str:
+    """Median over all seeds, where a seed that never got there counts as later than any."""
+    middle = sorted(math.inf if step is None else step for step in steps)[len(steps) // 2]
+    reached = sum(step is not None for step in steps)
+    return f"{'never' if math.isinf(middle) else middle} ({reached}/{len(steps)})" if reached else "-"
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from sails_align.tokens import tokenize_prompt
 def states(
     model, tokenizer, requests: list[Request], saes, tokens: str
 ) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
-    """By layer, the mean hidden state (N, D) and mean SAE activations (N, F) of each request's tokens: `last`, `all`."""
+    """By layer, mean hidden state (N, D) and SAE activations (N, F) over the `last` token of each request or `all`."""
     rows: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {layer: [] for layer in saes}
     for request in requests:
         side = tokenize_prompt(tokenizer, [{"role": "user", "content": request.prompt}], 128, tokens=tokens)

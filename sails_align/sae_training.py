@@ -6,6 +6,7 @@ The data set has a column `text`, or is of one of the formats that trainings tak
 the rejected response, then go through the model's chat template (without one, their turns are joined by blank lines).
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,8 @@ from sails_align.subspace.truncated import exact_attention, model_errors
 from sails_align.testbed.build import MODEL_NAME, Testbed, is_testbed, resolve_testbed, sae_rows
 from sails_align.tokens import tokenize_response
 from sails_align.training.parsing import CommandLine
+
+logger = logging.getLogger(__name__)
 
 NO_LIMIT = 2**31
 
@@ -128,13 +131,20 @@ def texts_of(
     rows = load_rows(name, config=args.dataset_config, split=args.dataset_split)
     columns = columns_by_lower_name(rows)
     if "text" in columns:
-        return _texts(rows, columns["text"])
+        return _texts(rows, columns["text"], name, args.on_bad_rows)
     pairs = normalize(rows, name=name, on_bad_rows=args.on_bad_rows).dataset  # pyright: ignore[reportArgumentType]
     return _token_ids(pairs, tokenizer) if tokenizer.chat_template else _joined(pairs)
 
 
-def _texts(rows: Any, column: str) -> Iterator[str]:
-    return (row[column] for row in rows)
+def _texts(rows: Any, column: str, name: str, on_bad_rows: str) -> Iterator[str]:
+    bad = [index for index, text in enumerate(rows[column]) if not isinstance(text, str) or not text.strip()]
+    if bad:
+        found = f"{len(bad)} of {len(rows)} rows of {name} have an empty {column} or none (first: {bad[:3]})"
+        if on_bad_rows == "error":
+            raise InputError(f"{found};\ncorrect them, or leave them out with --on_bad_rows skip")
+        logger.warning("%s: they are left out", found)
+    left_out = set(bad)
+    return (row[column] for index, row in enumerate(rows) if index not in left_out)
 
 
 def _responses(row: dict[str, Any]) -> Iterator[str]:

@@ -7,11 +7,13 @@ import time
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer
 
 from sails_align import commands, sae_training
 from sails_align.cli import COMMANDS, main
 from sails_align.data import load_rows, normalize
+from sails_align.errors import InputError
 from sails_align.subspace.basis import Subspace
 from sails_align.subspace.sae import load_saes
 from sails_align.testbed import build
@@ -239,3 +241,11 @@ def test_testbed_build_leaves_other_folders_alone(capsys, tmp_path):
         main(["testbed", "build", "--output", str(tmp_path)])
     assert "exists already" in capsys.readouterr().err
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_texts_that_are_empty_are_counted_and_named_or_left_out(caplog):
+    rows = Dataset.from_dict({"text": ["one", "", "three", None]})
+    with pytest.raises(InputError, match=r"2 of 4 rows of my data have an empty text or none \(first: \[1, 3\]\)"):
+        sae_training._texts(rows, "text", "my data", "error")
+    assert list(sae_training._texts(rows, "text", "my data", "skip")) == ["one", "three"]
+    assert "2 of 4 rows" in caplog.text
