@@ -62,6 +62,8 @@ MEASURES = (
     "correct_answer_rate",
 )
 PROBE_EVERY = 8
+N_EXAMPLES = 128
+"""Harmful ones; there are as many harmless ones."""
 
 
 def cell_name(method: str, lr: float, seed: int, part: str) -> str:
@@ -88,6 +90,7 @@ def run_cell(method_args: list[str], lr: float, seed: int, part: str, extra: lis
     try:
         quiet = ["--save_strategy", "no", "--disable_tqdm", "true", "--logging_strategy", "no"]
         options = ["--learning_rate", str(lr), "--seed", str(seed), "--output_dir", str(folder)]
+        options += ["--max_train_examples", str(N_EXAMPLES)]
         args = parse([*quiet, *options, *method_args, *extra])
         source, testbed = load_source(args)
         assert testbed is not None

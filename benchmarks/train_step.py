@@ -24,6 +24,7 @@ from sails_align.training.subspaces import find_subspace
 def seconds(init: str, folder: Path, extra: list[str]) -> float:
     """Train once and time it; loading and discovery are not counted."""
     options = ["--init", init, "--output_dir", str(folder / init), "--save_strategy", "no", "--disable_tqdm", "true"]
+    options += ["--max_train_examples", "128"]
     args = parse([*options, *extra])
     source, _ = load_source(args)
     subspace = None

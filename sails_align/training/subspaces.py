@@ -62,6 +62,10 @@ def find_subspace(args: SailsArguments, source: Source, options: DiscoveryOption
         InputError: if it does not fit the model, the SAEs cannot be had, or the data has no contrast.
     """
     d_model = source.model_config.get_text_config().hidden_size
+    if options.rank > d_model:
+        raise InputError(
+            f"lora_r is {options.rank}, but {source.model_name} has d_model {d_model}: choose at most that"
+        )
     if args.subspace_path is not None:
         subspace = Subspace.load(Path(args.subspace_path))
         if subspace.d_model != d_model:
@@ -77,10 +81,6 @@ def find_subspace(args: SailsArguments, source: Source, options: DiscoveryOption
             )
         subspace.save(folder, content_hash({"subspace": subspace.provenance}))
         return subspace
-    if options.rank > d_model:
-        raise InputError(
-            f"lora_r is {options.rank}, but {source.model_name} has d_model {d_model}: choose at most that"
-        )
     saes = _saes(args, source, options)
     contrast = _contrast(args, source)
     inputs = {
