@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "sails_align"
 
 # Lowest first. Modules of one entry may import those before them in it, and all entries of lower floors.
 FLOORS: list[list[list[str]]] = [
-    [["errors", "config", "artifacts", "linalg", "formats", "loading", "rows", "data", "tokens"]],
+    [["errors", "progress", "config", "artifacts", "linalg", "formats", "loading", "rows", "data", "tokens"]],
     [
         [
             f"subspace.{name}"

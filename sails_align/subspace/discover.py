@@ -7,17 +7,15 @@ Shapes: B batch, S sequence, T averaged tokens of a batch, D d_model.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager
 from itertools import islice
 from typing import Protocol
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from sails_align.errors import InputError
-from sails_align.subspace.hooks import hidden_states_at
+from sails_align.progress import progress_bar
+from sails_align.subspace.hooks import evaluation_mode, hidden_states_at
 from sails_align.tokens import TokenizedSide
 
 WINDOW = 512
@@ -57,7 +55,7 @@ def discover(
     Raises:
         InputError: if a layer is not in the model, or no token of a side is to be averaged.
     """
-    with _evaluation_mode(model), _bar(progress) as bar:
+    with evaluation_mode(model), progress_bar(progress) as bar:
         for contrast, sides in contrasts.items():
             for side, sequences in sides.items():
                 total = len(sequences) if isinstance(sequences, Sized) else None
@@ -130,25 +128,3 @@ def _feed(
 def _cut(sequence: TokenizedSide) -> TokenizedSide:
     end = len(sequence.mask) - sequence.mask[::-1].index(True)
     return TokenizedSide(sequence.input_ids[:end], sequence.mask[:end])
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
-
-
-def _bar(shown: bool) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not shown,
-    )

@@ -92,3 +92,14 @@ def hidden_states_at(
         finally:
             handle.remove()
     return hidden_states
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Within the block the model is in evaluation mode (no dropout); its own mode is restored."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

@@ -11,15 +11,13 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sails_align.artifacts import (
@@ -34,7 +32,8 @@ from sails_align.artifacts import (
     write_json,
 )
 from sails_align.errors import InputError
-from sails_align.subspace.hooks import decoder_layers
+from sails_align.progress import progress_bar
+from sails_align.subspace.hooks import decoder_layers, evaluation_mode
 from sails_align.subspace.layer_trainer import LayerTrainer, SAETrainingOptions
 from sails_align.subspace.sae import residual_sae
 from sails_align.subspace.sae_files import WEIGHTS
@@ -130,7 +129,7 @@ def train_saes(
     )
     run = _Run(model, options, Path(output_dir), buffer_tokens, checkpoint_steps)
     run.check(layers, context_size, eval_tokens)
-    with _evaluation_mode(model), _bar(progress) as bar:
+    with evaluation_mode(model), progress_bar(progress) as bar:
         wanted = n_tokens + eval_tokens
         task = bar.add_task("reading text", total=wanted)
         corpus = read_corpus(
@@ -291,25 +290,3 @@ class _Run:
             write_json(temporary / REPORT, asdict(report))
         shutil.rmtree(self.checkpoint(job.layer), ignore_errors=True)
         return report
-
-
-@contextmanager
-def _evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
-
-
-def _bar(shown: bool) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not shown,
-    )

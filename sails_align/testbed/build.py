@@ -19,11 +19,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 from sails_align.artifacts import atomic_folder, package_versions, write_json
 from sails_align.errors import InputError
+from sails_align.progress import progress_bar
 from sails_align.testbed.world import World, WorldConfig
 
 ASSETS = Path(__file__).parent / "assets"
@@ -128,7 +126,7 @@ def build_testbed(
     world = World(config)
     tokenizer = make_tokenizer(world)
     with atomic_folder(output) as folder:
-        with _bar(progress) as bar:
+        with progress_bar(progress) as bar:
             task = bar.add_task("pretraining the base model", total=n_steps)
             model = pretrain(
                 world,
@@ -176,15 +174,3 @@ def sae_rows(world: World, tokenizer: Any, seed: int = 0) -> Iterator[list[int]]
     rng = random.Random(f"saes {world.config.seed} {seed}")
     for item in world.pretraining_items(rng):
         yield tokenizer(item_text(item), add_special_tokens=False)["input_ids"]
-
-
-def _bar(shown: bool) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not shown,
-    )
