@@ -41,6 +41,10 @@ class Subspace:
         widths = {layer: basis_DR.shape[0] for layer, basis_DR in self.bases.items()}
         if len(set(widths.values())) > 1:
             raise InputError(f"the layers of a subspace differ in d_model ({widths}); they must be of one model")
+        # One memory order (column-major, as QR gives it): products round differently in another one, and a training
+        # from a loaded subspace would not repeat the one from the same subspace fresh from discovery.
+        in_order = {layer: basis_DR.T.contiguous().T for layer, basis_DR in self.bases.items()}
+        object.__setattr__(self, "bases", in_order)
 
     @property
     def d_model(self) -> int:

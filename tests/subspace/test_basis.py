@@ -236,3 +236,16 @@ def test_another_artifact_is_not_loaded(tmp_path):
     save_artifact(tmp_path / "s", "stats", {"x": torch.ones(1)}, {}, "")
     with pytest.raises(InputError, match="holds no subspace artifact"):
         Subspace.load(tmp_path / "s")
+
+
+def test_a_loaded_subspace_rounds_as_the_fresh_one_did(tmp_path):
+    """Products with it are bit-equal, so a run that skips discovery repeats the run that did not."""
+    columns = torch.linalg.qr(torch.randn(96, 13, generator=torch.Generator().manual_seed(0)))[0]
+    values = {1: torch.ones(13)}
+    for basis_DR in (columns, columns.contiguous()):
+        fresh = Subspace({1: basis_DR}, values, {})
+        fresh.save(tmp_path / "subspace", "hash")
+        loaded = Subspace.load(tmp_path / "subspace")
+        assert loaded.bases[1].stride() == fresh.bases[1].stride() == (1, 96)
+        x = torch.randn(96, 7)
+        assert torch.equal(loaded.bases[1].T @ x, fresh.bases[1].T @ x)
