@@ -8,7 +8,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ class Arguments:
     model: ModelConfig
 
     def to_json(self) -> dict[str, Any]:
-        """The options that differ from nothing: every one, resolved. Secrets are masked by transformers."""
+        """Every option, resolved. Secrets are masked by transformers."""
         training = {name: value for name, value in self.training.to_dict().items() if _is_json(value)}
         parts = {"sails": to_json(self.sails), "data": to_json(self.data), "training": training}
         return {**parts, "script": vars(self.script), "model": vars(self.model)}
@@ -215,7 +215,7 @@ def measure(
     responses are for a judge of their own. The base model is the trained one without its adapter.
     """
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
-    with model.disable_adapter() if base else _nothing():
+    with model.disable_adapter() if base else nullcontext():
         loss = trainer.evaluate()["eval_loss"]
         if not math.isfinite(loss):
             if base:
@@ -276,11 +276,6 @@ def _cell(estimate: Estimate, scale: float) -> str:
     low, high = estimate.ci_low or 0.0, estimate.ci_high or 0.0
     digits = 1 if scale == 100.0 else 2
     return f"{estimate.value * scale:.{digits}f} ({low * scale:.{digits}f} to {high * scale:.{digits}f})"
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 def _is_json(value: Any) -> bool:

@@ -1,6 +1,6 @@
 """Responses from a Hugging Face model: greedy, batched by length."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,6 @@ def generate(
     *,
     max_new_tokens: int,
     batch_size: int = 128,
-    on_batch: Callable[[int], None] = lambda n: None,
 ) -> list[str]:
     """Greedy responses to conversations that end with a user turn, in order.
 
@@ -29,7 +28,6 @@ def generate(
         conversations: messages.
         max_new_tokens: of each response, at most.
         batch_size: conversations in a batch.
-        on_batch: called with the number of conversations just answered.
     """
     prompts: list[Any] = [
         tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=True, return_dict=False)
@@ -54,7 +52,6 @@ def generate(
             new_tokens = output[:, encoded["input_ids"].shape[1] :]
             for index, text in zip(batch, tokenizer.batch_decode(new_tokens, skip_special_tokens=True), strict=True):
                 responses[index] = text.strip()
-            on_batch(len(batch))
     finally:
         model.train(was_training)
     return responses

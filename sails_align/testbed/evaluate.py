@@ -1,6 +1,6 @@
 """What a model does in the testbed's world: its responses to held-out requests, judged by the oracle."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -37,7 +37,6 @@ def respond(
     n: int,
     *,
     part: str = "test",
-    on_batch: Callable[[int], None] = lambda n: None,
 ) -> list[Judged]:
     """Greedy, judged responses to `n` prompts (at most) of each of the part's four sets: `test` or `validation`."""
     splits = {name: f"{part}_{name}" for name in (*HARMFUL, *HARMLESS)}
@@ -51,7 +50,6 @@ def respond(
         tokenizer,
         [[{"role": "user", "content": request.prompt}] for _, request in asked],
         max_new_tokens=MAX_NEW_TOKENS,
-        on_batch=on_batch,
     )
     oracle = Oracle(world)
     return [

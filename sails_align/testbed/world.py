@@ -9,7 +9,7 @@ every request, so a model pretrained on them knows what is harmful and helps all
 
 import random
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 
 from sails_align.errors import InputError
@@ -311,10 +311,6 @@ class World:
         return sorted(
             {*VERBS, *KINDS, *TOOLS, *PLACES, *COLORS, *NAMES, *themes, *SHARED_HARM, *SHARED_BENIGN, *plain, *things}
         )
-
-    def to_json(self) -> dict:
-        """The configuration: all that is needed to make the same world again."""
-        return asdict(self.config)
 
 
 def _dealer(rng: random.Random, values: list[str]) -> Iterator[str]:
