@@ -78,7 +78,7 @@ def run_cell(method_args: list[str], lr: float, seed: int, part: str, extra: lis
     torch.set_num_threads(1)
     from datasets import disable_progress_bars
 
-    from sails_align.sft import discovery_options, load_source, parse
+    from sails_align.align import discovery_options, load_source, parse
     from sails_align.testbed.evaluate import MAX_NEW_TOKENS, respond, summarize
     from sails_align.testbed.oracle import Oracle
     from sails_align.training.callbacks import ProbeCallback
@@ -91,11 +91,11 @@ def run_cell(method_args: list[str], lr: float, seed: int, part: str, extra: lis
         quiet = ["--save_strategy", "no", "--disable_tqdm", "true", "--logging_strategy", "no"]
         options = ["--learning_rate", str(lr), "--seed", str(seed), "--output_dir", str(folder)]
         options += ["--max_train_examples", str(N_EXAMPLES)]
-        args = parse([*quiet, *options, *method_args, *extra])
+        args = parse("sft", [*quiet, *options, *method_args, *extra])
         source, testbed = load_source(args)
         assert testbed is not None
         subspace = None
-        if args.sails.init != "default":
+        if args.sails.uses_subspace:
             subspace = find_subspace(args.sails, source, discovery_options(args), folder / "subspace")
         # A probe of the safety rate while training, on validation prompts of trained categories.
         requests = testbed.world.requests("validation_harmful", 64, seed=1)

@@ -16,7 +16,7 @@ import torch
 from datasets import disable_progress_bars
 from rich.console import Console
 
-from sails_align.sft import discovery_options, load_source, parse
+from sails_align.align import discovery_options, load_source, parse
 from sails_align.training.run import build_sft_trainer
 from sails_align.training.subspaces import find_subspace
 
@@ -25,10 +25,10 @@ def seconds(init: str, folder: Path, extra: list[str]) -> float:
     """Train once and time it; loading and discovery are not counted."""
     options = ["--init", init, "--output_dir", str(folder / init), "--save_strategy", "no", "--disable_tqdm", "true"]
     options += ["--max_train_examples", "128"]
-    args = parse([*options, *extra])
+    args = parse("sft", [*options, *extra])
     source, _ = load_source(args)
     subspace = None
-    if init != "default":
+    if args.sails.uses_subspace:
         subspace = find_subspace(args.sails, source, discovery_options(args), folder / "subspace")
     trainer, _ = build_sft_trainer(args.sails, args.training, args.model, source, subspace)
     started = time.perf_counter()

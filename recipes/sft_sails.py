@@ -5,8 +5,8 @@ accelerate launch recipes/sft_sails.py --config FILE.yaml               # your o
 """
 
 from sails_align.errors import exit_on_input_error
-from sails_align.sft import main
+from sails_align.align import main
 
 if __name__ == "__main__":
     with exit_on_input_error():
-        main()
+        main("sft")

@@ -3,6 +3,7 @@
 sails discover --help        find and save the safety subspace of a model
 sails train-sae --help       train SAEs for a model that has no public ones
 sails train sft --help       find the subspace, start adapters in it, train them by TRL's SFTTrainer
+sails train dpo --help       the same by TRL's DPOTrainer
 sails testbed build --help   make a testbed: a small world, its base model and its SAEs
 """
 
@@ -21,6 +22,7 @@ commands:
   discover        find and save the safety subspace of a model, and show its features
   train-sae       train sparse autoencoders on the residual stream of any Hugging Face model
   train sft       the whole job: find the subspace, start LoRA adapters in it, fine-tune, measure
+  train dpo       the same by direct preference optimisation
   testbed build   make a testbed from a seed: a small world, its base model and its SAEs
 
 options:
@@ -29,7 +31,7 @@ options:
 
 Everywhere a model is asked for, `testbed` is the one that ships with the package, and `testbed:N` that of seed N.
 Options can be read from a YAML file: --config FILE."""
-COMMANDS = ("discover", "train-sae", "train sft", "testbed build")
+COMMANDS = ("discover", "train-sae", "train sft", "train dpo", "testbed build")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -57,10 +59,10 @@ def dispatch(argv: list[str]) -> None:
             from sails_align.sae_training import main as train_sae
 
             train_sae(options)
-        case ["train", "sft", *options]:
-            from sails_align.sft import main as train_sft
+        case ["train", "sft" | "dpo" as method, *options]:
+            from sails_align.align import main as train
 
-            train_sft(options, prog="sails train sft")
+            train(method, options, prog=f"sails train {method}")
         case ["testbed", "build", *options]:
             from sails_align.commands import build
 

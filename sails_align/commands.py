@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.table import Table
 
+from sails_align.config import SUBSPACE_INITS
 from sails_align.errors import InputError
 from sails_align.testbed.build import build_testbed
 from sails_align.testbed.world import WorldConfig
@@ -20,18 +21,18 @@ def discover(argv: Sequence[str]) -> None:
     """`sails discover`: find the subspace that `sails train sft` with the same options starts in, save it and show it.
 
     Raises:
-        InputError: as `sft.parse`, `sft.load_source` and `find_subspace`.
+        InputError: as `align.parse`, `align.load_source` and `find_subspace`.
     """
-    from sails_align import sft
+    from sails_align import align
     from sails_align.artifacts import output_folder
     from sails_align.training.subspaces import find_subspace
 
-    args = sft.parse(argv, prog="sails discover")
-    if args.sails.init == "default":
-        raise InputError("init is 'default', plain LoRA, which starts in no subspace; choose another --init")
+    args = align.parse("sft", argv, prog="sails discover")
+    if not args.sails.uses_subspace:
+        raise InputError(f"{align.start_of(args)} starts in no subspace; choose --init {', '.join(SUBSPACE_INITS)}")
     with output_folder(Path(str(args.training.output_dir))) as output_dir:
-        source, _ = sft.load_source(args)
-        subspace = find_subspace(args.sails, source, sft.discovery_options(args), output_dir / "subspace")
+        source, _ = align.load_source(args)
+        subspace = find_subspace(args.sails, source, align.discovery_options(args), output_dir / "subspace")
     console = Console()
     for layer, basis_DR in subspace.bases.items():
         console.print(layer_table(layer, basis_DR.shape[1], subspace.provenance), highlight=False)

@@ -4,12 +4,18 @@ A field whose default is None takes its value from the preset.
 """
 
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 from sails_align.errors import InputError
 
+Method = Literal["sft", "dpo"]
+
+PEFT_INITS = ("default", "gaussian", "orthogonal", "pissa", "olora", "eva")
+"""Initialisations that PEFT does itself, without a subspace."""
+SUBSPACE_INITS = ("sails", "random_basis", "random_features", "activation_pca", "mean_diff")
+
 CHOICES = {
-    "init": ("sails", "default", "random_basis", "random_features", "activation_pca", "mean_diff"),
+    "init": (*SUBSPACE_INITS, *PEFT_INITS),
     "preset": ("default", "paper"),
     "contrast": ("response", "prompt", "both"),
     "score": ("mean_diff", "standardized"),
@@ -55,11 +61,19 @@ PRESETS: dict[str, dict[str, Any]] = {
 class SailsArguments:
     """Where the safety subspace comes from, and how adapters start in it."""
 
-    init: str = field(
-        default="sails",
+    init: str | None = field(
+        default=None,
         metadata={
-            "help": "What the adapters start from: sails (SAE features), default (plain LoRA: PEFT's Kaiming), or a "
-            "rival subspace: random_basis, random_features, activation_pca, mean_diff."
+            "help": "What the adapters start from: sails (SAE features; what is used if nothing is said), a rival "
+            "subspace (random_basis, random_features, activation_pca, mean_diff), or one of PEFT's own "
+            "initialisations: default (plain LoRA), gaussian, orthogonal, pissa, olora, eva."
+        },
+    )
+    adapter_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "A trained LoRA adapter of the model to start from, such as the folder of an SFT run. For DPO the "
+            "reference is then the model with that adapter."
         },
     )
     preset: str = field(
@@ -146,8 +160,18 @@ class SailsArguments:
             raise InputError(f"subspace_decay is {self.subspace_decay}, but it is a strength: choose more than 0")
         if self.max_discovery_examples < 1:
             raise InputError(f"max_discovery_examples is {self.max_discovery_examples}; choose 1 or more")
-        if self.subspace_path is not None and self.init == "default":
-            raise InputError("--subspace_path is given, but --init default uses no subspace; leave one of them out")
+        if self.subspace_path is not None and self.init in PEFT_INITS:
+            raise InputError(f"--subspace_path is given, but --init {self.init} uses no subspace; leave one of them out")
+        for name in ("init", "subspace_path"):
+            if self.adapter_path is not None and getattr(self, name) is not None:
+                raise InputError(
+                    f"--adapter_path and --{name} are both given, but an adapter starts from one of them; leave one out"
+                )
+
+    @property
+    def uses_subspace(self) -> bool:
+        """Whether adapters start in a subspace."""
+        return self.init in SUBSPACE_INITS
 
     def subspace_options(self) -> dict[str, Any]:
         """The options that decide the subspace: what its artifact is keyed by."""
@@ -190,6 +214,16 @@ class DataArguments:
             raise InputError(f"eval_examples is {self.eval_examples}; choose 1 or more")
         if self.max_train_examples is not None and self.max_train_examples < 1:
             raise InputError(f"max_train_examples is {self.max_train_examples}; choose 1 or more")
+
+
+@dataclass
+class ReferenceArguments:
+    """DPO's reference model, where it is not what training starts from."""
+
+    ref_model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Reference of DPO (default: the model that training starts from); of the same vocabulary."},
+    )
 
 
 def check_choices(options: Any) -> None:

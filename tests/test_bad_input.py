@@ -8,13 +8,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from sails_align import sft
+from sails_align import align
 from sails_align.cli import main as sails
 from sails_align.errors import exit_on_input_error
 from sails_align.testbed.build import ASSETS, D_SAE
@@ -39,7 +40,7 @@ def data_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def fails(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Runs a command (`sails train sft` unless it is another), which must fail; returns its message."""
 
-    def run(*argv: object, main: Callable[[list[str]], Any] = sft.main) -> str:
+    def run(*argv: object, main: Callable[[list[str]], Any] = partial(align.main, "sft")) -> str:
         capfd.readouterr()
         with pytest.raises(SystemExit) as ended, exit_on_input_error():
             main([str(word) for word in argv])
@@ -57,7 +58,7 @@ def fails(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory; do not change it."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    sft.main([*SHORT, "--model_name_or_path", str(TESTBED), "--output_dir", str(folder)])
+    align.main("sft", [*SHORT, "--model_name_or_path", str(TESTBED), "--output_dir", str(folder)])
     return folder
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sails_align import sft
+from sails_align import align
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = "accelerate launch recipes/sft_sails.py"
@@ -23,7 +23,7 @@ def test_commands(path: str) -> None:
     found = commands(ROOT / path)
     assert found
     for command in found:
-        args = sft.parse(shlex.split(command, comments=True))
+        args = align.parse("sft", shlex.split(command, comments=True))
         assert args.model.model_name_or_path in command
 
 
@@ -32,7 +32,7 @@ def test_yaml(tmp_path: Path) -> None:
     assert blocks
     for block in blocks:
         (tmp_path / "config.yaml").write_text(block)
-        args = sft.parse(["--config", str(tmp_path / "config.yaml")])
+        args = align.parse("sft", ["--config", str(tmp_path / "config.yaml")])
         assert args.sails.preset == "paper"
         assert args.sails.contrast == "both"
         assert args.sails.top_k == 64

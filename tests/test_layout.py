@@ -37,10 +37,10 @@ FLOORS: list[list[list[str]]] = [
         [f"evaluation.{name}" for name in ("metrics", "generation")],
     ],
     [
-        [f"training.{name}" for name in ("callbacks", "parsing", "source", "subspaces", "run")],
+        [f"training.{name}" for name in ("callbacks", "parsing", "source", "subspaces", "export", "run")],
         [f"testbed.{name}" for name in ("lexicon", "world", "oracle", "pretrain", "build", "evaluate")],
     ],
-    [["sft", "sae_training", "commands", "cli"]],
+    [["align", "rlhf", "estimate", "sae_training", "commands", "cli"]],
 ]
 PLACE = {
     module: (floor, folder, order)
@@ -94,4 +94,4 @@ def test_the_rule_can_fail():
     assert not may_import("linalg", "subspace.hooks")
     assert not may_import("testbed.world", "training.run")
     assert not may_import("subspace.hooks", "subspace.features")
-    assert may_import("sft", "testbed.build")
+    assert may_import("align", "testbed.build")

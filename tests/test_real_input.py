@@ -21,7 +21,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sails_align import sft
+from sails_align import align
 from sails_align.sae_training import main as train_sae
 from sails_align.subspace.basis import Subspace
 from sails_align.subspace.train_sae import SAEReport
@@ -176,9 +176,9 @@ def test_training_starts_as_the_base_model(real: Real, metrics: dict[str, Any], 
     """And in the subspace of the launched run: the artifact is used again, since its inputs are the same."""
     artifact = real.run / "subspace" / "subspace.safetensors"
     written = artifact.stat().st_mtime_ns
-    args = sft.parse(real.argv(tmp_path))
-    source, _ = sft.load_source(args)
-    subspace = find_subspace(args.sails, source, sft.discovery_options(args), real.run / "subspace")
+    args = align.parse("sft", real.argv(tmp_path))
+    source, _ = align.load_source(args)
+    subspace = find_subspace(args.sails, source, align.discovery_options(args), real.run / "subspace")
     assert artifact.stat().st_mtime_ns == written
     trainer, _ = build_sft_trainer(args.sails, args.training, args.model, source, subspace)
     adapted: Any = trainer.model
@@ -200,8 +200,8 @@ def test_peft_alone_loads_what_was_trained(real: Real, metrics: dict[str, Any], 
     last = load_file(real.run / f"checkpoint-{STEPS}" / "adapter_model.safetensors")
     assert saved.keys() == last.keys()
     assert all(torch.equal(saved[name], last[name]) for name in saved)
-    args = sft.parse(real.argv(tmp_path, "--init", "default"))
-    source, _ = sft.load_source(args)
+    args = align.parse("sft", real.argv(tmp_path, "--init", "default"))
+    source, _ = align.load_source(args)
     trainer, _ = build_sft_trainer(args.sails, args.training, args.model, source, None)
     trained: Any = trainer.model
     missing = trained.load_state_dict(
@@ -218,7 +218,7 @@ def test_a_second_run_skips_discovery(real: Real, metrics: dict[str, Any], tmp_p
     """With fewer steps: the artifact stays as it is, and hardly any time is spent on it."""
     shutil.copytree(real.run / "subspace", tmp_path / "run" / "subspace")
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "subspace").iterdir()}
-    again = sft.main(real.argv(tmp_path / "run", "--max_steps", "1"))
+    again = align.main("sft", real.argv(tmp_path / "run", "--max_steps", "1"))
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "subspace").iterdir()} == written
     assert again["provenance"]["identity"] == metrics["provenance"]["identity"]
     assert again["base"] == pytest.approx(metrics["base"], abs=1e-6)

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, TrainerCallback, set_seed
 from trl import SFTTrainer
 
-from sails_align import sft
+from sails_align import align
 from sails_align.errors import InputError
 from sails_align.subspace.adapter import AdapterInit
 from sails_align.subspace.basis import Subspace
@@ -78,7 +78,7 @@ class Project:
 class Built:
     """A trainer, as the recipe builds it."""
 
-    args: sft.Arguments
+    args: align.Arguments
     source: Source
     subspace: Subspace | None
     trainer: SFTTrainer
@@ -89,12 +89,12 @@ class Built:
 
 
 def build(argv: list[str], callbacks: list[TrainerCallback] | None = None) -> Built:
-    args = sft.parse(argv)
-    source, _ = sft.load_source(args)
+    args = align.parse("sft", argv)
+    source, _ = align.load_source(args)
     subspace = None
     if args.sails.init != "default":
         folder = Path(str(args.training.output_dir)) / "subspace"
-        subspace = subspaces.find_subspace(args.sails, source, sft.discovery_options(args), folder)
+        subspace = subspaces.find_subspace(args.sails, source, align.discovery_options(args), folder)
     trainer, init = build_sft_trainer(args.sails, args.training, args.model, source, subspace, callbacks)
     return Built(args, source, subspace, trainer, init)
 
@@ -151,7 +151,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
 def finished(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory; do not change it."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    sft.main(project.argv(folder))
+    align.main("sft", project.argv(folder))
     return folder
 
 
@@ -227,7 +227,7 @@ def test_subspace_modes(project: Project, tmp_path: Path, mode: str) -> None:
     argv = project.argv(tmp_path, "--subspace_mode", mode, *strength, "--lr_scheduler_type", "constant")
     built = build([*argv, "--warmup_steps", "0"])
     assert built.init is not None
-    sft.measure(built.trainer, built.source, None, built.args, base=True)  # PEFT unfreezes what it disables
+    align.measure(built.trainer, built.source, None, built.args, base=True)  # PEFT unfreezes what it disables
     before = adapter_weights(built.trainer)
     built.trainer.train()
     after = adapter_weights(built.trainer)
@@ -255,9 +255,9 @@ def test_discovery_is_skipped_on_the_same_inputs(
     folder = tmp_path / "subspace"
 
     def find(*more: str) -> Subspace:
-        args = sft.parse(project.argv(tmp_path, *more))
-        source, _ = sft.load_source(args)
-        return subspaces.find_subspace(args.sails, source, sft.discovery_options(args), folder)
+        args = align.parse("sft", project.argv(tmp_path, *more))
+        source, _ = align.load_source(args)
+        return subspaces.find_subspace(args.sails, source, align.discovery_options(args), folder)
 
     first = find()
     assert found == ["again"]
@@ -301,7 +301,7 @@ def test_examples_that_do_not_fit_are_counted(
     long = {"prompt": "how do i break " + "the lock " * 20, "chosen": "sorry no", "rejected": "you can"}
     rows = (project.folder / "safety.jsonl").read_text() + 10 * (json.dumps(long) + "\n")
     (tmp_path / "long.jsonl").write_text(rows)
-    metrics = sft.main(project.argv(tmp_path / "run", "--dataset_name", str(tmp_path / "long.jsonl")))
+    metrics = align.main("sft", project.argv(tmp_path / "run", "--dataset_name", str(tmp_path / "long.jsonl")))
     n_left_out = metrics["provenance"]["longer_than_max_length"]
     assert n_left_out["training"] + n_left_out["held-out"] == 10
     assert f"of {n_left_out['training']} of 92 training examples fill max_length 32" in caplog.text
@@ -311,7 +311,7 @@ def test_examples_that_do_not_fit_are_counted(
 
 def test_a_diverged_training_says_so(project: Project, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nan: training diverged; choose a smaller --learning_rate"):
-        sft.main(project.argv(tmp_path, "--init", "random_basis", "--learning_rate", "1e30"))
+        align.main("sft", project.argv(tmp_path, "--init", "random_basis", "--learning_rate", "1e30"))
     assert not (tmp_path / "metrics.json").exists()
 
 
@@ -332,7 +332,7 @@ class AtStart(TrainerCallback):
 @pytest.mark.parametrize("mode", ["init", "freeze"])
 def test_a_checkpoint_is_not_initialised_again(project: Project, tmp_path: Path, mode: str) -> None:
     argv = project.argv(tmp_path / "run", "--subspace_mode", mode, "--lora_dropout", "0.1", "--save_total_limit", "9")
-    sft.main(argv)
+    align.main("sft", argv)
     whole = load_file(tmp_path / "run" / "adapter_model.safetensors")
     at_start = AtStart()
     resumed = build([*argv, "--resume_from_checkpoint", str(tmp_path / "run" / "checkpoint-4")], [at_start])
@@ -361,7 +361,7 @@ def kill(argv: list[str], ready: Callable[[], bool]) -> None:
 def test_killed_and_resumed_is_as_uninterrupted(project: Project, finished: Path, tmp_path: Path, moment: str) -> None:
     common = ["--subspace_path", str(finished / "subspace"), "--lora_dropout", "0.1"]
     common += ["--max_steps", "60", "--save_steps", "7", "--logging_steps", "5"]
-    sft.main(project.argv(tmp_path / "whole", *common))
+    align.main("sft", project.argv(tmp_path / "whole", *common))
     run = tmp_path / "killed"
     argv = project.argv(run, *common)
     third = run / "checkpoint-21"
@@ -372,7 +372,7 @@ def test_killed_and_resumed_is_as_uninterrupted(project: Project, finished: Path
         (third / "run.json").unlink(missing_ok=True)  # had it been quicker than we
         (third / "adapter_model.safetensors").write_bytes(b"half")
     assert not (run / "adapter_model.safetensors").exists()
-    sft.main([*argv, "--resume_from_checkpoint", "true"])
+    align.main("sft", [*argv, "--resume_from_checkpoint", "true"])
     files = [load_file(folder / "adapter_model.safetensors") for folder in (run, tmp_path / "whole")]
     assert distance(*files) < 1e-6
     losses = [json.loads((folder / "metrics.json").read_text())["trained"] for folder in (run, tmp_path / "whole")]
@@ -383,7 +383,7 @@ def test_killed_and_resumed_is_as_uninterrupted(project: Project, finished: Path
 
 def test_a_finished_run_stays_as_it_is(project: Project, finished: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(finished, tmp_path / "run"))
-    metrics = sft.main(project.argv(run, "--resume_from_checkpoint", "true"))
+    metrics = align.main("sft", project.argv(run, "--resume_from_checkpoint", "true"))
     files = [load_file(folder / "adapter_model.safetensors") for folder in (run, finished)]
     assert distance(*files) == 0
     assert metrics["trained"] == json.loads((finished / "metrics.json").read_text())["trained"]

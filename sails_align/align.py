@@ -1,7 +1,7 @@
-"""`recipes/sft_sails.py` and `sails train sft`: SAE features -> safety subspace -> adapters -> TRL's SFTTrainer.
+"""The recipes `sft_sails.py` and `dpo_sails.py`: SAE features -> safety subspace -> adapters -> TRL's trainers.
 
 accelerate launch recipes/sft_sails.py                       the testbed
-accelerate launch recipes/sft_sails.py --config FILE.yaml    anything else
+accelerate launch recipes/dpo_sails.py --config FILE.yaml    anything else
 """
 
 import json
@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from trl import ModelConfig, ScriptArguments, SFTConfig, SFTTrainer
+from trl import DPOConfig, ModelConfig, ScriptArguments, SFTConfig, SFTTrainer
 
 from sails_align.artifacts import disk_errors, output_folder, package_versions, write_json, write_text
-from sails_align.config import DataArguments, SailsArguments, to_json
+from sails_align.config import DataArguments, Method, ReferenceArguments, SailsArguments, to_json
 from sails_align.errors import InputError
 from sails_align.evaluation.metrics import Estimate
 from sails_align.testbed.build import MODEL_NAME, Testbed, is_testbed, resolve_testbed
@@ -39,14 +39,15 @@ from sails_align.training.subspaces import DiscoveryOptions, find_subspace, peak
 
 # Defaults of options that TRL and PEFT leave at values for other purposes; YAML and the command line override them.
 COMMON_DEFAULTS = {
+    "use_peft": True,
     "lora_dropout": 0.0,
-    "learning_rate": 2e-4,  # TRL's documentation advises ten times the rate of full fine-tuning for LoRA
     "warmup_steps": 0.1,
     "logging_steps": 10,
     "save_total_limit": 2,
 }
+# TRL's defaults for full fine-tuning; its documentation advises ten times the rate for LoRA.
+LEARNING_RATES = {("sft", False): 2e-5, ("sft", True): 2e-4, ("dpo", False): 1e-6, ("dpo", True): 1e-5}
 TESTBED_DEFAULTS = {
-    "learning_rate": 8e-3,  # chosen on the validation split: docs/method.md
     "lora_r": 8,
     "lora_alpha": 16,
     "per_device_train_batch_size": 16,
@@ -57,23 +58,28 @@ TESTBED_DEFAULTS = {
     "gradient_checkpointing": False,
     "save_steps": 20,
 }
+# Chosen on the validation split: docs/method.md, docs/training.md.
+TESTBED_LEARNING_RATES = {("sft", False): 1e-3, ("sft", True): 8e-3, ("dpo", False): 1e-4, ("dpo", True): 2e-3}
 
 
 @dataclass
 class Arguments:
     """All options of one training."""
 
+    method: Method
     sails: SailsArguments
     data: DataArguments
     script: ScriptArguments
-    training: SFTConfig
+    training: SFTConfig | DPOConfig
     model: ModelConfig
+    reference: ReferenceArguments
 
     def to_json(self) -> dict[str, Any]:
         """Every option, resolved. Secrets are masked by transformers."""
         training = {name: value for name, value in self.training.to_dict().items() if _is_json(value)}
         parts = {"sails": to_json(self.sails), "data": to_json(self.data), "training": training}
-        return {**parts, "script": vars(self.script), "model": vars(self.model)}
+        parts |= {"script": vars(self.script), "model": vars(self.model), "reference": vars(self.reference)}
+        return {"method": self.method, **parts}
 
 
 @dataclass
@@ -93,29 +99,56 @@ class Cost:
             self.seconds[stage] = round(spent, 2)
 
 
-def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> Arguments:
+def parse(method: Method, argv: Sequence[str] | None = None, prog: str | None = None) -> Arguments:
     """Read the command line (None: this process's) and `--config` (YAML); `prog` is what `--help` calls the command.
 
     Raises:
-        InputError: for an unknown option or a value that cannot be used.
+        InputError: for an unknown option, a value that cannot be used, or options that contradict each other.
     """
     line = CommandLine.read(argv)
     model_name = line.value("model_name_or_path")
-    defaults: dict[str, Any] = {**COMMON_DEFAULTS, **(TESTBED_DEFAULTS if is_testbed(model_name) else {})}
+    use_peft = str(line.value("use_peft")).lower() not in ("false", "no", "0", "n", "f")
+    rates = TESTBED_LEARNING_RATES if is_testbed(model_name) else LEARNING_RATES
+    defaults: dict[str, Any] = {**COMMON_DEFAULTS, "learning_rate": rates[method, use_peft]}
+    if is_testbed(model_name):
+        defaults |= TESTBED_DEFAULTS
     if not torch.cuda.is_available():
         defaults |= {"use_cpu": True, "bf16": False}
-    classes = [SailsArguments, DataArguments, ScriptArguments, SFTConfig, ModelConfig]
-    arguments = Arguments(*line.parse(classes, defaults=defaults, prog=prog))
+    config_class = SFTConfig if method == "sft" else DPOConfig
+    classes = [SailsArguments, DataArguments, ScriptArguments, config_class, ModelConfig, ReferenceArguments]
+    arguments = Arguments(method, *line.parse(classes, defaults=defaults, prog=prog))
+    _settle(arguments)
     training = arguments.training
     if training.output_dir in (None, "trainer_output"):
         stem = "testbed" if model_name is None else model_name.rstrip("/").split("/")[-1].replace(":", "-")
-        training.output_dir = f"runs/sft-{arguments.sails.init}-{stem}"
+        training.output_dir = f"runs/{method}-{start_of(arguments)}-{stem}"
     return arguments
 
 
-def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str, Any]:
+def _settle(args: Arguments) -> None:
+    """Refuse options that contradict each other, and settle what `--init` is where it was left out."""
+    sails, reference = args.sails, args.reference.ref_model_name_or_path
+    if not args.model.use_peft:
+        given = [name for name in ("init", "adapter_path", "subspace_path") if getattr(sails, name) is not None]
+        if given:
+            raise InputError(
+                f"--use_peft false trains all weights, without an adapter, but --{given[0]} is given; "
+                "leave one of them out"
+            )
+    elif sails.init is None and sails.adapter_path is None:
+        sails.init = "sails"
+    if reference is not None and args.method == "sft":
+        raise InputError("--ref_model_name_or_path is given, but SFT has no reference model; leave it out")
+
+
+def start_of(args: Arguments) -> str:
+    """What training starts from, in one word: the initialisation, `adapter`, or `full` fine-tuning."""
+    return args.sails.init or ("adapter" if args.sails.adapter_path is not None else "full")
+
+
+def main(method: Method, argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str, Any]:
     """Parse, build, train, save. Returns what is in `metrics.json`."""
-    args = parse(argv, prog)
+    args = parse(method, argv, prog)
     with output_folder(Path(str(args.training.output_dir))) as output_dir:
         return run(args, output_dir)
 
@@ -126,7 +159,7 @@ def run(args: Arguments, output_dir: Path) -> dict[str, Any]:
     with cost.of("prepare"):
         source, testbed = load_source(args)
     subspace = None
-    if args.sails.init != "default":
+    if args.sails.uses_subspace:
         # Of several processes the first one writes the artifact, which the others then read.
         with cost.of("subspace"), args.training.main_process_first(local=False, desc="finding the subspace"):
             subspace = find_subspace(args.sails, source, discovery_options(args), output_dir / "subspace")

@@ -1,0 +1,12 @@
+"""Align a model by direct preference optimisation (DPO) of adapters that start in its SAE safety subspace.
+
+accelerate launch recipes/dpo_sails.py                                  # the testbed
+accelerate launch recipes/dpo_sails.py --config FILE.yaml               # your own model and data: docs/recipes.md
+"""
+
+from sails_align.errors import exit_on_input_error
+from sails_align.align import main
+
+if __name__ == "__main__":
+    with exit_on_input_error():
+        main("dpo")
