@@ -7,8 +7,8 @@ accelerate launch recipes/dpo_sails.py --config FILE.yaml    anything else
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,26 +16,22 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from trl import DPOConfig, ModelConfig, ScriptArguments, SFTConfig, SFTTrainer
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import DPOConfig, ModelConfig, ScriptArguments, SFTConfig
 
-from sails_align.artifacts import disk_errors, output_folder, package_versions, write_json, write_text
-from sails_align.config import DataArguments, Method, ReferenceArguments, SailsArguments, to_json
+from sails_align.artifacts import content_hash, disk_errors, output_folder, package_versions, write_json, write_text
+from sails_align.config import DataArguments, DPOArguments, Method, SailsArguments
+from sails_align.distributed import check_devices, from_main
 from sails_align.errors import InputError
 from sails_align.evaluation.metrics import Estimate
 from sails_align.testbed.build import MODEL_NAME, Testbed, is_testbed, resolve_testbed
 from sails_align.testbed.evaluate import alignment_data, respond, summarize
+from sails_align.training.arguments import Arguments
+from sails_align.training.checkpoints import MarkCheckpoints, find_checkpoint, run_identity, save_model, train
 from sails_align.training.parsing import CommandLine
-from sails_align.training.run import (
-    MarkCheckpoints,
-    build_sft_trainer,
-    find_checkpoint,
-    left_out,
-    run_identity,
-    save_adapter,
-    train,
-)
 from sails_align.training.source import Source, assemble, load_data
 from sails_align.training.subspaces import DiscoveryOptions, find_subspace, peak_memory_mb
+from sails_align.training.trainers import AlignmentTrainer, build_trainer, left_out
 
 # Defaults of options that TRL and PEFT leave at values for other purposes; YAML and the command line override them.
 COMMON_DEFAULTS = {
@@ -63,40 +59,25 @@ TESTBED_LEARNING_RATES = {("sft", False): 1e-3, ("sft", True): 8e-3, ("dpo", Fal
 
 
 @dataclass
-class Arguments:
-    """All options of one training."""
-
-    method: Method
-    sails: SailsArguments
-    data: DataArguments
-    script: ScriptArguments
-    training: SFTConfig | DPOConfig
-    model: ModelConfig
-    reference: ReferenceArguments
-
-    def to_json(self) -> dict[str, Any]:
-        """Every option, resolved. Secrets are masked by transformers."""
-        training = {name: value for name, value in self.training.to_dict().items() if _is_json(value)}
-        parts = {"sails": to_json(self.sails), "data": to_json(self.data), "training": training}
-        parts |= {"script": vars(self.script), "model": vars(self.model), "reference": vars(self.reference)}
-        return {"method": self.method, **parts}
-
-
-@dataclass
 class Cost:
-    """Seconds spent by stage."""
+    """Seconds spent by stage. A stage within another one is not counted as the outer one's."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    _open: list[float] = field(default_factory=lambda: [0.0])
+    """Of each open stage, the time spent in the stages within it."""
 
     @contextmanager
     def of(self, stage: str) -> Iterator[None]:
         """Add the time the block takes to a stage."""
         started = time.perf_counter()
+        self._open.append(0.0)
         try:
             yield
         finally:
-            spent = self.seconds.get(stage, 0.0) + time.perf_counter() - started
-            self.seconds[stage] = round(spent, 2)
+            whole = time.perf_counter() - started
+            own = whole - self._open.pop()
+            self._open[-1] += whole
+            self.seconds[stage] = round(self.seconds.get(stage, 0.0) + own, 2)
 
 
 def parse(method: Method, argv: Sequence[str] | None = None, prog: str | None = None) -> Arguments:
@@ -114,36 +95,18 @@ def parse(method: Method, argv: Sequence[str] | None = None, prog: str | None = 
         defaults |= TESTBED_DEFAULTS
     if not torch.cuda.is_available():
         defaults |= {"use_cpu": True, "bf16": False}
+    check_devices(str(line.value("use_cpu")).lower() in ("true", "yes", "1", "t", "y"))
     config_class = SFTConfig if method == "sft" else DPOConfig
-    classes = [SailsArguments, DataArguments, ScriptArguments, config_class, ModelConfig, ReferenceArguments]
-    arguments = Arguments(method, *line.parse(classes, defaults=defaults, prog=prog))
-    _settle(arguments)
+    classes = [SailsArguments, DataArguments, ScriptArguments, config_class, ModelConfig]
+    more = [DPOArguments] if method == "dpo" else []
+    parsed = line.parse([*classes, *more], defaults=defaults, prog=prog)
+    arguments = Arguments(method, *parsed[:5], *(parsed[5:] or [DPOArguments()]))
+    arguments.settle()
     training = arguments.training
     if training.output_dir in (None, "trainer_output"):
         stem = "testbed" if model_name is None else model_name.rstrip("/").split("/")[-1].replace(":", "-")
-        training.output_dir = f"runs/{method}-{start_of(arguments)}-{stem}"
+        training.output_dir = f"runs/{method}-{arguments.start}-{stem}"
     return arguments
-
-
-def _settle(args: Arguments) -> None:
-    """Refuse options that contradict each other, and settle what `--init` is where it was left out."""
-    sails, reference = args.sails, args.reference.ref_model_name_or_path
-    if not args.model.use_peft:
-        given = [name for name in ("init", "adapter_path", "subspace_path") if getattr(sails, name) is not None]
-        if given:
-            raise InputError(
-                f"--use_peft false trains all weights, without an adapter, but --{given[0]} is given; "
-                "leave one of them out"
-            )
-    elif sails.init is None and sails.adapter_path is None:
-        sails.init = "sails"
-    if reference is not None and args.method == "sft":
-        raise InputError("--ref_model_name_or_path is given, but SFT has no reference model; leave it out")
-
-
-def start_of(args: Arguments) -> str:
-    """What training starts from, in one word: the initialisation, `adapter`, or `full` fine-tuning."""
-    return args.sails.init or ("adapter" if args.sails.adapter_path is not None else "full")
 
 
 def main(method: Method, argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str, Any]:
@@ -156,26 +119,29 @@ def main(method: Method, argv: Sequence[str] | None = None, prog: str | None = N
 def run(args: Arguments, output_dir: Path) -> dict[str, Any]:
     """Build, train and save in a folder. Returns what is in `metrics.json`."""
     cost = Cost()
-    with cost.of("prepare"):
+    with cost.of("prepare"), args.training.main_process_first(local=True, desc="loading the data"):
         source, testbed = load_source(args)
     subspace = None
     if args.sails.uses_subspace:
-        # Of several processes the first one writes the artifact, which the others then read.
-        with cost.of("subspace"), args.training.main_process_first(local=False, desc="finding the subspace"):
+        with cost.of("subspace"):
             subspace = find_subspace(args.sails, source, discovery_options(args), output_dir / "subspace")
     with cost.of("prepare"), disk_errors(output_dir):
-        trainer, _ = build_sft_trainer(args.sails, args.training, args.model, source, subspace)
-        identity = run_identity(args.sails, args.training, args.model, source, subspace)
+        trainer, _ = build_trainer(args, source, subspace)
+        identity = run_identity(args, source, subspace)
         checkpoint = find_checkpoint(args.training, identity)
         trainer.add_callback(MarkCheckpoints(identity))
-        write_json(output_dir / "run.json", {"identity": identity, "options": args.to_json()})
-    with cost.of("evaluate"):
-        base, base_responses = measure(trainer, source, testbed, args, base=True)
+        if trainer.is_world_process_zero():
+            write_record(args, identity, source, output_dir)
+    start = MeasureStart(trainer, lambda: measure(trainer, source, testbed, args, "base"), cost, output_dir, identity)
     with cost.of("train"), disk_errors(output_dir):
+        trainer.add_callback(start)
         train(trainer, checkpoint)
-        save_adapter(trainer, output_dir)
+        trainer.remove_callback(start)
+        save_model(args, trainer, output_dir)
     with cost.of("evaluate"):
-        trained, responses = measure(trainer, source, testbed, args, base=False)
+        trained, responses = measure(trainer, source, testbed, args, "trained")
+    base, base_responses = start.measured()
+    n_trainable, n_parameters = count_parameters(trainer)
     metrics = {
         "base": base,
         "trained": trained,
@@ -189,26 +155,74 @@ def run(args: Arguments, output_dir: Path) -> dict[str, Any]:
         },
         "cost": {
             "seconds": cost.seconds,
-            "trainable_parameters": _n_trainable(trainer),
-            "trainable_share": _n_trainable(trainer) / _n_parameters(trainer),
+            "trainable_parameters": n_trainable,
+            "trainable_share": n_trainable / n_parameters,
             "peak_memory_mb": round(peak_memory_mb(), 1),
         },
     }
     if trainer.is_world_process_zero():
         if testbed is not None:
-            write_text(
-                output_dir / "responses.jsonl", "".join(json.dumps(row) + "\n" for row in base_responses + responses)
-            )
+            rows = "".join(json.dumps(row) + "\n" for row in base_responses + responses)
+            write_text(output_dir / "responses.jsonl", rows)
         write_json(output_dir / "metrics.json", metrics)
         show(metrics, output_dir)
     return metrics
+
+
+class MeasureStart(TrainerCallback):
+    """Measures the model that training starts from, at its start: until then DeepSpeed has no engine to run it.
+
+    The result is kept in `base.json`, for when the run is resumed.
+    """
+
+    def __init__(
+        self,
+        trainer: AlignmentTrainer,
+        measure: Callable[[], tuple[dict[str, Any], list[dict[str, Any]]]],
+        cost: Cost,
+        output_dir: Path,
+        identity: dict[str, Any],
+    ) -> None:
+        self._measure, self._cost, self._path = measure, cost, output_dir / "base.json"
+        self._is_main, self._identity = trainer.is_world_process_zero(), content_hash(identity)
+        self._kept: dict[str, Any] = {"base": None, "responses": []}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Measure, or on resuming read what was measured."""
+        if state.global_step > 0:
+            self._kept = from_main(self._read)
+            return
+        with self._cost.of("evaluate"):
+            base, responses = self._measure()
+        self._kept = {"identity": self._identity, "base": base, "responses": responses}
+        if self._is_main:
+            write_json(self._path, self._kept)
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            kept = json.loads(self._path.read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError):
+            kept = {}
+        return kept if kept.get("identity") == self._identity else {"base": None, "responses": []}
+
+    def measured(self) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+        """Numbers and responses; None if training went on from a checkpoint of another folder, or was not begun."""
+        return self._kept["base"], self._kept["responses"]
+
+
+def write_record(args: Arguments, identity: dict[str, Any], source: Source, output_dir: Path) -> None:
+    """Write `run.json`: all that is needed to know and to repeat the run."""
+    write_json(output_dir / "run.json", {"identity": identity, "options": args.to_json()})
 
 
 def load_source(args: Arguments) -> tuple[Source, Testbed | None]:
     """Model, tokenizer and data: of the testbed if that is the model, else of what is named."""
     training = args.training
     if not is_testbed(args.model.model_name_or_path):
-        return assemble(args.model, training, args.data, load_data(args.script, args.data, training.seed)), None
+        data = load_data(args.script, args.data, training.seed)
+        return assemble(args.model, training, args.data, data, chat_template_path=args.chat_template_path), None
     testbed = resolve_testbed(args.model.model_name_or_path)
     args.model.model_name_or_path = testbed.model_path
     if args.sails.sae_release is None and args.sails.sae_path is None:
@@ -221,7 +235,10 @@ def load_source(args: Arguments) -> tuple[Source, Testbed | None]:
         helpful = alignment_data(world, harmful=False, seed=seed)
         held_out = alignment_data(world, harmful=True, n=args.data.eval_examples, part="validation")
         data = (safety, helpful, held_out, {})
-    return assemble(args.model, training, args.data, data, name=MODEL_NAME), testbed
+    source = assemble(
+        args.model, training, args.data, data, name=MODEL_NAME, chat_template_path=args.chat_template_path
+    )
+    return source, testbed
 
 
 def discovery_options(args: Arguments) -> DiscoveryOptions:
@@ -232,7 +249,7 @@ def discovery_options(args: Arguments) -> DiscoveryOptions:
         max_length=training.max_length or 1024,
         seed=training.seed,
         dtype=args.model.dtype or "float32",
-        device="cuda" if torch.cuda.is_available() and not training.use_cpu else "cpu",
+        device=str(training.device),
         revision=args.model.model_revision,
         trust_remote_code=training.trust_remote_code,
         progress=not training.disable_tqdm,
@@ -240,28 +257,35 @@ def discovery_options(args: Arguments) -> DiscoveryOptions:
 
 
 def measure(
-    trainer: SFTTrainer, source: Source, testbed: Testbed | None, args: Arguments, *, base: bool
+    trainer: AlignmentTrainer, source: Source, testbed: Testbed | None, args: Arguments, label: str
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Numbers of the model as it is now, and the judged responses they come from (on the testbed).
 
-    Safety needs a judge: the testbed's oracle. Of other models only the held-out loss is measured here; their
-    responses are for a judge of their own. The base model is the trained one without its adapter.
+    Safety needs a judge: the testbed's oracle. Of other models only the held-out loss is measured here (and how often
+    DPO's reward prefers the chosen response); their responses are for a judge of their own. Every process takes part.
+
+    Args:
+        trainer: with its model.
+        source: of the tokenizer.
+        testbed: if the model is one's.
+        args: of the training.
+        label: of the model: `base`, which training starts from, or `trained`.
     """
+    evaluated = trainer.evaluate()
+    loss = evaluated["eval_loss"]
+    if not math.isfinite(loss):
+        if label == "base":
+            raise InputError(f"the loss on held-out pairs is {loss} before training; try --dtype float32")
+        raise InputError(f"the loss on held-out pairs is {loss}: training diverged; choose a smaller --learning_rate")
+    numbers: dict[str, Any] = {"held_out_loss": loss}
+    if args.method == "dpo":
+        numbers["held_out_reward_accuracy"] = evaluated["eval_rewards/accuracies"]
+        numbers["held_out_reward_margin"] = evaluated["eval_rewards/margins"]
+    if testbed is None:
+        return numbers, []
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
-    with model.disable_adapter() if base else nullcontext():
-        loss = trainer.evaluate()["eval_loss"]
-        if not math.isfinite(loss):
-            if base:
-                raise InputError(f"the loss on held-out pairs is {loss} before training; try --dtype float32")
-            raise InputError(
-                f"the loss on held-out pairs is {loss}: training diverged; choose a smaller --learning_rate"
-            )
-        numbers: dict[str, Any] = {"held_out_loss": loss}
-        if testbed is None:
-            return numbers, []
-        judged = respond(model, source.tokenizer, testbed.world, args.data.eval_examples)
+    judged = respond(model, source.tokenizer, testbed.world, args.data.eval_examples)
     numbers |= {name: value.to_json() for name, value in summarize(judged).items()}
-    label = "base" if base else "trained"
     return numbers, [{"model": label, **item.to_json()} for item in judged]
 
 
@@ -272,22 +296,27 @@ ROWS = {
     "over_refusal_rate": "over-refusal (%)",
     "correct_answer_rate": "correct benign answers (%)",
 }
+SCALARS = {
+    "held_out_loss": "loss on held-out pairs",
+    "held_out_reward_accuracy": "held-out pairs ranked rightly (share)",
+}
 
 
 def show(metrics: dict[str, Any], output_dir: Path) -> None:
-    """Print base against trained, and where things were written."""
-    init = metrics["provenance"]["identity"]["init"]
-    table = Table(title=f"Base model against {init} (95% intervals over prompts)")
-    for heading in ("", "base", "trained"):
+    """Print what training started from against what came of it, and where things were written."""
+    identity = metrics["provenance"]["identity"]
+    table = Table(title=f"{identity['method'].upper()}, {identity['init']} (95% intervals over prompts)")
+    first = "start" if identity["init"] == "adapter" else "base"
+    for heading in ("", first, "trained"):
         table.add_column(heading, justify="left" if not heading else "right")
+    models = (metrics["base"], metrics["trained"])
     for name, label in ROWS.items():
-        if name in metrics["base"]:
+        if name in metrics["trained"]:
             scale = 1.0 if name == "harmfulness" else 100.0
-            cells = [_cell(Estimate(**metrics[model][name]), scale) for model in ("base", "trained")]
-            table.add_row(label, *cells)
-    table.add_row(
-        "loss on held-out pairs", *(f"{metrics[model]['held_out_loss']:.3f}" for model in ("base", "trained"))
-    )
+            table.add_row(label, *("" if model is None else _cell(Estimate(**model[name]), scale) for model in models))
+    for name, label in SCALARS.items():
+        if name in metrics["trained"]:
+            table.add_row(label, *("" if model is None else f"{model[name]:.3f}" for model in models))
     cost = metrics["cost"]
     share = f"{cost['trainable_parameters']:,} ({cost['trainable_share']:.2%})"
     table.add_row("trainable parameters", "0", share)
@@ -297,8 +326,11 @@ def show(metrics: dict[str, Any], output_dir: Path) -> None:
     )
     console = Console()
     console.print(table)
-    console.print(f"adapter   {output_dir}/adapter_model.safetensors", highlight=False)
-    if metrics["provenance"]["identity"]["subspace"] is not None:
+    if identity["init"] == "full":
+        console.print(f"model     {output_dir}/", highlight=False)
+    else:
+        console.print(f"adapter   {output_dir}/adapter_model.safetensors", highlight=False)
+    if identity["subspace"] is not None:
         console.print(f"subspace  {output_dir}/subspace/", highlight=False)
     console.print(f"metrics   {output_dir}/metrics.json", highlight=False)
 
@@ -311,19 +343,12 @@ def _cell(estimate: Estimate, scale: float) -> str:
     return f"{estimate.value * scale:.{digits}f} ({low * scale:.{digits}f} to {high * scale:.{digits}f})"
 
 
-def _is_json(value: Any) -> bool:
-    try:
-        json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError):
-        return False
-    return True
-
-
-def _n_trainable(trainer: SFTTrainer) -> int:
+def count_parameters(trainer: AlignmentTrainer) -> tuple[int, int]:
+    """Trainable parameters and all of the model's; the copy of an adapter that is DPO's reference is not counted."""
     assert trainer.model is not None
-    return sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
-
-
-def _n_parameters(trainer: SFTTrainer) -> int:
-    assert trainer.model is not None
-    return sum(parameter.numel() for parameter in trainer.model.parameters())
+    n_trainable = n_all = 0
+    for name, parameter in trainer.model.named_parameters():
+        n = getattr(parameter, "ds_numel", parameter.numel())  # of a parameter that ZeRO-3 has split
+        n_all += 0 if ".ref." in name else n
+        n_trainable += n if parameter.requires_grad else 0
+    return n_trainable, n_all

@@ -29,7 +29,7 @@ def discover(argv: Sequence[str]) -> None:
 
     args = align.parse("sft", argv, prog="sails discover")
     if not args.sails.uses_subspace:
-        raise InputError(f"{align.start_of(args)} starts in no subspace; choose --init {', '.join(SUBSPACE_INITS)}")
+        raise InputError(f"{args.start} starts in no subspace; choose --init {', '.join(SUBSPACE_INITS)}")
     with output_folder(Path(str(args.training.output_dir))) as output_dir:
         source, _ = align.load_source(args)
         subspace = find_subspace(args.sails, source, align.discovery_options(args), output_dir / "subspace")

@@ -161,7 +161,9 @@ class SailsArguments:
         if self.max_discovery_examples < 1:
             raise InputError(f"max_discovery_examples is {self.max_discovery_examples}; choose 1 or more")
         if self.subspace_path is not None and self.init in PEFT_INITS:
-            raise InputError(f"--subspace_path is given, but --init {self.init} uses no subspace; leave one of them out")
+            raise InputError(
+                f"--subspace_path is given, but --init {self.init} uses no subspace; leave one of them out"
+            )
         for name in ("init", "subspace_path"):
             if self.adapter_path is not None and getattr(self, name) is not None:
                 raise InputError(
@@ -217,12 +219,15 @@ class DataArguments:
 
 
 @dataclass
-class ReferenceArguments:
-    """DPO's reference model, where it is not what training starts from."""
+class DPOArguments:
+    """Options of DPO besides TRL's own."""
 
     ref_model_name_or_path: str | None = field(
         default=None,
-        metadata={"help": "Reference of DPO (default: the model that training starts from); of the same vocabulary."},
+        metadata={"help": "Reference model, of the same vocabulary (default: the model that training starts from)."},
+    )
+    chat_template_path: str | None = field(
+        default=None, metadata={"help": "A Jinja file: the chat template, if the tokenizer has none."}
     )
 
 

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "sails_align"
 
 # Lowest first. Modules of one entry may import those before them in it, and all entries of lower floors.
 FLOORS: list[list[list[str]]] = [
-    [["errors", "progress", "config", "artifacts", "linalg", "formats", "loading", "rows", "data", "tokens"]],
+    [["errors", "distributed", "progress", "config", "artifacts", "linalg", "formats", "loading", "rows", "data", "tokens"]],
     [
         [
             f"subspace.{name}"
@@ -37,10 +37,22 @@ FLOORS: list[list[list[str]]] = [
         [f"evaluation.{name}" for name in ("metrics", "generation")],
     ],
     [
-        [f"training.{name}" for name in ("callbacks", "parsing", "source", "subspaces", "export", "run")],
+        [f"training.{name}" for name in (
+            "callbacks",
+            "parsing",
+            "source",
+            "arguments",
+            "subspaces",
+            "starts",
+            "trainers",
+            "checkpoints",
+            "card",
+            "serving",
+            "export",
+        )],
         [f"testbed.{name}" for name in ("lexicon", "world", "oracle", "pretrain", "build", "evaluate")],
     ],
-    [["align", "rlhf", "estimate", "sae_training", "commands", "cli"]],
+    [["align", "rlhf", "estimate", "exporting", "sae_training", "commands", "cli"]],
 ]
 PLACE = {
     module: (floor, folder, order)

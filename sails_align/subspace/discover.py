@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from sails_align.distributed import summed
 from sails_align.errors import InputError
 from sails_align.progress import progress_bar
 from sails_align.subspace.hooks import evaluation_mode, hidden_states_at
@@ -45,7 +46,8 @@ def discover(
 
     Args:
         model: a decoder on one or several devices, with or without its head (see `truncated.load_truncated`).
-        contrasts: contrast -> side -> sequences, consumed lazily and once; sides as in `stats.SIDES`.
+        contrasts: contrast -> side -> sequences, consumed lazily and once; sides as in `stats.SIDES`. Of several
+            processes each gives its share.
         fitters: all are given the same hidden states, in the model's precision.
         layers: whose outputs are wanted, at least one.
         batch_size: sequences in a batch, at most.
@@ -65,7 +67,7 @@ def discover(
                     _feed(model, batch, fitters, layers, contrast, side)
                     done += len(batch)
                     bar.update(task, completed=done)
-                if done == 0:
+                if not summed(torch.tensor(done)):
                     raise InputError(
                         f"no token of the {side} side of the {contrast!r} contrast is to be averaged;\n"
                         "check that it has examples, and that max_length leaves something of them"

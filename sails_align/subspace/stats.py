@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sails_align.artifacts import load_artifact, save_artifact
+from sails_align.distributed import gathered, summed
 from sails_align.errors import InputError
 
 SIDES = ("aligned", "unaligned")
@@ -72,6 +73,24 @@ class Stats(Generic[Sums]):
         for key, sums in other.sums.items():
             merged[key] = merged[key] + sums if key in merged else sums
         return type(self)(merged)
+
+    def over_processes(self) -> Self:
+        """The sums of all processes together, on every process; a process may lack keys that others have."""
+        shapes = {
+            key: {f.name: (tuple(value.shape), value.dtype) for f in fields(sums) for value in [getattr(sums, f.name)]}
+            for key, sums in self.sums.items()
+        }
+        known = {key: of_key for part in gathered(shapes) for key, of_key in part.items()}
+        merged = {}
+        for key in sorted(known):  # the same order on every process
+            own = self.sums.get(key)
+            merged[key] = self.sums_class(
+                **{
+                    name: summed(torch.zeros(shape, dtype=dtype) if own is None else getattr(own, name))
+                    for name, (shape, dtype) in known[key].items()
+                }
+            )
+        return type(self)(merged)  # type: ignore[arg-type]
 
     def save(self, folder: Path, input_hash: str, provenance: Mapping[str, Any] | None = None) -> None:
         """Write the artifact; `provenance` is JSON-able."""

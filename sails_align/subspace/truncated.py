@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.integrations import deepspeed
 from transformers.utils import logging as transformers_logging
 
 from sails_align.errors import InputError
@@ -23,8 +24,7 @@ def load_truncated(
 ) -> PreTrainedModel:
     """Load a model's decoder up to a block, without the deeper blocks and without the head.
 
-    Of a multimodal model (Gemma 3) only the language model is kept. Load it before anything sets up ZeRO-3, which
-    would partition it: it is read by one process at a time and must be whole.
+    Of a multimodal model (Gemma 3) only the language model is kept. It is whole on every process, under ZeRO-3 too.
 
     Args:
         model_name_or_path: of any decoder model that `decoder_layers` supports.
@@ -42,7 +42,7 @@ def load_truncated(
         config = AutoConfig.from_pretrained(model_name_or_path, **where)
     _truncate(config.get_text_config(decoder=True), deepest_layer, model_name_or_path)
     options = {"config": config, "dtype": dtype, "attn_implementation": exact_attention(config), **where}
-    with _no_load_report(), model_errors(model_name_or_path):
+    with _no_load_report(), not_partitioned(), model_errors(model_name_or_path):
         model, loading = AutoModel.from_pretrained(model_name_or_path, output_loading_info=True, **options)
     if loading["missing_keys"]:
         raise InputError(
@@ -82,6 +82,19 @@ def exact_attention(config: PreTrainedConfig) -> str | None:
     SAEs were trained on.
     """
     return "eager" if getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None) else None
+
+
+@contextmanager
+def not_partitioned() -> Iterator[None]:
+    """Models made in the block are whole. Once training arguments with ZeRO-3 exist, transformers splits all others."""
+    reference = deepspeed._hf_deepspeed_config_weak_ref  # there is a setter and no getter
+    config = None if reference is None else reference()
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if config is not None:
+            deepspeed.set_hf_deepspeed_config(config)
 
 
 def _truncate(config: PreTrainedConfig, deepest_layer: int, model_name_or_path: str | Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
-from trl import ModelConfig, ScriptArguments, SFTConfig
+from trl import DPOConfig, ModelConfig, ScriptArguments, SFTConfig
 
 from sails_align.artifacts import file_hash
 from sails_align.config import DataArguments
@@ -56,7 +56,7 @@ class Source:
         return fingerprint(self.train)
 
 
-def load_model_config(model_args: ModelConfig, training_args: SFTConfig) -> PretrainedConfig:
+def load_model_config(model_args: ModelConfig, training_args: SFTConfig | DPOConfig) -> PretrainedConfig:
     """The model's configuration.
 
     Raises:
@@ -70,8 +70,10 @@ def load_model_config(model_args: ModelConfig, training_args: SFTConfig) -> Pret
         )
 
 
-def load_tokenizer(model_args: ModelConfig, training_args: SFTConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer, with the chat template of `--chat_template_path` if that is a Jinja file.
+def load_tokenizer(
+    model_args: ModelConfig, training_args: SFTConfig | DPOConfig, template: str | None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer, with the chat template of a Jinja file, if one is given.
 
     Raises:
         InputError: if it cannot be loaded, or has no chat template.
@@ -82,7 +84,6 @@ def load_tokenizer(model_args: ModelConfig, training_args: SFTConfig) -> PreTrai
         tokenizer = AutoTokenizer.from_pretrained(
             name, revision=model_args.model_revision, trust_remote_code=training_args.trust_remote_code
         )
-    template = training_args.chat_template_path
     if template is not None:
         if not template.endswith((".jinja", ".j2")):
             raise InputError(
@@ -154,34 +155,35 @@ def load_data(
 
 def assemble(
     model_args: ModelConfig,
-    training_args: SFTConfig,
+    training_args: SFTConfig | DPOConfig,
     data_args: DataArguments,
     data: tuple[Dataset, Dataset | None, Dataset, dict[str, int]],
     name: str | None = None,
+    chat_template_path: str | None = None,
 ) -> Source:
     """Put model and data together: cut the safety data to size, mix in the helpful data.
 
     Args:
         model_args: TRL's; names the model.
-        training_args: TRL's; of it the seed, the chat template and whether to trust remote code.
+        training_args: TRL's; of it the seed and whether to trust remote code.
         data_args: how much data, and the ratio.
         data: what `load_data` gives.
         name: what the model is called, if it is not what `from_pretrained` takes.
+        chat_template_path: a Jinja file, in place of the tokenizer's own template.
     """
     safety, helpful, held_out, dropped = data
     if data_args.max_train_examples is not None and data_args.max_train_examples < len(safety):
         safety = safety.shuffle(seed=training_args.seed).select(range(data_args.max_train_examples))
     train = safety
-    if helpful is not None:
-        if (needed := round(data_args.helpful_ratio * len(safety))) > 0:
-            # Discovery sees the examples that are trained on and no others, so that it is no way to more data.
-            helpful = helpful.shuffle(seed=training_args.seed).select(range(min(needed, len(helpful))))
+    if helpful is not None and (needed := round(data_args.helpful_ratio * len(safety))) > 0:
+        # Discovery sees the examples that are trained on and no others, so that it is no way to more data.
+        helpful = helpful.shuffle(seed=training_args.seed).select(range(min(needed, len(helpful))))
         train = mix(safety, helpful, data_args.helpful_ratio, training_args.seed)
     assert model_args.model_name_or_path is not None
     return Source(
         model_name=model_args.model_name_or_path,
         name=name or model_args.model_name_or_path,
-        tokenizer=load_tokenizer(model_args, training_args),
+        tokenizer=load_tokenizer(model_args, training_args, chat_template_path),
         model_config=load_model_config(model_args, training_args),
         safety=safety,
         helpful=helpful,

@@ -13,11 +13,19 @@ from datasets import Dataset
 from sails_align.artifacts import content_hash, package_versions, read_header
 from sails_align.config import SailsArguments
 from sails_align.data import fingerprint
+from sails_align.distributed import from_main, n_processes, process_index
 from sails_align.errors import InputError
 from sails_align.subspace.basis import Subspace, build_subspace
 from sails_align.subspace.discover import discover
-from sails_align.subspace.features import FeatureFitter, select_features
-from sails_align.subspace.rivals import ActivationFitter, activation_pca, mean_diff, random_basis, random_features
+from sails_align.subspace.features import FeatureFitter, FeatureStats, select_features
+from sails_align.subspace.rivals import (
+    ActivationFitter,
+    ActivationStats,
+    activation_pca,
+    mean_diff,
+    random_basis,
+    random_features,
+)
 from sails_align.subspace.sae import ResidualSAE, load_saes
 from sails_align.subspace.truncated import load_truncated
 from sails_align.tokens import TokenizedSide, tokenize_prompt, tokenize_response
@@ -79,7 +87,8 @@ def find_subspace(args: SailsArguments, source: Source, options: DiscoveryOption
                 f"the subspace {args.subspace_path} was found in another model ({found_in.get('name')}) than "
                 f"{source.name};\ngive one of this model, or --sae_allow_mismatch true if they are close relatives"
             )
-        subspace.save(folder, content_hash({"subspace": subspace.provenance}))
+        given = subspace
+        from_main(lambda: given.save(folder, content_hash({"subspace": given.provenance})))
         return subspace
     saes = _saes(args, source, options)
     contrast = _contrast(args, source)
@@ -96,10 +105,10 @@ def find_subspace(args: SailsArguments, source: Source, options: DiscoveryOption
         "data": [fingerprint(part) for part in (source.safety, source.helpful) if part is not None],
     }
     input_hash = content_hash(inputs)
-    header = read_header(folder, "subspace")
-    if header is not None and header["input_hash"] == input_hash:
-        logger.warning("the subspace in %s was made from the same inputs: discovery is skipped", folder)
-        return Subspace.load(folder)
+    # The folder need not be one that all machines see: the main process reads and writes it for all.
+    cached = from_main(lambda: _cached(folder, input_hash))
+    if cached is not None:
+        return cached
     provenance = {
         "model": inputs["model"],
         "data": inputs["data"],
@@ -111,25 +120,41 @@ def find_subspace(args: SailsArguments, source: Source, options: DiscoveryOption
         },
         "versions": package_versions(),
     }
-    subspace = _build(args, source, options, contrast, saes, provenance)
-    subspace.save(folder, input_hash)
-    return subspace
+    stats = _statistics(args, source, options, contrast, saes)
+
+    def build_and_save() -> Subspace:
+        subspace = _build(args, source, options, contrast, saes, stats, provenance)
+        subspace.save(folder, input_hash)
+        return subspace
+
+    return from_main(build_and_save)
 
 
-def _build(
+def _cached(folder: Path, input_hash: str) -> Subspace | None:
+    header = read_header(folder, "subspace")
+    if header is None or header["input_hash"] != input_hash:
+        return None
+    logger.warning("the subspace in %s was made from the same inputs: discovery is skipped", folder)
+    return Subspace.load(folder)
+
+
+def _layers(source: Source, saes: Mapping[int, ResidualSAE]) -> list[int]:
+    return list(saes) or list(range(source.model_config.get_text_config().num_hidden_layers))
+
+
+def _statistics(
     args: SailsArguments,
     source: Source,
     options: DiscoveryOptions,
     contrast: str,
     saes: Mapping[int, ResidualSAE],
-    provenance: dict[str, Any],
-) -> Subspace:
-    text_config = source.model_config.get_text_config()
-    layers = list(saes) or list(range(text_config.num_hidden_layers))
+) -> FeatureStats | ActivationStats | None:
+    """What the fitter says of the data, each process having read its share; None if no data is needed."""
     if args.init == "random_basis":
-        return random_basis(text_config.hidden_size, layers, options.rank, options.seed, provenance=provenance)
-    features, activations = FeatureFitter(saes), ActivationFitter(second_moment=args.init == "activation_pca")
+        return None
+    layers = _layers(source, saes)
     of_features = args.init in ("sails", "random_features")
+    fitter = FeatureFitter(saes) if of_features else ActivationFitter(second_moment=args.init == "activation_pca")
     model = load_truncated(
         source.model_name,
         max(layers),
@@ -139,19 +164,33 @@ def _build(
         trust_remote_code=options.trust_remote_code,
     )
     contrasts = contrast_data(args, source, options, contrast)
-    discover(model, contrasts, [features if of_features else activations], layers, progress=options.progress)
+    discover(model, contrasts, [fitter], layers, progress=options.progress and process_index() == 0)
     del model
     gc.collect()
-    if args.init == "mean_diff":
-        return mean_diff(activations.result(), contrast=contrast, provenance=provenance)
-    if args.init == "activation_pca":
-        return activation_pca(activations.result(), contrast=contrast, rank=options.rank, provenance=provenance)
+    return fitter.result().over_processes()
+
+
+def _build(
+    args: SailsArguments,
+    source: Source,
+    options: DiscoveryOptions,
+    contrast: str,
+    saes: Mapping[int, ResidualSAE],
+    stats: FeatureStats | ActivationStats | None,
+    provenance: dict[str, Any],
+) -> Subspace:
+    if stats is None:
+        d_model = source.model_config.get_text_config().hidden_size
+        return random_basis(d_model, _layers(source, saes), options.rank, options.seed, provenance=provenance)
+    if isinstance(stats, ActivationStats):
+        if args.init == "mean_diff":
+            return mean_diff(stats, contrast=contrast, provenance=provenance)
+        return activation_pca(stats, contrast=contrast, rank=options.rank, provenance=provenance)
     assert args.score is not None
     assert args.top_k is not None
     assert args.tau is not None
     decoders = {layer: sae.W_dec_FD.cpu() for layer, sae in saes.items()}
     pca: dict[str, Any] = {"tau": args.tau, "weighting": bool(args.weighting), "center": bool(args.center)}
-    stats = features.result()
     if args.init == "random_features":
         return random_features(
             stats,
@@ -170,7 +209,8 @@ def _build(
 def contrast_data(
     args: SailsArguments, source: Source, options: DiscoveryOptions, contrast: str
 ) -> dict[str, dict[str, Sides]]:
-    """The contrasts' sequences: chosen against rejected responses, harmless against harmful prompts."""
+    """This process's share of the contrasts' sequences: chosen against rejected responses, harmless against harmful
+    prompts."""
     tokenizer, max_length = source.tokenizer, options.max_length
 
     def response(column: str) -> Any:
@@ -180,8 +220,9 @@ def contrast_data(
         return tokenize_prompt(tokenizer, row["prompt"], max_length, tokens=args.prompt_tokens)  # pyright: ignore[reportArgumentType]
 
     def some(dataset: Dataset) -> Dataset:
-        n = args.max_discovery_examples
-        return dataset if len(dataset) <= n else dataset.shuffle(seed=options.seed).select(range(n))
+        n = min(args.max_discovery_examples, len(dataset))
+        chosen = dataset if n == len(dataset) else dataset.shuffle(seed=options.seed).select(range(n))
+        return chosen if n_processes() == 1 else chosen.select(range(process_index(), n, n_processes()))
 
     safety = some(source.safety)
     contrasts: dict[str, dict[str, Sides]] = {}

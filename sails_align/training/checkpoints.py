@@ -1,0 +1,237 @@
+"""Which run a checkpoint is of, and going on from it; what is saved at the end.
+
+<output_dir>/adapter_model.safetensors, adapter_config.json     the trained adapter, in PEFT's format
+<output_dir>/model.safetensors, config.json                     or, of full fine-tuning, the model
+<output_dir>/subspace/      the subspace the adapter started in
+<output_dir>/run.json       the options, versions and hashes that made it
+<output_dir>/metrics.json   what was measured
+<output_dir>/checkpoint-N/  TRL's checkpoints, each with the run.json it belongs to
+"""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from peft import PeftModel
+from peft.utils import SAFETENSORS_WEIGHTS_NAME as ADAPTER_WEIGHTS
+from peft.utils.integrations import gather_params_ctx
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import DPOConfig, SFTConfig
+
+from sails_align.artifacts import content_hash, tensors_hash, write_json
+from sails_align.distributed import from_main, n_processes
+from sails_align.errors import InputError
+from sails_align.subspace.basis import Subspace
+from sails_align.training.arguments import CHANGES_BASE, Arguments
+from sails_align.training.source import Source
+from sails_align.training.trainers import INITIAL_ADAPTER, AlignmentTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def run_identity(args: Arguments, source: Source, subspace: Subspace | None) -> dict[str, Any]:
+    """What must be the same for a checkpoint to be this run's: resuming with anything else would mix two runs."""
+    sails, training, model = args.sails, args.training, args.model
+    identity = {
+        "method": args.method,
+        "model": source.identity(),
+        "data": source.data_hash(),
+        "subspace": None if subspace is None else subspace_hash(subspace),
+        "init": args.start,
+        "adapter_path": sails.adapter_path,
+        "layer_map": sails.layer_map,
+        "fold_norm": sails.fold_norm,
+        "init_scale": sails.init_scale,
+        "subspace_mode": sails.subspace_mode,
+        "subspace_decay": sails.subspace_decay,
+        "lora_r": model.lora_r,
+        "lora_alpha": model.lora_alpha,
+        "lora_target_modules": model.lora_target_modules,
+        "lora_dropout": model.lora_dropout,
+        "use_rslora": model.use_rslora,
+        "learning_rate": training.learning_rate,
+        "seed": training.seed,
+        "engine": args.engine,
+        "n_processes": n_processes(),
+        "per_device_train_batch_size": training.per_device_train_batch_size,
+        "gradient_accumulation_steps": training.gradient_accumulation_steps,
+        "max_length": training.max_length,
+        "chat_template": content_hash(source.tokenizer.chat_template),
+        "optim": str(training.optim),
+        "weight_decay": training.weight_decay,
+        "lr_scheduler_type": str(training.lr_scheduler_type),
+        "dtype": model.dtype,
+    }
+    if isinstance(training, DPOConfig):
+        names = ("beta", "loss_type", "loss_weights", "label_smoothing", "precompute_ref_log_probs", "truncation_mode")
+        reference = {"ref_model_name_or_path": args.dpo.ref_model_name_or_path}
+        return identity | {name: getattr(training, name) for name in names} | reference
+    return identity | {"packing": training.packing}
+
+
+def subspace_hash(subspace: Subspace) -> str:
+    """Content hash of a subspace's bases."""
+    return tensors_hash({str(layer): basis_DR for layer, basis_DR in subspace.bases.items()})
+
+
+class MarkCheckpoints(TrainerCallback):
+    """Puts the run's identity into every checkpoint, so that another run cannot resume from it by mistake.
+
+    It is written last, when every process has written its part: a checkpoint that has it is whole.
+    """
+
+    def __init__(self, identity: dict[str, Any]) -> None:
+        self.identity = identity
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **kwargs: Any
+    ) -> None:
+        """Complete the checkpoint just saved and write its `run.json`."""
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        frozen = frozen_adapter_weights(model)
+        if n_processes() > 1:
+            dist.barrier()
+        if state.is_world_process_zero:
+            _complete(folder, frozen)
+            # TRL's copy of the adapter for DPO's reference is made anew when training resumes. If it were here,
+            # transformers would load it and leave the trained adapter alone (`Trainer._load_from_checkpoint`).
+            shutil.rmtree(folder / "ref", ignore_errors=True)
+            write_json(folder / "run.json", self.identity)
+
+
+def frozen_adapter_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Adapter weights that are not trained, where DeepSpeed ZeRO-3 leaves these out of what it saves.
+
+    All processes must call it. Returns names as in PEFT's files -> values on the CPU; nothing under other engines.
+    """
+    frozen = {
+        name.replace(".default", ""): parameter
+        for name, parameter in model.named_parameters()
+        if "lora_" in name and ".default" in name and not parameter.requires_grad and _is_partitioned(parameter)
+    }
+    with gather_params_ctx(list(frozen.values()), modifier_rank=None):
+        return {name: parameter.detach().cpu().clone() for name, parameter in frozen.items()}
+
+
+def _is_partitioned(parameter: nn.Parameter) -> bool:
+    return hasattr(parameter, "ds_id")  # how DeepSpeed marks them
+
+
+def _complete(folder: Path, frozen: dict[str, torch.Tensor]) -> None:
+    """Add weights to an adapter's file."""
+    if frozen:
+        path = folder / ADAPTER_WEIGHTS
+        part = path.with_suffix(".part")
+        save_file({**load_file(path), **frozen}, part, metadata={"format": "pt"})
+        os.replace(part, path)
+
+
+def find_checkpoint(training_args: SFTConfig | DPOConfig, identity: dict[str, Any]) -> str | None:
+    """The checkpoint to resume from: the last whole one in the output directory for `--resume_from_checkpoint true`
+    (None if there is none yet), or the one named. The main process looks for all.
+
+    Raises:
+        InputError: if it is not a checkpoint, or one of another run.
+    """
+    return from_main(lambda: _find_checkpoint(training_args, identity))
+
+
+def _find_checkpoint(training_args: SFTConfig | DPOConfig, identity: dict[str, Any]) -> str | None:
+    wanted = training_args.resume_from_checkpoint
+    if not wanted or wanted.lower() == "false":
+        return None
+    output_dir = Path(str(training_args.output_dir))
+    if wanted.lower() == "true":
+        found = _last_whole_checkpoint(output_dir)
+        if found is None:
+            logger.warning("%s has no checkpoint yet: training starts from the beginning", output_dir)
+            return None
+    else:
+        found = wanted
+    path = Path(found) / "run.json"
+    try:
+        other = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(
+            f"cannot resume from {found}: {path.name} cannot be read ({error});\n"
+            "give a whole checkpoint of this run, or leave --resume_from_checkpoint out"
+        ) from error
+    different = [name for name in identity if content_hash(identity[name]) != content_hash(other.get(name))]
+    if different:
+        raise InputError(
+            f"cannot resume from {found}: it is of another run (different: {', '.join(different)});\n"
+            "use the same options, another --output_dir, or leave --resume_from_checkpoint out"
+        )
+    return found
+
+
+def _last_whole_checkpoint(output_dir: Path) -> str | None:
+    """The last checkpoint with a `run.json`, which is written last: a process killed while it wrote one leaves a part.
+
+    transformers' `get_last_checkpoint` would take the part.
+    """
+    whole = [file.parent for file in output_dir.glob("checkpoint-*/run.json")]
+    numbered = [path for path in whole if path.name.removeprefix("checkpoint-").isdecimal()]
+    return str(max(numbered, key=lambda path: int(path.name.removeprefix("checkpoint-")))) if numbered else None
+
+
+def train(trainer: AlignmentTrainer, checkpoint: str | None) -> None:
+    """Train. If that ends in an error while a checkpoint is being written, the part of it goes."""
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except BaseException:
+        part = Path(str(trainer.args.output_dir)) / f"checkpoint-{trainer.state.global_step}"
+        if trainer.is_world_process_zero() and not (part / "run.json").exists():  # written last, by `MarkCheckpoints`
+            shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def save_model(args: Arguments, trainer: AlignmentTrainer, output_dir: Path) -> None:
+    """Write the adapter (or the fine-tuned model), the tokenizer and the trainer's options, each file as a whole.
+
+    An adapter whose initialisation changed the base weights is written as the change since then: a plain LoRA adapter
+    of twice the rank, for the untouched base.
+    """
+    part = output_dir / ".model"
+    try:
+        trainer.save_model(str(part), _internal_call=True)  # by all processes; else TRL would push it to the hub
+        frozen = frozen_adapter_weights(_unwrapped(trainer))
+        if not trainer.is_world_process_zero():
+            return
+        _complete(part, frozen)
+        if args.sails.init in CHANGES_BASE:
+            _subtract_initial_adapter(trainer, output_dir, part)
+        for file in _files(part):
+            file.chmod(0o644)  # safetensors makes it private
+            os.replace(file, output_dir / file.name)
+    finally:
+        if trainer.is_world_process_zero():
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def _unwrapped(trainer: AlignmentTrainer) -> nn.Module:
+    model: Any = trainer.model
+    return trainer.accelerator.unwrap_model(model)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Without TRL's copy of the adapter, which is in a folder of its own."""
+    return (path for path in sorted(folder.iterdir()) if path.is_file())
+
+
+def _subtract_initial_adapter(trainer: AlignmentTrainer, output_dir: Path, part: Path) -> None:
+    model = _unwrapped(trainer)
+    assert isinstance(model, PeftModel)
+    initial = output_dir / INITIAL_ADAPTER
+    model.save_pretrained(
+        str(part), selected_adapters=["default"], path_initial_model_for_weight_conversion=str(initial)
+    )
+    shutil.rmtree(initial)

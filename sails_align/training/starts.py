@@ -1,0 +1,167 @@
+"""What an adapter starts from besides a subspace: PEFT's own initialisations, and adapters that are already trained."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import EvaConfig, LoraConfig, PeftConfig, PeftModel, get_peft_model, initialize_lora_eva_weights
+from torch.utils.data import DataLoader
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from trl import get_peft_config, get_quantization_config
+
+from sails_align.config import SUBSPACE_INITS
+from sails_align.errors import InputError
+from sails_align.subspace.basis import Subspace
+from sails_align.subspace.discover import padded
+from sails_align.subspace.targets import target_modules_for
+from sails_align.subspace.truncated import exact_attention, model_errors, not_partitioned
+from sails_align.tokens import TokenizedSide, tokenize_response
+from sails_align.training.arguments import NOT_EXACT, Arguments
+from sails_align.training.source import Source
+
+DEFAULT_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
+"""With rank 16 these are 0.19% of Gemma-2-9B's parameters and 0.24% of 2B's: the shares the paper reports."""
+EVA_EXAMPLES, EVA_BATCH = 512, 8
+
+
+def model_init_kwargs(args: Arguments, source: Source) -> dict[str, Any]:
+    """What `from_pretrained` is given for the model that is trained (and for TRL's copy of it as DPO's reference)."""
+    given = args.training.model_init_kwargs or {}
+    assert isinstance(given, dict)  # transformers has parsed it
+    return {
+        "revision": args.model.model_revision,
+        "attn_implementation": args.model.attn_implementation or exact_attention(source.model_config),
+        "dtype": args.model.dtype,
+        **given,
+    }
+
+
+def lora_config(args: Arguments, source: Source, subspace: Subspace | None) -> LoraConfig:
+    """PEFT's configuration from TRL's options; q, k, v and o unless other modules are named.
+
+    Raises:
+        InputError: if the rank does not suit the model or the initialisation, or (with a subspace) a module cannot
+            start in it.
+    """
+    model_args, init = args.model, args.sails.init
+    d_model = source.model_config.get_text_config().hidden_size
+    if model_args.lora_r > d_model:
+        raise InputError(f"lora_r is {model_args.lora_r}, but {source.name} has d_model {d_model}: choose at most that")
+    if init == "orthogonal" and model_args.lora_r % 2:
+        raise InputError(f"lora_r is {model_args.lora_r}, but --init orthogonal needs an even one")
+    wanted: Any = model_args.lora_target_modules or DEFAULT_TARGETS  # TRL makes a list of one a string
+    names: list[str] = [wanted] if isinstance(wanted, str) else list(wanted)
+    if subspace is not None:
+        with not_partitioned(), torch.device("meta"):
+            skeleton = AutoModelForCausalLM.from_config(source.model_config)
+        assert args.sails.layer_map is not None
+        names = target_modules_for(skeleton, names, subspace, args.sails.layer_map)  # pyright: ignore[reportArgumentType]
+    model_args.lora_target_modules = names
+    config = get_peft_config(model_args)
+    assert isinstance(config, LoraConfig)
+    if init not in (*SUBSPACE_INITS, "default"):
+        config.init_lora_weights = init  # pyright: ignore[reportAttributeAccessIssue]
+    if init == "eva":
+        config.eva_config = EvaConfig(rho=1.0)  # no module gets another rank than the one asked for
+    return config
+
+
+def wrapped_model(args: Arguments, source: Source, config: LoraConfig) -> PreTrainedModel | PeftModel | str:
+    """What TRL's trainer is given as the model: a name, or a PEFT model where TRL could not make the right one.
+
+    TRL makes an adapter from a configuration, and DPO's reference is then the model with the adapter off. That is not
+    the model that training starts from if the adapter is trained already, or if its initialisation changes the base
+    weights or is zero only up to rounding. Given a PEFT model, TRL keeps a copy of its adapter for the reference.
+    """
+    if args.sails.adapter_path is None and (args.method == "sft" or args.sails.init not in NOT_EXACT):
+        return source.model_name
+    with model_errors(source.model_name):
+        base = AutoModelForCausalLM.from_pretrained(
+            source.model_name,
+            trust_remote_code=args.training.trust_remote_code,
+            quantization_config=get_quantization_config(args.model),
+            **model_init_kwargs(args, source),
+        )
+    # As TRL does, and for its reason: under ZeRO-3 all weights must be of one type (DeepSpeed issue 8072).
+    cast = args.engine != "zero3"
+    torch.manual_seed(args.training.seed)
+    if args.sails.adapter_path is None:
+        model = get_peft_model(base, config, autocast_adapter_dtype=cast)
+        config.init_lora_weights = True  # else TRL's copy would change the base once more
+        return model
+    _check_adapter(Path(args.sails.adapter_path), args, source)
+    model = PeftModel.from_pretrained(base, args.sails.adapter_path, is_trainable=True, autocast_adapter_dtype=cast)
+    adopted = model.peft_config["default"]
+    assert isinstance(adopted, LoraConfig)
+    args.model.lora_r, args.model.lora_alpha = adopted.r, adopted.lora_alpha
+    args.model.lora_target_modules = sorted(adopted.target_modules or ())
+    return model
+
+
+def _check_adapter(folder: Path, args: Arguments, source: Source) -> None:
+    """Refuse a folder without an adapter, one that is not plain LoRA, and one that was trained on another model.
+
+    Raises:
+        InputError: then.
+    """
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(
+            f"there is no adapter in {folder}: adapter_config.json cannot be read;\n"
+            "give the folder of a finished run, or one of its checkpoints"
+        ) from error
+    if not isinstance(config, LoraConfig) or config.use_dora or config.init_lora_weights in ("pissa", "olora"):
+        raise InputError(
+            f"the adapter in {folder} is no plain LoRA adapter, and training cannot start from it;\n"
+            "merge it (sails merge) and give the result as --model_name_or_path"
+        )
+    record = folder / "run.json"
+    if record.is_file():
+        written = json.loads(record.read_text(encoding="utf-8"))
+        trained_on = written.get("identity", written).get("model")
+        same = trained_on in (None, source.identity())
+        name = (trained_on or {}).get("name")
+    else:
+        name = config.base_model_name_or_path
+        same = name in (None, source.model_name, source.name)
+    if not same:
+        raise InputError(
+            f"the adapter in {folder} was trained on another model ({name}) than {source.name};\n"
+            "give --model_name_or_path the model it was trained on"
+        )
+
+
+def start_by_eva(model: PeftModel, source: Source, max_length: int) -> None:
+    """Run PEFT's EVA (arXiv 2410.07170) over training examples: lora_A becomes what varies most in a module's input.
+
+    Every process reads the same examples and finds the same.
+
+    Raises:
+        InputError: if there are too few tokens for the rank.
+    """
+    rows = source.train.select(range(min(EVA_EXAMPLES, len(source.train))))
+    sides = [tokenize_response(source.tokenizer, row["prompt"], row["chosen"], max_length) for row in rows]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    usable = [side for side in sides if any(side.mask)]
+    loader = DataLoader(usable, batch_size=EVA_BATCH, collate_fn=_collated, drop_last=len(usable) > EVA_BATCH)  # pyright: ignore[reportArgumentType]
+    device = next(model.parameters()).device
+    try:
+        initialize_lora_eva_weights(
+            model,
+            [{name: value.to(device) for name, value in batch.items()} for batch in loader],
+            gather_distributed_inputs=False,
+            show_progress_bar=False,
+        )
+    except ValueError as error:
+        raise InputError(f"EVA cannot find directions: {error};\ngive more data, or a smaller --lora_r") from error
+    config = model.peft_config["default"]
+    assert isinstance(config, LoraConfig)
+    config.init_lora_weights, config.eva_config = True, None  # from here on it is plain LoRA
+
+
+def _collated(batch: list[TokenizedSide]) -> dict[str, torch.Tensor]:
+    input_ids_BS, attention_mask_BS, positions_T = padded(batch)
+    labels_BS = torch.full_like(input_ids_BS, -100)
+    labels_BS.view(-1)[positions_T] = input_ids_BS.view(-1)[positions_T]
+    return {"input_ids": input_ids_BS, "attention_mask": attention_mask_BS, "labels": labels_BS}
