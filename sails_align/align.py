@@ -249,7 +249,7 @@ def discovery_options(args: Arguments) -> DiscoveryOptions:
         max_length=training.max_length or 1024,
         seed=training.seed,
         dtype=args.model.dtype or "float32",
-        device=str(training.device),
+        device="cpu" if training.device.type == "cpu" else str(training.device),  # safetensors knows no "cpu:0"
         revision=args.model.model_revision,
         trust_remote_code=training.trust_remote_code,
         progress=not training.disable_tqdm,

@@ -44,16 +44,17 @@ def from_main(compute: Callable[[], T]) -> T:
     """What the main process computes, on every process. Its `InputError` is raised on every process, too."""
     if n_processes() == 1:
         return compute()
-    outcome: list[Any] = [None]
+    outcome: list[Any] = [None]  # one value, as torch wants it
     if process_index() == 0:
         try:
             outcome[0] = compute()
         except InputError as error:
             outcome[0] = error
     dist.broadcast_object_list(outcome)
-    if isinstance(outcome[0], InputError):
-        raise outcome[0]
-    return outcome[0]
+    value: Any = outcome[0]
+    if isinstance(value, InputError):
+        raise value
+    return value
 
 
 def gathered(value: T) -> list[T]:

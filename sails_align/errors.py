@@ -1,5 +1,7 @@
 """The one exception a user is meant to see, and how a command ends on it."""
 
+import hashlib
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,5 +20,27 @@ def exit_on_input_error() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if _is_first_to_say(str(error)):
+            print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
+
+
+def _is_first_to_say(message: str) -> bool:
+    """Whether no other process of this launch has this message: what one cannot use, mostly none of them can.
+
+    The processes of `accelerate launch` and `torchrun` share a store of the launcher's from their start.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "TORCHELASTIC_RUN_ID" not in os.environ:
+        return True
+    from datetime import timedelta
+
+    from torch.distributed import DistError, TCPStore
+
+    key = f"sails_error_{hashlib.sha256(message.encode()).hexdigest()}"
+    try:
+        store = TCPStore(
+            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=5)
+        )
+        return store.add(key, 1) == 1
+    except (DistError, RuntimeError):  # the launcher is gone already: better twice than not at all
+        return True

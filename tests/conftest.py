@@ -1,9 +1,14 @@
 """Everything runs offline, on one thread a worker, with caches of its own."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tiny import Project
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -18,3 +23,14 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"no samples at {SHARED}")
     return SHARED
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Project"]:
+    """A tiny model with SAEs and data, and a cache of data sets of its own."""
+    from tiny import make_project
+
+    folder = tmp_path_factory.mktemp("project")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "cache")
+        yield make_project(folder)

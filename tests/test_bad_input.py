@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +35,15 @@ def data_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+def train_sft(argv: list[str]) -> None:
+    align.main("sft", argv)
+
+
 @pytest.fixture
 def fails(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Runs a command (`sails train sft` unless it is another), which must fail; returns its message."""
 
-    def run(*argv: object, main: Callable[[list[str]], Any] = partial(align.main, "sft")) -> str:
+    def run(*argv: object, main: Callable[[list[str]], Any] = train_sft) -> str:
         capfd.readouterr()
         with pytest.raises(SystemExit) as ended, exit_on_input_error():
             main([str(word) for word in argv])
@@ -110,7 +113,7 @@ def test_options(fails, tmp_path, options, said):
         ("top_k: 2.5", ["top_k is 2.5", "a whole number"]),
         ("weighting: [1]", ["weighting is [1]", "true or false"]),
         ("helpful_ratio:", ["helpful_ratio is None", "a number"]),
-        ("init: sals", ["init is 'sals'", "sails, default"]),
+        ("init: sals", ["init is 'sals'", "sails, random_basis"]),
         ("- tau", ["not a YAML mapping", "learning_rate: 0.001"]),
         ("tau: [", ["is not YAML", "line 1"]),
     ],

@@ -139,7 +139,7 @@ def test_discover_shows_a_rival(capsys, tmp_path, testbed):
 def test_discover_without_a_subspace(capsys, tmp_path):
     with pytest.raises(SystemExit):
         main(["discover", "--init", "default", "--output_dir", str(tmp_path / "run")])
-    assert "init is 'default'" in capsys.readouterr().err
+    assert "default starts in no subspace; choose --init sails" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

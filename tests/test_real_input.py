@@ -19,13 +19,13 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from sails_align.training.run import build_sft_trainer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sails_align import align
 from sails_align.sae_training import main as train_sae
 from sails_align.subspace.basis import Subspace
 from sails_align.subspace.train_sae import SAEReport
-from sails_align.training.run import build_sft_trainer
 from sails_align.training.subspaces import find_subspace
 
 pytestmark = pytest.mark.slow

@@ -13,6 +13,7 @@ from typing import Literal, get_args
 import torch
 from peft import LoraConfig, PeftModel, PeftType
 from peft.tuners.lora import LoraLayer
+from peft.utils.integrations import gather_params_ctx
 from torch.nn.functional import normalize
 
 from sails_align.errors import InputError
@@ -99,12 +100,15 @@ def initialize_adapter(
     plan = [_plan(target, subspace, layer_map, adapter_name) for target in targets]
     gains = [norm_gain(blocks[target.block], target.path) if fold_norm else None for target in targets]
     initial = {}
-    for target, init, gain_D in zip(targets, plan, gains, strict=True):
-        generator = torch.Generator().manual_seed(_seed(seed, target))
-        directions_DR = complete_basis(subspace.bases[init.source_layer].cpu(), init.rank, generator)
-        if gain_D is not None:
-            directions_DR = directions_DR / gain_D[:, None]
-        initial[init.name] = _write(target.module, init.side, adapter_name, scale * normalize(directions_DR, dim=0))
+    # DPO's precomputed log-probabilities need DeepSpeed's engine, and so ZeRO-3 may have split the adapter by now.
+    with gather_params_ctx([p for target in targets for p in _factors(target.module, adapter_name)], modifier_rank=0):
+        for target, init, gain_D in zip(targets, plan, gains, strict=True):
+            generator = torch.Generator().manual_seed(_seed(seed, target))
+            directions_DR = complete_basis(subspace.bases[init.source_layer].cpu(), init.rank, generator)
+            if gain_D is not None:
+                directions_DR = directions_DR / gain_D[:, None]
+            initial[init.name] = _write(target.module, init.side, adapter_name, scale * normalize(directions_DR, dim=0))
+    for target, init in zip(targets, plan, strict=True):
         if subspace_mode == "freeze":
             _freeze(target.module, init.side, adapter_name)
     return AdapterInit(adapter_name, subspace_mode, tuple(plan), initial)
@@ -164,10 +168,14 @@ def _seed(seed: int, target: Target) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+def _factors(module: LoraLayer, adapter_name: str) -> tuple[torch.nn.Parameter, torch.nn.Parameter]:
+    """lora_A (R, in) and lora_B (out, R)."""
+    return tuple(part.get_parameter(f"{adapter_name}.weight") for part in (module.lora_A, module.lora_B))  # pyright: ignore[reportReturnType]
+
+
 def _write(module: LoraLayer, side: Side, adapter_name: str, directions_DR: torch.Tensor) -> torch.Tensor:
     """Copy the directions into one factor and zero the other; returns what the factor then holds, in float32."""
-    lora_A = module.lora_A.get_parameter(f"{adapter_name}.weight")
-    lora_B = module.lora_B.get_parameter(f"{adapter_name}.weight")
+    lora_A, lora_B = _factors(module, adapter_name)
     kept, zeroed = (lora_A, lora_B) if side == "A" else (lora_B, lora_A)
     kept.copy_(directions_DR.T if side == "A" else directions_DR)
     zeroed.zero_()

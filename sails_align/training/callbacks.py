@@ -12,6 +12,7 @@ import torch
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from peft.tuners.lora import LoraLayer
+from peft.utils.integrations import gather_params_ctx
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -54,11 +55,7 @@ class SubspaceDecay(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **kwargs: Any
     ) -> None:
         # Their optimizers keep copies or parts of the parameters, so that what is written to these is lost or wrong.
-        if _distributed_type() in (DistributedType.DEEPSPEED, DistributedType.FSDP):
-            raise InputError(
-                f"subspace_mode decay does not work with {_distributed_type().value};\n"
-                "use subspace_mode init or freeze, or train on one GPU or with DDP"
-            )
+        assert _distributed_type() not in (DistributedType.DEEPSPEED, DistributedType.FSDP), "refused with the options"
         parameters = [_factor(model, module, module.side, self._init.adapter_name) for module in self._init.modules]
         initial = [self._init.initial[module.name] for module in self._init.modules]
         self._pairs = [(p, value.to(p.device, p.dtype)) for p, value in zip(parameters, initial, strict=True)]
@@ -102,10 +99,9 @@ class DriftCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **kwargs: Any
     ) -> None:
-        partitioned = any(hasattr(parameter, "ds_id") for parameter in model.parameters())  # DeepSpeed ZeRO-3
-        self._off = partitioned or _distributed_type() == DistributedType.FSDP
+        self._off = _distributed_type() == DistributedType.FSDP
         if self._off and state.is_world_process_zero:
-            logger.warning("the adapter's drift is not logged: its parameters are partitioned (ZeRO-3, FSDP)")
+            logger.warning("the adapter's drift is not logged: FSDP holds its parameters in parts")
 
     def on_log(
         self,
@@ -118,14 +114,23 @@ class DriftCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         # Not in the rows of evaluations, nor in the last one.
-        if "loss" in logs and state.is_world_process_zero and not self._off:
-            drift = self.measure(model)
+        if "loss" in logs and not self._off:
+            drift = self.measure(model)  # by all processes: under ZeRO-3 each holds a part
             logs.update(drift)  # for the callbacks after this one
             state.log_history[-1].update(drift)  # a copy, made before the callbacks run
 
     @torch.no_grad()
     def measure(self, model: nn.Module) -> dict[str, float]:
         """The numbers above for a model as it is."""
+        names = [
+            f"{module.name}.lora_{side}.{self._init.adapter_name}.weight"
+            for module in self._init.modules
+            for side in "AB"
+        ]
+        with gather_params_ctx([model.get_parameter(name) for name in names], modifier_rank=None):
+            return self._measure(model)
+
+    def _measure(self, model: nn.Module) -> dict[str, float]:
         total, inside, angle = 0.0, 0.0, 0.0
         squares = {"A": 0.0, "B": 0.0}
         for module in self._init.modules:

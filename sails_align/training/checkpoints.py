@@ -195,7 +195,8 @@ def train(trainer: AlignmentTrainer, checkpoint: str | None) -> None:
 
 
 def save_model(args: Arguments, trainer: AlignmentTrainer, output_dir: Path) -> None:
-    """Write the adapter (or the fine-tuned model), the tokenizer and the trainer's options, each file as a whole.
+    """Write the adapter (or the fine-tuned model), the tokenizer and the trainer's options, each file as a whole. What
+    only training needed is deleted.
 
     An adapter whose initialisation changed the base weights is written as the change since then: a plain LoRA adapter
     of twice the rank, for the untouched base.
@@ -219,7 +220,8 @@ def save_model(args: Arguments, trainer: AlignmentTrainer, output_dir: Path) -> 
 
 def _unwrapped(trainer: AlignmentTrainer) -> nn.Module:
     model: Any = trainer.model
-    return trainer.accelerator.unwrap_model(model)
+    unwrapped: Any = trainer.accelerator.unwrap_model(model)
+    return unwrapped
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, T
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer, get_quantization_config
 
 from sails_align.data import to_preference, to_sft
-from sails_align.distributed import process_index
+from sails_align.distributed import from_main, n_processes, process_index
 from sails_align.errors import InputError
 from sails_align.loading import cache_errors
 from sails_align.subspace.adapter import AdapterInit, initialize_adapter
@@ -25,7 +25,9 @@ from sails_align.training.starts import lora_config, model_init_kwargs, start_by
 logger = logging.getLogger(__name__)
 
 AlignmentTrainer = SFTTrainer | DPOTrainer
-INITIAL_ADAPTER = ".initial_adapter"
+PAIRS = ".pairs"
+"""In the run directory while it trains: DPO's data with the precomputed log-probabilities."""
+INITIAL_ADAPTER = "initial_adapter"
 """In the run directory while it trains: what is subtracted at the end, if the initialisation changed the base."""
 
 
@@ -83,7 +85,7 @@ def _trainer(
         "callbacks": callbacks,
     }
     if isinstance(training, DPOConfig):
-        train, held_out = (_preferences(part, args) for part in (source.train, source.held_out))
+        train, held_out = (_preferences(args, source, part) for part in ("train", "held_out"))
         reference = _reference_model(args, source)
         return DPOTrainer(ref_model=reference, args=training, train_dataset=train, eval_dataset=held_out, **common)
     training.chat_template_path = None  # it is in the tokenizer already
@@ -91,16 +93,23 @@ def _trainer(
     return SFTTrainer(args=training, train_dataset=train, eval_dataset=held_out, **common)
 
 
-def _preferences(dataset: Dataset, args: Arguments) -> Dataset:
+def _preferences(args: Arguments, source: Source, part: str) -> Dataset:
     """TRL's preference form; what DPO learns from is pairs, of harmless requests as well."""
-    if "rejected" not in dataset.column_names:
+    rows: Dataset = getattr(source, part)
+    if "rejected" not in rows.column_names:
         lacking = args.data.helpful_dataset_name or args.script.dataset_name
         raise InputError(
             f"DPO compares chosen with rejected responses, and {lacking} has no rejected ones;\n"
             "give preference data (the helpful data, too), leave the helpful data out of training (--helpful_ratio 0), "
             "or use SFT"
         )
-    return to_preference(dataset)
+    pairs = to_preference(rows)
+    if n_processes() == 1 or not getattr(args.training, "precompute_ref_log_probs", False):
+        return pairs
+    # TRL has the main process write what it computes beside the data, for the others to read; ours is in memory.
+    folder = Path(str(args.training.output_dir)) / PAIRS / part
+    from_main(lambda: pairs.save_to_disk(folder))
+    return Dataset.load_from_disk(folder)
 
 
 def _reference_model(args: Arguments, source: Source) -> PreTrainedModel | None:

@@ -1,0 +1,158 @@
+"""A user's own tiny model, SAEs and data, and trainers built of them as the recipes build theirs."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import get_peft_model_state_dict
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, TrainerCallback, set_seed
+
+from sails_align import align
+from sails_align.config import Method
+from sails_align.subspace.adapter import AdapterInit
+from sails_align.subspace.basis import Subspace
+from sails_align.training import subspaces
+from sails_align.training.checkpoints import run_identity
+from sails_align.training.source import Source
+from sails_align.training.trainers import AlignmentTrainer, build_trainer
+
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+D_MODEL, N_LAYERS, RANK, SAE_LAYERS = 32, 3, 4, (0, 1)
+SENTENCES = (
+    "how do i mend the cup",
+    "how do i break the lock",
+    "sorry no that would hurt someone",
+    "you can with glue",
+)
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }}"
+    "{% if m['role'] == 'assistant' %} {{ eos_token }}{% endif %} {% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Project:
+    """A user's own model, SAEs and data."""
+
+    folder: Path
+
+    def argv(self, output_dir: Path, *more: str) -> list[str]:
+        """A short training; later options go before earlier ones."""
+        files = {name: self.folder / f"{name}.jsonl" for name in ("safety", "helpful")}
+        options: dict[str, Any] = {
+            "model_name_or_path": self.folder / "tiny",
+            "dataset_name": files["safety"],
+            "helpful_dataset_name": files["helpful"],
+            "output_dir": output_dir,
+            "top_k": 8,
+            "lora_r": RANK,
+            "learning_rate": 0.01,
+            "per_device_train_batch_size": 4,
+            "max_length": 32,
+            "max_steps": 6,
+            "save_steps": 2,
+            "eval_examples": 4,
+            "gradient_checkpointing": "false",
+            "disable_tqdm": "true",
+        }
+        if "--subspace_path" not in more:
+            options["sae_path"] = self.folder / "saes"
+        return [word for name, value in options.items() for word in (f"--{name}", str(value))] + list(more)
+
+    def dpo_argv(self, output_dir: Path, *more: str) -> list[str]:
+        """The same for DPO, for which helpful data must be pairs, too."""
+        return self.argv(output_dir, "--helpful_dataset_name", str(self.folder / "helpful_pairs.jsonl"), *more)
+
+
+@dataclass(frozen=True)
+class Built:
+    """A trainer, as the recipe builds it."""
+
+    args: align.Arguments
+    source: Source
+    subspace: Subspace | None
+    trainer: AlignmentTrainer
+    init: AdapterInit | None
+
+    def identity(self) -> dict[str, Any]:
+        return run_identity(self.args, self.source, self.subspace)
+
+
+def build(argv: list[str], callbacks: list[TrainerCallback] | None = None, method: Method = "sft") -> Built:
+    args = align.parse(method, argv)
+    source, _ = align.load_source(args)
+    subspace = None
+    if args.sails.uses_subspace:
+        folder = Path(str(args.training.output_dir)) / "subspace"
+        subspace = subspaces.find_subspace(args.sails, source, align.discovery_options(args), folder)
+    trainer, init = build_trainer(args, source, subspace, callbacks)
+    return Built(args, source, subspace, trainer, init)
+
+
+def save_model(folder: Path) -> None:
+    special = ["<pad>", "<s>", "</s>", "<unk>"]
+    words = [*special, "<user>", "<assistant>", *" ".join(SENTENCES).split(), *map(str, range(60))]
+    words = list(dict.fromkeys(words))
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    named = dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), special, strict=True))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=TEMPLATE, **named).save_pretrained(folder)
+    set_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(words),
+        hidden_size=D_MODEL,
+        intermediate_size=48,
+        num_hidden_layers=N_LAYERS,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+
+
+def save_saes(folder: Path) -> None:
+    from sae_lens import StandardSAE, StandardSAEConfig
+    from sae_lens.saes.sae import SAEMetadata
+
+    for layer in SAE_LAYERS:
+        set_seed(layer)
+        metadata = SAEMetadata(model_name="tiny", hook_name=f"blocks.{layer}.hook_resid_post")
+        StandardSAE(StandardSAEConfig(d_in=D_MODEL, d_sae=64, metadata=metadata)).save_model(folder / f"layer_{layer}")
+
+
+def make_project(folder: Path) -> Project:
+    save_model(folder / "tiny")
+    save_saes(folder / "saes")
+    harmless, harmful, refusal, answer = SENTENCES
+    safety = [{"prompt": f"{harmful} {i}", "chosen": f"{refusal} {i}", "rejected": f"{answer} {i}"} for i in range(40)]
+    helpful = [{"prompt": f"{harmless} {i}", "response": f"{answer} {i}"} for i in range(60)]
+    pairs = [{"prompt": f"{harmless} {i}", "chosen": f"{answer} {i}", "rejected": f"{refusal} {i}"} for i in range(60)]
+    for name, rows in {"safety": safety, "helpful": helpful, "helpful_pairs": pairs}.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return Project(folder)
+
+
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    ids_BS = torch.arange(4, 44).view(4, 10)
+    model.eval()
+    with torch.no_grad():
+        return model(input_ids=ids_BS).logits
+
+
+def base_logits(project: Project) -> torch.Tensor:
+    return logits(AutoModelForCausalLM.from_pretrained(project.folder / "tiny"))
+
+
+def adapter_weights(trainer: AlignmentTrainer) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in get_peft_model_state_dict(trainer.model).items()}
+
+
+def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    assert a.keys() == b.keys()
+    return max((a[name] - b[name]).abs().max().item() for name in a)

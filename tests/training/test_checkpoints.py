@@ -1,0 +1,137 @@
+"""Going on from checkpoints: which ones are taken, which refused, and that nothing is lost."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import get_peft_model_state_dict
+from safetensors.torch import load_file
+from tiny import RECIPES, Project, adapter_weights, build, distance
+from transformers import TrainerCallback
+
+from sails_align import align
+from sails_align.errors import InputError
+from sails_align.training.checkpoints import find_checkpoint, train
+
+
+@pytest.fixture(scope="module")
+def finished(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory; do not change it."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    align.main("sft", project.argv(folder))
+    return folder
+
+
+# What is resumed
+
+
+class AtStart(TrainerCallback):
+    """The adapter as it is when training begins, after a checkpoint has been loaded."""
+
+    weights: dict[str, torch.Tensor] | None = None
+    step = -1
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, *, model: Any, **kwargs: Any) -> None:
+        self.weights, self.step = dict(get_peft_model_state_dict(model)), state.global_step
+        self.weights = {name: value.clone() for name, value in self.weights.items()}
+
+
+@pytest.mark.parametrize("mode", ["init", "freeze"])
+def test_a_checkpoint_is_not_initialised_again(project: Project, tmp_path: Path, mode: str) -> None:
+    argv = project.argv(tmp_path / "run", "--subspace_mode", mode, "--lora_dropout", "0.1", "--save_total_limit", "9")
+    align.main("sft", argv)
+    whole = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    at_start = AtStart()
+    resumed = build([*argv, "--resume_from_checkpoint", str(tmp_path / "run" / "checkpoint-4")], [at_start])
+    initial = adapter_weights(resumed.trainer)
+    train(resumed.trainer, find_checkpoint(resumed.args.training, resumed.identity()))
+    saved = load_file(tmp_path / "run" / "checkpoint-4" / "adapter_model.safetensors")
+    assert at_start.step == 4
+    assert at_start.weights is not None
+    assert distance(at_start.weights, saved) == 0
+    assert distance(saved, initial) > 1e-3
+    assert distance(adapter_weights(resumed.trainer), whole) < 1e-6
+
+
+def kill(argv: list[str], ready: Callable[[], bool]) -> None:
+    """Start the recipe in a process of its own, and kill it when something has happened."""
+    process = subprocess.Popen(
+        [sys.executable, str(RECIPES / "sft_sails.py"), *argv], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 100
+    while not ready() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGKILL)
+    _, stderr = process.communicate()
+    assert process.returncode == -signal.SIGKILL, stderr.decode()
+
+
+@pytest.mark.parametrize("moment", ["between checkpoints", "while one is written"])
+def test_killed_and_resumed_is_as_uninterrupted(project: Project, finished: Path, tmp_path: Path, moment: str) -> None:
+    common = ["--subspace_path", str(finished / "subspace"), "--lora_dropout", "0.1"]
+    common += ["--max_steps", "60", "--save_steps", "7", "--logging_steps", "5"]
+    align.main("sft", project.argv(tmp_path / "whole", *common))
+    run = tmp_path / "killed"
+    argv = project.argv(run, *common)
+    third = run / "checkpoint-21"
+    if moment == "between checkpoints":
+        kill(argv, (third / "run.json").exists)
+    else:
+        kill(argv, third.exists)
+        (third / "run.json").unlink(missing_ok=True)  # had it been quicker than we
+        (third / "adapter_model.safetensors").write_bytes(b"half")
+    assert not (run / "adapter_model.safetensors").exists()
+    align.main("sft", [*argv, "--resume_from_checkpoint", "true"])
+    files = [load_file(folder / "adapter_model.safetensors") for folder in (run, tmp_path / "whole")]
+    assert distance(*files) < 1e-6
+    losses = [json.loads((folder / "metrics.json").read_text())["trained"] for folder in (run, tmp_path / "whole")]
+    assert losses[0]["held_out_loss"] == pytest.approx(losses[1]["held_out_loss"], abs=1e-6)
+    history = json.loads((run / "checkpoint-56" / "trainer_state.json").read_text())["log_history"]
+    assert [row["step"] for row in history if "loss" in row] == list(range(5, 56, 5))  # none twice, none left out
+
+
+def test_a_finished_run_stays_as_it_is(project: Project, finished: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    metrics = align.main("sft", project.argv(run, "--resume_from_checkpoint", "true"))
+    files = [load_file(folder / "adapter_model.safetensors") for folder in (run, finished)]
+    assert distance(*files) == 0
+    assert metrics["trained"] == json.loads((finished / "metrics.json").read_text())["trained"]
+
+
+def test_nothing_to_resume_is_a_fresh_start(project: Project, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    argv = project.argv(tmp_path / "run", "--init", "random_basis")
+    resumed = build([*argv, "--resume_from_checkpoint", "true"])
+    assert find_checkpoint(resumed.args.training, resumed.identity()) is None
+    assert "no checkpoint yet" in caplog.text
+    assert find_checkpoint(build(argv).args.training, {}) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (["--learning_rate", "0.02"], "learning_rate"),
+        (["--lora_r", "2", "--seed", "3"], "subspace, lora_r, seed"),
+        (["--helpful_ratio", "0.5"], "data"),
+        (["--subspace_mode", "freeze"], "subspace_mode"),
+    ],
+)
+def test_a_checkpoint_of_another_run(
+    project: Project, finished: Path, tmp_path: Path, change: list[str], named: str
+) -> None:
+    other = build(project.argv(tmp_path, *change, "--resume_from_checkpoint", str(finished / "checkpoint-6")))
+    with pytest.raises(InputError, match="is of another run") as refused:
+        find_checkpoint(other.args.training, other.identity())
+    differing = str(refused.value).partition("(different: ")[2].partition(")")[0].split(", ")
+    assert set(named.split(", ")) <= set(differing)
+    assert not set(differing) & {"model", "init", "lora_target_modules", "max_length"}
+    same = build(project.argv(tmp_path / "same", "--resume_from_checkpoint", str(finished / "checkpoint-6")))
+    assert find_checkpoint(same.args.training, same.identity()) == str(finished / "checkpoint-6")
