@@ -8,7 +8,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,17 @@ from rich.table import Table
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import DPOConfig, ModelConfig, ScriptArguments, SFTConfig
 
-from sails_align.artifacts import content_hash, disk_errors, output_folder, package_versions, write_json, write_text
+from sails_align.artifacts import (
+    content_hash,
+    disk_errors,
+    one_at_a_time,
+    output_folder,
+    package_versions,
+    write_json,
+    write_text,
+)
 from sails_align.config import DataArguments, DPOArguments, Method, SailsArguments
-from sails_align.distributed import check_devices, from_main
+from sails_align.distributed import check_devices, from_main, process_index
 from sails_align.errors import InputError
 from sails_align.evaluation.metrics import Estimate
 from sails_align.testbed.build import MODEL_NAME, Testbed, is_testbed, resolve_testbed
@@ -112,8 +120,9 @@ def parse(method: Method, argv: Sequence[str] | None = None, prog: str | None = 
 def main(method: Method, argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str, Any]:
     """Parse, build, train, save. Returns what is in `metrics.json`."""
     args = parse(method, argv, prog)
-    with output_folder(Path(str(args.training.output_dir))) as output_dir:
-        return run(args, output_dir)
+    folder = Path(str(args.training.output_dir))
+    with output_folder(folder), one_at_a_time(folder) if process_index() == 0 else nullcontext():
+        return run(args, folder)
 
 
 def run(args: Arguments, output_dir: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@
 """
 
 import errno
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -123,6 +124,31 @@ def output_folder(folder: Path) -> Iterator[Path]:
                 break
             path.rmdir()
         raise
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Keep a second run out of a folder while the block lasts. The system forgets the lock of a killed process.
+
+    Raises:
+        InputError: if another process has the folder.
+    """
+    path = folder / ".lock"
+    with disk_errors(path), path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"another process is training in {folder};\nwait for it, end it (its workers outlive a launcher that "
+                "is killed), or choose another --output_dir"
+            ) from error
+        except OSError as error:  # some network file systems have no locks
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
+                raise
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -9,10 +9,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -137,15 +139,18 @@ def test_discovery_is_shared_and_its_result_is_that_of_one_process(
 def kill_at(step: int, words: list[str], watched: Path, environment: dict[str, str]) -> None:
     """Start a launch and kill all of it, with SIGKILL, once the step has begun."""
     (watched / "step").unlink(missing_ok=True)
-    process = subprocess.Popen(
-        words, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
-    )
+    process = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 200
     while process.poll() is None and time.monotonic() < deadline:
         if (watched / "step").exists() and int((watched / "step").read_text() or -1) >= step:
             break
         time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
+    with suppress(psutil.NoSuchProcess):
+        workers = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        for worker in workers:  # which would outlive it
+            with suppress(psutil.NoSuchProcess):
+                worker.kill()
     _, stderr = process.communicate()
     assert process.returncode == -signal.SIGKILL, stderr.decode()[-3000:]
 
@@ -160,7 +165,7 @@ def test_killed_twice_and_resumed_is_as_uninterrupted(
     words = command(engine, *words, "--resume_from_checkpoint", "true", "--subspace_path", whole / "subspace")
     steps = random.Random(engine).sample(range(1, N_STEPS), 2)
     for step in sorted(steps):
-        kill_at(step, words, tmp_path, environment(project))
+        kill_at(step, words, tmp_path, {**environment(project), "PAUSE": "0.3"})
     assert not (run / "adapter_model.safetensors").exists()
     done = subprocess.run(words, cwd=ROOT, env=environment(project), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -218,6 +223,28 @@ def test_a_killed_process_ends_the_others(project: Project, tmp_path: Path) -> N
     done = launched(project, tmp_path / "dies.py")
     assert done.returncode != 0
     assert "SIGKILL" in done.stderr
+
+
+def test_two_launches_do_not_share_a_folder(project: Project, tmp_path: Path) -> None:
+    """Workers outlive a launcher that is killed; a second launch must not write where they still do."""
+    run = tmp_path / "run"
+    words = command(
+        "ddp", "tests/watched_run.py", "sft", tmp_path, *options(project, run, "sft", 2), "--max_steps", 500
+    )
+    process = subprocess.Popen(words, cwd=ROOT, env=environment(project), stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 100
+        while not (tmp_path / "step").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        workers = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        done = launched(project, "recipes/sft_sails.py", *options(project, run, "sft", 2))
+        assert done.stderr.count("another process is training in") == 1
+        assert all(worker.is_running() for worker in workers)
+    finally:
+        for worker in workers:
+            worker.kill()
+        process.wait()
 
 
 def test_checkpoints_of_another_engine_are_refused(

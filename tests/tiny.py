@@ -19,7 +19,8 @@ from sails_align.training.checkpoints import run_identity
 from sails_align.training.source import Source
 from sails_align.training.trainers import AlignmentTrainer, build_trainer
 
-RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+TESTS = Path(__file__).resolve().parent
+RECIPES = TESTS.parent / "recipes"
 D_MODEL, N_LAYERS, RANK, SAE_LAYERS = 32, 3, 4, (0, 1)
 SENTENCES = (
     "how do i mend the cup",

@@ -8,7 +8,9 @@ FOLDER/start.safetensors   logits before the first step, of the model and with i
 """
 
 import json
+import os
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,7 @@ class Watch(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             (self.folder / "step").write_text(str(state.global_step))
+        time.sleep(float(os.environ.get("PAUSE", "0")))  # for those who want to kill it just now
 
     def on_log(self, args: Any, state: Any, control: Any, *, logs: dict[str, float], **kwargs: Any) -> None:
         if "loss" in logs:

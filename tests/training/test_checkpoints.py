@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 import torch
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
-from tiny import RECIPES, Project, adapter_weights, build, distance
+from tiny import RECIPES, TESTS, Project, adapter_weights, build, distance
 from transformers import TrainerCallback
 
 from sails_align import align
@@ -97,6 +98,29 @@ def test_killed_and_resumed_is_as_uninterrupted(project: Project, finished: Path
     assert losses[0]["held_out_loss"] == pytest.approx(losses[1]["held_out_loss"], abs=1e-6)
     history = json.loads((run / "checkpoint-56" / "trainer_state.json").read_text())["log_history"]
     assert [row["step"] for row in history if "loss" in row] == list(range(5, 56, 5))  # none twice, none left out
+
+
+def test_killed_ten_times_and_resumed_is_as_uninterrupted(project: Project, finished: Path, tmp_path: Path) -> None:
+    common = ["--subspace_path", str(finished / "subspace"), "--lora_dropout", "0.1", "--eval_examples", "1"]
+    common += ["--max_steps", "60", "--save_steps", "3", "--logging_steps", "1"]
+    align.main("sft", project.argv(tmp_path / "whole", *common))
+    chance = random.Random(0)
+    moments = [(step, chance.uniform(0, 0.03)) for step in sorted(chance.sample(range(1, 55), 10))]
+    run = tmp_path / "killed"
+    options = project.argv(run, *common, "--resume_from_checkpoint", "true")
+    command = [sys.executable, str(TESTS / "kill_points.py"), str(tmp_path), json.dumps(moments), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    resumed_at = json.loads(done.stdout.splitlines()[-1])
+    assert len(resumed_at) == 11
+    assert resumed_at == sorted(resumed_at)
+    assert len(set(resumed_at)) > 5
+    files = [load_file(folder / "adapter_model.safetensors") for folder in (run, tmp_path / "whole")]
+    assert distance(*files) < 1e-6
+    metrics = [json.loads((folder / "metrics.json").read_text()) for folder in (run, tmp_path / "whole")]
+    assert metrics[0]["base"] == metrics[1]["base"]  # measured by a process that was killed
+    history = json.loads((run / "checkpoint-60" / "trainer_state.json").read_text())["log_history"]
+    assert [row["step"] for row in history if "loss" in row] == list(range(1, 61))
 
 
 def test_a_finished_run_stays_as_it_is(project: Project, finished: Path, tmp_path: Path) -> None:
