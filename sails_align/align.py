@@ -37,6 +37,7 @@ from sails_align.testbed.evaluate import alignment_data, respond, summarize
 from sails_align.training.arguments import Arguments
 from sails_align.training.checkpoints import MarkCheckpoints, find_checkpoint, run_identity, save_model, train
 from sails_align.training.parsing import CommandLine
+from sails_align.training.record import write_record
 from sails_align.training.source import Source, assemble, load_data
 from sails_align.training.subspaces import DiscoveryOptions, find_subspace, peak_memory_mb
 from sails_align.training.trainers import AlignmentTrainer, build_trainer, left_out
@@ -108,7 +109,7 @@ def parse(method: Method, argv: Sequence[str] | None = None, prog: str | None = 
     classes = [SailsArguments, DataArguments, ScriptArguments, config_class, ModelConfig]
     more = [DPOArguments] if method == "dpo" else []
     parsed = line.parse([*classes, *more], defaults=defaults, prog=prog)
-    arguments = Arguments(method, *parsed[:5], *(parsed[5:] or [DPOArguments()]))
+    arguments = Arguments(method, *parsed[:5], *(parsed[5:] or [DPOArguments()]), given=line.resolved)
     arguments.settle()
     training = arguments.training
     if training.output_dir in (None, "trainer_output"):
@@ -140,7 +141,7 @@ def run(args: Arguments, output_dir: Path) -> dict[str, Any]:
         checkpoint = find_checkpoint(args.training, identity)
         trainer.add_callback(MarkCheckpoints(identity))
         if trainer.is_world_process_zero():
-            write_record(args, identity, source, output_dir)
+            write_record(args, identity, source, subspace, output_dir)
     start = MeasureStart(trainer, lambda: measure(trainer, source, testbed, args, "base"), cost, output_dir, identity)
     with cost.of("train"), disk_errors(output_dir):
         trainer.add_callback(start)
@@ -219,11 +220,6 @@ class MeasureStart(TrainerCallback):
     def measured(self) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
         """Numbers and responses; None if training went on from a checkpoint of another folder, or was not begun."""
         return self._kept["base"], self._kept["responses"]
-
-
-def write_record(args: Arguments, identity: dict[str, Any], source: Source, output_dir: Path) -> None:
-    """Write `run.json`: all that is needed to know and to repeat the run."""
-    write_json(output_dir / "run.json", {"identity": identity, "options": args.to_json()})
 
 
 def load_source(args: Arguments) -> tuple[Source, Testbed | None]:

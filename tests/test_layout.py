@@ -62,6 +62,7 @@ FLOORS: list[list[list[str]]] = [
                 "starts",
                 "trainers",
                 "checkpoints",
+            "record",
                 "card",
                 "serving",
                 "export",

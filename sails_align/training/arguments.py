@@ -27,6 +27,8 @@ class Arguments:
     training: SFTConfig | DPOConfig
     model: ModelConfig
     dpo: DPOArguments
+    given: dict[str, Any]
+    """The options that were given or have a default of ours, as `--config` takes them."""
 
     @property
     def start(self) -> str:

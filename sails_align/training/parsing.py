@@ -9,7 +9,7 @@ import difflib
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,6 +28,8 @@ class CommandLine:
     options: list[str]
     path: str | None
     from_file: dict[str, Any]
+    resolved: dict[str, Any] = field(default_factory=dict, init=False)
+    """After `parse`: the value of each option that is not the dataclass's own default, as `--config` takes it."""
 
     @classmethod
     def read(cls, argv: Sequence[str] | None) -> "CommandLine":
@@ -65,6 +67,7 @@ class CommandLine:
         parser = _Parser(list(classes), prog=prog, allow_abbrev=False)  # pyright: ignore[reportArgumentType]
         parser.add_argument("--config", help="A YAML file of options; those on the command line go before it.")
         known = {name for action in parser._actions for name in action.option_strings}
+        original = {action.dest: action.default for action in parser._actions}
         parser.set_defaults_with_config(**(defaults or {}))
         values = {name: value for name, value in self.from_file.items() if name != "env"}
         for name in values:
@@ -86,6 +89,8 @@ class CommandLine:
         if rest:
             name = rest[0].partition("=")[0]
             raise InputError(f"unknown option {name!r} on the command line{_closest(name, known)}")
+        values = vars(parser.parse_known_args(self.options)[0])
+        self.resolved.update({name: v for name, v in values.items() if name != "config" and v != original.get(name)})
         return tuple(parsed)
 
     def _checked(self, action: argparse.Action, value: Any) -> Any:
