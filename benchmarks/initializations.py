@@ -1,6 +1,6 @@
 """Does the SAILS initialisation help? The same training from different starts, over seeds, on the testbed.
 
-    python benchmarks/initializations.py --output runs/initializations.json
+    python benchmarks/initializations.py --output runs/initializations.json [--trainer dpo] [options of the recipe]
 
 Every method has the same rank, modules, data and steps. Its learning rate is chosen from one grid on the validation
 split (other prompts and other held-out harm categories than the test's), by the mean of safety rate and correct
@@ -30,6 +30,10 @@ METHODS = {
     "mean difference": ["--init", "mean_diff"],
     "activation PCA": ["--init", "activation_pca"],
     "random basis": ["--init", "random_basis"],
+}
+OTHERS = {
+    "full fine-tuning": ["--use_peft", "false"],
+    **{init: ["--init", init] for init in ("gaussian", "orthogonal", "pissa", "olora", "eva")},
 }
 # Settings of SAILS the default preset was chosen from, and the rivals with the tokens that suit them.
 VARIANTS = {
@@ -71,7 +75,9 @@ def cell_name(method: str, lr: float, seed: int, part: str) -> str:
     return f"{method} | lr {lr:g} | seed {seed} | {part}"
 
 
-def run_cell(method_args: list[str], lr: float, seed: int, part: str, extra: list[str], n: int) -> dict[str, Any]:
+def run_cell(
+    trainer_name: str, method_args: list[str], lr: float, seed: int, part: str, extra: list[str], n: int
+) -> dict[str, Any]:
     """Train once and judge the responses to one part's prompts."""
     import torch
 
@@ -82,8 +88,8 @@ def run_cell(method_args: list[str], lr: float, seed: int, part: str, extra: lis
     from sails_align.testbed.evaluate import MAX_NEW_TOKENS, respond, summarize
     from sails_align.testbed.oracle import Oracle
     from sails_align.training.callbacks import ProbeCallback
-    from sails_align.training.run import build_sft_trainer
     from sails_align.training.subspaces import find_subspace
+    from sails_align.training.trainers import build_trainer
 
     disable_progress_bars()
     folder = Path(tempfile.mkdtemp(prefix="cell-"))
@@ -91,7 +97,7 @@ def run_cell(method_args: list[str], lr: float, seed: int, part: str, extra: lis
         quiet = ["--save_strategy", "no", "--disable_tqdm", "true", "--logging_strategy", "no"]
         options = ["--learning_rate", str(lr), "--seed", str(seed), "--output_dir", str(folder)]
         options += ["--max_train_examples", str(N_EXAMPLES)]
-        args = parse("sft", [*quiet, *options, *method_args, *extra])
+        args = parse(trainer_name, [*quiet, *options, *method_args, *extra])
         source, testbed = load_source(args)
         assert testbed is not None
         subspace = None
@@ -110,9 +116,7 @@ def run_cell(method_args: list[str], lr: float, seed: int, part: str, extra: lis
             return {"safety_rate": sum(score is not None and score <= 2 for score in scores) / len(scores)}
 
         probe = ProbeCallback(PROBE_EVERY, safety) if part == "test" else None
-        trainer, _ = build_sft_trainer(
-            args.sails, args.training, args.model, source, subspace, callbacks=[probe] if probe else None
-        )
+        trainer, _ = build_trainer(args, source, subspace, callbacks=[probe] if probe else None)
         trainer.train()
         numbers = summarize(respond(trainer.model, source.tokenizer, testbed.world, n, part=part))
     finally:
@@ -124,12 +128,12 @@ def run_cell(method_args: list[str], lr: float, seed: int, part: str, extra: lis
 
 def run_all(cells: list[tuple], results: dict[str, Any], output: Path, processes: int) -> None:
     """Run the cells that have no result yet, and write each result as it comes."""
-    todo = [cell for cell in cells if cell_name(cell[0], *cell[2:5]) not in results]
+    todo = [cell for cell in cells if cell_name(cell[0], *cell[3:6]) not in results]
     with ProcessPoolExecutor(processes) as pool:
         futures = {pool.submit(run_cell, *cell[1:]): cell for cell in todo}
         for future in track(as_completed(futures), total=len(todo), description="cells", console=Console(stderr=True)):
             cell = futures[future]
-            results[cell_name(cell[0], *cell[2:5])] = future.result()
+            results[cell_name(cell[0], *cell[3:6])] = future.result()
             temporary = output.with_suffix(".tmp")
             temporary.write_text(json.dumps(results, indent=1))
             os.replace(temporary, output)
@@ -138,7 +142,8 @@ def run_all(cells: list[tuple], results: dict[str, Any], output: Path, processes
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/initializations.json"))
-    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=[*METHODS, *VARIANTS])
+    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=[*METHODS, *OTHERS, *VARIANTS])
+    parser.add_argument("--trainer", choices=("sft", "dpo"), default="sft")
     parser.add_argument(
         "--variants", action="store_true", help="compare the settings of SAILS, on the validation split alone"
     )
@@ -150,12 +155,15 @@ def main() -> None:
     args, extra = parser.parse_known_args()
     if args.variants:
         args.methods, args.seeds = ["LoRA", *VARIANTS], 0
-    settings = {**METHODS, **VARIANTS}
+    settings = {**METHODS, **OTHERS, **VARIANTS}
+    if args.trainer == "dpo":  # told apart in the output
+        settings = {f"DPO, {method}": options for method, options in settings.items()}
+        args.methods = [f"DPO, {method}" for method in args.methods]
     args.output.parent.mkdir(parents=True, exist_ok=True)
     results = json.loads(args.output.read_text()) if args.output.exists() else {}
     seeds = range(1000, 1000 + args.validation_seeds)
     cells = [
-        (method, settings[method], lr, seed, "validation", extra, args.n)
+        (method, args.trainer, settings[method], lr, seed, "validation", extra, args.n)
         for method in args.methods
         for lr in args.lr
         for seed in seeds
@@ -163,7 +171,7 @@ def main() -> None:
     run_all(cells, results, args.output, args.processes)
     best = {method: choose(results, method, args.lr, seeds) for method in args.methods}
     cells = [
-        (method, settings[method], best[method], seed, "test", extra, args.n)
+        (method, args.trainer, settings[method], best[method], seed, "test", extra, args.n)
         for method in args.methods
         for seed in range(args.seeds)
     ]
@@ -194,14 +202,15 @@ def show(results: dict[str, Any], best: dict[str, float], seeds: range, part: st
         cells = [interval([100 * row[measure] for row in rows[method]]) for measure in MEASURES]
         table.add_row(method, f"{lr:g}", *cells, median_steps([row["steps_to_90"] for row in rows[method]]))
     Console(width=140).print(table)
-    if "LoRA" not in best or len(best) == 1:
+    first = next((method for method in best if method.endswith("LoRA")), None)
+    if first is None or len(best) == 1:
         return
-    table = Table(title="minus LoRA, paired by seed (points)")
+    table = Table(title=f"minus {first}, paired by seed (points)")
     for heading in ("method", "safety, trained", "safety, new", "over-refusal", "correct"):
         table.add_column(heading)
     for method in best:
-        if method != "LoRA":
-            pairs = list(zip(rows[method], rows["LoRA"], strict=True))
+        if method != first:
+            pairs = list(zip(rows[method], rows[first], strict=True))
             table.add_row(method, *(interval([100 * (a[name] - b[name]) for a, b in pairs]) for name in MEASURES))
     Console(width=140).print(table)
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from sails_align.artifacts import content_hash, package_versions, read_header
+from sails_align.artifacts import content_hash, file_hash, package_versions, read_header
 from sails_align.config import SailsArguments
 from sails_align.data import fingerprint
 from sails_align.distributed import from_main, n_processes, process_index
@@ -32,6 +32,9 @@ from sails_align.tokens import TokenizedSide, tokenize_prompt, tokenize_response
 from sails_align.training.source import Source
 
 logger = logging.getLogger(__name__)
+
+SAE_FILES = ("cfg.json", "sae_weights.safetensors", "params.npz")
+"""The files that a local SAE consists of, in sae-lens' format and Gemma Scope's."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,6 @@ def find_subspace(args: SailsArguments, source: Source, options: DiscoveryOption
         given = subspace
         from_main(lambda: given.save(folder, content_hash({"subspace": given.provenance})))
         return subspace
-    saes = _saes(args, source, options)
     contrast = _contrast(args, source)
     inputs = {
         **args.subspace_options(),
@@ -100,7 +102,7 @@ def find_subspace(args: SailsArguments, source: Source, options: DiscoveryOption
         "max_length": options.max_length,
         "dtype": options.dtype,
         "model": source.identity(),
-        "saes": {str(layer): sae.info.sha256 for layer, sae in saes.items()},
+        "saes": _named_saes(args, source),
         "chat_template": content_hash(source.tokenizer.chat_template),
         "data": [fingerprint(part) for part in (source.safety, source.helpful) if part is not None],
     }
@@ -109,6 +111,7 @@ def find_subspace(args: SailsArguments, source: Source, options: DiscoveryOption
     cached = from_main(lambda: _cached(folder, input_hash))
     if cached is not None:
         return cached
+    saes = _saes(args, source, options)
     provenance = {
         "model": inputs["model"],
         "data": inputs["data"],
@@ -257,8 +260,12 @@ def _contrast(args: SailsArguments, source: Source) -> str:
     return contrast
 
 
-def _saes(args: SailsArguments, source: Source, options: DiscoveryOptions) -> dict[int, ResidualSAE]:
-    """The SAEs named; none are needed by inits that do not use features."""
+def _named_saes(args: SailsArguments, source: Source) -> dict[str, Any]:
+    """What identifies the SAEs, without loading them or sae-lens: the hashes of local files, or a release and its ids.
+
+    Raises:
+        InputError: if none are given and they are needed.
+    """
     if args.sae_release is None and args.sae_path is None:
         if args.init in ("sails", "random_features"):
             raise InputError(
@@ -266,6 +273,19 @@ def _saes(args: SailsArguments, source: Source, options: DiscoveryOptions) -> di
                 "give --sae_release and --sae_ids, or --sae_path; "
                 "for a model without public SAEs, train some with sails train-sae"
             )
+        return {}
+    named: dict[str, Any] = {"ids": args.sae_ids, "allow_mismatch": args.sae_allow_mismatch}
+    if args.sae_path is None:
+        return {**named, "release": args.sae_release}
+    path = Path(args.sae_path)
+    files = [path] if path.is_file() else sorted(path.rglob("*"))
+    of_saes = [file for file in files if file.name in SAE_FILES]
+    return {**named, "files": {str(file.relative_to(path)): file_hash(file) for file in of_saes}}
+
+
+def _saes(args: SailsArguments, source: Source, options: DiscoveryOptions) -> dict[int, ResidualSAE]:
+    """The SAEs named, loaded; none if none are named."""
+    if args.sae_release is None and args.sae_path is None:
         return {}
     saes = load_saes(
         release=args.sae_release,
