@@ -32,6 +32,7 @@ METHODS = {
     "random basis": ["--init", "random_basis"],
 }
 OTHERS = {
+    "as given": [],  # by further options, such as --adapter_path
     "full fine-tuning": ["--use_peft", "false"],
     **{init: ["--init", init] for init in ("gaussian", "orthogonal", "pissa", "olora", "eva")},
 }

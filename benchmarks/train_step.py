@@ -1,63 +1,219 @@
-"""What a training step costs: SAILS against plain LoRA, by turns in one run, in TRL's trainer with all callbacks.
+"""What the SAILS start costs in training: against TRL's plain LoRA, by turns in one run, in SFT and DPO.
 
-    python benchmarks/train_step.py [--pairs 9] [--output FILE.json] [any option of the recipe]
+    python benchmarks/train_step.py [--pairs 9] [--output FILE.json]
 
-Prints the ratio of the seconds `trainer.train()` takes (SAILS / LoRA), pair by pair: median, minimum and maximum.
+Every run is a process of its own, through the recipe. Reported are ratios (SAILS / LoRA), pair by pair: seconds of an
+optimizer step (from the second one on, drift logging included), peak memory, and seconds from the launch to the first
+step (the subspace is cached). Then the efficiency of two processes (DDP) at the same global batch:
+seconds of one / (2 x seconds of two). With a CUDA GPU it also trains a model of Gemma-2-2B's shape, with random weights in
+bfloat16, and reports tokens/s, model FLOPs utilization and peak memory; `--peak_tflops` is what the GPU can do.
 """
 
 import argparse
 import json
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import torch
-from datasets import disable_progress_bars
-from rich.console import Console
+STARTS = {"SAILS": "sails", "LoRA": "default"}
+ROOT = Path(__file__).resolve().parents[1]
+QUIET = ["--save_strategy", "no", "--disable_tqdm", "true"]
+TESTBED = ["--max_train_examples", "64", "--max_steps", "40", "--eval_examples", "8"]
+GPU_BATCH, GPU_LENGTH, GPU_STEPS = 4, 1024, 12
+GEMMA_2_2B = {
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "vocab_size": 256_000,
+}
 
-from sails_align.align import discovery_options, load_source, parse
-from sails_align.training.run import build_sft_trainer
-from sails_align.training.subspaces import find_subspace
+
+def child(method: str, options: list[str]) -> None:
+    """Train once, in this process, and print what was measured as the last line."""
+    import resource
+
+    import torch
+    from transformers import TrainerCallback
+
+    from sails_align import align
+
+    class Clock(TrainerCallback):
+        """When each step began, and when the last one ended."""
+
+        def __init__(self) -> None:
+            self.began: list[float] = []
+            self.ended = 0.0
+
+        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+            self.began.append(time.time())
+
+        def on_log(self, *args: Any, **kwargs: Any) -> None:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.ended = time.time()
+
+    clock = Clock()
+    align.build_trainer = partial(align.build_trainer, callbacks=[clock])
+    metrics = align.main(method, options)  # pyright: ignore[reportArgumentType]
+    n_steps = len(clock.began)
+    measured = {
+        "first_step": clock.began[0],
+        "seconds_per_step": (clock.ended - clock.began[1]) / (n_steps - 1),
+        "peak_memory_mb": metrics["cost"]["peak_memory_mb"]
+        if torch.cuda.is_available()
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+    if int(os.environ.get("RANK", "0")) == 0:
+        print("\nMEASURED " + json.dumps(measured))
 
 
-def seconds(init: str, folder: Path, extra: list[str]) -> float:
-    """Train once and time it; loading and discovery are not counted."""
-    options = ["--init", init, "--output_dir", str(folder / init), "--save_strategy", "no", "--disable_tqdm", "true"]
-    options += ["--max_train_examples", "128"]
-    args = parse("sft", [*options, *extra])
-    source, _ = load_source(args)
-    subspace = None
-    if args.sails.uses_subspace:
-        subspace = find_subspace(args.sails, source, discovery_options(args), folder / "subspace")
-    trainer, _ = build_sft_trainer(args.sails, args.training, args.model, source, subspace)
-    started = time.perf_counter()
-    trainer.train()
-    return time.perf_counter() - started
+def launch(method: str, options: list[str], n_processes: int = 1) -> dict[str, float]:
+    """Run a child; its `first_step` becomes the seconds since the launch."""
+    words = [__file__, "--child", method, *options]
+    start = [sys.executable]
+    if n_processes > 1:
+        accelerate = str(Path(sys.executable).with_name("accelerate"))
+        config = str(ROOT / "accelerate_configs" / "multi_gpu.yaml")
+        start = [accelerate, "launch", "--config_file", config, "--num_processes", str(n_processes)]
+    launched = time.time()
+    done = subprocess.run([*start, *words], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    if done.returncode:
+        raise SystemExit(done.stderr[-3000:])
+    line = next(line for line in done.stdout.splitlines() if line.startswith("MEASURED "))
+    measured = json.loads(line.removeprefix("MEASURED "))
+    return {**measured, "first_step": measured["first_step"] - launched}
+
+
+def compare(method: str, n_pairs: int, options: list[str], folder: Path) -> dict[str, dict[str, Any]]:
+    """Ratios SAILS / LoRA of each measure over pairs of runs; a first pair warms the caches and is not counted."""
+    pairs = []
+    for turn in range(n_pairs + 1):
+        order = list(STARTS) if turn % 2 else list(STARTS)[::-1]  # the order changes from pair to pair
+        runs = {
+            start: launch(
+                method, [*options, "--init", STARTS[start], "--output_dir", str(folder / f"{method}-{start}")]
+            )
+            for start in order
+        }
+        pairs.append(runs)
+        print(f"{method}, pair {turn} of {n_pairs}", file=sys.stderr)
+    return {name: ratios([(run["SAILS"][name], run["LoRA"][name]) for run in pairs[1:]]) for name in pairs[0]["LoRA"]}
+
+
+def ratios(pairs: list[tuple[float, float]]) -> dict[str, Any]:
+    values = [ours / theirs for ours, theirs in pairs]
+    return {"median": statistics.median(values), "min": min(values), "max": max(values), "pairs": pairs}
+
+
+def two_processes(method: str, n_pairs: int, options: list[str], folder: Path) -> dict[str, Any]:
+    """Efficiency of two processes, by turns with one at the same global batch."""
+    values = []
+    for turn in range(n_pairs):
+        base = [*options, "--output_dir", str(folder / f"{method}-SAILS")]
+        one = launch(method, [*base, "--per_device_train_batch_size", "16"])["seconds_per_step"]
+        two = launch(method, [*base, "--per_device_train_batch_size", "8"], 2)["seconds_per_step"]
+        values.append((one, 2 * two))
+        print(f"{method}, two processes, pair {turn + 1} of {n_pairs}", file=sys.stderr)
+    return ratios(values)
+
+
+def gpu_model(folder: Path, shape: dict[str, int]) -> list[str]:
+    """Write a model of a shape with random weights, and text of full length; returns the recipe's options for them."""
+    import random
+
+    import torch
+    from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
+
+    from sails_align.testbed.build import ASSETS
+
+    tokenizer = AutoTokenizer.from_pretrained(ASSETS / "model")
+    tokenizer.save_pretrained(folder / "model")
+    torch.manual_seed(0)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        config = Gemma2Config(**shape, pad_token_id=tokenizer.pad_token_id, attn_implementation="eager")
+        Gemma2ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder / "model")
+    words = [word for word in tokenizer.get_vocab() if word.isalpha()]
+    chance = random.Random(0)
+    rows = [
+        {key: " ".join(chance.choices(words, k=2 * GPU_LENGTH)) for key in ("prompt", "chosen", "rejected")}
+        for _ in range(GPU_BATCH * GPU_STEPS + 5)
+    ]
+    for row in rows:
+        row["prompt"] = "how"
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ["--model_name_or_path", str(folder / "model"), "--dataset_name", str(folder / "rows.jsonl")]
+    options += ["--dtype", "bfloat16", "--max_length", str(GPU_LENGTH), "--per_device_train_batch_size", str(GPU_BATCH)]
+    return [*options, "--max_steps", str(GPU_STEPS), "--eval_examples", "4", "--logging_steps", "1"]
+
+
+def on_gpu(folder: Path, shape: dict[str, int], peak_tflops: float) -> dict[str, Any]:
+    """Tokens/s, model FLOPs utilization and peak memory of SFT and DPO from a random basis and from plain LoRA."""
+    from accelerate import init_empty_weights
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    with init_empty_weights():
+        n_parameters = sum(parameter.numel() for parameter in Gemma2ForCausalLM(Gemma2Config(**shape)).parameters())
+    options = gpu_model(folder, shape)
+    results = {}
+    for method in ("sft", "dpo"):
+        # A token costs 2 FLOPs a parameter forward and 2 backward through frozen weights (their own gradient is not
+        # computed), and 2 more to compute activations again. DPO reads two responses, and the reference reads them too.
+        tokens = GPU_BATCH * GPU_LENGTH * (2 if method == "dpo" else 1)
+        flops = (8 if method == "dpo" else 6) * n_parameters * tokens
+        for init in ("random_basis", "default"):
+            given = [*options, "--init", init, "--output_dir", str(folder / f"{method}-{init}")]
+            measured = launch(method, [*QUIET, *given])
+            results[f"{method}, {init}"] = {
+                "tokens_per_second": tokens / measured["seconds_per_step"],
+                "mfu": flops / measured["seconds_per_step"] / (peak_tflops * 1e12),
+                "peak_memory_mb": measured["peak_memory_mb"],
+            }
+    return results
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["--child"]:
+        child(sys.argv[2], sys.argv[3:])
+        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=9)
+    parser.add_argument("--double_pairs", type=int, default=3, help="pairs of one and two processes")
+    parser.add_argument("--peak_tflops", type=float, default=989.0, help="of the GPU in bfloat16 (H100, H200: 989)")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     args, extra = parser.parse_known_args()
-    torch.set_num_threads(1)
-    disable_progress_bars()
-    pairs = []
-    with tempfile.TemporaryDirectory() as folder:
-        for turn in range(args.pairs + 1):  # the order changes from pair to pair
-            inits = ("default", "sails") if turn % 2 else ("sails", "default")
-            times = {init: seconds(init, Path(folder), extra) for init in inits}
-            pairs.append((times["sails"], times["default"]))
-    pairs = pairs[1:]  # the first warms up
-    ratios = [sails / lora for sails, lora in pairs]
-    result = {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios), "pairs": pairs}
-    Console().print(
-        f"SAILS / LoRA, training time: median {result['median']:.3f} ({result['min']:.3f} to {result['max']:.3f}, "
-        f"{len(ratios)} pairs)"
-    )
+    result: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for method in ("sft", "dpo"):
+            result[method] = compare(method, args.pairs, [*QUIET, *TESTBED, *extra], folder)
+        for method in ("sft", "dpo"):
+            options = [*QUIET, *TESTBED, *extra]
+            result[method]["two_process_efficiency"] = two_processes(method, args.double_pairs, options, folder)
+        if cuda_is_available():
+            result["gpu"] = on_gpu(folder, GEMMA_2_2B, args.peak_tflops)
+    for method in ("sft", "dpo"):
+        for measure, row in result[method].items():
+            print(
+                f"{method} {measure}: {row['median']:.3f} ({row['min']:.3f} to {row['max']:.3f}, n={len(row['pairs'])})"
+            )
+    print(json.dumps(result.get("gpu", "no CUDA GPU: its part was not run"), indent=1))
     if args.output:
         args.output.write_text(json.dumps(result, indent=1))
+
+
+def cuda_is_available() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 if __name__ == "__main__":

@@ -25,10 +25,16 @@ from sails_align.subspace.basis import Subspace
 
 ROOT = Path(__file__).resolve().parents[1]
 ACCELERATE = Path(sys.executable).with_name("accelerate")
-ENGINES = {"ddp": "multi_gpu.yaml", "zero1": "zero1.yaml", "zero2": "zero2.yaml", "zero3": "zero3.yaml"}
+ENGINES = {
+    "ddp": "multi_gpu.yaml",
+    "zero1": "zero1.yaml",
+    "zero2": "zero2.yaml",
+    "zero3": "zero3.yaml",
+    "fsdp": "fsdp2.yaml",
+}
 # Sums over two halves of a batch round differently from one over the whole; ZeRO-3 also adds up in other buffers.
-LOSS_TOLERANCE = {"ddp": 1e-5, "zero1": 1e-5, "zero2": 1e-5, "zero3": 1e-4}
-WEIGHT_TOLERANCE = {"ddp": 1e-4, "zero1": 1e-4, "zero2": 1e-4, "zero3": 1e-3}
+LOSS_TOLERANCE = {"ddp": 1e-5, "zero1": 1e-5, "zero2": 1e-5, "zero3": 1e-4, "fsdp": 1e-5}
+WEIGHT_TOLERANCE = {"ddp": 1e-4, "zero1": 1e-4, "zero2": 1e-4, "zero3": 1e-3, "fsdp": 1e-4}
 MODES = {"sft": ["--subspace_mode", "freeze"], "dpo": []}
 N_STEPS = 8
 

@@ -1,5 +1,6 @@
 """Load only as many blocks of a model as are to be run."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,15 +87,24 @@ def exact_attention(config: PreTrainedConfig) -> str | None:
 
 @contextmanager
 def not_partitioned() -> Iterator[None]:
-    """Models made in the block are whole. Once training arguments with ZeRO-3 exist, transformers splits all others."""
+    """Models made in the block are whole on every process.
+
+    Once training arguments with ZeRO-3 exist, transformers splits the models that it loads; and under FSDP with
+    `fsdp_cpu_ram_efficient_loading` only the first process of a machine gets the weights.
+    """
     reference = deepspeed._hf_deepspeed_config_weak_ref  # there is a setter and no getter
     config = None if reference is None else reference()
+    efficient = os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING")
     deepspeed.unset_hf_deepspeed_config()
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     try:
         yield
     finally:
         if config is not None:
             deepspeed.set_hf_deepspeed_config(config)
+        os.environ.pop("FSDP_CPU_RAM_EFFICIENT_LOADING")
+        if efficient is not None:
+            os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = efficient
 
 
 def _truncate(config: PreTrainedConfig, deepest_layer: int, model_name_or_path: str | Path) -> None:

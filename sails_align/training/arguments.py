@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from accelerate.utils import parse_flag_from_env
 from trl import DPOConfig, ModelConfig, ScriptArguments, SFTConfig
 
 from sails_align.config import DataArguments, DPOArguments, Method, SailsArguments, to_json
@@ -43,7 +44,7 @@ class Arguments:
             return f"zero{plugin.zero_stage}"
         state = self.training.distributed_state
         assert state is not None
-        if state.distributed_type.value == "FSDP" or self.training.fsdp:
+        if parse_flag_from_env("ACCELERATE_USE_FSDP") or self.training.fsdp:  # `state` learns of it later
             return "fsdp"
         return "single" if state.num_processes == 1 else "ddp"
 

@@ -14,6 +14,7 @@ from accelerate.utils import DistributedType
 from peft.tuners.lora import LoraLayer
 from peft.utils.integrations import gather_params_ctx
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sails_align.errors import InputError
@@ -99,9 +100,11 @@ class DriftCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **kwargs: Any
     ) -> None:
-        self._off = _distributed_type() == DistributedType.FSDP
+        # FSDP2's parameters can be put together.
+        is_fsdp2 = any(isinstance(parameter, DTensor) for parameter in model.parameters())
+        self._off = _distributed_type() == DistributedType.FSDP and not is_fsdp2
         if self._off and state.is_world_process_zero:
-            logger.warning("the adapter's drift is not logged: FSDP holds its parameters in parts")
+            logger.warning("the adapter's drift is not logged: FSDP1 keeps its parameters in one flat tensor")
 
     def on_log(
         self,
@@ -115,7 +118,7 @@ class DriftCallback(TrainerCallback):
     ) -> None:
         # Not in the rows of evaluations, nor in the last one.
         if "loss" in logs and not self._off:
-            drift = self.measure(model)  # by all processes: under ZeRO-3 each holds a part
+            drift = self.measure(model)  # by all processes: under ZeRO-3 and FSDP2 each holds a part
             logs.update(drift)  # for the callbacks after this one
             state.log_history[-1].update(drift)  # a copy, made before the callbacks run
 
@@ -135,7 +138,9 @@ class DriftCallback(TrainerCallback):
         squares = {"A": 0.0, "B": 0.0}
         for module in self._init.modules:
             basis_DR = self._bases[module.name]
-            factors = {side: _factor(model, module, side, self._init.adapter_name).double().cpu() for side in squares}
+            factors = {
+                side: _whole(_factor(model, module, side, self._init.adapter_name)).double().cpu() for side in squares
+            }
             for side, factor in factors.items():
                 squares[side] += factor.square().sum().item()
             side_DR = _residual_side(factors[module.side], module)
@@ -200,6 +205,10 @@ def _distributed_type() -> DistributedType:
 def _factor(model: nn.Module, module: ModuleInit, side: str, adapter_name: str) -> nn.Parameter:
     """lora_A (R, in) or lora_B (out, R) of a module."""
     return model.get_parameter(f"{module.name}.lora_{side}.{adapter_name}.weight")
+
+
+def _whole(parameter: torch.Tensor) -> torch.Tensor:
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 
 
 def _scaling(model: nn.Module, module: ModuleInit, adapter_name: str) -> float:
