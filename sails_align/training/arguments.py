@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from accelerate.utils import parse_flag_from_env
+from transformers.integrations import get_available_reporting_integrations
 from trl import DPOConfig, ModelConfig, ScriptArguments, SFTConfig
 
 from sails_align.config import DataArguments, DPOArguments, Method, SailsArguments, to_json
@@ -79,6 +80,12 @@ class Arguments:
         if self.training.save_total_limit == 1:
             raise InputError(
                 "save_total_limit is 1: while a checkpoint is written there is no other whole one;\nchoose 2 or more"
+            )
+        missing = [name for name in self.training.report_to if name not in get_available_reporting_integrations()]
+        if missing:
+            raise InputError(
+                f"report_to is {missing[0]}, which is unknown or not installed;\n"
+                f"pip install it, or choose one of: {', '.join(get_available_reporting_integrations())}, none"
             )
         self._settle_engine()
 

@@ -86,6 +86,11 @@ class CommandLine:
         except (ValueError, TypeError) as error:  # of TRL's and transformers' own checks
             lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
             raise InputError("\n".join(lines[:3])) from error
+        except ImportError as error:  # such as of DeepSpeed, for --deepspeed
+            raise InputError(
+                f"an option needs a package that is not installed: {str(error).strip().splitlines()[0]}\n"
+                "install it (DeepSpeed: pip install 'sails-align[deepspeed]'), or leave the option out"
+            ) from error
         if rest:
             name = rest[0].partition("=")[0]
             raise InputError(f"unknown option {name!r} on the command line{_closest(name, known)}")

@@ -1,0 +1,62 @@
+"""What a run directory says of a run, and repeating the run from it."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+from tiny import Project, distance
+
+import sails_align
+from sails_align import align
+from sails_align.config import Method
+from sails_align.training.record import git_commit
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+def test_a_run_is_repeated_from_its_configuration(project: Project, tmp_path: Path, method: Method) -> None:
+    options = ["--seed", "3", "--lora_dropout", "0.1", "--sae_ids", "layer_0", "layer_1", "--weighting", "false"]
+    align.main(method, project.dpo_argv(tmp_path / "run", *options))
+    again = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert again["sae_ids"] == ["layer_0", "layer_1"]
+    again["output_dir"] = str(tmp_path / "again")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(again))
+    align.main(method, ["--config", str(tmp_path / "config.yaml")])
+    files = [load_file(tmp_path / name / "adapter_model.safetensors") for name in ("run", "again")]
+    assert distance(*files) == 0
+    records = [json.loads((tmp_path / name / "run.json").read_text()) for name in ("run", "again")]
+    assert records[0]["identity"] == records[1]["identity"]
+    assert records[0]["versions"]["trl"]
+    assert records[0]["data"]["train"]["sha256"] == records[0]["identity"]["data"]
+    assert records[0]["saes"].keys() == {"0", "1"}
+
+
+def test_no_token_is_written(project: Project, tmp_path: Path) -> None:
+    align.main("sft", project.argv(tmp_path / "run", "--init", "default", "--hub_token", "hf_secret"))
+    for path in (tmp_path / "run").rglob("*"):
+        if path.is_file() and path.name != "training_args.bin":
+            assert b"hf_secret" not in path.read_bytes(), path
+
+
+def test_the_commit() -> None:
+    root = Path(sails_align.__file__).parents[1]
+    if not (root / ".git").exists():
+        pytest.skip("the package is not installed from a checkout")
+    head = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    found = git_commit()
+    assert found is not None
+    assert found["commit"] == head
+
+
+def test_reports_reach_wandb_with_the_drift(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    align.main("sft", project.argv(tmp_path / "run", "--report_to", "wandb", "--logging_steps", "1"))
+    import wandb
+
+    wandb.finish()
+    (log,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
+    assert b"adapter_energy_inside" in log.read_bytes()
