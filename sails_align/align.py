@@ -35,7 +35,10 @@ from sails_align.evaluation.metrics import Estimate
 from sails_align.testbed.build import MODEL_NAME, Testbed, is_testbed, resolve_testbed
 from sails_align.testbed.evaluate import alignment_data, respond, summarize
 from sails_align.training.arguments import Arguments
+from sails_align.training.adapter_files import check_complete
+from sails_align.training.card import write_card
 from sails_align.training.checkpoints import MarkCheckpoints, find_checkpoint, run_identity, save_model, train
+from sails_align.training.hub import push
 from sails_align.training.parsing import CommandLine
 from sails_align.training.record import write_record
 from sails_align.training.source import Source, assemble, load_data
@@ -64,7 +67,7 @@ TESTBED_DEFAULTS = {
     "save_steps": 20,
 }
 # Chosen on the validation split: docs/method.md, docs/training.md.
-TESTBED_LEARNING_RATES = {("sft", False): 1e-3, ("sft", True): 8e-3, ("dpo", False): 1e-4, ("dpo", True): 2e-3}
+TESTBED_LEARNING_RATES = {("sft", False): 1e-3, ("sft", True): 8e-3, ("dpo", False): 3e-4, ("dpo", True): 1e-3}
 
 
 @dataclass
@@ -129,6 +132,8 @@ def main(method: Method, argv: Sequence[str] | None = None, prog: str | None = N
 def run(args: Arguments, output_dir: Path) -> dict[str, Any]:
     """Build, train and save in a folder. Returns what is in `metrics.json`."""
     cost = Cost()
+    # By us, at the end: TRL would push pickles and every checkpoint, with a card of its own.
+    push_to_hub, args.training.push_to_hub = args.training.push_to_hub, False
     with cost.of("prepare"), args.training.main_process_first(local=True, desc="loading the data"):
         source, testbed = load_source(args)
     subspace = None
@@ -176,7 +181,26 @@ def run(args: Arguments, output_dir: Path) -> dict[str, Any]:
             write_text(output_dir / "responses.jsonl", rows)
         write_json(output_dir / "metrics.json", metrics)
         show(metrics, output_dir)
+        finish(args, output_dir, push_to_hub=push_to_hub)
     return metrics
+
+
+def finish(args: Arguments, output_dir: Path, *, push_to_hub: bool) -> None:
+    """Check that the saved adapter is whole, write the model card, and push all of it to the hub if that is wanted."""
+    if args.model.use_peft:
+        check_complete(output_dir)
+    console = Console()
+    console.print(f"card      {write_card(output_dir, output_dir)}", highlight=False, soft_wrap=True)
+    if push_to_hub:
+        training = args.training
+        address = push(
+            output_dir,
+            training.hub_model_id or output_dir.name,
+            private=training.hub_private_repo,
+            revision=training.hub_revision,
+            token=training.hub_token,
+        )
+        console.print(f"hub       {address}", highlight=False, soft_wrap=True)
 
 
 class MeasureStart(TrainerCallback):

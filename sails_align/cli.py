@@ -4,6 +4,10 @@ sails discover --help        find and save the safety subspace of a model
 sails train-sae --help       train SAEs for a model that has no public ones
 sails train sft --help       find the subspace, start adapters in it, train them by TRL's SFTTrainer
 sails train dpo --help       the same by TRL's DPOTrainer
+sails train rlhf --help      the testbed's reference model: all weights, reward by TRL's GRPO
+sails merge --help           merge a trained adapter into its model
+sails check-adapter --help   say whether vLLM can serve an adapter, and how
+sails estimate --help        say what memory a recipe takes, by engine and number of GPUs
 sails testbed build --help   make a testbed: a small world, its base model and its SAEs
 """
 
@@ -23,6 +27,10 @@ commands:
   train-sae       train sparse autoencoders on the residual stream of any Hugging Face model
   train sft       the whole job: find the subspace, start LoRA adapters in it, fine-tune, measure
   train dpo       the same by direct preference optimisation
+  train rlhf      train the testbed's RLHF reference model
+  merge           merge a trained adapter into its model
+  check-adapter   say whether vLLM can serve an adapter, and how
+  estimate        say what memory a recipe takes, by engine and number of GPUs
   testbed build   make a testbed from a seed: a small world, its base model and its SAEs
 
 options:
@@ -31,7 +39,8 @@ options:
 
 Everywhere a model is asked for, `testbed` is the one that ships with the package, and `testbed:N` that of seed N.
 Options can be read from a YAML file: --config FILE."""
-COMMANDS = ("discover", "train-sae", "train sft", "train dpo", "testbed build")
+COMMANDS = ("discover", "train-sae", "train sft", "train dpo", "train rlhf")
+COMMANDS += ("merge", "check-adapter", "estimate", "testbed build")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -63,6 +72,22 @@ def dispatch(argv: list[str]) -> None:
             from sails_align.align import main as train
 
             train(method, options, prog=f"sails train {method}")
+        case ["train", "rlhf", *options]:
+            from sails_align.rlhf import main as train_rlhf
+
+            train_rlhf(options, prog="sails train rlhf")
+        case ["merge", *options]:
+            from sails_align.exporting import merge
+
+            merge(options)
+        case ["check-adapter", *options]:
+            from sails_align.exporting import check
+
+            check(options)
+        case ["estimate", *options]:
+            from sails_align.estimate import main as estimate
+
+            estimate(options, prog="sails estimate")
         case ["testbed", "build", *options]:
             from sails_align.commands import build
 

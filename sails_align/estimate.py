@@ -1,0 +1,135 @@
+"""The command `sails estimate`: what a training needs of each GPU, before it is started.
+
+sails estimate --config recipes/configs/gemma-2-9b/dpo_full.yaml --num_gpus 8
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn, get_args
+
+from sails_align.errors import InputError
+
+GIB = 2**30
+RESERVE = 0.1
+"""Share of a GPU that is left for what is not counted: CUDA, communication, fragmentation."""
+NUMBERS = ("num_gpus", "gpus_per_node", "gpu_memory_gib")
+PARTS = ("weights", "gradients", "optimizer", "reference", "buffers", "activations")
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str, Any]:
+    """Parse, count, print. Returns what `--output` holds.
+
+    Raises:
+        InputError: for options that cannot be used, an unknown model, or a training that cannot be estimated.
+    """
+    options, rest = _parse(argv, prog or "sails estimate")
+    result = _estimate(options, rest)
+    if options.output is not None:
+        from sails_align.artifacts import write_json
+
+        write_json(options.output, result)
+    _show(result)
+    return result
+
+
+def _parse(argv: Sequence[str] | None, prog: str) -> tuple[argparse.Namespace, list[str]]:
+    """The estimator's own options, and those of the recipe."""
+    parser = _Parser(
+        prog=prog,
+        allow_abbrev=False,
+        description="Memory on each GPU and size of checkpoints, for every configuration in accelerate_configs/. Takes "
+        "the options of a recipe (--config FILE, --max_length, ...: see sails train sft --help), and:",
+    )
+    parser.add_argument("--method", choices=("sft", "dpo"), help="default: how the name of the --config file begins")
+    parser.add_argument("--num_gpus", type=int, default=1, help="GPUs of all machines together (default 1)")
+    parser.add_argument("--gpus_per_node", type=int, default=8, help="GPUs of one machine, at most (default 8)")
+    parser.add_argument("--gpu_memory_gib", type=float, default=80.0, help="memory of a GPU in GiB (default 80)")
+    parser.add_argument("--output", type=Path, help="a JSON file for the figures, in bytes")
+    options, rest = parser.parse_known_args(argv)
+    for name in NUMBERS:
+        if not 0 < getattr(options, name) < float("inf"):
+            raise InputError(f"{name} is {getattr(options, name)}; choose more than 0")
+    return options, rest
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; --help lists the options")
+
+
+def _estimate(options: argparse.Namespace, rest: list[str]) -> dict[str, Any]:
+    from sails_align.align import parse
+    from sails_align.testbed.build import is_testbed, resolve_testbed
+    from sails_align.training.memory import Engine, checkpoint_bytes, estimate
+    from sails_align.training.shapes import meta_model, setup_of, shape_of
+    from sails_align.training.source import load_model_config
+
+    args = parse(*_recipe(options.method, rest))
+    name = args.model.model_name_or_path
+    if is_testbed(name):
+        args.model.model_name_or_path = resolve_testbed(name).model_path
+    config = load_model_config(args.model, args.training)
+    setup, shape = setup_of(args, config), shape_of(meta_model(args, config))
+    engines = {}
+    for engine in get_args(Engine):
+        memory = estimate(engine, shape, setup, options.num_gpus, options.gpus_per_node)
+        fits = memory.total <= (1 - RESERVE) * options.gpu_memory_gib * GIB
+        written = checkpoint_bytes(engine, shape, setup)
+        engines[engine] = {**vars(memory), "total": memory.total, "fits": fits, "written": written}
+    return {
+        "method": args.method,
+        "start": args.start,
+        "model": name or "testbed",
+        **{name: getattr(options, name) for name in NUMBERS},
+        "shape": vars(shape),
+        "setup": vars(setup),
+        "engines": engines,
+        "notes": ["counted as if every layer had adapters"] if args.sails.layer_map == "sae_only" else [],
+    }
+
+
+def _recipe(method: str | None, rest: list[str]) -> tuple[Any, list[str]]:
+    """The method, and the recipe's command line as it is on a GPU, though there may be none here."""
+    from sails_align.training.parsing import CommandLine
+
+    line = CommandLine.read(rest)
+    if method is None:
+        prefix = Path(line.path).name.partition("_")[0] if line.path else ""
+        if prefix not in ("sft", "dpo"):
+            given = f"the name {Path(line.path).name} begins with neither sft_ nor dpo_" if line.path else "no --config"
+            raise InputError(f"it is not known what is to be estimated ({given}); give --method sft or --method dpo")
+        method = prefix
+    on_gpu = ["--use_cpu", "true"] if line.value("use_cpu") is None else []
+    if line.value("bf16") is None and line.value("fp16") is None:
+        on_gpu += ["--bf16", "true"]  # TRL's default where there is a GPU
+    return method, [*rest, *on_gpu]
+
+
+def _show(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    shape, setup = result["shape"], result["setup"]
+    n, memory = result["num_gpus"], result["gpu_memory_gib"]
+    console = Console()
+    console.print(
+        f"{result['model']}, {result['method'].upper()}, {result['start']}: {shape['n_parameters']:,} parameters, "
+        f"{shape['n_trainable']:,} trained ({shape['n_trainable'] / shape['n_parameters']:.2%})\n"
+        f"{setup['rows']} sequences of {setup['length']} tokens at a time on each GPU, "
+        + "; ".join([f"{'with' if setup['checkpointing'] else 'without'} gradient checkpointing", *result["notes"]]),
+        highlight=False,
+    )
+    table = Table(title=f"GiB on each of {n} GPU{'s' if n > 1 else ''} of {memory:g} GiB (single: on one)")
+    for heading in ("", *PARTS, "total", "fits", "CPU", "checkpoint"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for engine, values in result["engines"].items():
+        cells = [f"{values[part] / GIB:.1f}" for part in (*PARTS, "total")]
+        checkpoint = f"{values['written']['checkpoint'] / GIB:.2f}"
+        table.add_row(engine, *cells, "yes" if values["fits"] else "no", f"{values['cpu'] / GIB:.0f}", checkpoint)
+    console.print(table)
+    console.print(
+        f"fits: {RESERVE:.0%} of the GPU stay free for what is not counted (CUDA, communication, fragmentation).\n"
+        f"CPU: in the memory of one machine with {min(n, result['gpus_per_node'])} of the GPUs. checkpoint: on disk.",
+        highlight=False,
+    )

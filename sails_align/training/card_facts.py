@@ -1,0 +1,146 @@
+"""What a run directory knows of its run, for the model card; and how it is written in Markdown.
+
+All that comes from files stands in code spans, where Markdown and HTML mean nothing, or is a number.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from huggingface_hub import ModelCard, try_to_load_from_cache
+from yaml import YAMLError
+
+from sails_align.artifacts import read_header
+from sails_align.errors import InputError
+from sails_align.loading import HUB_ID
+from sails_align.training.adapter_files import CONFIG, read_json
+
+LICENSES = {
+    r"google/gemma-(1\.1-|2-|3-)?\d+[bm](-.*)?": "gemma",
+    r"meta-llama/Llama-2-.*": "llama2",
+    r"meta-llama/Meta-Llama-3-.*": "llama3",
+    r"meta-llama/(Meta-)?Llama-3\.1-.*": "llama3.1",
+    r"meta-llama/Llama-3\.2-.*": "llama3.2",
+    r"meta-llama/Llama-3\.3-.*": "llama3.3",
+}
+"""Of base models on the hub, by their names, in the hub's words."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a run; dictionaries are empty where a file is missing."""
+
+    kind: Literal["adapter", "merged", "full"]
+    record: dict[str, Any]
+    """run.json"""
+    metrics: dict[str, Any]
+    adapter: dict[str, Any]
+    """adapter_config.json"""
+    subspace: dict[str, Any]
+    """Provenance of the subspace."""
+    base_model: str | None
+    """What `from_pretrained` was given: an id on the hub, or a path."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the run was made from."""
+        return self.record.get("identity", {})
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of the run, by part."""
+        return self.record.get("options", {})
+
+    def option(self, part: str, name: str) -> Any:
+        """An option of the run; None if it is not known."""
+        return self.options.get(part, {}).get(name)
+
+    @property
+    def method(self) -> str | None:
+        """`sft` or `dpo`."""
+        return self.identity.get("method")
+
+    @property
+    def base_on_hub(self) -> str | None:
+        """Id of the base model on the hub; None if it is a local one."""
+        return hub_id(self.base_model) if "files" not in self.identity.get("model", {}) else None
+
+    @property
+    def base_label(self) -> str:
+        """What the base model is called, in a code span; of a local one without its place in the file system."""
+        if self.base_model is None:
+            return "an unnamed model"
+        if self.on_testbed:
+            return "`testbed`"
+        return code(self.base_on_hub or Path(self.base_model).name)
+
+    @property
+    def on_testbed(self) -> bool:
+        """Whether the requests are those of the testbed: only there a run needs no data set."""
+        return "script" in self.options and self.option("script", "dataset_name") is None
+
+    def license(self) -> str | None:
+        """The base model's licence, if it is known without network: from its own card, or its name."""
+        if self.base_model is None:
+            return None
+        card = Path(self.base_model) / "README.md"
+        if not card.is_file() and self.base_on_hub:
+            cached = try_to_load_from_cache(self.base_on_hub, "README.md")
+            card = Path(cached) if isinstance(cached, str) else card
+        try:
+            said = ModelCard.load(card, ignore_metadata_errors=True).data.get("license") if card.is_file() else None
+        except (OSError, ValueError, TypeError, YAMLError):  # whatever a stranger's card holds
+            said = None
+        named = (found for pattern, found in LICENSES.items() if re.fullmatch(pattern, self.base_on_hub or ""))
+        return said if isinstance(said, str) and re.fullmatch(r"[\w.-]+", said) else next(named, None)
+
+
+def read_facts(run: Path, *, merged: bool) -> Facts:
+    """Read a run directory.
+
+    Raises:
+        InputError: if there is none, or a file is damaged.
+    """
+    if not run.is_dir():
+        raise InputError(f"there is no folder {run}; give the directory of a finished run")
+    record, adapter, metrics = (read_json(run / name) for name in ("run.json", CONFIG, "metrics.json"))
+    header = read_header(run / "subspace", "subspace") or {}
+    return Facts(
+        kind="full" if not adapter else "merged" if merged else "adapter",
+        record=record,
+        metrics=metrics,
+        adapter=adapter,
+        subspace=header.get("provenance", {}),
+        base_model=adapter.get("base_model_name_or_path")
+        or record.get("options", {}).get("model", {}).get("model_name_or_path"),
+    )
+
+
+def hub_id(name: Any) -> str | None:
+    """The name, if it can only be an id on the hub."""
+    is_id = isinstance(name, str) and "/" in name and HUB_ID.fullmatch(name) and not name.startswith(".")
+    return name if is_id and not Path(name).exists() else None
+
+
+def code(value: Any) -> str:
+    """A value in a code span. What would end the span or a table's cell is replaced."""
+    text = "".join(letter if letter.isprintable() and letter not in "`|" else "?" for letter in str(value))
+    return f"`{text[:200] or '?'}`"
+
+
+def number(value: Any, form: str) -> str:
+    """A number as Markdown; what is no number is unknown."""
+    return format(value, form) if isinstance(value, int | float) and not isinstance(value, bool) else "unknown"
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; of rows that are Markdown already."""
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def named_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
+    """Rows of what is known: a name, and a value in a code span."""
+    return [(name, code(value)) for name, value in values.items() if value not in (None, "", [], {})]

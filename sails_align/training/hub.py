@@ -1,0 +1,116 @@
+"""Push a finished run, or a merged model, to the hub: what others need of it, and nothing else.
+
+TRL's and transformers' `Trainer.push_to_hub` is not used: it writes a model card of its own over README.md, and pushes
+whatever is in the folder, the pickle training_args.bin and judged responses included.
+"""
+
+import glob
+import re
+import shlex
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+
+import httpx
+from huggingface_hub import HfApi, get_token
+
+from sails_align.errors import InputError
+
+FILES = (
+    "README.md",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model-*-of-*.safetensors",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "run.json",
+    "config.yaml",
+    "metrics.json",
+    "subspace/subspace.json",
+    "subspace/subspace.safetensors",
+)
+"""What is pushed, as patterns. A list of what is not pushed would let through what nobody thought of."""
+TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}")
+"""What tokens of the hub look like."""
+
+
+def push(
+    folder: Path, repo_id: str, *, private: bool | None = None, revision: str | None = None, token: str | None = None
+) -> str:
+    """Upload a finished run, or a merged model, in one commit. Returns the address of the repository.
+
+    Args:
+        folder: with its model card.
+        repo_id: `user/name`; without a user, the token's. It is made if it does not exist.
+        private: for a repository that is made; None: as the account has it.
+        revision: branch, made if it does not exist; None: `main`.
+        token: None: the one of `hf auth login`, or HF_TOKEN.
+
+    Raises:
+        InputError: if the folder holds no model or a file holds a token of the hub; or if the hub cannot be reached or
+            refuses: what is in the folder is then as it was.
+    """
+    files = sorted(files_to_push(folder))
+    if not any(name.endswith(".safetensors") for name in files):
+        raise InputError(f"{folder} holds no adapter and no model to push; give the folder of a finished run")
+    _refuse_tokens(folder, files, token or get_token())
+    api = HfApi(token=token)
+    try:
+        repo = api.create_repo(repo_id, private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(repo.repo_id, branch=revision, exist_ok=True)
+        api.upload_folder(
+            repo_id=repo.repo_id,
+            folder_path=folder,
+            revision=revision,
+            commit_message="Finished run of sails-align",
+            allow_patterns=[glob.escape(name) for name in files],
+        )
+    except (OSError, RuntimeError, ValueError, httpx.HTTPError) as error:  # each is raised by the hub's client
+        cause = next(line for line in [*str(error).splitlines(), type(error).__name__] if line.strip())
+        raise InputError(
+            f"cannot push to {repo_id}: {cause.strip()}\n"
+            f"everything is saved in {folder}; check the connection, the name and the token, then push it with\n"
+            f"{upload_command(folder, repo_id, files, private=private, revision=revision)}"
+        ) from error
+    return str(repo)
+
+
+def files_to_push(folder: Path) -> Iterator[str]:
+    """Paths within the folder of the files that are pushed."""
+    for path in (path for path in (*folder.glob("*"), *folder.glob("subspace/*")) if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if any(fnmatch(name, pattern) for pattern in FILES):
+            yield name
+
+
+def upload_command(folder: Path, repo_id: str, files: list[str], *, private: bool | None, revision: str | None) -> str:
+    """The command that pushes the same files later."""
+    words = ["hf", "upload", repo_id, str(folder), "."]
+    words += ["--private"] * bool(private) + (["--revision", revision] if revision is not None else [])
+    patterns = [name for name in files if "/" not in name and not fnmatch(name, "model-*-of-*.safetensors")]
+    patterns += ["model-*.safetensors"] * any(fnmatch(name, "model-*-of-*.safetensors") for name in files)
+    patterns += ["subspace/*"] * any("/" in name for name in files)
+    return shlex.join([*words, *(word for pattern in patterns for word in ("--include", pattern))])
+
+
+def _refuse_tokens(folder: Path, files: list[str], token: str | None) -> None:
+    """A token can be in run.json, if it was given within another option (such as model_init_kwargs)."""
+    for name in (name for name in files if not name.endswith((".safetensors", ".model"))):
+        text = (folder / name).read_text(encoding="utf-8", errors="replace")
+        if TOKEN.search(text) or (token and token in text):
+            raise InputError(
+                f"{folder / name} holds a token of the hub, which everybody could read there; nothing was pushed.\n"
+                "Take it out of the file, and give it by `hf auth login` or HF_TOKEN instead"
+            )

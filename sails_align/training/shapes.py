@@ -1,0 +1,182 @@
+"""What of a model and of a recipe decides how much memory a training needs; counted without weights."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.training_args import OptimizerNames
+from trl import DPOConfig, get_peft_config
+
+from sails_align.errors import InputError
+from sails_align.subspace.hooks import decoder_layers
+from sails_align.subspace.truncated import exact_attention
+from sails_align.training.arguments import NOT_EXACT, Arguments
+from sails_align.training.starts import DEFAULT_TARGETS
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of a model decides its memory."""
+
+    n_parameters: int
+    n_trainable: int
+    n_layers: int
+    block: int
+    """Parameters of the largest decoder block."""
+    embeddings: int
+    """Parameters of the embeddings and the head, counted once if they are tied."""
+    largest_module: int
+    """Parameters of the module with most of its own: mostly the embeddings."""
+    d_model: int
+    n_heads: int
+    head_width: int
+    """Of all query heads together."""
+    mlp_width: int
+    norm_width: int
+    """Of the norms of a block together."""
+    trained_inputs: int
+    """Inputs of those linear modules of a block that are trained, or whose adapter is: autograd keeps them."""
+    head: int
+    """Parameters of the head, if it is trained; else 0."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What of a training's options decides its memory."""
+
+    rows: int
+    """Sequences in a forward pass on one GPU; DPO has two for an example."""
+    length: int
+    weight_bytes: int
+    compute_bytes: int
+    adapter: bool
+    checkpointing: bool
+    stores_scores: bool
+    """Whether attention keeps its matrix of scores ("eager"), as Gemma 2 needs it, or not (SDPA, FlashAttention)."""
+    reference: Literal["none", "adapter", "model"]
+    """What DPO keeps a frozen copy of. A new adapter needs none: its reference is the model with the adapter off."""
+
+
+def shape_of(model: PreTrainedModel | PeftModel) -> Shape:
+    """Count a model, with or without an adapter, on any device (also "meta").
+
+    Raises:
+        InputError: if it has no decoder blocks.
+    """
+    blocks = decoder_layers(model)
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    config = base.config.get_text_config(decoder=True)
+    embeddings, head = base.get_input_embeddings().weight, base.get_output_embeddings().weight
+    ends = {id(p): p for p in (embeddings, head)}  # one, if they are tied
+    # `head_dim` is not in every configuration; transformers' models fall back in the same way.
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return Shape(
+        n_parameters=sum(p.numel() for p in model.parameters()),
+        n_trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        n_layers=len(blocks),
+        block=max(sum(p.numel() for p in block.parameters()) for block in blocks),
+        embeddings=sum(p.numel() for p in ends.values()),
+        largest_module=max(sum(p.numel() for p in m.parameters(recurse=False)) for m in model.modules()),
+        d_model=config.hidden_size,
+        n_heads=config.num_attention_heads,
+        head_width=config.num_attention_heads * head_dim,
+        mlp_width=config.intermediate_size,
+        norm_width=max(sum(_norms(block)) for block in blocks),
+        trained_inputs=max(sum(_trained_inputs(block)) for block in blocks),
+        head=head.numel() if head.requires_grad else 0,
+    )
+
+
+def _norms(block: nn.Module) -> list[int]:
+    return [m.weight.numel() for m in block.modules() if type(m).__name__.endswith("Norm")]  # pyright: ignore
+
+
+def _trained_inputs(block: nn.Module) -> list[int]:
+    return [m.in_features for m in block.modules() if isinstance(m, nn.Linear) and m.weight.requires_grad]
+
+
+def meta_model(args: Arguments, config: PreTrainedConfig) -> PreTrainedModel | PeftModel:
+    """The model that is trained, with its adapter, on the meta device.
+
+    Raises:
+        InputError: if a module that is to be adapted is not in the model, or there is no adapter in `--adapter_path`.
+    """
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=loaded_dtype(args, config), trust_remote_code=args.training.trust_remote_code
+        )
+        if not args.model.use_peft:
+            return model
+        adapter = _adapter_config(args)
+        # Values do not matter here, and there are none to compute some from.
+        adapter.init_lora_weights, adapter.inference_mode = True, False
+        try:
+            return get_peft_model(model, adapter)  # pyright: ignore[reportReturnType]
+        except ValueError as error:
+            cause = " ".join(str(error).split())
+            raise InputError(f"the adapter does not suit the model: {cause};\nsee --lora_target_modules") from error
+
+
+def loaded_dtype(args: Arguments, config: PreTrainedConfig) -> torch.dtype:
+    """The type that `--dtype` loads weights in."""
+    name = args.model.dtype or "float32"  # TRL's default
+    dtype = (config.dtype or torch.float32) if name == "auto" else getattr(torch, name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def _adapter_config(args: Arguments) -> LoraConfig:
+    if args.sails.adapter_path is None:
+        args.model.lora_target_modules = args.model.lora_target_modules or DEFAULT_TARGETS
+        config = get_peft_config(args.model)
+    else:
+        try:
+            config = PeftConfig.from_pretrained(args.sails.adapter_path)
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(
+                f"there is no adapter in {args.sails.adapter_path}: adapter_config.json cannot be read;\n"
+                "give the folder of a finished run, or one of its checkpoints"
+            ) from error
+    if not isinstance(config, LoraConfig):
+        raise InputError(f"the adapter in {args.sails.adapter_path} is no LoRA adapter; give one that is")
+    return config
+
+
+def setup_of(args: Arguments, config: PreTrainedConfig) -> Setup:
+    """The setup that a recipe's options give.
+
+    Raises:
+        InputError: for options that the formulas do not cover.
+    """
+    model, training, reference = args.model, args.training, "none"
+    _check_covered(args)
+    assert training.max_length is not None
+    if isinstance(training, DPOConfig) and not training.precompute_ref_log_probs:
+        if args.dpo.ref_model_name_or_path is not None or not model.use_peft:
+            reference = "model"
+        elif args.sails.adapter_path is not None or args.sails.init in NOT_EXACT:
+            reference = "adapter"
+    weight_bytes = loaded_dtype(args, config).itemsize
+    return Setup(
+        rows=training.per_device_train_batch_size * (2 if args.method == "dpo" else 1),
+        length=training.max_length,
+        weight_bytes=weight_bytes,
+        compute_bytes=2 if training.bf16 or training.fp16 else weight_bytes,
+        adapter=model.use_peft,
+        checkpointing=training.gradient_checkpointing,
+        stores_scores=(model.attn_implementation or exact_attention(config)) == "eager",
+        reference=reference,
+    )
+
+
+def _check_covered(args: Arguments) -> None:
+    optim = OptimizerNames(args.training.optim)
+    if optim not in (OptimizerNames.ADAMW_TORCH, OptimizerNames.ADAMW_TORCH_FUSED):
+        raise InputError(f"optim is {optim.value}, but only AdamW can be estimated; leave --optim out")
+    if args.model.load_in_4bit or args.model.load_in_8bit:
+        raise InputError("quantised weights (load_in_4bit, load_in_8bit) cannot be estimated; leave the option out")
+    if args.training.max_length is None:
+        raise InputError("max_length is none, so it is not known how long examples are; give --max_length")
