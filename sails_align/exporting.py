@@ -77,7 +77,7 @@ def check(argv: Sequence[str]) -> None:
         print(f"{'problem' if problem.blocking else 'note':<10}{problem.what}\n{'':<10}-> {problem.remedy}")
     if blocking:
         print("vLLM cannot serve it as it is")
-        return
+        raise SystemExit(1)
     print(f"vLLM can serve it:\n{serve_command(adapter, base_model)}")
 
 

@@ -17,8 +17,10 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
-from tiny import Project, base_logits, distance
+from tiny import Project, base_logits, distance, logits
+from transformers import AutoModelForCausalLM
 
 from sails_align import align
 from sails_align.subspace.basis import Subspace
@@ -118,6 +120,12 @@ def test_two_processes_are_as_one(
         ours, theirs = (load_file(folder / part / "adapter_model.safetensors") for folder in (run, alone))
         assert all(value.numel() for value in ours.values())
         assert distance(ours, theirs) < WEIGHT_TOLERANCE[engine]
+    reloaded = []
+    for folder in (run, alone):
+        base = AutoModelForCausalLM.from_pretrained(project.folder / "tiny")
+        reloaded.append(logits(PeftModel.from_pretrained(base, str(folder))))
+    torch.testing.assert_close(*reloaded, atol=WEIGHT_TOLERANCE[engine], rtol=WEIGHT_TOLERANCE[engine])
+    assert not torch.allclose(reloaded[0], start["base"], atol=1e-3)
     for name in ("base", "trained"):
         ours, theirs = (read(folder, "metrics.json")[name]["held_out_loss"] for folder in (run, alone))
         assert ours == pytest.approx(theirs, abs=LOSS_TOLERANCE[engine])

@@ -105,7 +105,8 @@ def _check_base(adapter: AdapterFiles, base: Path, base_config: PreTrainedConfig
 def _merge(unmerged: PeftModel, dtype: torch.dtype, device: str, output: Path) -> dict[str, Any]:
     """Merge, write the model's files, and compare. Returns the measured fields of `Merged`."""
     generator = torch.Generator().manual_seed(0)
-    n_tokens = unmerged.get_base_model().config.get_text_config(decoder=True).vocab_size
+    base: Any = unmerged.get_base_model()
+    n_tokens = base.config.get_text_config(decoder=True).vocab_size
     ids_BS = torch.randint(n_tokens, (PROMPTS, PROMPT_LENGTH), generator=generator)
     expected_BSV = logits(unmerged, ids_BS)
     try:

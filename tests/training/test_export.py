@@ -203,7 +203,10 @@ def test_a_tampered_weight_is_detected(adapter: Path, tmp_path: Path) -> None:
         check_logits(expected * float("nan"), expected)
 
 
-def test_a_wrong_merge_is_not_written(adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_wrong_merge_is_not_written(
+    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
     merge = LoraModel.merge_and_unload
 
     def wrong(self: LoraModel, **options: Any) -> Any:
@@ -213,7 +216,7 @@ def test_a_wrong_merge_is_not_written(adapter: Path, tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(LoraModel, "merge_and_unload", wrong)
     with pytest.raises(InputError, match="the merged model is wrong"):
-        merge_adapter(adapter, tmp_path / "merged")
+        merge_adapter(adapter, tmp_path / "merged", dtype=dtype)
     assert {path.name for path in tmp_path.iterdir()} == {"adapter"}
 
 
