@@ -32,13 +32,13 @@ from sails_align.config import DataArguments, DPOArguments, Method, SailsArgumen
 from sails_align.distributed import check_devices, from_main, process_index
 from sails_align.errors import InputError
 from sails_align.evaluation.metrics import Estimate
+from sails_align.export.adapter_files import check_complete
+from sails_align.export.card import write_card
+from sails_align.export.hub import push
 from sails_align.testbed.build import MODEL_NAME, Testbed, is_testbed, resolve_testbed
 from sails_align.testbed.evaluate import alignment_data, respond, summarize
 from sails_align.training.arguments import Arguments
-from sails_align.training.adapter_files import check_complete
-from sails_align.training.card import write_card
 from sails_align.training.checkpoints import MarkCheckpoints, find_checkpoint, run_identity, save_model, train
-from sails_align.training.hub import push
 from sails_align.training.parsing import CommandLine
 from sails_align.training.record import write_record
 from sails_align.training.source import Source, assemble, load_data
@@ -53,8 +53,12 @@ COMMON_DEFAULTS = {
     "logging_steps": 10,
     "save_total_limit": 2,
 }
-# TRL's defaults for full fine-tuning; its documentation advises ten times the rate for LoRA.
-LEARNING_RATES = {("sft", False): 2e-5, ("sft", True): 2e-4, ("dpo", False): 1e-6, ("dpo", True): 1e-5}
+# By what is trained: all weights, a new adapter, or one that is trained already. TRL's defaults are for all weights;
+# its documentation advises ten times the rate for LoRA.
+LEARNING_RATES = {
+    "sft": {"full": 2e-5, "new": 2e-4, "trained": 2e-4},
+    "dpo": {"full": 1e-6, "new": 1e-5, "trained": 1e-5},
+}
 TESTBED_DEFAULTS = {
     "lora_r": 8,
     "lora_alpha": 16,
@@ -67,7 +71,10 @@ TESTBED_DEFAULTS = {
     "save_steps": 20,
 }
 # Chosen on the validation split: docs/method.md, docs/training.md.
-TESTBED_LEARNING_RATES = {("sft", False): 1e-3, ("sft", True): 8e-3, ("dpo", False): 3e-4, ("dpo", True): 1e-3}
+TESTBED_LEARNING_RATES = {
+    "sft": {"full": 1e-3, "new": 8e-3, "trained": 8e-3},
+    "dpo": {"full": 3e-4, "new": 1e-3, "trained": 1e-4},
+}
 
 
 @dataclass
@@ -101,8 +108,9 @@ def parse(method: Method, argv: Sequence[str] | None = None, prog: str | None = 
     line = CommandLine.read(argv)
     model_name = line.value("model_name_or_path")
     use_peft = str(line.value("use_peft")).lower() not in ("false", "no", "0", "n", "f")
+    trained = "full" if not use_peft else "new" if line.value("adapter_path") is None else "trained"
     rates = TESTBED_LEARNING_RATES if is_testbed(model_name) else LEARNING_RATES
-    defaults: dict[str, Any] = {**COMMON_DEFAULTS, "learning_rate": rates[method, use_peft]}
+    defaults: dict[str, Any] = {**COMMON_DEFAULTS, "learning_rate": rates[method][trained]}
     if is_testbed(model_name):
         defaults |= TESTBED_DEFAULTS
     if not torch.cuda.is_available():
@@ -181,14 +189,14 @@ def run(args: Arguments, output_dir: Path) -> dict[str, Any]:
             write_text(output_dir / "responses.jsonl", rows)
         write_json(output_dir / "metrics.json", metrics)
         show(metrics, output_dir)
-        finish(args, output_dir, push_to_hub=push_to_hub)
+        finish(args, source, output_dir, push_to_hub=push_to_hub)
     return metrics
 
 
-def finish(args: Arguments, output_dir: Path, *, push_to_hub: bool) -> None:
+def finish(args: Arguments, source: Source, output_dir: Path, *, push_to_hub: bool) -> None:
     """Check that the saved adapter is whole, write the model card, and push all of it to the hub if that is wanted."""
     if args.model.use_peft:
-        check_complete(output_dir)
+        check_complete(output_dir, source.model_config)
     console = Console()
     console.print(f"card      {write_card(output_dir, output_dir)}", highlight=False, soft_wrap=True)
     if push_to_hub:

@@ -1,15 +1,14 @@
 """The commands `sails discover` and `sails testbed build`."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from sails_align.config import SUBSPACE_INITS
-from sails_align.errors import InputError
+from sails_align.errors import CommandParser, InputError
 from sails_align.testbed.build import build_testbed
 from sails_align.testbed.world import WorldConfig
 
@@ -67,7 +66,9 @@ def build(argv: Sequence[str]) -> None:
     Raises:
         InputError: if an option cannot be used or the folder cannot be written.
     """
-    parser = _Parser(prog="sails testbed build", description="Make a testbed from scratch, in minutes on two cores.")
+    parser = CommandParser(
+        prog="sails testbed build", description="Make a testbed from scratch, in minutes on two cores."
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the world, the model and the SAEs (default 0)")
     parser.add_argument("--output", type=Path, required=True, help="the folder to make")
     parser.add_argument(
@@ -88,8 +89,3 @@ def build(argv: Sequence[str]) -> None:
     console = Console()
     console.print(table)
     console.print(f"testbed   {options.output}/  (--model_name_or_path {options.output})", highlight=False)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; --help lists the options")

@@ -1,10 +1,12 @@
 """The one exception a user is meant to see, and how a command ends on it."""
 
+import argparse
 import hashlib
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 
 class InputError(ValueError):
@@ -12,6 +14,13 @@ class InputError(ValueError):
 
     The message is one to three lines: the value, why it cannot be used, and what to do instead.
     """
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Errors are `InputError`s, without argparse's usage text, which for hundreds of options fills the screen."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; --help lists the options")
 
 
 @contextmanager

@@ -6,9 +6,9 @@ sails estimate --config recipes/configs/gemma-2-9b/dpo_full.yaml --num_gpus 8
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, get_args
 
-from sails_align.errors import InputError
+from sails_align.errors import CommandParser, InputError
 
 GIB = 2**30
 RESERVE = 0.1
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
 
 def _parse(argv: Sequence[str] | None, prog: str) -> tuple[argparse.Namespace, list[str]]:
     """The estimator's own options, and those of the recipe."""
-    parser = _Parser(
+    parser = CommandParser(
         prog=prog,
         allow_abbrev=False,
         description="Memory on each GPU and size of checkpoints, for every configuration in accelerate_configs/. Takes "
@@ -51,11 +51,6 @@ def _parse(argv: Sequence[str] | None, prog: str) -> tuple[argparse.Namespace, l
         if not 0 < getattr(options, name) < float("inf"):
             raise InputError(f"{name} is {getattr(options, name)}; choose more than 0")
     return options, rest
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; --help lists the options")
 
 
 def _estimate(options: argparse.Namespace, rest: list[str]) -> dict[str, Any]:

@@ -7,9 +7,8 @@ sails check-adapter runs/mine                        can vLLM serve it as it is,
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from sails_align.errors import InputError
+from sails_align.errors import CommandParser, InputError
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -20,7 +19,7 @@ def merge(argv: Sequence[str]) -> None:
     Raises:
         InputError: as `merge_adapter`; or if the device is not there.
     """
-    parser = _Parser(prog="sails merge", description="Merge the adapter of a finished run into its base model.")
+    parser = CommandParser(prog="sails merge", description="Merge the adapter of a finished run into its base model.")
     parser.add_argument("run", type=Path, help="the directory of a finished run, or any folder with a LoRA adapter")
     parser.add_argument("--output", type=Path, required=True, help="the folder to make")
     parser.add_argument("--dtype", choices=DTYPES, help="of the merged weights (default: the base model's)")
@@ -30,8 +29,8 @@ def merge(argv: Sequence[str]) -> None:
 
     import torch
 
-    from sails_align.training.adapter_files import read_json
-    from sails_align.training.export import merge_adapter
+    from sails_align.export.adapter_files import read_json
+    from sails_align.export.merge import merge_adapter
 
     merged = merge_adapter(
         options.run,
@@ -60,13 +59,13 @@ def check(argv: Sequence[str]) -> None:
     Raises:
         InputError: if there is no LoRA adapter, its files cannot be read, or its base model is not there.
     """
-    parser = _Parser(prog="sails check-adapter", description="Can vLLM serve the adapter as it is?")
+    parser = CommandParser(prog="sails check-adapter", description="Can vLLM serve the adapter as it is?")
     parser.add_argument("run", type=Path, help="the directory of a finished run, or any folder with a LoRA adapter")
     _add_base_model(parser)
     options = parser.parse_args(argv)
 
-    from sails_align.training.adapter_files import load_base_config, read_adapter
-    from sails_align.training.serving import serve_command, serving_report
+    from sails_align.export.adapter_files import load_base_config, read_adapter
+    from sails_align.export.serving import serve_command, serving_report
 
     adapter = read_adapter(options.run)
     base_model, base_config = load_base_config(adapter, _resolved(options.base_model))
@@ -102,8 +101,3 @@ def _checked_device(device: str | None) -> str:
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         raise InputError(f"device is {device!r}, which cannot be used: {str(error).splitlines()[0]}") from error
     return device
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; --help lists the options")

@@ -65,15 +65,11 @@ FLOORS: list[list[list[str]]] = [
                 "record",
                 "shapes",
                 "memory",
-                "adapter_files",
-                "serving",
-                "card_facts",
-                "card_sections",
-                "card_use",
-                "card",
-                "hub",
-                "export",
             )
+        ],
+        [
+            f"export.{name}"
+            for name in ("adapter_files", "serving", "card_facts", "card_sections", "card_use", "card", "hub", "merge")
         ],
         [f"testbed.{name}" for name in ("lexicon", "world", "oracle", "pretrain", "build", "evaluate")],
     ],

@@ -11,12 +11,12 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 from trl import TrlParser  # pyright: ignore[reportPrivateImportUsage]
 
-from sails_align.errors import InputError
+from sails_align.errors import CommandParser, InputError
 
 KINDS = {"int": "a whole number", "float": "a number", "string_to_bool": "true or false"}
 
@@ -38,14 +38,14 @@ class CommandLine:
         Raises:
             InputError: if the file cannot be read or is not a mapping of options.
         """
-        peek = _Quiet(add_help=False, allow_abbrev=False)
+        peek = CommandParser(add_help=False, allow_abbrev=False)
         peek.add_argument("--config")
         known, rest = peek.parse_known_args(sys.argv[1:] if argv is None else list(argv))
         return cls(rest, known.config, _read_yaml(known.config) if known.config else {})
 
     def value(self, name: str) -> str | None:
         """What an option is given as, before it is checked; None if it is left out."""
-        peek = _Quiet(add_help=False, allow_abbrev=False)
+        peek = CommandParser(add_help=False, allow_abbrev=False)
         peek.add_argument(f"--{name}", f"--{name.replace('_', '-')}", dest="value")
         on_line = peek.parse_known_args(self.options)[0].value
         value = self.from_file.get(name) if on_line is None else on_line
@@ -129,14 +129,7 @@ class CommandLine:
         os.environ.update({str(name): str(value) for name, value in variables.items()})
 
 
-class _Quiet(argparse.ArgumentParser):
-    """Errors are `InputError`s, without argparse's usage text, which for TRL's hundreds of options fills the screen."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; --help lists the options")
-
-
-class _Parser(_Quiet, TrlParser):
+class _Parser(CommandParser, TrlParser):
     pass
 
 

@@ -18,8 +18,8 @@ from tiny import save_model
 from transformers import AutoConfig, Gemma2Config, PreTrainedConfig
 
 from sails_align.errors import InputError
-from sails_align.training.adapter_files import read_adapter
-from sails_align.training.serving import MAX_LORA_RANKS, max_lora_rank, serve_command, serving_report
+from sails_align.export.adapter_files import read_adapter
+from sails_align.export.serving import MAX_LORA_RANKS, max_lora_rank, serve_command, serving_report
 
 
 @pytest.fixture(scope="module")

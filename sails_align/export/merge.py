@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, 
 
 from sails_align.artifacts import atomic_folder, file_hash
 from sails_align.errors import InputError
+from sails_align.export.adapter_files import PLAIN_INITS, AdapterFiles, check_complete, load_base_config, read_adapter
+from sails_align.export.card import write_card
 from sails_align.subspace.truncated import exact_attention, model_errors
-from sails_align.training.adapter_files import PLAIN_INITS, AdapterFiles, check_complete, load_base_config, read_adapter
-from sails_align.training.card import write_card
 
 TOLERANCE = 1e-5
 """Of logits, relative to the largest one if that is above 1. float32 is no finer: one and the same testbed model

@@ -18,15 +18,15 @@ from adapters import save_adapter
 from tiny import save_model
 
 from sails_align.errors import InputError
-from sails_align.training.card import write_card
-from sails_align.training.hub import files_to_push, push
+from sails_align.export.card import write_card
+from sails_align.export.hub import files_to_push, push
 
 SECRET = "hf_" + "s3cr3tS3cr3t" * 3
 CODE = """
 import json, sys
 from pathlib import Path
 from sails_align.errors import exit_on_input_error
-from sails_align.training.hub import push
+from sails_align.export.hub import push
 folder, repo, options = sys.argv[1:]
 with exit_on_input_error():
     print(push(Path(folder), repo, **json.loads(options)))

@@ -9,8 +9,8 @@ from huggingface_hub import ModelCardData
 
 from sails_align.artifacts import write_text
 from sails_align.errors import InputError
-from sails_align.training import card_sections, card_use
-from sails_align.training.card_facts import Facts, hub_id, read_facts
+from sails_align.export import card_sections, card_use
+from sails_align.export.card_facts import Facts, hub_id, read_facts
 
 KINDS = {
     "adapter": "A LoRA adapter for {}",

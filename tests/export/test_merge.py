@@ -17,10 +17,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from sails_align import align, exporting
 from sails_align.errors import InputError, exit_on_input_error
+from sails_align.export.adapter_files import load_base_config, read_adapter
+from sails_align.export.merge import check_logits, merge_adapter
 from sails_align.testbed.build import ASSETS
-from sails_align.training import export
-from sails_align.training.adapter_files import load_base_config, read_adapter
-from sails_align.training.export import check_logits, merge_adapter
 
 SHORT = ["--max_steps", "2", "--save_steps", "1", "--eval_examples", "4", "--disable_tqdm", "true"]
 MERGED_FILES = {
@@ -289,7 +288,7 @@ def test_commits_of_the_base_are_compared(adapter: Path, tmp_path: Path, monkeyp
     def found(commit: str | None) -> None:
         name, config = load_base_config(read_adapter(adapter))
         config._commit_hash = commit
-        monkeypatch.setattr(export, "load_base_config", lambda *_: (name, config))
+        monkeypatch.setattr(merge, "load_base_config", lambda *_: (name, config))
 
     found("c2")
     with pytest.raises(InputError, match="different: commit c1, here c2"):

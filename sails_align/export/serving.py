@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
+from sails_align.export.adapter_files import PLAIN_INITS, AdapterFiles, read_adapter, tensor_faults
 from sails_align.subspace.hooks import decoder_layers
 from sails_align.subspace.truncated import not_partitioned
-from sails_align.training.adapter_files import PLAIN_INITS, AdapterFiles, read_adapter, tensor_faults
 
 MAX_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values of --max-lora-rank."""

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from sails_align.training.card_facts import Facts, code, hub_id, named_rows, number, table
+from sails_align.export.card_facts import Facts, code, hub_id, named_rows, number, table
 
 METHODS = {"sft": "supervised fine-tuning (SFT)", "dpo": "direct preference optimisation (DPO)"}
 STARTS = {

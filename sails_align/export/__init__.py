@@ -1,0 +1,1 @@
+"""A finished run for others: checked, merged, described, pushed to the hub, served."""
