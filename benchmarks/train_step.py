@@ -5,8 +5,8 @@
 Every run is a process of its own, through the recipe. Reported are ratios (SAILS / LoRA), pair by pair: seconds of an
 optimizer step (from the second one on, drift logging included), peak memory, and seconds from the launch to the first
 step (the subspace is cached). Then the efficiency of two processes (DDP) at the same global batch:
-seconds of one / (2 x seconds of two). With a CUDA GPU it also trains a model of Gemma-2-2B's shape, with random weights in
-bfloat16, and reports tokens/s, model FLOPs utilization and peak memory; `--peak_tflops` is what the GPU can do.
+seconds of one / (2 x seconds of two). With a CUDA GPU it also trains a model of Gemma-2-2B's shape, with random weights
+in bfloat16, and reports tokens/s, model FLOPs utilization and peak memory; `--peak_tflops` is what the GPU can do.
 """
 
 import argparse

@@ -102,6 +102,7 @@ def _recipe(method: str | None, rest: list[str]) -> tuple[Any, list[str]]:
 
 
 def _show(result: dict[str, Any]) -> None:
+    from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
@@ -110,21 +111,26 @@ def _show(result: dict[str, Any]) -> None:
     console = Console()
     console.print(
         f"{result['model']}, {result['method'].upper()}, {result['start']}: {shape['n_parameters']:,} parameters, "
-        f"{shape['n_trainable']:,} trained ({shape['n_trainable'] / shape['n_parameters']:.2%})\n"
+        f"{shape['n_trainable']:,} trained ({shape['n_trainable'] / shape['n_parameters']:.2%}).\n"
         f"{setup['rows']} sequences of {setup['length']} tokens at a time on each GPU, "
         + "; ".join([f"{'with' if setup['checkpointing'] else 'without'} gradient checkpointing", *result["notes"]]),
         highlight=False,
+        soft_wrap=True,
     )
-    table = Table(title=f"GiB on each of {n} GPU{'s' if n > 1 else ''} of {memory:g} GiB (single: on one)")
-    for heading in ("", *PARTS, "total", "fits", "CPU", "checkpoint"):
-        table.add_column(heading, justify="left" if not heading else "right")
-    for engine, values in result["engines"].items():
-        cells = [f"{values[part] / GIB:.1f}" for part in (*PARTS, "total")]
-        checkpoint = f"{values['written']['checkpoint'] / GIB:.2f}"
-        table.add_row(engine, *cells, "yes" if values["fits"] else "no", f"{values['cpu'] / GIB:.0f}", checkpoint)
+    table = Table(title=f"GiB on each of {n} GPU{'s' if n > 1 else ''} of {memory:g} GiB (single: on one)", box=SIMPLE)
+    table.add_column("")
+    for engine in result["engines"]:
+        table.add_column(engine.replace("_", "\n"), justify="right", vertical="bottom")
+    of_engines = list(result["engines"].values())
+    for part in (*PARTS, "total"):
+        table.add_row(part, *(f"{values[part] / GIB:.1f}" for values in of_engines), end_section=part == PARTS[-1])
+    table.add_row("fits", *("yes" if values["fits"] else "no" for values in of_engines), end_section=True)
+    table.add_row("machine", *(f"{values['cpu'] / GIB:.1f}" for values in of_engines))
+    table.add_row("checkpoint", *(f"{values['written']['checkpoint'] / GIB:.2f}" for values in of_engines))
     console.print(table)
     console.print(
-        f"fits: {RESERVE:.0%} of the GPU stay free for what is not counted (CUDA, communication, fragmentation).\n"
-        f"CPU: in the memory of one machine with {min(n, result['gpus_per_node'])} of the GPUs. checkpoint: on disk.",
+        f"fits: {RESERVE:.0%} of the GPU stay free for CUDA, communication and fragmentation\n"
+        f"machine: memory of a machine with {min(n, result['gpus_per_node'])} of the GPUs, mostly to load weights\n"
+        "checkpoint: on disk",
         highlight=False,
     )

@@ -1,26 +1,20 @@
-"""The memory estimator, against DeepSpeed's, against what autograd keeps, and against what is written to disk."""
+"""The command `sails estimate`: its figures, what it refuses, and the tables of the documentation made with it."""
 
-import weakref
-from dataclasses import replace
+import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
-from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 from peft import LoraConfig, get_peft_model
-from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, PreTrainedConfig
+from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
 
-from sails_align.training.memory import MAX_LIVE, SUB_GROUP, activations, estimate
-from sails_align.training.shapes import Setup, Shape, shape_of
+from sails_align.errors import InputError
+from sails_align.estimate import GIB, main
 
 ROOT = Path(__file__).resolve().parents[1]
-TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 GEMMA_9B = Gemma2Config(
     num_hidden_layers=42,
     hidden_size=3584,
@@ -47,215 +41,158 @@ LLAMA_8B = LlamaConfig(
     num_key_value_heads=8,
     vocab_size=128256,
 )
-BF16 = Setup(
-    rows=4,
-    length=1024,
-    weight_bytes=2,
-    compute_bytes=2,
-    adapter=False,
-    checkpointing=True,
-    stores_scores=True,
-    reference="none",
+TINY = LlamaConfig(
+    num_hidden_layers=2,
+    hidden_size=256,
+    intermediate_size=1024,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    vocab_size=512,
 )
 
 
-def tiny(kind: str, n_layers: int = 2, tie: bool = True) -> PreTrainedConfig:
-    options: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 512}
-    options |= {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": n_layers}
-    config_class = Gemma2Config if kind == "gemma" else LlamaConfig
-    return config_class(**options, tie_word_embeddings=tie)
+# The command
 
 
-def made(config: PreTrainedConfig, adapter: bool, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype, **options)
-    if not adapter:
-        return model
-    return get_peft_model(model, LoraConfig(r=8, target_modules=TARGETS))
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the configurations of models, whose names are those of the recipes' folders."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, config in {"gemma-2-2b": GEMMA_2B, "gemma-2-9b": GEMMA_9B, "llama-3.1-8b": LLAMA_8B}.items():
+        config.save_pretrained(folder / name)
+    TINY.save_pretrained(folder / "tiny")
+    return folder
 
 
-def on_meta(config: PreTrainedConfig, adapter: bool = False) -> Shape:
-    with torch.device("meta"):
-        return shape_of(made(config, adapter))
+def recipe(model: str, method: str) -> list[str]:
+    return ["--config", str(ROOT / "recipes" / "configs" / model / f"{method}.yaml")]
 
 
-# Counting
+def test_the_figures_of_a_recipe(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = [*recipe("gemma-2-9b", "dpo_full"), "--model_name_or_path", str(folder / "gemma-2-9b"), "--num_gpus", "8"]
+    result = main([*argv, "--output", str(tmp_path / "out" / "figures.json")])
+    assert json.loads((tmp_path / "out" / "figures.json").read_text()) == result
+    assert (result["method"], result["start"]) == ("dpo", "full")
+    setup = {"rows": 4, "length": 1024, "weight_bytes": 4, "compute_bytes": 2, "adapter": False, "checkpointing": True}
+    assert result["setup"] == {**setup, "stores_scores": True, "reference": "model"}
+    P, zero2 = result["shape"]["n_parameters"], result["engines"]["zero2"]
+    assert (zero2["weights"], zero2["reference"]) == (2 * P, 2 * P)
+    parts = ("weights", "gradients", "optimizer", "reference", "buffers", "activations")
+    assert zero2["total"] == sum(zero2[part] for part in parts)
+    fits = [engine for engine, values in result["engines"].items() if values["fits"]]
+    assert fits == ["zero2", "zero3", "zero3_offload", "fsdp2"]
+    printed = capsys.readouterr().out
+    assert "9,241,705,984 parameters" in printed
+    assert f"{zero2['total'] / GIB:.1f}" in printed
 
 
-@pytest.mark.parametrize("adapter", [False, True])
-@pytest.mark.parametrize("tie", [False, True])
-def test_parameters_are_those_of_a_real_model(adapter: bool, tie: bool) -> None:
-    model = made(tiny("llama", tie=tie), adapter)
-    shape = shape_of(model)
-    assert on_meta(tiny("llama", tie=tie), adapter) == shape
-    assert shape.n_parameters == sum(p.numel() for p in model.parameters())
-    assert shape.n_trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert shape.embeddings == 512 * 256 * (1 if tie else 2)
-    assert shape.head == (0 if adapter else 512 * 256)
-    assert (shape.n_trainable == shape.n_parameters) == (not adapter)
-    assert shape.trained_inputs == ((3 * 256 + 256 + 4 * 8) if adapter else (5 * 256 + 256 + 1024))
+@pytest.mark.parametrize(
+    ("more", "changed"),
+    [
+        (["--precompute_ref_log_probs", "true"], {"reference": "none"}),
+        (["--gradient_checkpointing", "false"], {"checkpointing": False}),
+        (["--per_device_train_batch_size", "3"], {"rows": 6}),
+        (["--bf16", "false"], {"compute_bytes": 4}),
+        (["--dtype", "bfloat16"], {"weight_bytes": 2}),
+        (["--attn_implementation", "eager"], {"stores_scores": True}),
+        (["--use_peft", "true", "--init", "pissa"], {"reference": "adapter", "adapter": True}),
+        (["--use_peft", "true", "--init", "sails"], {"reference": "none", "adapter": True}),
+    ],
+)
+def test_options_that_change_the_figures(folder: Path, more: list[str], changed: dict[str, Any]) -> None:
+    argv = [*recipe("llama-3.1-8b", "dpo_full"), "--model_name_or_path", str(folder / "tiny"), "--max_length", "4096"]
+    plain, other = main(argv), main([*argv, *more])
+    assert {name for name in plain["setup"] if plain["setup"][name] != other["setup"][name]} == changed.keys()
+    assert {name: other["setup"][name] for name in changed} == changed
+    assert plain["engines"] != other["engines"]
 
 
-# Weights, gradients, optimizer: against DeepSpeed
+def test_the_testbed_and_a_trained_adapter(folder: Path, tmp_path: Path) -> None:
+    result = main(["--method", "sft"])
+    assert (result["model"], result["start"]) == ("testbed", "sails")
+    assert 0 < result["shape"]["n_trainable"] < result["shape"]["n_parameters"]
+    adapter = LoraConfig(r=8, target_modules=["q_proj", "v_proj"])
+    get_peft_model(AutoModelForCausalLM.from_config(TINY), adapter).save_pretrained(tmp_path)
+    argv = ["--method", "dpo", "--model_name_or_path", str(folder / "tiny"), "--adapter_path", str(tmp_path)]
+    assert main(argv)["setup"]["reference"] == "adapter"
 
 
-@pytest.mark.parametrize(("nodes", "gpus"), [(1, 1), (1, 8), (2, 8)])
-@pytest.mark.parametrize("config", [GEMMA_9B, LLAMA_8B])
-def test_model_states_are_deepspeeds(config: PreTrainedConfig, nodes: int, gpus: int) -> None:
-    shape, n = on_meta(config), nodes * gpus
-    P = shape.n_parameters
-    memory = {e: estimate(e, shape, BF16, n, gpus) for e in ("zero1", "zero2", "zero3", "zero3_offload")}
-    states = {e: m.weights + m.gradients + m.optimizer for e, m in memory.items()}
-
-    _, theirs = estimate_zero2_model_states_mem_needs(P, gpus, nodes, cpu_offload=False)
-    assert states["zero2"] == pytest.approx(theirs, rel=1e-6)
-    assert (states["zero1"] > 1.3 * theirs) == (n > 1)  # all of the gradients: another number
-
-    # Theirs has the fp32 copies of all gradients in a step, and forgets the bfloat16 ones; stage 3 makes these copies
-    # for a sub-group at a time. Theirs has the largest module's weights and gradients whole at a time, and so have we,
-    # but weights stay whole until there are `stage3_max_live_parameters` of them.
-    _, theirs, largest = estimate_zero3_model_states_mem_needs(P, shape.largest_module, gpus, nodes, cpu_offload=False)
-    forgotten, too_much = 2 * P / n, 4 * max(0, P / n - SUB_GROUP)
-    assert largest == 4 * shape.largest_module
-    assert states["zero3"] == pytest.approx(theirs - largest + forgotten - too_much, rel=1e-6)
-    whole = memory["zero3"].buffers - memory["zero2"].buffers
-    assert whole - 2 * (MAX_LIVE - shape.largest_module) == largest
-
-    # Theirs multiplies by 1.5 for buffers unless it is told not to, and again forgets the bfloat16 gradients.
-    cpu, gpu, _ = estimate_zero3_model_states_mem_needs(
-        P, shape.largest_module, gpus, nodes, cpu_offload=True, additional_buffer_factor=1.0
-    )
-    offloaded = memory["zero3_offload"]
-    assert states["zero3_offload"] == 0
-    assert gpu == largest
-    assert estimate("zero3_offload", shape, replace(BF16, weight_bytes=0), n, gpus).cpu == pytest.approx(
-        cpu + 2 * P / nodes, rel=1e-6
-    )
-    assert offloaded.buffers == memory["zero3"].buffers
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["--num_gpus", "0", "--method", "sft"], "num_gpus is 0; choose more than 0"),
+        (["--num_gpus", "many"], "--help lists the options"),
+        (["--gpu_memory_gib", "nan", "--method", "sft"], "gpu_memory_gib is nan"),
+        ([], "(no --config); give --method sft or --method dpo"),
+        (["--method", "ppo"], "--help lists the options"),
+        (["--method", "sft", "--model_name_or_path", "no/such-model"], "cannot load the model no/such-model"),
+        (["--method", "sft", "--use_peft", "false", "--init", "sails"], "--use_peft false trains all weights"),
+        (["--method", "sft", "--init", "default", "--adapter_path", "x"], "leave one out"),
+        (["--method", "sft", "--adapter_path", "no/adapter"], "there is no adapter in no/adapter"),
+        (["--method", "sft", "--init", "default", "--lora_target_modules", "query"], "see --lora_target_modules"),
+        (["--method", "sft", "--optim", "adafactor"], "only AdamW can be estimated"),
+        (["--method", "sft", "--load_in_4bit", "true"], "quantised weights"),
+        (["--method", "sft", "--num_gpu", "8"], "unknown option '--num_gpu'"),
+    ],
+)
+def test_what_cannot_be_used(argv: list[str], told: str) -> None:
+    with pytest.raises(InputError, match=re.escape(told)) as refused:
+        main(argv)
+    assert len(str(refused.value).splitlines()) <= 3
 
 
-def test_states_of_the_others() -> None:
-    """Bytes for each parameter, as the docstrings of the engines say."""
-    shape = replace(on_meta(tiny("llama")), n_parameters=1000, n_trainable=1000)
-    fp32 = replace(BF16, weight_bytes=4)
-    full = {e: estimate(e, shape, fp32, 2, 2) for e in ("single", "ddp", "fsdp2")}
-    assert [full["single"].weights, full["single"].gradients, full["single"].optimizer] == [4000, 4000, 8000]
-    assert full["ddp"].buffers - full["single"].buffers == 4000
-    assert [full["fsdp2"].weights, full["fsdp2"].gradients, full["fsdp2"].optimizer] == [2000, 2000, 4000]
-    adapter = replace(BF16, adapter=True)
-    lora = {e: estimate(e, replace(shape, n_trainable=100), adapter, 2, 2) for e in ("single", "zero2", "fsdp2")}
-    assert [lora["single"].weights, lora["single"].optimizer] == [2 * 900 + 4 * 100, 800]  # PEFT: adapters in fp32
-    assert [lora["zero2"].weights, lora["zero2"].optimizer] == [2000, 600]  # DeepSpeed: all in bfloat16
-    assert lora["fsdp2"].weights == (2 * 900 + 4 * 100) // 2
+def test_a_configuration_of_unknown_method(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("model_name_or_path: testbed\n")
+    with pytest.raises(InputError, match=r"mine\.yaml begins with neither sft_ nor dpo_"):
+        main(["--config", str(tmp_path / "mine.yaml")])
 
 
-def test_the_reference_of_dpo() -> None:
-    shape = on_meta(tiny("llama"))
-    P = shape.n_parameters
-    copy = replace(BF16, reference="model", weight_bytes=4)
-    assert estimate("single", shape, copy, 1, 1).reference == 4 * P
-    assert estimate("zero2", shape, copy, 8, 8).reference == 2 * P  # whole on each GPU
-    assert estimate("zero3", shape, copy, 8, 8).reference == 2 * P // 8
-    assert estimate("zero2", shape, BF16, 8, 8).reference == 0
+def test_help_is_quick() -> None:
+    code = """
+import sys
+from sails_align.estimate import main
+try:
+    main(["--help"])
+finally:
+    assert "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "--num_gpus" in done.stdout
 
 
-# Activations: against what autograd keeps
+# The documentation
 
 
-def kept(kind: str, n_layers: int, adapter: bool, dtype: torch.dtype) -> int:
-    """Bytes of all tensors that a forward pass of one row of 128 tokens keeps for the backward pass."""
-    attention = "eager" if kind == "gemma" else "sdpa"
-    model = made(tiny(kind, n_layers), adapter, dtype, attn_implementation=attention).train()
-    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
-    found: dict[int, int] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            found[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    decoder = (model.get_base_model() if adapter else model).model
-    ids_BS = torch.zeros((1, 128), dtype=torch.long)
-    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
-    with hooks, torch.autocast("cpu", torch.bfloat16):
-        output = decoder(input_ids=ids_BS, attention_mask=torch.ones_like(ids_BS))
-    assert output is not None  # alive until here, and with it all that was kept
-    return sum(found.values())
+FILES = {"single_gpu": "single", "multi_gpu": "ddp", "multi_node": "zero2"}
+"""What the estimator calls a launch configuration, where that is not its name."""
 
 
-@pytest.mark.parametrize("kind", ["gemma", "llama"])
-@pytest.mark.parametrize(("adapter", "dtype"), [(False, torch.float32), (True, torch.bfloat16)])
-def test_a_block_keeps_what_the_formula_says(kind: str, adapter: bool, dtype: torch.dtype) -> None:
-    """Within 5%, at bfloat16 autocast: of full fine-tuning with fp32 weights, of adapters with bfloat16 ones."""
-    measured = kept(kind, 3, adapter, dtype) - kept(kind, 2, adapter, dtype)
-    shape = on_meta(tiny(kind), adapter)
-    if dtype == torch.float32:  # autocast's copies of the weights, which `estimate` has in the buffers
-        measured -= 2 * shape.block
-    setup = replace(BF16, rows=1, length=128, adapter=adapter, checkpointing=False, stores_scores=kind == "gemma")
-    of_two, of_three = (activations(replace(shape, n_layers=n), setup, residual_bytes=2) for n in (2, 3))
-    assert of_three - of_two == pytest.approx(measured, rel=0.05)
-    other = replace(setup, stores_scores=kind != "gemma")
-    wrong = activations(replace(shape, n_layers=3), other, 2) - activations(replace(shape, n_layers=2), other, 2)
-    assert wrong != pytest.approx(measured, rel=0.05)
+def test_the_tables_of_the_documentation(folder: Path) -> None:
+    rows = re.findall(r"^\| (\S+-\S+b) \| (`.*?)\|$", (ROOT / "docs" / "fits.md").read_text(), re.MULTILINE)
+    assert len(rows) == 2 * 9
+    columns = ("multi_gpu", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2")
+    for model, row in rows:
+        methods, *cells = (cell.strip() for cell in row.split("|"))
+        for method in re.findall(r"`(\S+?)`", methods):
+            for name in [method.replace("*", start) for start in ("sft", "dpo")] if "*" in method else [method]:
+                argv = [*recipe(model, name), "--model_name_or_path", str(folder / model), "--num_gpus"]
+                if len(cells) == 3:
+                    found = [main([*argv, str(n)])["engines"] for n in (1, 8, 16)]
+                    assert cells == [_best(engines, cell) for engines, cell in zip(found, cells, strict=True)]
+                else:
+                    engines = main([*argv, "8"])["engines"]
+                    assert cells == [_figure(engines[FILES.get(column, column)]) for column in columns]
 
 
-class Peak(TorchDispatchMode):
-    """The most bytes that tensors made within it hold at a time."""
-
-    def __init__(self, known: set[int]) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._live = dict.fromkeys(known, 0)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        outputs = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(outputs):
-            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self._live:
-                storage = tensor.untyped_storage()
-                self._live[storage._cdata] = storage.nbytes()
-                self.now += storage.nbytes()
-                weakref.finalize(storage, self._free, storage._cdata)
-        self.peak = max(self.peak, self.now)
-        return outputs
-
-    def _free(self, key: int) -> None:
-        self.now -= self._live.pop(key, 0)
+def _best(engines: dict[str, Any], cell: str) -> str:
+    """What a cell of the first table is to say, given the file that it names."""
+    file = cell.split("`")[1].removesuffix(".yaml")
+    values = engines[FILES.get(file, file)]
+    assert values["fits"]
+    memory = f" (and {values['cpu'] / GIB:.0f} of the machine's memory)" if "offload" in file else ""
+    return f"`{file}.yaml` {_figure(values)}{memory}"
 
 
-def peak_of_real_size(config: PreTrainedConfig, adapter: bool, checkpointing: bool, attention: str) -> int:
-    """What a forward and backward pass of 4 rows of 1024 tokens needs besides weights and gradients, without its head.
-
-    Tensors are fake: they have shapes and no data.
-    """
-    with FakeTensorMode():
-        model = made(config, adapter, torch.bfloat16, attn_implementation=attention).train()
-        if checkpointing:
-            model.gradient_checkpointing_enable()
-        if adapter:
-            model.enable_input_require_grads()
-        trained = [p for p in model.parameters() if p.requires_grad]
-        for parameter in trained:
-            parameter.grad = torch.zeros_like(parameter)
-        own = [*model.parameters(), *model.buffers(), *(p.grad for p in trained)]
-        ids_BS = torch.zeros((4, 1024), dtype=torch.long)
-        decoder = (model.get_base_model() if adapter else model).model
-        with Peak({tensor.untyped_storage()._cdata for tensor in own}) as peak:
-            with torch.autocast("cpu", torch.bfloat16):
-                hidden = decoder(input_ids=ids_BS, attention_mask=torch.ones_like(ids_BS)).last_hidden_state
-            torch.autograd.backward(hidden, torch.ones_like(hidden))
-        return peak.peak
-
-
-@pytest.mark.parametrize("checkpointing", [True, False])
-@pytest.mark.parametrize(("config", "adapter"), [(GEMMA_2B, True), (LLAMA_8B, True), (GEMMA_2B, False)])
-def test_the_peak_at_real_size(
-    config: PreTrainedConfig, adapter: bool, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Within 15%."""
-    monkeypatch.setattr(nn.Module, "to", lambda module, *args, **kwargs: module)  # fake parameters cannot be swapped
-    attention = "eager" if config.model_type == "gemma2" else "sdpa"
-    measured = peak_of_real_size(config, adapter, checkpointing, attention)
-    monkeypatch.undo()
-    shape = replace(on_meta(config, adapter), head=0, d_model=config.hidden_size)
-    setup = replace(BF16, adapter=adapter, checkpointing=checkpointing, stores_scores=attention == "eager")
-    assert activations(shape, setup, residual_bytes=2) == pytest.approx(measured, rel=0.15)
+def _figure(values: dict[str, Any]) -> str:
+    return f"{values['total'] / GIB:.1f}" + ("" if values["fits"] else " (no)")

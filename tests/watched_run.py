@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from transformers import TrainerCallback
 
 from sails_align import align
+from sails_align.artifacts import write_text
 from sails_align.errors import exit_on_input_error
 from sails_align.training import subspaces
 
@@ -55,14 +56,14 @@ class Watch(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            (self.folder / "step").write_text(str(state.global_step))
+            write_text(self.folder / "step", str(state.global_step))
         time.sleep(float(os.environ.get("PAUSE", "0")))  # for those who want to kill it just now
 
     def on_log(self, args: Any, state: Any, control: Any, *, logs: dict[str, float], **kwargs: Any) -> None:
         if "loss" in logs:
             self.record["losses"][state.global_step] = logs
         if state.is_world_process_zero:
-            (self.folder / "watched.json").write_text(json.dumps(self.record))
+            write_text(self.folder / "watched.json", json.dumps(self.record))
 
 
 def main() -> None:

@@ -82,10 +82,9 @@ class Arguments:
                 "save_total_limit is 1: while a checkpoint is written there is no other whole one;\nchoose 2 or more"
             )
         if self.training.push_to_hub and self.training.hub_strategy != "every_save":  # which is TRL's default
-            raise InputError(
-                f"hub_strategy is {self.training.hub_strategy.value}, but only the finished run is pushed; leave it out"
-            )
-        missing = [name for name in self.training.report_to if name not in get_available_reporting_integrations()]
+            raise InputError("hub_strategy is given, but only the finished run is pushed; leave it out")
+        services = self.training.report_to or []
+        missing = [name for name in services if name not in get_available_reporting_integrations()]
         if missing:
             raise InputError(
                 f"report_to is {missing[0]}, which is unknown or not installed;\n"

@@ -288,7 +288,7 @@ def test_commits_of_the_base_are_compared(adapter: Path, tmp_path: Path, monkeyp
     def found(commit: str | None) -> None:
         name, config = load_base_config(read_adapter(adapter))
         config._commit_hash = commit
-        monkeypatch.setattr(merge, "load_base_config", lambda *_: (name, config))
+        monkeypatch.setattr("sails_align.export.merge.load_base_config", lambda *_: (name, config))
 
     found("c2")
     with pytest.raises(InputError, match="different: commit c1, here c2"):
