@@ -37,6 +37,7 @@ def test_the_files_are_those_that_are_documented() -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_accelerate_knows_every_key(name: str) -> None:
     config = read(FOLDER / name)
+    assert config.deepspeed_config is not None
     assert config.mixed_precision == "no"  # the recipe's bf16 decides
     assert config.use_cpu is False  # true would start one process
     assert config.num_processes % config.num_machines == 0
@@ -72,6 +73,9 @@ def read(path: Path) -> ClusterConfig:
     """A configuration; accelerate itself checks the keys at the top only, and ignores unknown ones below them."""
     known = vars(launch_command_parser().parse_args(["script.py"]))
     config = load_config_from_file(str(path))
+    assert isinstance(config, ClusterConfig)
+    assert config.deepspeed_config is not None
+    assert config.fsdp_config is not None
     for key in (*config.deepspeed_config, *config.fsdp_config):
         assert key in known, f"accelerate has no option {key}"
     return config

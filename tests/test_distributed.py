@@ -108,6 +108,7 @@ def test_two_processes_are_as_one(
     alone, (run, watched) = single(method), double(engine, method)
     identity = read(run, "run.json")["identity"]
     assert (identity["engine"], identity["n_processes"]) == (engine, 2)
+    assert watched["in_parts"] == (engine == "fsdp")
     start = load_file(run.parent / "start.safetensors")
     assert torch.equal(start["own"], start["base"])
     torch.testing.assert_close(start["base"], base_logits(project), atol=1e-6, rtol=1e-6)

@@ -105,7 +105,7 @@ def test_it_is_the_method_its_name_says(file: str) -> None:
     assert args.method == method
     assert args.model.use_peft == (start != "full")
     rates = align.TESTBED_LEARNING_RATES if "testbed" in file else align.LEARNING_RATES
-    assert args.training.learning_rate == rates[args.method, args.model.use_peft]
+    assert args.training.learning_rate == rates[args.method]["new" if args.model.use_peft else "full"]
     assert args.dpo.ref_model_name_or_path is None
     if "testbed" not in file:
         assert args.model.dtype == ("float32" if start == "full" else "bfloat16")

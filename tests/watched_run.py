@@ -16,8 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
 from peft.utils.integrations import gather_params_ctx
 from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from sails_align import align
@@ -42,6 +45,7 @@ class Watch(TrainerCallback):
     @torch.no_grad()
     def on_train_begin(self, args: Any, state: Any, control: Any, *, model: Any, **kwargs: Any) -> None:
         self.record["start_step"] = state.global_step
+        self.record["in_parts"] = any(isinstance(parameter, DTensor) for parameter in model.parameters())
         factors = [parameter for name, parameter in model.named_parameters() if ".default." in name]
         with gather_params_ctx(factors, modifier_rank=None):
             self.record["adapter_at_start"] = [factor.double().abs().sum().item() for factor in factors]
@@ -66,7 +70,21 @@ class Watch(TrainerCallback):
             write_text(self.folder / "watched.json", json.dumps(self.record))
 
 
+def use_fsdp_on_cpu() -> None:
+    """accelerate has FSDP on GPUs only: on the CPU it takes DDP instead. PyTorch's FSDP2 itself works there."""
+    parse = align.parse
+
+    def parse_and_pretend(*args: Any, **kwargs: Any) -> Any:
+        parsed = parse(*args, **kwargs)
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        return parsed
+
+    align.parse = parse_and_pretend
+
+
 def main() -> None:
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        use_fsdp_on_cpu()
     method, folder, *options = sys.argv[1:]
     Path(folder).mkdir(parents=True, exist_ok=True)
     watch = Watch(Path(folder))

@@ -1,15 +1,19 @@
 """All options of one training, and what follows from them together."""
 
 import json
+import logging
 from dataclasses import dataclass
 from typing import Any
 
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import DistributedType, parse_flag_from_env
 from transformers.integrations import get_available_reporting_integrations
 from trl import DPOConfig, ModelConfig, ScriptArguments, SFTConfig
 
 from sails_align.config import DataArguments, DPOArguments, Method, SailsArguments, to_json
+from sails_align.distributed import process_index
 from sails_align.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 CHANGES_BASE = ("pissa", "olora")
 """Initialisations that take the adapter's first product out of the base weights, and so change these."""
@@ -45,9 +49,13 @@ class Arguments:
             return f"zero{plugin.zero_stage}"
         state = self.training.distributed_state
         assert state is not None
-        if parse_flag_from_env("ACCELERATE_USE_FSDP") or self.training.fsdp:  # `state` learns of it later
+        if self._asks_for_fsdp and state.distributed_type != DistributedType.MULTI_CPU:
             return "fsdp"
         return "single" if state.num_processes == 1 else "ddp"
+
+    @property
+    def _asks_for_fsdp(self) -> bool:
+        return parse_flag_from_env("ACCELERATE_USE_FSDP") or bool(self.training.fsdp)
 
     @property
     def chat_template_path(self) -> str | None:
@@ -94,6 +102,8 @@ class Arguments:
 
     def _settle_engine(self) -> None:
         init, engine = self.sails.init, self.engine
+        if self._asks_for_fsdp and engine == "ddp" and process_index() == 0:
+            logger.warning("accelerate has no FSDP on CPUs: this runs as DDP")
         if init in NEEDS_WHOLE_WEIGHTS and engine in ("zero3", "fsdp"):
             raise InputError(
                 f"--init {init} is computed from whole weights, but {engine} splits them;\n"
