@@ -1,4 +1,4 @@
-"""Every command and YAML file that the documentation shows for the recipe is one that it takes."""
+"""Every command and YAML file that the documentation shows for the recipes is one that they take."""
 
 import re
 import shlex
@@ -9,22 +9,36 @@ import pytest
 from sails_align import align
 
 ROOT = Path(__file__).resolve().parents[1]
-RECIPE = "accelerate launch recipes/sft_sails.py"
+DOCUMENTS = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+LAUNCH = re.compile(r"(?:accelerate launch(?P<launch>.*?)|python) recipes/(?P<method>sft|dpo)_sails\.py(?P<options>.*)")
 
 
-def commands(path: Path) -> list[str]:
-    """What follows the recipe's name, where that is not a synopsis."""
+def commands(path: Path) -> list[tuple[list[str], str, list[str]]]:
+    """Of each command: the options of accelerate, the method, and the recipe's options."""
     lines = [line.strip() for line in path.read_text().replace("\\\n", " ").splitlines()]
-    return [line.removeprefix(RECIPE) for line in lines if line.startswith(RECIPE) and "OPTIONS" not in line]
+    found = [match for line in lines if (match := LAUNCH.match(line)) and "FILE" not in line and "DIR" not in line]
+    return [
+        (shlex.split(match["launch"] or ""), match["method"], shlex.split(match["options"], comments=True))
+        for match in found
+    ]
 
 
-@pytest.mark.parametrize("path", ["README.md", "docs/recipes.md"])
-def test_commands(path: str) -> None:
-    found = commands(ROOT / path)
-    assert found
-    for command in found:
-        args = align.parse("sft", shlex.split(command, comments=True))
-        assert args.model.model_name_or_path in command
+@pytest.mark.parametrize("path", DOCUMENTS)
+def test_commands(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    for launch, method, options in commands(ROOT / path):
+        if "--config_file" in launch:
+            assert (ROOT / launch[launch.index("--config_file") + 1]).is_file()
+        args = align.parse(method, options)  # pyright: ignore[reportArgumentType]
+        if "--model_name_or_path" in options:
+            assert args.model.model_name_or_path == options[options.index("--model_name_or_path") + 1]
+
+
+def test_commands_are_found() -> None:
+    found = {path: commands(ROOT / path) for path in DOCUMENTS}
+    assert found["README.md"]
+    assert any(launch for path in found for launch, _, _ in found[path])
+    assert {method for path in found for _, method, _ in found[path]} == {"sft", "dpo"}
 
 
 def test_yaml(tmp_path: Path) -> None:
