@@ -56,7 +56,7 @@ def child(method: str, options: list[str]) -> None:
         def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
             self.began.append(time.time())
 
-        def on_log(self, *args: Any, **kwargs: Any) -> None:
+        def on_train_end(self, *args: Any, **kwargs: Any) -> None:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             self.ended = time.time()
@@ -165,10 +165,11 @@ def on_gpu(folder: Path, shape: dict[str, int], peak_tflops: float) -> dict[str,
     options = gpu_model(folder, shape)
     results = {}
     for method in ("sft", "dpo"):
-        # A token costs 2 FLOPs a parameter forward and 2 backward through frozen weights (their own gradient is not
-        # computed), and 2 more to compute activations again. DPO reads two responses, and the reference reads them too.
+        # A token costs 2 FLOPs a parameter forward and 2 backward through frozen weights, whose own gradient is not
+        # computed. DPO reads two responses, and the reference reads them, too. Work done twice, when activations are
+        # computed again, is no work of the model's.
         tokens = GPU_BATCH * GPU_LENGTH * (2 if method == "dpo" else 1)
-        flops = (8 if method == "dpo" else 6) * n_parameters * tokens
+        flops = (6 if method == "dpo" else 4) * n_parameters * tokens
         for init in ("random_basis", "default"):
             given = [*options, "--init", init, "--output_dir", str(folder / f"{method}-{init}")]
             measured = launch(method, [*QUIET, *given])

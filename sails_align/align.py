@@ -107,20 +107,25 @@ def parse(method: Method, argv: Sequence[str] | None = None, prog: str | None = 
     """
     line = CommandLine.read(argv)
     model_name = line.value("model_name_or_path")
-    use_peft = str(line.value("use_peft")).lower() not in ("false", "no", "0", "n", "f")
-    trained = "full" if not use_peft else "new" if line.value("adapter_path") is None else "trained"
+    trained = (
+        "full"
+        if not line.flag("use_peft", default=True)
+        else "new"
+        if line.value("adapter_path") is None
+        else "trained"
+    )
     rates = TESTBED_LEARNING_RATES if is_testbed(model_name) else LEARNING_RATES
     defaults: dict[str, Any] = {**COMMON_DEFAULTS, "learning_rate": rates[method][trained]}
     if is_testbed(model_name):
         defaults |= TESTBED_DEFAULTS
     if not torch.cuda.is_available():
         defaults |= {"use_cpu": True, "bf16": False}
-    check_devices(str(line.value("use_cpu")).lower() in ("true", "yes", "1", "t", "y"))
+    check_devices(line.flag("use_cpu", default=False))
     config_class = SFTConfig if method == "sft" else DPOConfig
     classes = [SailsArguments, DataArguments, ScriptArguments, config_class, ModelConfig]
     more = [DPOArguments] if method == "dpo" else []
     parsed = line.parse([*classes, *more], defaults=defaults, prog=prog)
-    arguments = Arguments(method, *parsed[:5], *(parsed[5:] or [DPOArguments()]), given=line.resolved)
+    arguments = Arguments(method, *parsed[:5], *(parsed[5:] or [DPOArguments()]), defaults=defaults, given=line.given)
     arguments.settle()
     training = arguments.training
     if training.output_dir in (None, "trainer_output"):

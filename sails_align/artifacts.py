@@ -14,7 +14,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -119,10 +119,9 @@ def output_folder(folder: Path) -> Iterator[Path]:
     try:
         yield folder
     except BaseException:
-        for path in made:
-            if not path.is_dir() or any(path.iterdir()):
-                break
-            path.rmdir()
+        with suppress(OSError):  # another process may be at it, too
+            for path in made:
+                path.rmdir()  # which fails if it is not empty
         raise
 
 

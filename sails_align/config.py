@@ -12,6 +12,9 @@ Method = Literal["sft", "dpo"]
 
 PEFT_INITS = ("default", "gaussian", "orthogonal", "pissa", "olora", "eva")
 """Initialisations that PEFT does itself, without a subspace."""
+PLAIN_INITS = (True, False, "gaussian", "orthogonal", "eva")
+"""`init_lora_weights` that leave the base weights alone. The others take something out of them (pissa, olora, corda,
+lora_ga), or train on rounded ones (loftq), so that the adapter does not fit the base model as it is published."""
 SUBSPACE_INITS = ("sails", "random_basis", "random_features", "activation_pca", "mean_diff")
 
 CHOICES = {
@@ -160,15 +163,8 @@ class SailsArguments:
             raise InputError(f"subspace_decay is {self.subspace_decay}, but it is a strength: choose more than 0")
         if self.max_discovery_examples < 1:
             raise InputError(f"max_discovery_examples is {self.max_discovery_examples}; choose 1 or more")
-        if self.subspace_path is not None and self.init in PEFT_INITS:
-            raise InputError(
-                f"--subspace_path is given, but --init {self.init} uses no subspace; leave one of them out"
-            )
-        for name in ("init", "subspace_path"):
-            if self.adapter_path is not None and getattr(self, name) is not None:
-                raise InputError(
-                    f"--adapter_path and --{name} are both given, but an adapter starts from one of them; leave one out"
-                )
+        if self.adapter_path is not None and self.init is not None:
+            raise InputError("--adapter_path and --init are both given, but training starts from one; leave one out")
 
     @property
     def uses_subspace(self) -> bool:

@@ -40,6 +40,7 @@ from sails_align.artifacts import (
 )
 from sails_align.data import fingerprint
 from sails_align.distributed import from_main, n_processes, process_index
+from sails_align.errors import InputError
 from sails_align.evaluation.metrics import Estimate
 from sails_align.export.card import write_card
 from sails_align.rlhf_options import WEIGHTS, Arguments, parse
@@ -82,7 +83,8 @@ def run(args: Arguments, output_dir: Path) -> dict[str, Any]:
         train(trainer, checkpoint)
         save(trainer, output_dir)
     with cost.of("evaluate"):
-        folders = {"base": Path(testbed.model_path), "warm_start": start, "trained": output_dir}
+        base = Path(testbed.model_path)
+        folders = {"base": base, **({"warm_start": start} if start != base else {}), "trained": output_dir}
         measured = from_main(lambda: {name: measure(args, testbed, folder) for name, folder in folders.items()})
     metrics = {
         **measured,
@@ -102,19 +104,27 @@ def load_tokenizer(testbed: Testbed) -> PreTrainedTokenizerBase:
 
 
 def build(args: Arguments, testbed: Testbed, start: Path) -> tuple[Any, dict[str, Any]]:
-    """TRL's trainer, and what must be the same for a checkpoint to be of this run."""
+    """TRL's trainer, and what must be the same for a checkpoint to be of this run.
+
+    Raises:
+        InputError: for options that TRL's trainer cannot use together, or that need a package that is not installed.
+    """
     reference, training = args.reference, args.training
     requests = training_requests(
         testbed.world, n_harmful=reference.max_train_examples, ratio=reference.helpful_ratio, seed=training.seed
     )
     dataset = prompt_dataset(requests)
-    trainer = GRPOTrainer(
-        model=str(start),
-        reward_funcs=OracleReward(testbed.world, requests),  # pyright: ignore[reportArgumentType] -- never None
-        args=training,
-        train_dataset=dataset,
-        processing_class=load_tokenizer(testbed),
-    )
+    try:
+        trainer = GRPOTrainer(
+            model=str(start),
+            reward_funcs=OracleReward(testbed.world, requests),  # pyright: ignore[reportArgumentType] -- never None
+            args=training,
+            train_dataset=dataset,
+            processing_class=load_tokenizer(testbed),
+        )
+    except (ValueError, ImportError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise InputError(f"TRL's trainer cannot be made of these options: {first}") from error
     options = {name: getattr(training, name) for name in IDENTITY}
     identity = {
         "method": "rlhf",
@@ -171,7 +181,7 @@ def measure(args: Arguments, testbed: Testbed, folder: Path) -> dict[str, Any]:
 
 def show(metrics: dict[str, Any], output_dir: Path) -> None:
     """Print base, warm start and trained model side by side, and where things were written."""
-    names = ("base", "warm_start", "trained")
+    names = [name for name in ("base", "warm_start", "trained") if name in metrics]
     part = metrics["provenance"]["eval_part"]
     table = Table(title=f"RLHF reference, {part} split (95% intervals over prompts)")
     for heading in ("", *names):
@@ -181,7 +191,7 @@ def show(metrics: dict[str, Any], output_dir: Path) -> None:
         table.add_row(label, *(align._cell(Estimate(**metrics[name][row]), scale) for name in names))
     seconds = metrics["cost"]["seconds"]
     spent = f"{sum(seconds.values()):.0f} (" + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()) + ")"
-    table.add_row("seconds", "", "", spent)
+    table.add_row("seconds", *[""] * (len(names) - 1), spent)
     console = Console()
     console.print(table)
     console.print(f"model     {output_dir}/", highlight=False, soft_wrap=True)

@@ -103,7 +103,7 @@ def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> Argumen
     defaults = dict(DEFAULTS)
     if not torch.cuda.is_available():
         defaults |= {"use_cpu": True, "bf16": False}
-    check_devices(str(line.value("use_cpu")).lower() in ("true", "yes", "1", "t", "y"))
+    check_devices(line.flag("use_cpu", default=False))
     if line.value("num_generations") == "0":  # TRL divides by it before it looks
         raise InputError("num_generations is 0, but GRPO compares the answers to a prompt; choose 2 or more")
     if line.value("generation_batch_size") is not None and line.value("steps_per_generation") is None:
@@ -119,4 +119,4 @@ def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> Argumen
             "the testbed's model is too small to be split: DeepSpeed and FSDP are not supported here;\n"
             "launch one process, or several with accelerate_configs/cpu.yaml or multi_gpu.yaml"
         )
-    return Arguments(reference, training, line.resolved)
+    return Arguments(reference, training, {**defaults, **line.given})

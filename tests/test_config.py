@@ -62,7 +62,7 @@ def test_choices(name):
         {"init_scale": 0.0},
         {"init_scale": float("inf")},
         {"subspace_decay": -1.0},
-        {"init": "default", "subspace_path": "somewhere"},
+        {"init": "default", "adapter_path": "somewhere"},
     ],
 )
 def test_values_out_of_range(bad: dict[str, Any]):

@@ -71,9 +71,9 @@ FLOORS: list[list[list[str]]] = [
             f"export.{name}"
             for name in ("adapter_files", "serving", "card_facts", "card_sections", "card_use", "card", "hub", "merge")
         ],
-        [f"testbed.{name}" for name in ("lexicon", "world", "oracle", "pretrain", "build", "evaluate")],
+        [f"testbed.{name}" for name in ("lexicon", "world", "oracle", "reward", "pretrain", "build", "evaluate")],
     ],
-    [["align", "rlhf", "estimate", "exporting", "sae_training", "commands", "cli"]],
+    [["align", "rlhf_options", "warm_start", "rlhf", "estimate", "exporting", "sae_training", "commands", "cli"]],
 ]
 PLACE = {
     module: (floor, folder, order)

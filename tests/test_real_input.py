@@ -19,7 +19,6 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from sails_align.training.run import build_sft_trainer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sails_align import align
@@ -27,6 +26,7 @@ from sails_align.sae_training import main as train_sae
 from sails_align.subspace.basis import Subspace
 from sails_align.subspace.train_sae import SAEReport
 from sails_align.training.subspaces import find_subspace
+from sails_align.training.trainers import build_trainer
 
 pytestmark = pytest.mark.slow
 
@@ -180,7 +180,7 @@ def test_training_starts_as_the_base_model(real: Real, metrics: dict[str, Any], 
     source, _ = align.load_source(args)
     subspace = find_subspace(args.sails, source, align.discovery_options(args), real.run / "subspace")
     assert artifact.stat().st_mtime_ns == written
-    trainer, _ = build_sft_trainer(args.sails, args.training, args.model, source, subspace)
+    trainer, _ = build_trainer(args, source, subspace)
     adapted: Any = trainer.model
     assert torch.equal(logits(adapted, real), logits(base_model(real), real))
     assert trainer.evaluate()["eval_loss"] == pytest.approx(metrics["base"]["held_out_loss"], abs=1e-6)
@@ -202,7 +202,7 @@ def test_peft_alone_loads_what_was_trained(real: Real, metrics: dict[str, Any], 
     assert all(torch.equal(saved[name], last[name]) for name in saved)
     args = align.parse("sft", real.argv(tmp_path, "--init", "default"))
     source, _ = align.load_source(args)
-    trainer, _ = build_sft_trainer(args.sails, args.training, args.model, source, None)
+    trainer, _ = build_trainer(args, source, None)
     trained: Any = trainer.model
     missing = trained.load_state_dict(
         {name.replace(".weight", ".default.weight"): value for name, value in saved.items()}, strict=False

@@ -16,9 +16,6 @@ from sails_align.loading import HUB_ID
 from sails_align.subspace.truncated import model_errors, not_partitioned
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-PLAIN_INITS = (True, False, "gaussian", "orthogonal", "eva")
-"""`init_lora_weights` that leave the base weights alone. The others take something out of them (pissa, olora, corda,
-lora_ga), or train on rounded ones (loftq), so that the adapter does not fit the base model as it is published."""
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from sails_align.artifacts import atomic_folder, file_hash
+from sails_align.config import PLAIN_INITS
 from sails_align.errors import InputError
-from sails_align.export.adapter_files import PLAIN_INITS, AdapterFiles, check_complete, load_base_config, read_adapter
+from sails_align.export.adapter_files import AdapterFiles, check_complete, load_base_config, read_adapter
 from sails_align.export.card import write_card
 from sails_align.subspace.truncated import exact_attention, model_errors
 

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from sails_align.export.adapter_files import PLAIN_INITS, AdapterFiles, read_adapter, tensor_faults
+from sails_align.config import PLAIN_INITS
+from sails_align.export.adapter_files import AdapterFiles, read_adapter, tensor_faults
 from sails_align.subspace.hooks import decoder_layers
 from sails_align.subspace.truncated import not_partitioned
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ from accelerate.utils import DistributedType, parse_flag_from_env
 from transformers.integrations import get_available_reporting_integrations
 from trl import DPOConfig, ModelConfig, ScriptArguments, SFTConfig
 
-from sails_align.config import DataArguments, DPOArguments, Method, SailsArguments, to_json
+from sails_align.config import PRESETS, DataArguments, DPOArguments, Method, SailsArguments, to_json
 from sails_align.distributed import process_index
 from sails_align.errors import InputError
 
@@ -20,6 +21,7 @@ CHANGES_BASE = ("pissa", "olora")
 NOT_EXACT = (*CHANGES_BASE, "orthogonal")
 """Initialisations whose first forward pass is the base model's only up to rounding, or not with the adapter off."""
 NEEDS_WHOLE_WEIGHTS = (*CHANGES_BASE, "eva")
+LORA_OPTIONS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_rslora", "use_dora")
 
 
 @dataclass
@@ -33,8 +35,10 @@ class Arguments:
     training: SFTConfig | DPOConfig
     model: ModelConfig
     dpo: DPOArguments
+    defaults: dict[str, Any]
+    """Of ours, in place of TRL's and PEFT's."""
     given: dict[str, Any]
-    """The options that were given or have a default of ours, as `--config` takes them."""
+    """The options on the command line and in the file."""
 
     @property
     def start(self) -> str:
@@ -64,7 +68,7 @@ class Arguments:
 
     def to_json(self) -> dict[str, Any]:
         """Every option, resolved. Secrets are masked by transformers."""
-        training = {name: value for name, value in self.training.to_dict().items() if _is_json(value)}
+        training = {name: _as_json(value) for name, value in self.training.to_dict().items()}
         parts = {"sails": to_json(self.sails), "data": to_json(self.data), "training": training}
         parts |= {"script": vars(self.script), "model": vars(self.model), "dpo": vars(self.dpo)}
         return {"method": self.method, **parts}
@@ -76,6 +80,8 @@ class Arguments:
             InputError: for a contradiction.
         """
         sails = self.sails
+        if self.model.use_peft and sails.init is None and sails.adapter_path is None:
+            sails.init = "sails"
         if not self.model.use_peft:
             given = [name for name in ("init", "adapter_path", "subspace_path") if getattr(sails, name) is not None]
             if given:
@@ -83,12 +89,18 @@ class Arguments:
                     f"--use_peft false trains all weights, without an adapter, but --{given[0]} is given;\n"
                     "leave one of them out"
                 )
-        elif sails.init is None and sails.adapter_path is None:
-            sails.init = "sails"
+        if sails.subspace_path is not None and not sails.uses_subspace:
+            raise InputError(f"--subspace_path is given, but {self.start} uses no subspace; leave one of them out")
+        # Not refused: one option is to make a rival of a run whose other options are in a file.
+        if (ignored := self._ignored()) and process_index() == 0:
+            logger.warning("of no effect with %s: %s", self.start, ", ".join(ignored))
         if self.training.save_total_limit == 1:
             raise InputError(
                 "save_total_limit is 1: while a checkpoint is written there is no other whole one;\nchoose 2 or more"
             )
+        for name in ("save_only_model", "sync_ref_model"):
+            if getattr(self.training, name, False):
+                raise InputError(f"{name} is true, but then a run cannot be resumed without loss; leave it out")
         if self.training.push_to_hub and self.training.hub_strategy != "every_save":  # which is TRL's default
             raise InputError("hub_strategy is given, but only the finished run is pushed; leave it out")
         services = self.training.report_to or []
@@ -99,6 +111,13 @@ class Arguments:
                 f"pip install it, or choose one of: {', '.join(get_available_reporting_integrations())}, none"
             )
         self._settle_engine()
+
+    def _ignored(self) -> list[str]:
+        """The options given that have nothing to act on."""
+        ignored = () if self.sails.uses_subspace else (*PRESETS["default"], "subspace_decay")
+        if not self.model.use_peft or self.sails.adapter_path is not None:
+            ignored = (*ignored, *LORA_OPTIONS)
+        return [name for name in ignored if name in self.given]
 
     def _settle_engine(self) -> None:
         init, engine = self.sails.init, self.engine
@@ -114,11 +133,23 @@ class Arguments:
                 f"subspace_mode decay does not work with {engine}, which trains copies or parts of the weights;\n"
                 "use subspace_mode init or freeze, or train on one GPU or with DDP"
             )
+        plugin = self.training.deepspeed_plugin
+        stage_3 = {} if plugin is None else plugin.deepspeed_config.get("zero_optimization", {})
+        if plugin is not None and engine == "zero3" and not stage_3.get("stage3_gather_16bit_weights_on_model_save"):
+            raise InputError(
+                "the DeepSpeed configuration lacks stage3_gather_16bit_weights_on_model_save: true, without which "
+                "ZeRO-3 saves no weights;\nadd it (in accelerate's files: zero3_save_16bit_model: true)"
+            )
+        if engine == "fsdp" and os.environ.get("FSDP_STATE_DICT_TYPE") != "FULL_STATE_DICT":
+            raise InputError(
+                "FSDP is to save weights in parts, which nothing else can load;\n"
+                "set fsdp_state_dict_type: FULL_STATE_DICT (as accelerate_configs/fsdp2.yaml does)"
+            )
 
 
-def _is_json(value: Any) -> bool:
+def _as_json(value: Any) -> Any:
     try:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError):
-        return False
-    return True
+        return str(value)
+    return value

@@ -8,6 +8,7 @@
 <output_dir>/checkpoint-N/  TRL's checkpoints, each with the run.json it belongs to
 """
 
+import enum
 import json
 import logging
 import os
@@ -31,10 +32,41 @@ from sails_align.distributed import from_main, n_processes
 from sails_align.errors import InputError
 from sails_align.subspace.basis import Subspace
 from sails_align.training.arguments import CHANGES_BASE, Arguments
-from sails_align.training.source import Source
-from sails_align.training.trainers import INITIAL_ADAPTER, AlignmentTrainer
+from sails_align.training.source import Source, identity_of
+from sails_align.training.trainers import INITIAL_ADAPTER, PAIRS, AlignmentTrainer
 
 logger = logging.getLogger(__name__)
+
+
+OPTIMIZATION = (
+    "optim",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "bf16",
+    "fp16",
+)
+DPO_LOSS = (
+    "beta",
+    "loss_type",
+    "loss_weights",
+    "label_smoothing",
+    "ld_alpha",
+    "f_divergence_type",
+    "use_weighting",
+    "precompute_ref_log_probs",
+    "truncation_mode",
+)
+"""Options that decide what is minimised and how; the number of steps may differ, to train for longer."""
+
+
+def _as_json(value: Any) -> Any:
+    return str(value) if isinstance(value, enum.Enum) else value
 
 
 def run_identity(args: Arguments, source: Source, subspace: Subspace | None) -> dict[str, Any]:
@@ -46,7 +78,7 @@ def run_identity(args: Arguments, source: Source, subspace: Subspace | None) -> 
         "data": source.data_hash(),
         "subspace": None if subspace is None else subspace_hash(subspace),
         "init": args.start,
-        "adapter_path": sails.adapter_path,
+        "adapter": None if sails.adapter_path is None else identity_of(sails.adapter_path),
         "layer_map": sails.layer_map,
         "fold_norm": sails.fold_norm,
         "init_scale": sails.init_scale,
@@ -57,6 +89,9 @@ def run_identity(args: Arguments, source: Source, subspace: Subspace | None) -> 
         "lora_target_modules": model.lora_target_modules,
         "lora_dropout": model.lora_dropout,
         "use_rslora": model.use_rslora,
+        "load_in_4bit": model.load_in_4bit,
+        "load_in_8bit": model.load_in_8bit,
+        "attn_implementation": model.attn_implementation,
         "learning_rate": training.learning_rate,
         "seed": training.seed,
         "engine": args.engine,
@@ -65,16 +100,14 @@ def run_identity(args: Arguments, source: Source, subspace: Subspace | None) -> 
         "gradient_accumulation_steps": training.gradient_accumulation_steps,
         "max_length": training.max_length,
         "chat_template": content_hash(source.tokenizer.chat_template),
-        "optim": str(training.optim),
-        "weight_decay": training.weight_decay,
-        "lr_scheduler_type": str(training.lr_scheduler_type),
         "dtype": model.dtype,
+        **{name: _as_json(getattr(training, name)) for name in OPTIMIZATION},
     }
     if isinstance(training, DPOConfig):
-        names = ("beta", "loss_type", "loss_weights", "label_smoothing", "precompute_ref_log_probs", "truncation_mode")
-        reference = {"ref_model_name_or_path": args.dpo.ref_model_name_or_path}
-        return identity | {name: getattr(training, name) for name in names} | reference
-    return identity | {"packing": training.packing}
+        reference = args.dpo.ref_model_name_or_path
+        identity |= {"reference": None if reference is None else identity_of(reference)}
+        return identity | {name: getattr(training, name) for name in DPO_LOSS}
+    return identity | {"packing": training.packing, "completion_only_loss": training.completion_only_loss}
 
 
 def subspace_hash(subspace: Subspace) -> str:
@@ -100,6 +133,7 @@ class MarkCheckpoints(TrainerCallback):
         if n_processes() > 1:
             dist.barrier()
         if state.is_world_process_zero:
+            assert folder.is_dir(), "it was just written, and those of earlier runs, which could push it out, are gone"
             _complete(folder, frozen)
             # TRL's copy of the adapter for DPO's reference is made anew when training resumes. If it were here,
             # transformers would load it and leave the trained adapter alone (`Trainer._load_from_checkpoint`).
@@ -146,9 +180,10 @@ def find_checkpoint(training_args: SFTConfig | DPOConfig, identity: dict[str, An
 
 def _find_checkpoint(training_args: SFTConfig | DPOConfig, identity: dict[str, Any]) -> str | None:
     wanted = training_args.resume_from_checkpoint
-    if not wanted or wanted.lower() == "false":
-        return None
     output_dir = Path(str(training_args.output_dir))
+    if not wanted or wanted.lower() == "false":
+        _clear_checkpoints(output_dir, identity)
+        return None
     if wanted.lower() == "true":
         found = _last_whole_checkpoint(output_dir)
         if found is None:
@@ -171,6 +206,30 @@ def _find_checkpoint(training_args: SFTConfig | DPOConfig, identity: dict[str, A
             "use the same options, another --output_dir, or leave --resume_from_checkpoint out"
         )
     return found
+
+
+def _clear_checkpoints(output_dir: Path, identity: dict[str, Any]) -> None:
+    """Before a fresh start, delete what an earlier start of the same run has left: transformers keeps the checkpoints
+    with the highest numbers, and would delete the new ones instead.
+
+    Raises:
+        InputError: if there are checkpoints of another run. Nothing is deleted then.
+    """
+    earlier = [path for path in output_dir.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
+    for path in earlier:
+        try:
+            other = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError):
+            continue  # a part of one
+        if content_hash(other) != content_hash(identity):
+            raise InputError(
+                f"{output_dir} has checkpoints of another run, such as {path.name};\n"
+                "choose another --output_dir, or delete them"
+            )
+    if earlier:
+        logger.warning("starting afresh: %d checkpoints of the same run are deleted", len(earlier))
+    for path in earlier:
+        shutil.rmtree(path)
 
 
 def _last_whole_checkpoint(output_dir: Path) -> str | None:
@@ -207,6 +266,7 @@ def save_model(args: Arguments, trainer: AlignmentTrainer, output_dir: Path) -> 
         frozen = frozen_adapter_weights(_unwrapped(trainer))
         if not trainer.is_world_process_zero():
             return
+        assert any(part.glob("*.safetensors")), "engines that save no whole weights are refused with the options"
         _complete(part, frozen)
         if args.sails.init in CHANGES_BASE:
             _subtract_initial_adapter(trainer, output_dir, part)
@@ -216,6 +276,7 @@ def save_model(args: Arguments, trainer: AlignmentTrainer, output_dir: Path) -> 
     finally:
         if trainer.is_world_process_zero():
             shutil.rmtree(part, ignore_errors=True)
+            shutil.rmtree(output_dir / PAIRS, ignore_errors=True)
 
 
 def _unwrapped(trainer: AlignmentTrainer) -> nn.Module:

@@ -28,8 +28,8 @@ class CommandLine:
     options: list[str]
     path: str | None
     from_file: dict[str, Any]
-    resolved: dict[str, Any] = field(default_factory=dict, init=False)
-    """After `parse`: the value of each option that is not the dataclass's own default, as `--config` takes it."""
+    given: dict[str, Any] = field(default_factory=dict, init=False)
+    """After `parse`: the value of each option on the command line or in the file."""
 
     @classmethod
     def read(cls, argv: Sequence[str] | None) -> "CommandLine":
@@ -46,10 +46,15 @@ class CommandLine:
     def value(self, name: str) -> str | None:
         """What an option is given as, before it is checked; None if it is left out."""
         peek = CommandParser(add_help=False, allow_abbrev=False)
-        peek.add_argument(f"--{name}", f"--{name.replace('_', '-')}", dest="value")
+        peek.add_argument(f"--{name}", f"--{name.replace('_', '-')}", dest="value", nargs="?", const="true")
         on_line = peek.parse_known_args(self.options)[0].value
         value = self.from_file.get(name) if on_line is None else on_line
         return None if value is None else str(value)
+
+    def flag(self, name: str, *, default: bool) -> bool:
+        """Whether an option is on, before it is checked."""
+        value = self.value(name)
+        return default if value is None else value.lower() in ("true", "yes", "t", "y", "1")
 
     def parse(
         self, classes: Iterable[type], *, defaults: Mapping[str, Any] | None = None, prog: str | None = None
@@ -67,7 +72,6 @@ class CommandLine:
         parser = _Parser(list(classes), prog=prog, allow_abbrev=False)  # pyright: ignore[reportArgumentType]
         parser.add_argument("--config", help="A YAML file of options; those on the command line go before it.")
         known = {name for action in parser._actions for name in action.option_strings}
-        original = {action.dest: action.default for action in parser._actions}
         parser.set_defaults_with_config(**(defaults or {}))
         values = {name: value for name, value in self.from_file.items() if name != "env"}
         for name in values:
@@ -94,9 +98,15 @@ class CommandLine:
         if rest:
             name = rest[0].partition("=")[0]
             raise InputError(f"unknown option {name!r} on the command line{_closest(name, known)}")
-        values = vars(parser.parse_known_args(self.options)[0])
-        self.resolved.update({name: v for name, v in values.items() if name != "config" and v != original.get(name)})
+        self.given.update({**checked, **self._on_line(parser)})
         return tuple(parsed)
+
+    def _on_line(self, parser: argparse.ArgumentParser) -> dict[str, Any]:
+        """The values of the options on the command line alone; the parser is of no use for anything else afterwards."""
+        parser._defaults.clear()
+        for action in parser._actions:
+            action.default, action.required = argparse.SUPPRESS, False
+        return vars(parser.parse_known_args(self.options)[0])
 
     def _checked(self, action: argparse.Action, value: Any) -> Any:
         """A value of the file as argparse would have it."""

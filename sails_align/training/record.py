@@ -39,8 +39,9 @@ def write_record(
     }
     write_json(output_dir / "run.json", record)
     header = f"# accelerate launch recipes/{args.method}_sails.py --config {output_dir}/config.yaml\n"
-    given = {name: value for name, value in sorted(args.given.items()) if "token" not in name or name == "pad_token"}
-    write_text(output_dir / "config.yaml", header + yaml.safe_dump({**given, "output_dir": str(output_dir)}))
+    options = {**args.defaults, **args.given, "output_dir": str(output_dir)}
+    public = {name: value for name, value in options.items() if name not in ("hub_token", "push_to_hub_token")}
+    write_text(output_dir / "config.yaml", header + yaml.safe_dump(public))
 
 
 def git_commit() -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from trl import DPOConfig, ModelConfig, ScriptArguments, SFTConfig
 from sails_align.artifacts import file_hash
 from sails_align.config import DataArguments
 from sails_align.data import fingerprint, load_rows, mix, normalize
+from sails_align.distributed import from_main
 from sails_align.errors import InputError
 from sails_align.subspace.truncated import model_errors
 
@@ -39,21 +40,24 @@ class Source:
 
     def identity(self) -> dict[str, Any]:
         """What the model is: its commit on the hub, or the hashes of its files, if it is a local folder."""
-        if self._identity:
-            return self._identity
-        folder = Path(self.model_name)
-        if not folder.is_dir():
-            found = {"name": self.model_name, "commit": getattr(self.model_config, "_commit_hash", None)}
-        else:
-            names = ("config.json", "tokenizer.json", "*.safetensors", "*.bin")
-            files = sorted(file for name in names for file in folder.glob(name))
-            found = {"name": folder.name, "files": {file.name: file_hash(file) for file in files}}
-        self._identity.update(found)
+        if not self._identity:
+            commit = getattr(self.model_config, "_commit_hash", None)
+            self._identity.update(from_main(lambda: identity_of(self.model_name, commit)))
         return self._identity
 
     def data_hash(self) -> str:
         """Content hash of the training data."""
         return fingerprint(self.train)
+
+
+def identity_of(name: str, commit: str | None = None) -> dict[str, Any]:
+    """What a model or an adapter is: the hashes of a local folder's files, or a name and a commit on the hub."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return {"name": name, "commit": commit}
+    names = ("config.json", "adapter_config.json", "tokenizer.json", "*.safetensors", "*.bin")
+    files = sorted(file for pattern in names for file in folder.glob(pattern) if file.name != "training_args.bin")
+    return {"name": folder.name, "files": {file.name: file_hash(file) for file in files}}
 
 
 def load_model_config(model_args: ModelConfig, training_args: SFTConfig | DPOConfig) -> PretrainedConfig:

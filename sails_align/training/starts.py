@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from trl import get_peft_config, get_quantization_config
 
-from sails_align.config import SUBSPACE_INITS
+from sails_align.config import PLAIN_INITS, SUBSPACE_INITS
 from sails_align.errors import InputError
 from sails_align.subspace.basis import Subspace
 from sails_align.subspace.discover import padded
@@ -50,9 +50,10 @@ def lora_config(args: Arguments, source: Source, subspace: Subspace | None) -> L
         raise InputError(f"lora_r is {model_args.lora_r}, but {source.name} has d_model {d_model}: choose at most that")
     if init == "orthogonal" and model_args.lora_r % 2:
         raise InputError(f"lora_r is {model_args.lora_r}, but --init orthogonal needs an even one")
-    wanted: Any = model_args.lora_target_modules or DEFAULT_TARGETS  # TRL makes a list of one a string
-    names: list[str] = [wanted] if isinstance(wanted, str) else list(wanted)
+    wanted: Any = model_args.lora_target_modules or DEFAULT_TARGETS
+    names: Any = wanted  # for PEFT alone: also "all-linear", or a regular expression
     if subspace is not None:
+        names = [wanted] if isinstance(wanted, str) else list(wanted)  # TRL makes a list of one a string
         with not_partitioned(), torch.device("meta"):
             skeleton = AutoModelForCausalLM.from_config(source.model_config)
         assert args.sails.layer_map is not None
@@ -95,6 +96,7 @@ def wrapped_model(args: Arguments, source: Source, config: LoraConfig) -> PreTra
     adopted = model.peft_config["default"]
     assert isinstance(adopted, LoraConfig)
     args.model.lora_r, args.model.lora_alpha = adopted.r, adopted.lora_alpha
+    args.model.lora_dropout = adopted.lora_dropout
     args.model.lora_target_modules = sorted(adopted.target_modules or ())
     return model
 
@@ -112,14 +114,19 @@ def _check_adapter(folder: Path, args: Arguments, source: Source) -> None:
             f"there is no adapter in {folder}: adapter_config.json cannot be read;\n"
             "give the folder of a finished run, or one of its checkpoints"
         ) from error
-    if not isinstance(config, LoraConfig) or config.use_dora or config.init_lora_weights in ("pissa", "olora"):
+    if not isinstance(config, LoraConfig) or not _is_plain(config):
         raise InputError(
             f"the adapter in {folder} is no plain LoRA adapter, and training cannot start from it;\n"
             "merge it (sails merge) and give the result as --model_name_or_path"
         )
     record = folder / "run.json"
     if record.is_file():
-        written = json.loads(record.read_text(encoding="utf-8"))
+        try:
+            written = json.loads(record.read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError) as error:
+            raise InputError(
+                f"{record} cannot be read ({error}); copy the adapter again, or delete that file"
+            ) from error
         trained_on = written.get("identity", written).get("model")
         same = trained_on in (None, source.identity())
         name = (trained_on or {}).get("name")
@@ -131,6 +138,11 @@ def _check_adapter(folder: Path, args: Arguments, source: Source) -> None:
             f"the adapter in {folder} was trained on another model ({name}) than {source.name};\n"
             "give --model_name_or_path the model it was trained on"
         )
+
+
+def _is_plain(config: LoraConfig) -> bool:
+    extras = config.use_dora or config.lora_bias or config.bias != "none" or config.modules_to_save
+    return config.init_lora_weights in PLAIN_INITS and not extras
 
 
 def start_by_eva(model: PeftModel, source: Source, max_length: int) -> None:

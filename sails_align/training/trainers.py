@@ -43,8 +43,17 @@ def build_trainer(
         InputError: if the adapter's modules do not fit the model or the subspace, the data does not suit the method,
             or `max_length` leaves no response.
     """
-    with cache_errors(), model_errors(source.model_name):
-        trainer = _trainer(args, source, subspace, callbacks or [])
+    try:
+        with cache_errors(), model_errors(source.model_name):
+            trainer = _trainer(args, source, subspace, callbacks or [])
+    except ValueError as error:
+        if "arget modules" not in str(error):  # PEFT's message about modules that are not there
+            raise
+        cause = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"lora_target_modules is {args.model.lora_target_modules}: {cause};\n"
+            "name linear modules of the model, such as q_proj, or all-linear"
+        ) from error
     _check_lengths(trainer, source)
     model: Any = trainer.model
     if args.sails.init == "eva":
@@ -76,7 +85,8 @@ def _trainer(
     config = lora_config(args, source, subspace) if args.model.use_peft else None
     model = source.model_name if config is None else wrapped_model(args, source, config)
     named = isinstance(model, str)  # else it is loaded, and has its adapter
-    training.model_init_kwargs = model_init_kwargs(args, source) if named else None
+    init_kwargs = model_init_kwargs(args, source)
+    training.model_init_kwargs = init_kwargs if named else None
     common: dict[str, Any] = {
         "model": model,
         "processing_class": source.tokenizer,
@@ -86,7 +96,7 @@ def _trainer(
     }
     if isinstance(training, DPOConfig):
         train, held_out = (_preferences(args, source, part) for part in ("train", "held_out"))
-        reference = _reference_model(args, source)
+        reference = _reference_model(args, source, init_kwargs)
         return DPOTrainer(ref_model=reference, args=training, train_dataset=train, eval_dataset=held_out, **common)
     training.chat_template_path = None  # it is in the tokenizer already
     train, held_out = to_sft(source.train), to_sft(source.held_out)
@@ -108,11 +118,17 @@ def _preferences(args: Arguments, source: Source, part: str) -> Dataset:
         return pairs
     # TRL has the main process write what it computes beside the data, for the others to read; ours is in memory.
     folder = Path(str(args.training.output_dir)) / PAIRS / part
-    from_main(lambda: pairs.save_to_disk(folder))
+    from_main(lambda: _written_afresh(pairs, folder))
     return Dataset.load_from_disk(folder)
 
 
-def _reference_model(args: Arguments, source: Source) -> PreTrainedModel | None:
+def _written_afresh(pairs: Dataset, folder: Path) -> None:
+    # Under ZeRO-3 TRL's key of what it computes does not depend on the weights: nothing of an earlier run may be there.
+    shutil.rmtree(folder, ignore_errors=True)
+    pairs.save_to_disk(folder)
+
+
+def _reference_model(args: Arguments, source: Source, init_kwargs: dict[str, Any]) -> PreTrainedModel | None:
     """DPO's reference, if it is not what training starts from.
 
     Raises:
@@ -130,7 +146,7 @@ def _reference_model(args: Arguments, source: Source) -> PreTrainedModel | None:
             f"({len(source.tokenizer)});\ngive a reference of the same family, or leave --ref_model_name_or_path out"
         )
     with model_errors(name):
-        options = {**model_init_kwargs(args, source), "revision": None}
+        options = {**init_kwargs, "revision": None}
         return AutoModelForCausalLM.from_pretrained(name, trust_remote_code=args.training.trust_remote_code, **options)
 
 

@@ -34,7 +34,9 @@ def test_start(project: Project, tmp_path: Path, options: list[str], start: str)
         ("sft", ["--use_peft", "false", "--init", "sails"], "--use_peft false trains all weights"),
         ("dpo", ["--use_peft", "false", "--adapter_path", "x"], "--adapter_path is given"),
         ("sft", ["--adapter_path", "x", "--init", "default"], "--adapter_path and --init are both given"),
-        ("sft", ["--subspace_path", "x", "--init", "pissa"], "--init pissa uses no subspace"),
+        ("sft", ["--subspace_path", "x", "--init", "pissa"], "--subspace_path is given, but pissa uses no subspace"),
+        ("dpo", ["--sync_ref_model", "true"], "cannot be resumed without loss"),
+        ("sft", ["--save_only_model"], "cannot be resumed without loss"),
         ("sft", ["--init", "lora"], "init is 'lora', which is not one of: sails, random_basis"),
         ("sft", ["--ref_model_name_or_path", "x"], "unknown option '--ref_model_name_or_path'"),
         ("dpo", ["--save_total_limit", "1"], "choose 2 or more"),
@@ -44,6 +46,23 @@ def test_contradictions(project: Project, tmp_path: Path, method: Method, option
     with pytest.raises(InputError) as refused:
         align.parse(method, project.argv(tmp_path, *options))
     assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "ignored"),
+    [
+        (["--init", "default", "--subspace_mode", "freeze"], "with default: top_k, subspace_mode"),
+        (["--use_peft", "false"], "with full: top_k, lora_r"),
+        (["--adapter_path", "x", "--lora_dropout", "0.1"], "with adapter: top_k, lora_r, lora_dropout"),
+        (["--use_peft"], ""),
+    ],
+)
+def test_options_of_no_effect_are_told(
+    project: Project, tmp_path: Path, caplog: pytest.LogCaptureFixture, options: list[str], ignored: str
+) -> None:
+    align.parse("sft", project.argv(tmp_path, *options))
+    assert ignored in caplog.text
+    assert ("of no effect" in caplog.text) == bool(ignored)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from peft import get_peft_model_state_dict
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import RECIPES, TESTS, Project, adapter_weights, build, distance
 from transformers import TrainerCallback
 
@@ -61,6 +61,51 @@ def test_a_checkpoint_is_not_initialised_again(project: Project, tmp_path: Path,
     assert distance(at_start.weights, saved) == 0
     assert distance(saved, initial) > 1e-3
     assert distance(adapter_weights(resumed.trainer), whole) < 1e-6
+
+
+@pytest.mark.parametrize("start", ["adapter", "pissa", "orthogonal", "freeze", "full"])
+def test_dpo_goes_on_with_the_same_reference(project: Project, finished: Path, tmp_path: Path, start: str) -> None:
+    more = {
+        "adapter": ["--adapter_path", str(finished)],
+        "freeze": ["--subspace_mode", "freeze"],
+        "full": ["--use_peft", "false", "--learning_rate", "0.001"],
+    }
+    options = [*more.get(start, ["--init", start]), "--max_steps", "6", "--save_steps", "2", "--logging_steps", "1"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    align.main("dpo", project.dpo_argv(whole, *options))
+    shutil.copytree(whole / "checkpoint-4", broken / "checkpoint-4")
+    assert not (broken / "checkpoint-4" / "ref").exists()
+    align.main("dpo", project.dpo_argv(broken, *options, "--resume_from_checkpoint", "true"))
+    name = "model.safetensors" if start == "full" else "adapter_model.safetensors"
+    assert distance(load_file(broken / name), load_file(whole / name)) < 1e-6
+    rewards = []
+    for run in (whole, broken):
+        history = json.loads((run / "checkpoint-6" / "trainer_state.json").read_text())["log_history"]
+        rewards.append([row["rewards/chosen"] for row in history if "loss" in row])
+    assert rewards[0] == pytest.approx(rewards[1], abs=1e-5)
+    assert abs(rewards[0][-1]) > 1e-3
+
+
+def test_an_adapter_that_changed_is_another_start(project: Project, finished: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(finished, tmp_path / "copied"))
+    options = ["--adapter_path", str(copied), "--output_dir", str(tmp_path / "run")]
+    before = build(project.dpo_argv(tmp_path / "run", *options), method="dpo").identity()
+    weights = load_file(copied / "adapter_model.safetensors")
+    save_file({name: value + 0.1 for name, value in weights.items()}, copied / "adapter_model.safetensors")
+    after = build(project.dpo_argv(tmp_path / "run", *options), method="dpo").identity()
+    assert [name for name in before if before[name] != after[name]] == ["adapter"]
+
+
+def test_a_fresh_start_among_checkpoints(project: Project, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Those of the same run go, since transformers would keep the highest numbers; those of another run stay."""
+    argv = project.argv(tmp_path / "run", "--init", "random_basis", "--max_steps", "8")
+    align.main("sft", argv)
+    align.main("sft", [*argv, "--max_steps", "4"])
+    assert "of the same run are deleted" in caplog.text
+    assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
+    with pytest.raises(InputError, match="has checkpoints of another run, such as checkpoint-"):
+        align.main("sft", [*argv, "--learning_rate", "0.02"])
+    assert (tmp_path / "run" / "checkpoint-4" / "run.json").exists()
 
 
 def kill(argv: list[str], ready: Callable[[], bool]) -> None:

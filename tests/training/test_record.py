@@ -14,23 +14,38 @@ from sails_align import align
 from sails_align.config import Method
 from sails_align.training.record import git_commit
 
+OPTIONS = ["--seed", "3", "--sae_ids", "layer_0", "layer_1", "--weighting", "false", "--prompt_tokens", "last"]
 
-@pytest.mark.parametrize("method", ["sft", "dpo"])
-def test_a_run_is_repeated_from_its_configuration(project: Project, tmp_path: Path, method: Method) -> None:
-    options = ["--seed", "3", "--lora_dropout", "0.1", "--sae_ids", "layer_0", "layer_1", "--weighting", "false"]
-    align.main(method, project.dpo_argv(tmp_path / "run", *options))
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("sft", [*OPTIONS, "--lora_dropout", "0.05"]),  # which is TRL's default, and not ours
+        ("dpo", [*OPTIONS, "--gradient_checkpointing", "false"]),
+        ("sft", ["--use_peft", "false"]),
+    ],
+)
+def test_a_run_is_repeated_from_its_configuration(
+    project: Project, tmp_path: Path, method: Method, options: list[str]
+) -> None:
+    argv = project.dpo_argv(tmp_path / "run", *options)
+    align.main(method, argv)
     again = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert again["sae_ids"] == ["layer_0", "layer_1"]
     again["output_dir"] = str(tmp_path / "again")
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(again))
     align.main(method, ["--config", str(tmp_path / "config.yaml")])
-    files = [load_file(tmp_path / name / "adapter_model.safetensors") for name in ("run", "again")]
+    name = "model.safetensors" if "--use_peft" in options else "adapter_model.safetensors"
+    files = [load_file(tmp_path / folder / name) for folder in ("run", "again")]
     assert distance(*files) == 0
     records = [json.loads((tmp_path / name / "run.json").read_text()) for name in ("run", "again")]
     assert records[0]["identity"] == records[1]["identity"]
     assert records[0]["versions"]["trl"]
     assert records[0]["data"]["train"]["sha256"] == records[0]["identity"]["data"]
-    assert records[0]["saes"].keys() == {"0", "1"}
+    parts = [{**record["options"], "training": None} for record in records]
+    assert parts[0] == parts[1]
+    training = [record["options"]["training"] for record in records]
+    assert {name for name in training[0] if training[0][name] != training[1][name]} <= {"output_dir", "logging_dir"}
+    assert "--use_peft" in options or records[0]["saes"].keys() == {"0", "1"}
 
 
 def test_no_token_is_written(project: Project, tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_with_the_adapter_off_their_reference_would_be_wrong(project: Project, t
     built = build(argv, method="dpo")
     del built.trainer.model.peft_config["ref"]
     row = first_step(built)
-    assert abs(row["rewards/chosen"]) > 1e-5
+    assert abs(row["rewards/chosen"]) > 1e-4
 
 
 def test_dpo_from_a_trained_adapter_has_that_model_as_its_reference(project: Project, tmp_path: Path) -> None:
