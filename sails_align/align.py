@@ -29,7 +29,7 @@ from sails_align.artifacts import (
     write_text,
 )
 from sails_align.config import DataArguments, DPOArguments, Method, SailsArguments
-from sails_align.distributed import check_devices, from_main, process_index
+from sails_align.distributed import check_devices, from_main, plain_cpu, process_index
 from sails_align.errors import InputError
 from sails_align.evaluation.metrics import Estimate
 from sails_align.export.adapter_files import check_complete
@@ -127,6 +127,7 @@ def parse(method: Method, argv: Sequence[str] | None = None, prog: str | None = 
     parsed = line.parse([*classes, *more], defaults=defaults, prog=prog)
     arguments = Arguments(method, *parsed[:5], *(parsed[5:] or [DPOArguments()]), defaults=defaults, given=line.given)
     arguments.settle()
+    plain_cpu(arguments.training)
     training = arguments.training
     if training.output_dir in (None, "trainer_output"):
         stem = "testbed" if model_name is None else model_name.rstrip("/").split("/")[-1].replace(":", "-")
@@ -291,7 +292,7 @@ def discovery_options(args: Arguments) -> DiscoveryOptions:
         max_length=training.max_length or 1024,
         seed=training.seed,
         dtype=args.model.dtype or "float32",
-        device="cpu" if training.device.type == "cpu" else str(training.device),  # safetensors knows no "cpu:0"
+        device=str(training.device),
         revision=args.model.model_revision,
         trust_remote_code=training.trust_remote_code,
         progress=not training.disable_tqdm,

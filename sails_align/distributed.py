@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from transformers import TrainingArguments
 
 from sails_align.errors import InputError
 
@@ -38,6 +39,14 @@ def check_devices(use_cpu: bool) -> None:
             f"launch with --num_processes {torch.cuda.device_count()} (times the number of machines), "
             "or see CUDA_VISIBLE_DEVICES"
         )
+
+
+def plain_cpu(training: TrainingArguments) -> None:
+    """Call the CPU "cpu" where accelerate calls it "cpu:0", as it does for several processes: neither torch.load, which
+    reads the optimizer's state when a run is resumed, nor safetensors knows a device of that name."""
+    if training.device.type == "cpu" and training.distributed_state is not None:
+        training.distributed_state.device = torch.device("cpu")
+        vars(training)["_setup_devices"] = torch.device("cpu")  # where transformers keeps it
 
 
 def from_main(compute: Callable[[], T]) -> T:

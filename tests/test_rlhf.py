@@ -189,7 +189,7 @@ def test_options_that_cannot_be_used(tmp_path: Path, options: dict[str, Any], me
 
 
 def test_options_that_trls_trainer_refuses(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="TRL's trainer cannot be made of these options: .*eval"):
+    with pytest.raises(InputError, match=r"TRL's trainer cannot be made of these options: .*eval"):
         rlhf.main(argv(tmp_path, warm_start_examples=0, eval_strategy="steps", eval_steps=2))
 
 

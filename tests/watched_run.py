@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
+from peft import PeftModel
 from peft.utils.integrations import gather_params_ctx
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
@@ -52,7 +54,7 @@ class Watch(TrainerCallback):
         model.eval()
         ids_BS = torch.arange(4, 44).view(4, 10)
         own = model(input_ids=ids_BS).logits
-        with model.disable_adapter():
+        with model.disable_adapter() if isinstance(model, PeftModel) else nullcontext():
             base = model(input_ids=ids_BS).logits
         model.train()
         if state.is_world_process_zero:
