@@ -207,7 +207,7 @@ def test_precomputed_references_are_those_of_this_run(project: Project, tmp_path
     for model in (project.folder / "tiny", other):
         run = tmp_path / "run"
         argv = [*options(project, run, "dpo", 2), "--precompute_ref_log_probs", "true", "--max_steps", "2"]
-        argv += ["--model_name_or_path", str(model), "--subspace_mode", "freeze"]
+        argv += ["--model_name_or_path", str(model), "--subspace_mode", "freeze", "--save_strategy", "no"]
         done = launched(project, "tests/watched_run.py", "dpo", tmp_path, *argv, engine="zero3")
         assert done.returncode == 0, done.stderr[-3000:]
         row = read(tmp_path, "watched.json")["losses"]["1"]
