@@ -32,13 +32,20 @@ from sails_align.config import DataArguments, DPOArguments, Method, SailsArgumen
 from sails_align.distributed import check_devices, from_main, plain_cpu, process_index
 from sails_align.errors import InputError
 from sails_align.evaluation.metrics import Estimate
-from sails_align.export.adapter_files import check_complete
 from sails_align.export.card import write_card
 from sails_align.export.hub import push
+from sails_align.subspace.adapter_files import check_complete
 from sails_align.testbed.build import MODEL_NAME, Testbed, is_testbed, resolve_testbed
 from sails_align.testbed.evaluate import alignment_data, respond, summarize
 from sails_align.training.arguments import Arguments
-from sails_align.training.checkpoints import MarkCheckpoints, find_checkpoint, run_identity, save_model, train
+from sails_align.training.checkpoints import (
+    MarkCheckpoints,
+    check_folder,
+    find_checkpoint,
+    run_identity,
+    save_model,
+    train,
+)
 from sails_align.training.parsing import CommandLine
 from sails_align.training.record import write_record
 from sails_align.training.source import Source, assemble, load_data
@@ -150,6 +157,7 @@ def run(args: Arguments, output_dir: Path) -> dict[str, Any]:
     push_to_hub, args.training.push_to_hub = args.training.push_to_hub, False
     with cost.of("prepare"), args.training.main_process_first(local=True, desc="loading the data"):
         source, testbed = load_source(args)
+    check_folder(args, source, output_dir)
     subspace = None
     if args.sails.uses_subspace:
         with cost.of("subspace"):

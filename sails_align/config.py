@@ -203,7 +203,7 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        if not self.helpful_ratio >= 0:
+        if not 0 <= self.helpful_ratio < float("inf"):
             raise InputError(
                 f"helpful_ratio is {self.helpful_ratio}, but it is helpful examples for each safety example: choose 0 "
                 "or more"

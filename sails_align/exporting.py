@@ -29,8 +29,8 @@ def merge(argv: Sequence[str]) -> None:
 
     import torch
 
-    from sails_align.export.adapter_files import read_json
     from sails_align.export.merge import merge_adapter
+    from sails_align.subspace.adapter_files import read_json
 
     merged = merge_adapter(
         options.run,
@@ -64,8 +64,8 @@ def check(argv: Sequence[str]) -> None:
     _add_base_model(parser)
     options = parser.parse_args(argv)
 
-    from sails_align.export.adapter_files import load_base_config, read_adapter
     from sails_align.export.serving import serve_command, serving_report
+    from sails_align.subspace.adapter_files import load_base_config, read_adapter
 
     adapter = read_adapter(options.run)
     base_model, base_config = load_base_config(adapter, _resolved(options.base_model))

@@ -46,6 +46,7 @@ FLOORS: list[list[list[str]]] = [
                 "norms",
                 "targets",
                 "adapter",
+                "adapter_files",
             ]
         ],
         [f"evaluation.{name}" for name in ("metrics", "generation")],
@@ -67,10 +68,7 @@ FLOORS: list[list[list[str]]] = [
                 "memory",
             )
         ],
-        [
-            f"export.{name}"
-            for name in ("adapter_files", "serving", "card_facts", "card_sections", "card_use", "card", "hub", "merge")
-        ],
+        [f"export.{name}" for name in ("serving", "card_facts", "card_sections", "card_use", "card", "hub", "merge")],
         [f"testbed.{name}" for name in ("lexicon", "world", "oracle", "reward", "pretrain", "build", "evaluate")],
     ],
     [["align", "rlhf_options", "warm_start", "rlhf", "estimate", "exporting", "sae_training", "commands", "cli"]],

@@ -14,8 +14,8 @@ from yaml import YAMLError
 
 from sails_align.artifacts import read_header
 from sails_align.errors import InputError
-from sails_align.export.adapter_files import CONFIG, read_json
 from sails_align.loading import HUB_ID
+from sails_align.subspace.adapter_files import CONFIG, read_json
 
 LICENSES = {
     r"google/gemma-(1\.1-|2-|3-)?\d+[bm](-.*)?": "gemma",

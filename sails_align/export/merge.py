@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, 
 from sails_align.artifacts import atomic_folder, file_hash
 from sails_align.config import PLAIN_INITS
 from sails_align.errors import InputError
-from sails_align.export.adapter_files import AdapterFiles, check_complete, load_base_config, read_adapter
 from sails_align.export.card import write_card
+from sails_align.subspace.adapter_files import AdapterFiles, check_complete, load_base_config, read_adapter
 from sails_align.subspace.truncated import exact_attention, model_errors
 
 TOLERANCE = 1e-5

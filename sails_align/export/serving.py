@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from sails_align.config import PLAIN_INITS
-from sails_align.export.adapter_files import AdapterFiles, read_adapter, tensor_faults
+from sails_align.subspace.adapter_files import AdapterFiles, read_adapter, tensor_faults
 from sails_align.subspace.hooks import decoder_layers
 from sails_align.subspace.truncated import not_partitioned
 

@@ -2,8 +2,11 @@
 
 import json
 import logging
+import math
 import os
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from accelerate.utils import DistributedType, parse_flag_from_env
@@ -21,6 +24,26 @@ CHANGES_BASE = ("pissa", "olora")
 NOT_EXACT = (*CHANGES_BASE, "orthogonal")
 """Initialisations whose first forward pass is the base model's only up to rounding, or not with the adapter off."""
 NEEDS_WHOLE_WEIGHTS = (*CHANGES_BASE, "eva")
+_TINY = sys.float_info.min
+RANGES = {  # option -> smallest value, and the first one that is too large
+    "learning_rate": (_TINY, math.inf, "a positive number"),
+    "num_train_epochs": (_TINY, math.inf, "a positive number"),
+    "beta": (_TINY, math.inf, "a positive number"),
+    "max_length": (1, math.inf, "1 or more"),
+    "per_device_train_batch_size": (1, math.inf, "1 or more"),
+    "per_device_eval_batch_size": (1, math.inf, "1 or more"),
+    "gradient_accumulation_steps": (1, math.inf, "1 or more"),
+    "lora_r": (1, math.inf, "1 or more"),
+    "lora_alpha": (_TINY, math.inf, "a positive number"),
+    "lora_dropout": (0, 1, "0 or more, and less than 1"),
+    "weight_decay": (0, math.inf, "0 or more"),
+    "warmup_steps": (0, math.inf, "0 or more"),
+    "max_grad_norm": (0, math.inf, "0 or more"),
+    "dataloader_num_workers": (0, math.inf, "0 or more"),
+    "adam_beta1": (0, 1, "0 or more, and less than 1"),
+    "adam_beta2": (0, 1, "0 or more, and less than 1"),
+    "seed": (0, 2**32, "0 or more, and less than 2 to the power of 32"),
+}
 LORA_OPTIONS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_rslora", "use_dora")
 
 
@@ -98,6 +121,12 @@ class Arguments:
             raise InputError(
                 "save_total_limit is 1: while a checkpoint is written there is no other whole one;\nchoose 2 or more"
             )
+        self._check_values()
+        adapter, output_dir = sails.adapter_path, self.training.output_dir
+        if adapter is not None and output_dir is not None and Path(adapter).resolve() == Path(output_dir).resolve():
+            raise InputError(
+                f"--adapter_path is {adapter}, where the new adapter would be written; give an --output_dir"
+            )
         for name in ("save_only_model", "sync_ref_model"):
             if getattr(self.training, name, False):
                 raise InputError(f"{name} is true, but then a run cannot be resumed without loss; leave it out")
@@ -111,6 +140,16 @@ class Arguments:
                 f"pip install it, or choose one of: {', '.join(get_available_reporting_integrations())}, none"
             )
         self._settle_engine()
+
+    def _check_values(self) -> None:
+        """Refuse numbers that transformers, PEFT and torch take, or that end in their tracebacks."""
+        for options in (self.training, self.model):
+            for name, (low, high, why) in RANGES.items():
+                value = getattr(options, name, None)
+                if isinstance(value, int | float) and not isinstance(value, bool) and not low <= value < high:
+                    raise InputError(f"{name} is {value}, but must be {why}")
+        if self.training.max_steps == 0:
+            raise InputError("max_steps is 0, which trains nothing; leave it out, or choose 1 or more")
 
     def _ignored(self) -> list[str]:
         """The options given that have nothing to act on."""

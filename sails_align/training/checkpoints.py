@@ -138,7 +138,25 @@ class MarkCheckpoints(TrainerCallback):
             # TRL's copy of the adapter for DPO's reference is made anew when training resumes. If it were here,
             # transformers would load it and leave the trained adapter alone (`Trainer._load_from_checkpoint`).
             shutil.rmtree(folder / "ref", ignore_errors=True)
-            write_json(folder / "run.json", self.identity)
+            write_json(folder / "run.json", {"identity": self.identity, "files": _sizes(folder)})
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of each file: what is shorter later on is damaged."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "run.json")
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+
+
+def _read_mark(checkpoint: Path) -> dict[str, Any] | None:
+    """What `MarkCheckpoints` wrote, if the checkpoint still has all of its files; None if it is not whole."""
+    try:
+        mark = json.loads((checkpoint / "run.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return None
+    if not isinstance(mark, dict) or not {"identity", "files"} <= mark.keys():
+        return None
+    found = _sizes(checkpoint)
+    return mark if all(found.get(name) == size for name, size in mark["files"].items()) else None
 
 
 def frozen_adapter_weights(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -191,15 +209,13 @@ def _find_checkpoint(training_args: SFTConfig | DPOConfig, identity: dict[str, A
             return None
     else:
         found = wanted
-    path = Path(found) / "run.json"
-    try:
-        other = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+    mark = _read_mark(Path(found))
+    if mark is None:
         raise InputError(
-            f"cannot resume from {found}: {path.name} cannot be read ({error});\n"
-            "give a whole checkpoint of this run, or leave --resume_from_checkpoint out"
-        ) from error
-    different = [name for name in identity if content_hash(identity[name]) != content_hash(other.get(name))]
+            f"cannot resume from {found}: it is no whole checkpoint (run.json, or a file that it lists, is missing or "
+            "damaged);\ngive a whole checkpoint of this run, or leave --resume_from_checkpoint out"
+        )
+    different = _different(identity, mark["identity"])
     if different:
         raise InputError(
             f"cannot resume from {found}: it is of another run (different: {', '.join(different)});\n"
@@ -209,23 +225,25 @@ def _find_checkpoint(training_args: SFTConfig | DPOConfig, identity: dict[str, A
 
 
 def _clear_checkpoints(output_dir: Path, identity: dict[str, Any]) -> None:
-    """Before a fresh start, delete what an earlier start of the same run has left: transformers keeps the checkpoints
-    with the highest numbers, and would delete the new ones instead.
+    """Before a fresh start, delete the checkpoints of the same run once it has ended: transformers keeps those with the
+    highest numbers, and would delete the new ones instead.
 
     Raises:
-        InputError: if there are checkpoints of another run. Nothing is deleted then.
+        InputError: if there are checkpoints of another run, or this one has not ended. Nothing is deleted then.
     """
-    earlier = [path for path in output_dir.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
-    for path in earlier:
-        try:
-            other = json.loads((path / "run.json").read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
-            continue  # a part of one
-        if content_hash(other) != content_hash(identity):
+    earlier = _checkpoints(output_dir)
+    whole = [(path, mark) for path in earlier if (mark := _read_mark(path)) is not None]
+    for path, mark in whole:
+        if _different(identity, mark["identity"]):
             raise InputError(
                 f"{output_dir} has checkpoints of another run, such as {path.name};\n"
                 "choose another --output_dir, or delete them"
             )
+    if whole and not (output_dir / "metrics.json").exists():
+        raise InputError(
+            f"{output_dir} has checkpoints of this run, which has not ended, such as {whole[-1][0].name};\n"
+            "go on with --resume_from_checkpoint true, or delete them to start afresh"
+        )
     if earlier:
         logger.warning("starting afresh: %d checkpoints of the same run are deleted", len(earlier))
     for path in earlier:
@@ -237,13 +255,54 @@ def _last_whole_checkpoint(output_dir: Path) -> str | None:
 
     transformers' `get_last_checkpoint` would take the part.
     """
-    whole = [file.parent for file in output_dir.glob("checkpoint-*/run.json")]
-    numbered = [path for path in whole if path.name.removeprefix("checkpoint-").isdecimal()]
-    return str(max(numbered, key=lambda path: int(path.name.removeprefix("checkpoint-")))) if numbered else None
+    for path in reversed(_checkpoints(output_dir)):
+        if _read_mark(path) is not None:
+            return str(path)
+        logger.warning("%s is not whole: it is passed over", path)
+    return None
+
+
+def _checkpoints(output_dir: Path) -> list[Path]:
+    """In the order of their steps."""
+    found = [path for path in output_dir.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+
+
+def _different(identity: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    return [name for name in identity if content_hash(identity[name]) != content_hash(other.get(name))]
+
+
+def check_folder(args: Arguments, source: Source, output_dir: Path) -> None:
+    """Refuse a folder that holds another run, before anything in it is changed.
+
+    Raises:
+        InputError: then.
+    """
+    from_main(lambda: _check_folder(run_identity(args, source, None), output_dir))
+
+
+def _check_folder(identity: dict[str, Any], output_dir: Path) -> None:
+    try:
+        record = json.loads((output_dir / "run.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return
+    other = record.get("identity", {}) if isinstance(record, dict) else {}
+    later = ("subspace", "lora_target_modules", "lora_r", "lora_alpha", "lora_dropout")  # settled when these are known
+    different = [name for name in _different(identity, other) if name not in later]
+    if different:
+        raise InputError(
+            f"{output_dir} holds another run (different: {', '.join(different)});\n"
+            "choose another --output_dir, or delete that one"
+        )
 
 
 def train(trainer: AlignmentTrainer, checkpoint: str | None) -> None:
     """Train. If that ends in an error while a checkpoint is being written, the part of it goes."""
+    if checkpoint is not None:
+        done = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
+        if 0 < trainer.args.max_steps <= done:
+            # transformers would train one more step. With no epochs left to train, it only loads the checkpoint.
+            trainer.args.max_steps, trainer.args.num_train_epochs = -1, 0
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
     except BaseException:

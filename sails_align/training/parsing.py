@@ -75,7 +75,7 @@ class CommandLine:
         parser.set_defaults_with_config(**(defaults or {}))
         values = {name: value for name, value in self.from_file.items() if name != "env"}
         for name in values:
-            if f"--{name}" not in known:
+            if f"--{name}" not in known - {"--config"}:
                 raise InputError(f"{self.path} has the unknown option {name!r}{_closest(f'--{name}', known)}")
         checked = {}
         for action in parser._actions:

@@ -12,6 +12,7 @@ from trl import get_peft_config, get_quantization_config
 
 from sails_align.config import PLAIN_INITS, SUBSPACE_INITS
 from sails_align.errors import InputError
+from sails_align.subspace.adapter_files import check_complete
 from sails_align.subspace.basis import Subspace
 from sails_align.subspace.discover import padded
 from sails_align.subspace.targets import target_modules_for
@@ -51,9 +52,10 @@ def lora_config(args: Arguments, source: Source, subspace: Subspace | None) -> L
     if init == "orthogonal" and model_args.lora_r % 2:
         raise InputError(f"lora_r is {model_args.lora_r}, but --init orthogonal needs an even one")
     wanted: Any = model_args.lora_target_modules or DEFAULT_TARGETS
-    names: Any = wanted  # for PEFT alone: also "all-linear", or a regular expression
+    # For PEFT alone, also "all-linear" or a regular expression; but TRL makes a list of one module a string.
+    names: Any = [wanted] if isinstance(wanted, str) and wanted.isidentifier() else wanted
     if subspace is not None:
-        names = [wanted] if isinstance(wanted, str) else list(wanted)  # TRL makes a list of one a string
+        names = [wanted] if isinstance(wanted, str) else list(wanted)
         with not_partitioned(), torch.device("meta"):
             skeleton = AutoModelForCausalLM.from_config(source.model_config)
         assert args.sails.layer_map is not None
@@ -119,6 +121,7 @@ def _check_adapter(folder: Path, args: Arguments, source: Source) -> None:
             f"the adapter in {folder} is no plain LoRA adapter, and training cannot start from it;\n"
             "merge it (sails merge) and give the result as --model_name_or_path"
         )
+    check_complete(folder, source.model_config)
     record = folder / "run.json"
     if record.is_file():
         try:
@@ -127,6 +130,8 @@ def _check_adapter(folder: Path, args: Arguments, source: Source) -> None:
             raise InputError(
                 f"{record} cannot be read ({error}); copy the adapter again, or delete that file"
             ) from error
+        if not isinstance(written, dict):
+            raise InputError(f"{record} is damaged: it is no record of a run; copy the adapter again")
         trained_on = written.get("identity", written).get("model")
         same = trained_on in (None, source.identity())
         name = (trained_on or {}).get("name")

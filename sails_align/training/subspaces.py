@@ -90,6 +90,11 @@ def find_subspace(args: SailsArguments, source: Source, options: DiscoveryOption
                 f"the subspace {args.subspace_path} was found in another model ({found_in.get('name')}) than "
                 f"{source.name};\ngive one of this model, or --sae_allow_mismatch true if they are close relatives"
             )
+        method = subspace.provenance.get("method", args.init)
+        if method != args.init:
+            raise InputError(
+                f"the subspace {args.subspace_path} was made by {method}, but init is {args.init}; give --init {method}"
+            )
         given = subspace
         from_main(lambda: given.save(folder, content_hash({"subspace": given.provenance})))
         return subspace

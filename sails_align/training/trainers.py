@@ -46,14 +46,11 @@ def build_trainer(
     try:
         with cache_errors(), model_errors(source.model_name):
             trainer = _trainer(args, source, subspace, callbacks or [])
-    except ValueError as error:
-        if "arget modules" not in str(error):  # PEFT's message about modules that are not there
-            raise
-        cause = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"lora_target_modules is {args.model.lora_target_modules}: {cause};\n"
-            "name linear modules of the model, such as q_proj, or all-linear"
-        ) from error
+    except InputError:
+        raise
+    except (ValueError, TypeError, ImportError) as error:  # of TRL's, PEFT's and transformers' own checks of options
+        cause = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise InputError(f"TRL's trainer cannot be made of these options: {cause}") from error
     _check_lengths(trainer, source)
     model: Any = trainer.model
     if args.sails.init == "eva":

@@ -17,8 +17,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from sails_align import align, exporting
 from sails_align.errors import InputError, exit_on_input_error
-from sails_align.export.adapter_files import load_base_config, read_adapter
 from sails_align.export.merge import check_logits, merge_adapter
+from sails_align.subspace.adapter_files import load_base_config, read_adapter
 from sails_align.testbed.build import ASSETS
 
 SHORT = ["--max_steps", "2", "--save_steps", "1", "--eval_examples", "4", "--disable_tqdm", "true"]

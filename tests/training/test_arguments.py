@@ -40,6 +40,14 @@ def test_start(project: Project, tmp_path: Path, options: list[str], start: str)
         ("sft", ["--init", "lora"], "init is 'lora', which is not one of: sails, random_basis"),
         ("sft", ["--ref_model_name_or_path", "x"], "unknown option '--ref_model_name_or_path'"),
         ("dpo", ["--save_total_limit", "1"], "choose 2 or more"),
+        ("sft", ["--max_steps", "0"], "which trains nothing"),
+        ("sft", ["--num_train_epochs", "-1"], "num_train_epochs is -1.0, but must be a positive number"),
+        ("sft", ["--learning_rate", "nan"], "learning_rate is nan"),
+        ("sft", ["--lora_r", "0"], "lora_r is 0, but must be 1 or more"),
+        ("sft", ["--max_length", "-5"], "max_length is -5"),
+        ("dpo", ["--beta", "0"], "beta is 0.0"),
+        ("dpo", ["--seed", "-1"], "seed is -1"),
+        ("sft", ["--per_device_train_batch_size", "0"], "per_device_train_batch_size is 0"),
     ],
 )
 def test_contradictions(project: Project, tmp_path: Path, method: Method, options: list[str], said: str) -> None:

@@ -103,9 +103,42 @@ def test_a_fresh_start_among_checkpoints(project: Project, tmp_path: Path, caplo
     align.main("sft", [*argv, "--max_steps", "4"])
     assert "of the same run are deleted" in caplog.text
     assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
+    subspace = (tmp_path / "run" / "subspace" / "subspace.safetensors").read_bytes()
+    another = [*argv, "--learning_rate", "0.02", "--seed", "5"]
+    with pytest.raises(InputError, match=r"holds another run \(different: learning_rate, seed\)"):
+        align.main("sft", another)
+    (tmp_path / "run" / "run.json").unlink()
     with pytest.raises(InputError, match="has checkpoints of another run, such as checkpoint-"):
         align.main("sft", [*argv, "--learning_rate", "0.02"])
     assert (tmp_path / "run" / "checkpoint-4" / "run.json").exists()
+    assert (tmp_path / "run" / "subspace" / "subspace.safetensors").read_bytes() == subspace
+    (tmp_path / "run" / "metrics.json").unlink()
+    with pytest.raises(InputError, match="which has not ended, such as checkpoint-4"):
+        align.main("sft", argv)
+
+
+def test_a_run_that_has_all_its_steps_is_not_trained_further(project: Project, tmp_path: Path) -> None:
+    argv = project.argv(tmp_path / "run", "--init", "default", "--lr_scheduler_type", "constant")
+    align.main("sft", argv)
+    before = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    align.main("sft", [*argv, "--resume_from_checkpoint", "true"])
+    assert distance(load_file(tmp_path / "run" / "adapter_model.safetensors"), before) == 0
+    assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt", "trainer_state.json", "run.json"])
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_a_damaged_checkpoint_is_passed_over(
+    project: Project, tmp_path: Path, finished: Path, name: str, damage: str
+) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    path = run / "checkpoint-6" / name
+    path.write_bytes(path.read_bytes()[:-9]) if damage == "cut" else path.unlink()
+    built = build([*project.argv(run), "--resume_from_checkpoint", "true"])
+    assert find_checkpoint(built.args.training, built.identity()) == str(run / "checkpoint-4")
+    built = build([*project.argv(run), "--resume_from_checkpoint", str(run / "checkpoint-6")])
+    with pytest.raises(InputError, match="it is no whole checkpoint"):
+        find_checkpoint(built.args.training, built.identity())
 
 
 def kill(argv: list[str], ready: Callable[[], bool]) -> None:

@@ -58,6 +58,39 @@ def test_an_adapter_of_another_base(project: Project, trained: Path, tmp_path: P
     build(project.dpo_argv(tmp_path / "run", "--adapter_path", str(plain)), method="dpo")
 
 
+def test_an_adapter_that_is_damaged(project: Project, trained: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(trained, tmp_path / "copied"))
+    options = ["--adapter_path", str(copied)]
+    weights = load_file(copied / "adapter_model.safetensors")
+    del weights[min(weights)]
+    save_file(weights, copied / "adapter_model.safetensors")
+    assert "is not whole" in from_adapter(project, tmp_path, *options)
+    (copied / "run.json").write_text("[]")
+    shutil.copy(trained / "adapter_model.safetensors", copied)
+    assert "is no record of a run" in from_adapter(project, tmp_path, *options)
+    message = from_adapter(project, tmp_path, "--adapter_path", str(trained), "--output_dir", str(trained))
+    assert "where the new adapter would go" in message
+
+
+def test_one_module_and_all_of_them(project: Project, tmp_path: Path) -> None:
+    for modules, n_expected in {"q_proj": 1, "all-linear": 7}.items():
+        options = ["--init", "default", "--lora_target_modules", modules]
+        model = build(project.argv(tmp_path / modules, *options)).trainer.model
+        found = {
+            name.split(".lora_A")[0].rpartition(".")[2] for name, _ in model.named_parameters() if "lora_A" in name
+        }
+        assert len(found) == n_expected
+    with pytest.raises(InputError, match="Target modules .*not found"):
+        build(project.argv(tmp_path / "x", "--init", "default", "--lora_target_modules", "nothing"))
+
+
+def test_a_subspace_of_another_method(project: Project, tmp_path: Path) -> None:
+    align.main("sft", project.argv(tmp_path / "run", "--max_steps", "1"))
+    given = ["--subspace_path", str(tmp_path / "run" / "subspace"), "--init", "mean_diff"]
+    with pytest.raises(InputError, match="was made by sails, but init is mean_diff"):
+        build(project.argv(tmp_path / "other", *given))
+
+
 def test_an_adapter_that_is_not_plain_lora(project: Project, tmp_path: Path) -> None:
     base = AutoModelForCausalLM.from_pretrained(project.folder / "tiny")
     config = LoraConfig(r=2, target_modules=["q_proj"], use_dora=True)

@@ -20,7 +20,7 @@ from tiny import save_model
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from sails_align.errors import InputError
-from sails_align.export.adapter_files import check_complete, expected_shapes, load_base_config, read_adapter
+from sails_align.subspace.adapter_files import check_complete, expected_shapes, load_base_config, read_adapter
 
 
 @pytest.fixture(scope="module")
