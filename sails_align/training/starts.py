@@ -1,6 +1,5 @@
 """What an adapter starts from besides a subspace: PEFT's own initialisations, and adapters that are already trained."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from trl import get_peft_config, get_quantization_config
 
 from sails_align.config import PLAIN_INITS, SUBSPACE_INITS
 from sails_align.errors import InputError
-from sails_align.subspace.adapter_files import check_complete
+from sails_align.subspace.adapter_files import check_complete, read_json
 from sails_align.subspace.basis import Subspace
 from sails_align.subspace.discover import padded
 from sails_align.subspace.targets import target_modules_for
@@ -124,14 +123,7 @@ def _check_adapter(folder: Path, args: Arguments, source: Source) -> None:
     check_complete(folder, source.model_config)
     record = folder / "run.json"
     if record.is_file():
-        try:
-            written = json.loads(record.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as error:
-            raise InputError(
-                f"{record} cannot be read ({error}); copy the adapter again, or delete that file"
-            ) from error
-        if not isinstance(written, dict):
-            raise InputError(f"{record} is damaged: it is no record of a run; copy the adapter again")
+        written = read_json(record)
         trained_on = written.get("identity", written).get("model")
         same = trained_on in (None, source.identity())
         name = (trained_on or {}).get("name")

@@ -105,7 +105,7 @@ def test_a_fresh_start_among_checkpoints(project: Project, tmp_path: Path, caplo
     assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
     subspace = (tmp_path / "run" / "subspace" / "subspace.safetensors").read_bytes()
     another = [*argv, "--learning_rate", "0.02", "--seed", "5"]
-    with pytest.raises(InputError, match=r"holds another run \(different: learning_rate, seed\)"):
+    with pytest.raises(InputError, match=r"holds another run \(different: data, learning_rate, seed\)"):
         align.main("sft", another)
     (tmp_path / "run" / "run.json").unlink()
     with pytest.raises(InputError, match="has checkpoints of another run, such as checkpoint-"):

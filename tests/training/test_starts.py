@@ -67,7 +67,7 @@ def test_an_adapter_that_is_damaged(project: Project, trained: Path, tmp_path: P
     assert "is not whole" in from_adapter(project, tmp_path, *options)
     (copied / "run.json").write_text("[]")
     shutil.copy(trained / "adapter_model.safetensors", copied)
-    assert "is no record of a run" in from_adapter(project, tmp_path, *options)
+    assert "run.json is damaged" in from_adapter(project, tmp_path, *options)
     message = from_adapter(project, tmp_path, "--adapter_path", str(trained), "--output_dir", str(trained))
     assert "where the new adapter would go" in message
 
@@ -80,7 +80,7 @@ def test_one_module_and_all_of_them(project: Project, tmp_path: Path) -> None:
             name.split(".lora_A")[0].rpartition(".")[2] for name, _ in model.named_parameters() if "lora_A" in name
         }
         assert len(found) == n_expected
-    with pytest.raises(InputError, match="Target modules .*not found"):
+    with pytest.raises(InputError, match=r"Target modules .*not found"):
         build(project.argv(tmp_path / "x", "--init", "default", "--lora_target_modules", "nothing"))
 
 
