@@ -51,11 +51,11 @@ class ReferenceArguments:
         default=None, metadata={"help": "A testbed's model that was fine-tuned in full, in place of our warm start."}
     )
     warm_start_examples: int = field(
-        default=64, metadata={"help": "Refusals in the warm start; 0: reinforcement learning alone."}
+        default=128, metadata={"help": "Refusals in the warm start; 0: reinforcement learning alone."}
     )
-    warm_start_ratio: float = field(default=3.0, metadata={"help": "Answers in the warm start for each refusal."})
-    warm_start_epochs: float = field(default=2.0, metadata={"help": "Passes over them."})
-    warm_start_learning_rate: float = field(default=5e-4, metadata={"help": "Learning rate of the warm start."})
+    warm_start_ratio: float = field(default=1.0, metadata={"help": "Answers in the warm start for each refusal."})
+    warm_start_epochs: float = field(default=4.0, metadata={"help": "Passes over them."})
+    warm_start_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the warm start."})
 
     def __post_init__(self) -> None:
         if not is_testbed(self.model_name_or_path):
