@@ -72,13 +72,13 @@ def package_versions() -> dict[str, str | None]:
 
 
 REMEDIES = {
-    errno.ENOSPC: "free some space, or choose another disk for the output",
-    errno.EDQUOT: "your disk quota is used up: free some space, or choose another disk for the output",
-    errno.EROFS: "the file system is read-only: choose another folder for the output",
-    errno.EACCES: "you may not write there: choose another folder for the output",
-    errno.EPERM: "you may not write there: choose another folder for the output",
-    errno.ENOTDIR: "a part of the path is a file: choose another folder for the output",
-    errno.EEXIST: "a part of the path is a file: choose another folder for the output",
+    errno.ENOSPC: "free some space, or choose another disk with --output_dir",
+    errno.EDQUOT: "your disk quota is used up: free some space, or choose another disk with --output_dir",
+    errno.EROFS: "the file system is read-only: choose another folder with --output_dir",
+    errno.EACCES: "you may not write there: choose another folder with --output_dir",
+    errno.EPERM: "you may not write there: choose another folder with --output_dir",
+    errno.ENOTDIR: "a part of the path is a file: choose another folder with --output_dir",
+    errno.EEXIST: "a part of the path is a file: choose another folder with --output_dir",
 }
 
 
@@ -115,7 +115,7 @@ def output_folder(folder: Path) -> Iterator[Path]:
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
     except FileNotFoundError as error:  # /proc, and the like, where nothing can be made
-        raise InputError(f"cannot make the folder {folder}; choose another one for the output") from error
+        raise InputError(f"cannot make the folder {folder}; choose another one with --output_dir") from error
     try:
         yield folder
     except BaseException:

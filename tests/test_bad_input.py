@@ -286,14 +286,14 @@ def test_checkpoint_of_another_run(fails, copy):
     before = files_in(copy)
     options = ["--model_name_or_path", TESTBED, *SHORT, "--output_dir", copy]
     message = fails(*options, "--seed", "7", "--resume_from_checkpoint", "true")
-    assert all(part in message for part in ("checkpoint-2", "another run", "seed", "--output_dir")), message
+    assert all(part in message for part in ("another run", "data, seed", "--output_dir")), message
     assert files_in(copy) == before
 
 
 def test_no_checkpoint(fails, copy):
     options = ["--model_name_or_path", TESTBED, *SHORT, "--output_dir", copy]
     message = fails(*options, "--resume_from_checkpoint", copy / "checkpoint-9")
-    assert all(part in message for part in ("checkpoint-9", "cannot be read", "whole checkpoint")), message
+    assert all(part in message for part in ("checkpoint-9", "run.json", "whole checkpoint")), message
 
 
 def flip(path: Path) -> None:

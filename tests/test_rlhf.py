@@ -29,6 +29,8 @@ SHORT: dict[str, Any] = {
     "per_device_train_batch_size": 16,
     "num_generations": 4,
     "warm_start_examples": 16,
+    "warm_start_epochs": 2,
+    "warm_start_learning_rate": 5e-4,
     "eval_examples": 8,
     "eval_part": "validation",
     "disable_tqdm": "true",
@@ -86,7 +88,7 @@ def test_metrics_are_of_base_warm_start_and_trained_model(finished: Path) -> Non
         assert metrics[name]["safety_rate"]["n"] + metrics[name]["safety_rate"]["n_unscored"] == 16
     record = read(finished, "run.json")
     assert record["versions"]["trl"]
-    assert record["identity"] == metrics["provenance"]["identity"] == read(finished / "checkpoint-4", "run.json")
+    assert record["identity"] == metrics["provenance"]["identity"] == read(finished / "checkpoint-4", "run.json")["identity"]
     assert record["options"]["training"]["num_generations"] == 4
     assert "`testbed`, fine-tuned" in (finished / "README.md").read_text()
 
