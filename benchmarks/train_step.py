@@ -118,9 +118,10 @@ def two_processes(method: str, n_pairs: int, options: list[str], folder: Path) -
     """Efficiency of two processes, by turns with one at the same global batch."""
     values = []
     for turn in range(n_pairs):
-        base = [*options, "--output_dir", str(folder / f"{method}-SAILS")]
-        one = launch(method, [*base, "--per_device_train_batch_size", "16"])["seconds_per_step"]
-        two = launch(method, [*base, "--per_device_train_batch_size", "8"], 2)["seconds_per_step"]
+        alone = [*options, "--output_dir", str(folder / f"{method}-one"), "--per_device_train_batch_size", "16"]
+        shared = [*options, "--output_dir", str(folder / f"{method}-two"), "--per_device_train_batch_size", "8"]
+        one = launch(method, alone)["seconds_per_step"]
+        two = launch(method, shared, 2)["seconds_per_step"]
         values.append((one, 2 * two))
         print(f"{method}, two processes, pair {turn + 1} of {n_pairs}", file=sys.stderr)
     return ratios(values)
