@@ -50,7 +50,10 @@ def plain_cpu(training: TrainingArguments) -> None:
 
 
 def from_main(compute: Callable[[], T]) -> T:
-    """What the main process computes, on every process. Its `InputError` is raised on every process, too."""
+    """What the main process computes, on every process. Its `InputError` is raised on every process, too.
+
+    `compute` must not itself wait for other processes, which do not run it.
+    """
     if n_processes() == 1:
         return compute()
     outcome: list[Any] = [None]  # one value, as torch wants it

@@ -278,7 +278,8 @@ def check_folder(args: Arguments, source: Source, output_dir: Path) -> None:
     Raises:
         InputError: then.
     """
-    from_main(lambda: _check_folder(run_identity(args, source, None), output_dir))
+    identity = run_identity(args, source, None)  # by all processes: they hash the model together
+    from_main(lambda: _check_folder(identity, output_dir))
 
 
 def _check_folder(identity: dict[str, Any], output_dir: Path) -> None:
