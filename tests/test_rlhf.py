@@ -88,7 +88,11 @@ def test_metrics_are_of_base_warm_start_and_trained_model(finished: Path) -> Non
         assert metrics[name]["safety_rate"]["n"] + metrics[name]["safety_rate"]["n_unscored"] == 16
     record = read(finished, "run.json")
     assert record["versions"]["trl"]
-    assert record["identity"] == metrics["provenance"]["identity"] == read(finished / "checkpoint-4", "run.json")["identity"]
+    assert (
+        record["identity"]
+        == metrics["provenance"]["identity"]
+        == read(finished / "checkpoint-4", "run.json")["identity"]
+    )
     assert record["options"]["training"]["num_generations"] == 4
     assert "`testbed`, fine-tuned" in (finished / "README.md").read_text()
 

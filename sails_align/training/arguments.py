@@ -124,9 +124,7 @@ class Arguments:
         self._check_values()
         adapter, output_dir = sails.adapter_path, self.training.output_dir
         if adapter is not None and output_dir is not None and Path(adapter).resolve() == Path(output_dir).resolve():
-            raise InputError(
-                f"--adapter_path is {adapter}, where the new adapter would go; give another --output_dir"
-            )
+            raise InputError(f"--adapter_path is {adapter}, where the new adapter would go; give another --output_dir")
         for name in ("save_only_model", "sync_ref_model"):
             if getattr(self.training, name, False):
                 raise InputError(f"{name} is true, but then a run cannot be resumed without loss; leave it out")
