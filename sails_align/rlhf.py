@@ -2,9 +2,9 @@
 
 accelerate launch recipes/rlhf_reference.py
 
-The base answers everything: its samples hold almost no refusal that a reward could raise. So, as with real models, a
-short supervised warm start (TRL's SFTTrainer) shows what a refusal is, and reinforcement learning (TRL's GRPOTrainer)
-does the rest, with the oracle's reward. All weights are trained.
+The base answers everything: one in a thousand of its samples is a refusal that a reward could raise. So, as with real
+models, a short supervised warm start (TRL's SFTTrainer) shows what a refusal is, and reinforcement learning (TRL's
+GRPOTrainer) does the rest, with the oracle's reward. All weights are trained.
 
 <output_dir>/model.safetensors, config.json, tokenizer.json, ...   the trained model
 <output_dir>/warm_start/             the model that reinforcement learning started from
