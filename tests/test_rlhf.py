@@ -119,10 +119,11 @@ def test_resumed_is_as_uninterrupted(finished: Path, copy: Path) -> None:
     part = copy / "checkpoint-6"  # of a process that was killed while it wrote
     part.mkdir()
     (part / "trainer_state.json").write_text("{}")
-    made = (copy / "warm_start" / WEIGHTS).stat().st_mtime_ns
-    rlhf.main(argv(copy, resume_from_checkpoint="true"))
+    kept = [copy / "warm_start" / WEIGHTS, copy / "checkpoint-4" / WEIGHTS]
+    written = [file.stat().st_mtime_ns for file in kept]
+    rlhf.main(argv(copy, resume_from_checkpoint="true", save_total_limit=9))
     assert distance(copy, finished) < 1e-6
-    assert (copy / "warm_start" / WEIGHTS).stat().st_mtime_ns == made  # it is not made again
+    assert [file.stat().st_mtime_ns for file in kept] == written  # neither is made again
     steps = [row["step"] for row in read(copy / f"checkpoint-{N_STEPS}", "trainer_state.json")["log_history"]]
     assert steps == list(range(1, N_STEPS + 1))
 
