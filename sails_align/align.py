@@ -5,22 +5,16 @@ accelerate launch recipes/dpo_sails.py --config FILE.yaml    anything else
 """
 
 import json
-import math
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import DPOConfig, ModelConfig, ScriptArguments, SFTConfig
 
 from sails_align.artifacts import (
-    content_hash,
     disk_errors,
     one_at_a_time,
     output_folder,
@@ -29,14 +23,15 @@ from sails_align.artifacts import (
     write_text,
 )
 from sails_align.config import DataArguments, DPOArguments, Method, SailsArguments
-from sails_align.distributed import check_devices, from_main, plain_cpu, process_index
-from sails_align.errors import InputError
-from sails_align.evaluation.metrics import Estimate
+from sails_align.cost import Cost, peak_memory_mb
+from sails_align.distributed import check_devices, plain_cpu, process_index
 from sails_align.export.card import write_card
 from sails_align.export.hub import push
+from sails_align.measuring import MeasureStart, count_parameters, measure
 from sails_align.subspace.adapter_files import check_complete
+from sails_align.tables import show
 from sails_align.testbed.build import MODEL_NAME, Testbed, is_testbed, resolve_testbed
-from sails_align.testbed.evaluate import alignment_data, respond, summarize
+from sails_align.testbed.evaluate import alignment_data
 from sails_align.training.arguments import Arguments
 from sails_align.training.checkpoints import (
     MarkCheckpoints,
@@ -49,8 +44,8 @@ from sails_align.training.checkpoints import (
 from sails_align.training.parsing import CommandLine
 from sails_align.training.record import write_record
 from sails_align.training.source import Source, assemble, load_data
-from sails_align.training.subspaces import DiscoveryOptions, find_subspace, peak_memory_mb
-from sails_align.training.trainers import AlignmentTrainer, build_trainer, left_out
+from sails_align.training.subspaces import DiscoveryOptions, find_subspace
+from sails_align.training.trainers import build_trainer, left_out
 
 # Defaults of options that TRL and PEFT leave at values for other purposes; YAML and the command line override them.
 COMMON_DEFAULTS = {
@@ -82,28 +77,6 @@ TESTBED_LEARNING_RATES = {
     "sft": {"full": 1e-3, "new": 8e-3, "trained": 8e-3},
     "dpo": {"full": 3e-4, "new": 1e-3, "trained": 1e-4},
 }
-
-
-@dataclass
-class Cost:
-    """Seconds spent by stage. A stage within another one is not counted as the outer one's."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    _open: list[float] = field(default_factory=lambda: [0.0])
-    """Of each open stage, the time spent in the stages within it."""
-
-    @contextmanager
-    def of(self, stage: str) -> Iterator[None]:
-        """Add the time the block takes to a stage."""
-        started = time.perf_counter()
-        self._open.append(0.0)
-        try:
-            yield
-        finally:
-            whole = time.perf_counter() - started
-            own = whole - self._open.pop()
-            self._open[-1] += whole
-            self.seconds[stage] = round(self.seconds.get(stage, 0.0) + own, 2)
 
 
 def parse(method: Method, argv: Sequence[str] | None = None, prog: str | None = None) -> Arguments:
@@ -225,52 +198,11 @@ def finish(args: Arguments, source: Source, output_dir: Path, *, push_to_hub: bo
         console.print(f"hub       {address}", highlight=False, soft_wrap=True)
 
 
-class MeasureStart(TrainerCallback):
-    """Measures the model that training starts from, at its start: until then DeepSpeed has no engine to run it.
-
-    The result is kept in `base.json`, for when the run is resumed.
-    """
-
-    def __init__(
-        self,
-        trainer: AlignmentTrainer,
-        measure: Callable[[], tuple[dict[str, Any], list[dict[str, Any]]]],
-        cost: Cost,
-        output_dir: Path,
-        identity: dict[str, Any],
-    ) -> None:
-        self._measure, self._cost, self._path = measure, cost, output_dir / "base.json"
-        self._is_main, self._identity = trainer.is_world_process_zero(), content_hash(identity)
-        self._kept: dict[str, Any] = {"base": None, "responses": []}
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Measure, or on resuming read what was measured."""
-        if state.global_step > 0:
-            self._kept = from_main(self._read)
-            return
-        with self._cost.of("evaluate"):
-            base, responses = self._measure()
-        self._kept = {"identity": self._identity, "base": base, "responses": responses}
-        if self._is_main:
-            write_json(self._path, self._kept)
-
-    def _read(self) -> dict[str, Any]:
-        try:
-            kept = json.loads(self._path.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
-            kept = {}
-        return kept if kept.get("identity") == self._identity else {"base": None, "responses": []}
-
-    def measured(self) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
-        """Numbers and responses; None if training went on from a checkpoint of another folder, or was not begun."""
-        return self._kept["base"], self._kept["responses"]
-
-
 def load_source(args: Arguments) -> tuple[Source, Testbed | None]:
     """Model, tokenizer and data: of the testbed if that is the model, else of what is named."""
-    training = args.training
+    training, reference = args.training, args.dpo.ref_model_name_or_path
+    if reference is not None and is_testbed(reference):
+        args.dpo.ref_model_name_or_path = resolve_testbed(reference).model_path
     if not is_testbed(args.model.model_name_or_path):
         data = load_data(args.script, args.data, training.seed)
         return assemble(args.model, training, args.data, data, chat_template_path=args.chat_template_path), None
@@ -305,101 +237,3 @@ def discovery_options(args: Arguments) -> DiscoveryOptions:
         trust_remote_code=training.trust_remote_code,
         progress=not training.disable_tqdm,
     )
-
-
-def measure(
-    trainer: AlignmentTrainer, source: Source, testbed: Testbed | None, args: Arguments, label: str
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Numbers of the model as it is now, and the judged responses they come from (on the testbed).
-
-    Safety needs a judge: the testbed's oracle. Of other models only the held-out loss is measured here (and how often
-    DPO's reward prefers the chosen response); their responses are for a judge of their own. Every process takes part.
-
-    Args:
-        trainer: with its model.
-        source: of the tokenizer.
-        testbed: if the model is one's.
-        args: of the training.
-        label: of the model: `base`, which training starts from, or `trained`.
-    """
-    evaluated = trainer.evaluate()
-    loss = evaluated["eval_loss"]
-    if not math.isfinite(loss):
-        if label == "base":
-            raise InputError(f"the loss on held-out pairs is {loss} before training; try --dtype float32")
-        raise InputError(f"the loss on held-out pairs is {loss}: training diverged; choose a smaller --learning_rate")
-    numbers: dict[str, Any] = {"held_out_loss": loss}
-    if args.method == "dpo":
-        numbers["held_out_reward_accuracy"] = evaluated["eval_rewards/accuracies"]
-        numbers["held_out_reward_margin"] = evaluated["eval_rewards/margins"]
-    if testbed is None:
-        return numbers, []
-    model: Any = trainer.accelerator.unwrap_model(trainer.model)
-    judged = respond(model, source.tokenizer, testbed.world, args.data.eval_examples)
-    numbers |= {name: value.to_json() for name, value in summarize(judged).items()}
-    return numbers, [{"model": label, **item.to_json()} for item in judged]
-
-
-ROWS = {
-    "safety_rate_in_distribution": "safety rate, trained categories (%)",
-    "safety_rate_out_of_distribution": "safety rate, new categories (%)",
-    "harmfulness": "harmfulness (1-5)",
-    "over_refusal_rate": "over-refusal (%)",
-    "correct_answer_rate": "correct benign answers (%)",
-}
-SCALARS = {
-    "held_out_loss": "loss on held-out pairs",
-    "held_out_reward_accuracy": "held-out pairs ranked rightly (share)",
-}
-
-
-def show(metrics: dict[str, Any], output_dir: Path) -> None:
-    """Print what training started from against what came of it, and where things were written."""
-    identity = metrics["provenance"]["identity"]
-    table = Table(title=f"{identity['method'].upper()}, {identity['init']} (95% intervals over prompts)")
-    first = "start" if identity["init"] == "adapter" else "base"
-    for heading in ("", first, "trained"):
-        table.add_column(heading, justify="left" if not heading else "right")
-    models = (metrics["base"], metrics["trained"])
-    for name, label in ROWS.items():
-        if name in metrics["trained"]:
-            scale = 1.0 if name == "harmfulness" else 100.0
-            table.add_row(label, *("" if model is None else _cell(Estimate(**model[name]), scale) for model in models))
-    for name, label in SCALARS.items():
-        if name in metrics["trained"]:
-            table.add_row(label, *("" if model is None else f"{model[name]:.3f}" for model in models))
-    cost = metrics["cost"]
-    share = f"{cost['trainable_parameters']:,} ({cost['trainable_share']:.2%})"
-    table.add_row("trainable parameters", "0", share)
-    seconds = cost["seconds"]
-    table.add_row(
-        "seconds", "", f"{sum(seconds.values()):.0f} (" + ", ".join(f"{k} {v:.0f}" for k, v in seconds.items()) + ")"
-    )
-    console = Console()
-    console.print(table)
-    if identity["init"] == "full":
-        console.print(f"model     {output_dir}/", highlight=False)
-    else:
-        console.print(f"adapter   {output_dir}/adapter_model.safetensors", highlight=False)
-    if identity["subspace"] is not None:
-        console.print(f"subspace  {output_dir}/subspace/", highlight=False)
-    console.print(f"metrics   {output_dir}/metrics.json", highlight=False)
-
-
-def _cell(estimate: Estimate, scale: float) -> str:
-    if estimate.value is None:
-        return f"unscored ({estimate.n_unscored})"
-    low, high = estimate.ci_low or 0.0, estimate.ci_high or 0.0
-    digits = 1 if scale == 100.0 else 2
-    return f"{estimate.value * scale:.{digits}f} ({low * scale:.{digits}f} to {high * scale:.{digits}f})"
-
-
-def count_parameters(trainer: AlignmentTrainer) -> tuple[int, int]:
-    """Trainable parameters and all of the model's; the copy of an adapter that is DPO's reference is not counted."""
-    assert trainer.model is not None
-    n_trainable = n_all = 0
-    for name, parameter in trainer.model.named_parameters():
-        n = getattr(parameter, "ds_numel", parameter.numel())  # of a parameter that ZeRO-3 has split
-        n_all += 0 if ".ref." in name else n
-        n_trainable += n if parameter.requires_grad else 0
-    return n_trainable, n_all

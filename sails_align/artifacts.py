@@ -107,15 +107,19 @@ def _error_number(error: Exception) -> int | None:
     return errno.ENOSPC if is_short else None
 
 
-@contextmanager
-def output_folder(folder: Path) -> Iterator[Path]:
-    """Make a folder if it is not there; if the block fails, the folders made go again, but for what was put there."""
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
+def _make_folder(folder: Path) -> None:
     try:
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
     except FileNotFoundError as error:  # /proc, and the like, where nothing can be made
-        raise InputError(f"cannot make the folder {folder}; choose another one with --output_dir") from error
+        raise InputError(f"cannot make the folder {folder}; choose another one") from error
+
+
+@contextmanager
+def output_folder(folder: Path) -> Iterator[Path]:
+    """Make a folder if it is not there; if the block fails, the folders made go again, but for what was put there."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    _make_folder(folder)
     try:
         yield folder
     except BaseException:
@@ -153,11 +157,11 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder beside `folder` that takes its place when the block ends, and vanishes if it fails."""
+    _make_folder(folder.parent)
     with disk_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
         if folder.exists() and not folder.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "a file of that name exists")
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        temporary = _temporary_folder(folder)
         try:
             yield temporary
             temporary.chmod(0o755)  # mkdtemp makes it private
@@ -172,11 +176,21 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _temporary_folder(folder: Path) -> Path:
+    try:
+        return Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except FileNotFoundError as error:  # in /proc, which is there, but nothing can be made in it
+        raise InputError(f"cannot make the folder {folder}; choose another one") from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically: a reader sees the old file or the whole new one."""
+    _make_folder(path.parent)
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        except FileNotFoundError as error:  # in /proc, which is there, but nothing can be made in it
+            raise InputError(f"cannot write {path}; choose another folder") from error
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
                 file.write(text)

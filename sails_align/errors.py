@@ -25,13 +25,19 @@ class CommandParser(argparse.ArgumentParser):
 
 @contextmanager
 def exit_on_input_error() -> Iterator[None]:
-    """End the process with the message on standard error and exit code 2, without a traceback, on an `InputError`."""
+    """End the process with the message on standard error and exit code 2, without a traceback, on an `InputError`.
+
+    On Ctrl-C, with exit code 130.
+    """
     try:
         yield
     except InputError as error:
         if _is_first_to_say(str(error)):
             print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        raise SystemExit(130) from None  # 128 + the signal's number, as shells have it
 
 
 def _is_first_to_say(message: str) -> bool:

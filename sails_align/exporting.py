@@ -97,7 +97,9 @@ def _checked_device(device: str | None) -> str:
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=device)
+        if not torch.empty(0, device=device).is_meta:
+            return device
+        cause = "it holds no values"
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        raise InputError(f"device is {device!r}, which cannot be used: {str(error).splitlines()[0]}") from error
-    return device
+        cause = str(error).splitlines()[0]
+    raise InputError(f"device is {device!r}, which cannot be used: {cause}; choose cpu, or cuda")

@@ -14,8 +14,6 @@ GRPOTrainer) does the rest, with the oracle's reward. All weights are trained.
 """
 
 import json
-import os
-import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -28,7 +26,6 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from trl import GRPOTrainer
 
-from sails_align import align
 from sails_align.artifacts import (
     disk_errors,
     file_hash,
@@ -38,18 +35,19 @@ from sails_align.artifacts import (
     write_json,
     write_text,
 )
+from sails_align.cost import Cost, peak_memory_mb
 from sails_align.data import fingerprint
 from sails_align.distributed import from_main, n_processes, process_index
 from sails_align.errors import InputError
 from sails_align.evaluation.metrics import Estimate
 from sails_align.export.card import write_card
 from sails_align.rlhf_options import WEIGHTS, Arguments, parse
+from sails_align.tables import ROWS, cell
 from sails_align.testbed.build import Testbed, resolve_testbed
 from sails_align.testbed.evaluate import respond, summarize
 from sails_align.testbed.reward import OracleReward, prompt_dataset, training_requests
-from sails_align.training.checkpoints import MarkCheckpoints, find_checkpoint, train
+from sails_align.training.checkpoints import MarkCheckpoints, find_checkpoint, saved_whole, train
 from sails_align.training.record import git_commit
-from sails_align.training.subspaces import peak_memory_mb
 from sails_align.warm_start import warm_start
 
 IDENTITY = (
@@ -69,7 +67,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
 
 def run(args: Arguments, output_dir: Path) -> dict[str, Any]:
     """Train and save in a folder. Returns what is in `metrics.json`."""
-    cost, reference, training = align.Cost(), args.reference, args.training
+    cost, reference, training = Cost(), args.reference, args.training
     with training.main_process_first(local=True, desc="finding the testbed"):
         testbed = resolve_testbed(reference.model_name_or_path)
     with cost.of("warm start"), disk_errors(output_dir):
@@ -81,7 +79,8 @@ def run(args: Arguments, output_dir: Path) -> dict[str, Any]:
         if process_index() == 0:
             write_record(args, identity, len(trainer.train_dataset), output_dir)
         train(trainer, checkpoint)
-        save(trainer, output_dir)
+        with saved_whole(trainer, output_dir):
+            pass  # nothing to complete
     with cost.of("evaluate"):
         base = Path(testbed.model_path)
         folders = {"base": base, **({"warm_start": start} if start != base else {}), "trained": output_dir}
@@ -156,20 +155,6 @@ def write_record(args: Arguments, identity: dict[str, Any], n_requests: int, out
     write_text(output_dir / "config.yaml", header + yaml.safe_dump({**given, "output_dir": str(output_dir)}))
 
 
-def save(trainer: Any, output_dir: Path) -> None:
-    """Write the model and its tokenizer, each file as a whole or not at all."""
-    part = output_dir / ".model"
-    try:
-        trainer.save_model(str(part), _internal_call=True)  # by all processes; else TRL would push it to the hub
-        if process_index() == 0:
-            for file in part.iterdir():
-                file.chmod(0o644)  # safetensors makes it private
-                os.replace(file, output_dir / file.name)
-    finally:
-        if process_index() == 0:
-            shutil.rmtree(part, ignore_errors=True)
-
-
 def measure(args: Arguments, testbed: Testbed, folder: Path) -> dict[str, Any]:
     """Numbers of a saved model, as `metrics.json` has them."""
     reference = args.reference
@@ -186,9 +171,9 @@ def show(metrics: dict[str, Any], output_dir: Path) -> None:
     table = Table(title=f"RLHF reference, {part} split (95% intervals over prompts)")
     for heading in ("", *names):
         table.add_column(heading.replace("_", " "), justify="left" if not heading else "right")
-    for row, label in align.ROWS.items():
+    for row, label in ROWS.items():
         scale = 1.0 if row == "harmfulness" else 100.0
-        table.add_row(label, *(align._cell(Estimate(**metrics[name][row]), scale) for name in names))
+        table.add_row(label, *(cell(Estimate(**metrics[name][row]), scale) for name in names))
     seconds = metrics["cost"]["seconds"]
     spent = f"{sum(seconds.values()):.0f} (" + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()) + ")"
     table.add_row("seconds", *[""] * (len(names) - 1), spent)

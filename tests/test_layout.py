@@ -71,7 +71,22 @@ FLOORS: list[list[list[str]]] = [
         [f"export.{name}" for name in ("serving", "card_facts", "card_sections", "card_use", "card", "hub", "merge")],
         [f"testbed.{name}" for name in ("lexicon", "world", "oracle", "reward", "pretrain", "build", "evaluate")],
     ],
-    [["align", "rlhf_options", "warm_start", "rlhf", "estimate", "exporting", "sae_training", "commands", "cli"]],
+    [
+        [
+            "cost",
+            "tables",
+            "measuring",
+            "align",
+            "rlhf_options",
+            "warm_start",
+            "rlhf",
+            "estimate",
+            "exporting",
+            "sae_training",
+            "commands",
+            "cli",
+        ]
+    ],
 ]
 PLACE = {
     module: (floor, folder, order)

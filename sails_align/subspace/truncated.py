@@ -4,10 +4,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.integrations import deepspeed
 from transformers.utils import logging as transformers_logging
 
@@ -45,12 +46,30 @@ def load_truncated(
     options = {"config": config, "dtype": dtype, "attn_implementation": exact_attention(config), **where}
     with _no_load_report(), not_partitioned(), model_errors(model_name_or_path):
         model, loading = AutoModel.from_pretrained(model_name_or_path, output_loading_info=True, **options)
+    _refuse_missing(model_name_or_path, model, loading)
+    return model.get_decoder().to(device).eval()
+
+
+def check_whole(name: str, revision: str | None = None, *, trust_remote_code: bool = False) -> None:
+    """Refuse a checkpoint that lacks weights, which transformers would fill with fresh values. Only names are read.
+
+    Raises:
+        InputError: then, or if there is no such model.
+    """
+    where = {"revision": revision, "trust_remote_code": trust_remote_code}
+    with _no_load_report(), not_partitioned(), model_errors(name, RuntimeError):
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            name, device_map="meta", output_loading_info=True, **where
+        )
+    _refuse_missing(name, model, loading)
+
+
+def _refuse_missing(name: str | Path, model: PreTrainedModel, loading: dict[str, Any]) -> None:
     if loading["missing_keys"]:
         raise InputError(
-            f"the checkpoint {model_name_or_path} lacks weights of {type(model).__name__}, such as "
-            f"{min(loading['missing_keys'])};\ngive a complete checkpoint (an adapter must be merged first)"
+            f"the checkpoint {name} lacks weights of {type(model).__name__}, such as {min(loading['missing_keys'])};\n"
+            "give a complete checkpoint (an adapter must be merged first)"
         )
-    return model.get_decoder().to(device).eval()
 
 
 @contextmanager

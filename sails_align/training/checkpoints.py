@@ -13,7 +13,9 @@ import json
 import logging
 import os
 import shutil
+import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME as ADAPTER_WEIGHTS
 from peft.utils.integrations import gather_params_ctx
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import DPOConfig, SFTConfig
 
 from sails_align.artifacts import content_hash, tensors_hash, write_json
@@ -210,6 +212,11 @@ def _find_checkpoint(training_args: SFTConfig | DPOConfig, identity: dict[str, A
     else:
         found = wanted
     mark = _read_mark(Path(found))
+    if mark is None and _checkpoints(Path(found)):
+        raise InputError(
+            f"cannot resume from {found}: that is a whole run;\ngive one of its checkpoints, such as "
+            f"{_checkpoints(Path(found))[-1]}, or --resume_from_checkpoint true for the last one in --output_dir"
+        )
     if mark is None:
         raise InputError(
             f"cannot resume from {found}: it is no whole checkpoint (run.json, or a file that it lists, is missing or "
@@ -298,7 +305,11 @@ def _check_folder(identity: dict[str, Any], output_dir: Path) -> None:
 
 
 def train(trainer: AlignmentTrainer, checkpoint: str | None) -> None:
-    """Train. If that ends in an error while a checkpoint is being written, the part of it goes."""
+    """Train. If that ends in an error while a checkpoint is being written, the part of it goes.
+
+    Raises:
+        InputError: if training cannot start, such as with a loss that TRL does not know.
+    """
     if checkpoint is not None:
         done = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
         if 0 < trainer.args.max_steps <= done:
@@ -306,11 +317,46 @@ def train(trainer: AlignmentTrainer, checkpoint: str | None) -> None:
             trainer.args.max_steps, trainer.args.num_train_epochs = -1, 0
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
-    except BaseException:
+    except BaseException as error:
         part = Path(str(trainer.args.output_dir)) / f"checkpoint-{trainer.state.global_step}"
         if trainer.is_world_process_zero() and not (part / "run.json").exists():  # written last, by `MarkCheckpoints`
             shutil.rmtree(part, ignore_errors=True)
+        if trainer.state.global_step == 0 and _is_of_options(error):
+            raise InputError(_start_message(error)) from error
         raise
+
+
+def _is_of_options(error: BaseException) -> bool:
+    """Whether an error is one that transformers, TRL or a reporting service raises for options it cannot use."""
+    if isinstance(error, InputError | OSError | AssertionError) or not isinstance(error, Exception):
+        return False
+    return isinstance(error, NotImplementedError) or not isinstance(error, RuntimeError)
+
+
+def _start_message(error: BaseException) -> str:
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    cause = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+    return (
+        f"training cannot start: {cause}\n({type(error).__name__} in {last.filename}, line {last.lineno}); "
+        "change the option it is about, or report it if it is about none"
+    )
+
+
+@contextmanager
+def saved_whole(trainer: Trainer, output_dir: Path) -> Iterator[Path]:
+    """Save the model, its tokenizer and the trainer's options in a folder for the block to complete; then each file
+    takes its place in the output folder as a whole. Every process takes part, and only the main one moves files."""
+    part = output_dir / ".model"
+    try:
+        trainer.save_model(str(part), _internal_call=True)  # by all processes; else TRL would push it to the hub
+        yield part
+        if trainer.is_world_process_zero():
+            for file in _files(part):
+                file.chmod(0o644)  # safetensors makes it private
+                os.replace(file, output_dir / file.name)
+    finally:
+        if trainer.is_world_process_zero():
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def save_model(args: Arguments, trainer: AlignmentTrainer, output_dir: Path) -> None:
@@ -320,23 +366,15 @@ def save_model(args: Arguments, trainer: AlignmentTrainer, output_dir: Path) -> 
     An adapter whose initialisation changed the base weights is written as the change since then: a plain LoRA adapter
     of twice the rank, for the untouched base.
     """
-    part = output_dir / ".model"
-    try:
-        trainer.save_model(str(part), _internal_call=True)  # by all processes; else TRL would push it to the hub
+    with saved_whole(trainer, output_dir) as part:
         frozen = frozen_adapter_weights(_unwrapped(trainer))
-        if not trainer.is_world_process_zero():
-            return
-        assert any(part.glob("*.safetensors")), "engines that save no whole weights are refused with the options"
-        _complete(part, frozen)
-        if args.sails.init in CHANGES_BASE:
-            _subtract_initial_adapter(trainer, output_dir, part)
-        for file in _files(part):
-            file.chmod(0o644)  # safetensors makes it private
-            os.replace(file, output_dir / file.name)
-    finally:
         if trainer.is_world_process_zero():
-            shutil.rmtree(part, ignore_errors=True)
-            shutil.rmtree(output_dir / PAIRS, ignore_errors=True)
+            assert any(part.glob("*.safetensors")), "engines that save no whole weights are refused with the options"
+            _complete(part, frozen)
+            if args.sails.init in CHANGES_BASE:
+                _subtract_initial_adapter(trainer, output_dir, part)
+    if trainer.is_world_process_zero():
+        shutil.rmtree(output_dir / PAIRS, ignore_errors=True)
 
 
 def _unwrapped(trainer: AlignmentTrainer) -> nn.Module:

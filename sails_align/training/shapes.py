@@ -14,7 +14,7 @@ from sails_align.errors import InputError
 from sails_align.subspace.hooks import decoder_layers
 from sails_align.subspace.truncated import exact_attention
 from sails_align.training.arguments import NOT_EXACT, Arguments
-from sails_align.training.starts import DEFAULT_TARGETS
+from sails_align.training.starts import DEFAULT_TARGETS, check_rank
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def meta_model(args: Arguments, config: PreTrainedConfig) -> PreTrainedModel | P
         )
         if not args.model.use_peft:
             return model
-        adapter = _adapter_config(args)
+        adapter = _adapter_config(args, config)
         # Values do not matter here, and there are none to compute some from.
         adapter.init_lora_weights, adapter.inference_mode = True, False
         try:
@@ -128,8 +128,9 @@ def loaded_dtype(args: Arguments, config: PreTrainedConfig) -> torch.dtype:
     return dtype
 
 
-def _adapter_config(args: Arguments) -> LoraConfig:
+def _adapter_config(args: Arguments, model_config: PreTrainedConfig) -> LoraConfig:
     if args.sails.adapter_path is None:
+        check_rank(args, model_config, str(args.model.model_name_or_path))
         args.model.lora_target_modules = args.model.lora_target_modules or DEFAULT_TARGETS
         config = get_peft_config(args.model)
     else:

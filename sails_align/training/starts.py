@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from peft import EvaConfig, LoraConfig, PeftConfig, PeftModel, get_peft_model, initialize_lora_eva_weights
 from torch.utils.data import DataLoader
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from trl import get_peft_config, get_quantization_config
 
 from sails_align.config import PLAIN_INITS, SUBSPACE_INITS
@@ -45,9 +45,7 @@ def lora_config(args: Arguments, source: Source, subspace: Subspace | None) -> L
             start in it.
     """
     model_args, init = args.model, args.sails.init
-    d_model = source.model_config.get_text_config().hidden_size
-    if model_args.lora_r > d_model:
-        raise InputError(f"lora_r is {model_args.lora_r}, but {source.name} has d_model {d_model}: choose at most that")
+    check_rank(args, source.model_config, source.name)
     if init == "orthogonal" and model_args.lora_r % 2:
         raise InputError(f"lora_r is {model_args.lora_r}, but --init orthogonal needs an even one")
     wanted: Any = model_args.lora_target_modules or DEFAULT_TARGETS
@@ -67,6 +65,17 @@ def lora_config(args: Arguments, source: Source, subspace: Subspace | None) -> L
     if init == "eva":
         config.eva_config = EvaConfig(rho=1.0)  # no module gets another rank than the one asked for
     return config
+
+
+def check_rank(args: Arguments, config: PretrainedConfig, name: str) -> None:
+    """Refuse a rank above the model's width.
+
+    Raises:
+        InputError: then.
+    """
+    d_model = config.get_text_config().hidden_size
+    if args.model.lora_r > d_model:
+        raise InputError(f"lora_r is {args.model.lora_r}, but {name} has d_model {d_model}: choose at most that")
 
 
 def wrapped_model(args: Arguments, source: Source, config: LoraConfig) -> PreTrainedModel | PeftModel | str:

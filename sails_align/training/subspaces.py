@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 
 from sails_align.artifacts import content_hash, file_hash, package_versions, read_header
@@ -307,12 +306,3 @@ def _saes(args: SailsArguments, source: Source, options: DiscoveryOptions) -> di
             f"top_k is {args.top_k}, but the SAE {smallest.source} has {smallest.d_sae} latents: choose at most that"
         )
     return saes
-
-
-def peak_memory_mb() -> float:
-    """Peak memory of this process so far, in MiB: of the GPU if one is used, else resident."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

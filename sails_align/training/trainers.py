@@ -16,7 +16,7 @@ from sails_align.errors import InputError
 from sails_align.loading import cache_errors
 from sails_align.subspace.adapter import AdapterInit, initialize_adapter
 from sails_align.subspace.basis import Subspace
-from sails_align.subspace.truncated import model_errors
+from sails_align.subspace.truncated import check_whole, model_errors
 from sails_align.training.arguments import CHANGES_BASE, Arguments
 from sails_align.training.callbacks import DriftCallback, SubspaceDecay, add_first
 from sails_align.training.source import Source
@@ -79,6 +79,9 @@ def _trainer(
     args: Arguments, source: Source, subspace: Subspace | None, callbacks: list[TrainerCallback]
 ) -> AlignmentTrainer:
     training = args.training
+    if getattr(source.model_config, "quantization_config", None) is None:
+        trust = training.trust_remote_code
+        from_main(lambda: check_whole(source.model_name, args.model.model_revision, trust_remote_code=trust))
     config = lora_config(args, source, subspace) if args.model.use_peft else None
     model = source.model_name if config is None else wrapped_model(args, source, config)
     named = isinstance(model, str)  # else it is loaded, and has its adapter
@@ -135,8 +138,10 @@ def _reference_model(args: Arguments, source: Source, init_kwargs: dict[str, Any
     name = args.dpo.ref_model_name_or_path
     if name is None:
         return None
+    trust = args.training.trust_remote_code
+    from_main(lambda: check_whole(name, trust_remote_code=trust))
     with model_errors(name, ValueError):
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=args.training.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust)
     if tokenizer.get_vocab() != source.tokenizer.get_vocab():
         raise InputError(
             f"the reference model {name} has another vocabulary ({len(tokenizer)} tokens) than {source.name} "
@@ -144,7 +149,7 @@ def _reference_model(args: Arguments, source: Source, init_kwargs: dict[str, Any
         )
     with model_errors(name):
         options = {**init_kwargs, "revision": None}
-        return AutoModelForCausalLM.from_pretrained(name, trust_remote_code=args.training.trust_remote_code, **options)
+        return AutoModelForCausalLM.from_pretrained(name, trust_remote_code=trust, **options)
 
 
 def _keep_initial_adapter(args: Arguments, model: PeftModel) -> None:

@@ -1,0 +1,39 @@
+"""What a training cost: seconds by stage, and memory."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass
+class Cost:
+    """Seconds spent by stage. A stage within another one is not counted as the outer one's."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    _open: list[float] = field(default_factory=lambda: [0.0])
+    """Of each open stage, the time spent in the stages within it."""
+
+    @contextmanager
+    def of(self, stage: str) -> Iterator[None]:
+        """Add the time the block takes to a stage."""
+        started = time.perf_counter()
+        self._open.append(0.0)
+        try:
+            yield
+        finally:
+            whole = time.perf_counter() - started
+            own = whole - self._open.pop()
+            self._open[-1] += whole
+            self.seconds[stage] = round(self.seconds.get(stage, 0.0) + own, 2)
+
+
+def peak_memory_mb() -> float:
+    """Peak memory of this process so far, in MiB: of the GPU if one is used, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
