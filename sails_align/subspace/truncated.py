@@ -58,7 +58,7 @@ def check_whole(name: str, revision: str | None = None, *, trust_remote_code: bo
     """
     where = {"revision": revision, "trust_remote_code": trust_remote_code}
     with _no_load_report(), not_partitioned(), model_errors(name, RuntimeError):
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        model, loading = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
             name, device_map="meta", output_loading_info=True, **where
         )
     _refuse_missing(name, model, loading)
