@@ -112,7 +112,7 @@ def _make_folder(folder: Path) -> None:
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
     except FileNotFoundError as error:  # /proc, and the like, where nothing can be made
-        raise InputError(f"cannot make the folder {folder}; choose another one") from error
+        raise InputError(f"cannot make the folder {folder}; choose another one with --output_dir") from error
 
 
 @contextmanager
@@ -180,7 +180,7 @@ def _temporary_folder(folder: Path) -> Path:
     try:
         return Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     except FileNotFoundError as error:  # in /proc, which is there, but nothing can be made in it
-        raise InputError(f"cannot make the folder {folder}; choose another one") from error
+        raise InputError(f"cannot make the folder {folder}; choose another one with --output_dir") from error
 
 
 def write_text(path: Path, text: str) -> None:
