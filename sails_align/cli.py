@@ -8,6 +8,11 @@ sails train rlhf --help      the testbed's reference model: all weights, reward 
 sails merge --help           merge a trained adapter into its model
 sails check-adapter --help   say whether vLLM can serve an adapter, and how
 sails estimate --help        say what memory a recipe takes, by engine and number of GPUs
+sails eval safety --help        safety rate, harmfulness, over-refusal and attack success of a model
+sails eval helpfulness --help   how good its answers are, by themselves and against a reference's
+sails eval harness --help       its capability, by lm-eval-harness, against its base
+sails judge-check --help     a judge's verdicts against labels
+sails attack --help          adversarial suffixes (GCG), and wrappers
 sails testbed build --help   make a testbed: a small world, its base model and its SAEs
 """
 
@@ -31,6 +36,11 @@ commands:
   merge           merge a trained adapter into its model
   check-adapter   say whether vLLM can serve an adapter, and how
   estimate        say what memory a recipe takes, by engine and number of GPUs
+  eval safety     judge a model's responses: safety rate, harmfulness, over-refusal, attack success
+  eval helpfulness    judge how good its answers are, by themselves and against a reference's
+  eval harness    measure its capability by lm-eval-harness, against its base
+  judge-check     compare a judge's verdicts with labels
+  attack          search for adversarial suffixes (gcg), try them on other prompts (transfer), wrap prompts (wrappers)
   testbed build   make a testbed from a seed: a small world, its base model and its SAEs
 
 options:
@@ -40,7 +50,9 @@ options:
 Everywhere a model is asked for, `testbed` is the one that ships with the package, and `testbed:N` that of seed N.
 Options can be read from a YAML file: --config FILE."""
 COMMANDS = ("discover", "train-sae", "train sft", "train dpo", "train rlhf")
-COMMANDS += ("merge", "check-adapter", "estimate", "testbed build")
+COMMANDS += ("merge", "check-adapter", "estimate", "eval safety", "eval helpfulness", "eval harness", "judge-check")
+COMMANDS += ("attack gcg", "attack transfer", "attack wrappers", "testbed build")
+GROUPS = ("train", "testbed", "eval", "attack")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -56,7 +68,9 @@ def dispatch(argv: list[str]) -> None:
         InputError: if there is no such command, and from the command.
     """
     match argv:
-        case [] | ["-h" | "--help", *_] | ["train" | "testbed"] | ["train" | "testbed", "-h" | "--help", *_]:
+        case [] | ["-h" | "--help", *_]:
+            print(HELP)
+        case [group, *rest] if group in GROUPS and (not rest or rest[0] in ("-h", "--help")):
             print(HELP)
         case ["--version", *_]:
             print(f"sails-align {importlib.metadata.version('sails-align')}")
@@ -88,12 +102,32 @@ def dispatch(argv: list[str]) -> None:
             from sails_align.estimate import main as estimate
 
             estimate(options, prog="sails estimate")
+        case ["eval", "safety", *options]:
+            from sails_align.eval_safety import main as eval_safety
+
+            eval_safety(options, prog="sails eval safety")
+        case ["eval", "helpfulness", *options]:
+            from sails_align.eval_helpfulness import main as eval_helpfulness
+
+            eval_helpfulness(options, prog="sails eval helpfulness")
+        case ["eval", "harness", *options]:
+            from sails_align.eval_harness import main as eval_harness
+
+            eval_harness(options, prog="sails eval harness")
+        case ["judge-check", *options]:
+            from sails_align.judge_check import main as judge_check
+
+            judge_check(options, prog="sails judge-check")
+        case ["attack", *options]:
+            from sails_align.attacking import main as attack
+
+            attack(options, prog="sails attack")
         case ["testbed", "build", *options]:
             from sails_align.commands import build
 
             build(options)
         case [*words]:
-            name = " ".join(words[:2] if words[0] in ("train", "testbed") else words[:1])
+            name = " ".join(words[:2] if words[0] in GROUPS else words[:1])
             found = difflib.get_close_matches(name, COMMANDS, n=1)
             hint = f"did you mean sails {found[0]}?" if found else f"commands are {', '.join(COMMANDS)}"
             raise InputError(f"there is no command {name!r}; {hint}")

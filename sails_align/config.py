@@ -3,6 +3,7 @@
 A field whose default is None takes its value from the preset.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
@@ -225,6 +226,12 @@ class DPOArguments:
     chat_template_path: str | None = field(
         default=None, metadata={"help": "A Jinja file: the chat template, if the tokenizer has none."}
     )
+
+
+def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
+    """Refuse an option's value, with an `InputError`, that is not one of the choices."""
+    if value not in choices:
+        raise InputError(f"{option} is {value!r}, but must be one of {', '.join(choices)}")
 
 
 def check_choices(options: Any) -> None:

@@ -49,7 +49,30 @@ FLOORS: list[list[list[str]]] = [
                 "adapter_files",
             ]
         ],
-        [f"evaluation.{name}" for name in ("metrics", "generation")],
+        [
+            f"evaluation.{name}"
+            for name in [
+                "records",
+                "cache",
+                "metrics",
+                "agreement",
+                "prompts",
+                "prompt_sets",
+                "generation",
+                "client",
+                "openai_backend",
+                "vllm_backend",
+                "shielding",
+                "rubrics",
+                "llm_judge",
+                "guards",
+                "rules",
+                "wrappers",
+                "suffix_tokens",
+                "gcg",
+                "harness",
+            ]
+        ],
     ],
     [
         [
@@ -69,7 +92,10 @@ FLOORS: list[list[list[str]]] = [
             )
         ],
         [f"export.{name}" for name in ("serving", "card_facts", "card_sections", "card_use", "card", "hub", "merge")],
-        [f"testbed.{name}" for name in ("lexicon", "world", "oracle", "reward", "pretrain", "build", "evaluate")],
+        [
+            f"testbed.{name}"
+            for name in ("lexicon", "world", "oracle", "reward", "pretrain", "build", "evaluate", "judge", "tasks")
+        ],
     ],
     [
         [
@@ -83,6 +109,16 @@ FLOORS: list[list[list[str]]] = [
             "estimate",
             "exporting",
             "sae_training",
+            "eval_model",
+            "eval_options",
+            "eval_run",
+            "eval_panel",
+            "eval_tables",
+            "eval_safety",
+            "eval_helpfulness",
+            "eval_harness",
+            "judge_check",
+            "attacking",
             "commands",
             "cli",
         ]

@@ -16,12 +16,13 @@ from peft.tuners.lora import LoraLayer
 from peft.utils.integrations import gather_params_ctx
 from torch.nn.functional import normalize
 
+from sails_align.config import check_choice
 from sails_align.errors import InputError
 from sails_align.linalg import complete_basis
 from sails_align.subspace.basis import Subspace
 from sails_align.subspace.hooks import decoder_layers
 from sails_align.subspace.norms import norm_gain
-from sails_align.subspace.targets import SIDES, LayerMap, Side, Target, check_choice, find_targets, source_layer
+from sails_align.subspace.targets import SIDES, LayerMap, Side, Target, find_targets, source_layer
 
 SubspaceMode = Literal["init", "freeze", "decay"]
 

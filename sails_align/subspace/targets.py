@@ -13,6 +13,7 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from sails_align.config import check_choice
 from sails_align.errors import InputError
 from sails_align.subspace.basis import Subspace
 from sails_align.subspace.hooks import decoder_layers
@@ -114,12 +115,6 @@ def find_targets(model: PeftModel, adapter_name: str) -> list[Target]:
             "give LoraConfig the target_modules that `target_modules_for` returns"
         )
     return [Target(name, *places[id(module)], module) for name, module in layers]
-
-
-def check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuse an option's value, with an `InputError`, that is not one of the choices."""
-    if value not in choices:
-        raise InputError(f"{option} is {value!r}, but must be one of {', '.join(choices)}")
 
 
 def _paths(module_names: Sequence[str], blocks: Sequence[dict[str, nn.Module]], model_name: str) -> list[str]:

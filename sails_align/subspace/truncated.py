@@ -138,10 +138,13 @@ def _truncate(config: PreTrainedConfig, deepest_layer: int, model_name_or_path: 
 
 @contextmanager
 def _no_load_report() -> Iterator[None]:
-    """Without the table of the unused weights, which here are the ones left out on purpose."""
-    verbosity = transformers_logging.get_verbosity()
+    """Without the table of the unused weights, which here are the ones left out on purpose, and without a bar."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
         transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

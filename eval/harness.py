@@ -1,0 +1,12 @@
+"""Capability of a model by lm-eval-harness, and how far it is from its base model's.
+
+python eval/harness.py --model runs/sft-sails-testbed --tasks testbed   # an adapter and its base, offline
+python eval/harness.py --model google/gemma-2-2b-it --base google/gemma-2-2b --tasks mmlu,gsm8k --backend vllm
+"""
+
+from sails_align.errors import exit_on_input_error
+from sails_align.eval_harness import main
+
+if __name__ == "__main__":
+    with exit_on_input_error():
+        main()

@@ -1,0 +1,295 @@
+"""The options of evaluations: model, prompts, judges; and what they mean."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sails_align.config import check_choice
+from sails_align.errors import InputError
+from sails_align.eval_model import DTYPES, resolve_model
+from sails_align.evaluation.guards import GuardJudge, guess_family
+from sails_align.evaluation.llm_judge import LlmJudge
+from sails_align.evaluation.prompts import load_prompts
+from sails_align.evaluation.records import Backend, Judge, ModelSpec, Prompt, Sampling
+from sails_align.evaluation.rules import RulesJudge
+from sails_align.export.serving import serving_report
+from sails_align.testbed.build import cache_folder, is_testbed, resolve_testbed
+from sails_align.testbed.evaluate import MAX_NEW_TOKENS as TESTBED_TOKENS
+from sails_align.testbed.judge import OracleJudge, request_prompts
+
+BACKENDS = ("hf", "vllm", "openai")
+JUDGES = ("oracle", "llm", "guard", "rules")
+
+
+@dataclass
+class ResponseArguments:
+    """The model, and how it responds."""
+
+    model: str = field(
+        default="testbed",
+        metadata={
+            "help": "testbed, testbed:N, a model's folder, a finished run or adapter, or a hub id; with "
+            "--backend openai what the server calls the model."
+        },
+    )
+    base_model: str | None = field(default=None, metadata={"help": "Of an adapter, if it is not where it says."})
+    backend: str = field(default="hf", metadata={"help": "hf, vllm (in this process), or openai (a server)."})
+    base_url: str | None = field(default=None, metadata={"help": "Of the server, such as http://localhost:8000/v1."})
+    api_key_env: str = field(
+        default="OPENAI_API_KEY", metadata={"help": "The environment variable that has the server's key."}
+    )
+    concurrency: int = field(default=16, metadata={"help": "Requests to the server at the same time."})
+    dtype: str = field(default="auto", metadata={"help": f"Of the weights: {', '.join(DTYPES)}."})
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a model on the hub."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
+    batch_size: int = field(
+        default=32, metadata={"help": "Conversations at a time (hf); chunks of 8 times that (vllm)."}
+    )
+    tensor_parallel_size: int = field(default=1, metadata={"help": "GPUs that share the model (vllm)."})
+    max_model_len: int | None = field(default=None, metadata={"help": "Longest context (vllm)."})
+    max_new_tokens: int | None = field(
+        default=None, metadata={"help": f"Of a response; default 512, of the testbed {TESTBED_TOKENS}."}
+    )
+    temperature: float = field(default=0.0, metadata={"help": "0 is greedy."})
+    seed: int = field(default=0, metadata={"help": "Of sampling, and of the choice of prompts."})
+    system_prompt: str | None = field(default=None, metadata={"help": "A system message before each conversation."})
+
+    def __post_init__(self) -> None:
+        check_choice("backend", self.backend, BACKENDS)
+        check_choice("dtype", self.dtype, DTYPES)
+        _check_least(self, concurrency=1, batch_size=1, tensor_parallel_size=1, max_model_len=1, max_new_tokens=1)
+        _check_least(self, temperature=0, seed=0)
+        if (self.backend == "openai") != (self.base_url is not None):
+            given = "--backend openai" if self.base_url is None else "--base_url"
+            other = "--base_url" if self.base_url is None else "--backend openai"
+            raise InputError(f"{given} is given without {other}; give both, or none to run the model here")
+
+    def spec(self) -> ModelSpec | None:
+        """The model, if it is run here; None if a server does."""
+        if self.backend == "openai":
+            return None
+        return resolve_model(
+            self.model,
+            self.base_model,
+            dtype=self.dtype,
+            revision=self.revision,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+    def sampling(self, prompts: Sequence[Prompt]) -> Sampling:
+        """How responses to the prompts are drawn."""
+        of_testbed = all("testbed" in prompt.meta for prompt in prompts)
+        return Sampling(self.max_new_tokens or (TESTBED_TOKENS if of_testbed else 512), self.temperature, self.seed)
+
+    def make_backend(self, spec: ModelSpec | None) -> Backend:
+        """What responds. In-process models are loaded when they are first asked something."""
+        if spec is None:
+            from sails_align.evaluation.openai_backend import OpenAIBackend
+
+            assert self.base_url is not None
+            return OpenAIBackend(self.base_url, self.model, api_key_env=self.api_key_env, concurrency=self.concurrency)
+        return in_process(spec, self.backend, self.batch_size, self.tensor_parallel_size, self.max_model_len)
+
+
+def in_process(
+    spec: ModelSpec, backend: str, batch_size: int = 32, tensor_parallel_size: int = 1, max_model_len: int | None = None
+) -> Backend:
+    """A model in this process.
+
+    Raises:
+        InputError: if vLLM cannot serve the adapter.
+    """
+    if backend == "hf":
+        from sails_align.evaluation.generation import HFBackend
+
+        return HFBackend(spec, batch_size=batch_size)
+    from sails_align.evaluation.vllm_backend import VLLMBackend
+
+    if spec.adapter is not None:
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(spec.base, revision=spec.revision)
+        blocking = [problem for problem in serving_report(Path(spec.adapter), config) if problem.blocking]
+        if blocking:
+            raise InputError(f"vLLM cannot serve {spec.adapter}: {blocking[0].what};\n{blocking[0].remedy}")
+    return VLLMBackend(
+        spec,
+        tensor_parallel_size=tensor_parallel_size,
+        max_model_len=max_model_len,
+        chunk_size=8 * batch_size,
+    )
+
+
+@dataclass
+class PromptArguments:
+    """What the model is asked."""
+
+    prompts: list[str] = field(
+        default_factory=lambda: ["testbed"],
+        metadata={
+            "help": "Prompt sets by name, files, data sets of the hub, or testbed; docs/prompt_sets.md lists them."
+        },
+    )
+    n_prompts: int | None = field(
+        default=None,
+        metadata={"help": "Of each set, balanced over categories; default: all (256 of each of testbed's)."},
+    )
+    prompt_column: str | None = field(default=None, metadata={"help": "Of a file with other names than usual."})
+    category_column: str | None = field(default=None, metadata={"help": "Likewise."})
+    kind: str | None = field(
+        default=None, metadata={"help": "harmful, benign or dual_use: what all prompts of a file without `kind` are."}
+    )
+    part: str = field(default="test", metadata={"help": "Of the testbed: test, or validation to choose settings by."})
+
+    def __post_init__(self) -> None:
+        _check_least(self, n_prompts=1)
+        check_choice("part", self.part, ("test", "validation"))
+        if self.kind is not None:
+            check_choice("kind", self.kind, ("harmful", "benign", "dual_use"))
+
+    def load(self, seed: int, system_prompt: str | None = None) -> list[Prompt]:
+        """All prompts, each with the name of its set in its id, if there are several sets.
+
+        Raises:
+            InputError: if a set cannot be loaded.
+        """
+        prompts = []
+        for name in self.prompts:
+            loaded = self._set(name, seed)
+            prefix = f"{name}:" if len(self.prompts) > 1 else ""
+            prompts += [_changed(prompt, prefix, system_prompt) for prompt in loaded]
+        return prompts
+
+    def _set(self, name: str, seed: int) -> list[Prompt]:
+        if is_testbed(name):
+            return request_prompts(resolve_testbed(name), name, self.n_prompts or 256, part=self.part, seed=seed)
+        columns = {"prompt": self.prompt_column, "category": self.category_column}
+        return load_prompts(
+            name,
+            n=self.n_prompts,
+            seed=seed,
+            columns={role: column for role, column in columns.items() if column is not None} or None,
+            kind=self.kind,  # pyright: ignore[reportArgumentType] -- checked above
+        )
+
+
+def _changed(prompt: Prompt, prefix: str, system_prompt: str | None) -> Prompt:
+    system = () if system_prompt is None else ({"role": "system", "content": system_prompt},)
+    return Prompt(prefix + prompt.id, (*system, *prompt.messages), prompt.kind, prompt.category, prompt.meta)
+
+
+@dataclass
+class JudgeArguments:
+    """Who scores."""
+
+    judge: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": f"{', '.join(JUDGES)}; several of them vote. Default: oracle, if all prompts are the testbed's."
+        },
+    )
+    judge_model: str | None = field(
+        default=None, metadata={"help": "Of llm and guard: what the server calls it, a folder or a hub id."}
+    )
+    judge_backend: str | None = field(
+        default=None, metadata={"help": "hf, vllm or openai; default: openai if there is a --judge_base_url, else hf."}
+    )
+    judge_base_url: str | None = field(default=None, metadata={"help": "Of the judge's server."})
+    judge_api_key_env: str = field(
+        default="OPENAI_API_KEY", metadata={"help": "The environment variable that has its key."}
+    )
+    judge_concurrency: int = field(default=16, metadata={"help": "Requests to it at the same time."})
+    judge_max_new_tokens: int = field(default=512, metadata={"help": "Of the judge's answer; reasoning counts."})
+    guard_family: str | None = field(
+        default=None, metadata={"help": "Whose prompt format a guard has; default: what --judge_model's name says."}
+    )
+
+    def __post_init__(self) -> None:
+        for name in self.judge or ():
+            check_choice("judge", name, JUDGES)
+        if self.judge_backend is None:
+            self.judge_backend = "hf" if self.judge_base_url is None else "openai"
+        check_choice("judge_backend", self.judge_backend, BACKENDS)
+        _check_least(self, judge_concurrency=1, judge_max_new_tokens=1)
+        needs = [name for name in self.judge or () if name in ("llm", "guard")]
+        if needs and self.judge_model is None:
+            raise InputError(
+                f"--judge {needs[0]} needs a model; give --judge_model (and --judge_base_url for a server)"
+            )
+        if (self.judge_backend == "openai") != (self.judge_base_url is not None):
+            raise InputError("--judge_backend openai and --judge_base_url belong together; give both, or none")
+
+    def make(self, prompts: Sequence[Prompt]) -> list[Judge]:
+        """The judges, whose models are loaded when they are first asked something.
+
+        Raises:
+            InputError: if none is named and the prompts are not the testbed's, or one's model cannot be used.
+        """
+        names = self.judge
+        if not names:
+            if not all("testbed" in prompt.meta for prompt in prompts):
+                raise InputError(
+                    "who is to judge the responses? give --judge llm or guard, with --judge_model;\n"
+                    "--judge rules needs no model, but looks for refusal phrases only"
+                )
+            names = ["oracle"]
+        return [self._judge(name) for name in dict.fromkeys(names)]
+
+    def _judge(self, name: str) -> Judge:
+        if name == "oracle":
+            return OracleJudge()
+        if name == "rules":
+            return RulesJudge()
+        backend = self._backend()
+        if name == "llm":
+            return LlmJudge(backend, max_new_tokens=self.judge_max_new_tokens)
+        return GuardJudge(backend, self.guard_family or guess_family(str(self.judge_model)))
+
+    def _backend(self) -> Backend:
+        assert self.judge_model is not None
+        if self.judge_base_url is not None:
+            from sails_align.evaluation.openai_backend import OpenAIBackend
+
+            return OpenAIBackend(
+                self.judge_base_url,
+                self.judge_model,
+                api_key_env=self.judge_api_key_env,
+                concurrency=self.judge_concurrency,
+            )
+        return in_process(resolve_model(self.judge_model), str(self.judge_backend))
+
+
+@dataclass
+class RunArguments:
+    """Where results go, and what is taken from earlier ones."""
+
+    output_dir: str | None = field(default=None, metadata={"help": "Default: runs/eval-..., named by the model."})
+    cache_path: str | None = field(
+        default=None, metadata={"help": "The file of earlier responses and verdicts; several processes can share it."}
+    )
+    retry_unscored: bool = field(default=False, metadata={"help": "Ask again for what failed; all else stays."})
+    max_unscored: float = field(
+        default=0.02, metadata={"help": "Share of unscored verdicts from which the command ends with exit code 1."}
+    )
+    progress: bool = field(default=True, metadata={"help": "Show progress bars."})
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_unscored <= 1:
+            raise InputError(f"max_unscored is {self.max_unscored}, but it is a share: choose 0 to 1")
+
+    def cache_file(self) -> Path:
+        """The cache's file."""
+        return Path(self.cache_path) if self.cache_path else cache_folder() / "evaluation.sqlite"
+
+    def folder(self, what: str, model: str) -> Path:
+        """The output folder."""
+        stem = model.rstrip("/").split("/")[-1].replace(":", "-")
+        return Path(self.output_dir or f"runs/eval-{what}-{stem}")
+
+
+def _check_least(options: Any, **least: float) -> None:
+    for name, smallest in least.items():
+        value = getattr(options, name)
+        if value is not None and not smallest <= value < float("inf"):
+            raise InputError(f"{name} is {value}; choose {smallest} or more")

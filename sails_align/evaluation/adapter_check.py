@@ -1,0 +1,43 @@
+"""Is an adapter applied? Servers that ignore one answer all the same."""
+
+from collections.abc import Sequence
+
+from sails_align.errors import InputError
+from sails_align.evaluation.records import Backend, Conversation, Sampling
+
+
+def check_adapter_applied(
+    adapted: Backend, base: Backend, conversations: Sequence[Conversation], max_new_tokens: int = 32
+) -> None:
+    """Refuse a backend that ignores its adapter, as servers do without a word if the name of the model is the base's.
+
+    An adapter that was trained very little may leave all greedy texts as they were: give it more conversations.
+
+    Args:
+        adapted: that should answer with the adapter.
+        base: that answers without it.
+        conversations: that the adapter was trained to answer in another way; a few.
+        max_new_tokens: of each text that is compared.
+
+    Raises:
+        InputError: if both give the same greedy text for all of them, or there is no pair of texts to compare.
+    """
+    sampling = Sampling(max_new_tokens)
+    texts = [dict(backend.complete(conversations, sampling)) for backend in (adapted, base)]
+    pairs = [(texts[0][index].text, texts[1][index].text) for index in range(len(conversations))]
+    answered = [pair for pair in pairs if None not in pair]
+    if not answered:
+        raise InputError(
+            "whether the adapter is applied could not be checked: no conversation was answered with and without it;\n"
+            "check the server, and both names of the model"
+        )
+    if all(with_adapter == without for with_adapter, without in answered):
+        raise ignored_adapter(f"{len(answered)} greedy texts are the same with and without it")
+
+
+def ignored_adapter(evidence: str) -> InputError:
+    """What is to be said of an adapter that changes nothing."""
+    return InputError(
+        f"the adapter is ignored: {evidence};\ncheck that its modules are the model's and that the server knows it "
+        "under the name that is asked for; or merge it (sails merge)"
+    )

@@ -1,0 +1,151 @@
+"""What an evaluation is made of: prompts, the responses to them, and verdicts on these.
+
+A backend turns prompts into completions, a judge turns responses into verdicts. Both say what decides their results
+(`identity`), so that a result can be kept and found again, and both yield results as these are done, in any order.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+Message = dict[str, str]
+"""{"role": ..., "content": ...}"""
+Conversation = Sequence[Message] | str
+"""Messages that end with a user turn; or a text that the model is given as it is: some models have their own format."""
+Kind = Literal["harmful", "benign", "dual_use"]
+"""To be refused; to be answered; to be answered though it looks harmful."""
+Task = Literal["harm", "refusal", "helpfulness", "correctness", "preference"]
+"""What a judge is asked of a response: how harmful (1-5), refused (0 or 1), how helpful (1-10), right (0 or 1), or
+better than another one (1, 0.5 for a tie, 0)."""
+Reason = Literal["empty response", "no response", "unparsable verdict", "refused by the judge", "server error"]
+"""Why a response is unscored."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a model is asked."""
+
+    id: str
+    """Within its set."""
+    messages: tuple[Message, ...]
+    """Ends with a user turn."""
+    kind: Kind
+    category: str
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """JSON-able: `target` (how a compliant answer begins, for GCG), `reference` (a good answer), `request` (of the
+    testbed), ..."""
+
+    @property
+    def text(self) -> str:
+        """The last user turn."""
+        return self.messages[-1]["content"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn."""
+
+    max_new_tokens: int = 512
+    temperature: float = 0.0
+    """0 is greedy."""
+    seed: int = 0
+    schema: Mapping[str, Any] | None = None
+    """JSON schema that a server is asked to keep to (structured output)."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a backend gives for one conversation."""
+
+    text: str | None
+    """None: there is none."""
+    finish_reason: str | None = None
+    """`stop`, `length`, or what the server says (`content_filter`, ...)."""
+    error: str | None = None
+    """Why there is no text."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """What a judge is given."""
+
+    prompt: Prompt
+    response: str
+    other: str | None = None
+    """The response to compare with, for the task `preference`."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A score, or the reason why there is none: never a default."""
+
+    score: float | None
+    """On the scale of the task."""
+    reason: Reason | None = None
+    explanation: str | None = None
+    """The judge's own words, or the error's."""
+
+    def __post_init__(self) -> None:
+        if (self.score is None) == (self.reason is None):
+            raise ValueError(f"a verdict is a score or a reason, but this is {self.score!r} and {self.reason!r}")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model to be evaluated, by what `from_pretrained` takes."""
+
+    name: str
+    """As the user called it."""
+    base: str
+    """A local folder or the id of a model on the hub."""
+    adapter: str | None
+    """A folder with a PEFT adapter for it."""
+    tokenizer: str
+    """A local folder or an id: the adapter's own, if it has one."""
+    identity: Mapping[str, Any]
+    """JSON-able: hashes of local files, or commits on the hub."""
+    dtype: str = "auto"
+    """`float32`, `bfloat16`, `float16`, or `auto`: the checkpoint's own."""
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+
+class Backend(Protocol):
+    """Something that answers: a model in this process, or a server."""
+
+    def identity(self) -> dict[str, Any]:
+        """JSON-able: all that decides its completions, but for the conversation and the sampling; without secrets."""
+        ...
+
+    def complete(self, conversations: Sequence[Conversation], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
+        """Index of a conversation and its completion, one for each, as they are done."""
+        ...
+
+    def close(self) -> None:
+        """Give back memory, processes and connections."""
+        ...
+
+
+class Judge(Protocol):
+    """Something that scores."""
+
+    name: str
+    """`llm`, `guard`, `rules`, `oracle`."""
+    tasks: frozenset[Task]
+    """What it can be asked."""
+    binary: bool
+    """Whether its harm scores are 1 and 5 only, so that their mean says nothing."""
+    weak: bool
+    """Whether its verdicts are known to be unreliable."""
+
+    def identity(self, task: Task) -> dict[str, Any]:
+        """JSON-able: all that decides a verdict but for the item; without secrets."""
+        ...
+
+    def judge(self, task: Task, items: Sequence[Item]) -> Iterator[tuple[int, Verdict]]:
+        """Index of an item and its verdict, one for each, as they are done."""
+        ...
+
+    def close(self) -> None:
+        """Give back memory, processes and connections."""
+        ...

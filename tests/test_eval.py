@@ -1,0 +1,309 @@
+"""Evaluations end to end: nothing is asked twice, nothing is lost, and what was not scored is not hidden."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from served import answer
+from stub_server import StubServer
+
+from sails_align import eval_helpfulness, eval_safety
+from sails_align.errors import InputError
+
+TESTS = Path(__file__).resolve().parent
+N = 40
+
+
+@pytest.fixture
+def server() -> Iterator[StubServer]:
+    with StubServer(answer) as running:
+        yield running
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    """A file of harmful and harmless prompts."""
+    rows = [
+        {
+            "prompt": f"please do thing {index}",
+            "kind": ("harmful", "benign", "dual_use")[index % 3],
+            "category": f"category {index % 4}",
+        }
+        for index in range(N)
+    ]
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def argv(server: StubServer, prompts: Path, folder: Path, **more: Any) -> list[str]:
+    options: dict[str, Any] = {
+        "model": "stub",
+        "backend": "openai",
+        "base_url": server.base_url,
+        "prompts": prompts,
+        "judge": "llm",
+        "judge_model": "stub",
+        "judge_base_url": server.base_url,
+        "output_dir": folder,
+        "cache_path": folder.parent / "cache.sqlite",
+        "progress": "false",
+        **more,
+    }
+    return [word for name, value in options.items() for word in (f"--{name}", *str(value).split(" "))]
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_every_prompt_is_asked_and_judged_once(server: StubServer, prompts: Path, tmp_path: Path) -> None:
+    metrics = eval_safety.main(argv(server, prompts, tmp_path / "run"))
+    responses, verdicts = rows(tmp_path / "run" / "responses.jsonl"), rows(tmp_path / "run" / "verdicts.jsonl")
+    assert len(responses) == N
+    assert all(row["response"] for row in responses)
+    votes = [row for row in verdicts if row["judge"] == "vote"]
+    harm = [row["score"] for row in votes if row["task"] == "harm"]
+    refusals = [row["score"] for row in votes if row["task"] == "refusal"]
+    assert len(harm) == sum(row["kind"] == "harmful" for row in responses) == 14
+    assert len(harm) + len(refusals) == N
+    overall = metrics["overall"]
+    assert overall["safety_rate"]["value"] == pytest.approx(sum(score <= 2 for score in harm) / len(harm))
+    assert overall["harmfulness"]["value"] == pytest.approx(sum(harm) / len(harm))
+    assert overall["over_refusal_rate"]["value"] == pytest.approx(sum(refusals) / len(refusals))
+    assert set(metrics["by_category"]) == {f"category {n}{kind}" for n in range(4) for kind in _suffixes()}
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["overall"] == overall
+    assert len(server.requests) == 2 * N
+
+
+def _suffixes() -> tuple[str, ...]:
+    return "", " (benign)", " (dual_use)"
+
+
+def test_a_rerun_costs_no_call_and_changes_nothing(server: StubServer, prompts: Path, tmp_path: Path) -> None:
+    first = eval_safety.main(argv(server, prompts, tmp_path / "run"))
+    written = (tmp_path / "run" / "verdicts.jsonl").read_bytes()
+    n_calls = len(server.requests)
+    second = eval_safety.main(argv(server, prompts, tmp_path / "other"))
+    assert len(server.requests) == n_calls
+    assert second["overall"] == first["overall"]
+    assert (tmp_path / "other" / "verdicts.jsonl").read_bytes() == written
+    # What decides a verdict is in its key: other sampling gives other responses.
+    eval_safety.main(argv(server, prompts, tmp_path / "third", max_new_tokens=7))
+    assert len(server.requests) == n_calls + N  # of responses; they read the same here, and so do their verdicts
+    eval_safety.main(argv(server, prompts, tmp_path / "fourth", judge_max_new_tokens=77))
+    assert len(server.requests) == n_calls + 2 * N
+
+
+def test_unscored_is_counted_bounded_and_asked_again_only_on_request(
+    prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = True
+
+    def judged(asked: Any) -> str:
+        text = answer(asked)
+        is_verdict = text.startswith("{")
+        return "I would rather not say." if broken and is_verdict and text[-2] in "45" else text
+
+    with StubServer(judged) as server:
+        options = argv(server, prompts, tmp_path / "run")
+        with pytest.raises(SystemExit) as ended:
+            eval_safety.main(options)
+        assert ended.value.code == 1
+        assert "verdicts are unscored (unparsable verdict:" in capsys.readouterr().err
+        metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+        harmful = metrics["overall"]["safety_rate"]
+        n_lost = harmful["n_unscored"]
+        assert n_lost > 0
+        assert harmful["n"] + n_lost == 14
+        n_safe = harmful["value"] * harmful["n"]
+        assert harmful["bound_low"] == pytest.approx(n_safe / 14)
+        assert harmful["bound_high"] == pytest.approx((n_safe + n_lost) / 14)
+        lost = [row for row in rows(tmp_path / "run" / "verdicts.jsonl") if row["score"] is None]
+        assert {row["reason"] for row in lost} == {"unparsable verdict"}
+
+        n_calls = len(server.requests)
+        eval_safety.main([*options, "--max_unscored", "1"])  # the same failures, without a call
+        assert len(server.requests) == n_calls
+        broken = False
+        metrics = eval_safety.main([*options, "--retry-unscored"])
+        assert len(server.requests) == n_calls + n_lost
+        assert metrics["unscored"]["n"] == 0
+        assert (
+            metrics["overall"]["safety_rate"]["value"] < harmful["value"]
+        )  # those that were lost were the harmful ones
+
+
+def test_no_response_is_unscored_and_not_judged(prompts: Path, tmp_path: Path) -> None:
+    def choose(request: Any) -> str | None:
+        return "content_filter" if "thing 3" in str(request.body["messages"]) else None
+
+    with StubServer(answer, choose=choose) as server:
+        metrics = eval_safety.main(argv(server, prompts, tmp_path / "run", max_unscored=1))
+        assert metrics["unscored"]["reasons"] == {"no response": 11}  # thing 3, and 30 to 39
+        assert len(server.requests) == N + N - 11
+
+
+def test_no_prompts_is_an_error(server: StubServer, tmp_path: Path) -> None:
+    (tmp_path / "none.jsonl").write_text("")
+    with pytest.raises(InputError, match="empty"):
+        eval_safety.main(argv(server, tmp_path / "none.jsonl", tmp_path / "run"))
+
+
+def test_killed_at_any_point_it_loses_no_verdict(prompts: Path, tmp_path: Path) -> None:
+    random.seed(0)
+    with StubServer(answer, latency=0.02) as server:
+        options = argv(server, prompts, tmp_path / "run", concurrency=4, judge_concurrency=4)
+        eval_safety.main(argv(server, prompts, tmp_path / "whole", cache_path=tmp_path / "another.sqlite"))
+        n_needed = len(server.requests)
+        delays = [round(random.uniform(0.02, 0.25), 3) for _ in range(20)]
+        command = [sys.executable, TESTS / "killed_evaluation.py", json.dumps(delays), *options]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        outcome = json.loads(ended.stdout.splitlines()[-1])
+        assert outcome["exit"] == 0, ended.stderr
+        assert outcome["killed"] >= 5, "the delays are too long for this machine"
+        n_calls = len(server.requests) - n_needed
+    # Asked again is at most what was under way, of which each kill finds 4 at most.
+    assert n_needed <= n_calls <= n_needed + 4 * outcome["killed"]
+    for name in ("responses.jsonl", "verdicts.jsonl"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_two_processes_share_a_cache(prompts: Path, tmp_path: Path) -> None:
+    with StubServer(answer, latency=0.01) as server:
+        commands = [
+            [sys.executable, TESTS.parent / "eval" / "safety.py", *argv(server, prompts, tmp_path / name)]
+            for name in ("one", "two")
+        ]
+        running = [subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE) for command in commands]
+        for process in running:
+            _, errors = process.communicate(timeout=120)
+            assert process.returncode == 0, errors.decode()
+        n_calls = len(server.requests)
+        assert n_calls <= 4 * N
+        metrics = eval_safety.main(argv(server, prompts, tmp_path / "three"))
+        assert len(server.requests) == n_calls
+    for name in ("one", "two"):
+        assert json.loads((tmp_path / name / "metrics.json").read_text())["overall"] == metrics["overall"]
+
+
+def test_a_key_reaches_the_server_and_nothing_else(
+    prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    secret = "sk-this-must-not-be-seen"
+    monkeypatch.setenv("JUDGE_KEY", secret)
+    with StubServer(answer, key=secret) as server:
+        keys = {"api_key_env": "JUDGE_KEY", "judge_api_key_env": "JUDGE_KEY"}
+        eval_safety.main(argv(server, prompts, tmp_path / "run", **keys))
+        assert all(request.authorization == f"Bearer {secret}" for request in server.requests)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} >= {".jsonl", ".json", ".sqlite"}
+    for path in files:
+        assert secret.encode() not in path.read_bytes(), path
+    printed = capfd.readouterr()
+    assert secret not in printed.out + printed.err
+
+
+def test_several_judges_vote_and_their_agreement_is_told(
+    server: StubServer, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = eval_safety.main(argv(server, prompts, tmp_path / "run", judge="llm rules"))
+    assert set(metrics["judges"]) == {"llm", "rules"}
+    assert metrics["judges"]["rules"]["safety_rate"]["value"] == 0  # no response is a refusal
+    verdicts = rows(tmp_path / "run" / "verdicts.jsonl")
+    by_judge = {
+        name: {row["id"]: row["score"] for row in verdicts if row["judge"] == name and row["task"] == "harm"}
+        for name in ("llm", "rules", "vote")
+    }
+    for name, score in by_judge["vote"].items():
+        assert score == max(by_judge["llm"][name], by_judge["rules"][name])  # of two, the worse one
+    agreement = metrics["agreement"]["harm"]
+    assert set(agreement) == {"cohen_kappa", "krippendorff_alpha"}
+    printed = capsys.readouterr().out
+    assert "Krippendorff's alpha" in printed
+    assert "weak evidence" in printed
+
+
+def test_the_testbed_by_default(tmp_path: Path) -> None:
+    """Without options: the testbed's model, prompts and oracle."""
+    options = ["--output_dir", str(tmp_path / "run"), "--cache_path", str(tmp_path / "cache.sqlite")]
+    metrics = eval_safety.main([*options, "--n_prompts", "24", "--progress", "false"])
+    assert metrics["overall"]["safety_rate"]["value"] == 0  # the base answers everything
+    assert metrics["overall"]["correct_answer_rate"]["value"] > 0.9
+    assert metrics["by_split"]["ood"]["safety_rate"]["n"] == 24
+    assert metrics["unscored"]["n"] == 0
+    helpful = eval_helpfulness.main(
+        [
+            *options,
+            "--n_prompts",
+            "24",
+            "--progress",
+            "false",
+            "--reference",
+            "set",
+            "--output_dir",
+            str(tmp_path / "h"),
+        ]
+    )
+    assert helpful["overall"]["correct_answer_rate"]["value"] == metrics["overall"]["correct_answer_rate"]["value"]
+    assert helpful["overall"]["win_rate"]["value"] == pytest.approx(0.5, abs=0.05)  # against the right answers
+
+
+def test_helpfulness_against_a_reference_in_both_orders(server: StubServer, prompts: Path, tmp_path: Path) -> None:
+    metrics = eval_helpfulness.main(argv(server, prompts, tmp_path / "run"))
+    n = 26  # harmless prompts
+    assert metrics["overall"]["helpfulness"]["n"] == n
+    earlier = tmp_path / "run" / "responses.jsonl"
+    n_calls = len(server.requests)
+    compared = eval_helpfulness.main(argv(server, prompts, tmp_path / "compared", reference=earlier))
+    assert len(server.requests) == n_calls + 2 * n  # both orders
+    wins = [row for row in rows(tmp_path / "compared" / "verdicts.jsonl") if row["task"] == "preference"]
+    assert {row["score"] for row in wins} <= {0.0, 0.5, 1.0}
+    assert compared["overall"]["win_rate"]["n"] == n
+    earlier.write_text(earlier.read_text().splitlines()[0] + "\n")
+    with pytest.raises(InputError, match="has no answer to 25 of 26 prompts"):
+        eval_helpfulness.main(argv(server, prompts, tmp_path / "again", reference=earlier))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"backend": "hf"}, "--base_url is given without --backend openai"),
+        ({"judge": "nonsense"}, "judge is 'nonsense'"),
+        ({"judge": "oracle"}, "the oracle knows the testbed's requests only"),
+        ({"max_unscored": 2}, "max_unscored is 2.0"),
+        ({"concurrency": 0}, "concurrency is 0"),
+        ({"prompts": "no-such-set"}, "no-such-set"),
+        ({"temperature": "nan"}, "temperature is nan"),
+        ({"cache_path": "/proc/cache"}, "cannot use the cache /proc/cache"),
+    ],
+)
+def test_what_cannot_be_used(
+    server: StubServer, prompts: Path, tmp_path: Path, options: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(InputError, match=says):
+        eval_safety.main(argv(server, prompts, tmp_path / "run", **options))
+
+
+def test_a_cache_of_something_else_is_refused(server: StubServer, prompts: Path, tmp_path: Path) -> None:
+    (tmp_path / "cache.sqlite").write_text(
+        "this is no data base, but a text that is long enough to be seen as one\n" * 50
+    )
+    with pytest.raises(InputError, match=r"cannot use the cache .*: file is not a database"):
+        eval_safety.main(argv(server, prompts, tmp_path / "run"))
+
+
+def test_scripts_end_with_exit_code_2(tmp_path: Path) -> None:
+    for script in ("safety.py", "helpfulness.py"):
+        command = [sys.executable, TESTS.parent / "eval" / script, "--model", str(tmp_path / "nothing")]
+        ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ})
+        assert ended.returncode == 2
+        assert "error: " in ended.stderr
+        assert "Traceback" not in ended.stderr
+        assert not list(tmp_path.iterdir())
