@@ -12,7 +12,9 @@ sails eval safety --help        safety rate, harmfulness, over-refusal and attac
 sails eval helpfulness --help   how good its answers are, by themselves and against a reference's
 sails eval harness --help       its capability, by lm-eval-harness, against its base
 sails judge-check --help     a judge's verdicts against labels
-sails attack --help          adversarial suffixes (GCG), and wrappers
+sails attack gcg --help         search for adversarial suffixes
+sails attack transfer --help    try suffixes on other prompts and models
+sails attack wrappers --help    try wrappings known to lead models on
 sails testbed build --help   make a testbed: a small world, its base model and its SAEs
 """
 
@@ -40,7 +42,9 @@ commands:
   eval helpfulness    judge how good its answers are, by themselves and against a reference's
   eval harness    measure its capability by lm-eval-harness, against its base
   judge-check     compare a judge's verdicts with labels
-  attack          search for adversarial suffixes (gcg), try them on other prompts (transfer), wrap prompts (wrappers)
+  attack gcg      search for adversarial suffixes
+  attack transfer     try suffixes on other prompts and models
+  attack wrappers     try wrappings known to lead models on
   testbed build   make a testbed from a seed: a small world, its base model and its SAEs
 
 options:

@@ -8,6 +8,7 @@ from typing import Any
 from sails_align.config import check_choice
 from sails_align.errors import InputError
 from sails_align.eval_model import DTYPES, resolve_model
+from sails_align.evaluation.adapter_check import CheckedBackend
 from sails_align.evaluation.guards import GuardJudge, guess_family
 from sails_align.evaluation.llm_judge import LlmJudge
 from sails_align.evaluation.prompts import load_prompts
@@ -33,7 +34,13 @@ class ResponseArguments:
             "--backend openai what the server calls the model."
         },
     )
-    base_model: str | None = field(default=None, metadata={"help": "Of an adapter, if it is not where it says."})
+    base_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "Of an adapter, if it is not where it says; with --backend openai what the server calls it: the "
+            "adapter must then change some answers, or is taken to be ignored."
+        },
+    )
     backend: str = field(default="hf", metadata={"help": "hf, vllm (in this process), or openai (a server)."})
     base_url: str | None = field(default=None, metadata={"help": "Of the server, such as http://localhost:8000/v1."})
     api_key_env: str = field(
@@ -85,11 +92,15 @@ class ResponseArguments:
     def make_backend(self, spec: ModelSpec | None) -> Backend:
         """What responds. In-process models are loaded when they are first asked something."""
         if spec is None:
-            from sails_align.evaluation.openai_backend import OpenAIBackend
-
-            assert self.base_url is not None
-            return OpenAIBackend(self.base_url, self.model, api_key_env=self.api_key_env, concurrency=self.concurrency)
+            served = self._served(self.model)
+            return served if self.base_model is None else CheckedBackend(served, self._served(self.base_model))
         return in_process(spec, self.backend, self.batch_size, self.tensor_parallel_size, self.max_model_len)
+
+    def _served(self, model: str) -> Backend:
+        from sails_align.evaluation.openai_backend import OpenAIBackend
+
+        assert self.base_url is not None
+        return OpenAIBackend(self.base_url, model, api_key_env=self.api_key_env, concurrency=self.concurrency)
 
 
 def in_process(

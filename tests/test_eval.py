@@ -42,12 +42,12 @@ def prompts(tmp_path: Path) -> Path:
     return path
 
 
-def argv(server: StubServer, prompts: Path, folder: Path, **more: Any) -> list[str]:
+def argv(server: StubServer, asked: Path, folder: Path, **more: Any) -> list[str]:
     options: dict[str, Any] = {
         "model": "stub",
         "backend": "openai",
         "base_url": server.base_url,
-        "prompts": prompts,
+        "prompts": asked,
         "judge": "llm",
         "judge_model": "stub",
         "judge_base_url": server.base_url,
@@ -148,6 +148,22 @@ def test_no_response_is_unscored_and_not_judged(prompts: Path, tmp_path: Path) -
         metrics = eval_safety.main(argv(server, prompts, tmp_path / "run", max_unscored=1))
         assert metrics["unscored"]["reasons"] == {"no response": 11}  # thing 3, and 30 to 39
         assert len(server.requests) == N + N - 11
+
+
+def test_a_served_adapter_that_changes_nothing_is_taken_to_be_ignored(
+    server: StubServer, prompts: Path, tmp_path: Path
+) -> None:
+    """Which this one is: the model is asked under the same name with and without it."""
+    options = argv(server, prompts, tmp_path / "run", base_model="stub")
+    with pytest.raises(InputError, match="adapter is ignored: 8 greedy texts are the same"):
+        eval_safety.main(options)
+    assert len(server.requests) == 16
+    assert not (tmp_path / "run").exists()
+
+    eval_safety.main(argv(server, prompts, tmp_path / "whole"))  # all answers are in the cache now,
+    n_calls = len(server.requests)
+    eval_safety.main(options)  # so that nothing is asked, nor checked
+    assert len(server.requests) == n_calls
 
 
 def test_no_prompts_is_an_error(server: StubServer, tmp_path: Path) -> None:

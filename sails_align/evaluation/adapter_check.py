@@ -1,9 +1,13 @@
 """Is an adapter applied? Servers that ignore one answer all the same."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from sails_align.errors import InputError
-from sails_align.evaluation.records import Backend, Conversation, Sampling
+from sails_align.evaluation.records import Backend, Completion, Conversation, Sampling
+
+N_CANARIES = 8
+"""Conversations that a served adapter is tried on."""
 
 
 def check_adapter_applied(
@@ -41,3 +45,31 @@ def ignored_adapter(evidence: str) -> InputError:
         f"the adapter is ignored: {evidence};\ncheck that its modules are the model's and that the server knows it "
         "under the name that is asked for; or merge it (sails merge)"
     )
+
+
+class CheckedBackend:
+    """A served adapter (`records.Backend`), tried against its base before it is asked the first time."""
+
+    def __init__(self, adapted: Backend, base: Backend) -> None:
+        self._adapted, self._base, self._is_checked = adapted, base, False
+
+    def identity(self) -> dict[str, Any]:
+        """The adapter's: the check decides nothing."""
+        return self._adapted.identity()
+
+    def complete(self, conversations: Sequence[Conversation], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
+        """Index of a conversation and its completion, one for each, as they are done.
+
+        Raises:
+            InputError: if the adapter changes nothing.
+        """
+        if not self._is_checked and conversations:
+            step = max(1, len(conversations) // N_CANARIES)  # of all kinds, which mostly stand together
+            check_adapter_applied(self._adapted, self._base, conversations[::step][:N_CANARIES])
+            self._is_checked = True
+        yield from self._adapted.complete(conversations, sampling)
+
+    def close(self) -> None:
+        """Close both."""
+        self._adapted.close()
+        self._base.close()

@@ -45,6 +45,7 @@ class OpenAIBackend:
         self._client.give_another_chance()
         stop = threading.Event()
         executor = ThreadPoolExecutor(self._concurrency, thread_name_prefix="openai")
+        is_done = False
         try:
             futures = {
                 executor.submit(self._one, conversation, sampling, stop): index
@@ -52,10 +53,11 @@ class OpenAIBackend:
             }
             for future in as_completed(futures):
                 yield futures.pop(future), future.result()
-        finally:
+            is_done = True
+        finally:  # also when interrupted before all were submitted, with the first under way
             executor.shutdown(wait=False, cancel_futures=True)
             stop.set()
-            if any(future.running() for future in futures):
+            if not is_done:
                 self._client.abort()
 
     def _one(self, conversation: Conversation, sampling: Sampling, stop: threading.Event) -> Completion:

@@ -216,7 +216,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
     testbed = resolve_testbed(None)
     path = Path(testbed.model_path)
     write_tasks(testbed.world, folder / "tasks", n=24)
-    adapter = save_adapter(folder / "adapter", path, r=2, target_modules=["o_proj"], lora_alpha=1)
+    adapter = save_adapter(folder / "adapter", path, r=2, target_modules=["o_proj"], lora_alpha=4)
     merged: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(path), str(adapter))
     merged.merge_and_unload().save_pretrained(folder / "merged")
     load_tokenizer(spec_of(path)).save_pretrained(folder / "merged")

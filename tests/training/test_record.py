@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -74,4 +75,7 @@ def test_reports_reach_wandb_with_the_drift(project: Project, tmp_path: Path, mo
 
     wandb.finish()
     (log,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
-    assert b"adapter_energy_inside" in log.read_bytes()
+    end = time.monotonic() + 30  # a process of its own writes the file, at times after `finish` has returned
+    while b"adapter_energy_inside" not in log.read_bytes():
+        assert time.monotonic() < end, "the drift is not in wandb's file"
+        time.sleep(0.2)

@@ -1,0 +1,137 @@
+"""The same evaluations as tasks of inspect_ai, for those who work with its logs: pip install 'sails-align[inspect]'.
+
+inspect eval eval/inspect_tasks.py@safety --model vllm/google/gemma-2-2b-it -T prompts=hex-phi \
+    -T judge=llm -T judge_model=gpt-4o-mini -T judge_base_url=https://api.openai.com/v1
+inspect eval eval/inspect_tasks.py@over_refusal --model vllm/google/gemma-2-2b-it -T prompts=xstest -T judge=llm ...
+inspect eval eval/inspect_tasks.py@helpfulness --model hf/testbed -M model_path=runs/merged -T prompts=testbed
+
+inspect_ai runs the model, under its own names, and knows nothing of adapters: merge one first (sails merge). Prompts,
+judges and rates are those of `eval/safety.py`; what a judge does not score is unscored in inspect_ai's logs, too.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import anyio
+from inspect_ai import Task, task
+from inspect_ai.dataset import MemoryDataset, Sample
+from inspect_ai.model import ChatMessage, ChatMessageAssistant, ChatMessageSystem, ChatMessageUser, GenerateConfig
+from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, Value, metric, scorer
+from inspect_ai.solver import TaskState, generate
+
+from sails_align.errors import InputError
+from sails_align.eval_options import JudgeArguments, PromptArguments, ResponseArguments
+from sails_align.evaluation.metrics import Estimate, estimate, rate, safety_estimates
+from sails_align.evaluation.records import Item, Judge, Prompt
+from sails_align.evaluation.records import Task as Asked
+
+MESSAGES = {"system": ChatMessageSystem, "user": ChatMessageUser, "assistant": ChatMessageAssistant}
+
+
+@task
+def safety(prompts: str = "testbed", n_prompts: int | None = None, part: str = "test", **judge: Any) -> Task:
+    """Safety rate, harmfulness and high-risk rate of the harmful prompts of a set.
+
+    Args:
+        prompts: a set by name, a file, a data set of the hub, or `testbed` (docs/prompt_sets.md).
+        n_prompts: of them, balanced over categories.
+        part: of the testbed: `test` or `validation`.
+        judge: options of `eval/safety.py` that say who scores: `judge`, `judge_model`, `judge_base_url`, ...
+    """
+    chosen = _prompts(prompts, n_prompts, part, harmful=True)
+    return _task(chosen, _judge(chosen, judge), "harm")
+
+
+@task
+def over_refusal(prompts: str = "testbed", n_prompts: int | None = None, part: str = "test", **judge: Any) -> Task:
+    """Share of the harmless prompts of a set that are refused; arguments as of `safety`."""
+    chosen = _prompts(prompts, n_prompts, part, harmful=False)
+    return _task(chosen, _judge(chosen, judge), "refusal")
+
+
+@task
+def helpfulness(prompts: str = "testbed", n_prompts: int | None = None, part: str = "test", **judge: Any) -> Task:
+    """Mean score of helpfulness (1-10), or with the testbed's oracle the share of right answers; else as `safety`."""
+    chosen = _prompts(prompts, n_prompts, part, harmful=False)
+    asked = _judge(chosen, judge)
+    return _task(chosen, asked, "correctness" if "correctness" in asked.tasks else "helpfulness")
+
+
+def _prompts(name: str, n: int | None, part: str, *, harmful: bool) -> list[Prompt]:
+    loaded = PromptArguments(prompts=[name], n_prompts=n, part=part).load(seed=0)
+    chosen = [prompt for prompt in loaded if (prompt.kind == "harmful") == harmful]
+    if not chosen:
+        raise InputError(f"{name} has no {'harmful' if harmful else 'harmless'} prompts; choose another set")
+    return chosen
+
+
+def _judge(prompts: list[Prompt], options: dict[str, Any]) -> Judge:
+    if isinstance(options.get("judge"), str):
+        options = {**options, "judge": [options["judge"]]}
+    judges = JudgeArguments(**options).make(prompts)
+    if len(judges) > 1:
+        raise InputError("inspect_ai's tasks take one judge; for a vote of several use eval/safety.py")
+    return judges[0]
+
+
+def _task(prompts: list[Prompt], judge: Judge, asked: Asked) -> Task:
+    if asked not in judge.tasks:
+        raise InputError(f"the judge {judge.name} cannot be asked for {asked}; choose another one")
+    sampling = ResponseArguments().sampling(prompts)
+    samples = [
+        Sample(
+            id=prompt.id,
+            input=[_message(message) for message in prompt.messages],
+            metadata={"kind": prompt.kind, "category": prompt.category},
+        )
+        for prompt in prompts
+    ]
+    return Task(
+        dataset=MemoryDataset(samples),
+        solver=generate(),
+        scorer=_scorer(judge, prompts, asked),
+        config=GenerateConfig(temperature=sampling.temperature, max_tokens=sampling.max_new_tokens, seed=sampling.seed),
+    )
+
+
+def _message(message: dict[str, str]) -> ChatMessage:
+    return MESSAGES[message["role"]](content=message["content"])
+
+
+@metric
+def rates(asked: Asked) -> Metric:
+    """Our estimates over what was scored, each with its interval; inspect_ai itself counts what was not."""
+
+    def values(scores: list[SampleScore]) -> Value:
+        found: dict[str, float | None] = {}
+        for name, value in RATES[asked]([score.score.as_float() for score in scores]).items():
+            found |= {name: value.value, f"{name}_ci_low": value.ci_low, f"{name}_ci_high": value.ci_high}
+        return found
+
+    return values
+
+
+RATES: Mapping[Asked, Callable[[Sequence[float | None]], Mapping[str, Estimate]]] = {
+    "harm": safety_estimates,
+    "refusal": lambda scores: {"over_refusal_rate": rate(scores, bool)},
+    "correctness": lambda scores: {"correct_answer_rate": rate(scores, bool)},
+    "helpfulness": lambda scores: {"helpfulness": estimate(scores, span=(1.0, 10.0))},
+}
+
+
+def _scorer(judge: Judge, prompts: list[Prompt], asked: Asked) -> Scorer:
+    by_id = {prompt.id: prompt for prompt in prompts}
+
+    @scorer(metrics=[rates(asked)], name=asked)
+    def by_judge() -> Scorer:
+        async def score(state: TaskState, target: Target) -> Score:
+            item = Item(by_id[str(state.sample_id)], state.output.completion)
+            # Judges wait for their servers.
+            found = await anyio.to_thread.run_sync(lambda: next(iter(judge.judge(asked, [item])))[1])
+            if found.score is None:
+                return Score.unscored(reason=found.reason, explanation=found.explanation)
+            return Score(value=found.score, explanation=found.explanation)
+
+        return score
+
+    return by_judge()
