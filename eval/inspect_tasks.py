@@ -3,8 +3,9 @@
 inspect eval eval/inspect_tasks.py@safety --model vllm/google/gemma-2-2b-it -T prompts=hex-phi \
     -T judge=llm -T judge_model=gpt-4o-mini -T judge_base_url=https://api.openai.com/v1
 inspect eval eval/inspect_tasks.py@over_refusal --model vllm/google/gemma-2-2b-it -T prompts=xstest -T judge=llm ...
-inspect eval eval/inspect_tasks.py@helpfulness --model hf/testbed -M model_path=runs/merged -T prompts=testbed
+inspect eval eval/inspect_tasks.py@helpfulness --model hf/testbed -M model_path=runs/merged -M do_sample=false
 
+(do_sample=false: of inspect_ai's providers, hf does not take the temperature 0 that is asked for.)
 inspect_ai runs the model, under its own names, and knows nothing of adapters: merge one first (sails merge). Prompts,
 judges and rates are those of `eval/safety.py`; what a judge does not score is unscored in inspect_ai's logs, too.
 """

@@ -6,15 +6,22 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from served import answer
-from stub_server import StubServer
+from stub_server import PASSING, StubServer
 
 from sails_align import eval_helpfulness, eval_safety
 from sails_align.errors import InputError
+from sails_align.eval_run import verdicts_of
+from sails_align.evaluation.cache import Cache
+from sails_align.evaluation.llm_judge import LlmJudge, questions
+from sails_align.evaluation.openai_backend import OpenAIBackend
+from sails_align.evaluation.records import Item, Prompt
+from sails_align.evaluation.rubrics import HARM
 
 TESTS = Path(__file__).resolve().parent
 N = 40
@@ -224,6 +231,30 @@ def test_a_key_reaches_the_server_and_nothing_else(
         assert secret.encode() not in path.read_bytes(), path
     printed = capfd.readouterr()
     assert secret not in printed.out + printed.err
+
+
+def test_five_thousand_verdicts_of_a_failing_server_are_all_scored_or_accounted_for(tmp_path: Path) -> None:
+    user = [{"role": "user", "content": f"do thing {index}"} for index in range(5000)]
+    items = [Item(Prompt(str(n), (turn,), "harmful", "all"), f"response {n}") for n, turn in enumerate(user)]
+    asked = [questions(HARM, item)[0] for item in items]
+    lasting = ["content_filter", "reasoning_only"]  # which are answers, and asking again is not tried
+    with StubServer(answer, faults=0.05, kinds=[*PASSING, *lasting], retry_after=0, slow=0.2) as server:
+        judge = LlmJudge(OpenAIBackend(server.base_url, "stub", concurrency=32, backoff=0.05))
+        with closing(Cache(tmp_path / "cache.sqlite")) as cache:
+            verdicts = verdicts_of(judge, "harm", items, cache, progress=False)
+            n_faults = sum(server.given.values()) - server.given["none"]
+            n_lost, n_calls = sum(server.given[fault] for fault in lasting), len(server.requests)
+            again = verdicts_of(judge, "harm", items, cache, progress=False, retry_failed=True)
+        assert server.max_in_flight <= 32
+    assert 180 < n_faults < 350  # there was something to get over
+    unscored = [index for index, verdict in enumerate(verdicts) if verdict.score is None]
+    assert 20 < len(unscored) == n_lost
+    assert {verdicts[index].reason for index in unscored} == {"refused by the judge", "unparsable verdict"}
+    assert n_lost <= len(server.requests) - n_calls < 2 * n_lost
+    for verdict, question in zip(again, asked, strict=True):
+        if verdict.score is not None:
+            assert verdict.score == json.loads(answer(list(question.conversation)))["score"]
+    assert sum(verdict.score is None for verdict in again) < n_lost / 4
 
 
 def test_several_judges_vote_and_their_agreement_is_told(

@@ -208,15 +208,15 @@ def test_an_option_is_not_given_up_for_an_error_that_names_it():
     assert {"seed", "temperature", "max_tokens", "response_format"} <= server.requests[-1].body.keys()
 
 
-def test_five_thousand_requests_with_faults_are_all_accounted_for():
+def test_requests_with_faults_are_all_answered_and_not_mixed_up():
     with StubServer(echo, faults=0.05, kinds=[*PASSING, "429_date", "trickle"], retry_after=0, slow=0.2) as server:
-        found = complete(server, chats(5000), concurrency=32, backoff=0.05)
+        found = complete(server, chats(1000), concurrency=32, backoff=0.05)
     assert Counter(completion.text for completion in found.values()) == Counter(
-        f"text {number}" for number in range(5000)
+        f"text {number}" for number in range(1000)
     )
-    assert all(found[index].text == f"text {index}" for index in range(5000))
+    assert all(found[index].text == f"text {index}" for index in range(1000))
     n_faults = sum(server.given.values()) - server.given["none"]
-    assert 180 < n_faults < 350  # there were faults to get over
+    assert 30 < n_faults < 90  # there were faults to get over
     assert 2 < server.max_in_flight <= 32
 
 
