@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,24 +56,25 @@ def responses(backend_name: str, turns: int, folder: Path) -> dict[str, Any]:
     asked = conversations()
     prompts = [Prompt(str(n), tuple(messages), "harmful", "all") for n, messages in enumerate(asked)]
     spec = resolve_model("testbed", dtype="float32")
-    backend = in_process(spec, backend_name, BATCH, max_model_len=128 if backend_name == "vllm" else None)
     sampling = Sampling(TOKENS)
-    list(backend.complete(asked[:BATCH], sampling))  # it loads the model when it is first asked
-    bare = bare_hf(spec.base) if backend_name == "hf" else bare_vllm(backend)
-    bare(asked[:BATCH])
-    ratios, rates = [], []
-    for turn in range(turns):
+    with closing(
+        in_process(spec, backend_name, BATCH, max_model_len=128 if backend_name == "vllm" else None)
+    ) as backend:
+        list(backend.complete(asked[:BATCH], sampling))  # it loads the model when it is first asked
+        bare = bare_hf(spec.base) if backend_name == "hf" else bare_vllm(backend)
+        bare(asked[:BATCH])
+        ratios, rates = [], []
+        for turn in range(turns):
 
-        def evaluate(turn: int = turn) -> None:
-            cache = Cache(folder / f"cache-{turn}.sqlite")
-            respond(backend, prompts, sampling, cache, progress=False)
-            cache.close()
+            def evaluate(turn: int = turn) -> None:
+                cache = Cache(folder / f"cache-{turn}.sqlite")
+                respond(backend, prompts, sampling, cache, progress=False)
+                cache.close()
 
-        order = [("ours", evaluate), ("bare", lambda: bare(asked))]
-        spent = {name: seconds_of(work) for name, work in (order if turn % 2 else order[::-1])}
-        ratios.append(spent["bare"] / spent["ours"])
-        rates.append(len(asked) / spent["ours"])
-    backend.close()
+            order = [("ours", evaluate), ("bare", lambda: bare(asked))]
+            spent = {name: seconds_of(work) for name, work in (order if turn % 2 else order[::-1])}
+            ratios.append(spent["bare"] / spent["ours"])
+            rates.append(len(asked) / spent["ours"])
     return {"ratio": summary(ratios), "responses_per_second": summary(rates), "n": len(asked)}
 
 
@@ -82,7 +83,7 @@ def bare_hf(path: str) -> Callable[[list[Any]], Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(path)
 
     def generate(asked: list[Any]) -> list[str]:
@@ -106,7 +107,7 @@ def bare_vllm(backend: Any) -> Callable[[list[Any]], Any]:
     """The same engine's chat, on all conversations at once."""
     from vllm import SamplingParams
 
-    engine = backend.engine
+    engine = backend._llm
     sampling = SamplingParams(max_tokens=TOKENS, temperature=0.0)
     return lambda asked: engine.chat(asked, sampling, use_tqdm=False)
 

