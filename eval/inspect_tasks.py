@@ -21,7 +21,8 @@ from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, Value,
 from inspect_ai.solver import TaskState, generate
 
 from sails_align.errors import InputError
-from sails_align.eval_options import JudgeArguments, PromptArguments, ResponseArguments
+from sails_align.eval_judges import JudgeArguments
+from sails_align.eval_options import PromptArguments, ResponseArguments
 from sails_align.evaluation.metrics import Estimate, estimate, rate, safety_estimates
 from sails_align.evaluation.records import Item, Judge, Prompt
 from sails_align.evaluation.records import Task as Asked
@@ -67,9 +68,9 @@ def _prompts(name: str, n: int | None, part: str, *, harmful: bool) -> list[Prom
 
 
 def _judge(prompts: list[Prompt], options: dict[str, Any]) -> Judge:
-    if isinstance(options.get("judge"), str):
-        options = {**options, "judge": [options["judge"]]}
-    judges = JudgeArguments(**options).make(prompts)
+    lists = ("judge", "judge_model", "judge_base_url", "judge_api_key_env")
+    options = {name: [value] if name in lists and isinstance(value, str) else value for name, value in options.items()}
+    judges = list(JudgeArguments(**options).make(prompts).values())
     if len(judges) > 1:
         raise InputError("inspect_ai's tasks take one judge; for a vote of several use eval/safety.py")
     return judges[0]

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sails_align.errors import InputError
-from sails_align.eval_options import JudgeArguments, PromptArguments, ResponseArguments, RunArguments
+from sails_align.eval_judges import JudgeArguments
+from sails_align.eval_options import PromptArguments, ResponseArguments, RunArguments
 from sails_align.evaluation.wrappers import WRAPPERS, template
 from sails_align.testbed import lexicon
 from sails_align.testbed.build import is_testbed

@@ -10,7 +10,7 @@ sails attack transfer --suffixes runs/other/attacked.jsonl ...           suffixe
 <output_dir>/responses.jsonl, verdicts.jsonl, metrics.json      with and without the attacks, if there is a judge
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -63,7 +63,7 @@ def main(argv: Sequence[str], prog: str = "sails attack") -> dict[str, Any] | No
                 f"{names} has no harmful prompts to attack; choose another --prompts, or give --kind harmful"
             )
         is_judged = bool(args.who.judge) or all("testbed" in prompt.meta for prompt in prompts)
-        judges = args.who.make(prompts) if is_judged else []  # before the search: not to fail after hours
+        judges = args.who.make(prompts) if is_judged else {}  # before the search: not to fail after hours
         attacked = attacked_prompts(args, spec, prompts, folder)
         path = folder / "attacked.jsonl"
         write_rows(path, [prompt_row(prompt) for prompt in attacked])
@@ -143,7 +143,7 @@ def prompt_row(prompt: Prompt) -> dict[str, Any]:
 
 
 def _measured(
-    args: Arguments, spec: ModelSpec | None, judges: Sequence[Judge], asked: list[Prompt], folder: Path
+    args: Arguments, spec: ModelSpec | None, judges: Mapping[str, Judge], asked: list[Prompt], folder: Path
 ) -> dict[str, Any]:
     """Responses and verdicts with and without the attacks, and the success rates of each attack."""
     options = {"retry_failed": args.run.retry_unscored, "progress": args.run.progress}

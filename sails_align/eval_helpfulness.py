@@ -15,7 +15,8 @@ from typing import Any
 
 from sails_align.artifacts import one_at_a_time, output_folder, package_versions, write_json
 from sails_align.errors import InputError
-from sails_align.eval_options import JudgeArguments, PromptArguments, ResponseArguments, RunArguments
+from sails_align.eval_judges import JudgeArguments
+from sails_align.eval_options import PromptArguments, ResponseArguments, RunArguments
 from sails_align.eval_panel import Panel, fail_if_unscored, unscored
 from sails_align.eval_run import respond, response_row, verdict_row, write_rows
 from sails_align.eval_tables import show_rates

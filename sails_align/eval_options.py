@@ -1,4 +1,4 @@
-"""The options of evaluations: model, prompts, judges; and what they mean."""
+"""The options of evaluations, but for the judges' (`eval_judges`): model, prompts, output; and what they mean."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,18 +9,14 @@ from sails_align.config import check_choice
 from sails_align.errors import InputError
 from sails_align.eval_model import DTYPES, resolve_model
 from sails_align.evaluation.adapter_check import CheckedBackend
-from sails_align.evaluation.guards import GuardJudge, guess_family
-from sails_align.evaluation.llm_judge import LlmJudge
 from sails_align.evaluation.prompts import load_prompts
-from sails_align.evaluation.records import Backend, Judge, ModelSpec, Prompt, Sampling
-from sails_align.evaluation.rules import RulesJudge
+from sails_align.evaluation.records import Backend, ModelSpec, Prompt, Sampling
 from sails_align.export.serving import serving_report
 from sails_align.testbed.build import cache_folder, is_testbed, resolve_testbed
 from sails_align.testbed.evaluate import MAX_NEW_TOKENS as TESTBED_TOKENS
-from sails_align.testbed.judge import OracleJudge, request_prompts
+from sails_align.testbed.judge import request_prompts
 
 BACKENDS = ("hf", "vllm", "openai")
-JUDGES = ("oracle", "llm", "guard", "rules")
 
 
 @dataclass
@@ -65,8 +61,8 @@ class ResponseArguments:
     def __post_init__(self) -> None:
         check_choice("backend", self.backend, BACKENDS)
         check_choice("dtype", self.dtype, DTYPES)
-        _check_least(self, concurrency=1, batch_size=1, tensor_parallel_size=1, max_model_len=1, max_new_tokens=1)
-        _check_least(self, temperature=0, seed=0)
+        check_least(self, concurrency=1, batch_size=1, tensor_parallel_size=1, max_model_len=1, max_new_tokens=1)
+        check_least(self, temperature=0, seed=0)
         if (self.backend == "openai") != (self.base_url is not None):
             given = "--backend openai" if self.base_url is None else "--base_url"
             other = "--base_url" if self.base_url is None else "--backend openai"
@@ -154,7 +150,7 @@ class PromptArguments:
     part: str = field(default="test", metadata={"help": "Of the testbed: test, or validation to choose settings by."})
 
     def __post_init__(self) -> None:
-        _check_least(self, n_prompts=1)
+        check_least(self, n_prompts=1)
         check_choice("part", self.part, ("test", "validation"))
         if self.kind is not None:
             check_choice("kind", self.kind, ("harmful", "benign", "dual_use"))
@@ -191,87 +187,6 @@ def _changed(prompt: Prompt, prefix: str, system_prompt: str | None) -> Prompt:
 
 
 @dataclass
-class JudgeArguments:
-    """Who scores."""
-
-    judge: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": f"{', '.join(JUDGES)}; several of them vote. Default: oracle, if all prompts are the testbed's."
-        },
-    )
-    judge_model: str | None = field(
-        default=None, metadata={"help": "Of llm and guard: what the server calls it, a folder or a hub id."}
-    )
-    judge_backend: str | None = field(
-        default=None, metadata={"help": "hf, vllm or openai; default: openai if there is a --judge_base_url, else hf."}
-    )
-    judge_base_url: str | None = field(default=None, metadata={"help": "Of the judge's server."})
-    judge_api_key_env: str = field(
-        default="OPENAI_API_KEY", metadata={"help": "The environment variable that has its key."}
-    )
-    judge_concurrency: int = field(default=16, metadata={"help": "Requests to it at the same time."})
-    judge_max_new_tokens: int = field(default=512, metadata={"help": "Of the judge's answer; reasoning counts."})
-    guard_family: str | None = field(
-        default=None, metadata={"help": "Whose prompt format a guard has; default: what --judge_model's name says."}
-    )
-
-    def __post_init__(self) -> None:
-        for name in self.judge or ():
-            check_choice("judge", name, JUDGES)
-        if self.judge_backend is None:
-            self.judge_backend = "hf" if self.judge_base_url is None else "openai"
-        check_choice("judge_backend", self.judge_backend, BACKENDS)
-        _check_least(self, judge_concurrency=1, judge_max_new_tokens=1)
-        needs = [name for name in self.judge or () if name in ("llm", "guard")]
-        if needs and self.judge_model is None:
-            raise InputError(
-                f"--judge {needs[0]} needs a model; give --judge_model (and --judge_base_url for a server)"
-            )
-        if (self.judge_backend == "openai") != (self.judge_base_url is not None):
-            raise InputError("--judge_backend openai and --judge_base_url belong together; give both, or none")
-
-    def make(self, prompts: Sequence[Prompt]) -> list[Judge]:
-        """The judges, whose models are loaded when they are first asked something.
-
-        Raises:
-            InputError: if none is named and the prompts are not the testbed's, or one's model cannot be used.
-        """
-        names = self.judge
-        if not names:
-            if not all("testbed" in prompt.meta for prompt in prompts):
-                raise InputError(
-                    "who is to judge the responses? give --judge llm or guard, with --judge_model;\n"
-                    "--judge rules needs no model, but looks for refusal phrases only"
-                )
-            names = ["oracle"]
-        return [self._judge(name) for name in dict.fromkeys(names)]
-
-    def _judge(self, name: str) -> Judge:
-        if name == "oracle":
-            return OracleJudge()
-        if name == "rules":
-            return RulesJudge()
-        backend = self._backend()
-        if name == "llm":
-            return LlmJudge(backend, max_new_tokens=self.judge_max_new_tokens)
-        return GuardJudge(backend, self.guard_family or guess_family(str(self.judge_model)))
-
-    def _backend(self) -> Backend:
-        assert self.judge_model is not None
-        if self.judge_base_url is not None:
-            from sails_align.evaluation.openai_backend import OpenAIBackend
-
-            return OpenAIBackend(
-                self.judge_base_url,
-                self.judge_model,
-                api_key_env=self.judge_api_key_env,
-                concurrency=self.judge_concurrency,
-            )
-        return in_process(resolve_model(self.judge_model), str(self.judge_backend))
-
-
-@dataclass
 class RunArguments:
     """Where results go, and what is taken from earlier ones."""
 
@@ -299,7 +214,8 @@ class RunArguments:
         return Path(self.output_dir or f"runs/eval-{what}-{stem}")
 
 
-def _check_least(options: Any, **least: float) -> None:
+def check_least(options: Any, **least: float) -> None:
+    """Refuse options, by name, that are smaller than the least value that makes sense, or no numbers; None is one."""
     for name, smallest in least.items():
         value = getattr(options, name)
         if value is not None and not smallest <= value < float("inf"):

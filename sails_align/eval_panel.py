@@ -3,7 +3,7 @@
 import itertools
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sails_align.errors import InputError
@@ -17,23 +17,25 @@ from sails_align.evaluation.rules import RulesJudge
 class Panel:
     """One judge, or several that vote."""
 
-    def __init__(self, judges: Sequence[Judge], cache: Cache, *, retry_failed: bool = False, progress: bool = True):
-        self._judges = list(judges)
+    def __init__(
+        self, judges: Mapping[str, Judge], cache: Cache, *, retry_failed: bool = False, progress: bool = True
+    ) -> None:
+        self._judges = dict(judges)
         self._cache, self._options = cache, {"retry_failed": retry_failed, "progress": progress}
-        self.members = {judge.name: judge.binary for judge in judges}
+        self.members = {name: judge.binary for name, judge in judges.items()}
         """Name -> whether its harm scores are 1 and 5 only."""
-        self.binary = all(judge.binary for judge in judges)
+        self.binary = all(self.members.values())
 
     def can(self, task: Task) -> bool:
         """Whether any of them can be asked this."""
-        return any(task in judge.tasks for judge in self._judges)
+        return any(task in judge.tasks for judge in self._judges.values())
 
-    def _asked(self, task: Task) -> list[Judge]:
+    def _asked(self, task: Task) -> dict[str, Judge]:
         """Those that can be asked; for refusals, if none can, one that knows refusal phrases."""
-        able = [judge for judge in self._judges if task in judge.tasks]
+        able = {name: judge for name, judge in self._judges.items() if task in judge.tasks}
         if able or task != "refusal":
             return able
-        return [RulesJudge()]
+        return {RulesJudge.name: RulesJudge()}
 
     def judge(self, task: Task, items: Sequence[Item | None]) -> dict[str, list[Verdict]]:
         """Verdicts in order, by judge, and their `vote`.
@@ -43,9 +45,12 @@ class Panel:
         """
         asked = self._asked(task)
         if not asked:
-            names = ", ".join(judge.name for judge in self._judges)
+            names = ", ".join(self._judges)
             raise InputError(f"none of the judges ({names}) can be asked for {task}; choose another --judge")
-        by_judge = {judge.name: verdicts_of(judge, task, items, self._cache, **self._options) for judge in asked}
+        by_judge = {
+            name: verdicts_of(judge, task, items, self._cache, title=f"{task} ({name})", **self._options)
+            for name, judge in asked.items()
+        }
         worse = task in ("helpfulness", "correctness", "preference")
         votes = [
             together[0] if len(together) == 1 else vote(together, lower_is_worse=worse)
@@ -84,30 +89,46 @@ class Panel:
 
     def identities(self) -> dict[str, Any]:
         """What decides each judge's verdicts."""
-        return {judge.name: {task: judge.identity(task) for task in sorted(judge.tasks)} for judge in self._judges}
+        return {
+            name: {task: judge.identity(task) for task in sorted(judge.tasks)} for name, judge in self._judges.items()
+        }
 
     def close(self) -> None:
         """Close the judges."""
-        for judge in self._judges:
+        for judge in self._judges.values():
             judge.close()
 
 
 def unscored(votes: Mapping[Task, Mapping[int, Verdict]]) -> dict[str, Any]:
-    """How many verdicts there are, how many of them are no score, and why."""
-    verdicts = [verdict for of_task in votes.values() for verdict in of_task.values()]
+    """How many verdicts there are, how many of them are no score, and why; of all and by task.
+
+    `share` is that of the task with the largest: what is unscored of one must not hide behind another's many verdicts.
+    """
+    by_task = {task: _counted(verdicts.values()) for task, verdicts in votes.items()}
+    of_all = _counted(verdict for verdicts in votes.values() for verdict in verdicts.values())
+    return {**of_all, "share": max((found["share"] for found in by_task.values()), default=0.0), "by_task": by_task}
+
+
+def _counted(verdicts: Iterable[Verdict]) -> dict[str, Any]:
+    verdicts = list(verdicts)
     reasons = Counter(verdict.reason for verdict in verdicts if verdict.reason is not None)
     n = reasons.total()
     return {"n_verdicts": len(verdicts), "n": n, "share": n / len(verdicts) if verdicts else 0.0, "reasons": reasons}
 
 
 def fail_if_unscored(counted: Mapping[str, Any], limit: float) -> None:
-    """End the command with exit code 1 if too much is unscored for the rates to be trusted."""
-    if counted["share"] <= limit:
+    """End the command with exit code 1 if too much of a task is unscored for its rates to be trusted."""
+    too_many = [
+        f"{found['n']} of {found['n_verdicts']} verdicts on {task} are unscored "
+        f"({', '.join(f'{reason}: {n}' for reason, n in found['reasons'].items())})"
+        for task, found in counted["by_task"].items()
+        if found["share"] > limit
+    ]
+    if not too_many:
         return
-    causes = ", ".join(f"{reason}: {n}" for reason, n in counted["reasons"].items())
     print(
-        f"{counted['n']} of {counted['n_verdicts']} verdicts are unscored ({causes}), more than max_unscored "
-        f"({limit:.1%});\nthe rates leave them out: see their bounds. --retry_unscored asks for these alone again",
+        f"{'; '.join(too_many)}, more than max_unscored ({limit:.1%});\n"
+        "the rates leave them out: see their bounds. --retry_unscored asks for these alone again",
         file=sys.stderr,
     )
     raise SystemExit(1)

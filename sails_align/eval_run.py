@@ -77,14 +77,15 @@ def verdicts_of(
     items: Sequence[Item | None],
     cache: Cache,
     *,
+    title: str | None = None,
     retry_failed: bool = False,
     progress: bool = True,
 ) -> list[Verdict]:
-    """A verdict on each item; None, where there is no response, is unscored."""
+    """A verdict on each item; None, where there is no response, is unscored. `title` is what the bar says."""
     given = [item for item in items if item is not None]
     made_by = {"what": "verdict", "judge": judge.identity(task), "task": task}
     work = Work(
-        f"{task} ({judge.name})",
+        title or f"{task} ({judge.name})",
         [content_hash({**made_by, "item": _json(item)}) for item in given],
         lambda missing: judge.judge(task, [given[index] for index in missing]),
         lambda value: Verdict(**value),

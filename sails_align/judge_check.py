@@ -17,7 +17,8 @@ from rich.table import Table
 
 from sails_align.artifacts import one_at_a_time, output_folder, package_versions, write_json
 from sails_align.errors import InputError
-from sails_align.eval_options import JudgeArguments, RunArguments
+from sails_align.eval_judges import JudgeArguments
+from sails_align.eval_options import RunArguments
 from sails_align.eval_panel import Panel, fail_if_unscored, unscored
 from sails_align.eval_run import verdict_row, write_rows
 from sails_align.evaluation.agreement import cohen_kappa, confusion

@@ -1,4 +1,4 @@
-"""Every command and YAML file that the documentation shows for the recipes is one that they take."""
+"""Every command and YAML file that the documentation shows is one that recipes and evaluations take."""
 
 import re
 import shlex
@@ -6,17 +6,40 @@ from pathlib import Path
 
 import pytest
 
-from sails_align import align
+from sails_align import align, attack_options
+from sails_align.eval_harness import HarnessArguments
+from sails_align.eval_helpfulness import ReferenceArguments
+from sails_align.eval_judges import JudgeArguments
+from sails_align.eval_options import PromptArguments, ResponseArguments, RunArguments
+from sails_align.judge_check import LabelArguments
+from sails_align.training.parsing import CommandLine
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 LAUNCH = re.compile(r"(?:accelerate launch(?P<launch>.*?)|python) recipes/(?P<method>sft|dpo)_sails\.py(?P<options>.*)")
 
+EVALUATE = re.compile(
+    r"(?:\$ )?(?:python eval/|sails (?:eval )?)(?P<name>safety|helpfulness|harness|judge-check|attack)(?:\.py)? "
+    r"(?P<options>.*)"
+)
+COMMON = [ResponseArguments, PromptArguments, JudgeArguments, RunArguments]
+CLASSES = {
+    "safety": COMMON,
+    "helpfulness": [*COMMON, ReferenceArguments],
+    "harness": [HarnessArguments],
+    "judge-check": [LabelArguments, JudgeArguments, RunArguments],
+}
+
+
+def lines(path: Path) -> list[str]:
+    return [line.strip() for line in path.read_text().replace("\\\n", " ").splitlines()]
+
 
 def commands(path: Path) -> list[tuple[list[str], str, list[str]]]:
     """Of each command: the options of accelerate, the method, and the recipe's options."""
-    lines = [line.strip() for line in path.read_text().replace("\\\n", " ").splitlines()]
-    found = [match for line in lines if (match := LAUNCH.match(line)) and "FILE" not in line and "DIR" not in line]
+    found = [
+        match for line in lines(path) if (match := LAUNCH.match(line)) and "FILE" not in line and "DIR" not in line
+    ]
     return [
         (shlex.split(match["launch"] or ""), match["method"], shlex.split(match["options"], comments=True))
         for match in found
@@ -34,10 +57,25 @@ def test_commands(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
             assert args.model.model_name_or_path == options[options.index("--model_name_or_path") + 1]
 
 
+def evaluations(path: Path) -> list[tuple[str, list[str]]]:
+    found = [match for line in lines(path) if (match := EVALUATE.match(line)) and "|" not in line]
+    return [(match["name"], shlex.split(match["options"], comments=True)) for match in found]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS)
+def test_evaluations(path: str) -> None:
+    for name, options in evaluations(ROOT / path):
+        if name == "attack":
+            assert attack_options.parse(options, "sails attack").method == options[0]
+        else:
+            CommandLine.read(options).parse(CLASSES[name])
+
+
 def test_commands_are_found() -> None:
     found = {path: commands(ROOT / path) for path in DOCUMENTS}
     assert found["README.md"]
     assert any(launch for path in found for launch, _, _ in found[path])
+    assert {name for path in DOCUMENTS for name, _ in evaluations(ROOT / path)} == {*CLASSES, "attack"}
     assert {method for path in found for _, method, _ in found[path]} == {"sft", "dpo"}
 
 

@@ -63,7 +63,8 @@ def argv(server: StubServer, asked: Path, folder: Path, **more: Any) -> list[str
         "progress": "false",
         **more,
     }
-    return [word for name, value in options.items() for word in (f"--{name}", *str(value).split(" "))]
+    given = {name: str(value).split(" ") for name, value in options.items() if value is not None}
+    return [word for name, words in given.items() for word in (f"--{name}", *words)]
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -123,7 +124,7 @@ def test_unscored_is_counted_bounded_and_asked_again_only_on_request(
         with pytest.raises(SystemExit) as ended:
             eval_safety.main(options)
         assert ended.value.code == 1
-        assert "verdicts are unscored (unparsable verdict:" in capsys.readouterr().err
+        assert "verdicts on harm are unscored (unparsable verdict:" in capsys.readouterr().err
         metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
         harmful = metrics["overall"]["safety_rate"]
         n_lost = harmful["n_unscored"]
@@ -277,6 +278,45 @@ def test_several_judges_vote_and_their_agreement_is_told(
     assert "weak evidence" in printed
 
 
+def test_each_judge_has_its_own_model_server_and_key(
+    prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KEY_ONE", "the-key-of-one")
+    monkeypatch.setenv("KEY_TWO", "the-key-of-two")
+    servers = [
+        StubServer(answer, model="one", key="the-key-of-one"),
+        StubServer(lambda asked: "safe", model="llama-guard-3", key="the-key-of-two"),
+        StubServer(answer),
+    ]
+    with servers[0] as one, servers[1] as guard, servers[2] as model:
+        both = {
+            "judge": "llm guard",
+            "judge_model": "one llama-guard-3",
+            "judge_base_url": f"{one.base_url} {guard.base_url}",
+            "judge_api_key_env": "KEY_ONE KEY_TWO",
+        }
+        metrics = eval_safety.main(argv(model, prompts, tmp_path / "run", **both))
+        assert len(one.requests) == N  # harm and refusal
+        assert len(guard.requests) == 14  # harm alone
+        assert metrics["judges"]["guard"] == {"safety_rate": {**metrics["judges"]["guard"]["safety_rate"], "value": 1}}
+        assert metrics["judges"]["llm"]["safety_rate"]["value"] < 1
+        two = {**both, "judge": "llm llm", "judge_model": "one two", "judge_base_url": one.base_url}
+        with pytest.raises(InputError, match="has no model 'two'"):
+            eval_safety.main(argv(model, prompts, tmp_path / "run", **{**two, "judge_api_key_env": "KEY_ONE"}))
+
+
+def test_what_is_unscored_of_one_task_does_not_hide_behind_another(
+    prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def choose(request: Any) -> str | None:
+        return "refusal" if "You grade how far" in str(request.body) and "thing 9" in str(request.body) else None
+
+    with StubServer(answer, choose=choose) as server, pytest.raises(SystemExit) as ended:
+        eval_safety.main(argv(server, prompts, tmp_path / "run", max_unscored=0.05))
+    assert ended.value.code == 1  # 1 of 14, and not 1 of 40
+    assert "1 of 14 verdicts on harm are unscored (refused by the judge: 1)" in capsys.readouterr().err
+
+
 def test_the_testbed_by_default(tmp_path: Path) -> None:
     """Without options: the testbed's model, prompts and oracle."""
     options = ["--output_dir", str(tmp_path / "run"), "--cache_path", str(tmp_path / "cache.sqlite")]
@@ -323,7 +363,14 @@ def test_helpfulness_against_a_reference_in_both_orders(server: StubServer, prom
     [
         ({"backend": "hf"}, "--base_url is given without --backend openai"),
         ({"judge": "nonsense"}, "judge is 'nonsense'"),
-        ({"judge": "oracle"}, "the oracle knows the testbed's requests only"),
+        (
+            {"judge": "oracle", "judge_model": None, "judge_base_url": None},
+            "the oracle knows the testbed's requests only",
+        ),
+        ({"judge": "oracle"}, "oracle is given, and 1 --judge_model"),
+        ({"judge": "llm guard"}, "llm, guard is given, and 1 --judge_model"),
+        ({"judge": "llm llm", "judge_model": "stub stub"}, "the judge llm:stub is given twice"),
+        ({"judge_api_key_env": "A B"}, "judge_api_key_env has 2 values for 1 models"),
         ({"max_unscored": 2}, "max_unscored is 2.0"),
         ({"concurrency": 0}, "concurrency is 0"),
         ({"prompts": "no-such-set"}, "no-such-set"),

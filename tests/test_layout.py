@@ -122,6 +122,7 @@ FLOORS: list[list[list[str]]] = [
             "sae_training",
             "eval_model",
             "eval_options",
+            "eval_judges",
             "eval_run",
             "eval_panel",
             "eval_tables",
