@@ -1,7 +1,5 @@
 """How far judges agree: with each other, and with labels that are known to be right.
 
-Suffixes of arrays: V values on the scale that occur.
-
 vote([one, other, third]).score                         # the upper median
 cohen_kappa([1, 5, None], [1, 4, 5], weights="quadratic")
 krippendorff_alpha([[1, 5, None], [1, 4, 5]])           # one row of scores a judge
@@ -13,6 +11,7 @@ from dataclasses import dataclass
 from statistics import median_high, median_low
 from typing import Literal
 
+import krippendorff
 import numpy as np
 
 from sails_align.errors import InputError
@@ -103,28 +102,11 @@ def krippendorff_alpha(scores: Sequence[Scores], *, level: Level = "ordinal") ->
     if len(lengths) > 1:
         raise InputError(f"the judges have {sorted(lengths)} scores; give all of them the same items")
     # Items with a single score cannot be compared with anything, and count for nothing.
-    items = [[score for score in item if score is not None] for item in zip(*scores, strict=True)]
-    items = [item for item in items if len(item) >= 2]
-    values = sorted({score for item in items for score in item})
-    if len(values) < 2:
+    items = [item for item in zip(*scores, strict=True) if sum(score is not None for score in item) >= 2]
+    if len({score for item in items for score in item if score is not None}) < 2:
         return None
-    together_VV = np.zeros((len(values), len(values)))
-    for item in items:
-        counts_V = np.array([item.count(value) for value in values], dtype=np.float64)
-        together_VV += (np.outer(counts_V, counts_V) - np.diag(counts_V)) / (len(item) - 1)
-    totals_V = together_VV.sum(axis=1)
-    by_chance_VV = (np.outer(totals_V, totals_V) - np.diag(totals_V)) / (totals_V.sum() - 1)
-    distance_VV = _distances(np.array(values), totals_V, level)
-    return float(1 - (together_VV * distance_VV).sum() / (by_chance_VV * distance_VV).sum())
-
-
-def _distances(values_V: np.ndarray, totals_V: np.ndarray, level: Level) -> np.ndarray:
-    """How much two values differ (Krippendorff 2011, section D): of ordinal ones, by how many scores lie between."""
-    if level == "nominal":
-        return (values_V[:, None] != values_V[None, :]).astype(np.float64)
-    # On an ordinal scale a value lies in the middle of the ranks of the scores that have it.
-    place_V = values_V if level == "interval" else totals_V.cumsum() - totals_V / 2
-    return (place_V[:, None] - place_V[None, :]) ** 2
+    data = np.array([[np.nan if score is None else score for score in item] for item in items], dtype=np.float64)
+    return float(krippendorff.alpha(reliability_data=data.T, level_of_measurement=level))
 
 
 @dataclass(frozen=True)
