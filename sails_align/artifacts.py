@@ -183,8 +183,8 @@ def _temporary_folder(folder: Path) -> Path:
         raise InputError(f"cannot make the folder {folder}; choose another one with --output_dir") from error
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically: a reader sees the old file or the whole new one."""
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically: a reader sees the old file or the whole new one."""
     _make_folder(path.parent)
     with disk_errors(path):
         try:
@@ -192,8 +192,8 @@ def write_text(path: Path, text: str) -> None:
         except FileNotFoundError as error:  # in /proc, which is there, but nothing can be made in it
             raise InputError(f"cannot write {path}; choose another folder") from error
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o644)  # mkstemp makes it private
@@ -201,6 +201,11 @@ def write_text(path: Path, text: str) -> None:
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, as `write_bytes` does."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:

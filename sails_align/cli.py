@@ -15,6 +15,8 @@ sails judge-check --help     a judge's verdicts against labels
 sails attack gcg --help         search for adversarial suffixes
 sails attack transfer --help    try suffixes on other prompts and models
 sails attack wrappers --help    try wrappings known to lead models on
+sails compare --help         every method over seeds, and the report
+sails report --help          the report of a comparison again
 sails testbed build --help   make a testbed: a small world, its base model and its SAEs
 """
 
@@ -45,6 +47,8 @@ commands:
   attack gcg      search for adversarial suffixes
   attack transfer     try suffixes on other prompts and models
   attack wrappers     try wrappings known to lead models on
+  compare         train and evaluate every method over seeds, and report
+  report          make a comparison's report again
   testbed build   make a testbed from a seed: a small world, its base model and its SAEs
 
 options:
@@ -55,7 +59,7 @@ Everywhere a model is asked for, `testbed` is the one that ships with the packag
 Options can be read from a YAML file: --config FILE."""
 COMMANDS = ("discover", "train-sae", "train sft", "train dpo", "train rlhf")
 COMMANDS += ("merge", "check-adapter", "estimate", "eval safety", "eval helpfulness", "eval harness", "judge-check")
-COMMANDS += ("attack gcg", "attack transfer", "attack wrappers", "testbed build")
+COMMANDS += ("attack gcg", "attack transfer", "attack wrappers", "compare", "report", "testbed build")
 GROUPS = ("train", "testbed", "eval", "attack")
 
 
@@ -126,6 +130,14 @@ def dispatch(argv: list[str]) -> None:
             from sails_align.attacking import main as attack
 
             attack(options, prog="sails attack")
+        case ["compare", *options]:
+            from sails_align.comparing import main as compare
+
+            compare(options, prog="sails compare")
+        case ["report", *options]:
+            from sails_align.comparing import report_main
+
+            report_main(options, prog="sails report")
         case ["testbed", "build", *options]:
             from sails_align.commands import build
 

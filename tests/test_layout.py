@@ -134,9 +134,11 @@ FLOORS: list[list[list[str]]] = [
             "attack_options",
             "attacking",
             "commands",
-            "cli",
         ]
     ],
+    [[f"comparison.{name}" for name in ("plan", "cells", "runner", "summary")]],
+    [[f"reporting.{name}" for name in ("figures", "page")]],
+    [["comparing", "cli"]],
 ]
 PLACE = {
     module: (floor, folder, order)

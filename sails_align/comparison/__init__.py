@@ -1,0 +1,1 @@
+"""The comparison of methods: which trainings are made, what is measured of each, and what follows."""

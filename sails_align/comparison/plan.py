@@ -1,0 +1,172 @@
+"""What is compared: runs (a method with its options), and the cells that they are made of: one training each.
+
+A cell's key is the hash of all that decides its numbers but for the code, so a result is found again, and two plans
+that share cells share their results.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from sails_align.artifacts import content_hash, package_versions
+from sails_align.errors import InputError
+
+Trainer = Literal["none", "sft", "dpo", "rlhf"]
+Part = Literal["validation", "test"]
+FIRST_TUNING_SEED = 1000
+"""Of initialisation and data where learning rates are chosen: none of those that are reported."""
+FORMAT = 1
+"""Of a cell's result."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A method of the comparison."""
+
+    name: str
+    label: str
+    trainer: Trainer
+    options: tuple[str, ...] = ()
+    """Of its recipe, as on the command line."""
+    is_tuned: bool = True
+    """Whether its learning rate is chosen from the grid; else it is the recipe's own."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training, and what it is measured on."""
+
+    run: Run
+    learning_rate: float | None
+    """None: the recipe's own, or there is no training."""
+    seed: int
+    """Of initialisation and data."""
+    part: Part
+    world: str
+    """`testbed`, `testbed:N`, or a testbed's folder."""
+    measures: "Measures"
+
+    @property
+    def key(self) -> str:
+        """Of its result: the run's name, and the hash of what decides it."""
+        run = asdict(replace(self.run, label="", is_tuned=True))
+        decides = {**asdict(self), "run": run, "format": FORMAT, "versions": package_versions()}
+        return f"{self.run.name}-{content_hash(decides)[:16]}"
+
+
+@dataclass(frozen=True)
+class Measures:
+    """How much is trained on and measured; the same for all methods."""
+
+    n_examples: int = 128
+    """Harmful training examples; there are as many harmless ones."""
+    n_prompts: int = 256
+    """Of each of the four sets of a part."""
+    n_attacked: int = 8
+    """Harmful prompts that GCG is tried on, half of them of new categories; 0: none. On the test part alone."""
+    n_capability: int = 50
+    """Items of each of lm-eval's testbed tasks; 0: none. On the test part alone."""
+
+
+RUNS: Mapping[str, Run] = {
+    run.name: run
+    for run in (
+        Run("base", "base", "none", is_tuned=False),
+        Run("sft-lora", "SFT, LoRA", "sft", ("--init", "default")),
+        Run("sft-sails", "SFT, SAILS", "sft", ("--init", "sails")),
+        Run("sft-full", "SFT, full", "sft", ("--use_peft", "false")),
+        Run("dpo-lora", "DPO, LoRA", "dpo", ("--init", "default")),
+        Run("dpo-sails", "DPO, SAILS", "dpo", ("--init", "sails")),
+        Run("dpo-full", "DPO, full", "dpo", ("--use_peft", "false")),
+        Run("rlhf", "RLHF reference", "rlhf", ("--max_steps", "120"), is_tuned=False),
+    )
+}
+"""The default comparison. The reference's own learning rate was chosen on the validation split (docs/rlhf.md)."""
+LEARNING_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A comparison."""
+
+    runs: tuple[Run, ...] = tuple(RUNS.values())
+    learning_rates: tuple[float, ...] = LEARNING_RATES
+    n_seeds: int = 5
+    n_tuning_seeds: int = 1
+    first_seed: int = 0
+    world: str = "testbed"
+    measures: Measures = field(default_factory=Measures)
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise InputError(f"no runs to compare; choose among {', '.join(RUNS)}")
+        names = [run.name for run in self.runs]
+        if len(set(names)) < len(names):
+            raise InputError(f"a run is named twice: {', '.join(sorted(names))}")
+        if not self.learning_rates or not all(0 < rate < 1 for rate in self.learning_rates):
+            raise InputError(f"learning rates are {self.learning_rates}; give numbers between 0 and 1")
+        for name in ("n_seeds", "n_tuning_seeds"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; choose 1 or more")
+        if not 0 <= self.first_seed <= FIRST_TUNING_SEED - self.n_seeds:
+            raise InputError(f"first_seed is {self.first_seed}; choose 0 to {FIRST_TUNING_SEED - self.n_seeds}")
+
+    @property
+    def seeds(self) -> range:
+        """Those that are reported."""
+        return range(self.first_seed, self.first_seed + self.n_seeds)
+
+    def tuning_cells(self) -> list[Cell]:
+        """On the validation part: every learning rate of every run that has one to be chosen."""
+        seeds = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + self.n_tuning_seeds)
+        return [
+            Cell(run, rate, seed, "validation", self.world, self.measures)
+            for run in self.runs
+            if run.is_tuned
+            for rate in self.learning_rates
+            for seed in seeds
+        ]
+
+    def test_cells(self, chosen: Mapping[str, float]) -> list[Cell]:
+        """On the test part: every seed of every run, at its chosen learning rate (by the run's name)."""
+        return [
+            Cell(run, chosen.get(run.name), seed, "test", self.world, self.measures)
+            for seed in self.seeds
+            for run in self.runs
+            if run.trainer != "none" or seed == self.first_seed
+        ]
+
+    def choose(self, results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+        """By run, the learning rate with the best mean of safety rate and correct answers on the validation part.
+
+        Args:
+            results: of all tuning cells, by key.
+        """
+        merits: dict[str, dict[float, list[float]]] = {}
+        for cell in self.tuning_cells():
+            assert cell.learning_rate is not None
+            by_rate = merits.setdefault(cell.run.name, {})
+            by_rate.setdefault(cell.learning_rate, []).append(merit(results[cell.key]))
+        return {name: max(by_rate, key=lambda rate: sum(by_rate[rate])) for name, by_rate in merits.items()}
+
+
+def merit(result: Mapping[str, Any]) -> float:
+    """Mean of safety rate and correct answers: what a learning rate is chosen by."""
+    numbers = result["numbers"]
+    return (_value(numbers["safety_rate"]) + _value(numbers["correct_answer_rate"])) / 2
+
+
+def _value(estimate: Mapping[str, Any]) -> float:
+    return 0.0 if estimate["value"] is None else float(estimate["value"])
+
+
+def runs_named(names: Sequence[str]) -> Iterator[Run]:
+    """Runs of the default comparison by name.
+
+    Raises:
+        InputError: if there is none of that name.
+    """
+    for name in names:
+        if name not in RUNS:
+            raise InputError(f"there is no run {name!r}; choose among {', '.join(RUNS)}")
+        yield RUNS[name]

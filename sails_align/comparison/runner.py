@@ -1,0 +1,161 @@
+"""Cells -> results: what is missing is computed, in processes side by side, and each result is a file once it is there.
+
+<folder>/cells/<key>.json   a result, written whole or not at all
+<folder>/cells/<key>.log    what its process printed; kept if it failed
+
+Processes are forked from a server that has imported everything once, so that a cell does not pay for imports, and each
+has one cell, so that its memory is its own. With GPUs there is one process for each.
+"""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sails_align.artifacts import write_json
+from sails_align.comparison.plan import Cell
+from sails_align.errors import InputError
+from sails_align.progress import progress_bar
+
+PRELOADED = [
+    "sails_align.comparison.cells",
+    "sails_align.align",
+    "sails_align.rlhf",
+    "sails_align.evaluation.gcg",
+    "lm_eval.models.huggingface",
+    "peft",
+]
+LOG_TAIL = 600
+"""Characters of a failed cell's log that are shown."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A cell without a result."""
+
+    cell: Cell
+    log: Path
+
+    def __str__(self) -> str:
+        rate = "" if self.cell.learning_rate is None else f", learning rate {self.cell.learning_rate:g}"
+        tail = self.log.read_text(errors="replace")[-LOG_TAIL:].strip() if self.log.is_file() else "killed"
+        return f"{self.cell.run.name}, seed {self.cell.seed}{rate}: {tail}\n({self.log})"
+
+
+class Results:
+    """Results of cells in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / "cells"
+
+    def path(self, cell: Cell, suffix: str = ".json") -> Path:
+        """Where a cell's result is, or its log."""
+        return self._folder / f"{cell.key}{suffix}"
+
+    def get(self, cell: Cell) -> dict[str, Any] | None:
+        """A result; None if there is none.
+
+        Raises:
+            InputError: if the file is damaged.
+        """
+        path = self.path(cell)
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} is no result of a cell ({error}); delete it to compute it again") from error
+
+    def all(self, cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
+        """Those of the cells that are there, by key."""
+        found = {cell.key: self.get(cell) for cell in cells}
+        return {key: result for key, result in found.items() if result is not None}
+
+
+def n_slots() -> int:
+    """Processes at a time: one for each GPU, else for each core this process may use."""
+    import torch
+
+    return torch.cuda.device_count() or len(os.sched_getaffinity(0))
+
+
+def run_cells(
+    cells: Sequence[Cell], results: Results, *, title: str, n_processes: int, progress: bool = True
+) -> list[Failure]:
+    """Compute the results that are not there yet, several at a time. A cell that fails does not end the others.
+
+    Args:
+        cells: to be had.
+        results: where they are kept.
+        title: what the bar says.
+        n_processes: at a time.
+        progress: show a bar, with an estimate of the time left.
+
+    Returns:
+        the cells that failed.
+    """
+    missing = [cell for cell in cells if results.get(cell) is None]
+    failures: list[Failure] = []
+    if not missing:
+        return failures
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    running: dict[int, Any] = {}
+    free = list(range(n_processes))
+    lock = threading.Lock()
+
+    def compute(cell: Cell) -> int:
+        with lock:
+            slot = free.pop()
+            process = running[slot] = context.Process(target=_work, args=(cell, results.path(cell), slot))
+        process.start()
+        process.join()
+        with lock:
+            free.append(slot)
+            del running[slot]
+        return process.exitcode or 0
+
+    with progress_bar(progress) as bar, ThreadPoolExecutor(n_processes) as pool:
+        task = bar.add_task(title, total=len(cells), completed=len(cells) - len(missing))
+        futures = {pool.submit(compute, cell): cell for cell in missing}
+        try:
+            for future in as_completed(futures):
+                cell = futures[future]
+                if future.result():
+                    failures.append(Failure(cell, results.path(cell, ".log")))
+                bar.advance(task)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            with lock:
+                for process in running.values():
+                    process.terminate()
+            raise
+    return failures
+
+
+def _work(cell: Cell, path: Path, slot: int) -> None:
+    """In a process of its own: compute a cell, and write its result."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = str(slot)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    log = path.with_suffix(".log")
+    with log.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        from sails_align.comparison.cells import run_cell
+
+        try:
+            write_json(path, run_cell(cell))
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+    with contextlib.suppress(OSError):
+        log.unlink()

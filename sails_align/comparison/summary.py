@@ -1,0 +1,180 @@
+"""Results of cells -> what is reported: means over seeds, differences paired by seed, each with a 95% interval."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sails_align.comparison.plan import Plan, Run, merit
+from sails_align.evaluation.metrics import mean_interval
+
+Result = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number of a cell."""
+
+    name: str
+    label: str
+    scale: float = 100.0
+    """What it is multiplied by to be shown: shares are shown in %."""
+    higher_is_better: bool = True
+    digits: int = 1
+
+
+MEASURES = (
+    Measure("safety_rate_in_distribution", "safety, trained categories (%)"),
+    Measure("safety_rate_out_of_distribution", "safety, new categories (%)"),
+    Measure("harmfulness", "harmfulness (1-5)", 1.0, higher_is_better=False, digits=2),
+    Measure("high_risk_rate", "high risk (%)", higher_is_better=False),
+    Measure("over_refusal_rate", "over-refusal (%)", higher_is_better=False),
+    Measure("correct_answer_rate", "correct answers (%)"),
+    Measure("attack_success_rate", "GCG success (%)", higher_is_better=False),
+    Measure("capability", "capability (%)"),
+    Measure("steps_to_95", "steps to 95% safety", 1.0, higher_is_better=False, digits=0),
+    Measure("trainable_share", "trainable parameters (%)", digits=2, higher_is_better=False),
+    Measure("train_seconds", "training (s)", 1.0, higher_is_better=False),
+    Measure("peak_memory_mb", "peak memory (MiB)", 1.0, higher_is_better=False, digits=0),
+)
+COMPARED = tuple(measure for measure in MEASURES[:8] if measure.name not in ("harmfulness", "high_risk_rate"))
+"""What differences are told of."""
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over seeds, with its 95% t interval (none for one seed)."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    """Seeds that have the number."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is reported of a run."""
+
+    run: Run
+    learning_rate: float | None
+    means: Mapping[str, Mean]
+    """By measure."""
+    n_unscored: int
+    """Responses without a score, of all seeds."""
+
+
+def value_of(result: Result, name: str) -> float | None:
+    """A measure of a cell; None where the cell has none."""
+    if name == "attack_success_rate":
+        return result.get("attack", {}).get(name, {}).get("value")
+    if name == "capability":
+        tasks = result.get("capability")
+        return sum(tasks.values()) / len(tasks) if tasks else None
+    if name in ("trainable_share", "steps_to_95", "peak_memory_mb"):
+        return result["cost"].get(name)
+    if name == "train_seconds":
+        return sum(result["cost"]["seconds"].get(stage, 0.0) for stage in ("subspace", "train"))
+    return result["numbers"][name]["value"]
+
+
+def mean_of(values: Sequence[float | None]) -> Mean:
+    """The mean of the numbers there are."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return Mean(None, None, None, 0)
+    mean, low, high = mean_interval(known)
+    return Mean(mean, None if math.isnan(low) else low, None if math.isnan(high) else high, len(known))
+
+
+def rows_of(plan: Plan, results: Mapping[str, Result], chosen: Mapping[str, float]) -> list[Row]:
+    """A row for each run, in the plan's order.
+
+    Args:
+        plan: of the comparison.
+        results: of its test cells, by key.
+        chosen: learning rates by run.
+    """
+    of_run = by_run(plan, results, chosen)
+    return [
+        Row(
+            run,
+            chosen.get(run.name),
+            {
+                measure.name: mean_of([value_of(result, measure.name) for result in of_run[run.name].values()])
+                for measure in MEASURES
+            },
+            sum(
+                number["n_unscored"]
+                for result in of_run[run.name].values()
+                for name, number in result["numbers"].items()
+                if name in ("safety_rate", "over_refusal_rate")
+            ),
+        )
+        for run in plan.runs
+    ]
+
+
+def by_run(plan: Plan, results: Mapping[str, Result], chosen: Mapping[str, float]) -> dict[str, dict[int, Result]]:
+    """Results of the test cells by run and seed."""
+    found: dict[str, dict[int, Result]] = {run.name: {} for run in plan.runs}
+    for cell in plan.test_cells(chosen):
+        if cell.key in results:
+            found[cell.run.name][cell.seed] = results[cell.key]
+    return found
+
+
+def differences(
+    plan: Plan, results: Mapping[str, Result], chosen: Mapping[str, float], name: str, reference: str
+) -> dict[str, Mean]:
+    """A run minus a reference run, by measure: pairs of the same seed."""
+    of_run = by_run(plan, results, chosen)
+    ours, theirs = of_run[name], of_run[reference]
+    seeds = sorted(ours.keys() & theirs.keys())
+    found = {}
+    for measure in COMPARED:
+        pairs = [(value_of(ours[seed], measure.name), value_of(theirs[seed], measure.name)) for seed in seeds]
+        found[measure.name] = mean_of([a - b for a, b in pairs if a is not None and b is not None])
+    return found
+
+
+def categories(
+    plan: Plan, results: Mapping[str, Result], chosen: Mapping[str, float], split: str
+) -> dict[str, dict[str, Mean]]:
+    """By category of a split (`harmful`, `ood`, `harmless`) and run: the safety rate, or over-refusal."""
+    of_run = by_run(plan, results, chosen)
+    found: dict[str, dict[str, Mean]] = {}
+    for run, cells in of_run.items():
+        values: dict[str, list[float | None]] = {}
+        for result in cells.values():
+            for category, number in result["by_category"].items():
+                if number["split"] == split:
+                    values.setdefault(category, []).append(number["value"])
+        for category, of_category in values.items():
+            found.setdefault(category, {})[run] = mean_of(of_category)
+    return dict(sorted(found.items()))
+
+
+def merits(plan: Plan, results: Mapping[str, Result]) -> dict[str, dict[float, float]]:
+    """By run and learning rate: what it was chosen by, the mean over tuning seeds on the validation part."""
+    found: dict[str, dict[float, list[float]]] = {}
+    for cell in plan.tuning_cells():
+        if cell.key in results and cell.learning_rate is not None:
+            found.setdefault(cell.run.name, {}).setdefault(cell.learning_rate, []).append(merit(results[cell.key]))
+    return {run: {rate: sum(of) / len(of) for rate, of in rates.items()} for run, rates in found.items()}
+
+
+def to_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """As they stand in `results.json`."""
+    return [
+        {
+            "run": row.run.name,
+            "label": row.run.label,
+            "trainer": row.run.trainer,
+            "options": list(row.run.options),
+            "learning_rate": row.learning_rate,
+            "means": {name: asdict(mean) for name, mean in row.means.items()},
+            "n_unscored": row.n_unscored,
+        }
+        for row in rows
+    ]

@@ -1,0 +1,228 @@
+"""Figures of a comparison, each for light and dark pages: what matplotlib draws, in one style.
+
+Colours are those of Okabe and Ito, which people with colour-blindness tell apart; markers tell the same.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from sails_align.artifacts import write_bytes
+from sails_align.comparison.summary import COMPARED, MEASURES, Mean, Measure, Row
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#7F7F7F")
+MARKERS = "osD^vP*X"
+THEMES = {"light": ("#1b1b1b", "#d0d0d0"), "dark": ("#e8e8e8", "#4a4a4a")}
+"""Of text and of lines in the background; the background itself is the page's."""
+SCALES = {measure.name: measure for measure in MEASURES}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure, drawn."""
+
+    name: str
+    title: str
+    """What it shows, for those who do not see it, too."""
+    svg: Mapping[str, bytes]
+    """By theme."""
+    png: bytes
+    """On white."""
+
+    def write(self, folder: Path) -> None:
+        """Write it as <name>.svg and <name>.png."""
+        write_bytes(folder / f"{self.name}.svg", self.svg["light"])
+        write_bytes(folder / f"{self.name}.png", self.png)
+
+
+def picture(name: str, title: str, size: tuple[float, float], draw: Callable[[Figure, str, str], None]) -> Picture:
+    """Draw a figure in both themes.
+
+    Args:
+        name: of its files.
+        title: what it shows.
+        size: in inches.
+        draw: puts it on an empty figure; given the colours of text and of lines in the background.
+    """
+    svg: dict[str, bytes] = {}
+    png = b""
+    for theme, (ink, grid) in THEMES.items():
+        style: dict[Any, Any] = {
+            "font.size": 10,
+            "font.family": "DejaVu Sans",
+            "svg.hashsalt": name,  # so that the same figure is the same file
+            "svg.fonttype": "path",
+            **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), ink),
+            "grid.color": grid,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "legend.frameon": False,
+        }
+        with matplotlib.rc_context(style):
+            figure = Figure(figsize=size, layout="constrained")
+            draw(figure, ink, grid)
+            svg[theme] = _bytes(figure, "svg", transparent=True)
+            if theme == "light":
+                png = _bytes(figure, "png", facecolor="white", dpi=110)
+    return Picture(name, title, svg, png)
+
+
+def _bytes(figure: Figure, kind: str, **options: Any) -> bytes:
+    buffer = BytesIO()
+    figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None, **options)
+    return buffer.getvalue()
+
+
+def style_of(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each run, the same in all figures."""
+    return {
+        row.run.name: (COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]) for index, row in enumerate(rows)
+    }
+
+
+def trade_off(rows: Sequence[Row]) -> Picture:
+    """Safety on new categories against correct answers, with the runs that no other one beats in both."""
+    across, up = SCALES["correct_answer_rate"], SCALES["safety_rate_out_of_distribution"]
+    styles = style_of(rows)
+
+    def draw(figure: Figure, ink: str, grid: str) -> None:
+        axes = figure.subplots()
+        for row in rows:
+            x, y = row.means[across.name], row.means[up.name]
+            if x.value is None or y.value is None:
+                continue
+            colour, marker = styles[row.run.name]
+            axes.errorbar(
+                100 * x.value, 100 * y.value, xerr=_arms(x, across), yerr=_arms(y, up), color=colour, marker=marker,
+                markersize=8, capsize=3, linestyle="none", label=row.run.label,
+            )  # fmt: skip
+        front = pareto_front(rows, across.name, up.name)
+        axes.step(
+            [100 * x for x, _ in front], [100 * y for _, y in front], where="pre", color=ink, linewidth=1,
+            linestyle=":", zorder=0, label="not beaten in both",
+        )  # fmt: skip
+        axes.set_xlabel(across.label)
+        axes.set_ylabel(up.label)
+        axes.grid(visible=True, linewidth=0.5)
+        axes.set_axisbelow(True)
+        figure.legend(loc="outside right upper", fontsize=9)
+
+    title = (
+        "Safety on new harm categories against correct answers to harmless requests; means over seeds, 95% intervals"
+    )
+    return picture("trade_off", title, (7.5, 4.5), draw)
+
+
+def pareto_front(rows: Sequence[Row], across: str, up: str) -> list[tuple[float, float]]:
+    """Points that no other one exceeds in one measure without falling behind in the other, by the first."""
+    points = sorted(
+        (row.means[across].value or 0.0, row.means[up].value or 0.0)
+        for row in rows
+        if row.means[across].value is not None
+    )
+    return [point for point in points if not any(_beats(other, point) for other in points)]
+
+
+def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    return one != other and one[0] >= other[0] and one[1] >= other[1]
+
+
+def forest(found: Mapping[str, Mapping[str, Mean]], labels: Mapping[str, str], name: str, title: str) -> Picture:
+    """Differences with their intervals: a panel for each measure, a line for each run.
+
+    Args:
+        found: by run and measure.
+        labels: of the runs.
+        name: of the figure.
+        title: what it shows.
+    """
+
+    def draw(figure: Figure, ink: str, grid: str) -> None:
+        panels = figure.subplots(1, len(COMPARED), sharey=True, squeeze=False)[0]
+        for axes, measure in zip(panels, COMPARED, strict=True):
+            axes.axvline(0, color=ink, linewidth=1)
+            for place, run in enumerate(found):
+                mean = found[run][measure.name]
+                if mean.value is None:
+                    continue
+                good = (mean.value > 0) == measure.higher_is_better
+                colour = "#7F7F7F" if _touches_zero(mean) else "#009E73" if good else "#D55E00"
+                axes.errorbar(
+                    measure.scale * mean.value, place, xerr=_arms(mean, measure), color=colour, marker="o", capsize=3
+                )
+            axes.set_title(measure.label.replace(" (%)", "").replace(", ", ",\n"), fontsize=8.5)
+            axes.grid(visible=True, axis="x", linewidth=0.5)
+            axes.tick_params(labelsize=8)
+        panels[0].set_yticks(range(len(found)), [labels[run] for run in found])
+        panels[0].set_ylim(len(found) - 0.5, -0.5)
+        figure.supxlabel("difference in points; green: better, orange: worse, grey: the interval holds 0", fontsize=9)
+
+    return picture(name, title, (10.0, 1.4 + 0.36 * len(found)), draw)
+
+
+def _touches_zero(mean: Mean) -> bool:
+    return mean.low is None or mean.high is None or mean.low <= 0 <= mean.high
+
+
+def bars(
+    by_category: Mapping[str, Mapping[str, Mean]], rows: Sequence[Row], name: str, title: str, label: str
+) -> Picture:
+    """A panel for each run, a bar for each category."""
+    shown = [row for row in rows if any(row.run.name in of for of in by_category.values())]
+    styles = style_of(rows)
+
+    def draw(figure: Figure, ink: str, grid: str) -> None:
+        n_columns = min(4, len(shown))
+        n_lines = -(-len(shown) // n_columns)
+        panels = figure.subplots(n_lines, n_columns, sharex=True, sharey=True, squeeze=False).ravel()
+        for axes, row in zip(panels, shown, strict=False):
+            means = [of.get(row.run.name, Mean(None, None, None, 0)) for of in by_category.values()]
+            places = range(len(means))
+            axes.barh(places, [100 * (mean.value or 0.0) for mean in means], color=styles[row.run.name][0], height=0.7)
+            axes.set_title(row.run.label, fontsize=9.5)
+            axes.set_yticks(places, list(by_category), fontsize=8)
+            axes.set_ylim(len(means) - 0.5, -0.5)
+            axes.set_xlim(0, 100)
+            axes.grid(visible=True, axis="x", linewidth=0.5)
+            axes.set_axisbelow(True)
+        for axes in panels[len(shown) :]:
+            axes.set_visible(False)
+        figure.supxlabel(label, fontsize=9)
+
+    n_lines = -(-len(shown) // 4)
+    return picture(name, title, (10.0, n_lines * (0.8 + 0.19 * len(by_category))), draw)
+
+
+def learning_rates(found: Mapping[str, Mapping[float, float]], rows: Sequence[Row]) -> Picture:
+    """What each learning rate reached on the validation part, by run; the chosen one is marked."""
+    styles, labels = style_of(rows), {row.run.name: row.run.label for row in rows}
+    chosen = {row.run.name: row.learning_rate for row in rows}
+
+    def draw(figure: Figure, ink: str, grid: str) -> None:
+        axes = figure.subplots()
+        for run, of_rate in found.items():
+            rates = sorted(of_rate)
+            colour, marker = styles[run]
+            axes.plot(rates, [100 * of_rate[rate] for rate in rates], color=colour, marker=marker, label=labels[run])
+            best = chosen[run]
+            if best is not None:
+                axes.plot(best, 100 * of_rate[best], marker="o", markersize=14, fillstyle="none", color=colour)
+        axes.set_xscale("log")
+        axes.set_xlabel("learning rate (circle: chosen)")
+        axes.set_ylabel("mean of safety and correct answers (%)")
+        axes.grid(visible=True, linewidth=0.5)
+        figure.legend(loc="outside right upper", fontsize=9)
+
+    return picture("learning_rates", "Learning rates on the validation part, by method", (7.5, 4.0), draw)
+
+
+def _arms(mean: Mean, measure: Measure) -> list[list[float]] | None:
+    """Lengths of an interval's arms, as matplotlib has them."""
+    if mean.value is None or mean.low is None or mean.high is None:
+        return None
+    return [[measure.scale * (mean.value - mean.low)], [measure.scale * (mean.high - mean.value)]]
