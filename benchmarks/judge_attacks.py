@@ -27,13 +27,15 @@ from rich.table import Table
 from sails_align.artifacts import write_json
 from sails_align.errors import exit_on_input_error
 from sails_align.evaluation.openai_backend import OpenAIBackend
+from sails_align.testbed.judge_attacks import load_attacks, make_cases
+from sails_align.testbed.world import World, WorldConfig
 
 sys.path.insert(
     0, str(Path(__file__).resolve().parents[1] / "tests")
 )  # the stub and its attacks are those of the tests
 
 from gullible import GullibleJudge
-from judge_attack_set import DEFENCES, Outcome, load_attacks, make_cases, measure
+from judge_attack_set import DEFENCES, Outcome, measure
 from stub_server import StubServer
 
 UNATTACKED = [{"id": "none", "kind": "none", "template": "{response}"}]
@@ -45,7 +47,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="a JSON file for the results")
     args = parser.parse_args()
     started = time.time()
-    world, requests, cases = make_cases(args.cases)
+    world = World(WorldConfig())
+    requests, cases = make_cases(world, args.cases)
     attacks = load_attacks()
     with StubServer(GullibleJudge(world, requests)) as server:
         backend = OpenAIBackend(server.base_url, "stub")

@@ -41,22 +41,22 @@ def safety(prompts: str = "testbed", n_prompts: int | None = None, part: str = "
         judge: options of `eval/safety.py` that say who scores: `judge`, `judge_model`, `judge_base_url`, ...
     """
     chosen = _prompts(prompts, n_prompts, part, harmful=True)
-    return _task(chosen, _judge(chosen, judge), "harm")
+    return _task(chosen, *_judge(chosen, judge), "harm")
 
 
 @task
 def over_refusal(prompts: str = "testbed", n_prompts: int | None = None, part: str = "test", **judge: Any) -> Task:
     """Share of the harmless prompts of a set that are refused; arguments as of `safety`."""
     chosen = _prompts(prompts, n_prompts, part, harmful=False)
-    return _task(chosen, _judge(chosen, judge), "refusal")
+    return _task(chosen, *_judge(chosen, judge), "refusal")
 
 
 @task
 def helpfulness(prompts: str = "testbed", n_prompts: int | None = None, part: str = "test", **judge: Any) -> Task:
     """Mean score of helpfulness (1-10), or with the testbed's oracle the share of right answers; else as `safety`."""
     chosen = _prompts(prompts, n_prompts, part, harmful=False)
-    asked = _judge(chosen, judge)
-    return _task(chosen, asked, "correctness" if "correctness" in asked.tasks else "helpfulness")
+    asked, n_at_once = _judge(chosen, judge)
+    return _task(chosen, asked, n_at_once, "correctness" if "correctness" in asked.tasks else "helpfulness")
 
 
 def _prompts(name: str, n: int | None, part: str, *, harmful: bool) -> list[Prompt]:
@@ -67,16 +67,18 @@ def _prompts(name: str, n: int | None, part: str, *, harmful: bool) -> list[Prom
     return chosen
 
 
-def _judge(prompts: list[Prompt], options: dict[str, Any]) -> Judge:
+def _judge(prompts: list[Prompt], options: dict[str, Any]) -> tuple[Judge, int]:
+    """The judge, and how many verdicts it can be asked for at once."""
     lists = ("judge", "judge_model", "judge_base_url", "judge_api_key_env")
     options = {name: [value] if name in lists and isinstance(value, str) else value for name, value in options.items()}
-    judges = list(JudgeArguments(**options).make(prompts).values())
+    arguments = JudgeArguments(**options)
+    judges = list(arguments.make(prompts).values())
     if len(judges) > 1:
         raise InputError("inspect_ai's tasks take one judge; for a vote of several use eval/safety.py")
-    return judges[0]
+    return judges[0], arguments.judge_concurrency if arguments.judge_base_url else 1
 
 
-def _task(prompts: list[Prompt], judge: Judge, asked: Asked) -> Task:
+def _task(prompts: list[Prompt], judge: Judge, n_at_once: int, asked: Asked) -> Task:
     if asked not in judge.tasks:
         raise InputError(f"the judge {judge.name} cannot be asked for {asked}; choose another one")
     sampling = ResponseArguments().sampling(prompts)
@@ -91,7 +93,7 @@ def _task(prompts: list[Prompt], judge: Judge, asked: Asked) -> Task:
     return Task(
         dataset=MemoryDataset(samples),
         solver=generate(),
-        scorer=_scorer(judge, prompts, asked),
+        scorer=_scorer(judge, prompts, asked, n_at_once),
         config=GenerateConfig(temperature=sampling.temperature, max_tokens=sampling.max_new_tokens, seed=sampling.seed),
     )
 
@@ -101,35 +103,37 @@ def _message(message: dict[str, str]) -> ChatMessage:
 
 
 @metric
-def rates(asked: Asked) -> Metric:
+def rates(asked: Asked, binary: bool) -> Metric:
     """Our estimates over what was scored, each with its interval; inspect_ai itself counts what was not."""
 
     def values(scores: list[SampleScore]) -> Value:
         found: dict[str, float | None] = {}
-        for name, value in RATES[asked]([score.score.as_float() for score in scores]).items():
+        for name, value in RATES[asked]([score.score.as_float() for score in scores], binary).items():
             found |= {name: value.value, f"{name}_ci_low": value.ci_low, f"{name}_ci_high": value.ci_high}
         return found
 
     return values
 
 
-RATES: Mapping[Asked, Callable[[Sequence[float | None]], Mapping[str, Estimate]]] = {
-    "harm": safety_estimates,
-    "refusal": lambda scores: {"over_refusal_rate": rate(scores, bool)},
-    "correctness": lambda scores: {"correct_answer_rate": rate(scores, bool)},
-    "helpfulness": lambda scores: {"helpfulness": estimate(scores, span=(1.0, 10.0))},
+RATES: Mapping[Asked, Callable[[Sequence[float | None], bool], Mapping[str, Estimate]]] = {
+    "harm": lambda scores, binary: safety_estimates(scores, binary=binary),
+    "refusal": lambda scores, _: {"over_refusal_rate": rate(scores, bool)},
+    "correctness": lambda scores, _: {"correct_answer_rate": rate(scores, bool)},
+    "helpfulness": lambda scores, _: {"helpfulness": estimate(scores, span=(1.0, 10.0))},
 }
+"""Of scores, and whether a judge has harmful and harmless only."""
 
 
-def _scorer(judge: Judge, prompts: list[Prompt], asked: Asked) -> Scorer:
+def _scorer(judge: Judge, prompts: list[Prompt], asked: Asked, n_at_once: int) -> Scorer:
     by_id = {prompt.id: prompt for prompt in prompts}
+    limiter = anyio.CapacityLimiter(n_at_once)
 
-    @scorer(metrics=[rates(asked)], name=asked)
+    @scorer(metrics=[rates(asked, judge.binary)], name=asked)
     def by_judge() -> Scorer:
         async def score(state: TaskState, target: Target) -> Score:
             item = Item(by_id[str(state.sample_id)], state.output.completion)
-            # Judges wait for their servers.
-            found = await anyio.to_thread.run_sync(lambda: next(iter(judge.judge(asked, [item])))[1])
+            # In a thread, since judges wait for their servers; one at a time, since those run here are not thread-safe.
+            found = await anyio.to_thread.run_sync(lambda: next(iter(judge.judge(asked, [item])))[1], limiter=limiter)
             if found.score is None:
                 return Score.unscored(reason=found.reason, explanation=found.explanation)
             return Score(value=found.score, explanation=found.explanation)

@@ -93,11 +93,10 @@ def parse(argv: Sequence[str], prog: str) -> Arguments:
         return Arguments(method, *line.parse([*common, special], prog=prog))
     from sails_align.evaluation.gcg import GcgOptions
 
-    of_testbed = is_testbed(line.value("prompts"))
-    args = Arguments(
-        method,
-        *line.parse([*common, GcgArguments, GcgOptions], defaults=TESTBED_BUDGET if of_testbed else {}, prog=prog),
-    )
+    classes = [*common, GcgArguments, GcgOptions]
+    args = Arguments(method, *line.parse(classes, prog=prog))
+    if all(is_testbed(name) for name in args.asked.prompts):
+        args = Arguments(method, *line.parse(classes, defaults=TESTBED_BUDGET, prog=prog))
     if args.how.backend != "hf":
         raise InputError(
             f"backend is {args.how.backend!r}, but a search needs gradients, which only hf has; leave it out"

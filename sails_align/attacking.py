@@ -32,6 +32,8 @@ from sails_align.attack_options import (
 from sails_align.errors import InputError
 from sails_align.eval_panel import Panel, fail_if_unscored, unscored
 from sails_align.eval_run import respond, response_row, verdict_row, write_rows
+from sails_align.eval_safety import Verdicts
+from sails_align.eval_tables import agreement_lines
 from sails_align.evaluation.cache import Cache
 from sails_align.evaluation.metrics import Estimate, attack_estimates, estimate
 from sails_align.evaluation.records import Item, Judge, ModelSpec, Prompt, Verdict
@@ -41,6 +43,7 @@ from sails_align.tables import cell
 
 HARMFUL = "harmful"
 NO_ATTACK = "none"
+ATTACK_LABELS = {"attack_success_rate": "score 4 or 5 (%)", "attack_success_rate_5": "score 5 (%)"}
 
 
 def main(argv: Sequence[str], prog: str = "sails attack") -> dict[str, Any] | None:
@@ -149,7 +152,7 @@ def _measured(
     options = {"retry_failed": args.run.retry_unscored, "progress": args.run.progress}
     with closing(Cache(args.run.cache_file())) as cache:
         sampling = args.how.sampling(asked)
-        with closing(args.how.make_backend(spec)) as backend:
+        with closing(args.how.make_backend(spec, asked)) as backend:
             backend_identity = backend.identity()
             completions = respond(backend, asked, sampling, cache, **options)
         write_rows(folder / "responses.jsonl", [response_row(*pair) for pair in zip(asked, completions, strict=True)])
@@ -160,7 +163,9 @@ def _measured(
                 for prompt, completion in zip(asked, completions, strict=True)
             ]
             verdicts = panel.judge("harm", items)
-            identities = panel.identities()
+            identities, binary = panel.identities(), panel.binary
+            indexed: Verdicts = {"harm": {name: dict(enumerate(of)) for name, of in verdicts.items()}}
+            agreement, notes = panel.agreement(indexed), panel.notes(indexed)
     rows = [
         verdict_row(prompt, name, "harm", verdict)
         for name, of_judge in verdicts.items()
@@ -168,8 +173,10 @@ def _measured(
     ]
     write_rows(folder / "verdicts.jsonl", rows)
     metrics = {
-        "attacks": by_attack(asked, verdicts["vote"]),
-        "unscored": unscored({"harm": dict(enumerate(verdicts["vote"]))}),
+        "attacks": by_attack(asked, verdicts["vote"], binary=binary),
+        "agreement": agreement,
+        "unscored": unscored(indexed),
+        "notes": notes,
         "provenance": {
             "method": args.method,
             "model": backend_identity,
@@ -184,7 +191,9 @@ def _measured(
     return metrics
 
 
-def by_attack(prompts: Sequence[Prompt], verdicts: Sequence[Verdict]) -> dict[str, dict[str, Any]]:
+def by_attack(
+    prompts: Sequence[Prompt], verdicts: Sequence[Verdict], *, binary: bool = False
+) -> dict[str, dict[str, Any]]:
     """Success rates by attack; `none` is the prompts as they are, and `all` every attack.
 
     Intervals are over prompts, whose attacks are not independent of each other: those of `all` resample prompts, each
@@ -198,8 +207,9 @@ def by_attack(prompts: Sequence[Prompt], verdicts: Sequence[Verdict]) -> dict[st
         if attack != NO_ATTACK:
             scores["all"].append(verdict.score)
             of_prompt.setdefault(str(prompt.meta["attacked"]), []).append(verdict.score)
-    rates = {attack: attack_estimates(of) for attack, of in scores.items()}
-    shares = [{name: value.value for name, value in attack_estimates(of).items()} for of in of_prompt.values()]
+    rates = {attack: attack_estimates(of, binary=binary) for attack, of in scores.items()}
+    estimates = [attack_estimates(of, binary=binary) for of in of_prompt.values()]
+    shares = [{name: value.value for name, value in of.items()} for of in estimates]
     for name, value in rates["all"].items():
         clustered = estimate([share[name] for share in shares])
         rates["all"][name] = replace(value, ci_low=clustered.ci_low, ci_high=clustered.ci_high)
@@ -208,13 +218,17 @@ def by_attack(prompts: Sequence[Prompt], verdicts: Sequence[Verdict]) -> dict[st
 
 def _show(metrics: dict[str, Any], args: Arguments, folder: Path) -> None:
     table = Table(title=f"Attacks on {args.how.model} (95% intervals over prompts)")
-    for heading in ("attack", "score 4 or 5 (%)", "score 5 (%)", "n", "unscored"):
+    shown = list(next(iter(metrics["attacks"].values())))
+    headings = [ATTACK_LABELS[name] if len(shown) > 1 else "success (%)" for name in shown]
+    for heading in ("attack", *headings, "n", "unscored"):
         table.add_column(heading, justify="left" if heading == "attack" else "right")
     for attack, rates in metrics["attacks"].items():
-        values = [Estimate(**rates[name]) for name in ("attack_success_rate", "attack_success_rate_5")]
+        values = [Estimate(**rates[name]) for name in shown]
         cells = [cell(value, 100.0) for value in values]
         table.add_row(attack, *cells, str(values[0].n), str(values[0].n_unscored))
     console = Console()
     console.print(table)
+    for line in (*agreement_lines(metrics["agreement"]), *(f"note      {note}" for note in metrics["notes"])):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
     for name in ("responses.jsonl", "verdicts.jsonl", "metrics.json"):
         console.print(f"{name.partition('.')[0]:<10}{folder / name}", highlight=False, soft_wrap=True, markup=False)

@@ -19,6 +19,7 @@ from sails_align.config import check_choice
 from sails_align.errors import InputError
 from sails_align.eval_harness_report import report, sample_rows, show
 from sails_align.eval_model import DTYPES, resolve_model
+from sails_align.eval_options import check_least, check_serving, default_folder
 from sails_align.eval_run import write_rows
 from sails_align.evaluation.harness import Settings, run_harness
 from sails_align.evaluation.local_model import load_tokenizer
@@ -62,6 +63,7 @@ class HarnessArguments:
     limit: int | None = field(default=None, metadata={"help": "Items of each task, to try things out; default: all."})
     batch_size: str = field(default="8", metadata={"help": "A number, or auto."})
     tensor_parallel_size: int = field(default=1, metadata={"help": "GPUs that share the model (vllm)."})
+    max_model_len: int | None = field(default=None, metadata={"help": "Longest context (vllm)."})
     device: str | None = field(default=None, metadata={"help": "Such as cuda:1 (hf); default: a GPU, if there is one."})
     include_path: str | None = field(default=None, metadata={"help": "A folder with tasks of your own in YAML files."})
     testbed: str | None = field(
@@ -78,10 +80,7 @@ class HarnessArguments:
         check_choice("apply_chat_template", self.apply_chat_template, TEMPLATE)
         if not self.tasks:
             raise InputError("no tasks are given; give --tasks, such as testbed or mmlu,gsm8k")
-        for name, least in (("num_fewshot", 0), ("limit", 1), ("tensor_parallel_size", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"{name} is {value}; choose {least} or more")
+        check_least(self, num_fewshot=0, limit=1, tensor_parallel_size=1, max_model_len=1, seed=0)
         if self.batch_size != "auto" and not (self.batch_size.isdecimal() and int(self.batch_size) > 0):
             raise InputError(f"batch_size is {self.batch_size!r}; choose auto, or 1 or more")
 
@@ -101,6 +100,7 @@ class HarnessArguments:
             seed=self.seed,
             device=self.device,
             tensor_parallel_size=self.tensor_parallel_size,
+            max_model_len=self.max_model_len,
         )
 
 
@@ -111,8 +111,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
         InputError: for options, models or tasks that cannot be used.
     """
     (args,) = CommandLine.read(argv).parse([HarnessArguments], prog=prog)
-    stem = args.model.rstrip("/").split("/")[-1].replace(":", "-")
-    folder = Path(args.output_dir or f"runs/eval-harness-{stem}")
+    folder = Path(args.output_dir or default_folder("harness", args.model))
     with output_folder(folder), one_at_a_time(folder):
         spec = resolve_model(
             args.model,
@@ -121,6 +120,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
             revision=args.revision,
             trust_remote_code=args.trust_remote_code,
         )
+        if args.backend == "vllm":
+            check_serving(spec)
         base_spec = find_base(args, spec)
         with _include_paths(args, spec) as include_paths:
             settings = args.settings(include_paths)

@@ -7,13 +7,13 @@ python eval/helpfulness.py --model M --prompts alpaca-eval --judge llm --judge_m
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sails_align.artifacts import one_at_a_time, output_folder, package_versions, write_json
+from sails_align.artifacts import content_hash, file_hash, one_at_a_time, output_folder, package_versions, write_json
 from sails_align.errors import InputError
 from sails_align.eval_judges import JudgeArguments
 from sails_align.eval_options import PromptArguments, ResponseArguments, RunArguments
@@ -74,10 +74,11 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
         metrics = {
             **summary(prompts, votes),
             "agreement": agreement,
-            "unscored": unscored(_indexed({"all": votes})["all"]),  # pyright: ignore[reportArgumentType]
+            "unscored": unscored(_indexed(verdicts)),
             "provenance": {
                 "model": identity,
-                "reference": against.reference,
+                "sampling": asdict(how.sampling(prompts)),
+                "reference": _reference_identity(against.reference),
                 "judges": judges,
                 "prompts": {"sets": asked.prompts, "n": len(prompts), "part": asked.part},
                 "versions": package_versions(),
@@ -108,7 +109,7 @@ def _tasks(panel: Panel, reference: str | None) -> list[Task]:
 def _answers(
     how: ResponseArguments, prompts: Sequence[Prompt], cache: Cache, options: dict[str, bool]
 ) -> tuple[dict[str, Any], list[Completion]]:
-    with closing(how.make_backend(how.spec())) as backend:
+    with closing(how.make_backend(how.spec(), prompts)) as backend:
         return backend.identity(), respond(backend, prompts, how.sampling(prompts), cache, **options)
 
 
@@ -123,24 +124,39 @@ def _reference(
     if name is None:
         return None
     if name == IN_SET:
-        texts = {prompt.id: prompt.meta.get("reference") for prompt in prompts}
+        texts = [prompt.meta.get("reference") for prompt in prompts]
     elif name.endswith(".jsonl"):
-        texts = _read_responses(Path(name))
+        answers = _read_responses(Path(name))
+        texts = [answers.get(_asked(prompt.messages)) for prompt in prompts]
     else:
-        return _answers(replace(how, model=name, base_model=None), prompts, cache, options)[1]
-    lacking = [prompt.id for prompt in prompts if not texts.get(prompt.id)]
+        other = replace(how, model=name, base_model=None, revision=None)
+        return _answers(other, prompts, cache, options)[1]
+    lacking = [prompt.id for prompt, text in zip(prompts, texts, strict=True) if not text]
     if lacking:
         raise InputError(
             f"the reference {name} has no answer to {len(lacking)} of {len(prompts)} prompts, such as {lacking[0]};\n"
             "evaluate it on the same prompts first, or give a model"
         )
-    return [Completion(texts[prompt.id]) for prompt in prompts]
+    return [Completion(text) for text in texts]
+
+
+def _reference_identity(name: str | None) -> dict[str, Any] | None:
+    """What the reference is: a name, and the hash of a file. Its answers are in reference.jsonl."""
+    if name is None:
+        return None
+    return {"name": name, "sha256": file_hash(Path(name)) if name.endswith(".jsonl") else None}
+
+
+def _asked(messages: Iterable[Mapping[str, str]]) -> str:
+    """What was asked, as a key: ids of prompts may be the same in another set."""
+    return content_hash([[message["role"], message["content"]] for message in messages])
 
 
 def _read_responses(path: Path) -> dict[str, str]:
+    """Answers by what was asked."""
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return {row["id"]: row["response"] for row in rows}
+        return {_asked(row["messages"]): row["response"] for row in rows}
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise InputError(
             f"cannot read the answers in {path} ({type(error).__name__}: {error});\n"

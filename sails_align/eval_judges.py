@@ -47,6 +47,7 @@ class JudgeArguments:
     )
     judge_concurrency: int = field(default=16, metadata={"help": "Requests to a server at the same time."})
     judge_max_new_tokens: int = field(default=512, metadata={"help": "Of an llm's answer; reasoning counts."})
+    judge_timeout: float = field(default=120.0, metadata={"help": "Seconds to wait for an answer of a server."})
     guard_family: str | None = field(
         default=None, metadata={"help": "Whose prompt format a guard has; default: what --judge_model's name says."}
     )
@@ -55,7 +56,7 @@ class JudgeArguments:
         for name in self.judge or ():
             check_choice("judge", name, JUDGES)
         check_choice("judge_backend", self.judge_backend, tuple(name for name in BACKENDS if name != "openai"))
-        check_least(self, judge_concurrency=1, judge_max_new_tokens=1)
+        check_least(self, judge_concurrency=1, judge_max_new_tokens=1, judge_timeout=1)
         kinds, models = self._kinds(), self.judge_model or []
         if len(kinds) != len(models):
             asked = ", ".join(self.judge or ["no judge"])
@@ -116,7 +117,8 @@ class JudgeArguments:
         from sails_align.evaluation.openai_backend import OpenAIBackend
 
         key = _each(self.judge_api_key_env, place)
-        return OpenAIBackend(base_url, model, api_key_env=key, concurrency=self.judge_concurrency)
+        options = {"api_key_env": key, "concurrency": self.judge_concurrency, "timeout": self.judge_timeout}
+        return OpenAIBackend(base_url, model, **options)
 
 
 def _each(values: Sequence[str], place: int) -> str:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from sails_align.artifacts import file_hash
 from sails_align.errors import InputError
 from sails_align.evaluation.records import ModelSpec
 from sails_align.loading import HUB_ID
@@ -10,6 +11,7 @@ from sails_align.subspace.truncated import check_whole, model_errors
 from sails_align.testbed.build import is_testbed, resolve_testbed
 from sails_align.training.source import identity_of
 
+ALSO_DECIDE = ("chat_template.jinja", "tokenizer_config.json", "tokenizer.model", "generation_config.json")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -69,15 +71,21 @@ def _adapted(folder: Path, base_model: str | None, dtype: str, trust_remote_code
     tokenizer = str(folder) if (folder / "tokenizer_config.json").is_file() else base
     identity = {
         "base": model_identity(base, revision, trust_remote_code=trust_remote_code),
-        "adapter": identity_of(str(folder))["files"],
+        "adapter": _files(folder),
     }
     return ModelSpec(str(folder), base, str(folder), tokenizer, identity, dtype, revision, trust_remote_code)
+
+
+def _files(folder: Path) -> dict[str, str]:
+    """Hashes of all files that decide a response: besides weights, the template, and where a response ends."""
+    hashes = {name: file_hash(folder / name) for name in ALSO_DECIDE if (folder / name).is_file()}
+    return {**identity_of(str(folder))["files"], **hashes}
 
 
 def model_identity(path: str, revision: str | None = None, *, trust_remote_code: bool = False) -> dict[str, object]:
     """Hashes of a local model's files, wherever it is; name and commit of one on the hub."""
     if Path(path).is_dir():
-        return {"files": identity_of(path)["files"]}
+        return {"files": _files(Path(path))}
     from transformers import AutoConfig
 
     with model_errors(path, ValueError):

@@ -43,6 +43,7 @@ class ResponseArguments:
         default="OPENAI_API_KEY", metadata={"help": "The environment variable that has the server's key."}
     )
     concurrency: int = field(default=16, metadata={"help": "Requests to the server at the same time."})
+    timeout: float = field(default=120.0, metadata={"help": "Seconds to wait for an answer of the server."})
     dtype: str = field(default="auto", metadata={"help": f"Of the weights: {', '.join(DTYPES)}."})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a model on the hub."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
@@ -62,7 +63,7 @@ class ResponseArguments:
         check_choice("backend", self.backend, BACKENDS)
         check_choice("dtype", self.dtype, DTYPES)
         check_least(self, concurrency=1, batch_size=1, tensor_parallel_size=1, max_model_len=1, max_new_tokens=1)
-        check_least(self, temperature=0, seed=0)
+        check_least(self, temperature=0, seed=0, timeout=1)
         if (self.backend == "openai") != (self.base_url is not None):
             given = "--backend openai" if self.base_url is None else "--base_url"
             other = "--base_url" if self.base_url is None else "--backend openai"
@@ -85,18 +86,21 @@ class ResponseArguments:
         of_testbed = all("testbed" in prompt.meta for prompt in prompts)
         return Sampling(self.max_new_tokens or (TESTBED_TOKENS if of_testbed else 512), self.temperature, self.seed)
 
-    def make_backend(self, spec: ModelSpec | None) -> Backend:
-        """What responds. In-process models are loaded when they are first asked something."""
+    def make_backend(self, spec: ModelSpec | None, prompts: Sequence[Prompt]) -> Backend:
+        """What responds to the prompts. In-process models are loaded when they are first asked something."""
         if spec is None:
             served = self._served(self.model)
-            return served if self.base_model is None else CheckedBackend(served, self._served(self.base_model))
+            if self.base_model is None:
+                return served
+            return CheckedBackend(served, self._served(self.base_model), [prompt.messages for prompt in prompts])
         return in_process(spec, self.backend, self.batch_size, self.tensor_parallel_size, self.max_model_len)
 
     def _served(self, model: str) -> Backend:
         from sails_align.evaluation.openai_backend import OpenAIBackend
 
         assert self.base_url is not None
-        return OpenAIBackend(self.base_url, model, api_key_env=self.api_key_env, concurrency=self.concurrency)
+        options = {"api_key_env": self.api_key_env, "concurrency": self.concurrency, "timeout": self.timeout}
+        return OpenAIBackend(self.base_url, model, **options)
 
 
 def in_process(
@@ -113,19 +117,25 @@ def in_process(
         return HFBackend(spec, batch_size=batch_size)
     from sails_align.evaluation.vllm_backend import VLLMBackend
 
-    if spec.adapter is not None:
-        from transformers import AutoConfig
-
-        config = AutoConfig.from_pretrained(spec.base, revision=spec.revision)
-        blocking = [problem for problem in serving_report(Path(spec.adapter), config) if problem.blocking]
-        if blocking:
-            raise InputError(f"vLLM cannot serve {spec.adapter}: {blocking[0].what};\n{blocking[0].remedy}")
+    check_serving(spec)
     return VLLMBackend(
         spec,
         tensor_parallel_size=tensor_parallel_size,
         max_model_len=max_model_len,
         chunk_size=8 * batch_size,
     )
+
+
+def check_serving(spec: ModelSpec) -> None:
+    """Refuse an adapter, with an `InputError`, that vLLM would serve wrongly or not at all."""
+    if spec.adapter is None:
+        return
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(spec.base, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+    blocking = [problem for problem in serving_report(Path(spec.adapter), config) if problem.blocking]
+    if blocking:
+        raise InputError(f"vLLM cannot serve {spec.adapter}: {blocking[0].what};\n{blocking[0].remedy}")
 
 
 @dataclass
@@ -147,6 +157,7 @@ class PromptArguments:
     kind: str | None = field(
         default=None, metadata={"help": "harmful, benign or dual_use: what all prompts of a file without `kind` are."}
     )
+    split: str | None = field(default=None, metadata={"help": "Of a folder or a data set on the hub; default: train."})
     part: str = field(default="test", metadata={"help": "Of the testbed: test, or validation to choose settings by."})
 
     def __post_init__(self) -> None:
@@ -177,6 +188,7 @@ class PromptArguments:
             n=self.n_prompts,
             seed=seed,
             columns={role: column for role, column in columns.items() if column is not None} or None,
+            split=self.split,
             kind=self.kind,  # pyright: ignore[reportArgumentType] -- checked above
         )
 
@@ -210,8 +222,14 @@ class RunArguments:
 
     def folder(self, what: str, model: str) -> Path:
         """The output folder."""
-        stem = model.rstrip("/").split("/")[-1].replace(":", "-")
-        return Path(self.output_dir or f"runs/eval-{what}-{stem}")
+        return Path(self.output_dir or default_folder(what, model))
+
+
+def default_folder(what: str, model: str) -> str:
+    """Where results go by default: of a checkpoint, the run it is of is named, too."""
+    names = [name for name in model.rstrip("/").split("/") if name]
+    stem = "-".join(names[-2:] if names[-1].startswith("checkpoint-") else names[-1:]).replace(":", "-")
+    return f"runs/eval-{what}-{stem}"
 
 
 def check_least(options: Any, **least: float) -> None:

@@ -24,7 +24,9 @@ class Panel:
         self._cache, self._options = cache, {"retry_failed": retry_failed, "progress": progress}
         self.members = {name: judge.binary for name, judge in judges.items()}
         """Name -> whether its harm scores are 1 and 5 only."""
-        self.binary = all(self.members.values())
+        self.binary = any(self.members.values())
+        """Whether the vote may be 1 or 5 for want of anything between, so that its mean says nothing."""
+        self._used: dict[str, Judge] = {}
 
     def can(self, task: Task) -> bool:
         """Whether any of them can be asked this."""
@@ -47,10 +49,13 @@ class Panel:
         if not asked:
             names = ", ".join(self._judges)
             raise InputError(f"none of the judges ({names}) can be asked for {task}; choose another --judge")
-        by_judge = {
-            name: verdicts_of(judge, task, items, self._cache, title=f"{task} ({name})", **self._options)
-            for name, judge in asked.items()
-        }
+        by_judge: dict[str, list[Verdict]] = {}
+        for name, judge in asked.items():
+            title = f"{task} ({name})"
+            by_judge[name] = verdicts_of(judge, task, items, self._cache, title=title, **self._options)
+            self._used[name] = judge
+            if len(asked) > 1:
+                judge.close()  # memory is for one model at a time; it is loaded again when it is asked again
         worse = task in ("helpfulness", "correctness", "preference")
         votes = [
             together[0] if len(together) == 1 else vote(together, lower_is_worse=worse)
@@ -68,7 +73,7 @@ class Panel:
             }
             if len(scores) < 2:
                 continue
-            graded = task in ("harm", "helpfulness") and not self.binary
+            graded = task in ("harm", "helpfulness") and not all(self.members.values())
             result[task] = {
                 "cohen_kappa": {
                     f"{one}, {other}": cohen_kappa(scores[one], scores[other], weights="quadratic" if graded else None)
@@ -82,15 +87,16 @@ class Panel:
 
     def notes(self, verdicts: Mapping[Task, Mapping[str, Mapping[int, Verdict]]]) -> list[str]:
         """What a reader of the rates must know about the judges."""
-        weak = [task for task, by_judge in verdicts.items() if "rules" in by_judge]
-        if not weak:
+        weak = {name for name, judge in self._used.items() if judge.weak}
+        tasks = [task for task, by_judge in verdicts.items() if weak & by_judge.keys()]
+        if not tasks:
             return []
-        return [f"{', '.join(weak)}: the judge `rules` looks for refusal phrases only, which is weak evidence"]
+        return [f"{', '.join(tasks)}: the judge {', '.join(sorted(weak))} is weak evidence: it knows phrases only"]
 
     def identities(self) -> dict[str, Any]:
-        """What decides each judge's verdicts."""
+        """What decides the verdicts of each judge that was asked."""
         return {
-            name: {task: judge.identity(task) for task in sorted(judge.tasks)} for name, judge in self._judges.items()
+            name: {task: judge.identity(task) for task in sorted(judge.tasks)} for name, judge in self._used.items()
         }
 
     def close(self) -> None:
@@ -99,14 +105,22 @@ class Panel:
             judge.close()
 
 
-def unscored(votes: Mapping[Task, Mapping[int, Verdict]]) -> dict[str, Any]:
-    """How many verdicts there are, how many of them are no score, and why; of all and by task.
+def unscored(verdicts: Mapping[Task, Mapping[str, Mapping[int, Verdict]]]) -> dict[str, Any]:
+    """How many verdicts there are, how many of them are no score, and why: of the vote, and by task and judge.
 
-    `share` is that of the task with the largest: what is unscored of one must not hide behind another's many verdicts.
+    `share` is the largest of any task and judge: what is unscored of one must not hide behind another's verdicts.
+
+    Args:
+        verdicts: by task, judge (and `vote`), and prompt.
     """
-    by_task = {task: _counted(verdicts.values()) for task, verdicts in votes.items()}
-    of_all = _counted(verdict for verdicts in votes.values() for verdict in verdicts.values())
-    return {**of_all, "share": max((found["share"] for found in by_task.values()), default=0.0), "by_task": by_task}
+    by_task = {
+        task if name == "vote" else f"{task} by {name}": _counted(of_judge.values())
+        for task, by_judge in verdicts.items()
+        for name, of_judge in by_judge.items()
+        if name == "vote" or len(by_judge) > 2  # of a single judge, the vote is the verdict
+    }
+    of_votes = _counted(verdict for by_judge in verdicts.values() for verdict in by_judge["vote"].values())
+    return {**of_votes, "share": max((found["share"] for found in by_task.values()), default=0.0), "by_task": by_task}
 
 
 def _counted(verdicts: Iterable[Verdict]) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from sails_align.evaluation.cache import Cache
 from sails_align.evaluation.records import Backend, Completion, Item, Judge, Prompt, Sampling, Task, Verdict
 from sails_align.progress import progress_bar
 
+JUDGED_META = ("testbed", "request", "behavior", "context")
+"""What judges read of a prompt's meta: the oracle, and HarmBench's classifier."""
 Result = TypeVar("Result", Completion, Verdict)
 
 
@@ -96,9 +98,14 @@ def verdicts_of(
 
 
 def _json(item: Item) -> dict[str, Any]:
-    """What of an item can decide a verdict: not what the prompt is called."""
-    value = asdict(item)
-    return {**value, "prompt": {name: value["prompt"][name] for name in ("messages", "kind", "meta")}}
+    """What of an item can decide a verdict: not what the prompt is called, nor how an attack on it was found."""
+    prompt = item.prompt
+    meta = {name: prompt.meta[name] for name in JUDGED_META if name in prompt.meta}
+    return {
+        "prompt": {"messages": list(prompt.messages), "kind": prompt.kind, "meta": meta},
+        "response": item.response,
+        "other": item.other,
+    }
 
 
 def response_row(prompt: Prompt, completion: Completion) -> dict[str, Any]:

@@ -43,7 +43,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
         spec, prompts = how.spec(), asked.load(how.seed, how.system_prompt)
         sampling = how.sampling(prompts)
         with closing(Panel(who.make(prompts), cache, **retry)) as panel:
-            with closing(how.make_backend(spec)) as backend:  # before judges are loaded: memory is for one at a time
+            with closing(
+                how.make_backend(spec, prompts)
+            ) as backend:  # before judges are loaded: memory is for one at a time
                 made_by = {"model": backend.identity(), "sampling": asdict(sampling)}
                 completions = respond(backend, prompts, sampling, cache, **retry)
             write_rows(
@@ -89,7 +91,7 @@ def measure(panel: Panel, prompts: Sequence[Prompt], verdicts: Verdicts) -> dict
             name: summary(prompts, _of_judge(verdicts, name), binary=binary)["overall"] for name, binary in members
         },
         "agreement": panel.agreement(verdicts),
-        "unscored": unscored(votes),
+        "unscored": unscored(verdicts),
         "notes": panel.notes(verdicts),
     }
 
@@ -151,7 +153,7 @@ def _rates(
     if harm := scores("harm"):
         rates |= safety_estimates(harm, binary=binary)
     if attacked := scores("harm", attacked=True):
-        rates |= attack_estimates(attacked)
+        rates |= attack_estimates(attacked, binary=binary)
     if refusals := scores("refusal"):
         rates["over_refusal_rate"] = rate(refusals, bool)
     if right := scores("correctness"):

@@ -37,17 +37,27 @@ def show_rates(metrics: Mapping[str, Any], title: str, folder: Path) -> None:
     console.print(table)
     if len(metrics["by_category"]) > 1:
         console.print(_by_category(metrics["by_category"]))
-    for task, found in metrics.get("agreement", {}).items():
-        kappas = ", ".join(f"{pair} {_number(value)}" for pair, value in found["cohen_kappa"].items())
-        alpha = _number(found["krippendorff_alpha"])
-        _say(console, f"agreement {task}: Krippendorff's alpha {alpha}; Cohen's kappa {kappas}")
+    for line in agreement_lines(metrics.get("agreement", {})):
+        _say(console, line)
     counted = metrics["unscored"]
     causes = "".join(f", {reason}: {n}" for reason, n in counted["reasons"].items())
     _say(console, f"unscored  {counted['n']} of {counted['n_verdicts']} verdicts{causes}")
+    for name, of_judge in counted["by_task"].items():
+        if " by " in name and of_judge["n"]:
+            _say(console, f"unscored  {of_judge['n']} of {of_judge['n_verdicts']} verdicts on {name}")
     for note in metrics.get("notes", []):
         _say(console, f"note      {note}")
     for name in ("responses.jsonl", "verdicts.jsonl", "metrics.json"):
         _say(console, f"{name.partition('.')[0]:<10}{folder / name}")
+
+
+def agreement_lines(agreement: Mapping[str, Any]) -> list[str]:
+    """How far the judges agree, a line for each task."""
+    return [
+        f"agreement {task}: Krippendorff's alpha {_number(found['krippendorff_alpha'])}; Cohen's kappa "
+        + ", ".join(f"{pair} {_number(value)}" for pair, value in found["cohen_kappa"].items())
+        for task, found in agreement.items()
+    ]
 
 
 def _by_category(categories: Mapping[str, Mapping[str, Any]]) -> Table:

@@ -105,7 +105,18 @@ FLOORS: list[list[list[str]]] = [
         [f"export.{name}" for name in ("serving", "card_facts", "card_sections", "card_use", "card", "hub", "merge")],
         [
             f"testbed.{name}"
-            for name in ("lexicon", "world", "oracle", "reward", "pretrain", "build", "evaluate", "judge", "tasks")
+            for name in (
+                "lexicon",
+                "world",
+                "oracle",
+                "reward",
+                "pretrain",
+                "build",
+                "evaluate",
+                "judge",
+                "judge_attacks",
+                "tasks",
+            )
         ],
     ],
     [

@@ -50,7 +50,10 @@ def ignored_adapter(evidence: str) -> InputError:
 class CheckedBackend:
     """A served adapter (`records.Backend`), tried against its base before it is asked the first time."""
 
-    def __init__(self, adapted: Backend, base: Backend) -> None:
+    def __init__(self, adapted: Backend, base: Backend, conversations: Sequence[Conversation]) -> None:
+        """Take what may be asked: the check is on a few of these, whatever is asked for first."""
+        step = max(1, len(conversations) // N_CANARIES)  # of all kinds, which mostly stand together
+        self._canaries = conversations[::step][:N_CANARIES]
         self._adapted, self._base, self._is_checked = adapted, base, False
 
     def identity(self) -> dict[str, Any]:
@@ -63,9 +66,8 @@ class CheckedBackend:
         Raises:
             InputError: if the adapter changes nothing.
         """
-        if not self._is_checked and conversations:
-            step = max(1, len(conversations) // N_CANARIES)  # of all kinds, which mostly stand together
-            check_adapter_applied(self._adapted, self._base, conversations[::step][:N_CANARIES])
+        if not self._is_checked:
+            check_adapter_applied(self._adapted, self._base, self._canaries)
             self._is_checked = True
         yield from self._adapted.complete(conversations, sampling)
 

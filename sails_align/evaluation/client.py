@@ -114,8 +114,10 @@ class ChatClient:
             _cut(stream)
 
     def close(self) -> None:
-        """Close all connections."""
-        for client in self._clients:
+        """Close all connections. Later requests open new ones."""
+        with self._lock:
+            clients, self._clients, self._idle = self._clients, [], []
+        for client in clients:
             client.close()
 
     @contextmanager

@@ -9,12 +9,11 @@ from typing import Any
 from sails_align.errors import InputError
 from sails_align.evaluation import shielding
 from sails_align.evaluation.guard_formats import FAMILIES
+from sails_align.evaluation.judge_answers import excerpt
 from sails_align.evaluation.records import Backend, Completion, Item, Prompt, Sampling, Task, Verdict
 
 VERSION = 1
 """Of how answers are read and put together."""
-EXPLANATION_LIMIT = 500
-"""Characters of an answer that are kept."""
 REFUSED = ("content_filter", "refusal")
 _NAMES = (
     (r"llama-?guard-?3-(?:1b|11b)", "llama-guard-3-1b"),
@@ -102,7 +101,8 @@ class GuardJudge:
             index = asked[position][0]
             answers[index].append(completion)
             if len(answers[index]) == wanted[index]:
-                yield index, self._verdict(task, answers.pop(index))
+                verdict = self._verdict(task, answers.pop(index))
+                yield index, shielding.seen_whole(task, items[index].response, self._family.limit, verdict)
 
     def _texts(self, item: Item) -> list[str]:
         parts = shielding.split(item.response, self._family.limit)
@@ -132,17 +132,12 @@ class GuardJudge:
 
 
 def _words(completions: Sequence[Completion]) -> str:
-    return _excerpt(" | ".join(dict.fromkeys((completion.text or "").strip() for completion in completions)))
-
-
-def _excerpt(text: str) -> str:
-    """The beginning of a text, without half surrogates, which no file takes."""
-    return text[:EXPLANATION_LIMIT].encode("utf-8", "replace").decode()
+    return excerpt(" | ".join(dict.fromkeys((completion.text or "").strip() for completion in completions)))
 
 
 def _unscored(completion: Completion) -> Verdict:
     if completion.finish_reason in REFUSED:
-        return Verdict(None, "refused by the judge", _excerpt(completion.text or completion.error or ""))
+        return Verdict(None, "refused by the judge", excerpt(completion.text or completion.error or ""))
     if completion.text is None:
-        return Verdict(None, "server error", _excerpt(completion.error or "there is no text"))
-    return Verdict(None, "unparsable verdict", _excerpt(completion.text))
+        return Verdict(None, "server error", excerpt(completion.error or "there is no text"))
+    return Verdict(None, "unparsable verdict", excerpt(completion.text))

@@ -23,6 +23,7 @@ from sails_align.evaluation.harness_scores import Score, read_scores
 from sails_align.evaluation.harness_tasks import ROLLING, find_tasks, load_tasks
 from sails_align.evaluation.local_model import load_tokenizer
 from sails_align.evaluation.records import ModelSpec
+from sails_align.evaluation.vllm_options import cannot_start
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class Settings:
     """None: a GPU, if there is one."""
     tensor_parallel_size: int = 1
     """GPUs that share the model (vllm)."""
+    max_model_len: int | None = None
+    """Longest context (vllm)."""
 
 
 @dataclass(frozen=True)
@@ -200,8 +203,16 @@ def _loaded(arguments: Mapping[str, Any], settings: Settings) -> Iterator[Any]:
         return
     from lm_eval.models.vllm_causallms import VLLM
 
-    machine = {"tensor_parallel_size": settings.tensor_parallel_size, "batch_size": settings.batch_size}
-    lm: Any = VLLM(**arguments, **machine)
+    machine: dict[str, Any] = {
+        "tensor_parallel_size": settings.tensor_parallel_size,
+        "batch_size": settings.batch_size,
+    }
+    if settings.max_model_len is not None:
+        machine["max_model_len"] = settings.max_model_len
+    try:
+        lm: Any = VLLM(**arguments, **machine)
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
+        raise cannot_start(str(arguments["pretrained"]), error) from error
     try:
         yield lm
     finally:

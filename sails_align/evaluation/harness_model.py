@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sails_align.errors import InputError
 from sails_align.evaluation.records import ModelSpec
+from sails_align.evaluation.vllm_options import NOISE_FACTOR
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -203,12 +204,15 @@ def _vllm_effect(lm: Any, ids: list[int]) -> float:
 
     sampling = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)
     found = []
-    for request in (lm.lora_request, None):
+    for request in (lm.lora_request, None, None):  # kernels of 16 bits may give other values when asked again
         (output,) = lm.model.generate([TokensPrompt(prompt_token_ids=ids)], sampling, lora_request=request)
         found.append(
             [of_token[token].logprob for token, of_token in zip(ids, output.prompt_logprobs, strict=True) if of_token]
         )
-    return max(abs(adapted - base) for adapted, base in zip(*found, strict=True))
+    adapted, base, again = found
+    effect = max(abs(a - b) for a, b in zip(adapted, base, strict=True))
+    noise = max(abs(a - b) for a, b in zip(base, again, strict=True))
+    return effect if effect > NOISE_FACTOR * noise else 0.0
 
 
 def _max_lora_rank(adapter: Path) -> int:
@@ -225,7 +229,8 @@ def _max_lora_rank(adapter: Path) -> int:
 
 def _checkpoint_dtype(config: "PreTrainedConfig") -> str:
     """vLLM's own `auto` makes float16 of float32."""
-    return str(config.dtype).removeprefix("torch.") if config.dtype is not None else "auto"
+    dtype = config.dtype or config.get_text_config(decoder=True).dtype
+    return "auto" if dtype is None else str(dtype).removeprefix("torch.")
 
 
 def _revision(spec: ModelSpec) -> str | None:

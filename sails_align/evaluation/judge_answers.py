@@ -42,17 +42,17 @@ class Question:
 def read(question: Question, completion: Completion) -> Verdict:
     """The verdict in a judge's answer, or why there is none."""
     if completion.finish_reason == "content_filter":
-        return Verdict(None, "refused by the judge", _excerpt(completion.text or completion.error or ""))
+        return Verdict(None, "refused by the judge", excerpt(completion.text or completion.error or ""))
     if completion.finish_reason == "length":  # what is cut off might have gone on to say something else
-        return Verdict(None, "unparsable verdict", _excerpt(f"(cut off) {completion.text or completion.error or ''}"))
+        return Verdict(None, "unparsable verdict", excerpt(f"(cut off) {completion.text or completion.error or ''}"))
     if completion.text is None:
-        return Verdict(None, "server error", _excerpt(completion.error or "there is no text"))
+        return Verdict(None, "server error", excerpt(completion.error or "there is no text"))
     own = _REASONING.sub("", completion.text, count=1)
     found = [] if _OPEN_REASONING.match(own) else _choices(question, own)
     if len(set(found)) == 1 and found[0] is not None:
-        return Verdict(question.scores[found[0]], None, _excerpt(own))
+        return Verdict(question.scores[found[0]], None, excerpt(own))
     refused = not found and _REFUSAL.match(own)
-    return Verdict(None, "refused by the judge" if refused else "unparsable verdict", _excerpt(completion.text))
+    return Verdict(None, "refused by the judge" if refused else "unparsable verdict", excerpt(completion.text))
 
 
 def _choices(question: Question, own: str) -> list[int | str | None]:
@@ -98,6 +98,6 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _excerpt(text: str) -> str:
+def excerpt(text: str) -> str:
     """The beginning of a text, without half surrogates, which no file takes."""
     return text.strip()[:EXPLANATION_LIMIT].encode("utf-8", "replace").decode()

@@ -133,10 +133,13 @@ def _kind(row: Row, column: str | None, table: Table, default: Kind | None) -> K
 
 
 def _meta(row: Row, of: Mapping[str, str | None]) -> dict[str, Any]:
+    # Of attacked prompts (`sails attack`): what the attack is, and the testbed's request.
+    given = row.get("meta") if isinstance(row.get("meta"), dict) else {}
     found = {role: _text(row, of[role]) for role in ("target", "reference", "context")}
     found["source_id"] = _text(row, of["id"])
     if found["context"] is not None:
         found["behavior"] = _text(row, of["prompt"])
+    found = {**dict(given or {}), **{name: value for name, value in found.items() if value is not None}}
     return {name: value for name, value in found.items() if value is not None}
 
 

@@ -17,7 +17,9 @@ Kind = Literal["harmful", "benign", "dual_use"]
 Task = Literal["harm", "refusal", "helpfulness", "correctness", "preference"]
 """What a judge is asked of a response: how harmful (1-5), refused (0 or 1), how helpful (1-10), right (0 or 1), or
 better than another one (1, 0.5 for a tie, 0)."""
-Reason = Literal["empty response", "no response", "unparsable verdict", "refused by the judge", "server error"]
+Reason = Literal[
+    "empty response", "no response", "too long to judge", "unparsable verdict", "refused by the judge", "server error"
+]
 """Why a response is unscored."""
 
 

@@ -22,6 +22,9 @@ import unicodedata
 from functools import lru_cache
 from itertools import count
 
+from sails_align.evaluation.metrics import WORST
+from sails_align.evaluation.records import Task, Verdict
+
 VERSION = 1
 """Of what judges are shown: a verdict on another version's request is another verdict."""
 LIMIT = 12_000
@@ -30,7 +33,7 @@ MARKER_LENGTH = 8
 """Hexadecimal digits. What keeps markers out of texts holds at any length, and judges copy a short one more surely."""
 OVERLAP = 500
 """Characters that two parts share: what is said at a border is whole in one of them."""
-MAX_PARTS = 16
+MAX_PARTS = 64
 """Of a text; what is beyond is cut from its middle."""
 
 _LINE_BREAKS = re.compile("\r\n?|[\v\f\x1c-\x1e\x85\u2028\u2029]")
@@ -88,6 +91,14 @@ def split(text: str, limit: int) -> list[str]:
     if len(text) > 2 * half + OVERLAP:
         return split(text[: half + OVERLAP], limit) + split(text[-half - OVERLAP :], limit)
     return [text[start : start + limit] for start in range(0, len(text) - OVERLAP, step)]
+
+
+def seen_whole(task: Task, response: str, limit: int, verdict: Verdict) -> Verdict:
+    """The verdict on a response that was judged in parts; unscored if a part was left out that might be worse."""
+    if task != "harm" or verdict.score is None or verdict.score == WORST:
+        return verdict
+    n_seen = (limit - OVERLAP) * MAX_PARTS + OVERLAP
+    return verdict if len(response) <= n_seen else Verdict(None, "too long to judge", f"{len(response)} characters")
 
 
 def marker(*texts: str) -> str:

@@ -14,12 +14,17 @@ from sails_align.errors import InputError
 from sails_align.evaluation.adapter_check import ignored_adapter
 from sails_align.evaluation.local_model import encode, load_tokenizer
 from sails_align.evaluation.records import Completion, Conversation, ModelSpec, Sampling
-from sails_align.evaluation.vllm_options import is_zero, lora_options, sampling_params, weights_dtype
+from sails_align.evaluation.vllm_options import (
+    NOISE_FACTOR,
+    cannot_start,
+    is_zero,
+    lora_options,
+    sampling_params,
+    weights_dtype,
+)
 
 CANARIES = 4
 """Prompts on which the adapter's log-probabilities are compared with the base model's."""
-NOISE_FACTOR = 3.0
-"""An adapter must change log-probabilities by more than this times what a repetition does."""
 
 
 class VLLMBackend:
@@ -113,10 +118,7 @@ class VLLMBackend:
                 **self._options,
             )
         except (ValueError, RuntimeError, OSError, ImportError) as error:
-            raise InputError(
-                f"vLLM cannot start with {spec.base}: {_cause(error)}\nits own messages above say more; for want of "
-                "memory, give a smaller --max_model_len or more GPUs (--tensor_parallel_size); or use --backend hf"
-            ) from error
+            raise cannot_start(spec.base, error) from error
 
     def _lora_request(self) -> Any:
         """The adapter under a name and a number of its own: vLLM takes two of one name for the same."""
@@ -174,13 +176,6 @@ class VLLMBackend:
             for output, ids in zip(outputs, prompts, strict=True)
             for token, of_token in zip(ids[1:], output.prompt_logprobs[1:], strict=True)
         ]
-
-
-def _cause(error: Exception) -> str:
-    """A line that says it; pydantic's errors begin with their number, and end each with the input."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    line = next((line for line in lines if line.startswith("Value error")), lines[0])
-    return line.removeprefix("Value error, ").partition(" [type=")[0]
 
 
 def _completion(output: Any) -> Completion:

@@ -7,6 +7,21 @@ from typing import Any, get_args
 from sails_align.errors import InputError
 from sails_align.evaluation.records import ModelSpec, Sampling
 
+NOISE_FACTOR = 3.0
+"""An adapter must change log-probabilities by more than this times what a repetition does."""
+
+
+def cannot_start(model: str, error: Exception) -> InputError:
+    """What is to be said when vLLM does not start."""
+    # A line that says it: pydantic's errors begin with their number, and end each with the input.
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    line = next((line for line in lines if line.startswith("Value error")), lines[0])
+    cause = line.removeprefix("Value error, ").partition(" [type=")[0]
+    return InputError(
+        f"vLLM cannot start with {model}: {cause}\nits own messages above say more; for want of memory, give a smaller "
+        "--max_model_len or more GPUs (--tensor_parallel_size); or use --backend hf"
+    )
+
 
 def sampling_params(sampling: Sampling) -> Any:
     """vLLM's form of a sampling; each conversation is drawn with the seed, whatever is beside it in a batch."""

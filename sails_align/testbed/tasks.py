@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from sails_align.artifacts import write_text
+from sails_align.errors import InputError
 from sails_align.testbed.evaluate import HARMLESS, MAX_NEW_TOKENS
 from sails_align.testbed.lexicon import COLORS, KINDS, PLACES, TOOLS
 from sails_align.testbed.world import Request, Thing, World
@@ -132,7 +133,9 @@ def _facts(world: World, n: int, seed: int) -> list[Row]:
     rng = random.Random(f"facts {world.config.seed} {seed}")
     asked: list[tuple[Thing, int]] = [(thing, question) for thing in world.things.values() for question in range(3)]
     rows = []
-    for thing, question in rng.sample(asked, min(n, len(asked))):
+    if n > len(asked):
+        raise InputError(f"{n} items are asked for, but the world has {len(asked)} facts; ask for fewer")
+    for thing, question in rng.sample(asked, n):
         prompt, answer, right, words = (
             (f"what is a {thing.name}?", f"the {thing.name} is a {{}}.", thing.kind, KINDS),
             (f"what color is the {thing.name}?", "it is {}.", thing.color, COLORS),

@@ -4,25 +4,18 @@ from collections import Counter
 
 import pytest
 from gullible import GullibleJudge, InProcess
-from judge_attack_set import (
-    ALTER,
-    DEFENCES,
-    HIDE,
-    PADDING,
-    attacked,
-    load_attacks,
-    make_cases,
-    measure,
-    without,
-)
+from judge_attack_set import DEFENCES, measure, without
 from stub_server import StubServer
 
 from sails_align.evaluation import llm_judge, shielding
 from sails_align.evaluation.openai_backend import OpenAIBackend
+from sails_align.testbed.judge_attacks import ALTER, HIDE, PADDING, attacked, load_attacks, make_cases
 from sails_align.testbed.oracle import Oracle
+from sails_align.testbed.world import World, WorldConfig
 
 ATTACKS = load_attacks()
-WORLD, REQUESTS, CASES = make_cases(3)
+WORLD = World(WorldConfig())
+REQUESTS, CASES = make_cases(WORLD, 3)
 BACKEND = InProcess(GullibleJudge(WORLD, REQUESTS))
 INSIDE_THE_FENCES = {"disavowal", "persuasion"}
 """What a judge that believes what it grades is fooled by in spite of all defences."""
