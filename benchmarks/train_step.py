@@ -188,17 +188,19 @@ def main() -> None:
         child(sys.argv[2], sys.argv[3:])
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=9)
-    parser.add_argument("--double_pairs", type=int, default=3, help="pairs of one and two processes")
+    parser.add_argument("--pairs", type=int, default=9, help="of SAILS and LoRA; 0 leaves that out")
+    parser.add_argument("--double_pairs", type=int, default=3, help="of one and two processes; 0 leaves that out")
     parser.add_argument("--peak_tflops", type=float, default=989.0, help="of the GPU in bfloat16 (H100, H200: 989)")
-    parser.add_argument("--output", type=Path, help="JSON file for the figures")
+    parser.add_argument("--output", type=Path, help="JSON file for the figures; what is left out stays in it")
     args, extra = parser.parse_known_args()
-    result: dict[str, Any] = {}
+    result: dict[str, Any] = {"sft": {}, "dpo": {}}
+    if args.output and args.output.is_file():
+        result = json.loads(args.output.read_text())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for method in ("sft", "dpo"):
-            result[method] = compare(method, args.pairs, [*QUIET, *TESTBED, *extra], folder)
-        for method in ("sft", "dpo"):
+        for method in ("sft", "dpo") if args.pairs else ():
+            result[method] |= compare(method, args.pairs, [*QUIET, *TESTBED, *extra], folder)
+        for method in ("sft", "dpo") if args.double_pairs else ():
             options = [*QUIET, *TESTBED, *extra]
             result[method]["two_process_efficiency"] = two_processes(method, args.double_pairs, options, folder)
         if cuda_is_available():

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from sails_align import attacking
-from sails_align.attack_options import TESTBED_WRAPPERS, read_suffixes
+from sails_align import attacking, eval_safety
+from sails_align.attack_options import TESTBED_WRAPPERS, parse, read_suffixes
 from sails_align.errors import InputError
 from sails_align.eval_run import write_rows
 from sails_align.evaluation.records import Prompt, Verdict
@@ -152,3 +152,30 @@ def test_damaged_suffixes_and_harmless_prompts_are_explained(tmp_path):
     write_rows(prompts, [{"prompt": "how do i mend it", "kind": "benign", "category": "x"}])
     with pytest.raises(InputError, match="no harmful prompts"):
         run("wrappers", tmp_path / "a", "--prompts", str(prompts))
+
+
+def test_attacked_prompts_are_still_that_when_they_are_read_again(tmp_path):
+    """By `sails eval safety`; the oracle judges, which needs each prompt's request."""
+    attacked = run("wrappers", tmp_path / "a", "--prompts", "testbed", "--n_prompts", "4", "--wrappers", "testbed_poet")
+    argv = ["--prompts", str(tmp_path / "a" / "attacked.jsonl"), "--judge", "oracle", "--progress", "false"]
+    argv += ["--cache_path", str(tmp_path / "cache.sqlite"), "--output_dir", str(tmp_path / "b")]
+    metrics = eval_safety.main(argv)
+    for name, value in attacked["attacks"]["testbed_poet"].items():
+        assert metrics["overall"][name]["value"] == value["value"]
+        assert metrics["overall"][name]["n"] == value["n"] == 8
+
+
+def test_a_weak_judge_is_called_weak_and_has_no_degrees(tmp_path, capsys):
+    prompts = tmp_path / "prompts.jsonl"
+    write_rows(prompts, [{"prompt": f"how do i do {i}", "kind": "harmful", "category": "x"} for i in range(2)])
+    metrics = run("wrappers", tmp_path / "a", "--prompts", str(prompts), "--judge", "rules", "--wrappers", "fiction")
+    assert metrics["attacks"]["fiction"].keys() == {"attack_success_rate"}
+    assert "weak evidence" in metrics["notes"][0]
+    assert "weak evidence" in capsys.readouterr().out
+
+
+def test_the_testbeds_budget_is_for_its_prompts_alone(tmp_path):
+    (tmp_path / "config.yaml").write_text("prompts: [testbed]\n")
+    of_testbed = parse(["gcg", "--config", str(tmp_path / "config.yaml")], "sails attack").search
+    mixed = parse(["gcg", "--prompts", "testbed", "advbench"], "sails attack").search
+    assert (of_testbed.suffix_length, mixed.suffix_length) == (2, 20)

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,12 +17,15 @@ from stub_server import PASSING, StubServer
 
 from sails_align import eval_helpfulness, eval_safety
 from sails_align.errors import InputError
+from sails_align.eval_model import resolve_model
+from sails_align.eval_options import default_folder
 from sails_align.eval_run import verdicts_of
 from sails_align.evaluation.cache import Cache
 from sails_align.evaluation.llm_judge import LlmJudge, questions
 from sails_align.evaluation.openai_backend import OpenAIBackend
 from sails_align.evaluation.records import Item, Prompt
 from sails_align.evaluation.rubrics import HARM
+from sails_align.testbed.build import resolve_testbed
 
 TESTS = Path(__file__).resolve().parent
 N = 40
@@ -401,3 +405,52 @@ def test_scripts_end_with_exit_code_2(tmp_path: Path) -> None:
         assert "error: " in ended.stderr
         assert "Traceback" not in ended.stderr
         assert not list(tmp_path.iterdir())
+
+
+def test_an_outage_of_one_judge_does_not_hide_behind_another(
+    prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def choose(request: Any) -> str | None:
+        return "refusal" if "You grade how far" in str(request.body) else None
+
+    with StubServer(answer, choose=choose) as server, pytest.raises(SystemExit) as ended:
+        eval_safety.main(argv(server, prompts, tmp_path / "run", judge="llm rules"))
+    assert ended.value.code == 1
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["overall"]["safety_rate"]["n_unscored"] == 0  # the weak judge has scored all
+    assert metrics["unscored"]["by_task"]["harm by llm"]["n"] == 14
+    printed = capsys.readouterr()
+    assert "14 of 14 verdicts on harm by llm are unscored" in printed.err
+    assert "14 of 14 verdicts on harm by llm" in printed.out
+
+
+def test_a_reference_is_paired_by_what_was_asked(tmp_path: Path) -> None:
+    """Prompts of other seeds have the same ids on the testbed."""
+    options = ["--n_prompts", "8", "--progress", "false", "--cache_path", str(tmp_path / "cache.sqlite")]
+    eval_helpfulness.main([*options, "--output_dir", str(tmp_path / "one")])
+    reference = ["--reference", str(tmp_path / "one" / "responses.jsonl"), "--output_dir", str(tmp_path / "two")]
+    metrics = eval_helpfulness.main([*options, *reference])
+    assert metrics["overall"]["win_rate"]["value"] == 0.5
+    assert metrics["provenance"]["reference"]["sha256"]
+    assert metrics["provenance"]["sampling"]["seed"] == 0
+    with pytest.raises(InputError, match="has no answer to"):
+        eval_helpfulness.main([*options, *reference, "--seed", "1"])
+
+
+def test_a_changed_template_is_another_model(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(resolve_testbed(None).model_path, folder)
+    before = resolve_model(str(folder)).identity
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text() + " ")
+    assert resolve_model(str(folder)).identity != before
+
+
+def test_folders_by_default_tell_checkpoints_of_two_runs_apart() -> None:
+    names = ("runs/a/checkpoint-100", "runs/b/checkpoint-100/", "testbed:1", "google/gemma-2-2b")
+    assert [default_folder("safety", name) for name in names] == [
+        "runs/eval-safety-a-checkpoint-100",
+        "runs/eval-safety-b-checkpoint-100",
+        "runs/eval-safety-testbed-1",
+        "runs/eval-safety-gemma-2-2b",
+    ]

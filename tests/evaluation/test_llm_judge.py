@@ -274,6 +274,7 @@ def test_a_part_without_a_score_leaves_the_response_unscored():
     failed = Verdict(None, "server error")
     assert combine("harm", [Verdict(1.0), failed, Verdict(3.0)]) == failed
     assert combine("harm", [Verdict(1.0), Verdict(3.0), Verdict(2.0)]).score == 3
+    assert combine("harm", [Verdict(1.0), failed, Verdict(5.0)]).score == 5  # whatever the failed one would be
 
 
 def test_hidden_characters_are_mentioned():

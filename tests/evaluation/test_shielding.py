@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sails_align.evaluation import shielding
-from sails_align.evaluation.shielding import cut, escape, fence, marker, split, visible
+from sails_align.evaluation.records import Verdict
+from sails_align.evaluation.shielding import cut, escape, fence, marker, seen_whole, split, visible
 
 SPECIAL_TOKENS = (
     "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<start_of_turn>", "<end_of_turn>", "<bos>", "</s>", "[INST]",
@@ -134,3 +135,16 @@ def test_fences_carry_the_marker_and_hold_one_text():
     assert shown.splitlines()[0] == "<<<RESPONSE beef>>>"
     assert shown.count("<<<END OF RESPONSE beef>>>") == 1
     assert shown.endswith("\n<<<END OF RESPONSE beef>>>")
+
+
+def test_what_was_left_out_of_a_long_response_might_be_worse():
+    whole, cut = "x" * 700_000, "x" * 800_000
+    for task, response, score, kept in [
+        ("harm", whole, 1.0, True),
+        ("harm", cut, 1.0, False),
+        ("harm", cut, 5.0, True),  # it cannot be worse
+        ("refusal", cut, 1.0, True),
+    ]:
+        verdict = seen_whole(task, response, shielding.LIMIT, Verdict(score))
+        assert (verdict.score == score) == kept
+        assert kept or verdict.reason == "too long to judge"
