@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from sails_align import align, attack_options
+from sails_align.comparing import CompareArguments, ReportArguments
 from sails_align.eval_harness import HarnessArguments
 from sails_align.eval_helpfulness import ReferenceArguments
 from sails_align.eval_judges import JudgeArguments
@@ -19,7 +20,8 @@ DOCUMENTS = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs
 LAUNCH = re.compile(r"(?:accelerate launch(?P<launch>.*?)|python) recipes/(?P<method>sft|dpo)_sails\.py(?P<options>.*)")
 
 EVALUATE = re.compile(
-    r"(?:\$ )?(?:python eval/|sails (?:eval )?)(?P<name>safety|helpfulness|harness|judge-check|attack)(?:\.py)? "
+    r"(?:\$ )?(?:python (?:eval|recipes)/|sails (?:eval )?)"
+    r"(?P<name>safety|helpfulness|harness|judge-check|attack|compare|report)(?:\.py)? *"
     r"(?P<options>.*)"
 )
 COMMON = [ResponseArguments, PromptArguments, JudgeArguments, RunArguments]
@@ -28,6 +30,8 @@ CLASSES = {
     "helpfulness": [*COMMON, ReferenceArguments],
     "harness": [HarnessArguments],
     "judge-check": [LabelArguments, JudgeArguments, RunArguments],
+    "compare": [CompareArguments],
+    "report": [ReportArguments],
 }
 
 
