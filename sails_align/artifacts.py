@@ -78,6 +78,8 @@ REMEDIES = {
     errno.EACCES: "you may not write there: choose another folder with --output_dir",
     errno.EPERM: "you may not write there: choose another folder with --output_dir",
     errno.ENOTDIR: "a part of the path is a file: choose another folder with --output_dir",
+    errno.ENAMETOOLONG: "choose a shorter path with --output_dir",
+    errno.EISDIR: "there is a folder of that name: choose another one with --output_dir",
     errno.EEXIST: "a part of the path is a file: choose another folder with --output_dir",
 }
 
@@ -142,7 +144,7 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(
-                f"another process is training in {folder};\nwait for it, end it (its workers outlive a launcher that "
+                f"another process is at work in {folder};\nwait for it, end it (its workers outlive a launcher that "
                 "is killed), or choose another --output_dir"
             ) from error
         except OSError as error:  # some network file systems have no locks
@@ -152,6 +154,25 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+OF_TRAINING = ("run.json", "adapter_config.json", "config.json", "checkpoint-*", "warm_start")
+"""What a folder holds that a model was trained in, or is in."""
+
+
+def refuse_trained(folder: Path) -> Path:
+    """The folder, where results of something else than a training are to go.
+
+    Raises:
+        InputError: if it holds a model or a training, whose results would be replaced.
+    """
+    with disk_errors(folder):
+        held = next((path.name for name in OF_TRAINING for path in folder.glob(name)), None)
+    if held is not None:
+        raise InputError(
+            f"{folder} holds a model or a training ({held}), whose results would be lost; choose another --output_dir"
+        )
+    return folder
 
 
 @contextmanager

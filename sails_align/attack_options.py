@@ -23,7 +23,7 @@ TESTBED_WRAPPERS = {
     f"testbed_{name}": template(text)
     for name, text in zip(("poet", "book", "teacher", "rules"), lexicon.WRAPPERS, strict=True)
 }
-TESTBED_BUDGET = {"n_steps": 40, "search_width": 96, "topk": 64, "suffix_length": 2, "batch_size": 128}
+TESTBED_BUDGET = {"n_prompts": 8, "n_steps": 40, "search_width": 96, "topk": 64, "suffix_length": 2, "batch_size": 128}
 """A second or two a prompt on one core. After longer suffixes the tiny model answers, but forgets what was asked."""
 
 
@@ -115,11 +115,18 @@ def read_suffixes(path: Path) -> list[str]:
         if path.suffix not in (".json", ".jsonl"):
             return [line.strip() for line in lines]
         rows = [json.loads(line) for line in lines]
-        return [str(row["suffix"] if "suffix" in row else row["meta"]["suffix"]) for row in rows]
+        return [_text(row["suffix"] if "suffix" in row else row["meta"]["suffix"]) for row in rows]
     except OSError as error:
         raise InputError(f"cannot read the suffixes {path}: {error.strerror}; check the path") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
             f"{path} is no file of suffixes ({type(error).__name__}: {error});\n"
             "give the attacked.jsonl of `sails attack gcg`, or a text with one suffix a line"
         ) from error
+
+
+def _text(suffix: object) -> str:
+    if not isinstance(suffix, str):
+        raise TypeError(f"the suffix {suffix!r} is no text")
+    suffix.encode()  # half surrogates cannot be sent
+    return suffix

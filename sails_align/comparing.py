@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sails_align.artifacts import one_at_a_time, output_folder, package_versions, write_json
+from sails_align.artifacts import one_at_a_time, output_folder, package_versions, refuse_trained, write_json
 from sails_align.comparison.plan import LEARNING_RATES, RUNS, Cell, Measures, Plan, Run, runs_named
 from sails_align.comparison.runner import Failure, Results, n_slots, run_cells
 from sails_align.comparison.summary import (
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
     """
     line = CommandLine.read(argv)
     (args,) = line.parse([CompareArguments], prog=prog)
-    plan, folder = args.plan(), Path(args.output_dir)
+    plan, folder = args.plan(), refuse_trained(Path(args.output_dir))
     command = "sails compare " + " ".join(line.options)
     with output_folder(folder), one_at_a_time(folder):
         resolve_testbed(plan.world)  # before anything is started

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sails_align.artifacts import one_at_a_time, output_folder, write_json
+from sails_align.artifacts import one_at_a_time, output_folder, refuse_trained, write_json
 from sails_align.config import check_choice
 from sails_align.errors import InputError
 from sails_align.eval_harness_report import report, sample_rows, show
@@ -37,7 +37,8 @@ class HarnessArguments:
     """The model, what it is compared with, and the tasks."""
 
     tasks: list[str] = field(
-        metadata={"help": "Names of lm-eval's tasks, groups or tags (a,b or a b), YAML files, or testbed."}
+        default_factory=lambda: [GROUP],
+        metadata={"help": f"Names of lm-eval's tasks, groups or tags (a,b or a b), YAML files, or {GROUP}."},
     )
     model: str = field(
         default="testbed",
@@ -111,7 +112,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
         InputError: for options, models or tasks that cannot be used.
     """
     (args,) = CommandLine.read(argv).parse([HarnessArguments], prog=prog)
-    folder = Path(args.output_dir or default_folder("harness", args.model))
+    folder = refuse_trained(Path(args.output_dir or default_folder("harness", args.model)))
     with output_folder(folder), one_at_a_time(folder):
         spec = resolve_model(
             args.model,

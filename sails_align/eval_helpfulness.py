@@ -157,7 +157,7 @@ def _read_responses(path: Path) -> dict[str, str]:
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         return {_asked(row["messages"]): row["response"] for row in rows}
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
             f"cannot read the answers in {path} ({type(error).__name__}: {error});\n"
             "give the responses.jsonl of an evaluation"

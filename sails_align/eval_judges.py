@@ -55,6 +55,13 @@ class JudgeArguments:
     def __post_init__(self) -> None:
         for name in self.judge or ():
             check_choice("judge", name, JUDGES)
+        if self.judge == []:
+            raise InputError(f"judge is empty; choose among {', '.join(JUDGES)}, or leave it out")
+        twice = [name for name, times in Counter(self.judge).items() if times > 1 and name not in WITH_MODEL]
+        if twice:
+            raise InputError(f"the judge {twice[0]} is given twice; give it once")
+        if self.guard_family is not None and "guard" not in (self.judge or ()):
+            raise InputError("guard_family is given, but no judge is a guard; give --judge guard, or leave it out")
         check_choice("judge_backend", self.judge_backend, tuple(name for name in BACKENDS if name != "openai"))
         check_least(self, judge_concurrency=1, judge_max_new_tokens=1, judge_timeout=1)
         kinds, models = self._kinds(), self.judge_model or []

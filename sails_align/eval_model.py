@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from huggingface_hub.errors import StrictDataclassError
+
 from sails_align.artifacts import file_hash
 from sails_align.errors import InputError
 from sails_align.evaluation.records import ModelSpec
@@ -35,6 +37,14 @@ def resolve_model(
     Raises:
         InputError: if there is no such model, weights are missing, or the adapter does not fit its model.
     """
+    of_config = (ValueError, KeyError, TypeError, AttributeError, StrictDataclassError)
+    with model_errors(base_model or name, *of_config):
+        return _resolved(name, base_model, dtype, revision, trust_remote_code)
+
+
+def _resolved(
+    name: str, base_model: str | None, dtype: str, revision: str | None, trust_remote_code: bool
+) -> ModelSpec:
     if dtype not in DTYPES:
         raise InputError(f"dtype is {dtype!r}, which is not one of: {', '.join(DTYPES)}")
     folder = Path(name)
@@ -44,7 +54,9 @@ def resolve_model(
         return _adapted(folder, _base(base_model), dtype, trust_remote_code)
     if base_model is not None:
         raise InputError(f"--base_model is given, but {name} is no folder with an adapter; leave it out")
-    if not (folder / "config.json").is_file() and (folder.is_dir() or not HUB_ID.fullmatch(name)):
+    # A path into a folder that is here is no id of the hub, which would be asked again and again.
+    is_path = folder.is_dir() or (len(folder.parts) > 1 and Path(folder.parts[0]).is_dir())
+    if not (folder / "config.json").is_file() and (is_path or not HUB_ID.fullmatch(name)):
         raise InputError(
             f"{name} holds neither a model (config.json) nor an adapter (adapter_config.json);\n"
             "give testbed, a model's folder, the folder of a finished run, or the id of a model on the hub"

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sails_align.artifacts import refuse_trained
 from sails_align.config import check_choice
 from sails_align.errors import InputError
 from sails_align.eval_model import DTYPES, resolve_model
@@ -16,6 +17,8 @@ from sails_align.testbed.build import cache_folder, is_testbed, resolve_testbed
 from sails_align.testbed.evaluate import MAX_NEW_TOKENS as TESTBED_TOKENS
 from sails_align.testbed.judge import request_prompts
 
+COLDEST = 0.01
+"""Temperature; lower ones overflow."""
 BACKENDS = ("hf", "vllm", "openai")
 
 
@@ -64,6 +67,10 @@ class ResponseArguments:
         check_choice("dtype", self.dtype, DTYPES)
         check_least(self, concurrency=1, batch_size=1, tensor_parallel_size=1, max_model_len=1, max_new_tokens=1)
         check_least(self, temperature=0, seed=0, timeout=1)
+        if 0 < self.temperature < COLDEST:
+            raise InputError(f"temperature is {self.temperature}; choose 0 (greedy), or {COLDEST} or more")
+        if not self.model:
+            raise InputError("no model is given; give --model, such as testbed, a folder or the id of a model")
         if (self.backend == "openai") != (self.base_url is not None):
             given = "--backend openai" if self.base_url is None else "--base_url"
             other = "--base_url" if self.base_url is None else "--backend openai"
@@ -162,6 +169,10 @@ class PromptArguments:
 
     def __post_init__(self) -> None:
         check_least(self, n_prompts=1)
+        if not self.prompts or not all(self.prompts):
+            raise InputError("no prompts are given; give --prompts, such as testbed or hex-phi")
+        if len(set(self.prompts)) < len(self.prompts):
+            raise InputError(f"a prompt set is given twice ({' '.join(self.prompts)}); give each once")
         check_choice("part", self.part, ("test", "validation"))
         if self.kind is not None:
             check_choice("kind", self.kind, ("harmful", "benign", "dual_use"))
@@ -222,7 +233,7 @@ class RunArguments:
 
     def folder(self, what: str, model: str) -> Path:
         """The output folder."""
-        return Path(self.output_dir or default_folder(what, model))
+        return refuse_trained(Path(self.output_dir or default_folder(what, model)))
 
 
 def default_folder(what: str, model: str) -> str:

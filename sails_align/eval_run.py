@@ -1,6 +1,8 @@
 """Prompts -> responses -> verdicts, each kept in the cache as soon as it is there: nothing is paid for twice."""
 
 import json
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -70,7 +72,20 @@ def respond(
         lambda value: Completion(**value),
         lambda completion: completion.text is None,
     )
-    return results_of(work, cache, retry_failed=retry_failed, progress=progress)
+    completions = results_of(work, cache, retry_failed=retry_failed, progress=progress)
+    _tell_failures(completions)
+    return completions
+
+
+def _tell_failures(completions: Sequence[Completion]) -> None:
+    """Say why there are no responses: verdicts tell only that there are none."""
+    causes = Counter(
+        completion.error or completion.finish_reason for completion in completions if completion.text is None
+    )
+    if causes:
+        (cause, n), *others = causes.most_common()
+        more = f"; {len(others)} other causes are in responses.jsonl" if others else ""
+        print(f"no response to {causes.total()} of {len(completions)} prompts: {cause} ({n}){more}", file=sys.stderr)
 
 
 def verdicts_of(

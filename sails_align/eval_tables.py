@@ -18,6 +18,8 @@ LABELS = {
     "helpfulness": "helpfulness (1-10)",
     "win_rate": "win rate (%)",
 }
+SPLITS = {"harmful": "trained categories", "ood": "new categories", "dual_use": "dual use"}
+"""The testbed's sets, in other words than its files have."""
 IN_COLUMNS = ("safety_rate", "harmfulness", "over_refusal_rate", "correct_answer_rate", "helpfulness", "win_rate")
 """What is shown of each category."""
 
@@ -33,7 +35,7 @@ def show_rates(metrics: Mapping[str, Any], title: str, folder: Path) -> None:
     for split, rates in metrics.get("by_split", {}).items():
         for name, value in rates.items():
             if name in ("safety_rate", "over_refusal_rate"):
-                table.add_row(f"  {split}: {LABELS[name]}", *_cells(value, _scale(name)))
+                table.add_row(f"  {SPLITS.get(split, split)}: {LABELS[name]}", *_cells(value, _scale(name)))
     console.print(table)
     if len(metrics["by_category"]) > 1:
         console.print(_by_category(metrics["by_category"]))

@@ -19,7 +19,9 @@ def merge(argv: Sequence[str]) -> None:
     Raises:
         InputError: as `merge_adapter`; or if the device is not there.
     """
-    parser = CommandParser(prog="sails merge", description="Merge the adapter of a finished run into its base model.")
+    parser = CommandParser(
+        allow_abbrev=False, prog="sails merge", description="Merge the adapter of a finished run into its base model."
+    )
     parser.add_argument("run", type=Path, help="the directory of a finished run, or any folder with a LoRA adapter")
     parser.add_argument("--output", type=Path, required=True, help="the folder to make")
     parser.add_argument("--dtype", choices=DTYPES, help="of the merged weights (default: the base model's)")
@@ -59,7 +61,9 @@ def check(argv: Sequence[str]) -> None:
     Raises:
         InputError: if there is no LoRA adapter, its files cannot be read, or its base model is not there.
     """
-    parser = CommandParser(prog="sails check-adapter", description="Can vLLM serve the adapter as it is?")
+    parser = CommandParser(
+        allow_abbrev=False, prog="sails check-adapter", description="Can vLLM serve the adapter as it is?"
+    )
     parser.add_argument("run", type=Path, help="the directory of a finished run, or any folder with a LoRA adapter")
     _add_base_model(parser)
     options = parser.parse_args(argv)

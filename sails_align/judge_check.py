@@ -11,6 +11,7 @@ import random
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
     labels, who, run = CommandLine.read(argv).parse([LabelArguments, JudgeArguments, RunArguments], prog=prog)
     if not who.judge:
         raise InputError("which judge is to be checked? give --judge llm, guard or rules")
-    folder = run.folder("judge", "-".join(who.judge))
+    folder = run.folder("judge", f"{'-'.join(who.judge)}-{Path(labels.labels).stem}")
     items, truth = read_labels(labels)
     with output_folder(folder), one_at_a_time(folder), closing(Cache(run.cache_file())) as cache:
         panel = Panel(
@@ -186,11 +187,12 @@ def compared(truth: Sequence[float], verdicts: Sequence[Verdict], *, binary: boo
     """Confusion matrix, accuracy and kappa on the scale, and of safe (2 at most) against unsafe alone."""
     scores = [verdict.score for verdict in verdicts]
     labels = [_side(value) for value in truth]
+    several = len(set(labels)) > 1  # else there is nothing that chance could agree on
     called = [None if score is None else _side(score) for score in scores]
     result: dict[str, Any] = {
         "safe_or_unsafe": {
             **confusion(labels, called, SIDES).to_json(),
-            "cohen_kappa": cohen_kappa(labels, called),
+            "cohen_kappa": cohen_kappa(labels, called) if several else None,
         },
     }
     if not binary:

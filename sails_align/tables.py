@@ -35,7 +35,7 @@ def show(metrics: dict[str, Any], output_dir: Path) -> None:
             table.add_row(label, *("" if model is None else cell(Estimate(**model[name]), scale) for model in models))
     for name, label in SCALARS.items():
         if name in metrics["trained"]:
-            table.add_row(label, *("" if model is None else f"{model[name]:.3f}" for model in models))
+            table.add_row(label, *("" if _says_nothing(model, name) else f"{model[name]:.3f}" for model in models))
     cost = metrics["cost"]
     share = f"{cost['trainable_parameters']:,} ({cost['trainable_share']:.2%})"
     table.add_row("trainable parameters", "0", share)
@@ -52,6 +52,11 @@ def show(metrics: dict[str, Any], output_dir: Path) -> None:
     if identity["subspace"] is not None:
         console.print(f"subspace  {output_dir}/subspace/", highlight=False)
     console.print(f"metrics   {output_dir}/metrics.json", highlight=False)
+
+
+def _says_nothing(model: dict[str, Any] | None, name: str) -> bool:
+    """There is no model; or it is DPO's own reference, whose rewards are all 0, so that no pair is ranked."""
+    return model is None or (name == "held_out_reward_accuracy" and model["held_out_reward_margin"] == 0)
 
 
 def cell(estimate: Estimate, scale: float) -> str:

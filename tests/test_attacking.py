@@ -118,6 +118,13 @@ def test_without_a_judge_the_prompts_are_written_and_the_next_step_is_said(tmp_p
     assert with_judge["attacks"]["fiction"]["attack_success_rate"]["n"] == 2
 
 
+@pytest.mark.parametrize("suffix", ["null", "5", '"\\ud800"', "[" * 100_000])
+def test_suffixes_that_are_no_texts(tmp_path, suffix):
+    (tmp_path / "suffixes.jsonl").write_text(f'{{"suffix": {suffix}}}\n')
+    with pytest.raises(InputError, match="is no file of suffixes"):
+        read_suffixes(tmp_path / "suffixes.jsonl")
+
+
 def test_suffixes_of_a_text_file(tmp_path):
     path = tmp_path / "suffixes.txt"
     path.write_text("! ! !\n\n  x y \n")
@@ -130,6 +137,9 @@ def test_suffixes_of_a_text_file(tmp_path):
         (["pair"], "'pair' is given, but the attacks are gcg, wrappers, transfer"),
         ([], "no attack is given"),
         (["gcg", "--search_width", "0"], "search_width is 0"),
+        (["gcg", "--search_width", "99999999999"], "choose 100000 or less"),
+        (["gcg", "--suffix_length", "100000"], "the model's context is 128"),
+        (["gcg", "--suffix_length", "120"], "tokens long, and the model's context is 128"),
         (["gcg", "--backend", "vllm"], "a search needs gradients"),
         (["transfer", "--n_prompts", "1"], "no suffixes are given"),
         (["transfer", "--suffixes", "/none/such.txt", "--n_prompts", "1"], "cannot read the suffixes"),

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import pytest
 from served import answer
 from stub_server import PASSING, StubServer
 
-from sails_align import eval_helpfulness, eval_safety
+from sails_align import comparing, eval_harness, eval_helpfulness, eval_safety
 from sails_align.errors import InputError
 from sails_align.eval_model import resolve_model
 from sails_align.eval_options import default_folder
@@ -376,6 +377,11 @@ def test_helpfulness_against_a_reference_in_both_orders(server: StubServer, prom
         ({"judge": "llm llm", "judge_model": "stub stub"}, "the judge llm:stub is given twice"),
         ({"judge_api_key_env": "A B"}, "judge_api_key_env has 2 values for 1 models"),
         ({"max_unscored": 2}, "max_unscored is 2.0"),
+        ({"judge": "rules rules", "judge_model": None, "judge_base_url": None}, "the judge rules is given twice"),
+        ({"guard_family": "wildguard"}, "no judge is a guard"),
+        ({"prompts": "testbed testbed"}, "a prompt set is given twice"),
+        ({"temperature": 1e-300}, "temperature is 1e-300"),
+        ({"output_dir": "/tmp/" + "x" * 300}, "choose a shorter path"),
         ({"concurrency": 0}, "concurrency is 0"),
         ({"prompts": "no-such-set"}, "no-such-set"),
         ({"temperature": "nan"}, "temperature is nan"),
@@ -446,6 +452,13 @@ def test_a_changed_template_is_another_model(tmp_path: Path) -> None:
     assert resolve_model(str(folder)).identity != before
 
 
+def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(InputError, match="runs/mine holds neither a model"):
+        resolve_model("runs/mine")
+
+
 def test_folders_by_default_tell_checkpoints_of_two_runs_apart() -> None:
     names = ("runs/a/checkpoint-100", "runs/b/checkpoint-100/", "testbed:1", "google/gemma-2-2b")
     assert [default_folder("safety", name) for name in names] == [
@@ -454,3 +467,58 @@ def test_folders_by_default_tell_checkpoints_of_two_runs_apart() -> None:
         "runs/eval-safety-testbed-1",
         "runs/eval-safety-gemma-2-2b",
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("prompts: []", "no prompts are given"),
+        ("judge: []", "judge is empty"),
+        ("model: null", "no model is given"),
+        ("model: [a, b]", r"model is \['a', 'b'\], but it must be a text"),
+        ("output_dir: {a: b}", "output_dir is {'a': 'b'}, but it must be a text"),
+    ],
+)
+def test_files_of_options_that_make_no_sense(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(InputError, match=says):
+        eval_safety.main(["--config", str(tmp_path / "config.yaml")])
+
+
+def test_results_do_not_go_into_the_folder_of_a_training(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "metrics.json").write_text("of the training")
+    for main in (eval_safety.main, eval_helpfulness.main, eval_harness.main, comparing.main):
+        with pytest.raises(InputError, match="holds a model or a training"):
+            main(["--output_dir", str(tmp_path)])
+    assert (tmp_path / "metrics.json").read_text() == "of the training"
+
+
+def test_a_data_base_of_something_else_is_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "other.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE things (name TEXT)")
+        connection.commit()
+    before = path.read_bytes()
+    with pytest.raises(InputError, match="the data base of something else") as error:
+        Cache(path)
+    assert "delete" not in str(error.value)
+    assert path.read_bytes() == before
+
+
+def test_why_there_are_no_responses_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The testbed's template takes no system message."""
+    options = ["--n_prompts", "2", "--system_prompt", "be kind", "--progress", "false"]
+    options += ["--cache_path", str(tmp_path / "cache.sqlite"), "--output_dir", str(tmp_path / "run")]
+    with pytest.raises(SystemExit) as ended:
+        eval_safety.main(options)
+    assert ended.value.code == 1
+    assert "no response to 8 of 8 prompts: the chat template does not take this" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("config", ["[]", '{"model_type": "foo"}', '{"model_type": "gemma2", "hidden_size": "big"}'])
+def test_a_model_with_a_damaged_configuration(tmp_path: Path, config: str) -> None:
+    shutil.copytree(resolve_testbed(None).model_path, tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text(config)
+    with pytest.raises(InputError, match="cannot load the model"):
+        resolve_model(str(tmp_path / "model"))

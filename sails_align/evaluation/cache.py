@@ -32,12 +32,13 @@ class Cache:
             self._connection = sqlite3.connect(path, timeout=WAIT, isolation_level=None)
             self._prepare()
         except (OSError, sqlite3.Error) as error:
-            raise InputError(
-                f"cannot use the cache {path}: {error};\ndelete it, or give another file with --cache_path"
-            ) from error
+            raise InputError(f"cannot use the cache {path}: {error};\ngive another file with --cache_path") from error
 
     def _prepare(self) -> None:
         execute = self._connection.execute
+        tables = {name for (name,) in execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if tables and "entries" not in tables:
+            raise InputError(f"{self.path} is the data base of something else; give another file with --cache_path")
         execute("PRAGMA journal_mode=WAL")  # readers and a writer do not wait for each other
         execute(
             "PRAGMA synchronous=NORMAL"

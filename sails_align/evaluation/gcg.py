@@ -22,12 +22,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sails_align.artifacts import content_hash, write_json
 from sails_align.errors import InputError
+from sails_align.evaluation.local_model import context_length
 from sails_align.evaluation.records import Prompt
 from sails_align.evaluation.suffix_tokens import Frame, allowed_tokens, make_frame, surviving
 
 FORMAT = 1
 START = "!"
 """What the first suffix repeats, as in the paper; a tokenizer that lacks it gets a token drawn by the seed."""
+WIDEST = 100_000
+"""Suffixes tried in a step, at most."""
 CHUNK = 16_384
 """Embeddings looked up at once: those of a vocabulary of 256,000 would take gigabytes."""
 
@@ -51,6 +54,8 @@ class GcgOptions:
         for name in ("n_steps", "search_width", "topk", "suffix_length"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; choose 1 or more")
+        if self.search_width > WIDEST:
+            raise InputError(f"search_width is {self.search_width}; choose {WIDEST} or less")
 
 
 @dataclass(frozen=True)
@@ -156,10 +161,19 @@ class _Search:
         self.embed = model.get_input_embeddings()
         self.device = next(self.embed.parameters()).device
         self.batch_size = batch_size
+        context = context_length(model.config)
+        if options.suffix_length >= context:
+            raise InputError(f"suffix_length is {options.suffix_length}, and the model's context is {context} tokens")
         first = options.initial_suffix or self._repeated(targets[0])
         framed = [make_frame(tokenizer, prompt, first, target) for prompt, target in targets]
         self.frames = [frame for frame, _ in framed]
         self.first_ids = framed[0][1]
+        longest = max(len(frame.ids(self.first_ids)) + len(frame.target_ids) for frame in self.frames)
+        if longest > context:
+            raise InputError(
+                f"a prompt with its suffix and target is {longest} tokens long, and the model's context is {context};\n"
+                "leave out long prompts, or give a shorter --suffix_length"
+            )
         if not surviving(tokenizer, self.frames, [self.first_ids]):
             raise InputError(
                 f"the suffix {first!r} does not keep its tokens after every prompt;\n"

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from sails_align.errors import InputError
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ def load_tasks(manager: "TaskManager", names: Sequence[str]) -> tuple[list[Any],
             f"the tasks {', '.join(names)} need a package that is not installed: {error};\n"
             "install it (pip install 'lm-eval[...]' names the extras), or leave the task out"
         ) from error
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise InputError(
             f"the tasks {', '.join(names)} cannot be loaded: {_cause(error)}\n"
             "their data must be in the cache or the hub within reach: run this once with network (without "

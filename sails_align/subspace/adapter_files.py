@@ -4,6 +4,7 @@ import copy
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -15,6 +16,15 @@ from sails_align.errors import InputError
 from sails_align.loading import HUB_ID
 from sails_align.subspace.truncated import model_errors, not_partitioned
 
+KNOWN: dict[str, Any] = {
+    "r": int,
+    "lora_alpha": (int, float),
+    "base_model_name_or_path": (str, NoneType),
+    "target_modules": (str, list, NoneType),
+    "rank_pattern": (dict, NoneType),
+    "alpha_pattern": (dict, NoneType),
+}
+"""Types of what decides the model, in adapter_config.json; PEFT takes others, or a default, without a word."""
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -94,9 +104,14 @@ def read_adapter(folder: Path) -> AdapterFiles:
     if not (folder / CONFIG).is_file():
         holds = "a whole model, and no adapter" if (folder / "config.json").is_file() else f"no adapter (no {CONFIG})"
         raise InputError(f"{folder} holds {holds};\ngive the folder of a finished run with an adapter")
-    kind = read_json(folder / CONFIG).get("peft_type")
+    values = read_json(folder / CONFIG)
+    kind = values.get("peft_type")
     if kind != "LORA":
         raise InputError(f"the adapter in {folder} is of the kind {kind!r}; only LoRA adapters can be used here")
+    wrong = [name for name, types in KNOWN.items() if not isinstance(values.get(name), types)]
+    if wrong:
+        found = f"{wrong[0]} is {values.get(wrong[0])!r}"
+        raise InputError(f"{folder / CONFIG} is damaged ({found}); copy the folder again, or train again")
     try:
         config = PeftConfig.from_pretrained(str(folder))
         assert isinstance(config, LoraConfig)

@@ -9,7 +9,7 @@ import difflib
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,7 @@ class CommandLine:
         if rest:
             name = rest[0].partition("=")[0]
             raise InputError(f"unknown option {name!r} on the command line{_closest(name, known)}")
+        _check_texts(parsed)
         self.given.update({**checked, **self._on_line(parser)})
         return tuple(parsed)
 
@@ -141,6 +142,17 @@ class CommandLine:
 
 class _Parser(CommandParser, TrlParser):
     pass
+
+
+def _check_texts(parsed: Sequence[Any]) -> None:
+    """Refuse what a YAML file gives for a text of ours but is none: argparse takes lists and null as they are."""
+    for options in parsed:
+        for option in fields(options) if type(options).__module__.startswith("sails_align.") else ():
+            value = getattr(options, option.name)
+            # transformers' parser has taken the None out of `str | None`
+            may_be_none = value is None and option.default is None
+            if option.type in (str, str | None) and not isinstance(value, str) and not may_be_none:
+                raise InputError(f"{option.name} is {value!r}, but it must be a text; correct it")
 
 
 def _closest(name: str, known: Iterable[str]) -> str:
