@@ -306,7 +306,7 @@ def test_two_launches_do_not_share_a_folder(project: Project, tmp_path: Path) ->
         workers = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         done = launched(project, "recipes/sft_sails.py", *options(project, run, "sft", 2))
-        assert done.stderr.count("another process is training in") == 1
+        assert done.stderr.count("another process is at work in") == 1
         assert all(worker.is_running() for worker in workers)
     finally:
         for worker in workers:

@@ -237,6 +237,7 @@ class Crowded(torch.nn.Module):
     def __init__(self, model, room: int) -> None:
         super().__init__()
         self.model, self.room, self.largest = model, room, 0
+        self.config = model.config
 
     def get_input_embeddings(self):
         return self.model.get_input_embeddings()
