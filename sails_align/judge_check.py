@@ -23,6 +23,7 @@ from sails_align.eval_judges import JudgeArguments
 from sails_align.eval_options import RunArguments
 from sails_align.eval_panel import Panel, fail_if_unscored, unscored
 from sails_align.eval_run import verdict_row, write_rows
+from sails_align.eval_safety import Verdicts
 from sails_align.evaluation.agreement import cohen_kappa, confusion
 from sails_align.evaluation.cache import Cache
 from sails_align.evaluation.metrics import SAFE, rate
@@ -78,14 +79,15 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
         with closing(panel):
             by_judge = panel.judge("harm", items)
             identities = panel.identities()
+        indexed: Verdicts = {"harm": {name: dict(enumerate(of)) for name, of in by_judge.items()}}
         names = list(panel.members) + (["vote"] if len(panel.members) > 1 else [])
         metrics = {
             "judges": {
                 name: compared(truth, by_judge[name], binary=panel.members.get(name, panel.binary)) for name in names
             },
             "fooled": {name: fooled(items, truth, by_judge[name]) for name in names if labels.labels == ATTACKS},
-            "agreement": panel.agreement({"harm": {name: dict(enumerate(of)) for name, of in by_judge.items()}}),
-            "unscored": unscored({"harm": {name: dict(enumerate(of)) for name, of in by_judge.items()}}),
+            "agreement": panel.agreement(indexed),
+            "unscored": unscored(indexed),
             "provenance": {"labels": labels.labels, "judges": identities, "versions": package_versions()},
         }
         rows = [

@@ -18,12 +18,13 @@ from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from sails_align.artifacts import output_folder
+from sails_align.attention import exact_attention
 from sails_align.config import check_choices
 from sails_align.data import load_rows, normalize
 from sails_align.errors import InputError
 from sails_align.rows import columns_by_lower_name
 from sails_align.subspace.train_sae import SAEReport, train_saes
-from sails_align.subspace.truncated import exact_attention, model_errors
+from sails_align.subspace.truncated import model_errors
 from sails_align.testbed.build import MODEL_NAME, Testbed, is_testbed, resolve_testbed, sae_rows
 from sails_align.tokens import tokenize_response
 from sails_align.training.parsing import CommandLine

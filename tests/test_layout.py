@@ -22,6 +22,7 @@ FLOORS: list[list[list[str]]] = [
             "rows",
             "data",
             "tokens",
+            "attention",
         ]
     ],
     [

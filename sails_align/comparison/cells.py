@@ -14,6 +14,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from sails_align.artifacts import package_versions
+from sails_align.attack_options import TESTBED_BUDGET
 from sails_align.comparison.plan import Cell
 from sails_align.cost import Cost, peak_memory_mb
 from sails_align.evaluation.generation import generate
@@ -28,8 +29,8 @@ from sails_align.testbed.oracle import Oracle
 PROBE_EVERY = 8
 N_PROBED = 64
 """Validation prompts of trained categories that the safety rate is probed on while training."""
-GCG_BUDGET: dict[str, Any] = {"n_steps": 40, "search_width": 96, "topk": 64, "suffix_length": 2}
-"""The testbed's own (docs/attacks.md); the same for all models."""
+GCG_BUDGET = {name: TESTBED_BUDGET[name] for name in ("n_steps", "search_width", "topk", "suffix_length")}
+"""The same for all models."""
 QUIET = ("--save_strategy", "no", "--disable_tqdm", "true", "--logging_strategy", "no")
 
 
@@ -186,7 +187,8 @@ def attack(cell: Cell, testbed: Testbed, model: Any, tokenizer: PreTrainedTokeni
     n_each = max(1, cell.measures.n_attacked // 2)
     prompts = request_prompts(testbed, cell.world, n_each, part=cell.part, seed=cell.seed)
     prompts = [prompt for prompt in prompts if prompt.kind == "harmful"]
-    options = GcgOptions(**GCG_BUDGET)
+    budget: dict[str, Any] = GCG_BUDGET
+    options = GcgOptions(**budget)
     attacked: list[Prompt] = []
     for prompt in prompts:
         found = search(model, tokenizer, [(prompt, str(prompt.meta["target"]))], options, seed=cell.seed)

@@ -8,9 +8,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from sails_align.attention import exact_attention
 from sails_align.errors import InputError
 from sails_align.evaluation.records import ModelSpec
-from sails_align.evaluation.vllm_options import NOISE_FACTOR
+from sails_align.evaluation.vllm_options import MAX_LORA_RANKS, NOISE_FACTOR, checkpoint_dtype, max_lora_rank
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 Engine = Literal["hf", "vllm"]
 BOS_FAMILIES = ("gemma", "llama")
 """In the names of model types that were pretrained with a BOS before every text, whatever their tokenizer does."""
-VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""The values of vLLM's max_lora_rank (vllm/config/lora.py)."""
 PROBE = [{"role": "user", "content": "a"}]
 
 
@@ -126,12 +125,11 @@ def model_arguments(
     }
     if engine == "hf":
         arguments |= {"revision": spec.revision or "main", "dtype": spec.dtype}
-        if getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None):
-            # transformers' SDPA leaves Gemma 2's soft-capping out without a word (as of 5.17)
-            arguments["attn_implementation"] = "eager"
+        if attention := exact_attention(config):
+            arguments["attn_implementation"] = attention
         return arguments if spec.adapter is None else {**arguments, "peft": spec.adapter}
     arguments |= {"revision": spec.revision, "tokenizer_revision": _revision(spec), "seed": seed}
-    arguments["dtype"] = _checkpoint_dtype(config) if spec.dtype == "auto" else spec.dtype
+    arguments["dtype"] = checkpoint_dtype(config) if spec.dtype == "auto" else spec.dtype
     if spec.adapter is not None:
         arguments |= {"lora_local_path": spec.adapter, "max_lora_rank": _max_lora_rank(Path(spec.adapter))}
     return arguments
@@ -218,19 +216,13 @@ def _vllm_effect(lm: Any, ids: list[int]) -> float:
 def _max_lora_rank(adapter: Path) -> int:
     config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     rank = max([config["r"], *(config.get("rank_pattern") or {}).values()])
-    allowed = next((allowed for allowed in VLLM_LORA_RANKS if allowed >= rank), None)
+    allowed = max_lora_rank(rank)
     if allowed is None:
         raise InputError(
-            f"the adapter {adapter} has rank {rank}, and vLLM takes at most {VLLM_LORA_RANKS[-1]};\n"
+            f"the adapter {adapter} has rank {rank}, and vLLM takes at most {MAX_LORA_RANKS[-1]};\n"
             "merge it (sails merge), or use --backend hf"
         )
     return allowed
-
-
-def _checkpoint_dtype(config: "PreTrainedConfig") -> str:
-    """vLLM's own `auto` makes float16 of float32."""
-    dtype = config.dtype or config.get_text_config(decoder=True).dtype
-    return "auto" if dtype is None else str(dtype).removeprefix("torch.")
 
 
 def _revision(spec: ModelSpec) -> str | None:

@@ -11,6 +11,7 @@ import torch
 from jinja2 import TemplateError
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from sails_align.attention import exact_attention
 from sails_align.errors import InputError
 from sails_align.evaluation.records import Completion, Conversation, ModelSpec
 
@@ -43,16 +44,11 @@ def load_model(spec: ModelSpec, device: str | None = None) -> PreTrainedModel:
     where = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
     with _load_errors(f"the model {spec.base}"):
         config = AutoConfig.from_pretrained(spec.base, **where)
-        options = {"config": config, "dtype": spec.dtype, "attn_implementation": _attention(config), **where}
+        options = {"config": config, "dtype": spec.dtype, "attn_implementation": exact_attention(config), **where}
         model = AutoModelForCausalLM.from_pretrained(spec.base, device_map=device, **options)
     if spec.adapter is not None:
         model = _add_adapter(model, Path(spec.adapter))
     return model.eval()
-
-
-def _attention(config: PreTrainedConfig) -> str | None:
-    """`eager` where attention logits are capped (Gemma 2), which transformers' default, SDPA, leaves out silently."""
-    return "eager" if getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None) else None
 
 
 def _add_adapter(model: PreTrainedModel, folder: Path) -> Any:

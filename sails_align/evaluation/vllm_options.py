@@ -7,6 +7,8 @@ from typing import Any, get_args
 from sails_align.errors import InputError
 from sails_align.evaluation.records import ModelSpec, Sampling
 
+MAX_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""The values of --max-lora-rank."""
 NOISE_FACTOR = 3.0
 """An adapter must change log-probabilities by more than this times what a repetition does."""
 
@@ -21,6 +23,11 @@ def cannot_start(model: str, error: Exception) -> InputError:
         f"vLLM cannot start with {model}: {cause}\nits own messages above say more; for want of memory, give a smaller "
         "--max_model_len or more GPUs (--tensor_parallel_size); or use --backend hf"
     )
+
+
+def max_lora_rank(rank: int) -> int | None:
+    """The smallest --max-lora-rank that takes a rank; None if there is none."""
+    return next((allowed for allowed in MAX_LORA_RANKS if allowed >= rank), None)
 
 
 def sampling_params(sampling: Sampling) -> Any:
@@ -48,6 +55,11 @@ def weights_dtype(spec: ModelSpec) -> str:
     except (OSError, ValueError) as error:
         cause = str(error).strip().splitlines()[0]
         raise InputError(f"cannot load the model {spec.base}: {cause}\ncheck the name") from error
+    return checkpoint_dtype(config)
+
+
+def checkpoint_dtype(config: Any) -> str:
+    """The type that a model's configuration says its weights have."""
     dtype = config.dtype or config.get_text_config(decoder=True).dtype
     return "auto" if dtype is None else str(dtype).removeprefix("torch.")
 

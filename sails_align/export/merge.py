@@ -15,11 +15,12 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from sails_align.artifacts import atomic_folder, file_hash
+from sails_align.attention import exact_attention
 from sails_align.config import PLAIN_INITS
 from sails_align.errors import InputError
 from sails_align.export.card import write_card
 from sails_align.subspace.adapter_files import AdapterFiles, check_complete, load_base_config, read_adapter
-from sails_align.subspace.truncated import exact_attention, model_errors
+from sails_align.subspace.truncated import model_errors
 
 TOLERANCE = 1e-5
 """Of logits, relative to the largest one if that is above 1. float32 is no finer: one and the same testbed model

@@ -14,12 +14,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from sails_align.config import PLAIN_INITS
+from sails_align.evaluation.vllm_options import MAX_LORA_RANKS, max_lora_rank
 from sails_align.subspace.adapter_files import AdapterFiles, read_adapter, tensor_faults
 from sails_align.subspace.hooks import decoder_layers
 from sails_align.subspace.truncated import not_partitioned
 
-MAX_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""The values of --max-lora-rank."""
 DTYPES = ("F32", "F16", "BF16")
 UNREAD = (
     "target_parameters",
@@ -46,11 +45,6 @@ class Problem:
     remedy: str
     blocking: bool = True
     """Whether the adapter cannot be served anywhere; else it is a matter of the device."""
-
-
-def max_lora_rank(rank: int) -> int | None:
-    """The smallest --max-lora-rank that takes a rank; None if there is none."""
-    return next((allowed for allowed in MAX_LORA_RANKS if allowed >= rank), None)
 
 
 def serving_report(folder: Path, base_config: PreTrainedConfig) -> list[Problem]:

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 from transformers.integrations import deepspeed
 from transformers.utils import logging as transformers_logging
 
+from sails_align.attention import exact_attention
 from sails_align.errors import InputError
 
 
@@ -92,16 +93,6 @@ def model_errors(name: str | Path, *more: type[Exception]) -> Iterator[None]:
             f"cannot load the model {name}: {cause}\ncheck the name, and that the copy is whole; without network, "
             "download it first (hf download) or give a local folder"
         ) from error
-
-
-def exact_attention(config: PreTrainedConfig) -> str | None:
-    """The attention implementation a model must be loaded with to compute what it was trained to; None: the default.
-
-    transformers' default for Gemma 2, SDPA, leaves out the soft-capping of the attention logits without a word
-    (`integrations/sdpa_attention.py` takes no `softcap`, as of 5.17), so hidden states would not be those that the
-    SAEs were trained on.
-    """
-    return "eager" if getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None) else None
 
 
 @contextmanager

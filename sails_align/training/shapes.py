@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.training_args import OptimizerNames
 from trl import DPOConfig, get_peft_config
 
+from sails_align.attention import exact_attention
 from sails_align.errors import InputError
 from sails_align.subspace.hooks import decoder_layers
-from sails_align.subspace.truncated import exact_attention
 from sails_align.training.arguments import NOT_EXACT, Arguments
 from sails_align.training.starts import DEFAULT_TARGETS, check_rank
 

@@ -9,13 +9,14 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from trl import get_peft_config, get_quantization_config
 
+from sails_align.attention import exact_attention
 from sails_align.config import PLAIN_INITS, SUBSPACE_INITS
 from sails_align.errors import InputError
 from sails_align.subspace.adapter_files import check_complete, read_json
 from sails_align.subspace.basis import Subspace
 from sails_align.subspace.discover import padded
 from sails_align.subspace.targets import target_modules_for
-from sails_align.subspace.truncated import exact_attention, model_errors, not_partitioned
+from sails_align.subspace.truncated import model_errors, not_partitioned
 from sails_align.tokens import TokenizedSide, tokenize_response
 from sails_align.training.arguments import NOT_EXACT, Arguments
 from sails_align.training.source import Source

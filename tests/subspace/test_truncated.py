@@ -17,9 +17,10 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from sails_align.attention import exact_attention
 from sails_align.errors import InputError
 from sails_align.subspace.hooks import decoder_layers, hidden_states_at
-from sails_align.subspace.truncated import exact_attention, load_truncated
+from sails_align.subspace.truncated import load_truncated
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 64,

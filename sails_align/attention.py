@@ -1,0 +1,13 @@
+"""The attention implementation that computes what a model was trained to."""
+
+from transformers import PreTrainedConfig
+
+
+def exact_attention(config: PreTrainedConfig) -> str | None:
+    """The attention implementation a model must be loaded with to compute what it was trained to; None: the default.
+
+    transformers' default for Gemma 2, SDPA, leaves out the soft-capping of the attention logits without a word
+    (`integrations/sdpa_attention.py` takes no `softcap`, as of 5.17), so hidden states would not be those that the
+    SAEs were trained on.
+    """
+    return "eager" if getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None) else None
