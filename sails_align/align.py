@@ -64,6 +64,7 @@ LEARNING_RATES = {
 TESTBED_DEFAULTS = {
     "lora_r": 8,
     "lora_alpha": 16,
+    "lora_target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
     "per_device_train_batch_size": 16,
     "per_device_eval_batch_size": 64,
     "num_train_epochs": 4,
@@ -74,7 +75,7 @@ TESTBED_DEFAULTS = {
 }
 # Chosen on the validation split: docs/method.md, docs/training.md.
 TESTBED_LEARNING_RATES = {
-    "sft": {"full": 1e-3, "new": 8e-3, "trained": 8e-3},
+    "sft": {"full": 1e-3, "new": 1e-2, "trained": 1e-2},
     "dpo": {"full": 3e-4, "new": 1e-3, "trained": 1e-4},
 }
 

@@ -21,11 +21,11 @@ SUBSPACE_INITS = ("sails", "random_basis", "random_features", "activation_pca", 
 CHOICES = {
     "init": (*SUBSPACE_INITS, *PEFT_INITS),
     "preset": ("default", "paper"),
-    "contrast": ("response", "prompt", "both"),
+    "contrast": ("response", "prompt", "both", "split"),
     "score": ("mean_diff", "standardized"),
     "prompt_tokens": ("all", "last"),
-    "layer_map": ("nearest", "sae_only"),
-    "subspace_mode": ("init", "freeze", "decay"),
+    "layer_map": ("nearest", "sae_only", "from_onset"),
+    "subspace_mode": ("init", "freeze", "freeze_readers", "decay"),
     "on_bad_rows": ("error", "skip"),
 }
 
@@ -39,6 +39,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "weighting": False,
         "center": True,
         "tau": 0.8,
+        "benign_whitening": False,
         "layer_map": "nearest",
         "fold_norm": False,
         "init_scale": 1.0,
@@ -46,17 +47,18 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # What measured best on the testbed: docs/method.md.
     "default": {
-        "contrast": "both",
+        "contrast": "split",
         "score": "mean_diff",
-        "prompt_tokens": "all",
-        "top_k": 32,
+        "prompt_tokens": "last",
+        "top_k": 64,
         "weighting": True,
-        "center": True,
-        "tau": 0.8,
-        "layer_map": "nearest",
+        "center": False,
+        "tau": 1.0,
+        "benign_whitening": True,
+        "layer_map": "from_onset",
         "fold_norm": False,
         "init_scale": 1.0,
-        "subspace_mode": "init",
+        "subspace_mode": "freeze_readers",
     },
 }
 
@@ -103,7 +105,8 @@ class SailsArguments:
         default=None,
         metadata={
             "help": "What is compared: response (chosen against rejected responses), prompt (harmless against harmful "
-            "prompts), or both."
+            "prompts), both together, or split: modules that read take what harmful prompts activate more, modules "
+            "that write take the response contrast."
         },
     )
     prompt_tokens: str | None = field(
@@ -122,10 +125,17 @@ class SailsArguments:
         default=None, metadata={"help": "Subtract the mean direction before the PCA, as a literal PCA does."}
     )
     tau: float | None = field(default=None, metadata={"help": "Share of the variance the PCA keeps, in (0, 1]."})
+    benign_whitening: bool | None = field(
+        default=None,
+        metadata={"help": "Rank what modules read against the variance of harmless conversations (generalised "
+                  "eigenvectors), so that adapters see little of those."},
+    )  # fmt: skip
     layer_map: str | None = field(
         default=None,
-        metadata={"help": "Layers without an SAE take the subspace of the nearest one, or have no adapter (sae_only)."},
-    )
+        metadata={"help": "Layers without an SAE take the subspace of the nearest one (nearest), or have no adapter "
+                  "(sae_only); from_onset: nearest, but blocks before the first layer that tells harmful prompts from "
+                  "harmless ones have none."},
+    )  # fmt: skip
     fold_norm: bool | None = field(
         default=None,
         metadata={"help": "Divide directions by the RMSNorm gain between the residual stream and the module."},
@@ -133,8 +143,9 @@ class SailsArguments:
     init_scale: float | None = field(default=None, metadata={"help": "Norm of each initial direction."})
     subspace_mode: str | None = field(
         default=None,
-        metadata={"help": "init (train on freely), freeze the side in the subspace, or decay towards it."},
-    )
+        metadata={"help": "init (train on freely), freeze the side in the subspace, freeze_readers (only of modules "
+                  "that read), or decay towards it."},
+    )  # fmt: skip
     subspace_decay: float = field(
         default=1.0, metadata={"help": "Strength of --subspace_mode decay: the pull in a step is lr times this."}
     )
@@ -175,7 +186,7 @@ class SailsArguments:
     def subspace_options(self) -> dict[str, Any]:
         """The options that decide the subspace: what its artifact is keyed by."""
         names = ("init", "contrast", "prompt_tokens", "score", "top_k", "weighting", "center", "tau")
-        return {name: getattr(self, name) for name in (*names, "max_discovery_examples")}
+        return {name: getattr(self, name) for name in (*names, "benign_whitening", "max_discovery_examples")}
 
 
 @dataclass

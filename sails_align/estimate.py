@@ -80,7 +80,7 @@ def _estimate(options: argparse.Namespace, rest: list[str]) -> dict[str, Any]:
         "shape": vars(shape),
         "setup": vars(setup),
         "engines": engines,
-        "notes": ["counted as if every layer had adapters"] if args.sails.layer_map == "sae_only" else [],
+        "notes": ["counted as if every layer had adapters"] if args.sails.layer_map != "nearest" else [],
     }
 
 

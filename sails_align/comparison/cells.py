@@ -6,6 +6,7 @@ Everything that is measured goes through the code that users' own evaluations do
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,21 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from sails_align.artifacts import package_versions
 from sails_align.attack_options import TESTBED_BUDGET
+from sails_align.comparison.concepts import explain
 from sails_align.comparison.plan import Cell
+from sails_align.comparison.relearning import DATA, trained_on
 from sails_align.cost import Cost, peak_memory_mb
 from sails_align.evaluation.generation import generate
 from sails_align.evaluation.metrics import attack_estimates, rate, safety_estimates
 from sails_align.evaluation.records import Item, Prompt
 from sails_align.evaluation.wrappers import with_suffix
+from sails_align.subspace.adapter import AdapterInit
+from sails_align.subspace.basis import Subspace
 from sails_align.testbed.build import Testbed, resolve_testbed
 from sails_align.testbed.evaluate import HARMFUL, MAX_NEW_TOKENS, Judged, respond, summarize
 from sails_align.testbed.judge import OracleJudge, request_prompts
 from sails_align.testbed.oracle import Oracle
+from sails_align.training.callbacks import DriftCallback, ProbeCallback
 
 PROBE_EVERY = 8
 N_PROBED = 64
@@ -44,33 +50,53 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     folder = Path(tempfile.mkdtemp(prefix="sails-cell-"))
     try:
         testbed = resolve_testbed(cell.world)
-        model, tokenizer, about = TRAINERS[cell.run.trainer](cell, testbed, folder, cost)
+        trained = TRAINERS[cell.run.trainer](cell, testbed, folder, cost)
+        peak = round(peak_memory_mb(), 1)  # of the training
+        drift = None if trained.init is None else DriftCallback(trained.init).measure(trained.model)
+        model, tokenizer = trained.model, trained.tokenizer
         if isinstance(model, PeftModel):  # whose texts are the same (tests/evaluation/test_generation.py), but slower
             model = model.merge_and_unload()
         model.eval()
+        found = measure(cell, testbed, model, tokenizer, cost)
+        if cell.part == "test" and trained.subspace is not None and "features" in trained.subspace.provenance:
+            with cost.of("explain"):
+                found["features"] = {"drift": drift, **explain(cell, testbed, trained.subspace, model, tokenizer)}
+        if cell.part == "test" and cell.measures.relearning:
+            with cost.of("relearn"):
+                model.save_pretrained(folder / "aligned")
+                found["relearned"] = {name: relearn(name, cell, testbed, tokenizer, folder) for name in DATA}
         return {
             "cell": {"run": cell.run.name, "seed": cell.seed, "part": cell.part, "learning_rate": cell.learning_rate},
-            **measure(cell, testbed, model, tokenizer, cost),
-            "cost": {"seconds": cost.seconds, "peak_memory_mb": round(peak_memory_mb(), 1), **about},
+            **found,
+            "cost": {"seconds": cost.seconds, "peak_memory_mb": peak, **trained.about},
             "versions": package_versions(),
         }
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-Trained = tuple[Any, PreTrainedTokenizerBase, dict[str, Any]]
-"""Model, tokenizer, and what is to be told of the training's cost."""
+@dataclass(frozen=True)
+class Trained:
+    """What came of a training."""
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    about: dict[str, Any]
+    """What is to be told of its cost."""
+    subspace: Subspace | None = None
+    """That adapters started in."""
+    init: AdapterInit | None = None
 
 
 def _untrained(cell: Cell, testbed: Testbed, folder: Path, cost: Cost) -> Trained:
-    return *_load(testbed.model_path), {"trainable_parameters": 0, "trainable_share": 0.0, "steps_to_95": None}
+    about = {"trainable_parameters": 0, "trainable_share": 0.0, "steps_to_95": None}
+    return Trained(*_load(testbed.model_path), about)
 
 
 def _aligned(cell: Cell, testbed: Testbed, folder: Path, cost: Cost) -> Trained:
     """SFT or DPO, as `align.run` does it, but nothing is saved."""
     from sails_align import align
     from sails_align.measuring import count_parameters
-    from sails_align.training.callbacks import ProbeCallback
     from sails_align.training.subspaces import find_subspace
     from sails_align.training.trainers import build_trainer
 
@@ -89,7 +115,7 @@ def _aligned(cell: Cell, testbed: Testbed, folder: Path, cost: Cost) -> Trained:
             subspace = find_subspace(args.sails, source, align.discovery_options(args), folder / "subspace")
     probe = ProbeCallback(PROBE_EVERY, _probe(testbed, source.tokenizer, cost)) if cell.part == "test" else None
     with cost.of("prepare"):
-        trainer, _ = build_trainer(args, source, subspace, callbacks=[probe] if probe else None)
+        trainer, init = build_trainer(args, source, subspace, callbacks=[probe] if probe else None)
     with cost.of("train"):
         trainer.train()
     n_trainable, n_parameters = count_parameters(trainer)
@@ -98,7 +124,7 @@ def _aligned(cell: Cell, testbed: Testbed, folder: Path, cost: Cost) -> Trained:
         "trainable_share": n_trainable / n_parameters,
         "steps_to_95": probe.steps_to("safety_rate", 0.95) if probe else None,
     }
-    return trainer.accelerator.unwrap_model(trainer.model), source.tokenizer, about
+    return Trained(trainer.accelerator.unwrap_model(trainer.model), source.tokenizer, about, subspace, init)
 
 
 def _reinforced(cell: Cell, testbed: Testbed, folder: Path, cost: Cost) -> Trained:
@@ -113,7 +139,8 @@ def _reinforced(cell: Cell, testbed: Testbed, folder: Path, cost: Cost) -> Train
         rlhf.main([*QUIET, *options, "--eval_examples", "1", *cell.run.options])
     model, tokenizer = _load(str(folder))
     n = sum(parameter.numel() for parameter in model.parameters())
-    return model, tokenizer, {"trainable_parameters": n, "trainable_share": 1.0, "steps_to_95": None}
+    about = {"trainable_parameters": n, "trainable_share": 1.0, "steps_to_95": None}
+    return Trained(model, tokenizer, about)
 
 
 TRAINERS: dict[str, Callable[[Cell, Testbed, Path, Cost], Trained]] = {
@@ -160,6 +187,19 @@ def measure(cell: Cell, testbed: Testbed, model: Any, tokenizer: PreTrainedToken
         with cost.of("capability"):
             found["capability"] = capability(cell, testbed, model, tokenizer)
     return found
+
+
+def relearn(
+    name: str, cell: Cell, testbed: Testbed, tokenizer: PreTrainedTokenizerBase, folder: Path
+) -> dict[str, Any]:
+    """What the model in `aligned` does after further training, on half of the test prompts.
+
+    It is loaded, not copied in memory: accelerate has bound the `forward` of a trained model to that very model.
+    """
+    aligned = AutoModelForCausalLM.from_pretrained(folder / "aligned", dtype=torch.float32)
+    changed = trained_on(name, aligned, tokenizer, testbed.world, cell.seed, folder / name)
+    judged = respond(changed, tokenizer, testbed.world, max(1, cell.measures.n_prompts // 2), part=cell.part)
+    return {measure: value.to_json() for measure, value in summarize(judged).items()}
 
 
 def by_category(judged: Sequence[Judged]) -> dict[str, dict[str, Any]]:

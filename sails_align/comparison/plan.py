@@ -15,7 +15,7 @@ Trainer = Literal["none", "sft", "dpo", "rlhf"]
 Part = Literal["validation", "test"]
 FIRST_TUNING_SEED = 1000
 """Of initialisation and data where learning rates are chosen: none of those that are reported."""
-FORMAT = 1
+FORMAT = 2
 """Of a cell's result."""
 
 
@@ -66,6 +66,8 @@ class Measures:
     """Harmful prompts that GCG is tried on, half of them of new categories; 0: none. On the test part alone."""
     n_capability: int = 50
     """Items of each of lm-eval's testbed tasks; 0: none. On the test part alone."""
+    relearning: bool = True
+    """Whether safety is measured again after further training (see `relearning`). On the test part alone."""
 
 
 RUNS: Mapping[str, Run] = {
@@ -82,7 +84,7 @@ RUNS: Mapping[str, Run] = {
     )
 }
 """The default comparison. The reference's own learning rate was chosen on the validation split (docs/rlhf.md)."""
-LEARNING_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+LEARNING_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,8 @@ def method(facts: Facts) -> str:
     """What was trained, from where, and how."""
     start = facts.identity.get("init")
     sails = facts.options.get("sails", {}) if facts.subspace else {}
-    names = ("preset", "contrast", "prompt_tokens", "score", "top_k", "weighting", "center", "tau", "layer_map")
+    names = ("preset", "contrast", "prompt_tokens", "score", "top_k", "weighting", "center", "tau")
+    names += ("benign_whitening", "layer_map")
     rows = {name: sails.get(name) for name in (*names, "fold_norm", "init_scale", "subspace_mode")}
     if sails.get("subspace_mode") == "decay":
         rows["subspace_decay"] = sails.get("subspace_decay")

@@ -24,7 +24,7 @@ from sails_align.subspace.hooks import decoder_layers
 from sails_align.subspace.norms import norm_gain
 from sails_align.subspace.targets import SIDES, LayerMap, Side, Target, find_targets, source_layer
 
-SubspaceMode = Literal["init", "freeze", "decay"]
+SubspaceMode = Literal["init", "freeze", "freeze_readers", "decay"]
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ def initialize_adapter(
         fold_norm: divide by the gain of the RMSNorm between the residual stream and the module, so that the direction
             read or written in the residual stream is the intended one; then each has the norm `scale` again, but they
             are no longer orthogonal to each other.
-        subspace_mode: "freeze" keeps the side with the directions from training; "init" and "decay" train it
-            (the decay is `training.callbacks.SubspaceDecay`).
+        subspace_mode: "freeze" keeps the side with the directions from training, "freeze_readers" only that of modules
+            that read (their `lora_A`); "init" and "decay" train it (the decay is `training.callbacks.SubspaceDecay`).
         scale: norm of each direction.
         seed: of the random directions.
         adapter_name: as in PEFT.
@@ -105,12 +105,12 @@ def initialize_adapter(
     with gather_params_ctx([p for target in targets for p in _factors(target.module, adapter_name)], modifier_rank=0):
         for target, init, gain_D in zip(targets, plan, gains, strict=True):
             generator = torch.Generator().manual_seed(_seed(seed, target))
-            directions_DR = complete_basis(subspace.bases[init.source_layer].cpu(), init.rank, generator)
+            directions_DR = complete_basis(_basis(subspace, init.side, init.source_layer).cpu(), init.rank, generator)
             if gain_D is not None:
                 directions_DR = directions_DR / gain_D[:, None]
             initial[init.name] = _write(target.module, init.side, adapter_name, scale * normalize(directions_DR, dim=0))
     for target, init in zip(targets, plan, strict=True):
-        if subspace_mode == "freeze":
+        if subspace_mode == "freeze" or (subspace_mode == "freeze_readers" and init.side == "A"):
             _freeze(target.module, init.side, adapter_name)
     return AdapterInit(adapter_name, subspace_mode, tuple(plan), initial)
 
@@ -153,14 +153,20 @@ def _plan(target: Target, subspace: Subspace, layer_map: LayerMap, adapter_name:
     rank = target.module.r[adapter_name]
     if rank > width:
         raise InputError(f"{target.name} has rank {rank}, more than d_model {width}; lower r (lora_r)")
-    layer = source_layer(target.block, target.path, subspace.bases, layer_map)
+    layer = source_layer(target.block, target.path, subspace.bases, layer_map, subspace.onset)
     if layer is None:
+        why = "no SAE" if layer_map == "sae_only" else f"is before the onset, layer {subspace.onset}"
         raise InputError(
-            f"layer_map is sae_only, but {target.name} has an adapter and no SAE "
+            f"layer_map is {layer_map}, but {target.name} has an adapter and {why} "
             f"(SAE layers: {', '.join(map(str, subspace.bases))});\n"
             "give LoraConfig the target_modules that `target_modules_for` returns"
         )
-    return ModuleInit(target.name, side, layer, rank, min(rank, subspace.bases[layer].shape[1]))
+    return ModuleInit(target.name, side, layer, rank, min(rank, _basis(subspace, side, layer).shape[1]))
+
+
+def _basis(subspace: Subspace, side: Side, layer: int) -> torch.Tensor:
+    """(D, R)"""
+    return (subspace.bases if side == "A" or subspace.writers is None else subspace.writers)[layer]
 
 
 def _seed(seed: int, target: Target) -> int:

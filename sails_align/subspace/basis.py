@@ -33,28 +33,42 @@ class Subspace:
     "layer -> (R,), what the columns were ranked by."
     provenance: dict[str, Any]
     "JSON-able: how it came about."
+    writers: dict[int, torch.Tensor] | None = None
+    "Bases, likewise, for modules that write to the residual stream; None: they take `bases`, too."
+    onset: int | None = None
+    "The first layer that tells harmful prompts from harmless ones (`separation.onset_of`); None: not looked for."
 
     def __post_init__(self) -> None:
         assert self.bases.keys() == self.singular_values.keys(), "every basis has its singular values"
         if not self.bases:
             raise InputError("a subspace needs at least one layer, and none was given")
-        widths = {layer: basis_DR.shape[0] for layer, basis_DR in self.bases.items()}
+        assert self.writers is None or self.writers.keys() == self.bases.keys(), "both have the same layers"
+        widths = {layer: basis_DR.shape[0] for of in self._all() for layer, basis_DR in of.items()}
         if len(set(widths.values())) > 1:
             raise InputError(f"the layers of a subspace differ in d_model ({widths}); they must be of one model")
         # One memory order (column-major, as QR gives it): products round differently in another one, and a training
         # from a loaded subspace would not repeat the one from the same subspace fresh from discovery.
-        in_order = {layer: basis_DR.T.contiguous().T for layer, basis_DR in self.bases.items()}
-        object.__setattr__(self, "bases", in_order)
+        object.__setattr__(self, "bases", _in_order(self.bases))
+        if self.writers is not None:
+            object.__setattr__(self, "writers", _in_order(self.writers))
+
+    def _all(self) -> list[dict[int, torch.Tensor]]:
+        return [self.bases] if self.writers is None else [self.bases, self.writers]
 
     @property
     def d_model(self) -> int:
         return next(iter(self.bases.values())).shape[0]
 
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The bases by name, as they are saved."""
+        named = {f"basis.{layer}": basis_DR for layer, basis_DR in self.bases.items()}
+        return named | {f"writers.{layer}": basis_DR for layer, basis_DR in (self.writers or {}).items()}
+
     def save(self, folder: Path, input_hash: str) -> None:
         """Write `subspace.safetensors` and `subspace.json` into a folder (see `artifacts`)."""
-        tensors = {f"basis.{layer}": basis_DR for layer, basis_DR in self.bases.items()}
-        tensors |= {f"singular_values.{layer}": values_R for layer, values_R in self.singular_values.items()}
-        save_artifact(folder, KIND, tensors, self.provenance, input_hash)
+        values = {f"singular_values.{layer}": values_R for layer, values_R in self.singular_values.items()}
+        about = {**self.provenance, "onset": self.onset}
+        save_artifact(folder, KIND, self.tensors() | values, about, input_hash)
 
     @classmethod
     def load(cls, folder: Path) -> "Subspace":
@@ -64,23 +78,24 @@ class Subspace:
             InputError: if it is missing or damaged, or a basis is not orthonormal.
         """
         tensors, header = load_artifact(folder, KIND)
-        bases, singular_values = {}, {}
-        for name, tensor in tensors.items():
+        found: dict[str, dict[int, torch.Tensor]] = {"basis": {}, "writers": {}, "singular_values": {}}
+        for name, tensor in sorted(tensors.items(), key=lambda item: int(item[0].rpartition(".")[2])):
             kind, _, layer = name.rpartition(".")
-            (bases if kind == "basis" else singular_values)[int(layer)] = tensor
-        for layer, basis_DR in bases.items():
+            found[kind][int(layer)] = tensor
+        for layer, basis_DR in [*found["basis"].items(), *found["writers"].items()]:
             error = (basis_DR.T @ basis_DR - torch.eye(basis_DR.shape[1])).abs().max().item()
             if not error <= ORTHONORMAL_TOLERANCE:  # also catches NaN
                 raise InputError(
                     f"the basis of layer {layer} in {folder} is not orthonormal (off by {error:.1e});\n"
                     "delete the folder and build the subspace again"
                 )
-        by_layer = sorted(bases)
-        return cls(
-            {layer: bases[layer] for layer in by_layer},
-            {layer: singular_values[layer] for layer in by_layer},
-            header["provenance"],
-        )
+        provenance = dict(header["provenance"])
+        onset = provenance.pop("onset", None)
+        return cls(found["basis"], found["singular_values"], provenance, found["writers"] or None, onset)
+
+
+def _in_order(bases: Mapping[int, torch.Tensor]) -> dict[int, torch.Tensor]:
+    return {layer: basis_DR.T.contiguous().T for layer, basis_DR in bases.items()}
 
 
 def build_subspace(
@@ -91,6 +106,7 @@ def build_subspace(
     weighting: bool,
     center: bool,
     provenance: Mapping[str, Any],
+    benign: Mapping[int, torch.Tensor] | None = None,
 ) -> Subspace:
     """Span the decoder directions of the chosen features, keeping a share `tau` of their variance in each layer.
 
@@ -101,6 +117,7 @@ def build_subspace(
         weighting: multiply each direction by its score (over the layer's largest) before the PCA.
         center: subtract the mean direction, as PCA does; without it the mean direction counts as the others do.
         provenance: JSON-able; kept, with what was done here added (`method` is "sails" unless it says otherwise).
+        benign: layer -> covariance (D, D) that the directions are ranked against; see `principal`.
 
     Raises:
         InputError: if tau is outside (0, 1], a layer has no decoder, features do not exist in it, or nothing is left
@@ -114,7 +131,10 @@ def build_subspace(
             raise InputError(f"layer {layer} has chosen features but no SAE; SAEs are at layers {sorted(decoders)}")
         rows_KD = _unit_rows(layer, chosen, decoders[layer])
         weights_K = _weights(layer, chosen) if weighting else torch.ones(len(rows_KD), dtype=rows_KD.dtype)
-        basis_DR, singular_values[layer], share = _principal(layer, weights_K[:, None] * rows_KD, tau, center)
+        benign_DD = None if benign is None else benign[layer]
+        basis_DR, singular_values[layer], share = principal(
+            layer, weights_K[:, None] * rows_KD, tau=tau, center=center, benign_DD=benign_DD
+        )
         # The sign that an SVD returns is arbitrary; ours points to what is more active on the aligned side.
         aligned_D = rows_KD.T @ chosen.delta.cpu().double()
         bases[layer] = (basis_DR * torch.where(basis_DR.T @ aligned_D < 0, -1.0, 1.0)).float()
@@ -142,15 +162,35 @@ def _weights(layer: int, chosen: LayerSelection) -> torch.Tensor:
     return score_K / score_K.max()
 
 
-def _principal(
-    layer: int, directions_KD: torch.Tensor, tau: float, center: bool
+def principal(
+    layer: int, directions_KD: torch.Tensor, *, tau: float, center: bool, benign_DD: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Basis (D, R) float64, its singular values (R,), and the share of the squared singular values that it keeps."""
+    """What the directions have most of, as PCA has it: an orthonormal basis (D, R) float64, most important first.
+
+    Args:
+        layer: for messages.
+        directions_KD: rows, float64.
+        tau: share of the squared singular values to keep.
+        center: subtract the mean row.
+        benign_DD: a positive definite covariance. Then the basis is of the generalised eigenvectors `v` with the
+            largest ratios `v' S v / v' C v` of the rows' scatter S to this covariance C: directions that the rows
+            have much of and harmless text little.
+
+    Returns:
+        the basis, its singular values (R,), and the share of their squares that is kept.
+
+    Raises:
+        InputError: if no direction is left.
+    """
+    if benign_DD is not None:
+        factor_DD = torch.linalg.cholesky(benign_DD)
+        directions_KD = torch.linalg.solve_triangular(factor_DD, directions_KD.T, upper=False).T
+    largest = directions_KD.norm(dim=1).max().item() if len(directions_KD) else 0.0
     if center and len(directions_KD) > 0:
         directions_KD = directions_KD - directions_KD.mean(dim=0)
     _, singular_N, components_ND = torch.linalg.svd(directions_KD, full_matrices=False)
-    # Decoders are float32 and the longest row has norm 1 here: what is no larger than their rounding is no direction.
-    singular_N = singular_N[singular_N > 10 * torch.finfo(torch.float32).eps * len(directions_KD) ** 0.5]
+    # Decoders are float32: what is no larger than the rounding of the longest row is no direction.
+    singular_N = singular_N[singular_N > 10 * torch.finfo(torch.float32).eps * len(directions_KD) ** 0.5 * largest]
     if not len(singular_N):
         raise InputError(
             f"layer {layer}: its {len(directions_KD)} chosen features leave no direction"
@@ -159,4 +199,7 @@ def _principal(
     share_N = singular_N.square().cumsum(0)
     share_N = share_N / share_N[-1]
     n_kept = int((share_N < tau).sum()) + 1
-    return orthonormalize(components_ND[:n_kept].T), singular_N[:n_kept].float(), share_N[n_kept - 1].item()
+    basis_DR = components_ND[:n_kept].T
+    if benign_DD is not None:
+        basis_DR = torch.linalg.solve_triangular(factor_DD.T, basis_DR, upper=True)
+    return orthonormalize(basis_DR), singular_N[:n_kept].float(), share_N[n_kept - 1].item()

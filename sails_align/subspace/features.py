@@ -154,7 +154,9 @@ class FeatureSelection:
         return {"contrast": self.contrast, "score": self.score, "layers": layers}
 
 
-def select_features(stats: FeatureStats, *, contrast: str, score: str, top_k: int) -> FeatureSelection:
+def select_features(
+    stats: FeatureStats, *, contrast: str, score: str, top_k: int, side: str | None = None
+) -> FeatureSelection:
     """The latents of each layer that differ most between the sides.
 
     Args:
@@ -162,6 +164,7 @@ def select_features(stats: FeatureStats, *, contrast: str, score: str, top_k: in
         contrast: as for `rank_features`.
         score: as for `rank_features`.
         top_k: how many in each layer; fewer, with a warning, where fewer than that are ever active.
+        side: as for `rank_features`.
 
     Raises:
         InputError: as `rank_features`, and if top_k is not within 1 and the number of latents.
@@ -169,7 +172,7 @@ def select_features(stats: FeatureStats, *, contrast: str, score: str, top_k: in
     for (_, layer, _), sums in stats.sums.items():
         if not 1 <= top_k <= len(sums.sum):
             raise InputError(f"top_k {top_k} does not fit the SAE of layer {layer}, which has {len(sums.sum)} latents")
-    ranked = rank_features(stats, contrast=contrast, score=score)
+    ranked = rank_features(stats, contrast=contrast, score=score, side=side)
     for layer, firing in ranked.layers.items():
         if len(firing.ids) < top_k:
             logger.warning(
@@ -179,7 +182,7 @@ def select_features(stats: FeatureStats, *, contrast: str, score: str, top_k: in
     return FeatureSelection(best, contrast, score)
 
 
-def rank_features(stats: FeatureStats, *, contrast: str, score: str) -> FeatureSelection:
+def rank_features(stats: FeatureStats, *, contrast: str, score: str, side: str | None = None) -> FeatureSelection:
     """All latents of each layer that fire on some token, those with the highest score first; ties by id.
 
     Args:
@@ -189,6 +192,7 @@ def rank_features(stats: FeatureStats, *, contrast: str, score: str) -> FeatureS
             in which it scores higher.
         score: "mean_diff", the paper's |mean over aligned - mean over unaligned|, or "standardized", that divided by
             the pooled standard deviation of the two sides.
+        side: only latents whose mean activation is higher on this side; None: all.
 
     Raises:
         InputError: if a side has no tokens, no latent of a layer fires, or activations were not finite.
@@ -204,6 +208,8 @@ def rank_features(stats: FeatureStats, *, contrast: str, score: str) -> FeatureS
         # A stable sort, so that among equal scores the lower id comes first.
         order_F = latents.score.argsort(descending=True, stable=True)
         fires_F = latents.rate_aligned + latents.rate_unaligned > 0
+        if side is not None:
+            fires_F &= latents.delta > 0 if side == "aligned" else latents.delta < 0
         layers[layer] = latents.take(order_F[fires_F[order_F]])
         if len(layers[layer].ids) == 0:
             raise InputError(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sails_align.errors import InputError
 from sails_align.linalg import orthonormalize
-from sails_align.subspace.basis import Subspace, build_subspace
+from sails_align.subspace.basis import Subspace, build_subspace, principal
 from sails_align.subspace.features import FeatureSelection, FeatureStats, rank_features
 from sails_align.subspace.stats import Key, SideSums, Stats, check_finite, contrasts_of, token_count
 
@@ -105,6 +105,7 @@ def random_features(
     weighting: bool,
     center: bool,
     provenance: Mapping[str, Any],
+    benign: Mapping[int, Tensor] | None = None,
 ) -> Subspace:
     """The paper's path, with random latents (of those that fire) in place of the ones with the highest scores.
 
@@ -119,6 +120,7 @@ def random_features(
         weighting: as for `build_subspace`.
         center: as for `build_subspace`.
         provenance: JSON-able.
+        benign: as for `build_subspace`.
     """
     ranked = rank_features(stats, contrast=contrast, score=score)
     layers = {}
@@ -132,10 +134,18 @@ def random_features(
         weighting=weighting,
         center=center,
         provenance={**provenance, "method": "random_features", "seed": seed},
+        benign=benign,
     )
 
 
-def activation_pca(stats: ActivationStats, *, contrast: str, rank: int, provenance: Mapping[str, Any]) -> Subspace:
+def activation_pca(
+    stats: ActivationStats,
+    *,
+    contrast: str,
+    rank: int,
+    provenance: Mapping[str, Any],
+    benign: Mapping[int, Tensor] | None = None,
+) -> Subspace:
     """The directions in which the hidden states of the contrast vary most: both sides pooled, their mean subtracted.
 
     Args:
@@ -143,6 +153,7 @@ def activation_pca(stats: ActivationStats, *, contrast: str, rank: int, provenan
         contrast: "response", "prompt" or "both" (all their tokens).
         rank: how many directions; fewer where the hidden states do not vary in that many.
         provenance: JSON-able.
+        benign: as for `build_subspace`.
 
     Raises:
         InputError: if a side has no tokens, rank is not within 1 and d_model, or nothing varies.
@@ -161,12 +172,21 @@ def activation_pca(stats: ActivationStats, *, contrast: str, rank: int, provenan
         directions_DR, values_R = _principal(moment_DD - torch.outer(mean_D, mean_D), noise)
         if len(values_R) == 0:
             raise InputError(f"the hidden states of layer {layer} do not vary: give more than one token on each side")
+        if benign is not None:
+            rows_KD = (directions_DR * values_R).T
+            directions_DR, values_R, _ = principal(layer, rows_KD, tau=1.0, center=False, benign_DD=benign[layer])
         bases[layer], singular_values[layer] = directions_DR[:, :rank].float(), values_R[:rank].float()
     own = {"method": "activation_pca", "contrast": contrast, "rank": rank}
     return Subspace(bases, singular_values, {**provenance, **own})
 
 
-def mean_diff(stats: ActivationStats, *, contrast: str, provenance: Mapping[str, Any]) -> Subspace:
+def mean_diff(
+    stats: ActivationStats,
+    *,
+    contrast: str,
+    provenance: Mapping[str, Any],
+    benign: Mapping[int, Tensor] | None = None,
+) -> Subspace:
     """The direction from the mean of the unaligned side to that of the aligned side; for "both", of each contrast.
 
     With "both" the basis spans the two unit directions: first what they share. The singular values are those of the
@@ -176,6 +196,7 @@ def mean_diff(stats: ActivationStats, *, contrast: str, provenance: Mapping[str,
         stats: of the hidden states.
         contrast: "response", "prompt" or "both".
         provenance: JSON-able; the norms of the differences are added.
+        benign: as for `build_subspace`; one direction then is that of a linear discriminant.
 
     Raises:
         InputError: if a side has no tokens, or both sides have the same mean.
@@ -185,7 +206,10 @@ def mean_diff(stats: ActivationStats, *, contrast: str, provenance: Mapping[str,
         differences_DC = torch.stack([_difference(stats, name, layer) for name in contrasts_of(contrast)], dim=1)
         norms_C = differences_DC.norm(dim=0)
         directions_DC = differences_DC / norms_C
-        left_DR, values_R, _ = torch.linalg.svd(directions_DC, full_matrices=False)
+        if benign is None:
+            left_DR, values_R, _ = torch.linalg.svd(directions_DC, full_matrices=False)
+        else:
+            left_DR, values_R, _ = principal(layer, directions_DC.T, tau=1.0, center=False, benign_DD=benign[layer])
         n_kept = int((values_R > RANK_TOLERANCE * values_R[0]).sum())
         towards_aligned_R = torch.where(left_DR.T @ directions_DC.sum(dim=1) < 0, -1.0, 1.0)
         bases[layer] = (left_DR * towards_aligned_R)[:, :n_kept].float()

@@ -117,15 +117,15 @@ class Stats(Generic[Sums]):
 
 
 def contrasts_of(contrast: str) -> tuple[str, ...]:
-    """The contrasts that an option value stands for: one, or all of them for "both".
+    """The contrasts that an option value stands for: one, or all of them for "both" and "split".
 
     Raises:
         InputError: if there is no such contrast.
     """
-    if contrast == "both":
+    if contrast in ("both", "split"):
         return CONTRASTS
     if contrast not in CONTRASTS:
-        raise InputError(f"unknown contrast {contrast!r}: choose one of {', '.join(CONTRASTS)}, both")
+        raise InputError(f"unknown contrast {contrast!r}: choose one of {', '.join(CONTRASTS)}, both, split")
     return (contrast,)
 
 

@@ -18,7 +18,7 @@ from sails_align.errors import InputError
 from sails_align.subspace.basis import Subspace
 from sails_align.subspace.hooks import decoder_layers
 
-LayerMap = Literal["nearest", "sae_only"]
+LayerMap = Literal["nearest", "sae_only", "from_onset"]
 Side = Literal["A", "B"]
 
 SIDES: dict[str, Side] = {
@@ -45,15 +45,21 @@ class Target:
     module: LoraLayer
 
 
-def source_layer(block: int, path: str, layers: Collection[int], layer_map: LayerMap) -> int | None:
+def source_layer(
+    block: int, path: str, layers: Collection[int], layer_map: LayerMap, onset: int | None = None
+) -> int | None:
     """The layer of the subspace whose directions a module takes; None if it is to have no adapter.
 
     Args:
         block: index of the decoder block.
         path: of the module within it, one of `SIDES`.
         layers: of the subspace.
-        layer_map: "nearest" takes the closest layer (of two equally close, the earlier); "sae_only" only the very one.
+        layer_map: "nearest" takes the closest layer (of two equally close, the earlier); "sae_only" only the very one;
+            "from_onset" the closest, in blocks from the onset on.
+        onset: of the subspace; None: all blocks are.
     """
+    if layer_map == "from_onset" and onset is not None and block < onset:
+        return None
     wanted = block - 1 if SIDES[path] == "A" else block
     if layer_map == "sae_only":
         return wanted if wanted in layers else None
@@ -85,7 +91,7 @@ def target_modules_for(
         names[id(block[path])]
         for index, block in enumerate(blocks)
         for path in paths
-        if source_layer(index, path, subspace.bases, layer_map) is not None
+        if source_layer(index, path, subspace.bases, layer_map, subspace.onset) is not None
     ]
     if not wanted:
         raise InputError(

@@ -114,7 +114,7 @@ def run_identity(args: Arguments, source: Source, subspace: Subspace | None) -> 
 
 def subspace_hash(subspace: Subspace) -> str:
     """Content hash of a subspace's bases."""
-    return tensors_hash({str(layer): basis_DR for layer, basis_DR in subspace.bases.items()})
+    return tensors_hash(subspace.tensors())
 
 
 class MarkCheckpoints(TrainerCallback):

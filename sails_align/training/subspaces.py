@@ -3,11 +3,12 @@
 import gc
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from torch import Tensor
 
 from sails_align.artifacts import content_hash, file_hash, package_versions, read_header
 from sails_align.config import SailsArguments
@@ -26,6 +27,8 @@ from sails_align.subspace.rivals import (
     random_features,
 )
 from sails_align.subspace.sae import ResidualSAE, load_saes
+from sails_align.subspace.separation import BENIGN, benign_covariance, onset_of, separation
+from sails_align.subspace.stats import contrasts_of
 from sails_align.subspace.truncated import load_truncated
 from sails_align.tokens import TokenizedSide, tokenize_prompt, tokenize_response
 from sails_align.training.source import Source
@@ -48,6 +51,16 @@ class DiscoveryOptions:
     revision: str | None
     trust_remote_code: bool
     progress: bool = True
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What the data says."""
+
+    found: FeatureStats | ActivationStats | None
+    """Of the latents, or of hidden states, at the tokens of the contrast; None for a random basis."""
+    moments: ActivationStats | None
+    """Of hidden states of prompts, and of harmless conversations; None if they are not asked for."""
 
 
 class Sides:
@@ -98,9 +111,11 @@ def find_subspace(args: SailsArguments, source: Source, options: DiscoveryOption
         from_main(lambda: given.save(folder, content_hash({"subspace": given.provenance})))
         return subspace
     contrast = _contrast(args, source)
+    needs_moments = _needs_moments(args, source)
     inputs = {
         **args.subspace_options(),
         "contrast": contrast,
+        "moments": needs_moments,
         "rank": options.rank,
         "seed": options.seed,
         "max_length": options.max_length,
@@ -127,7 +142,7 @@ def find_subspace(args: SailsArguments, source: Source, options: DiscoveryOption
         },
         "versions": package_versions(),
     }
-    stats = _statistics(args, source, options, contrast, saes)
+    stats = _statistics(args, source, options, contrast, saes, needs_moments)
 
     def build_and_save() -> Subspace:
         subspace = _build(args, source, options, contrast, saes, stats, provenance)
@@ -155,13 +170,14 @@ def _statistics(
     options: DiscoveryOptions,
     contrast: str,
     saes: Mapping[int, ResidualSAE],
-) -> FeatureStats | ActivationStats | None:
-    """What the fitter says of the data, each process having read its share; None if no data is needed."""
-    if args.init == "random_basis":
-        return None
+    needs_moments: bool,
+) -> Statistics:
+    """What the fitters say of the data, each process having read its share."""
+    fitter = _fitter(args, saes)
+    moments = ActivationFitter() if needs_moments else None
+    if fitter is None and moments is None:
+        return Statistics(None, None)
     layers = _layers(source, saes)
-    of_features = args.init in ("sails", "random_features")
-    fitter = FeatureFitter(saes) if of_features else ActivationFitter(second_moment=args.init == "activation_pca")
     model = load_truncated(
         source.model_name,
         max(layers),
@@ -170,11 +186,26 @@ def _statistics(
         revision=options.revision,
         trust_remote_code=options.trust_remote_code,
     )
-    contrasts = contrast_data(args, source, options, contrast)
-    discover(model, contrasts, [fitter], layers, progress=options.progress and process_index() == 0)
+    wanted = contrasts_of(contrast)
+    for name, sides in contrast_data(args, source, options, contrast, with_benign=needs_moments).items():
+        fed = [fitter] if fitter is not None and name in wanted else []
+        fed += [moments] if moments is not None and name in ("prompt", BENIGN) else []
+        if fed:
+            discover(model, {name: sides}, fed, layers, progress=options.progress and process_index() == 0)
     del model
     gc.collect()
-    return fitter.result().over_processes()
+    return Statistics(
+        None if fitter is None else fitter.result().over_processes(),
+        None if moments is None else moments.result().over_processes(),
+    )
+
+
+def _fitter(args: SailsArguments, saes: Mapping[int, ResidualSAE]) -> FeatureFitter | ActivationFitter | None:
+    if args.init == "random_basis":
+        return None
+    if args.init in ("sails", "random_features"):
+        return FeatureFitter(saes)
+    return ActivationFitter(second_moment=args.init == "activation_pca")
 
 
 def _build(
@@ -183,41 +214,52 @@ def _build(
     options: DiscoveryOptions,
     contrast: str,
     saes: Mapping[int, ResidualSAE],
-    stats: FeatureStats | ActivationStats | None,
+    stats: Statistics,
     provenance: dict[str, Any],
 ) -> Subspace:
-    if stats is None:
-        d_model = source.model_config.get_text_config().hidden_size
-        return random_basis(d_model, _layers(source, saes), options.rank, options.seed, provenance=provenance)
-    if isinstance(stats, ActivationStats):
-        if args.init == "mean_diff":
-            return mean_diff(stats, contrast=contrast, provenance=provenance)
-        return activation_pca(stats, contrast=contrast, rank=options.rank, provenance=provenance)
-    assert args.score is not None
-    assert args.top_k is not None
-    assert args.tau is not None
+    """The subspace of one contrast, or (`split`) of the prompts for readers and of the responses for writers."""
+    moments, benign, onset = stats.moments, None, None
+    if moments is not None:
+        separations = {layer: separation(moments, layer) for layer in moments.layers}
+        onset = onset_of(separations)
+        provenance = {**provenance, "separation": {str(layer): value for layer, value in separations.items()}}
+        if args.benign_whitening:
+            benign = {layer: benign_covariance(moments, layer) for layer in moments.layers}
     decoders = {layer: sae.W_dec_FD.cpu() for layer, sae in saes.items()}
-    pca: dict[str, Any] = {"tau": args.tau, "weighting": bool(args.weighting), "center": bool(args.center)}
-    if args.init == "random_features":
-        return random_features(
-            stats,
-            decoders,
-            contrast=contrast,
-            score=args.score,
-            top_k=args.top_k,
-            seed=options.seed,
-            provenance=provenance,
-            **pca,
-        )
-    selection = select_features(stats, contrast=contrast, score=args.score, top_k=args.top_k)
-    return build_subspace(selection, decoders, provenance={**provenance, "method": "sails"}, **pca)
+
+    def of(contrast: str, benign: Mapping[int, Tensor] | None, side: str | None) -> Subspace:
+        if stats.found is None:
+            d_model = source.model_config.get_text_config().hidden_size
+            return random_basis(d_model, _layers(source, saes), options.rank, options.seed, provenance=provenance)
+        common: dict[str, Any] = {"contrast": contrast, "provenance": provenance, "benign": benign}
+        if isinstance(stats.found, ActivationStats):
+            if args.init == "mean_diff":
+                return mean_diff(stats.found, **common)
+            return activation_pca(stats.found, rank=options.rank, **common)
+        assert args.score is not None
+        assert args.top_k is not None
+        assert args.tau is not None
+        common |= {"tau": args.tau, "weighting": bool(args.weighting), "center": bool(args.center)}
+        chosen: dict[str, Any] = {"score": args.score, "top_k": args.top_k}
+        if args.init == "random_features":
+            return random_features(stats.found, decoders, seed=options.seed, **common, **chosen)
+        selection = select_features(stats.found, contrast=common.pop("contrast"), side=side, **chosen)
+        common["provenance"] = {**provenance, "method": "sails"}
+        return build_subspace(selection, decoders, **common)
+
+    if contrast != "split" or stats.found is None:
+        return replace(of(contrast, benign, None), onset=onset)
+    readers, writers = of("prompt", benign, "unaligned"), of("response", None, None)
+    of_writers = {name: value for name, value in writers.provenance.items() if name in ("features", "layers")}
+    about = {**readers.provenance, "writers": of_writers}
+    return replace(readers, provenance=about, writers=writers.bases, onset=onset)
 
 
 def contrast_data(
-    args: SailsArguments, source: Source, options: DiscoveryOptions, contrast: str
+    args: SailsArguments, source: Source, options: DiscoveryOptions, contrast: str, *, with_benign: bool = False
 ) -> dict[str, dict[str, Sides]]:
     """This process's share of the contrasts' sequences: chosen against rejected responses, harmless against harmful
-    prompts."""
+    prompts; `with_benign`, the prompts in any case, and the responses to harmless ones."""
     tokenizer, max_length = source.tokenizer, options.max_length
 
     def response(column: str) -> Any:
@@ -233,14 +275,18 @@ def contrast_data(
 
     safety = some(source.safety)
     contrasts: dict[str, dict[str, Sides]] = {}
-    if contrast in ("response", "both"):
+    wanted = contrasts_of(contrast)
+    if "response" in wanted:
         contrasts["response"] = {
             "aligned": Sides(safety, response("chosen")),
             "unaligned": Sides(safety, response("rejected")),
         }
-    if contrast in ("prompt", "both"):
+    if "prompt" in wanted or with_benign:
         assert source.helpful is not None
-        contrasts["prompt"] = {"aligned": Sides(some(source.helpful), prompt), "unaligned": Sides(safety, prompt)}
+        helpful = some(source.helpful)
+        contrasts["prompt"] = {"aligned": Sides(helpful, prompt), "unaligned": Sides(safety, prompt)}
+        if with_benign:
+            contrasts[BENIGN] = {"aligned": Sides(helpful, response("chosen"))}
     return contrasts
 
 
@@ -262,6 +308,23 @@ def _contrast(args: SailsArguments, source: Source) -> str:
             "give preference data, or use --contrast prompt with --helpful_dataset_name"
         )
     return contrast
+
+
+def _needs_moments(args: SailsArguments, source: Source) -> bool:
+    """Whether harmful and harmless prompts are to be compared by hidden states, too."""
+    asked = {"benign_whitening": bool(args.benign_whitening), "layer_map": args.layer_map == "from_onset"}
+    if not any(asked.values()):
+        return False
+    if source.helpful is not None:
+        return True
+    given = [name for name, is_asked in asked.items() if is_asked and name in args.given]
+    if given:
+        raise InputError(
+            f"{given[0]} is {getattr(args, given[0])}, but there are no harmless prompts to look at;\n"
+            "give --helpful_dataset_name, or leave it out"
+        )
+    logger.warning("no helpful data: all blocks have adapters, and nothing is ranked against harmless conversations")
+    return False
 
 
 def _named_saes(args: SailsArguments, source: Source) -> dict[str, Any]:
