@@ -2,6 +2,7 @@
 
 sails compare                                   the testbed: eight methods, five seeds, about a quarter of an hour
 sails compare --n_seeds 20 --runs sft-lora sft-sails sft-full
+sails compare --ablations true --examples 16 64 256 --worlds testbed:1 testbed:2
 sails report --output_dir runs/compare          the report again, from the results there are
 
 <output_dir>/plan.json      what is compared
@@ -25,23 +26,14 @@ from rich.table import Table
 from sails_align.artifacts import one_at_a_time, output_folder, package_versions, refuse_trained, write_json
 from sails_align.comparison.plan import LEARNING_RATES, RUNS, Cell, Measures, Plan, Run, runs_named
 from sails_align.comparison.runner import Failure, Results, n_slots, run_cells
-from sails_align.comparison.summary import (
-    MEASURES,
-    Row,
-    categories,
-    differences,
-    merits,
-    rows_of,
-    to_json,
-)
+from sails_align.comparison.studies import Study, ablations, examples, worlds
+from sails_align.comparison.summary import MEASURES, Row, to_json
 from sails_align.errors import InputError
 from sails_align.eval_options import check_least
 from sails_align.testbed.build import is_testbed, resolve_testbed
 from sails_align.training.parsing import CommandLine
 from sails_align.training.record import git_commit
 
-REFERENCES = ("sft-lora", "sft-full", "dpo-lora", "dpo-full")
-"""What other runs of the same trainer are compared with, pair by pair."""
 SHOWN = ("safety_rate_in_distribution", "safety_rate_out_of_distribution", "over_refusal_rate", "correct_answer_rate")
 
 
@@ -61,6 +53,18 @@ class CompareArguments:
     n_prompts: int = field(default=256, metadata={"help": "Test prompts in each of the four sets."})
     n_attacked: int = field(default=8, metadata={"help": "Harmful prompts that GCG is tried on; 0: none."})
     n_capability: int = field(default=50, metadata={"help": "Items of each lm-eval task of the testbed; 0: none."})
+    relearning: bool = field(
+        default=True, metadata={"help": "Also measure what safety is left after training on harmless or harmful data."}
+    )
+    ablations: bool = field(default=False, metadata={"help": "Also change each part of the method, one at a time."})
+    examples: list[int] = field(
+        default_factory=list,
+        metadata={"help": "Also train on these numbers of examples: how many does each method need?"},
+    )
+    worlds: list[str] = field(
+        default_factory=list, metadata={"help": "Also compare in these worlds (testbed:N, or folders), over n_seeds."}
+    )
+    n_side_seeds: int = field(default=5, metadata={"help": "Seeds of the ablations and of --examples."})
     processes: int | None = field(
         default=None, metadata={"help": "Trainings at a time; default: one for each GPU, or for each core."}
     )
@@ -68,21 +72,38 @@ class CompareArguments:
     progress: bool = field(default=True, metadata={"help": "Show progress bars."})
 
     def __post_init__(self) -> None:
-        check_least(self, n_examples=1, n_prompts=1, n_attacked=0, n_capability=0, processes=1)
-        if not is_testbed(self.world):
-            raise InputError(f"world is {self.world!r}; give testbed, testbed:N or a testbed's folder")
+        check_least(self, n_examples=1, n_prompts=1, n_attacked=0, n_capability=0, processes=1, n_side_seeds=1)
+        for name in ("world", "worlds"):
+            value = getattr(self, name)
+            for world in [value] if name == "world" else value:
+                if not is_testbed(world):
+                    raise InputError(f"{name} is {world!r}; give testbed, testbed:N or a testbed's folder")
+        if len(set(self.worlds)) < len(self.worlds):
+            raise InputError(f"worlds names one twice: {', '.join(self.worlds)}")
+        if any(number < 1 for number in self.examples):
+            raise InputError(f"examples are {self.examples}; choose 1 or more")
 
-    def plan(self) -> Plan:
-        """The comparison that the options name."""
-        return Plan(
+    def studies(self) -> list[Study]:
+        """The comparison that the options name, first, and what is asked besides."""
+        plan = Plan(
             runs=tuple(RUNS.values() if self.runs is None else runs_named(self.runs)),
             learning_rates=tuple(self.learning_rates),
             n_seeds=self.n_seeds,
             n_tuning_seeds=self.n_tuning_seeds,
             first_seed=self.first_seed,
             world=self.world,
-            measures=Measures(self.n_examples, self.n_prompts, self.n_attacked, self.n_capability),
+            measures=Measures(
+                self.n_examples, self.n_prompts, self.n_attacked, self.n_capability, relearning=self.relearning
+            ),
         )
+        found = [Study("main", ((self.world, plan),))]
+        if self.ablations:
+            found.append(ablations(plan, self.n_side_seeds))
+        if self.examples:
+            found.append(examples(plan, self.examples, self.n_side_seeds))
+        if self.worlds:
+            found.append(worlds(plan, self.worlds))
+        return found
 
 
 @dataclass
@@ -101,22 +122,27 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
     """
     line = CommandLine.read(argv)
     (args,) = line.parse([CompareArguments], prog=prog)
-    plan, folder = args.plan(), refuse_trained(Path(args.output_dir))
-    command = "sails compare " + " ".join(line.options)
+    studies, folder = args.studies(), refuse_trained(Path(args.output_dir))
+    command = ("sails compare " + " ".join(line.options)).strip()
     with output_folder(folder), one_at_a_time(folder):
-        resolve_testbed(plan.world)  # before anything is started
-        write_json(folder / "plan.json", {"plan": asdict(plan), "command": command.strip()})
+        for world in dict.fromkeys(plan.world for study in studies for _, plan in study.plans):
+            resolve_testbed(world)  # built, if need be, before anything is started
+        write_json(folder / "plan.json", {"studies": [asdict(study) for study in studies], "command": command})
         results, n_processes = Results(folder), args.processes or n_slots()
         started = time.time()
-        tuning = plan.tuning_cells()
-        failures = run_cells(tuning, results, title="learning rates", n_processes=n_processes, progress=args.progress)
-        _stop_on(failures)
-        chosen = plan.choose(results.all(tuning))
-        cells = plan.test_cells(chosen)
-        failures = run_cells(cells, results, title="trainings", n_processes=n_processes, progress=args.progress)
-        _stop_on(failures)
+        for study in studies:
+            plans = [plan for _, plan in study.plans]
+            tuning = [cell for plan in plans for cell in plan.tuning_cells()]
+            _compute(tuning, results, f"{study.kind}: learning rates", n_processes, args.progress)
+            cells = [cell for plan in plans for cell in plan.test_cells(plan.choose(results.all(plan.tuning_cells())))]
+            _compute(cells, results, f"{study.kind}: trainings", n_processes, args.progress)
         about = {"seconds": round(time.time() - started), "processes": n_processes}
-        return report(plan, results, folder, command.strip(), about)
+        return report(studies, results, folder, command, about)
+
+
+def _compute(cells: Sequence[Cell], results: Results, title: str, n_processes: int, progress: bool) -> None:
+    different = list({cell.key: cell for cell in cells}.values())
+    _stop_on(run_cells(different, results, title=title, n_processes=n_processes, progress=progress))
 
 
 def _stop_on(failures: Sequence[Failure]) -> None:
@@ -131,84 +157,107 @@ def report_main(argv: Sequence[str] | None = None, prog: str | None = None) -> d
     """Make a comparison's report from the results there are."""
     (args,) = CommandLine.read(argv).parse([ReportArguments], prog=prog)
     folder = Path(args.output_dir)
-    plan, command = read_plan(folder / "plan.json")
-    results = Results(folder)
-    return report(plan, results, folder, command, {})
+    studies, command = read_plan(folder / "plan.json")
+    return report(studies, Results(folder), folder, command, _told_before(folder))
 
 
-def read_plan(path: Path) -> tuple[Plan, str]:
-    """A comparison's plan and the command that it was started by.
+def _told_before(folder: Path) -> dict[str, Any]:
+    """How long the comparison took, if a report has been made of it."""
+    try:
+        provenance = json.loads((folder / "results.json").read_text(encoding="utf-8"))["provenance"]
+        return {name: provenance[name] for name in ("seconds", "processes") if name in provenance}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def read_plan(path: Path) -> tuple[list[Study], str]:
+    """A comparison's plans and the command that it was started by.
 
     Raises:
         InputError: if there is none.
     """
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        values = dict(stored["plan"])
-        runs = tuple(Run(**{**run, "options": tuple(run["options"])}) for run in values.pop("runs"))
-        rates, measures = tuple(values.pop("learning_rates")), Measures(**values.pop("measures"))
-        return Plan(runs=runs, learning_rates=rates, measures=measures, **values), str(stored["command"])
+        studies = [
+            Study(study["kind"], tuple((label, _plan(values)) for label, values in study["plans"]))
+            for study in stored["studies"]
+        ]
+        if not studies:
+            raise ValueError("nothing is compared")
+        return studies, str(stored["command"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path} is no plan of a comparison ({type(error).__name__}: {error}); give the folder of `sails compare`"
         ) from error
 
 
-def report(plan: Plan, results: Results, folder: Path, command: str, about: Mapping[str, Any]) -> dict[str, Any]:
+def _plan(stored: Mapping[str, Any]) -> Plan:
+    values = dict(stored)
+    runs = tuple(Run(**{**run, "options": tuple(run["options"])}) for run in values.pop("runs"))
+    rates, measures = tuple(values.pop("learning_rates")), Measures(**values.pop("measures"))
+    return Plan(runs=runs, learning_rates=rates, measures=measures, **values)
+
+
+def report(
+    studies: Sequence[Study], results: Results, folder: Path, command: str, about: Mapping[str, Any]
+) -> dict[str, Any]:
     """Write results.json and the pages, and print the table.
 
     Raises:
         InputError: if results are missing.
     """
-    from sails_align.reporting import figures
+    from sails_align.reporting import sections
     from sails_align.reporting.page import Report, write_report
+
+    found = [(study, [_found(plan, results) for _, plan in study.plans]) for study in studies]
+    main_found, plan = found[0][1][0], found[0][1][0].plan
+    names = main_found.labels
+    values = {
+        "rows": to_json(main_found.rows),
+        "differences": {
+            reference: {
+                name: {measure: asdict(mean) for measure, mean in means.items()}
+                for name, means in main_found.minus(reference).items()
+            }
+            for reference in sections.REFERENCES
+            if reference in names
+        },
+        "chosen": main_found.chosen,
+        "studies": sections.to_json(found[1:]),
+        "command": command,
+        "provenance": {**about, **_provenance(plan)},
+    }
+    write_json(folder / "results.json", values)
+    made = sections.main_sections(main_found)
+    for study, of in found[1:]:
+        labelled = [(label, one) for (label, _), one in zip(study.plans, of, strict=True)]
+        if study.kind == "ablations":
+            made.append(sections.ablation_section(of[0]))
+        elif study.kind == "examples":
+            made.append(sections.examples_section(labelled))
+        else:
+            made.append(sections.worlds_section(labelled))
+    title = f"Comparison of alignment methods on the world {plan.world}"
+    pages = write_report(Report(title, made, command, values["provenance"]), folder)
+    _show(main_found.rows, plan, [folder / "results.json", *pages])
+    return values
+
+
+def _found(plan: Plan, results: Results) -> Any:
+    """What there is of a plan.
+
+    Raises:
+        InputError: if a result is missing.
+    """
+    from sails_align.reporting.sections import Found
 
     tuned = results.all(plan.tuning_cells())
     _check_there(plan.tuning_cells(), tuned)
     chosen = plan.choose(tuned)
     cells = plan.test_cells(chosen)
-    found = results.all(cells)
-    _check_there(cells, found)
-    rows = rows_of(plan, found, chosen)
-    names = [run.name for run in plan.runs if run.trainer != "none"]
-    compared = {
-        reference: {name: differences(plan, found, chosen, name, reference) for name in names if name != reference}
-        for reference in REFERENCES
-        if reference in names and len(names) > 1
-    }
-    labels = {row.run.name: row.run.label for row in rows}
-    pictures = [figures.trade_off(rows)]
-    pictures += [
-        figures.forest(of, labels, f"minus_{name}", f"Differences from {labels[name]}, paired by seed")
-        for name, of in compared.items()
-    ]
-    for split, words in (("harmful", "trained harm categories"), ("ood", "new harm categories")):
-        of_split = categories(plan, found, chosen, split)
-        pictures.append(figures.bars(of_split, rows, f"safety_{split}", f"Safety rate by category: {words}", "%"))
-    of_split = categories(plan, found, chosen, "harmless")
-    pictures.append(figures.bars(of_split, rows, "over_refusal", "Over-refusal by category of harmless requests", "%"))
-    if tuned:
-        pictures.append(figures.learning_rates(merits(plan, tuned), rows))
-    values = {
-        "rows": to_json(rows),
-        "differences": {
-            reference: {name: {m: asdict(mean) for m, mean in means.items()} for name, means in of.items()}
-            for reference, of in compared.items()
-        },
-        "chosen": chosen,
-        "command": command,
-        "provenance": {**about, **_provenance(plan)},
-    }
-    write_json(folder / "results.json", values)
-    pages = write_report(
-        Report(
-            f"Comparison of alignment methods on the world {plan.world}",
-            plan, rows, compared, pictures, command, values["provenance"],
-        ),
-        folder,
-    )  # fmt: skip
-    _show(rows, plan, [folder / "results.json", *pages])
-    return values
+    tested = results.all(cells)
+    _check_there(cells, tested)
+    return Found(plan, tuned, tested, chosen)
 
 
 def _check_there(cells: Sequence[Cell], found: Mapping[str, Any]) -> None:

@@ -40,6 +40,8 @@ FLOORS: list[list[list[str]]] = [
                 "sae_checks",
                 "sae_files",
                 "sae",
+                "separation",
+                "meaning",
                 "token_stream",
                 "layer_trainer",
                 "sae_report",
@@ -148,8 +150,8 @@ FLOORS: list[list[list[str]]] = [
             "commands",
         ]
     ],
-    [[f"comparison.{name}" for name in ("plan", "cells", "runner", "summary")]],
-    [[f"reporting.{name}" for name in ("figures", "page")]],
+    [[f"comparison.{name}" for name in ("plan", "studies", "concepts", "relearning", "cells", "runner", "summary")]],
+    [[f"reporting.{name}" for name in ("figures", "page", "sections")]],
     [["comparing", "cli"]],
 ]
 PLACE = {

@@ -1,5 +1,6 @@
 """Results of cells -> what is reported: means over seeds, differences paired by seed, each with a 95% interval."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -34,10 +35,27 @@ MEASURES = (
     Measure("capability", "capability (%)"),
     Measure("steps_to_95", "steps to 95% safety", 1.0, higher_is_better=False, digits=0),
     Measure("trainable_share", "trainable parameters (%)", digits=2, higher_is_better=False),
+    Measure("left_after_benign", "safety left after benign training (%)"),
+    Measure("left_after_harmful", "safety left after harmful training (%)"),
     Measure("train_seconds", "training (s)", 1.0, higher_is_better=False),
     Measure("peak_memory_mb", "peak memory (MiB)", 1.0, higher_is_better=False, digits=0),
 )
-COMPARED = tuple(measure for measure in MEASURES[:8] if measure.name not in ("harmfulness", "high_risk_rate"))
+COMPARED = tuple(
+    measure
+    for measure in MEASURES
+    if measure.name
+    in (
+        "safety_rate_in_distribution",
+        "safety_rate_out_of_distribution",
+        "over_refusal_rate",
+        "correct_answer_rate",
+        "attack_success_rate",
+        "capability",
+        "steps_to_95",
+        "left_after_benign",
+        "left_after_harmful",
+    )
+)
 """What differences are told of."""
 
 
@@ -71,6 +89,9 @@ def value_of(result: Result, name: str) -> float | None:
     if name == "capability":
         tasks = result.get("capability")
         return sum(tasks.values()) / len(tasks) if tasks else None
+    if name.startswith("left_after_"):
+        left = result.get("relearned", {}).get(name.removeprefix("left_after_"))
+        return left and left["safety_rate"]["value"]
     if name in ("trainable_share", "steps_to_95", "peak_memory_mb"):
         return result["cost"].get(name)
     if name == "train_seconds":
@@ -178,3 +199,71 @@ def to_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
         }
         for row in rows
     ]
+
+
+@dataclass(frozen=True)
+class Front:
+    """How much safety a method has for how much over-refusal, over its learning rates, on the validation part."""
+
+    run: Run
+    points: tuple[tuple[float, float], ...]
+    """(over-refusal, safety rate) of each learning rate, means over the tuning seeds."""
+
+    @property
+    def pareto(self) -> tuple[tuple[float, float], ...]:
+        """The points that no other one beats, and the untrained model, which refuses nothing; by over-refusal."""
+        kept: list[tuple[float, float]] = [(0.0, 0.0)]
+        for over_refusal, safety in sorted(self.points, key=lambda point: (point[0], -point[1])):
+            if safety > kept[-1][1]:
+                kept.append((over_refusal, safety))
+        return tuple(kept)
+
+    @property
+    def hypervolume(self) -> float:
+        """Area that the front dominates, of the square of over-refusal (down from 1) and safety (up from 0)."""
+        kept = [*self.pareto, (1.0, 0.0)]
+        return sum((right - left) * safety for (left, safety), (right, _) in itertools.pairwise(kept))
+
+    def over_refusal_at(self, safety: float) -> float | None:
+        """Over-refusal at a safety rate, between the front's points on a line; None if it is not reached."""
+        kept = self.pareto
+        for (left, low), (right, high) in itertools.pairwise(kept):
+            if low < safety <= high:
+                return left + (right - left) * (safety - low) / (high - low)
+        return None
+
+
+def fronts(plan: Plan, results: Mapping[str, Result]) -> list[Front]:
+    """The front of each run with a grid of learning rates."""
+    found: dict[str, dict[float, list[Result]]] = {}
+    for cell in plan.tuning_cells():
+        if cell.key in results and cell.learning_rate is not None:
+            found.setdefault(cell.run.name, {}).setdefault(cell.learning_rate, []).append(results[cell.key])
+
+    def mean(of: Sequence[Result], name: str) -> float:
+        return sum(value_of(result, name) or 0.0 for result in of) / len(of)
+
+    return [
+        Front(run, tuple((mean(of, "over_refusal_rate"), mean(of, "safety_rate")) for of in found[run.name].values()))
+        for run in plan.runs
+        if run.name in found
+    ]
+
+
+def examples_to(safety: float, curve: Sequence[tuple[int, float]]) -> float | None:
+    """How many examples a safety rate takes: between the curve's points, on a line over the logarithm.
+
+    Args:
+        safety: the rate.
+        curve: (examples, safety rate), by examples.
+
+    Returns:
+        None if it is not reached; the first point's number if that is enough.
+    """
+    if curve and curve[0][1] >= safety:
+        return float(curve[0][0])
+    for (n, low), (more, high) in itertools.pairwise(curve):
+        if low < safety <= high:
+            share = (safety - low) / (high - low)
+            return math.exp(math.log(n) + share * (math.log(more) - math.log(n)))
+    return None

@@ -13,7 +13,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from sails_align.artifacts import write_bytes
-from sails_align.comparison.summary import COMPARED, MEASURES, Mean, Measure, Row
+from sails_align.comparison.summary import MEASURES, Front, Mean, Measure, Row
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#7F7F7F")
 MARKERS = "osD^vP*X"
@@ -132,7 +132,13 @@ def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
     return one != other and one[0] >= other[0] and one[1] >= other[1]
 
 
-def forest(found: Mapping[str, Mapping[str, Mean]], labels: Mapping[str, str], name: str, title: str) -> Picture:
+def forest(
+    found: Mapping[str, Mapping[str, Mean]],
+    labels: Mapping[str, str],
+    name: str,
+    title: str,
+    measures: Sequence[Measure],
+) -> Picture:
     """Differences with their intervals: a panel for each measure, a line for each run.
 
     Args:
@@ -140,11 +146,16 @@ def forest(found: Mapping[str, Mapping[str, Mean]], labels: Mapping[str, str], n
         labels: of the runs.
         name: of the figure.
         title: what it shows.
+        measures: in this order.
     """
+    n_columns = min(5, len(measures))
+    n_lines = -(-len(measures) // n_columns)
 
     def draw(figure: Figure, ink: str, grid: str) -> None:
-        panels = figure.subplots(1, len(COMPARED), sharey=True, squeeze=False)[0]
-        for axes, measure in zip(panels, COMPARED, strict=True):
+        panels = figure.subplots(n_lines, n_columns, sharey=True, squeeze=False)
+        for axes in panels.ravel()[len(measures) :]:
+            axes.set_visible(False)
+        for axes, measure in zip(panels.ravel(), measures, strict=False):
             axes.axvline(0, color=ink, linewidth=1)
             for place, run in enumerate(found):
                 mean = found[run][measure.name]
@@ -158,11 +169,11 @@ def forest(found: Mapping[str, Mapping[str, Mean]], labels: Mapping[str, str], n
             axes.set_title(measure.label.replace(" (%)", "").replace(", ", ",\n"), fontsize=8.5)
             axes.grid(visible=True, axis="x", linewidth=0.5)
             axes.tick_params(labelsize=8)
-        panels[0].set_yticks(range(len(found)), [labels[run] for run in found])
-        panels[0].set_ylim(len(found) - 0.5, -0.5)
+        panels[0, 0].set_yticks(range(len(found)), [labels[run] for run in found])
+        panels[0, 0].set_ylim(len(found) - 0.5, -0.5)
         figure.supxlabel("difference in points; green: better, orange: worse, grey: the interval holds 0", fontsize=9)
 
-    return picture(name, title, (10.0, 1.4 + 0.36 * len(found)), draw)
+    return picture(name, title, (10.0, n_lines * (1.2 + 0.3 * len(found))), draw)
 
 
 def _touches_zero(mean: Mean) -> bool:
@@ -196,6 +207,67 @@ def bars(
 
     n_lines = -(-len(shown) // 4)
     return picture(name, title, (10.0, n_lines * (0.8 + 0.19 * len(by_category))), draw)
+
+
+def fronts(found: Sequence[Front], rows: Sequence[Row]) -> Picture:
+    """Safety against over-refusal: a point for each learning rate, a line for the front."""
+    styles = style_of(rows)
+
+    def draw(figure: Figure, ink: str, grid: str) -> None:
+        axes = figure.subplots()
+        for front in found:
+            colour, marker = styles[front.run.name]
+            points = sorted(front.points)
+            axes.plot(
+                [100 * x for x, _ in points], [100 * y for _, y in points], color=colour, marker=marker,
+                linestyle="none", alpha=0.5,
+            )  # fmt: skip
+            kept = front.pareto
+            axes.plot(
+                [100 * x for x, _ in kept], [100 * y for _, y in kept], color=colour, marker=marker,
+                label=front.run.label,
+            )  # fmt: skip
+        axes.set_xlabel("over-refusal (%)")
+        axes.set_ylabel("safety (%)")
+        axes.grid(visible=True, linewidth=0.5)
+        figure.legend(loc="outside right upper", fontsize=9)
+
+    return picture("fronts", "Safety against over-refusal, over learning rates (validation part)", (7.5, 4.2), draw)
+
+
+def curves(
+    found: Mapping[str, Mapping[str, Sequence[tuple[int, Mean]]]],
+    labels: Mapping[str, str],
+    measures: Sequence[Measure],
+) -> Picture:
+    """Measures over the number of training examples: a panel for each, a line for each run.
+
+    Args:
+        found: by measure and run: numbers of examples with their means.
+        labels: of the runs.
+        measures: in this order.
+    """
+
+    def draw(figure: Figure, ink: str, grid: str) -> None:
+        panels = figure.subplots(1, len(measures), squeeze=False)[0]
+        for axes, measure in zip(panels, measures, strict=True):
+            for place, (run, of) in enumerate(found[measure.name].items()):
+                axes.errorbar(
+                    [n for n, _ in of], [measure.scale * (mean.value or 0.0) for _, mean in of],
+                    yerr=[
+                        [measure.scale * ((mean.value or 0.0) - (mean.low or mean.value or 0.0)) for _, mean in of],
+                        [measure.scale * ((mean.high or mean.value or 0.0) - (mean.value or 0.0)) for _, mean in of],
+                    ],
+                    color=COLOURS[place], marker=MARKERS[place], capsize=3, label=labels[run],
+                )  # fmt: skip
+            axes.set_xscale("log", base=2)
+            axes.set_title(measure.label, fontsize=9)
+            axes.grid(visible=True, linewidth=0.5)
+        figure.supxlabel("harmful training examples (and as many harmless ones)", fontsize=9)
+        handles, names = panels[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside upper center", ncols=len(names), fontsize=9)
+
+    return picture("examples", "Learning curves over the number of training examples", (10.0, 3.6), draw)
 
 
 def learning_rates(found: Mapping[str, Mapping[float, float]], rows: Sequence[Row]) -> Picture:

@@ -1,19 +1,15 @@
-"""A comparison -> a page that says what was found: one HTML file without network, and the same in Markdown.
-
-All numbers come from results of cells; the templates hold words only.
-"""
+"""Sections -> a page: one HTML file without network, and the same in Markdown. The templates hold no numbers."""
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from sails_align.artifacts import write_text
-from sails_align.comparison.plan import Plan
-from sails_align.comparison.summary import COMPARED, MEASURES, Mean, Measure, Row
+from sails_align.comparison.summary import Mean, Measure
 from sails_align.reporting.figures import Picture
 
 PICTURES = "figures"
@@ -21,29 +17,52 @@ PICTURES = "figures"
 
 
 @dataclass(frozen=True)
+class Entry:
+    """What stands in a table."""
+
+    text: str
+    verdict: str = "open"
+    """`better`, `worse` or `open`: how it is shown."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table; the first column names the rows."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[Entry]]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page, in the order of its fields."""
+
+    title: str
+    text: Sequence[str] = ()
+    """Paragraphs."""
+    grids: Sequence[Grid] = ()
+    pictures: Sequence[Picture] = ()
+    meanings: Sequence[Mapping[str, Any]] = ()
+    """Of features, as `subspace.meaning.Meaning.to_json` gives them."""
+
+
+@dataclass(frozen=True)
 class Report:
     """What a page shows."""
 
     title: str
-    plan: Plan
-    rows: Sequence[Row]
-    differences: Mapping[str, Mapping[str, Mapping[str, Mean]]]
-    """By reference run, run and measure."""
-    pictures: Sequence[Picture]
+    sections: Sequence[Section]
     command: str
     """That makes the same report."""
-    provenance: Mapping[str, Any]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
     """Versions, commit, machine, seconds."""
-
-    def label(self, run: str) -> str:
-        """What a run is called."""
-        return next(row.run.label for row in self.rows if row.run.name == run)
 
 
 def write_report(report: Report, folder: Path) -> list[Path]:
     """Write report.html, report.md and the figures. Returns the two pages."""
-    for picture in report.pictures:
-        picture.write(folder / PICTURES)
+    for section in report.sections:
+        for picture in section.pictures:
+            picture.write(folder / PICTURES)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("sails_align.reporting"),
         autoescape=jinja2.select_autoescape(["html.j2"]),
@@ -52,21 +71,18 @@ def write_report(report: Report, folder: Path) -> list[Path]:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.globals |= {
-        "MEASURES": MEASURES,
-        "COMPARED": COMPARED,
-        "PICTURES": PICTURES,
-        "number": number,
-        "interval": interval,
-        "difference": difference,
-        "verdict": verdict,
-        "data_uri": data_uri,
-    }
+    environment.globals |= {"PICTURES": PICTURES, "data_uri": data_uri, "highest": highest}
+    environment.filters["code"] = code
     pages = []
     for name in ("report.html", "report.md"):
         pages.append(folder / name)
         write_text(pages[-1], environment.get_template(f"{name}.j2").render(report=report))
     return pages
+
+
+def entries(*texts: str) -> list[Entry]:
+    """A row of plain texts."""
+    return [Entry(text) for text in texts]
 
 
 def number(value: float | None, measure: Measure) -> str:
@@ -82,16 +98,15 @@ def interval(mean: Mean, measure: Measure) -> str:
     return f"{number(mean.value, measure)} ± {number(half, measure)}"
 
 
-def difference(mean: Mean, measure: Measure) -> str:
+def difference(mean: Mean, measure: Measure) -> Entry:
     """A difference and its interval, with a sign."""
     if mean.value is None:
-        return "–"
+        return Entry("–")
     value = f"{measure.scale * mean.value:+.{measure.digits}f}"
     if mean.low is None or mean.high is None:
-        return value
-    return (
-        f"{value} ({measure.scale * mean.low:+.{measure.digits}f} to {measure.scale * mean.high:+.{measure.digits}f})"
-    )
+        return Entry(value)
+    low, high = (f"{measure.scale * bound:+.{measure.digits}f}" for bound in (mean.low, mean.high))
+    return Entry(f"{value} ({low} to {high})", verdict(mean, measure))
 
 
 def verdict(mean: Mean, measure: Measure) -> str:
@@ -104,3 +119,14 @@ def verdict(mean: Mean, measure: Measure) -> str:
 def data_uri(svg: bytes) -> str:
     """A picture as an address that holds it."""
     return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
+
+
+def highest(activations: Sequence[float]) -> float:
+    """What the tokens of a context are coloured by."""
+    return max([*activations, 1e-9])
+
+
+def code(text: str) -> str:
+    """A token as Markdown's code: no other mark-up in it acts."""
+    shown = " ".join(text.split()) or "␣"
+    return "`" + shown.replace("`", "'").replace("|", "¦") + "`"

@@ -1,6 +1,7 @@
 """The initialised adapter changes nothing at first, holds the directions where it should, and trains as it should."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -114,7 +115,7 @@ def train(model: PeftModel, steps: int = 4, reference: bool = False) -> None:
 
 
 @pytest.mark.parametrize("fold_norm", [False, True])
-@pytest.mark.parametrize("mode", ["init", "freeze", "decay"])
+@pytest.mark.parametrize("mode", ["init", "freeze", "freeze_readers", "decay"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_first_logits_are_bit_equal_to_the_base(family, mode, fold_norm):
     base = make_model(family)
@@ -550,3 +551,54 @@ def test_share_of_trainable_parameters_on_gemma_2(shape, share):
     trainable, total = model.get_nb_trainable_parameters()
     assert f"{100 * trainable / total:.2f}" == share
     assert f"{100 * trainable / (total - trainable):.2f}" == share
+
+
+# --- readers and writers with bases of their own, from the onset on
+
+
+def test_writers_take_their_own_basis():
+    subspace, other = make_subspace(), make_subspace(rank=2)
+    own = {layer: basis_DR.flip(0) for layer, basis_DR in other.bases.items()}
+    split = replace(subspace, writers=own)
+    model = with_lora(make_model())
+    init = initialize_adapter(model, split)
+    for module in init.modules:
+        basis_DR = (split.bases if module.side == "A" else own)[module.source_layer]
+        values = lora(model, module.name, module.side)
+        directions_DR = values.T if module.side == "A" else values
+        torch.testing.assert_close(directions_DR[:, : module.n_directions], basis_DR)
+        assert module.n_directions == basis_DR.shape[1]
+
+
+@pytest.mark.parametrize("reference", [False, True])
+def test_only_readers_are_frozen_under_freeze_readers(reference):
+    model, init = adapted(subspace_mode="freeze_readers")
+    before = adapter_values(model)
+    train(model, reference=reference)
+    after = adapter_values(model)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    readers = {module.name for module in init.modules if module.side == "A"}
+    assert readers
+    assert len(readers) < len(init.modules)
+    for name in before:
+        module, _, rest = name.rpartition(".lora_")
+        assert (name in changed) == (module not in readers or rest.startswith("B")), name
+
+
+def test_from_the_onset_on_by_hand():
+    layers = {1: None, 3: None}
+    assert source_layer(2, "self_attn.q_proj", layers, "from_onset", 3) is None
+    assert source_layer(2, "self_attn.o_proj", layers, "from_onset", 3) is None
+    assert source_layer(3, "self_attn.q_proj", layers, "from_onset", 3) == 1  # of two equally near, the earlier
+    assert source_layer(3, "self_attn.o_proj", layers, "from_onset", 3) == 3
+    assert source_layer(9, "mlp.up_proj", layers, "from_onset", 3) == 3
+    assert source_layer(0, "self_attn.q_proj", layers, "from_onset", None) == 1  # it was not looked for
+
+
+def test_blocks_before_the_onset_have_no_adapter():
+    subspace = replace(make_subspace(), onset=2)
+    model = make_model()
+    names = target_modules_for(model, ["q_proj", "o_proj"], subspace, "from_onset")
+    n_blocks = model.config.num_hidden_layers
+    assert sorted(names) == sorted(f"model.layers.{b}.self_attn.{n}_proj" for b in range(2, n_blocks) for n in "qo")
+    refused("is before the onset, layer 2", subspace=subspace, layer_map="from_onset")

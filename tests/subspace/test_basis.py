@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -249,3 +250,16 @@ def test_a_loaded_subspace_rounds_as_the_fresh_one_did(tmp_path):
         assert loaded.bases[1].stride() == fresh.bases[1].stride() == (1, 96)
         x = torch.randn(96, 7)
         assert torch.equal(loaded.bases[1].T @ x, fresh.bases[1].T @ x)
+
+
+def test_writers_and_onset_are_saved(tmp_path):
+    subspace = build(torch.randn(10, D_MODEL, generator=generator(0)))
+    split = replace(subspace, writers={3: orthonormal(D_MODEL, 2, seed=5)}, onset=3)
+    split.save(tmp_path, "hash")
+    loaded = Subspace.load(tmp_path)
+    assert loaded.onset == 3
+    assert loaded.writers is not None
+    assert torch.equal(loaded.writers[3], split.writers[3])  # pyright: ignore[reportOptionalSubscript]
+    assert torch.equal(loaded.bases[3], split.bases[3])
+    assert loaded.provenance == subspace.provenance
+    assert split.tensors().keys() == {"basis.3", "writers.3"}

@@ -267,3 +267,13 @@ def test_bad_input_is_named() -> None:
         select_features(response(-torch.ones(2, D_SAE), -torch.ones(2, D_SAE)), **options)
     with pytest.raises(InputError, match="empty"):
         select_features(FeatureStats({}), **options)
+
+
+def test_latents_of_one_side_alone():
+    aligned_TF = torch.tensor([[3.0, 0, 1, 0, 0, 0, 0, 0]] * 2)
+    unaligned_TF = torch.tensor([[0.0, 2, 0, 5, 0, 0, 0, 0]] * 2)
+    stats = response(aligned_TF, unaligned_TF)
+    options = {"contrast": "response", "score": "mean_diff"}
+    assert rank_features(stats, **options).layers[0].ids.tolist() == [3, 0, 1, 2]
+    assert rank_features(stats, **options, side="unaligned").layers[0].ids.tolist() == [3, 1]
+    assert select_features(stats, **options, top_k=1, side="aligned").layers[0].ids.tolist() == [0]

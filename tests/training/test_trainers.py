@@ -148,7 +148,8 @@ def test_the_directions_are_where_they_belong(project: Project, tmp_path: Path) 
         basis_DR = built.subspace.bases[layer][:, :RANK]
         factor_RD = weights[f"base_model.model.model.{module}.lora_A.weight"]
         torch.testing.assert_close(factor_RD[: basis_DR.shape[1]], basis_DR.T)
-    basis_DR = built.subspace.bases[1][:, :RANK]
+    assert built.subspace.writers is not None  # the default preset's contrast is split
+    basis_DR = built.subspace.writers[1][:, :RANK]
     factor_DR = weights["base_model.model.model.layers.1.self_attn.o_proj.lora_B.weight"]
     torch.testing.assert_close(factor_DR[:, : basis_DR.shape[1]], basis_DR)
 

@@ -1,0 +1,359 @@
+"""Results of cells -> the sections of a report. All numbers come from cells."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sails_align.comparison.plan import Plan
+from sails_align.comparison.studies import Study
+from sails_align.comparison.summary import (
+    COMPARED,
+    MEASURES,
+    Mean,
+    Measure,
+    Result,
+    Row,
+    by_run,
+    categories,
+    differences,
+    examples_to,
+    fronts,
+    mean_of,
+    merits,
+    rows_of,
+)
+from sails_align.reporting import figures
+from sails_align.reporting.page import Entry, Grid, Section, difference, entries, interval, number
+
+REFERENCES = ("sft-lora", "sft-full", "dpo-lora", "dpo-full")
+"""What other runs of the same trainer are compared with, pair by pair."""
+WANTED_SAFETY = 0.95
+AT_SAFETY = (0.8, 0.9)
+CORE = (
+    "safety_rate_in_distribution",
+    "safety_rate_out_of_distribution",
+    "over_refusal_rate",
+    "correct_answer_rate",
+    "steps_to_95",
+)
+N_SHOWN = 4
+"""Features of a layer whose texts are shown."""
+CHANGES = ("harmful_before", "harmful_after", "harmless_before", "harmless_after")
+"""Of a feature's mean activation on requests, as cells have it."""
+MODEL_WORK = ("subspace", "train", "probe", "evaluate", "attack", "capability", "explain", "relearn")
+
+
+@dataclass(frozen=True)
+class Found:
+    """The results of one plan, and the learning rates that they chose."""
+
+    plan: Plan
+    tuned: Mapping[str, Result]
+    tested: Mapping[str, Result]
+    chosen: Mapping[str, float]
+
+    @property
+    def rows(self) -> list[Row]:
+        return rows_of(self.plan, self.tested, self.chosen)
+
+    @property
+    def labels(self) -> dict[str, str]:
+        return {run.name: run.label for run in self.plan.runs}
+
+    def minus(self, reference: str) -> dict[str, dict[str, Mean]]:
+        """Every trained run's differences from one of them."""
+        names = [run.name for run in self.plan.runs if run.trainer != "none" and run.name != reference]
+        return {name: differences(self.plan, self.tested, self.chosen, name, reference) for name in names}
+
+
+def main_sections(found: Found) -> list[Section]:
+    """What each method reaches, the differences, fronts, categories, and what later training leaves."""
+    rows, names = found.rows, {run.name for run in found.plan.runs}
+    sections = [_headline(found, rows)]
+    compared = {name: found.minus(name) for name in REFERENCES if name in names and len(found.minus(name)) > 0}
+    for reference, of in compared.items():
+        title = f"Minus {found.labels[reference]}"
+        picture = figures.forest(of, found.labels, f"minus_{reference}", f"{title}, paired by seed", COMPARED)
+        text = [
+            "Paired by seed, in points (steps: in steps), with 95% intervals. Better and worse are marked where the "
+            "interval does not hold 0."
+        ]
+        sections.append(Section(title, text, [_differences(of, found.labels, COMPARED)], [picture]))
+    if found.tuned:
+        sections.append(_fronts(found, rows))
+    pictures = []
+    for split, words in (("harmful", "trained harm categories"), ("ood", "new harm categories")):
+        of_split = categories(found.plan, found.tested, found.chosen, split)
+        pictures.append(figures.bars(of_split, rows, f"safety_{split}", f"Safety rate by category: {words}", "%"))
+    of_split = categories(found.plan, found.tested, found.chosen, "harmless")
+    pictures.append(figures.bars(of_split, rows, "over_refusal", "Over-refusal by category of harmless requests", "%"))
+    sections.append(Section("By category", pictures=pictures))
+    features = _features(found)
+    return [*sections, *([features] if features else []), _cost(found)]
+
+
+def _headline(found: Found, rows: Sequence[Row]) -> Section:
+    plan = found.plan
+    n = plan.measures.n_examples
+    text = [
+        f"{plan.n_seeds} seeds (from {plan.first_seed}) of initialisation and data; the same {n} harmful and {n} "
+        f"harmless training examples for all methods; {plan.measures.n_prompts} test prompts in each of four sets. "
+        "Each method has its own learning rate, chosen from one grid on the validation part by the mean of safety rate "
+        "and correct answers. Means over seeds with 95% t intervals."
+    ]
+    head = ["method", "learning rate", *(measure.label for measure in MEASURES)]
+    grid = Grid(
+        head,
+        [
+            entries(row.run.label, _rate(row), *(interval(row.means[measure.name], measure) for measure in MEASURES))
+            for row in rows
+        ],
+    )
+    reached = ", ".join(
+        f"{row.run.label} {row.means['steps_to_95'].n}" for row in rows if row.run.trainer in ("sft", "dpo")
+    )
+    unscored = ", ".join(f"{row.run.label} {row.n_unscored}" for row in rows)
+    text += [
+        f"Steps to 95% are of the seeds that got there: {reached or 'none'} of {plan.n_seeds}.",
+        f"Responses without a score (empty), of all seeds: {unscored}. They are in no rate.",
+    ]
+    return Section("What each method reaches", text, [grid], [figures.trade_off(rows)])
+
+
+def _rate(row: Row) -> str:
+    return "–" if row.learning_rate is None else f"{row.learning_rate:g}"
+
+
+def _differences(of: Mapping[str, Mapping[str, Mean]], labels: Mapping[str, str], measures: Sequence[Measure]) -> Grid:
+    head = ["method", *(measure.label for measure in measures)]
+    return Grid(
+        head,
+        [
+            [Entry(labels[run]), *(difference(means[measure.name], measure) for measure in measures)]
+            for run, means in of.items()
+        ],
+    )
+
+
+def _fronts(found: Found, rows: Sequence[Row]) -> Section:
+    of_runs = fronts(found.plan, found.tuned)
+    share = next(measure for measure in MEASURES if measure.name == "over_refusal_rate")
+    head = ["method", "hypervolume (%)", *(f"over-refusal at {safety:.0%} safety (%)" for safety in AT_SAFETY)]
+    grid = Grid(
+        head,
+        [
+            entries(
+                front.run.label,
+                number(front.hypervolume, share),
+                *(number(front.over_refusal_at(safety), share) for safety in AT_SAFETY),
+            )
+            for front in of_runs
+        ],
+    )
+    text = [
+        "A learning rate puts a method somewhere between harmless and helpful, so whole fronts are compared: all rates "
+        f"of the grid, on the validation part, means over {found.plan.n_tuning_seeds} tuning seeds. The hypervolume is "
+        "the area under the front of safety over over-refusal. –: that safety is not reached by any rate."
+    ]
+    pictures = [figures.fronts(of_runs, rows), figures.learning_rates(merits(found.plan, found.tuned), rows)]
+    return Section("Safety against over-refusal, over learning rates", text, [grid], pictures)
+
+
+def _features(found: Found) -> Section | None:
+    """What the features of the first SAILS run are, and what training did."""
+    of_run = by_run(found.plan, found.tested, found.chosen)
+    name = next((run.name for run in found.plan.runs if any("features" in r for r in of_run[run.name].values())), None)
+    if name is None:
+        return None
+    cells = [result["features"] for result in of_run[name].values() if "features" in result]
+    share = Measure("", "", 100.0, digits=0)
+    words = ("precision", "precision_of_random", "precision_of_pca", "harm_share_of_mean_difference")
+
+    def mean_at(layer: str, word: str) -> Mean:
+        return mean_of([cell["layers"][layer][word] for cell in cells])
+
+    def separation(layer: str) -> Mean:
+        return mean_of([(cell["separation"] or {}).get(layer) for cell in cells])
+
+    grid = Grid(
+        ["layer", "separation", "precision of the features", "of random features", "of PCA directions",
+         "mean difference: activation on harm"],
+        [
+            entries(
+                layer,
+                interval(separation(layer), Measure("", "", 1.0)),
+                *(interval(mean_at(layer, word), share) for word in words),
+            )
+            for layer in cells[0]["layers"]
+        ],
+    )  # fmt: skip
+    drift = [cell["drift"] for cell in cells]
+    inside, angle = (
+        mean_of([values[name] for values in drift]) for name in ("adapter_energy_inside", "adapter_largest_angle")
+    )
+    onsets = sorted({cell["onset"] for cell in cells if cell["onset"] is not None})
+    text = [
+        f"Of {found.labels[name]}, {len(cells)} seeds. A feature is taken as a concept of harm if at least 80% of its "
+        "activation at the end of held-out requests is on harmful ones; precision is the share of the chosen features "
+        "that are (for PCA directions, of both signs, with their positive part as activation). Separation: distance "
+        "between the means of harmful and harmless prompts, in standard deviations within them.",
+        f"Adapters start at block {' or '.join(map(str, onsets)) or '0'}. Training left "
+        f"{interval(inside, share)}% of the update's energy in the subspace; the largest angle of any module's span "
+        f"from its start is {interval(angle, Measure('', '', 1.0, digits=2))} rad.",
+    ]
+    first = cells[0]
+    changes = Grid(
+        ["layer, feature", "score", "active: harmless", "active: harmful", "concept of harm", "on harmful, before",
+         "after", "on harmless, before", "after"],
+        [
+            entries(
+                f"{layer}, {feature['id']}", f"{feature['score']:.2f}", f"{feature['rate_aligned']:.0%}",
+                f"{feature['rate_unaligned']:.0%}", "yes" if feature["is_safety"] else "no",
+                *(f"{feature[name]:.2f}" for name in CHANGES),
+            )
+            for layer, of in first["layers"].items()
+            for feature in of["features"][:N_SHOWN]
+        ],
+    )  # fmt: skip
+    seen: dict[int, int] = {}
+    shown = []
+    for meaning in first["meanings"]:
+        seen[meaning["layer"]] = seen.get(meaning["layer"], 0) + 1
+        if seen[meaning["layer"]] <= N_SHOWN:
+            shown.append(meaning)
+    text.append(
+        f"The features with the highest scores, of seed {found.plan.first_seed}: how often they are active at the end "
+        "of training prompts, and their mean activation at the end of held-out prompts, before and after training."
+    )
+    return Section("What the features mean, and what training did", text, [grid, changes], meanings=shown)
+
+
+def _cost(found: Found) -> Section:
+    """Seconds by what they were spent on."""
+    results = [*found.tuned.values(), *found.tested.values()]
+    stages: dict[str, float] = {}
+    for result in results:
+        for stage, seconds in result["cost"]["seconds"].items():
+            stages[stage] = stages.get(stage, 0.0) + seconds
+    total = sum(stages.values()) or 1.0
+    order = sorted(stages, key=lambda stage: -stages[stage])
+    grid = Grid(
+        ["stage", "seconds of one core", "share (%)"],
+        [entries(stage, f"{stages[stage]:,.0f}", f"{100 * stages[stage] / total:.1f}") for stage in order],
+    )
+    of_model = sum(stages.get(stage, 0.0) for stage in MODEL_WORK)
+    text = [
+        f"{len(results)} trainings, {total:,.0f} seconds of one core; {of_model / total:.0%} in stages that run the "
+        "model (benchmarks/comparison_profile.py says how much of them is forward and backward passes)."
+    ]
+    return Section("What it cost", text, [grid])
+
+
+def ablation_section(found: Found) -> Section:
+    """One thing changed in each."""
+    measures = [measure for measure in COMPARED if measure.name in CORE]
+    title = "Ablations"
+    text = [
+        f"SAILS' default preset with one thing changed in each, on {found.plan.n_seeds} seeds (from "
+        f"{found.plan.first_seed}); each has its own learning rate from the same grid. Differences from SAILS are "
+        "paired by seed, in points; better means that the change helped."
+    ]
+    of = found.minus("sft-sails")
+    picture = figures.forest(
+        of, found.labels, "ablations", "Ablations: differences from SAILS, paired by seed", measures
+    )
+    head = ["", "learning rate", *(measure.label for measure in measures)]
+    grid = Grid(
+        head,
+        [
+            entries(row.run.label, _rate(row), *(interval(row.means[measure.name], measure) for measure in measures))
+            for row in found.rows
+        ],
+    )
+    return Section(title, text, [grid, _differences(of, found.labels, measures)], [picture])
+
+
+def examples_section(study: Sequence[tuple[str, Found]]) -> Section:
+    """Learning curves over the number of training examples."""
+    measures = [measure for measure in MEASURES if measure.name in CORE[:4]]
+    curves: dict[str, dict[str, list[tuple[int, Mean]]]] = {}
+    for _, found in study:
+        for row in found.rows:
+            for measure in measures:
+                of = curves.setdefault(measure.name, {}).setdefault(row.run.name, [])
+                of.append((found.plan.measures.n_examples, row.means[measure.name]))
+    labels = study[0][1].labels
+    plan = study[0][1].plan
+    safety = curves["safety_rate_in_distribution"]
+    rows = []
+    for run, label in labels.items():
+        curve = [(n, mean.value or 0.0) for n, mean in safety[run]]
+        needed = examples_to(WANTED_SAFETY, curve)
+        if needed is None:
+            told = f"more than {curve[-1][0]}"
+        else:
+            told = f"at most {curve[0][0]}" if needed == curve[0][0] else f"{needed:.0f}"
+        rows.append(entries(label, told))
+    grids = [Grid(["method", f"harmful examples to {WANTED_SAFETY:.0%} safety, trained categories"], rows)]
+    grids += [
+        Grid(
+            [measure.label, *(f"{n} examples" for n, _ in next(iter(curves[measure.name].values())))],
+            [
+                entries(labels[run], *(interval(mean, measure) for _, mean in of))
+                for run, of in curves[measure.name].items()
+            ],
+        )
+        for measure in measures
+    ]
+    text = [
+        f"Trained on n harmful and n harmless examples, four epochs; {plan.n_seeds} seeds; each with its own learning "
+        "rate, chosen for each n. Between the numbers tried the curve is taken as a line over log n."
+    ]
+    return Section("How many examples it takes", text, grids, [figures.curves(curves, labels, measures)])
+
+
+def worlds_section(study: Sequence[tuple[str, Found]]) -> Section:
+    """The same comparison in other worlds."""
+    measures = [measure for measure in COMPARED if measure.name in CORE]
+    grids = []
+    of_worlds: dict[str, dict[str, Mean]] = {}
+    for world, found in study:
+        head = [world, "learning rate", *(measure.label for measure in measures)]
+        rows = [
+            entries(row.run.label, _rate(row), *(interval(row.means[measure.name], measure) for measure in measures))
+            for row in found.rows
+        ]
+        grids.append(Grid(head, rows))
+        of = {
+            f"{found.labels['sft-sails']} minus {found.labels[name]}": differences(
+                found.plan, found.tested, found.chosen, "sft-sails", name
+            )
+            for name in found.labels
+            if name != "sft-sails"
+        }
+        of_worlds |= {f"{world}: {name}": means for name, means in of.items()}
+    grids.append(_differences(of_worlds, {name: name for name in of_worlds}, measures))
+    plan = study[0][1].plan
+    text = [
+        f"Each world has its own model, SAEs, facts and harm categories; {plan.n_seeds} seeds (from "
+        f"{plan.first_seed}). Nothing but the learning rates was chosen in them. Differences are paired by seed."
+    ]
+    return Section("Other worlds", text, grids)
+
+
+def to_json(studies: Sequence[tuple[Study, Sequence[Found]]]) -> dict[str, Any]:
+    """Every number of side studies, as they stand in `results.json`."""
+    return {
+        study.kind: {
+            label: [
+                {
+                    "run": row.run.name,
+                    "learning_rate": row.learning_rate,
+                    "means": {name: asdict(mean) for name, mean in row.means.items()},
+                }
+                for row in found.rows
+            ]
+            for (label, _), found in zip(study.plans, of, strict=True)
+        }
+        for study, of in studies
+    }
