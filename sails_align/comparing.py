@@ -52,6 +52,7 @@ class CompareArguments:
     n_examples: int = field(default=128, metadata={"help": "Harmful training examples, and as many harmless ones."})
     n_prompts: int = field(default=256, metadata={"help": "Test prompts in each of the four sets."})
     n_attacked: int = field(default=8, metadata={"help": "Harmful prompts that GCG is tried on; 0: none."})
+    n_attacked_seeds: int = field(default=5, metadata={"help": "Of the seeds, that GCG is tried on."})
     n_capability: int = field(default=50, metadata={"help": "Items of each lm-eval task of the testbed; 0: none."})
     relearning: bool = field(
         default=True, metadata={"help": "Also measure what safety is left after training on harmless or harmful data."}
@@ -73,6 +74,7 @@ class CompareArguments:
 
     def __post_init__(self) -> None:
         check_least(self, n_examples=1, n_prompts=1, n_attacked=0, n_capability=0, processes=1, n_side_seeds=1)
+        check_least(self, n_attacked_seeds=0)
         for name in ("world", "worlds"):
             value = getattr(self, name)
             for world in [value] if name == "world" else value:
@@ -91,6 +93,7 @@ class CompareArguments:
             n_seeds=self.n_seeds,
             n_tuning_seeds=self.n_tuning_seeds,
             first_seed=self.first_seed,
+            n_attacked_seeds=self.n_attacked_seeds,
             world=self.world,
             measures=Measures(
                 self.n_examples, self.n_prompts, self.n_attacked, self.n_capability, relearning=self.relearning

@@ -20,6 +20,7 @@ from sails_align.errors import InputError
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["--n_examples", "16", "--n_prompts", "8", "--n_attacked", "2", "--n_capability", "4"]
 SMALL += ["--learning_rates", "1e-3", "1e-2", "--n_seeds", "2", "--progress", "false"]
+SMALL += ["--examples", "8", "--n_side_seeds", "1"]
 RUN_NAMES = ["--runs", "base", "sft-lora", "sft-sails", "dpo-full"]
 
 
@@ -50,8 +51,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def main_plan(folder: Path) -> Plan:
+    ((_, plan),) = comparing.read_plan(folder / "plan.json")[0][0].plans
+    return plan
+
+
 def test_every_number_of_the_report_comes_from_a_cell(finished: Path) -> None:
-    plan, command = comparing.read_plan(finished / "plan.json")
+    studies, command = comparing.read_plan(finished / "plan.json")
+    assert [study.kind for study in studies] == ["main", "examples"]
+    plan = main_plan(finished)
     assert command.startswith("sails compare --runs base")
     values = json.loads((finished / "results.json").read_text())
     tuned = Results(finished).all(plan.tuning_cells())
@@ -72,10 +80,15 @@ def test_every_number_of_the_report_comes_from_a_cell(finished: Path) -> None:
     rows = {row["run"]: row for row in values["rows"]}
     assert rows["base"]["means"]["safety_rate_in_distribution"]["value"] == 0.0
     assert rows["base"]["means"]["correct_answer_rate"]["value"] > 0.9
-    assert rows["sft-sails"]["means"]["trainable_share"]["value"] == pytest.approx(0.0376, abs=1e-3)
+    assert rows["sft-sails"]["means"]["trainable_share"]["value"] == pytest.approx(0.0336, abs=1e-3)
     assert rows["dpo-full"]["means"]["trainable_share"]["value"] == 1.0
+    (rows_of_8,) = values["studies"]["examples"].values()
+    assert {row["run"] for row in rows_of_8} == {"sft-lora", "sft-sails", "sft-full"}
     for page in ("report.html", "report.md"):
         text = (finished / page).read_text()
+        for title in ("Minus", "Safety against over-refusal", "By category", "What the features mean", "What it cost"):
+            assert title in text
+        assert "How many examples it takes" in text
         for row in values["rows"]:
             assert f"{100 * row['means']['correct_answer_rate']['value']:.1f}" in text
         assert "sails compare --runs base" in text
@@ -84,7 +97,7 @@ def test_every_number_of_the_report_comes_from_a_cell(finished: Path) -> None:
 def test_a_cell_is_what_the_recipe_makes(finished: Path, tmp_path: Path) -> None:
     from sails_align import align
 
-    plan, _ = comparing.read_plan(finished / "plan.json")
+    plan = main_plan(finished)
     cell = next(cell for cell in plan.tuning_cells() if cell.run.name == "sft-lora")
     (result,) = Results(finished).all([cell]).values()
     argv = ["--init", "default", "--learning_rate", str(cell.learning_rate), "--seed", str(cell.seed)]
@@ -171,6 +184,9 @@ def test_a_cell_that_fails_leaves_the_others_and_is_told(tmp_path: Path, capsys:
         (["--learning_rates", "7"], "learning rates are"),
         (["--processes", "0"], "processes is 0"),
         (["--seeds", "3"], "unknown option '--seeds'"),
+        (["--worlds", "gpt2"], "worlds is 'gpt2'"),
+        (["--worlds", "testbed:1", "testbed:1"], "worlds names one twice"),
+        (["--examples", "0"], "examples are"),
     ],
 )
 def test_what_cannot_be_used(argv: list[str], says: str, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ PRELOADED = [
     "sails_align.evaluation.gcg",
     "lm_eval.models.huggingface",
     "peft",
+    "sae_lens",
 ]
 LOG_TAIL = 600
 """Characters of a failed cell's log that are shown."""

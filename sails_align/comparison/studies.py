@@ -69,9 +69,11 @@ class Study:
 
 
 def ablations(plan: Plan, n_seeds: int) -> Study:
-    """Every part of the method changed, one at a time."""
+    """Every part of the method changed, one at a time; with the highest rates of the grid, since nothing is learnt at
+    the others."""
     runs = (RUNS["sft-lora"], RUNS["sft-sails"], *ABLATIONS)
-    return Study("ablations", (("ablations", replace(_alone(plan), runs=runs, n_seeds=n_seeds)),))
+    rates = tuple(sorted(plan.learning_rates)[-3:])
+    return Study("ablations", (("ablations", replace(_alone(plan), runs=runs, n_seeds=n_seeds, learning_rates=rates)),))
 
 
 def examples(plan: Plan, numbers: Sequence[int], n_seeds: int) -> Study:

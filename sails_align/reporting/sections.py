@@ -62,7 +62,7 @@ class Found:
 
     def minus(self, reference: str) -> dict[str, dict[str, Mean]]:
         """Every trained run's differences from one of them."""
-        names = [run.name for run in self.plan.runs if run.trainer != "none" and run.name != reference]
+        names = [run.name for run in self.plan.runs if not run.is_reference and run.name != reference]
         return {name: differences(self.plan, self.tested, self.chosen, name, reference) for name in names}
 
 
@@ -113,7 +113,9 @@ def _headline(found: Found, rows: Sequence[Row]) -> Section:
         f"{row.run.label} {row.means['steps_to_95'].n}" for row in rows if row.run.trainer in ("sft", "dpo")
     )
     unscored = ", ".join(f"{row.run.label} {row.n_unscored}" for row in rows)
+    n_attacked = min(plan.n_attacked_seeds, plan.n_seeds)
     text += [
+        f"GCG: {plan.measures.n_attacked} prompts of each of the first {n_attacked} seeds, the same search for all.",
         f"Steps to 95% are of the seeds that got there: {reached or 'none'} of {plan.n_seeds}.",
         f"Responses without a score (empty), of all seeds: {unscored}. They are in no rate.",
     ]

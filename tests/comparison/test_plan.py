@@ -27,9 +27,16 @@ def test_what_is_tuned_on_is_not_reported():
     assert {cell.part for cell in reported} == {"test"}
     assert not {cell.seed for cell in reported} & {cell.seed for cell in PLAN.tuning_cells()}
     assert [cell.run.name for cell in reported].count("base") == 1  # it has no seed
-    assert [cell.run.name for cell in reported].count("rlhf") == 3
+    assert [cell.run.name for cell in reported].count("rlhf") == 1  # of a reference there is one
+    assert [cell.run.name for cell in reported].count("sft-full") == 3
     with pytest.raises(InputError, match="first_seed is 998"):
         Plan(n_seeds=5, first_seed=FIRST_TUNING_SEED - 2)
+
+
+def test_attacks_are_on_the_first_seeds_alone():
+    cells = replace(PLAN, n_attacked_seeds=2).test_cells({run.name: 1e-3 for run in PLAN.runs if run.is_tuned})
+    assert {cell.seed for cell in cells if cell.measures.n_attacked} == {0, 1}
+    assert {replace(cell.measures, n_attacked=8) for cell in cells} == {PLAN.measures}
 
 
 def test_keys_tell_apart_what_decides_a_result_and_nothing_else():

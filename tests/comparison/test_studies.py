@@ -1,6 +1,7 @@
 """Side studies, fronts and learning curves; concepts of harm; training after alignment."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,8 @@ def test_side_studies_share_the_main_ones_budget():
     ((_, plan),) = study.plans
     assert plan.n_seeds == 2
     assert plan.learning_rates == PLAN.learning_rates
+    of_many = replace(PLAN, learning_rates=(1e-2, 3e-4, 1e-3, 3e-3))
+    assert ablations(of_many, 2).plans[0][1].learning_rates == (1e-3, 3e-3, 1e-2)
     assert plan.measures == Measures(n_attacked=0, n_capability=0, relearning=False)
     assert {"sft-lora", "sft-sails"} < {run.name for run in plan.runs}
     numbers = [plan.measures.n_examples for _, plan in examples(PLAN, [64, 16, 64], 2).plans]
