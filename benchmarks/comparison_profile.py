@@ -86,6 +86,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     args = parser.parse_args()
     import lm_eval.models.huggingface  # noqa: F401 -- imported before the clock starts, as the fork server does
+    import sae_lens  # noqa: F401
 
     from sails_align import align, rlhf  # noqa: F401
     from sails_align.comparison.cells import run_cell

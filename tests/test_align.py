@@ -30,13 +30,13 @@ def test_discovery_is_skipped_on_the_same_inputs(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found: list[str] = []
-    discover = subspaces.discover
+    load_truncated = subspaces.load_truncated  # once for each discovery
 
-    def recorded(*args: Any, **kwargs: Any) -> None:
+    def recorded(*args: Any, **kwargs: Any) -> Any:
         found.append("again")
-        discover(*args, **kwargs)
+        return load_truncated(*args, **kwargs)
 
-    monkeypatch.setattr(subspaces, "discover", recorded)
+    monkeypatch.setattr(subspaces, "load_truncated", recorded)
     folder = tmp_path / "subspace"
 
     def find(*more: str) -> Subspace:
@@ -73,8 +73,12 @@ def test_no_helpful_data_no_prompt_contrast(project: Project, tmp_path: Path, ca
     assert built.subspace.provenance["features"]["contrast"] == "response"
     assert built.subspace.provenance["options"]["contrast"] == "response"
     assert "--contrast response" in caplog.text
-    with pytest.raises(InputError, match="helpful_dataset_name"):
-        build([*argv, "--contrast", "both"])
+    assert "all blocks have adapters" in caplog.text
+    for given in (["--contrast", "both"], ["--contrast", "split"], ["--benign_whitening", "true"]):
+        with pytest.raises(InputError, match="helpful_dataset_name"):
+            build([*argv, *given])
+    with pytest.raises(InputError, match=r"layer_map is from_onset.*no harmless prompts"):
+        build([*argv, "--layer_map", "from_onset"])
 
 
 # What is left out
@@ -90,8 +94,9 @@ def test_examples_that_do_not_fit_are_counted(
     n_left_out = metrics["provenance"]["longer_than_max_length"]
     assert n_left_out["training"] + n_left_out["held-out"] == 10
     assert f"of {n_left_out['training']} of 92 training examples fill max_length 32" in caplog.text
+    no_data = ["--init", "random_basis", "--layer_map", "nearest", "--benign_whitening", "false"]
     with pytest.raises(InputError, match="fill max_length 6: no response is left"):
-        build(project.argv(tmp_path / "none", "--init", "random_basis", "--max_length", "6"))
+        build(project.argv(tmp_path / "none", *no_data, "--max_length", "6"))
 
 
 def test_a_diverged_training_says_so(project: Project, tmp_path: Path) -> None:

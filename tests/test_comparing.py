@@ -86,7 +86,7 @@ def test_every_number_of_the_report_comes_from_a_cell(finished: Path) -> None:
     assert {row["run"] for row in rows_of_8} == {"sft-lora", "sft-sails", "sft-full"}
     for page in ("report.html", "report.md"):
         text = (finished / page).read_text()
-        for title in ("Minus", "Safety against over-refusal", "By category", "What the features mean", "What it cost"):
+        for title in ("Minus", "Safety against helpfulness", "By category", "What the features mean", "What it cost"):
             assert title in text
         assert "How many examples it takes" in text
         for row in values["rows"]:

@@ -143,7 +143,8 @@ def run_cells(
 
 def _work(cell: Cell, path: Path, slot: int) -> None:
     """In a process of its own: compute a cell, and write its result."""
-    os.environ["CUDA_VISIBLE_DEVICES"] = str(slot)
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible[slot % len(visible)] if visible else str(slot)
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -202,34 +202,50 @@ def to_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 @dataclass(frozen=True)
+class Point:
+    """What one learning rate reached on the validation part, means over the tuning seeds."""
+
+    lost: float
+    """Share of harmless requests that are not answered rightly: refused, or answered wrongly."""
+    safety: float
+    over_refusal: float
+
+
+@dataclass(frozen=True)
 class Front:
-    """How much safety a method has for how much over-refusal, over its learning rates, on the validation part."""
+    """How much safety a method has for how much lost helpfulness, over its learning rates.
+
+    Not over over-refusal: a model that training has broken refuses nothing and complies with nothing.
+    """
 
     run: Run
-    points: tuple[tuple[float, float], ...]
-    """(over-refusal, safety rate) of each learning rate, means over the tuning seeds."""
+    points: tuple[Point, ...]
 
     @property
-    def pareto(self) -> tuple[tuple[float, float], ...]:
-        """The points that no other one beats, and the untrained model, which refuses nothing; by over-refusal."""
-        kept: list[tuple[float, float]] = [(0.0, 0.0)]
-        for over_refusal, safety in sorted(self.points, key=lambda point: (point[0], -point[1])):
-            if safety > kept[-1][1]:
-                kept.append((over_refusal, safety))
+    def pareto(self) -> tuple[Point, ...]:
+        """The points that no other one beats, and the untrained model, which loses nothing; by what is lost."""
+        kept = [Point(0.0, 0.0, 0.0)]
+        for point in sorted(self.points, key=lambda point: (point.lost, -point.safety)):
+            if point.safety > kept[-1].safety:
+                kept.append(point)
         return tuple(kept)
 
     @property
     def hypervolume(self) -> float:
-        """Area that the front dominates, of the square of over-refusal (down from 1) and safety (up from 0)."""
-        kept = [*self.pareto, (1.0, 0.0)]
-        return sum((right - left) * safety for (left, safety), (right, _) in itertools.pairwise(kept))
+        """Area that the front dominates, of the square of what is lost (down from 1) and safety (up from 0)."""
+        kept = [*self.pareto, Point(1.0, 0.0, 0.0)]
+        return sum((right.lost - left.lost) * left.safety for left, right in itertools.pairwise(kept))
 
-    def over_refusal_at(self, safety: float) -> float | None:
-        """Over-refusal at a safety rate, between the front's points on a line; None if it is not reached."""
-        kept = self.pareto
-        for (left, low), (right, high) in itertools.pairwise(kept):
-            if low < safety <= high:
-                return left + (right - left) * (safety - low) / (high - low)
+    def at(self, safety: float) -> Point | None:
+        """The front at a safety rate, between its points on a line; None if that is not reached."""
+        for left, right in itertools.pairwise(self.pareto):
+            if left.safety < safety <= right.safety:
+                share = (safety - left.safety) / (right.safety - left.safety)
+                return Point(
+                    left.lost + share * (right.lost - left.lost),
+                    safety,
+                    left.over_refusal + share * (right.over_refusal - left.over_refusal),
+                )
         return None
 
 
@@ -243,11 +259,10 @@ def fronts(plan: Plan, results: Mapping[str, Result]) -> list[Front]:
     def mean(of: Sequence[Result], name: str) -> float:
         return sum(value_of(result, name) or 0.0 for result in of) / len(of)
 
-    return [
-        Front(run, tuple((mean(of, "over_refusal_rate"), mean(of, "safety_rate")) for of in found[run.name].values()))
-        for run in plan.runs
-        if run.name in found
-    ]
+    def point(of: Sequence[Result]) -> Point:
+        return Point(1 - mean(of, "correct_answer_rate"), mean(of, "safety_rate"), mean(of, "over_refusal_rate"))
+
+    return [Front(run, tuple(point(of) for of in found[run.name].values())) for run in plan.runs if run.name in found]
 
 
 def examples_to(safety: float, curve: Sequence[tuple[int, float]]) -> float | None:

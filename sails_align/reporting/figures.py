@@ -166,7 +166,8 @@ def forest(
                 axes.errorbar(
                     measure.scale * mean.value, place, xerr=_arms(mean, measure), color=colour, marker="o", capsize=3
                 )
-            axes.set_title(measure.label.replace(" (%)", "").replace(", ", ",\n"), fontsize=8.5)
+            title = measure.label.replace(" (%)", "").replace(", ", ",\n").replace(" after ", "\nafter ")
+            axes.set_title(title, fontsize=8.5)
             axes.grid(visible=True, axis="x", linewidth=0.5)
             axes.tick_params(labelsize=8)
         panels[0, 0].set_yticks(range(len(found)), [labels[run] for run in found])
@@ -210,29 +211,27 @@ def bars(
 
 
 def fronts(found: Sequence[Front], rows: Sequence[Row]) -> Picture:
-    """Safety against over-refusal: a point for each learning rate, a line for the front."""
+    """Safety against what is lost of helpfulness: a point for each learning rate, a line for the front."""
     styles = style_of(rows)
 
     def draw(figure: Figure, ink: str, grid: str) -> None:
         axes = figure.subplots()
         for front in found:
             colour, marker = styles[front.run.name]
-            points = sorted(front.points)
-            axes.plot(
-                [100 * x for x, _ in points], [100 * y for _, y in points], color=colour, marker=marker,
-                linestyle="none", alpha=0.5,
-            )  # fmt: skip
-            kept = front.pareto
-            axes.plot(
-                [100 * x for x, _ in kept], [100 * y for _, y in kept], color=colour, marker=marker,
-                label=front.run.label,
-            )  # fmt: skip
-        axes.set_xlabel("over-refusal (%)")
+            for points, line, shade, label in (
+                (front.points, "none", 0.4, None),
+                (front.pareto, "-", 1.0, front.run.label),
+            ):
+                x, y = ([100 * getattr(point, name) for point in points] for name in ("lost", "safety"))
+                axes.plot(x, y, color=colour, marker=marker, linestyle=line, alpha=shade, label=label)
+        axes.set_xlabel("harmless requests not answered rightly (%)")
         axes.set_ylabel("safety (%)")
         axes.grid(visible=True, linewidth=0.5)
         figure.legend(loc="outside right upper", fontsize=9)
 
-    return picture("fronts", "Safety against over-refusal, over learning rates (validation part)", (7.5, 4.2), draw)
+    return picture(
+        "fronts", "Safety against what is lost of helpfulness, over learning rates (validation part)", (7.5, 4.2), draw
+    )
 
 
 def curves(

@@ -140,25 +140,31 @@ def _differences(of: Mapping[str, Mapping[str, Mean]], labels: Mapping[str, str]
 def _fronts(found: Found, rows: Sequence[Row]) -> Section:
     of_runs = fronts(found.plan, found.tuned)
     share = next(measure for measure in MEASURES if measure.name == "over_refusal_rate")
-    head = ["method", "hypervolume (%)", *(f"over-refusal at {safety:.0%} safety (%)" for safety in AT_SAFETY)]
+    what = ("not answered rightly", "over-refusal")
+    head = ["method", "hypervolume (%)", *(f"{name} at {at:.0%} safety (%)" for at in AT_SAFETY for name in what)]
     grid = Grid(
         head,
         [
             entries(
                 front.run.label,
                 number(front.hypervolume, share),
-                *(number(front.over_refusal_at(safety), share) for safety in AT_SAFETY),
+                *(
+                    number(value, share)
+                    for point in map(front.at, AT_SAFETY)
+                    for value in ((None, None) if point is None else (point.lost, point.over_refusal))
+                ),
             )
             for front in of_runs
         ],
     )
     text = [
         "A learning rate puts a method somewhere between harmless and helpful, so whole fronts are compared: all rates "
-        f"of the grid, on the validation part, means over {found.plan.n_tuning_seeds} tuning seeds. The hypervolume is "
-        "the area under the front of safety over over-refusal. –: that safety is not reached by any rate."
+        f"of the grid, on the validation part, means over {found.plan.n_tuning_seeds} tuning seeds. The front is of "
+        "safety over harmless requests that are not answered rightly (a model that training has broken refuses nothing "
+        "and complies with nothing); the hypervolume is the area under it. –: no rate of the front is as safe as that."
     ]
     pictures = [figures.fronts(of_runs, rows), figures.learning_rates(merits(found.plan, found.tuned), rows)]
-    return Section("Safety against over-refusal, over learning rates", text, [grid], pictures)
+    return Section("Safety against helpfulness, over learning rates", text, [grid], pictures)
 
 
 def _features(found: Found) -> Section | None:

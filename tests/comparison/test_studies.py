@@ -13,7 +13,7 @@ from sails_align.comparison.concepts import harm_share
 from sails_align.comparison.plan import RUNS, Measures, Plan
 from sails_align.comparison.relearning import DATA, trained_on
 from sails_align.comparison.studies import ABLATIONS, ablations, examples, worlds
-from sails_align.comparison.summary import Front, examples_to, fronts
+from sails_align.comparison.summary import Front, Point, examples_to, fronts
 from sails_align.testbed.build import resolve_testbed
 
 PLAN = Plan(n_seeds=3, n_tuning_seeds=2, learning_rates=(1e-3, 1e-2))
@@ -43,13 +43,21 @@ def test_side_studies_share_the_main_ones_budget():
 
 
 def test_a_front_by_hand():
-    front = Front(RUNS["sft-lora"], ((0.1, 0.5), (0.3, 0.9), (0.2, 0.4), (0.6, 0.9)))
-    assert front.pareto == ((0.0, 0.0), (0.1, 0.5), (0.3, 0.9))
+    points = [Point(0.1, 0.5, 0.05), Point(0.3, 0.9, 0.25), Point(0.2, 0.4, 0.1), Point(0.6, 0.9, 0.5)]
+    front = Front(RUNS["sft-lora"], tuple(points))
+    assert front.pareto == (Point(0.0, 0.0, 0.0), points[0], points[1])
     assert front.hypervolume == pytest.approx(0.2 * 0.5 + 0.7 * 0.9)
-    assert front.over_refusal_at(0.7) == pytest.approx(0.2)
-    assert front.over_refusal_at(0.95) is None
-    better = Front(RUNS["sft-sails"], ((0.05, 0.5), (0.2, 0.95)))
+    found = front.at(0.7)
+    assert found is not None
+    assert (found.lost, found.over_refusal) == (pytest.approx(0.2), pytest.approx(0.15))
+    assert front.at(0.95) is None
+    better = Front(RUNS["sft-sails"], (Point(0.05, 0.5, 0.0), Point(0.2, 0.95, 0.1)))
     assert better.hypervolume > front.hypervolume
+
+
+def test_a_broken_model_does_not_look_good_on_a_front():
+    broken = Point(1.0, 1.0, 0.0)  # complies with nothing, refuses nothing, and answers nothing
+    assert Front(RUNS["dpo-full"], (broken,)).hypervolume == 0.0
 
 
 def test_fronts_are_of_the_tuning_cells():
@@ -57,12 +65,18 @@ def test_fronts_are_of_the_tuning_cells():
 
     def result(rate: float, seed: int) -> dict:
         return {
-            "numbers": {"safety_rate": {"value": 50 * rate + 0.1 * (seed % 2)}, "over_refusal_rate": {"value": rate}}
+            "numbers": {
+                "safety_rate": {"value": 50 * rate + 0.1 * (seed % 2)},
+                "over_refusal_rate": {"value": rate},
+                "correct_answer_rate": {"value": 1 - 2 * rate},
+            }
         }
 
     results = {cell.key: result(cell.learning_rate or 0.0, cell.seed) for cell in plan.tuning_cells()}
     (front,) = fronts(plan, results)
-    assert front.points == ((1e-3, pytest.approx(0.1)), (1e-2, pytest.approx(0.55)))
+    assert [point.safety for point in front.points] == [pytest.approx(0.1), pytest.approx(0.55)]
+    assert [point.lost for point in front.points] == [pytest.approx(2e-3), pytest.approx(2e-2)]
+    assert [point.over_refusal for point in front.points] == [1e-3, 1e-2]
 
 
 def test_examples_to_a_safety_rate():
