@@ -139,7 +139,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
             _compute(tuning, results, f"{study.kind}: learning rates", n_processes, args.progress)
             cells = [cell for plan in plans for cell in plan.test_cells(plan.choose(results.all(plan.tuning_cells())))]
             _compute(cells, results, f"{study.kind}: trainings", n_processes, args.progress)
-        about = {"seconds": round(time.time() - started), "processes": n_processes}
+        about = {"seconds_of_the_last_call": round(time.time() - started), "processes": n_processes}
         return report(studies, results, folder, command, about)
 
 
@@ -168,7 +168,7 @@ def _told_before(folder: Path) -> dict[str, Any]:
     """How long the comparison took, if a report has been made of it."""
     try:
         provenance = json.loads((folder / "results.json").read_text(encoding="utf-8"))["provenance"]
-        return {name: provenance[name] for name in ("seconds", "processes") if name in provenance}
+        return {name: provenance[name] for name in ("seconds_of_the_last_call", "processes") if name in provenance}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 

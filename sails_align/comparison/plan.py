@@ -6,6 +6,7 @@ that share cells share their results.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from typing import Any, Literal
 
 from sails_align.artifacts import content_hash, package_versions
@@ -17,6 +18,9 @@ FIRST_TUNING_SEED = 1000
 """Of initialisation and data where learning rates are chosen: none of those that are reported."""
 FORMAT = 2
 """Of a cell's result."""
+
+
+_versions = cache(package_versions)  # which reads files, and keys are asked for thousands of times
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Cell:
         """Of its result: the run's name, and the hash of what decides it."""
         run = asdict(replace(self.run, label="", is_tuned=True))
         del run["is_reference"]
-        decides = {**asdict(self), "run": run, "format": FORMAT, "versions": package_versions()}
+        decides = {**asdict(self), "run": run, "format": FORMAT, "versions": _versions()}
         return f"{self.run.name}-{content_hash(decides)[:16]}"
 
 
