@@ -33,7 +33,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
 TEMPLATE = ROOT / "recipes" / "templates" / "human_assistant.jinja"
 LAYERS, RANK, STEPS = (1, 3), 8, 200
-N_PARAMETERS = 5 * RANK * ((64 + 64) * 2 + (64 + 32) * 2)  # 5 blocks; q and o are 64 x 64, k and v 64 x 32
+N_PARAMETERS = 5 * RANK * (64 + 32 + 32 + (64 + 64))  # 5 blocks: B of q, k and v, whose A is frozen; A and B of o
 
 
 @dataclass(frozen=True)
