@@ -31,16 +31,15 @@ from rich.table import Table
 from torch.nn.functional import normalize
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sails_align.comparison.concepts import last_token_states
 from sails_align.evaluation.metrics import mean_interval
 from sails_align.linalg import orthonormalize
 from sails_align.subspace.basis import build_subspace
-from sails_align.subspace.discover import padded
 from sails_align.subspace.features import FeatureFitter, select_features
-from sails_align.subspace.hooks import hidden_states_at
 from sails_align.subspace.rivals import ActivationFitter, activation_pca, mean_diff, random_basis
 from sails_align.subspace.sae import load_saes
 from sails_align.testbed.build import resolve_testbed
-from sails_align.tokens import tokenize_prompt
+from sails_align.testbed.world import Request
 
 ROUTES = ("SAE features", "mean difference", "activation PCA", "random")
 
@@ -157,13 +156,8 @@ def on_testbed(name: str, n: int, seeds: range) -> list[dict[str, Any]]:
     tokenizer = AutoTokenizer.from_pretrained(testbed.model_path)
     saes = load_saes(path=testbed.sae_path, model_config=model.config, model_name=testbed.model_path)
 
-    def states(requests) -> dict[int, torch.Tensor]:
-        sides = [
-            tokenize_prompt(tokenizer, [{"role": "user", "content": r.prompt}], 64, tokens="last") for r in requests
-        ]
-        ids_NS, mask_NS, positions_N = padded(sides)
-        hidden = hidden_states_at(model, list(saes), ids_NS, mask_NS)
-        return {layer: values.flatten(0, 1)[positions_N] for layer, values in hidden.items()}
+    def states(requests: list[Request]) -> dict[int, torch.Tensor]:
+        return last_token_states(model, tokenizer, list(saes), requests)
 
     everything = world.requests("train_harmful", world.n_requests("train_harmful"))
     harmless = states(world.requests("train_benign", 2000))

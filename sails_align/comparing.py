@@ -73,8 +73,16 @@ class CompareArguments:
     progress: bool = field(default=True, metadata={"help": "Show progress bars."})
 
     def __post_init__(self) -> None:
-        check_least(self, n_examples=1, n_prompts=1, n_attacked=0, n_capability=0, processes=1, n_side_seeds=1)
-        check_least(self, n_attacked_seeds=0)
+        check_least(
+            self,
+            n_examples=1,
+            n_prompts=1,
+            n_attacked=0,
+            n_capability=0,
+            processes=1,
+            n_side_seeds=1,
+            n_attacked_seeds=0,
+        )
         for name in ("world", "worlds"):
             value = getattr(self, name)
             for world in [value] if name == "world" else value:

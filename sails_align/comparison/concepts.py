@@ -35,7 +35,7 @@ def explain(
     harmful = world.requests("test_harmful", N_REQUESTS // 2) + world.requests("test_ood", N_REQUESTS // 2)
     harmless = world.requests("test_benign", N_REQUESTS // 2) + world.requests("test_dual_use", N_REQUESTS // 2)
     states = {
-        when: [_states(model, tokenizer, list(saes), requests) for requests in (harmful, harmless)]
+        when: [last_token_states(model, tokenizer, list(saes), requests) for requests in (harmful, harmless)]
         for when, model in (("before", base), ("after", trained))
     }
     found: dict[str, Any] = {"onset": subspace.onset, "separation": subspace.provenance.get("separation"), "layers": {}}
@@ -99,7 +99,7 @@ def harm_share(harmful_NK: Tensor, harmless_NK: Tensor) -> Tensor:
     return torch.where(both_K > 0, harmful_K / both_K.clamp(min=1e-12), 0.0)
 
 
-def _states(
+def last_token_states(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, layers: Sequence[int], requests: Sequence[Request]
 ) -> dict[int, Tensor]:
     """Hidden states at the last token of each prompt: layer -> (N, D)."""
