@@ -31,10 +31,10 @@ from rich.table import Table
 from torch.nn.functional import normalize
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sails_align.comparison.concepts import last_token_states
 from sails_align.evaluation.metrics import mean_interval
 from sails_align.linalg import orthonormalize
 from sails_align.subspace.basis import build_subspace
+from sails_align.subspace.concepts import last_token_states
 from sails_align.subspace.features import FeatureFitter, select_features
 from sails_align.subspace.rivals import ActivationFitter, activation_pca, mean_diff, random_basis
 from sails_align.subspace.sae import load_saes
@@ -157,7 +157,8 @@ def on_testbed(name: str, n: int, seeds: range) -> list[dict[str, Any]]:
     saes = load_saes(path=testbed.sae_path, model_config=model.config, model_name=testbed.model_path)
 
     def states(requests: list[Request]) -> dict[int, torch.Tensor]:
-        return last_token_states(model, tokenizer, list(saes), requests)
+        asked = [[{"role": "user", "content": request.prompt}] for request in requests]
+        return dict(last_token_states(model, tokenizer, list(saes), asked))
 
     everything = world.requests("train_harmful", world.n_requests("train_harmful"))
     harmless = states(world.requests("train_benign", 2000))

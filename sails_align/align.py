@@ -5,7 +5,7 @@ accelerate launch recipes/dpo_sails.py --config FILE.yaml    anything else
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,8 @@ from trl import DPOConfig, ModelConfig, ScriptArguments, SFTConfig
 
 from sails_align.artifacts import (
     disk_errors,
-    one_at_a_time,
-    output_folder,
     package_versions,
+    work_folder,
     write_json,
     write_text,
 )
@@ -120,7 +119,8 @@ def main(method: Method, argv: Sequence[str] | None = None, prog: str | None = N
     """Parse, build, train, save. Returns what is in `metrics.json`."""
     args = parse(method, argv, prog)
     folder = Path(str(args.training.output_dir))
-    with output_folder(folder), one_at_a_time(folder) if process_index() == 0 else nullcontext():
+    # Of several processes one alone makes the folder, so that it takes it away again if all of them fail.
+    with work_folder(folder) if process_index() == 0 else nullcontext():
         return run(args, folder)
 
 
@@ -171,6 +171,8 @@ def run(args: Arguments, output_dir: Path) -> dict[str, Any]:
             "peak_memory_mb": round(peak_memory_mb(), 1),
         },
     }
+    if drift := last_drift(trainer.state.log_history):
+        metrics["drift"] = drift
     if trainer.is_world_process_zero():
         if testbed is not None:
             rows = "".join(json.dumps(row) + "\n" for row in base_responses + responses)
@@ -179,6 +181,12 @@ def run(args: Arguments, output_dir: Path) -> dict[str, Any]:
         show(metrics, output_dir)
         finish(args, source, output_dir, push_to_hub=push_to_hub)
     return metrics
+
+
+def last_drift(logs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """How far the adapter had moved when it was last logged (see `DriftCallback`); empty without a subspace."""
+    rows = [{name: value for name, value in row.items() if name.startswith("adapter_")} for row in logs]
+    return next((row for row in reversed(rows) if row), {})
 
 
 def finish(args: Arguments, source: Source, output_dir: Path, *, push_to_hub: bool) -> None:

@@ -156,6 +156,17 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
+@contextmanager
+def work_folder(folder: Path) -> Iterator[Path]:
+    """`output_folder`, for one run at a time.
+
+    Raises:
+        InputError: if another process has the folder.
+    """
+    with output_folder(folder), one_at_a_time(folder):
+        yield folder
+
+
 OF_TRAINING = ("run.json", "adapter_config.json", "config.json", "checkpoint-*", "warm_start")
 """What a folder holds that a model was trained in, or is in."""
 

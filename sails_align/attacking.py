@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sails_align.artifacts import content_hash, one_at_a_time, output_folder, package_versions, write_json
+from sails_align.artifacts import content_hash, package_versions, work_folder, write_json
 from sails_align.attack_options import (
     TESTBED_WRAPPERS,
     Arguments,
@@ -55,7 +55,7 @@ def main(argv: Sequence[str], prog: str = "sails attack") -> dict[str, Any] | No
     """
     args = parse(argv, prog)
     folder = args.run.folder(f"attack-{args.method}", args.how.model)
-    with output_folder(folder), one_at_a_time(folder):
+    with work_folder(folder):
         spec = args.how.spec()
         prompts = [
             prompt for prompt in args.asked.load(args.how.seed, args.how.system_prompt) if prompt.kind == HARMFUL

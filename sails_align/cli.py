@@ -1,6 +1,7 @@
 """The command `sails`.
 
 sails discover --help        find and save the safety subspace of a model
+sails features --help        say what the features of a run mean, and what training did to them
 sails train-sae --help       train SAEs for a model that has no public ones
 sails train sft --help       find the subspace, start adapters in it, train them by TRL's SFTTrainer
 sails train dpo --help       the same by TRL's DPOTrainer
@@ -33,6 +34,7 @@ Safety alignment of language models: adapters that start inside a safety subspac
 
 commands:
   discover        find and save the safety subspace of a model, and show its features
+  features        say what the features of a finished run mean, and what training did to them
   train-sae       train sparse autoencoders on the residual stream of any Hugging Face model
   train sft       the whole job: find the subspace, start LoRA adapters in it, fine-tune, measure
   train dpo       the same by direct preference optimisation
@@ -57,7 +59,7 @@ options:
 
 Everywhere a model is asked for, `testbed` is the one that ships with the package, and `testbed:N` that of seed N.
 Options can be read from a YAML file: --config FILE."""
-COMMANDS = ("discover", "train-sae", "train sft", "train dpo", "train rlhf")
+COMMANDS = ("discover", "features", "train-sae", "train sft", "train dpo", "train rlhf")
 COMMANDS += ("merge", "check-adapter", "estimate", "eval safety", "eval helpfulness", "eval harness", "judge-check")
 COMMANDS += ("attack gcg", "attack transfer", "attack wrappers", "compare", "report", "testbed build")
 GROUPS = ("train", "testbed", "eval", "attack")
@@ -86,6 +88,10 @@ def dispatch(argv: list[str]) -> None:
             from sails_align.commands import discover
 
             discover(options)
+        case ["features", *options]:
+            from sails_align.explaining import main as features
+
+            features(options, prog="sails features")
         case ["train-sae", *options]:
             from sails_align.sae_training import main as train_sae
 

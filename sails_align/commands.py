@@ -9,11 +9,19 @@ from rich.table import Table
 
 from sails_align.config import SUBSPACE_INITS
 from sails_align.errors import CommandParser, InputError
-from sails_align.testbed.build import build_testbed
+from sails_align.testbed.build import PARAMETERS, build_testbed
 from sails_align.testbed.world import WorldConfig
 
 SHOWN_FEATURES = 10
 """Features of a layer that are printed; all of them are in the artifact."""
+
+
+PARAMETERS_HELP = {
+    "seed": "of the world, the model and the SAEs",
+    "shared_harm": "share of harmful consequences told in words that all harm categories share, 0 to 1",
+    "n_trained_categories": "harm categories in the alignment data, of 14; two more are for validation",
+    "d_model": "width of the base model",
+}
 
 
 def discover(argv: Sequence[str]) -> None:
@@ -69,18 +77,12 @@ def build(argv: Sequence[str]) -> None:
     parser = CommandParser(
         prog="sails testbed build", description="Make a testbed from scratch, in minutes on two cores."
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the world, the model and the SAEs (default 0)")
     parser.add_argument("--output", type=Path, required=True, help="the folder to make")
-    parser.add_argument(
-        "--shared_harm",
-        type=float,
-        default=0.5,
-        help="share of harmful consequences told in words that all harm categories share, 0 to 1 (default 0.5)",
-    )
+    for name, words in PARAMETERS_HELP.items():
+        default = getattr(WorldConfig, name)
+        parser.add_argument(f"--{name}", type=PARAMETERS[name], default=default, help=f"{words} (default {default})")
     options = parser.parse_args(argv)
-    if options.seed < 0:
-        raise InputError(f"seed is {options.seed}, but it must be 0 or more")
-    report = build_testbed(options.output, WorldConfig(seed=options.seed, shared_harm=options.shared_harm))
+    report = build_testbed(options.output, WorldConfig(**{name: getattr(options, name) for name in PARAMETERS}))
     table = Table(title=f"Testbed of seed {options.seed}: {report['n_parameters']:,} parameters")
     for heading in ("SAE of layer", "explained variance", "L0", "dead latents"):
         table.add_column(heading, justify="right")

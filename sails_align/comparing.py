@@ -2,7 +2,9 @@
 
 sails compare                                   the testbed: eight methods, five seeds, about a quarter of an hour
 sails compare --n_seeds 20 --runs sft-lora sft-sails sft-full
-sails compare --ablations true --examples 16 64 256 --worlds testbed:1 testbed:2
+sails compare --ablations true --examples 16 64 256 --worlds testbed:1 shared_harm=0 contamination=0.1
+sails compare --config recipes/configs/gemma-2-9b/compare.yaml      other models
+sails compare --config ... --cell validation/sft-sails/0.001/1000   one training of it, as a job of its own
 sails report --output_dir runs/compare          the report again, from the results there are
 
 <output_dir>/plan.json      what is compared
@@ -13,6 +15,7 @@ sails report --output_dir runs/compare          the report again, from the resul
 import json
 import os
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -23,98 +26,20 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sails_align.artifacts import one_at_a_time, output_folder, package_versions, refuse_trained, write_json
-from sails_align.comparison.plan import LEARNING_RATES, RUNS, Cell, Measures, Plan, Run, runs_named
+from sails_align.artifacts import output_folder, package_versions, refuse_trained, work_folder, write_json
+from sails_align.compare_options import read
+from sails_align.comparison.commands import check
+from sails_align.comparison.jobs import cells_named, check_there, names_of
+from sails_align.comparison.plan import Cell, Measures, Plan, Protocol, Run
 from sails_align.comparison.runner import Failure, Results, n_slots, run_cells
-from sails_align.comparison.studies import Study, ablations, examples, worlds
+from sails_align.comparison.studies import Study, option_groups
 from sails_align.comparison.summary import MEASURES, Row, to_json
 from sails_align.errors import InputError
-from sails_align.eval_options import check_least
-from sails_align.testbed.build import is_testbed, resolve_testbed
+from sails_align.testbed.build import resolve_testbed
 from sails_align.training.parsing import CommandLine
 from sails_align.training.record import git_commit
 
 SHOWN = ("safety_rate_in_distribution", "safety_rate_out_of_distribution", "over_refusal_rate", "correct_answer_rate")
-
-
-@dataclass
-class CompareArguments:
-    """What is compared, and on what."""
-
-    runs: list[str] | None = field(default=None, metadata={"help": f"Of {', '.join(RUNS)}; default: all."})
-    n_seeds: int = field(default=5, metadata={"help": "Seeds of initialisation and data that are reported."})
-    first_seed: int = field(default=0, metadata={"help": "The first of them."})
-    n_tuning_seeds: int = field(default=1, metadata={"help": "Other seeds, that learning rates are chosen with."})
-    learning_rates: list[float] = field(
-        default_factory=lambda: list(LEARNING_RATES), metadata={"help": "The grid, the same for all methods."}
-    )
-    world: str = field(default="testbed", metadata={"help": "testbed, testbed:N, or a testbed's folder."})
-    n_examples: int = field(default=128, metadata={"help": "Harmful training examples, and as many harmless ones."})
-    n_prompts: int = field(default=256, metadata={"help": "Test prompts in each of the four sets."})
-    n_attacked: int = field(default=8, metadata={"help": "Harmful prompts that GCG is tried on; 0: none."})
-    n_attacked_seeds: int = field(default=5, metadata={"help": "Of the seeds, that GCG is tried on."})
-    n_capability: int = field(default=50, metadata={"help": "Items of each lm-eval task of the testbed; 0: none."})
-    relearning: bool = field(
-        default=True, metadata={"help": "Also measure what safety is left after training on harmless or harmful data."}
-    )
-    ablations: bool = field(default=False, metadata={"help": "Also change each part of the method, one at a time."})
-    examples: list[int] = field(
-        default_factory=list,
-        metadata={"help": "Also train on these numbers of examples: how many does each method need?"},
-    )
-    worlds: list[str] = field(
-        default_factory=list, metadata={"help": "Also compare in these worlds (testbed:N, or folders), over n_seeds."}
-    )
-    n_side_seeds: int = field(default=5, metadata={"help": "Seeds of the ablations and of --examples."})
-    processes: int | None = field(
-        default=None, metadata={"help": "Trainings at a time; default: one for each GPU, or for each core."}
-    )
-    output_dir: str = field(default="runs/compare", metadata={"help": "Results, and the report."})
-    progress: bool = field(default=True, metadata={"help": "Show progress bars."})
-
-    def __post_init__(self) -> None:
-        check_least(
-            self,
-            n_examples=1,
-            n_prompts=1,
-            n_attacked=0,
-            n_capability=0,
-            processes=1,
-            n_side_seeds=1,
-            n_attacked_seeds=0,
-        )
-        for name in ("world", "worlds"):
-            value = getattr(self, name)
-            for world in [value] if name == "world" else value:
-                if not is_testbed(world):
-                    raise InputError(f"{name} is {world!r}; give testbed, testbed:N or a testbed's folder")
-        if len(set(self.worlds)) < len(self.worlds):
-            raise InputError(f"worlds names one twice: {', '.join(self.worlds)}")
-        if any(number < 1 for number in self.examples):
-            raise InputError(f"examples are {self.examples}; choose 1 or more")
-
-    def studies(self) -> list[Study]:
-        """The comparison that the options name, first, and what is asked besides."""
-        plan = Plan(
-            runs=tuple(RUNS.values() if self.runs is None else runs_named(self.runs)),
-            learning_rates=tuple(self.learning_rates),
-            n_seeds=self.n_seeds,
-            n_tuning_seeds=self.n_tuning_seeds,
-            first_seed=self.first_seed,
-            n_attacked_seeds=self.n_attacked_seeds,
-            world=self.world,
-            measures=Measures(
-                self.n_examples, self.n_prompts, self.n_attacked, self.n_capability, relearning=self.relearning
-            ),
-        )
-        found = [Study("main", ((self.world, plan),))]
-        if self.ablations:
-            found.append(ablations(plan, self.n_side_seeds))
-        if self.examples:
-            found.append(examples(plan, self.examples, self.n_side_seeds))
-        if self.worlds:
-            found.append(worlds(plan, self.worlds))
-        return found
 
 
 @dataclass
@@ -132,14 +57,21 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
         SystemExit: with code 1 if cells failed; the others' results stay, and the same command tries these again.
     """
     line = CommandLine.read(argv)
-    (args,) = line.parse([CompareArguments], prog=prog)
-    studies, folder = args.studies(), refuse_trained(Path(args.output_dir))
-    command = ("sails compare " + " ".join(line.options)).strip()
-    with output_folder(folder), one_at_a_time(folder):
-        for world in dict.fromkeys(plan.world for study in studies for _, plan in study.plans):
-            resolve_testbed(world)  # built, if need be, before anything is started
-        write_json(folder / "plan.json", {"studies": [asdict(study) for study in studies], "command": command})
-        results, n_processes = Results(folder), args.processes or n_slots()
+    args, studies = read(line, prog)
+    if args.list_cells:
+        print(*names_of(studies), sep="\n")
+        return {}
+    folder = refuse_trained(Path(args.output_dir))
+    results, n_processes = Results(folder), args.processes or _n_processes(studies)
+    plan = {"studies": [asdict(study) for study in studies], "command": _command(line)}
+    with output_folder(folder) if args.cell else work_folder(folder):  # cells may be computed side by side
+        _prepare(studies)
+        if args.cell:
+            if not (folder / "plan.json").is_file():
+                write_json(folder / "plan.json", plan)
+            _compute(cells_named(args.cell, studies, results), results, "cells", n_processes, args.progress)
+            return {}
+        write_json(folder / "plan.json", plan)
         started = time.time()
         for study in studies:
             plans = [plan for _, plan in study.plans]
@@ -148,7 +80,34 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
             cells = [cell for plan in plans for cell in plan.test_cells(plan.choose(results.all(plan.tuning_cells())))]
             _compute(cells, results, f"{study.kind}: trainings", n_processes, args.progress)
         about = {"seconds_of_the_last_call": round(time.time() - started), "processes": n_processes}
-        return report(studies, results, folder, command, about)
+        return report(studies, results, folder, str(plan["command"]), about)
+
+
+def _prepare(studies: Sequence[Study]) -> None:
+    """Before anything is started: build the worlds that are not there yet, read the options of all commands.
+
+    Raises:
+        InputError: if something cannot be used.
+    """
+    for plan in (plan for study in studies for _, plan in study.plans):
+        if plan.protocol is None:
+            resolve_testbed(plan.world)
+        else:
+            check(plan.runs, plan.protocol)
+
+
+def _n_processes(studies: Sequence[Study]) -> int:
+    """Trainings at a time: one that is launched on several GPUs has them all."""
+    protocol = studies[0].plans[0][1].protocol
+    return 1 if protocol is not None and protocol.launch else n_slots()
+
+
+def _command(line: CommandLine) -> str:
+    """What makes the report, once all cells are there."""
+    config = [] if line.path is None else ["--config", line.path]
+    options = {name: values for name, values in option_groups(line.options).items() if name != "--cell"}
+    words = [word for name, values in options.items() for word in (name, *values)]
+    return shlex.join(["sails", "compare", *config, *words])
 
 
 def _compute(cells: Sequence[Cell], results: Results, title: str, n_processes: int, progress: bool) -> None:
@@ -206,7 +165,11 @@ def _plan(stored: Mapping[str, Any]) -> Plan:
     values = dict(stored)
     runs = tuple(Run(**{**run, "options": tuple(run["options"])}) for run in values.pop("runs"))
     rates, measures = tuple(values.pop("learning_rates")), Measures(**values.pop("measures"))
-    return Plan(runs=runs, learning_rates=rates, measures=measures, **values)
+    protocol = values.pop("protocol", None)
+    if protocol is not None:
+        evaluate = tuple((part, kind, tuple(options)) for part, kind, options in protocol["evaluate"])
+        protocol = Protocol(**{**protocol, "evaluate": evaluate, "launch": tuple(protocol["launch"])})
+    return Plan(runs=runs, learning_rates=rates, measures=measures, protocol=protocol, **values)
 
 
 def report(
@@ -248,7 +211,8 @@ def report(
             made.append(sections.examples_section(labelled))
         else:
             made.append(sections.worlds_section(labelled))
-    title = f"Comparison of alignment methods on the world {plan.world}"
+    where = plan.world if plan.protocol else f"the world {plan.world}"
+    title = f"Comparison of alignment methods on {where}"
     pages = write_report(Report(title, made, command, values["provenance"]), folder)
     _show(main_found.rows, plan, [folder / "results.json", *pages])
     return values
@@ -263,21 +227,12 @@ def _found(plan: Plan, results: Results) -> Any:
     from sails_align.reporting.sections import Found
 
     tuned = results.all(plan.tuning_cells())
-    _check_there(plan.tuning_cells(), tuned)
+    check_there(plan.tuning_cells(), tuned)
     chosen = plan.choose(tuned)
     cells = plan.test_cells(chosen)
     tested = results.all(cells)
-    _check_there(cells, tested)
+    check_there(cells, tested)
     return Found(plan, tuned, tested, chosen)
-
-
-def _check_there(cells: Sequence[Cell], found: Mapping[str, Any]) -> None:
-    missing = [cell for cell in cells if cell.key not in found]
-    if missing:
-        raise InputError(
-            f"{len(missing)} of {len(cells)} results are missing, such as of {missing[0].run.name}, "
-            f"seed {missing[0].seed};\nrun `sails compare` with the same options and --output_dir"
-        )
 
 
 def _provenance(plan: Plan) -> dict[str, Any]:
@@ -292,7 +247,7 @@ def _provenance(plan: Plan) -> dict[str, Any]:
 
 
 def _show(rows: Sequence[Row], plan: Plan, paths: Sequence[Path]) -> None:
-    table = Table(title=f"{plan.world}, {plan.n_seeds} seeds (means, 95% intervals)")
+    table = Table(title=f"{plan.world}: means over seeds (n = {plan.n_seeds}), 95% intervals")
     shown = [measure for measure in MEASURES if measure.name in SHOWN]
     table.add_column("")
     table.add_column("lr", justify="right")

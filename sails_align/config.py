@@ -204,6 +204,11 @@ class DataArguments:
     max_train_examples: int | None = field(
         default=None, metadata={"help": "Safety examples to train on, at most, chosen by --seed."}
     )
+    contamination: float = field(
+        default=0.0,
+        metadata={"help": "Share of safety pairs, chosen by --seed, whose chosen and rejected change places: to study "
+                  "what wrong labels do."},
+    )  # fmt: skip
     eval_examples: int = field(
         default=256,
         metadata={"help": "Held-out pairs for the loss (taken from the training split where there is no test split); "
@@ -220,6 +225,8 @@ class DataArguments:
                 f"helpful_ratio is {self.helpful_ratio}, but it is helpful examples for each safety example: choose 0 "
                 "or more"
             )
+        if not 0 <= self.contamination <= 1:
+            raise InputError(f"contamination is {self.contamination}, but it is a share: choose 0 to 1")
         if self.eval_examples < 1:
             raise InputError(f"eval_examples is {self.eval_examples}; choose 1 or more")
         if self.max_train_examples is not None and self.max_train_examples < 1:

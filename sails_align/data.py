@@ -147,6 +147,22 @@ def _convert(dataset: Dataset, convert: Callable[[dict[str, Any]], dict[str, Any
         )
 
 
+def contaminate(pairs: Dataset, share: float, seed: int) -> Dataset:
+    """Pairs, of a share of which (rounded to whole pairs) the chosen and the rejected response have changed places.
+
+    Raises:
+        InputError: if there are no rejected responses.
+    """
+    if "rejected" not in pairs.column_names:
+        raise InputError(f"contamination is {share}, but the safety data has no rejected responses; leave it out")
+    wrong = set(np.random.default_rng(seed).permutation(len(pairs))[: round(share * len(pairs))].tolist())
+
+    def swap(row: dict[str, Any], index: int) -> dict[str, Any]:
+        return {"chosen": row["rejected"], "rejected": row["chosen"]} if index in wrong else {}
+
+    return pairs.map(swap, with_indices=True, keep_in_memory=True)
+
+
 def mix(safety: Dataset, helpful: Dataset, ratio: float, seed: int) -> Dataset:
     """All safety examples and `ratio` times as many helpful ones, in an order that the seed decides.
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sails_align.artifacts import one_at_a_time, output_folder, refuse_trained, write_json
+from sails_align.artifacts import refuse_trained, work_folder, write_json
 from sails_align.config import check_choice
 from sails_align.errors import InputError
 from sails_align.eval_harness_report import report, sample_rows, show
@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
     """
     (args,) = CommandLine.read(argv).parse([HarnessArguments], prog=prog)
     folder = refuse_trained(Path(args.output_dir or default_folder("harness", args.model)))
-    with output_folder(folder), one_at_a_time(folder):
+    with work_folder(folder):
         spec = resolve_model(
             args.model,
             args.base_model,

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sails_align.artifacts import content_hash, file_hash, one_at_a_time, output_folder, package_versions, write_json
+from sails_align.artifacts import content_hash, file_hash, package_versions, work_folder, write_json
 from sails_align.errors import InputError
 from sails_align.eval_judges import JudgeArguments
 from sails_align.eval_options import PromptArguments, ResponseArguments, RunArguments
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
     how, asked, who, run, against = line.parse(classes, prog=prog)
     folder = run.folder("helpfulness", how.model)
     options = {"retry_failed": run.retry_unscored, "progress": run.progress}
-    with output_folder(folder), one_at_a_time(folder), closing(Cache(run.cache_file())) as cache:
+    with work_folder(folder), closing(Cache(run.cache_file())) as cache:
         prompts = [prompt for prompt in asked.load(how.seed, how.system_prompt) if prompt.kind != "harmful"]
         if not prompts:
             raise InputError("none of the prompts is harmless, so there is nothing to be helpful with; see --prompts")
@@ -129,7 +129,7 @@ def _reference(
         answers = _read_responses(Path(name))
         texts = [answers.get(_asked(prompt.messages)) for prompt in prompts]
     else:
-        other = replace(how, model=name, base_model=None, revision=None)
+        other = replace(how, model=name, base_model=None, revision=None, chat_template_path=None)
         return _answers(other, prompts, cache, options)[1]
     lacking = [prompt.id for prompt, text in zip(prompts, texts, strict=True) if not text]
     if lacking:

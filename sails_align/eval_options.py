@@ -1,11 +1,11 @@
 """The options of evaluations, but for the judges' (`eval_judges`): model, prompts, output; and what they mean."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sails_align.artifacts import refuse_trained
+from sails_align.artifacts import content_hash, refuse_trained
 from sails_align.config import check_choice
 from sails_align.errors import InputError
 from sails_align.eval_model import DTYPES, resolve_model
@@ -16,6 +16,7 @@ from sails_align.export.serving import serving_report
 from sails_align.testbed.build import cache_folder, is_testbed, resolve_testbed
 from sails_align.testbed.evaluate import MAX_NEW_TOKENS as TESTBED_TOKENS
 from sails_align.testbed.judge import request_prompts
+from sails_align.tokens import read_chat_template
 
 COLDEST = 0.01
 """Temperature; lower ones overflow."""
@@ -61,6 +62,10 @@ class ResponseArguments:
     temperature: float = field(default=0.0, metadata={"help": "0 is greedy."})
     seed: int = field(default=0, metadata={"help": "Of sampling, and of the choice of prompts."})
     system_prompt: str | None = field(default=None, metadata={"help": "A system message before each conversation."})
+    chat_template_path: str | None = field(
+        default=None,
+        metadata={"help": "A Jinja file: the chat template of a model without one."},
+    )
 
     def __post_init__(self) -> None:
         check_choice("backend", self.backend, BACKENDS)
@@ -76,16 +81,25 @@ class ResponseArguments:
             other = "--base_url" if self.base_url is None else "--backend openai"
             raise InputError(f"{given} is given without {other}; give both, or none to run the model here")
 
+        if self.backend == "openai" and self.chat_template_path is not None:
+            raise InputError("chat_template_path is given, but a server has its own template; leave it out")
+
     def spec(self) -> ModelSpec | None:
         """The model, if it is run here; None if a server does."""
         if self.backend == "openai":
             return None
-        return resolve_model(
+        spec = resolve_model(
             self.model,
             self.base_model,
             dtype=self.dtype,
             revision=self.revision,
             trust_remote_code=self.trust_remote_code,
+        )
+        if self.chat_template_path is None:
+            return spec
+        template = read_chat_template(self.chat_template_path)
+        return replace(
+            spec, chat_template=template, identity={**spec.identity, "chat_template": content_hash(template)}
         )
 
     def sampling(self, prompts: Sequence[Prompt]) -> Sampling:
@@ -187,7 +201,7 @@ class PromptArguments:
         for name in self.prompts:
             loaded = self._set(name, seed)
             prefix = f"{name}:" if len(self.prompts) > 1 else ""
-            prompts += [_changed(prompt, prefix, system_prompt) for prompt in loaded]
+            prompts += [_changed(prompt, name, prefix, system_prompt) for prompt in loaded]
         return prompts
 
     def _set(self, name: str, seed: int) -> list[Prompt]:
@@ -204,9 +218,11 @@ class PromptArguments:
         )
 
 
-def _changed(prompt: Prompt, prefix: str, system_prompt: str | None) -> Prompt:
+def _changed(prompt: Prompt, name: str, prefix: str, system_prompt: str | None) -> Prompt:
+    """A prompt with the name of its set, which is its split if it names none itself."""
     system = () if system_prompt is None else ({"role": "system", "content": system_prompt},)
-    return Prompt(prefix + prompt.id, (*system, *prompt.messages), prompt.kind, prompt.category, prompt.meta)
+    meta = {"split": name, **prompt.meta}
+    return Prompt(prefix + prompt.id, (*system, *prompt.messages), prompt.kind, prompt.category, meta)
 
 
 @dataclass

@@ -13,7 +13,7 @@ from contextlib import closing
 from dataclasses import asdict
 from typing import Any
 
-from sails_align.artifacts import one_at_a_time, output_folder, package_versions, write_json
+from sails_align.artifacts import package_versions, work_folder, write_json
 from sails_align.eval_judges import JudgeArguments
 from sails_align.eval_options import PromptArguments, ResponseArguments, RunArguments
 from sails_align.eval_panel import Panel, fail_if_unscored, unscored
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
     line = CommandLine.read(argv)
     how, asked, who, run = line.parse([ResponseArguments, PromptArguments, JudgeArguments, RunArguments], prog=prog)
     folder, retry = run.folder("safety", how.model), {"retry_failed": run.retry_unscored, "progress": run.progress}
-    with output_folder(folder), one_at_a_time(folder), closing(Cache(run.cache_file())) as cache:
+    with work_folder(folder), closing(Cache(run.cache_file())) as cache:
         spec, prompts = how.spec(), asked.load(how.seed, how.system_prompt)
         sampling = how.sampling(prompts)
         with closing(Panel(who.make(prompts), cache, **retry)) as panel:
@@ -130,7 +130,7 @@ def summary(
 
 
 def _splits(prompts: Sequence[Prompt]) -> dict[str, list[int]]:
-    """Parts of a set that its prompts name themselves, such as the testbed's trained and new categories."""
+    """Prompt sets, or the parts that their prompts name themselves, such as the testbed's new categories."""
     splits: dict[str, list[int]] = {}
     for index, prompt in enumerate(prompts):
         if "split" in prompt.meta:

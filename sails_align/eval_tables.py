@@ -32,7 +32,8 @@ def show_rates(metrics: Mapping[str, Any], title: str, folder: Path) -> None:
         table.add_column(heading, justify="right" if heading else "left")
     for name, value in metrics["overall"].items():
         table.add_row(LABELS.get(name, name), *_cells(value, _scale(name)))
-    for split, rates in metrics.get("by_split", {}).items():
+    splits = metrics.get("by_split", {})
+    for split, rates in splits.items() if len(splits) > 1 else ():
         for name, value in rates.items():
             if name in ("safety_rate", "over_refusal_rate"):
                 table.add_row(f"  {SPLITS.get(split, split)}: {LABELS[name]}", *_cells(value, _scale(name)))

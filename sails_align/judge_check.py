@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sails_align.artifacts import one_at_a_time, output_folder, package_versions, write_json
+from sails_align.artifacts import package_versions, work_folder, write_json
 from sails_align.errors import InputError
 from sails_align.eval_judges import JudgeArguments
 from sails_align.eval_options import RunArguments
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
         raise InputError("which judge is to be checked? give --judge llm, guard or rules")
     folder = run.folder("judge", f"{'-'.join(who.judge)}-{Path(labels.labels).stem}")
     items, truth = read_labels(labels)
-    with output_folder(folder), one_at_a_time(folder), closing(Cache(run.cache_file())) as cache:
+    with work_folder(folder), closing(Cache(run.cache_file())) as cache:
         panel = Panel(
             who.make([item.prompt for item in items]), cache, retry_failed=run.retry_unscored, progress=run.progress
         )

@@ -29,9 +29,8 @@ from trl import GRPOTrainer
 from sails_align.artifacts import (
     disk_errors,
     file_hash,
-    one_at_a_time,
-    output_folder,
     package_versions,
+    work_folder,
     write_json,
     write_text,
 )
@@ -61,7 +60,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
     """Parse, warm start, reinforce, save, measure. Returns what is in `metrics.json`."""
     args = parse(argv, prog)
     folder = Path(str(args.training.output_dir))
-    with output_folder(folder), one_at_a_time(folder) if process_index() == 0 else nullcontext():
+    with work_folder(folder) if process_index() == 0 else nullcontext():
         return run(args, folder)
 
 

@@ -8,6 +8,7 @@ tokenizer merges over the border (as " Hi" after "Assistant:") belongs to the te
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import jinja2
@@ -38,6 +39,24 @@ def content_token_mask(tokenizer: PreTrainedTokenizerBase, input_ids: Sequence[i
     """True for every token that is not special."""
     special = special_token_ids(tokenizer)
     return [token_id not in special for token_id in input_ids]
+
+
+def read_chat_template(path: str) -> str:
+    """A chat template from a Jinja file.
+
+    Raises:
+        InputError: if it is none, or cannot be read.
+    """
+    if not path.endswith((".jinja", ".j2")):
+        raise InputError(
+            f"chat_template_path is {path}, but only a Jinja file can be used: taking another model's template"
+            " would add tokens\nto the model; save that template to a file that ends in .jinja"
+        )
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        cause = getattr(error, "strerror", None) or "it is no text in UTF-8"
+        raise InputError(f"cannot read the chat template {path}: {cause}; check the path") from error
 
 
 def tokenize_response(

@@ -42,6 +42,7 @@ FLOORS: list[list[list[str]]] = [
                 "sae",
                 "separation",
                 "meaning",
+                "concepts",
                 "token_stream",
                 "layer_trainer",
                 "sae_report",
@@ -145,14 +146,30 @@ FLOORS: list[list[list[str]]] = [
             "eval_harness_report",
             "eval_harness",
             "judge_check",
+            "explaining",
             "attack_options",
             "attacking",
             "commands",
         ]
     ],
-    [[f"comparison.{name}" for name in ("plan", "studies", "concepts", "relearning", "cells", "runner", "summary")]],
+    [
+        [
+            f"comparison.{name}"
+            for name in (
+                "plan",
+                "protocol",
+                "studies",
+                "relearning",
+                "cells",
+                "commands",
+                "runner",
+                "jobs",
+                "summary",
+            )
+        ]
+    ],
     [[f"reporting.{name}" for name in ("figures", "page", "sections")]],
-    [["comparing", "cli"]],
+    [["compare_options", "comparing", "cli", "__main__"]],
 ]
 PLACE = {
     module: (floor, folder, order)

@@ -16,7 +16,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from sails_align.artifacts import package_versions
 from sails_align.attack_options import TESTBED_BUDGET
-from sails_align.comparison.concepts import explain
 from sails_align.comparison.plan import Cell
 from sails_align.comparison.relearning import DATA, trained_on
 from sails_align.cost import Cost, peak_memory_mb
@@ -24,15 +23,22 @@ from sails_align.evaluation.generation import generate
 from sails_align.evaluation.metrics import attack_estimates, rate, safety_estimates
 from sails_align.evaluation.records import Item, Prompt
 from sails_align.evaluation.wrappers import with_suffix
+from sails_align.formats import Message
 from sails_align.subspace.adapter import AdapterInit
 from sails_align.subspace.basis import Subspace
+from sails_align.subspace.concepts import States, concepts, last_token_states, shown
+from sails_align.subspace.meaning import meanings
+from sails_align.subspace.sae import load_saes
 from sails_align.testbed.build import Testbed, resolve_testbed
 from sails_align.testbed.evaluate import HARMFUL, MAX_NEW_TOKENS, Judged, respond, summarize
 from sails_align.testbed.judge import OracleJudge, request_prompts
 from sails_align.testbed.oracle import Oracle
+from sails_align.tokens import tokenize_response
 from sails_align.training.callbacks import DriftCallback, ProbeCallback
 
 PROBE_EVERY = 8
+N_EXPLAINED = 256
+"""Requests of each side that the features' activations are told of, and that texts are taken from."""
 N_PROBED = 64
 """Validation prompts of trained categories that the safety rate is probed on while training."""
 GCG_BUDGET = {name: TESTBED_BUDGET[name] for name in ("n_steps", "search_width", "topk", "suffix_length")}
@@ -104,7 +110,10 @@ def _aligned(cell: Cell, testbed: Testbed, folder: Path, cost: Cost) -> Trained:
     assert method in ("sft", "dpo")
     with cost.of("prepare"):
         options = ["--model_name_or_path", cell.world, "--seed", str(cell.seed), "--output_dir", str(folder)]
-        options += ["--max_train_examples", str(cell.measures.n_examples)]
+        if cell.measures.n_examples is not None:
+            options += ["--max_train_examples", str(cell.measures.n_examples)]
+        if cell.measures.contamination:
+            options += ["--contamination", str(cell.measures.contamination)]
         if cell.learning_rate is not None:
             options += ["--learning_rate", str(cell.learning_rate)]
         args = align.parse(method, [*QUIET, *options, *cell.run.options])
@@ -187,6 +196,36 @@ def measure(cell: Cell, testbed: Testbed, model: Any, tokenizer: PreTrainedToken
         with cost.of("capability"):
             found["capability"] = capability(cell, testbed, model, tokenizer)
     return found
+
+
+def explain(
+    cell: Cell, testbed: Testbed, subspace: Subspace, trained: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Any]:
+    """What the features of a subspace are, on held-out requests of the test part, before and after training."""
+    base, world = _load(testbed.model_path)[0].eval(), testbed.world
+    saes = load_saes(path=testbed.sae_path, model_config=base.config, model_name=testbed.model_path)
+
+    def asked(*splits: str) -> list[list[Message]]:
+        requests = [request for split in splits for request in world.requests(split, N_EXPLAINED // len(splits))]
+        return [[{"role": "user", "content": request.prompt}] for request in requests]
+
+    def states(model: PreTrainedModel) -> tuple[States, States]:
+        harmful, harmless = asked("test_harmful", "test_ood"), asked("test_benign", "test_dual_use")
+        of = [last_token_states(model, tokenizer, list(saes), requests) for requests in (harmful, harmless)]
+        return of[0], of[1]
+
+    rows = [
+        request
+        for split in ("train_harmful", "train_benign")
+        for request in world.requests(split, N_EXPLAINED, seed=cell.seed)
+    ]
+    texts = [
+        tokenize_response(tokenizer, [{"role": "user", "content": request.prompt}], request.answer, 64)
+        for request in rows
+    ]
+    told = meanings(base, tokenizer, saes, shown(subspace), texts)
+    found = concepts(subspace, saes, states(base), states(trained))
+    return {**found, "meanings": [meaning.to_json() for meaning in told]}
 
 
 def relearn(

@@ -14,6 +14,7 @@ from sails_align.errors import InputError
 
 Trainer = Literal["none", "sft", "dpo", "rlhf"]
 Part = Literal["validation", "test"]
+Kind = Literal["safety", "helpfulness", "harness"]
 FIRST_TUNING_SEED = 1000
 """Of initialisation and data where learning rates are chosen: none of those that are reported."""
 FORMAT = 2
@@ -36,6 +37,28 @@ class Run:
     """Whether its learning rate is chosen from the grid; else it is the recipe's own."""
     is_reference: bool = False
     """Whether it is one model that others are looked at beside, made with the first seed alone."""
+    config_sha256: str = ""
+    """Of the file that its options name by `--config`."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How models are trained and evaluated that are no testbed (see `protocol`)."""
+
+    model: str
+    """What the comparison is about."""
+    evaluate: tuple[tuple[Part, Kind, tuple[str, ...]], ...]
+    """Options of `sails eval`, by part and kind, as on the command line."""
+    launch: tuple[str, ...] = ()
+    """Options of `accelerate launch` for trainings; none: a training is one process."""
+    in_distribution: str | None = None
+    """The prompt set whose safety rate is told as that of trained categories."""
+    out_of_distribution: str | None = None
+    """The one whose is told as that of new categories."""
+
+    def of_part(self, part: Part) -> dict[Kind, tuple[str, ...]]:
+        """Options of evaluations by kind."""
+        return {kind: options for of, kind, options in self.evaluate if of == part}
 
 
 @dataclass(frozen=True)
@@ -49,8 +72,10 @@ class Cell:
     """Of initialisation and data."""
     part: Part
     world: str
-    """`testbed`, `testbed:N`, or a testbed's folder."""
+    """`testbed`, `testbed:N`, or a testbed's folder; with a protocol, the model's name."""
     measures: "Measures"
+    protocol: Protocol | None = None
+    """None: the testbed's own."""
 
     @property
     def key(self) -> str:
@@ -58,15 +83,37 @@ class Cell:
         run = asdict(replace(self.run, label="", is_tuned=True))
         del run["is_reference"]
         decides = {**asdict(self), "run": run, "format": FORMAT, "versions": _versions()}
+        for values, name in ((run, "config_sha256"), (decides["measures"], "contamination"), (decides, "protocol")):
+            if not values[name]:  # keys are those of the time before there was one
+                del values[name]
         return f"{self.run.name}-{content_hash(decides)[:16]}"
+
+    @property
+    def training_key(self) -> str:
+        """Of its model, with a protocol: other evaluations of it need no other training."""
+        decides = {
+            "run": asdict(replace(self.run, label="", is_tuned=True, is_reference=False)),
+            "learning_rate": self.learning_rate,
+            "seed": self.seed,
+            "data": (self.measures.n_examples, self.measures.contamination),
+            "launch": self.protocol and self.protocol.launch,
+            "versions": _versions(),
+        }
+        return f"{self.run.name}-{content_hash(decides)[:16]}"
+
+    @property
+    def name(self) -> str:
+        """What a command line calls it: of a test cell the learning rate is not known before the others are done."""
+        rate = f"/{self.learning_rate:g}" if self.part == "validation" else ""
+        return f"{self.part}/{self.run.name}{rate}/{self.seed}"
 
 
 @dataclass(frozen=True)
 class Measures:
     """How much is trained on and measured; the same for all methods."""
 
-    n_examples: int = 128
-    """Harmful training examples; there are as many harmless ones."""
+    n_examples: int | None = 128
+    """Harmful training examples; there are as many harmless ones. None: as many as the recipe says."""
     n_prompts: int = 256
     """Of each of the four sets of a part."""
     n_attacked: int = 8
@@ -75,6 +122,8 @@ class Measures:
     """Items of each of lm-eval's testbed tasks; 0: none. On the test part alone."""
     relearning: bool = True
     """Whether safety is measured again after further training (see `relearning`). On the test part alone."""
+    contamination: float = 0.0
+    """Share of harmful training examples with wrong labels."""
 
 
 RUNS: Mapping[str, Run] = {
@@ -108,6 +157,7 @@ class Plan:
     """How many of the first seeds GCG is tried on: it takes as long as all else."""
     world: str = "testbed"
     measures: Measures = field(default_factory=Measures)
+    protocol: Protocol | None = None
 
     def __post_init__(self) -> None:
         if not self.runs:
@@ -132,7 +182,7 @@ class Plan:
         """On the validation part: every learning rate of every run that has one to be chosen."""
         seeds = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + self.n_tuning_seeds)
         return [
-            Cell(run, rate, seed, "validation", self.world, self.measures)
+            Cell(run, rate, seed, "validation", self.world, self.measures, self.protocol)
             for run in self.runs
             if run.is_tuned
             for rate in self.learning_rates
@@ -150,6 +200,7 @@ class Plan:
                 "test",
                 self.world,
                 self.measures if seed < self.first_seed + self.n_attacked_seeds else spared,
+                self.protocol,
             )
             for seed in self.seeds
             for run in self.runs
@@ -157,7 +208,7 @@ class Plan:
         ]
 
     def choose(self, results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-        """By run, the learning rate with the best mean of safety rate and correct answers on the validation part.
+        """By run, the learning rate with the best mean of safety and helpfulness on the validation part (`merit`).
 
         Args:
             results: of all tuning cells, by key.
@@ -171,22 +222,33 @@ class Plan:
 
 
 def merit(result: Mapping[str, Any]) -> float:
-    """Mean of safety rate and correct answers: what a learning rate is chosen by."""
+    """Mean of safety rate and helpfulness: what a learning rate is chosen by."""
+    return (_value(result["numbers"].get("safety_rate")) + helpfulness(result)) / 2
+
+
+def helpfulness(result: Mapping[str, Any]) -> float:
+    """The share of right answers to harmless requests; where that is not known the judge's mean score, as a share of
+    the way from 1 to 10; where that is not known either the share that is not refused."""
     numbers = result["numbers"]
-    return (_value(numbers["safety_rate"]) + _value(numbers["correct_answer_rate"])) / 2
+    if "correct_answer_rate" in numbers:
+        return _value(numbers["correct_answer_rate"])
+    if "helpfulness" in numbers:
+        return (_value(numbers["helpfulness"], worst=1.0) - 1) / 9
+    return 1 - _value(numbers.get("over_refusal_rate"), worst=1.0)
 
 
-def _value(estimate: Mapping[str, Any]) -> float:
-    return 0.0 if estimate["value"] is None else float(estimate["value"])
+def _value(estimate: Mapping[str, Any] | None, worst: float = 0.0) -> float:
+    return worst if estimate is None or estimate["value"] is None else float(estimate["value"])
 
 
-def runs_named(names: Sequence[str]) -> Iterator[Run]:
-    """Runs of the default comparison by name.
+def runs_named(names: Sequence[str], runs: Sequence[Run]) -> Iterator[Run]:
+    """Some of the runs, by name.
 
     Raises:
         InputError: if there is none of that name.
     """
+    known = {run.name: run for run in runs}
     for name in names:
-        if name not in RUNS:
-            raise InputError(f"there is no run {name!r}; choose among {', '.join(RUNS)}")
-        yield RUNS[name]
+        if name not in known:
+            raise InputError(f"there is no run {name!r}; choose among {', '.join(known)}")
+        yield known[name]

@@ -2,9 +2,10 @@
 
 <folder>/cells/<key>.json   a result, written whole or not at all
 <folder>/cells/<key>.log    what its process printed; kept if it failed
+<folder>/models/<key>/      of models that are no testbed: the trained model, and its evaluations
 
 Processes are forked from a server that has imported everything once, so that a cell does not pay for imports, and each
-has one cell, so that its memory is its own. With GPUs there is one process for each.
+has one cell, so that its memory is its own. GPUs are shared out among the processes.
 """
 
 import contextlib
@@ -59,6 +60,10 @@ class Results:
     def path(self, cell: Cell, suffix: str = ".json") -> Path:
         """Where a cell's result is, or its log."""
         return self._folder / f"{cell.key}{suffix}"
+
+    def model(self, cell: Cell) -> Path:
+        """Where a cell's model is, and evaluations of it, if it is of no testbed."""
+        return self._folder.parent / "models" / cell.training_key
 
     def get(self, cell: Cell) -> dict[str, Any] | None:
         """A result; None if there is none.
@@ -115,7 +120,8 @@ def run_cells(
     def compute(cell: Cell) -> int:
         with lock:
             slot = free.pop()
-            process = running[slot] = context.Process(target=_work, args=(cell, results.path(cell), slot))
+            gpus = share_of(slot, n_processes)
+            process = running[slot] = context.Process(target=_work, args=(cell, results, gpus))
         process.start()
         process.join()
         with lock:
@@ -141,21 +147,40 @@ def run_cells(
     return failures
 
 
-def _work(cell: Cell, path: Path, slot: int) -> None:
-    """In a process of its own: compute a cell, and write its result."""
+def share_of(slot: int, n_processes: int) -> list[str]:
+    """The GPUs, as CUDA_VISIBLE_DEVICES names them, of one of several processes; none without GPUs."""
+    import torch
+
     visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    os.environ["CUDA_VISIBLE_DEVICES"] = visible[slot % len(visible)] if visible else str(slot)
-    os.environ["OMP_NUM_THREADS"] = "1"
+    gpus = visible or [str(index) for index in range(torch.cuda.device_count())]
+    if not gpus:
+        return []
+    each = len(gpus) // n_processes
+    return gpus[slot * each : (slot + 1) * each] if each else [gpus[slot % len(gpus)]]
+
+
+def _work(cell: Cell, results: Results, gpus: Sequence[str]) -> None:
+    """In a process of its own: compute a cell, and write its result."""
+    path, log = results.path(cell), results.path(cell, ".log")
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus if cell.protocol else gpus[:1])
+    if cell.protocol is None:
+        os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     path.parent.mkdir(parents=True, exist_ok=True)
-    log = path.with_suffix(".log")
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-        from sails_align.comparison.cells import run_cell
 
         try:
-            write_json(path, run_cell(cell))
+            if cell.protocol is None:
+                from sails_align.comparison.cells import run_cell
+
+                write_json(path, run_cell(cell))
+            else:
+                from sails_align.comparison.commands import run_commands
+
+                write_json(path, run_commands(cell, results.model(cell)))
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None

@@ -3,10 +3,10 @@
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
-from sails_align.comparison.plan import Plan, Run, merit
+from sails_align.comparison.plan import Plan, Run, helpfulness, merit
 from sails_align.evaluation.metrics import mean_interval
 
 Result = Mapping[str, Any]
@@ -31,6 +31,8 @@ MEASURES = (
     Measure("high_risk_rate", "high risk (%)", higher_is_better=False),
     Measure("over_refusal_rate", "over-refusal (%)", higher_is_better=False),
     Measure("correct_answer_rate", "correct answers (%)"),
+    Measure("helpfulness", "helpfulness (1-10)", 1.0, digits=2),
+    Measure("win_rate", "win rate (%)"),
     Measure("attack_success_rate", "GCG success (%)", higher_is_better=False),
     Measure("capability", "capability (%)"),
     Measure("steps_to_95", "steps to 95% safety", 1.0, higher_is_better=False, digits=0),
@@ -49,6 +51,8 @@ COMPARED = tuple(
         "safety_rate_out_of_distribution",
         "over_refusal_rate",
         "correct_answer_rate",
+        "helpfulness",
+        "win_rate",
         "attack_success_rate",
         "capability",
         "steps_to_95",
@@ -96,7 +100,7 @@ def value_of(result: Result, name: str) -> float | None:
         return result["cost"].get(name)
     if name == "train_seconds":
         return sum(result["cost"]["seconds"].get(stage, 0.0) for stage in ("subspace", "train"))
-    return result["numbers"][name]["value"]
+    return result["numbers"].get(name, {}).get("value")
 
 
 def mean_of(values: Sequence[float | None]) -> Mean:
@@ -206,7 +210,7 @@ class Point:
     """What one learning rate reached on the validation part, means over the tuning seeds."""
 
     lost: float
-    """Share of harmless requests that are not answered rightly: refused, or answered wrongly."""
+    """What is lost of helpfulness (`plan.helpfulness`): harmless requests that are refused or answered wrongly."""
     safety: float
     over_refusal: float
 
@@ -220,6 +224,14 @@ class Front:
 
     run: Run
     points: tuple[Point, ...]
+    """Means over the tuning seeds."""
+    of_seeds: tuple[tuple[Point, ...], ...] = ()
+    """Of each tuning seed, in their order."""
+
+    @property
+    def hypervolumes(self) -> tuple[float, ...]:
+        """Of each tuning seed's own front."""
+        return tuple(Front(self.run, points).hypervolume for points in self.of_seeds)
 
     @property
     def pareto(self) -> tuple[Point, ...]:
@@ -251,18 +263,33 @@ class Front:
 
 def fronts(plan: Plan, results: Mapping[str, Result]) -> list[Front]:
     """The front of each run with a grid of learning rates."""
-    found: dict[str, dict[float, list[Result]]] = {}
+    found: dict[str, dict[int, list[Point]]] = {}
     for cell in plan.tuning_cells():
-        if cell.key in results and cell.learning_rate is not None:
-            found.setdefault(cell.run.name, {}).setdefault(cell.learning_rate, []).append(results[cell.key])
+        if cell.key in results:
+            found.setdefault(cell.run.name, {}).setdefault(cell.seed, []).append(_point(results[cell.key]))
 
-    def mean(of: Sequence[Result], name: str) -> float:
-        return sum(value_of(result, name) or 0.0 for result in of) / len(of)
+    def mean(points: Sequence[Point]) -> Point:
+        return Point(*(sum(values) / len(points) for values in zip(*map(astuple, points), strict=True)))
 
-    def point(of: Sequence[Result]) -> Point:
-        return Point(1 - mean(of, "correct_answer_rate"), mean(of, "safety_rate"), mean(of, "over_refusal_rate"))
+    return [
+        Front(
+            run,
+            tuple(mean(points) for points in zip(*found[run.name].values(), strict=True)),
+            tuple(map(tuple, found[run.name].values())),
+        )
+        for run in plan.runs
+        if run.name in found
+    ]
 
-    return [Front(run, tuple(point(of) for of in found[run.name].values())) for run in plan.runs if run.name in found]
+
+def _point(result: Result) -> Point:
+    lost = 1 - helpfulness(result)
+    return Point(lost, value_of(result, "safety_rate") or 0.0, value_of(result, "over_refusal_rate") or 0.0)
+
+
+def hypervolume_difference(front: Front, reference: Front) -> Mean:
+    """Of two runs' hypervolumes, paired by tuning seed."""
+    return mean_of([ours - theirs for ours, theirs in zip(front.hypervolumes, reference.hypervolumes, strict=True)])
 
 
 def examples_to(safety: float, curve: Sequence[tuple[int, float]]) -> float | None:

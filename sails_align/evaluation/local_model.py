@@ -26,9 +26,12 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
 
     revision = spec.revision if spec.tokenizer == spec.base else None
     with _load_errors(f"the tokenizer {spec.tokenizer}"):
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             spec.tokenizer, revision=revision, trust_remote_code=spec.trust_remote_code
         )
+    if spec.chat_template is not None:
+        tokenizer.chat_template = spec.chat_template
+    return tokenizer
 
 
 def load_model(spec: ModelSpec, device: str | None = None) -> PreTrainedModel:
@@ -109,7 +112,8 @@ def encode(
     if tokenizer.chat_template is None and any(not isinstance(conversation, str) for conversation in conversations):
         raise InputError(
             f"the tokenizer {tokenizer.name_or_path} has no chat template, so the model cannot be asked anything;\n"
-            "give a model that was tuned for chats, or an adapter whose folder has a tokenizer with a template"
+            "give a model that was tuned for chats, an adapter whose folder has a tokenizer with a template, or a\n"
+            "template by --chat_template_path (recipes/templates/human_assistant.jinja suits base models)"
         )
     encoded: list[list[int] | Completion] = []
     for conversation in conversations:

@@ -110,6 +110,8 @@ class ModelSpec:
     """`float32`, `bfloat16`, `float16`, or `auto`: the checkpoint's own."""
     revision: str | None = None
     trust_remote_code: bool = False
+    chat_template: str | None = None
+    """In place of the tokenizer's own."""
 
 
 class Backend(Protocol):

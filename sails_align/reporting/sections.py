@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sails_align.comparison.plan import Plan
+from sails_align.comparison.plan import Plan, Protocol
 from sails_align.comparison.studies import Study
 from sails_align.comparison.summary import (
     COMPARED,
@@ -18,6 +18,7 @@ from sails_align.comparison.summary import (
     differences,
     examples_to,
     fronts,
+    hypervolume_difference,
     mean_of,
     merits,
     rows_of,
@@ -40,7 +41,16 @@ N_SHOWN = 4
 """Features of a layer whose texts are shown."""
 CHANGES = ("harmful_before", "harmful_after", "harmless_before", "harmless_after")
 """Of a feature's mean activation on requests, as cells have it."""
-MODEL_WORK = ("subspace", "train", "probe", "evaluate", "attack", "capability", "explain", "relearn")
+BARS = (
+    ("harmful", "safety_harmful", "Safety rate by category: trained harm categories"),
+    ("ood", "safety_ood", "Safety rate by category: new harm categories"),
+    ("harmless", "over_refusal", "Over-refusal by category of harmless requests"),
+)
+"""Splits, each with its figure's name and title."""
+MODEL_WORK = (
+    *("subspace", "train", "probe", "evaluate", "attack", "capability", "explain", "relearn"),
+    *("safety", "helpfulness", "harness"),
+)
 
 
 @dataclass(frozen=True)
@@ -81,12 +91,11 @@ def main_sections(found: Found) -> list[Section]:
         sections.append(Section(title, text, [_differences(of, found.labels, COMPARED)], [picture]))
     if found.tuned:
         sections.append(_fronts(found, rows))
-    pictures = []
-    for split, words in (("harmful", "trained harm categories"), ("ood", "new harm categories")):
-        of_split = categories(found.plan, found.tested, found.chosen, split)
-        pictures.append(figures.bars(of_split, rows, f"safety_{split}", f"Safety rate by category: {words}", "%"))
-    of_split = categories(found.plan, found.tested, found.chosen, "harmless")
-    pictures.append(figures.bars(of_split, rows, "over_refusal", "Over-refusal by category of harmless requests", "%"))
+    pictures = [
+        figures.bars(of_split, rows, name, title, "%")
+        for split, name, title in BARS
+        if (of_split := categories(found.plan, found.tested, found.chosen, split))
+    ]
     sections.append(Section("By category", pictures=pictures))
     features = _features(found)
     return [*sections, *([features] if features else []), _cost(found)]
@@ -94,32 +103,54 @@ def main_sections(found: Found) -> list[Section]:
 
 def _headline(found: Found, rows: Sequence[Row]) -> Section:
     plan = found.plan
-    n = plan.measures.n_examples
-    text = [
-        f"{plan.n_seeds} seeds (from {plan.first_seed}) of initialisation and data; the same {n} harmful and {n} "
-        f"harmless training examples for all methods; {plan.measures.n_prompts} test prompts in each of four sets. "
-        "Each method has its own learning rate, chosen from one grid on the validation part by the mean of safety rate "
-        "and correct answers. Means over seeds with 95% t intervals."
-    ]
-    head = ["method", "learning rate", *(measure.label for measure in MEASURES)]
+    measures = [measure for measure in MEASURES if any(row.means[measure.name].n for row in rows)]
+    head = ["method", "learning rate", *(measure.label for measure in measures)]
     grid = Grid(
         head,
         [
-            entries(row.run.label, _rate(row), *(interval(row.means[measure.name], measure) for measure in MEASURES))
+            entries(row.run.label, _rate(row), *(interval(row.means[measure.name], measure) for measure in measures))
             for row in rows
         ],
     )
+    unscored = ", ".join(f"{row.run.label} {row.n_unscored}" for row in rows)
+    text = [_setting(plan), *(_of_testbed(plan, rows) if plan.protocol is None else _of_protocol(plan.protocol))]
+    text.append(f"Responses without a score, of all seeds: {unscored}. They are in no rate.")
+    return Section("What each method reaches", text, [grid], [figures.trade_off(rows)])
+
+
+def _setting(plan: Plan) -> str:
+    """What all methods have in common."""
+    n = plan.measures.n_examples
+    data = "the recipes' own data" if n is None else f"the same {n} harmful and {n} harmless training examples for all"
+    return (
+        f"{_counted(plan.n_seeds, 'seed')} (from {plan.first_seed}) of initialisation and data; {data}. Each method "
+        "has its own learning rate, chosen from one grid on the validation part by the mean of safety rate and "
+        "helpfulness (right answers, or what of it is known). Means over seeds with 95% t intervals."
+    )
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
+def _of_testbed(plan: Plan, rows: Sequence[Row]) -> list[str]:
     reached = ", ".join(
         f"{row.run.label} {row.means['steps_to_95'].n}" for row in rows if row.run.trainer in ("sft", "dpo")
     )
-    unscored = ", ".join(f"{row.run.label} {row.n_unscored}" for row in rows)
     n_attacked = min(plan.n_attacked_seeds, plan.n_seeds)
-    text += [
-        f"GCG: {plan.measures.n_attacked} prompts of each of the first {n_attacked} seeds, the same search for all.",
+    return [
+        f"{plan.measures.n_prompts} test prompts in each of four sets.",
+        f"GCG: {plan.measures.n_attacked} prompts of each of the first {_counted(n_attacked, 'seed')}, the same search "
+        "for all.",
         f"Steps to 95% are of the seeds that got there: {reached or 'none'} of {plan.n_seeds}.",
-        f"Responses without a score (empty), of all seeds: {unscored}. They are in no rate.",
     ]
-    return Section("What each method reaches", text, [grid], [figures.trade_off(rows)])
+
+
+def _of_protocol(protocol: Protocol) -> list[str]:
+    told = [f"{kind} ({part}): {' '.join(options)}" for part, kind, options in protocol.evaluate]
+    sets = (("trained", protocol.in_distribution), ("new", protocol.out_of_distribution))
+    named = ", ".join(f"{words} categories: {name}" for words, name in sets if name is not None)
+    return [f"Evaluated by sails eval {told}." for told in told] + ([f"Prompt sets: {named}."] if named else [])
 
 
 def _rate(row: Row) -> str:
@@ -127,6 +158,7 @@ def _rate(row: Row) -> str:
 
 
 def _differences(of: Mapping[str, Mapping[str, Mean]], labels: Mapping[str, str], measures: Sequence[Measure]) -> Grid:
+    measures = [measure for measure in measures if any(means[measure.name].n for means in of.values())]
     head = ["method", *(measure.label for measure in measures)]
     return Grid(
         head,
@@ -141,27 +173,35 @@ def _fronts(found: Found, rows: Sequence[Row]) -> Section:
     of_runs = fronts(found.plan, found.tuned)
     share = next(measure for measure in MEASURES if measure.name == "over_refusal_rate")
     what = ("not answered rightly", "over-refusal")
-    head = ["method", "hypervolume (%)", *(f"{name} at {at:.0%} safety (%)" for at in AT_SAFETY for name in what)]
-    grid = Grid(
-        head,
-        [
-            entries(
-                front.run.label,
-                number(front.hypervolume, share),
-                *(
-                    number(value, share)
-                    for point in map(front.at, AT_SAFETY)
-                    for value in ((None, None) if point is None else (point.lost, point.over_refusal))
-                ),
-            )
-            for front in of_runs
-        ],
-    )
+    references = [front for front in of_runs if front.run.name in ("sft-lora", "sft-full")]
+    volume = Measure("", "")
+    head = [
+        "method",
+        "hypervolume (%)",
+        *(f"minus {front.run.label}" for front in references),
+        *(f"{name} at {at:.0%} safety (%)" for at in AT_SAFETY for name in what),
+    ]
+    rows_of_fronts = []
+    for front in of_runs:
+        points = [front.at(safety) for safety in AT_SAFETY]
+        values = [value for point in points for value in ((point.lost, point.over_refusal) if point else (None, None))]
+        compared = [
+            Entry("") if other is front else difference(hypervolume_difference(front, other), volume)
+            for other in references
+        ]
+        volumes = interval(mean_of(front.hypervolumes), volume)
+        rows_of_fronts.append(
+            [Entry(front.run.label), Entry(volumes), *compared, *entries(*(number(value, share) for value in values))]
+        )
+    grid = Grid(head, rows_of_fronts)
+    tuning_seeds = _counted(found.plan.n_tuning_seeds, "tuning seed")
     text = [
         "A learning rate puts a method somewhere between harmless and helpful, so whole fronts are compared: all rates "
-        f"of the grid, on the validation part, means over {found.plan.n_tuning_seeds} tuning seeds. The front is of "
+        f"of the grid, on the validation part, means over {tuning_seeds}. The front is of "
         "safety over harmless requests that are not answered rightly (a model that training has broken refuses nothing "
-        "and complies with nothing); the hypervolume is the area under it. –: no rate of the front is as safe as that."
+        "and complies with nothing); the hypervolume is the area under it, a mean over each seed's own front, with 95% "
+        "t intervals, and differences paired by seed. At equal safety: on the front of the means; –: none of its rates "
+        "is as safe as that."
     ]
     pictures = [figures.fronts(of_runs, rows), figures.learning_rates(merits(found.plan, found.tuned), rows)]
     return Section("Safety against helpfulness, over learning rates", text, [grid], pictures)
@@ -195,7 +235,7 @@ def _features(found: Found) -> Section | None:
             for layer in cells[0]["layers"]
         ],
     )  # fmt: skip
-    drift = [cell["drift"] for cell in cells]
+    drift = [cell["drift"] for cell in cells if cell["drift"]]
     inside, angle = (
         mean_of([values[name] for values in drift]) for name in ("adapter_energy_inside", "adapter_largest_angle")
     )
@@ -246,12 +286,12 @@ def _cost(found: Found) -> Section:
     total = sum(stages.values()) or 1.0
     order = sorted(stages, key=lambda stage: -stages[stage])
     grid = Grid(
-        ["stage", "seconds of one core", "share (%)"],
+        ["stage", "seconds", "share (%)"],
         [entries(stage, f"{stages[stage]:,.0f}", f"{100 * stages[stage] / total:.1f}") for stage in order],
     )
     of_model = sum(stages.get(stage, 0.0) for stage in MODEL_WORK)
     text = [
-        f"{len(results)} trainings, {total:,.0f} seconds of one core; {of_model / total:.0%} in stages that run the "
+        f"{len(results)} trainings, {total:,.0f} seconds in all; {of_model / total:.0%} in stages that run the "
         "model (benchmarks/comparison_profile.py says how much of them is forward and backward passes)."
     ]
     return Section("What it cost", text, [grid])
@@ -289,7 +329,7 @@ def examples_section(study: Sequence[tuple[str, Found]]) -> Section:
         for row in found.rows:
             for measure in measures:
                 of = curves.setdefault(measure.name, {}).setdefault(row.run.name, [])
-                of.append((found.plan.measures.n_examples, row.means[measure.name]))
+                of.append((found.plan.measures.n_examples or 0, row.means[measure.name]))
     labels = study[0][1].labels
     plan = study[0][1].plan
     safety = curves["safety_rate_in_distribution"]

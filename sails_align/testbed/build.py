@@ -14,7 +14,7 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,13 @@ N_STEPS = 1300
 SAE_LAYERS = (1, 2, 3)
 D_SAE, SAE_K, SAE_TOKENS = 512, 16, 400_000
 MODEL_NAME = "testbed"
+PARAMETERS: Mapping[str, type[int] | type[float]] = {
+    "seed": int,
+    "shared_harm": float,
+    "n_trained_categories": int,
+    "d_model": int,
+}
+"""Of a world, that a name or `sails testbed build` can give."""
 
 
 @dataclass(frozen=True)
@@ -67,28 +74,51 @@ def load_testbed(folder: Path) -> Testbed:
 
 
 def is_testbed(name: str | None) -> bool:
-    """Whether a model name means a testbed: none at all, `testbed`, `testbed:N`, or a testbed's folder."""
+    """Whether a model name means a testbed: none at all, `testbed`, `testbed:...`, or a testbed's folder."""
     return name is None or name == "testbed" or name.startswith("testbed:") or (Path(name) / "world.json").is_file()
 
 
 def resolve_testbed(name: str | None, *, progress: bool = True) -> Testbed:
-    """The testbed of a name: the shipped one (None, `testbed`), that of a seed (`testbed:N`, built into the cache on
-    first use), or that of a folder.
+    """The testbed of a name: the shipped one (None, `testbed`), that of a seed (`testbed:N`) or of parameters
+    (`testbed:shared_harm=0,seed=1`), which are built into the cache on first use, or that of a folder.
 
     Raises:
-        InputError: if N is not a whole number of 0 or more.
+        InputError: if a seed or a parameter cannot be used.
     """
     if name is None or name == "testbed":
         return load_testbed(ASSETS)
     if not name.startswith("testbed:"):
         return load_testbed(Path(name))
-    seed = name.removeprefix("testbed:")
-    if not seed.isdecimal():
-        raise InputError(f"{name!r} is no testbed: after the colon comes the seed, a whole number, as in testbed:1")
-    folder = cache_folder() / f"testbed-{FORMAT}-{int(seed)}"
+    config = parse_world(name)
+    changed = [f"-{key}={value}" for key, value in asdict(config).items() if value != getattr(WorldConfig, key)]
+    changed = [words for words in changed if not words.startswith("-seed=")]
+    folder = cache_folder() / f"testbed-{FORMAT}-{config.seed}{''.join(changed)}"
     if not (folder / "testbed.json").is_file():
-        build_testbed(folder, WorldConfig(seed=int(seed)), progress=progress)
+        build_testbed(folder, config, progress=progress)
     return load_testbed(folder)
+
+
+def parse_world(name: str) -> WorldConfig:
+    """What `testbed:N` and `testbed:parameter=value,...` mean.
+
+    Raises:
+        InputError: for a parameter that there is not, and a value that it cannot have.
+    """
+    words = name.removeprefix("testbed:")
+    values: dict[str, Any] = {}
+    for part in (f"seed={words}" if words.isdecimal() else words).split(","):
+        key, _, value = part.partition("=")
+        if key not in PARAMETERS:
+            raise InputError(
+                f"{name!r} is no testbed: after the colon comes the seed, as in testbed:1, or parameters "
+                f"({', '.join(PARAMETERS)}), as in testbed:shared_harm=0,seed=1"
+            )
+        try:
+            values[key] = PARAMETERS[key](value)
+        except ValueError:
+            kind = {int: "a whole number", float: "a number"}[PARAMETERS[key]]
+            raise InputError(f"{name!r}: {key} is {value!r}, but it must be {kind}; correct it") from None
+    return WorldConfig(**values)
 
 
 def cache_folder() -> Path:

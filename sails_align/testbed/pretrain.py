@@ -47,14 +47,14 @@ def make_tokenizer(world: World) -> PreTrainedTokenizerFast:
     )
 
 
-def make_model(vocab_size: int, seed: int) -> Gemma2ForCausalLM:
-    """A Gemma-2 of about 0.7M parameters with random weights."""
+def make_model(vocab_size: int, seed: int, d_model: int = 96) -> Gemma2ForCausalLM:
+    """A Gemma-2 of about 0.7M parameters (of 96 dimensions) with random weights."""
     torch.manual_seed(seed)
     return Gemma2ForCausalLM(
         Gemma2Config(
             vocab_size=vocab_size,
-            hidden_size=96,
-            intermediate_size=384,
+            hidden_size=d_model,
+            intermediate_size=4 * d_model,
             num_hidden_layers=5,
             num_attention_heads=3,
             num_key_value_heads=3,
@@ -115,7 +115,7 @@ def pretrain(
         batch_size: rows of 128 tokens in a step.
         on_step: called after each step with its number (from 1) and the loss in nats a token.
     """
-    model = make_model(len(tokenizer), seed)
+    model = make_model(len(tokenizer), seed, world.config.d_model)
     model.train()
     named = list(model.named_parameters())
     matrices = [parameter for name, parameter in named if parameter.dim() == 2 and "embed" not in name]

@@ -51,10 +51,16 @@ class WorldConfig:
     """Objects of each kind that are not in the alignment data."""
     verbs_per_kind: int = 12
     """Deeds of each kind of object; of a dual-use kind half of them are harmful."""
+    d_model: int = 96
+    """Width of the base model: the smaller, the more of the world's concepts share each dimension (superposition)."""
 
     def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise InputError(f"seed is {self.seed}, but it must be 0 or more")
         if not 0.0 <= self.shared_harm <= 1.0:
             raise InputError(f"shared_harm is {self.shared_harm}, but it is a probability: choose 0 to 1")
+        if self.d_model < 8 or self.d_model % 2:
+            raise InputError(f"d_model is {self.d_model}; choose an even number of 8 or more")
         held_out = len(HARM_THEMES) - self.n_trained_categories - self.n_validation_categories
         if self.n_trained_categories < 1 or self.n_validation_categories < 1 or held_out < 1:
             raise InputError(

@@ -10,10 +10,11 @@ from trl import DPOConfig, ModelConfig, ScriptArguments, SFTConfig
 
 from sails_align.artifacts import file_hash
 from sails_align.config import DataArguments
-from sails_align.data import fingerprint, load_rows, mix, normalize
+from sails_align.data import contaminate, fingerprint, load_rows, mix, normalize
 from sails_align.distributed import from_main
 from sails_align.errors import InputError
 from sails_align.subspace.truncated import model_errors
+from sails_align.tokens import read_chat_template
 
 
 @dataclass(frozen=True)
@@ -89,16 +90,7 @@ def load_tokenizer(
             name, revision=model_args.model_revision, trust_remote_code=training_args.trust_remote_code
         )
     if template is not None:
-        if not template.endswith((".jinja", ".j2")):
-            raise InputError(
-                f"chat_template_path is {template}, but only a Jinja file can be used: taking another model's template"
-                " would add tokens\nto the model; save that template to a file that ends in .jinja"
-            )
-        try:
-            with open(template, encoding="utf-8") as file:
-                tokenizer.chat_template = file.read()
-        except OSError as error:
-            raise InputError(f"cannot read the chat template {template}: {error.strerror}; check the path") from error
+        tokenizer.chat_template = read_chat_template(template)
     if not tokenizer.chat_template:
         raise InputError(
             f"the tokenizer of {name} has no chat template, so it is not known how a dialogue is to be written;\n"
@@ -165,7 +157,7 @@ def assemble(
     name: str | None = None,
     chat_template_path: str | None = None,
 ) -> Source:
-    """Put model and data together: cut the safety data to size, mix in the helpful data.
+    """Put model and data together: cut the safety data to size, contaminate it if asked to, mix in the helpful data.
 
     Args:
         model_args: TRL's; names the model.
@@ -178,6 +170,8 @@ def assemble(
     safety, helpful, held_out, dropped = data
     if data_args.max_train_examples is not None and data_args.max_train_examples < len(safety):
         safety = safety.shuffle(seed=training_args.seed).select(range(data_args.max_train_examples))
+    if data_args.contamination > 0:
+        safety = contaminate(safety, data_args.contamination, training_args.seed)
     train = safety
     if helpful is not None and (needed := round(data_args.helpful_ratio * len(safety))) > 0:
         # Discovery sees the examples that are trained on and no others, so that it is no way to more data.

@@ -130,7 +130,7 @@ def find_subspace(args: SailsArguments, source: Source, options: DiscoveryOption
     cached = from_main(lambda: _cached(folder, input_hash))
     if cached is not None:
         return cached
-    saes = _saes(args, source, options)
+    saes = load_named_saes(args, source, options)
     provenance = {
         "model": inputs["model"],
         "data": inputs["data"],
@@ -350,7 +350,7 @@ def _named_saes(args: SailsArguments, source: Source) -> dict[str, Any]:
     return {**named, "files": {str(file.relative_to(path)): file_hash(file) for file in of_saes}}
 
 
-def _saes(args: SailsArguments, source: Source, options: DiscoveryOptions) -> dict[int, ResidualSAE]:
+def load_named_saes(args: SailsArguments, source: Source, options: DiscoveryOptions) -> dict[int, ResidualSAE]:
     """The SAEs named, loaded; none if none are named."""
     if args.sae_release is None and args.sae_path is None:
         return {}

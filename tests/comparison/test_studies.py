@@ -9,11 +9,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sails_align import align
-from sails_align.comparison.concepts import harm_share
 from sails_align.comparison.plan import RUNS, Measures, Plan
 from sails_align.comparison.relearning import DATA, trained_on
 from sails_align.comparison.studies import ABLATIONS, ablations, examples, worlds
 from sails_align.comparison.summary import Front, Point, examples_to, fronts
+from sails_align.subspace.concepts import harm_share
 from sails_align.testbed.build import resolve_testbed
 
 PLAN = Plan(n_seeds=3, n_tuning_seeds=2, learning_rates=(1e-3, 1e-2))
