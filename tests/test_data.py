@@ -14,7 +14,7 @@ from datasets import Dataset, DatasetDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sails_align.data import fingerprint, load_prompts, load_rows, mix, normalize, to_preference, to_sft
+from sails_align.data import contaminate, fingerprint, load_prompts, load_rows, mix, normalize, to_preference, to_sft
 from sails_align.errors import InputError
 from sails_align.formats import FORMATS, BadRowError, find_format
 
@@ -523,6 +523,23 @@ def test_mix(n_safety: int, n_helpful: int, ratio: float, seed: int):
     assert Counter(mixed["category"]) == Counter({"s": n_safety, "h": needed} if needed else {"s": n_safety})
     assert len(set(prompts)) == len(prompts)  # without replacement
     assert mix(safety, helpful, ratio, seed).to_list() == mixed.to_list()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_contaminated_pairs_have_changed_places(share: float):
+    clean = pairs(10, "s")
+    rows = list(zip(clean, contaminate(clean, share, seed=1), strict=True))
+    swapped = [(new["chosen"], new["rejected"]) == (old["rejected"], old["chosen"]) for old, new in rows]
+    assert sum(swapped) == round(share * 10)
+    same = [row for row, is_swapped in zip(rows, swapped, strict=True) if not is_swapped]
+    assert all(old == new for old, new in same)
+    assert all(old["prompt"] == new["prompt"] for old, new in rows)
+    again = contaminate(clean, share, seed=1)
+    assert again.to_list() == [new for _, new in rows]
+    if share == 0.3:
+        assert contaminate(clean, share, seed=2).to_list() != again.to_list()
+    with pytest.raises(InputError, match="no rejected responses"):
+        contaminate(clean.remove_columns("rejected"), share, seed=1)
 
 
 def test_mix_interleaves_and_depends_on_the_seed():

@@ -24,7 +24,7 @@ from sails_align.training.shapes import meta_model
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "recipes" / "configs"
-FILES = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.glob("*/*.yaml"))
+FILES = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.glob("*/[sd][fp][to]_*.yaml"))
 METHODS = ("sft_sails", "sft_lora", "sft_full", "dpo_sails", "dpo_lora", "dpo_full")
 SHAPES: dict[str, PreTrainedConfig] = {
     "gemma-2-2b": Gemma2Config(

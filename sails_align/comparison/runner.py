@@ -34,7 +34,7 @@ PRELOADED = [
     "peft",
     "sae_lens",
 ]
-LOG_TAIL = 600
+LOG_TAIL = 1500
 """Characters of a failed cell's log that are shown."""
 
 

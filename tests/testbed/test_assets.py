@@ -9,7 +9,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sails_align.errors import InputError
 from sails_align.subspace.hooks import hidden_states_at
 from sails_align.subspace.sae import load_saes
-from sails_align.testbed.build import ASSETS, build_testbed, is_testbed, load_testbed, resolve_testbed, sae_rows
+from sails_align.testbed import build
+from sails_align.testbed.build import (
+    ASSETS,
+    build_testbed,
+    is_testbed,
+    load_testbed,
+    parse_world,
+    resolve_testbed,
+    sae_rows,
+)
 from sails_align.testbed.evaluate import alignment_data, respond, summarize
 from sails_align.testbed.world import WorldConfig
 
@@ -105,12 +114,46 @@ def test_names_of_testbeds(tmp_path, monkeypatch):
         load_testbed(tmp_path)
 
 
+def test_worlds_by_parameter(tmp_path, monkeypatch):
+    assert parse_world("testbed:3") == parse_world("testbed:seed=3") == WorldConfig(seed=3)
+    assert parse_world("testbed:shared_harm=0,d_model=48") == WorldConfig(shared_harm=0.0, d_model=48)
+    monkeypatch.setenv("SAILS_CACHE", str(tmp_path))
+    built = []
+    monkeypatch.setattr(build, "build_testbed", lambda folder, config, progress: built.append((folder.name, config)))
+    for name in ("testbed:2", "testbed:shared_harm=0.50", "testbed:seed=2,shared_harm=0.25", "testbed:d_model=48"):
+        with pytest.raises(InputError, match="is not a testbed"):  # since nothing was built
+            resolve_testbed(name)
+    assert [name for name, _ in built] == [
+        *("testbed-1-2", "testbed-1-0", "testbed-1-2-shared_harm=0.25", "testbed-1-0-d_model=48")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("testbed:d_model=wide", "d_model is 'wide', but it must be a whole number"),
+        ("testbed:shared_harm=", "shared_harm is '', but it must be a number"),
+        ("testbed:shared_harm=2", "shared_harm is 2.0, but it is a probability"),
+        ("testbed:d_model=7", "d_model is 7; choose an even number"),
+        ("testbed:seed=-1", "seed is -1"),
+        ("testbed:n_trained_categories=13", "13 trained"),
+        ("testbed:objects=3", "is no testbed: after the colon"),
+    ],
+)
+def test_worlds_that_there_are_not(name, says):
+    with pytest.raises(InputError, match=says):
+        resolve_testbed(name)
+
+
 def test_build_makes_a_whole_testbed_and_leaves_other_folders_alone(tmp_path):
     """All stages for real, on few steps: what is built loads; quality is not asked of it."""
-    report = build_testbed(tmp_path / "world", WorldConfig(seed=7), n_steps=3, sae_tokens=3000, progress=False)
+    report = build_testbed(
+        tmp_path / "world", WorldConfig(seed=7, d_model=48), n_steps=3, sae_tokens=3000, progress=False
+    )
     testbed = load_testbed(tmp_path / "world")
     assert testbed.world.config.seed == 7
     model = AutoModelForCausalLM.from_pretrained(testbed.model_path)
+    assert model.config.hidden_size == testbed.world.config.d_model == 48
     saes = load_saes(path=testbed.sae_path, model_config=model.config, model_name=testbed.model_path)
     assert {str(layer) for layer in saes} == set(report["saes"])
     (tmp_path / "mine").mkdir()

@@ -1,0 +1,228 @@
+"""Comparisons of other models than the testbed: what the file may say, and cells as jobs of their own."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sails_align.compare_options import read
+from sails_align.comparison.commands import by_category, check, training
+from sails_align.comparison.jobs import cells_named, names_of
+from sails_align.comparison.plan import Plan, helpfulness, merit
+from sails_align.comparison.runner import Results, share_of
+from sails_align.comparison.studies import Study
+from sails_align.errors import InputError
+from sails_align.training.parsing import CommandLine
+
+ROOT = Path(__file__).resolve().parents[2]
+MODELS = ("gemma-2-2b", "gemma-2-9b", "llama-3.1-8b")
+SAFETY = {"safety": {"prompts": ["jailbreakbench", "xstest"], "judge": "rules", "n_prompts": 4}}
+FILE: dict[str, Any] = {
+    "model": "a model",
+    "runs": {
+        "base": {"model": "google/gemma-2-2b", "options": {"chat_template_path": "t.jinja"}},
+        "sft-lora": {"train": "sft", "options": {"model_name_or_path": "google/gemma-2-2b", "dataset_name": "d"}},
+        "sft-sails": {"train": "sft", "config": "sails.yaml", "options": {"lora_r": 4}},
+    },
+    "evaluate": {"validation": SAFETY, "test": SAFETY},
+    "learning_rates": [0.001, 0.01],
+    "n_seeds": 2,
+}
+RECIPE = "model_name_or_path: google/gemma-2-2b\ndataset_name: d\nsae_path: saes\nlora_r: 8\n"
+
+
+def studies_of(folder: Path, monkeypatch: pytest.MonkeyPatch, *options: str, **changes: Any) -> list[Study]:
+    monkeypatch.chdir(folder)
+    (folder / "sails.yaml").write_text(RECIPE)
+    (folder / "compare.yaml").write_text(yaml.safe_dump({**FILE, **changes}, sort_keys=False))
+    return read(CommandLine.read(["--config", "compare.yaml", *options]), None)[1]
+
+
+def main_plan(studies: list[Study]) -> Plan:
+    return studies[0].plans[0][1]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_files_of_real_models_can_be_used(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    _, studies = read(CommandLine.read(["--config", f"recipes/configs/{model}/compare.yaml"]), None)
+    plan = main_plan(studies)
+    assert plan.protocol is not None
+    check(plan.runs, plan.protocol)
+    assert len(plan.tuning_cells()) == 6 * 5
+    assert len(plan.test_cells({})) == 2 + 6 * 3
+
+
+def test_what_the_file_says_is_what_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = main_plan(studies_of(tmp_path, monkeypatch))
+    assert plan.protocol is not None
+    check(plan.runs, plan.protocol)
+    base, lora, sails = plan.runs
+    assert (base.trainer, base.is_reference, base.is_tuned) == ("none", True, False)
+    assert base.options == ("--model", "google/gemma-2-2b", "--chat_template_path", "t.jinja")
+    assert (lora.label, sails.label) == ("SFT, LoRA", "SFT, SAILS")
+    cell = next(cell for cell in plan.tuning_cells() if cell.run is sails)
+    command = training(cell, plan.protocol)
+    assert command[1:] == [
+        *("-m", "sails_align", "train", "sft", "--config", "sails.yaml", "--lora_r", "4", "--seed", "1000"),
+        *("--learning_rate", "0.001"),
+    ]
+    launched = studies_of(tmp_path, monkeypatch, launch=["--num_processes", 2])
+    of_launched = main_plan(launched).protocol
+    assert of_launched is not None
+    assert training(cell, of_launched)[1:5] == ["-m", "accelerate.commands.launch", "--num_processes", "2"]
+
+
+def test_other_evaluations_need_no_other_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cell_of(**changes: Any) -> Any:
+        return main_plan(studies_of(tmp_path, monkeypatch, **changes)).tuning_cells()[-1]
+
+    cell = cell_of()
+    other = cell_of(evaluate={"validation": {"safety": {"prompts": ["hex-phi"]}}, "test": SAFETY})
+    assert other.key != cell.key
+    assert other.training_key == cell.training_key
+    launched = cell_of(launch=["--num_processes", "2"])
+    assert launched.training_key != cell.training_key
+    (tmp_path / "sails.yaml").write_text(RECIPE + "num_train_epochs: 2\n")
+    _, studies = read(CommandLine.read(["--config", "compare.yaml"]), None)
+    assert main_plan(studies).tuning_cells()[-1].training_key != cell.training_key
+
+
+def test_side_studies_change_the_files_own_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    more = ["--ablations", "true", "--examples", "8", "--worlds", "contamination=0.2"]
+    _, ablations, examples, worlds = studies_of(tmp_path, monkeypatch, *more)
+    changed = {run.name: run.options for run in ablations.plans[0][1].runs}
+    assert changed["k-16"] == ("--config", "sails.yaml", "--lora_r", "4", "--top_k", "16")
+    assert changed["rank-16"] == ("--config", "sails.yaml", "--lora_r", "16")
+    plan = examples.plans[0][1]
+    assert plan.protocol is not None
+    assert [run.name for run in plan.runs] == ["sft-lora", "sft-sails"]  # what the file does not have is not made up
+    assert training(plan.tuning_cells()[0], plan.protocol)[-2:] == ["--max_train_examples", "8"]
+    plan = worlds.plans[0][1]
+    assert plan.protocol is not None
+    assert training(plan.tuning_cells()[0], plan.protocol)[-2:] == ["--contamination", "0.2"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"runs": {"x": {}}}, "runs: x is {}, but it must be a mapping"),
+        ({"runs": {"x": {"label": "x"}}}, "must have either `model`.*or `train`"),
+        ({"runs": {"x": {"train": "sft", "model": "m"}}}, "must have either"),
+        ({"runs": {"x": {"train": "ppo"}}}, "train is 'ppo'; choose sft or dpo"),
+        ({"runs": {"x": {"train": "sft", "config": "no.yaml"}}}, "there is no file no.yaml"),
+        ({"runs": {"x": {"train": "sft", "lr": 1}}}, "has the unknown entry 'lr'"),
+        ({"runs": {"a/b": {"model": "m"}}}, "must not have a slash"),
+        ({"evaluate": None}, "evaluate is None"),
+        ({"evaluate": {"validation": SAFETY}}, "evaluate: test is None"),
+        ({"evaluate": {"validation": SAFETY, "test": {"harness": {"tasks": "x"}}}}, "test has no safety evaluation"),
+        ({"evaluate": {"validation": SAFETY, "test": SAFETY, "x": SAFETY}}, "unknown entry 'x'"),
+        ({"launch": "zero3.yaml"}, "launch is 'zero3.yaml', but it must be a list"),
+        ({"model": None}, "model is None, but it must be a text"),
+        ({"out_of_distribution": 3}, "out_of_distribution is 3"),
+        ({"n_prompts": 3}, "n_prompts is of the testbed"),
+        ({"n_seed": 3}, "unknown option 'n_seed'; did you mean --n_seeds"),
+    ],
+)
+def test_files_that_are_not_understood(
+    changes: dict[str, Any], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match=says):
+        studies_of(tmp_path, monkeypatch, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"runs": {"x": {"train": "sft", "config": "sails.yaml", "options": {"lora": 1}}}},
+            "the run x cannot be trained",
+        ),
+        ({"runs": {"x": {"model": "m", "options": {"lora_r": 1}}}}, "the run x cannot be evaluated.*--lora_r"),
+        ({"evaluate": {"validation": SAFETY, "test": {"safety": {"judge": "x"}}}}, "evaluate: test: safety cannot"),
+        ({"out_of_distribution": "hex-phi"}, "'hex-phi', which is none of the prompt sets"),
+    ],
+)
+def test_commands_that_could_not_be_given_are_told_before_the_first(
+    changes: dict[str, Any], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = main_plan(studies_of(tmp_path, monkeypatch, **changes))
+    assert plan.protocol is not None
+    with pytest.raises(InputError, match=says):
+        check(plan.runs, plan.protocol)
+
+
+def test_names_of_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    studies = studies_of(tmp_path, monkeypatch, "--examples", "8", n_seeds=1)
+    assert list(names_of(studies)) == [
+        "validation/sft-lora/0.001/1000",
+        "validation/sft-lora/0.01/1000",
+        "validation/sft-sails/0.001/1000",
+        "validation/sft-sails/0.01/1000",
+        "test/base/0",
+        "test/sft-lora/0",
+        "test/sft-sails/0",
+        *(f"examples/8/validation/{run}/{rate}/1000" for run in ("sft-lora", "sft-sails") for rate in (0.001, 0.01)),
+        *(f"examples/8/test/{run}/{seed}" for seed in range(5) for run in ("sft-lora", "sft-sails")),
+    ]
+    results = Results(tmp_path)
+    (cell,) = cells_named(["examples/8/validation/sft-sails/0.01/1000"], studies, results)
+    assert (cell.run.name, cell.learning_rate, cell.measures.n_examples) == ("sft-sails", 0.01, 8)
+    with pytest.raises(InputError, match=r"there is no cell 'test/sft-sail/0'; did you mean test/sft-sails/0"):
+        cells_named(["test/sft-sail/0"], studies, results)
+    with pytest.raises(InputError, match=r"4 of 4 results are missing, such as of validation/sft-lora/0.001/1000"):
+        cells_named(["test/sft-sails/0"], studies, results)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "n_processes", "shares"),
+    [
+        ("0,1,2,3", 4, [["0"], ["1"], ["2"], ["3"]]),
+        ("0,1,2,3", 2, [["0", "1"], ["2", "3"]]),
+        ("4,5", 1, [["4", "5"]]),
+        ("4,5", 3, [["4"], ["5"], ["4"]]),
+    ],
+)
+def test_gpus_are_shared_out(gpus: str, n_processes: int, shares: list[list[str]], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+    assert [share_of(slot, n_processes) for slot in range(n_processes)] == shares
+
+
+def test_without_gpus_there_is_nothing_to_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert share_of(0, 2) == []
+
+
+def test_helpfulness_is_what_is_known_of_it() -> None:
+    def result(**numbers: float | None) -> dict[str, Any]:
+        return {"numbers": {name: {"value": value} for name, value in numbers.items()}}
+
+    assert helpfulness(result(correct_answer_rate=0.7, helpfulness=9.0)) == 0.7
+    assert helpfulness(result(helpfulness=5.5, over_refusal_rate=0.9)) == pytest.approx(0.5)
+    assert helpfulness(result(over_refusal_rate=0.25)) == 0.75
+    assert helpfulness(result(over_refusal_rate=None)) == 0.0  # nothing was scored
+    assert helpfulness(result()) == 0.0
+    assert merit(result(safety_rate=1.0, over_refusal_rate=0.5)) == 0.75
+
+
+def test_categories_know_the_set_that_they_are_of(tmp_path: Path) -> None:
+    rows = [
+        {"kind": "harmful", "category": "arson", "meta": {"split": "hex-phi"}},
+        {"kind": "harmful", "category": "theft", "meta": {"split": "hh-rlhf"}},
+        {"kind": "dual_use", "category": "theft", "meta": {"split": "xstest"}},
+    ]
+    (tmp_path / "responses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rates = {
+        "arson": {"safety_rate": {"value": 0.5}},
+        "theft": {"safety_rate": {"value": 1.0}},
+        "theft (dual_use)": {"over_refusal_rate": {"value": 0.25}},
+    }
+    found = by_category({"by_category": rates}, tmp_path / "responses.jsonl", "hex-phi")
+    assert {name: (of["split"], of["value"]) for name, of in found.items()} == {
+        "arson": ("ood", 0.5),
+        "theft": ("harmful", 1.0),
+        "theft (dual_use)": ("harmless", 0.25),
+    }

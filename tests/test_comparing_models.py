@@ -1,0 +1,130 @@
+"""A comparison of models that are no testbed, end to end: cells are jobs of their own, and what they give is gathered.
+
+The model is the testbed's, but named as any other is: by its folder, its SAEs' and files of preference pairs.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sails_align import comparing
+from sails_align.artifacts import write_text
+from sails_align.errors import InputError
+from sails_align.testbed.build import resolve_testbed
+from sails_align.testbed.evaluate import alignment_data
+
+N = 64
+MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def evaluation(part: str, **more: Any) -> dict[str, Any]:
+    return {"safety": {"prompts": ["testbed"], "part": part, "n_prompts": 8, "judge": "oracle"}, **more}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With compare.yaml and all that it names."""
+    folder, testbed = tmp_path_factory.mktemp("models"), resolve_testbed(None)
+    for name, harmful in (("safety", True), ("helpful", False)):
+        rows = alignment_data(testbed.world, harmful=harmful, n=N).to_list()
+        kept = [{column: row[column] for column in ("prompt", "chosen", "rejected")} for row in rows]
+        write_text(folder / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+    recipe = {
+        **{"model_name_or_path": testbed.model_path, "sae_path": testbed.sae_path, "sae_allow_mismatch": True},
+        **{"dataset_name": str(folder / "safety.jsonl"), "helpful_dataset_name": str(folder / "helpful.jsonl")},
+        **{"max_length": 64, "per_device_train_batch_size": 16, "num_train_epochs": 4, "eval_examples": 4},
+        **{"lora_r": 8, "lora_target_modules": MODULES, "save_strategy": "no", "gradient_checkpointing": False},
+    }
+    write_text(folder / "sails.yaml", yaml.safe_dump(recipe))
+    more = {
+        "helpfulness": {"prompts": ["testbed"], "n_prompts": 4, "judge": "oracle"},
+        "harness": {"tasks": "testbed", "limit": 4, "base": "none", "testbed": "testbed"},
+    }
+    values = {
+        "model": "my/model",
+        "runs": {
+            "base": {"model": testbed.model_path},
+            "sft-sails": {"train": "sft", "config": str(folder / "sails.yaml")},
+        },
+        "evaluate": {"validation": evaluation("validation"), "test": evaluation("test", **more)},
+        "in_distribution": "harmful",
+        "out_of_distribution": "ood",
+        "learning_rates": [0.01],
+        "n_seeds": 1,
+        "progress": False,
+        "output_dir": str(folder / "run"),
+    }
+    write_text(folder / "compare.yaml", yaml.safe_dump(values, sort_keys=False))
+    return folder
+
+
+def compare(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sails_align", "compare", "--config", str(folder / "compare.yaml"), *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=400)
+
+
+@pytest.fixture(scope="module")
+def finished(folder: Path) -> Path:
+    """Both cells of the adapter as jobs of their own, the rest by the gathering command."""
+    names = compare(folder, "--list_cells", "true").stdout.split()
+    assert names == ["validation/sft-sails/0.01/1000", "test/base/0", "test/sft-sails/0"]
+    early = compare(folder, "--cell", "test/sft-sails/0")
+    assert early.returncode == 2
+    assert "1 of 1 results are missing, such as of validation/sft-sails/0.01/1000" in early.stderr
+    for name in (names[0], names[2]):
+        done = compare(folder, "--cell", name)
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert not (folder / "run" / "report.md").exists()
+    with pytest.raises(InputError, match=r"1 of 2 results are missing, such as of test/base/0"):
+        comparing.report_main(["--output_dir", str(folder / "run")])
+    before = sorted((folder / "run" / "cells").iterdir())
+    done = compare(folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(sorted((folder / "run" / "cells").iterdir())) == len(before) + 1
+    return folder / "run"
+
+
+def test_models_of_the_test_part_are_kept_and_were_measured(finished: Path) -> None:
+    (kept,) = finished.glob("models/*/train/adapter_model.safetensors")
+    (evaluated,) = kept.parents[1].glob("sft-sails-*")
+    safety = json.loads((evaluated / "safety" / "metrics.json").read_text())
+    values = json.loads((finished / "results.json").read_text())
+    base, sails = values["rows"]
+    assert (
+        sails["means"]["safety_rate_out_of_distribution"]["value"] == safety["by_split"]["ood"]["safety_rate"]["value"]
+    )
+    assert (
+        sails["means"]["safety_rate_in_distribution"]["value"] > base["means"]["safety_rate_in_distribution"]["value"]
+    )
+    assert base["means"]["correct_answer_rate"]["value"] == 1.0
+    assert sails["means"]["capability"]["value"] is not None
+    assert sails["means"]["trainable_share"]["value"] > 0
+    assert values["command"] == f"sails compare --config {finished.parent / 'compare.yaml'}"
+
+
+def test_the_report_tells_what_was_measured_and_nothing_else(finished: Path) -> None:
+    text = (finished / "report.md").read_text()
+    assert text.startswith("# Comparison of alignment methods on my/model\n")
+    for words in ("What the features mean", "sails eval safety (test): --prompts testbed --part test", "By category"):
+        assert words in text
+    for words in ("GCG", "after benign training", "None", "the world"):
+        assert words not in text
+    again = comparing.report_main(["--output_dir", str(finished)])
+    assert again["rows"] == json.loads((finished / "results.json").read_text())["rows"]
+
+
+def test_a_command_that_fails_is_told_with_what_it_printed(folder: Path, tmp_path: Path) -> None:
+    values = yaml.safe_load((folder / "compare.yaml").read_text())
+    values["runs"] = {"gone": {"model": str(tmp_path / "gone")}}
+    values |= {"learning_rates": [0.1], "output_dir": str(tmp_path / "run")}
+    write_text(tmp_path / "compare.yaml", yaml.safe_dump(values))
+    done = compare(tmp_path)
+    assert done.returncode == 1
+    assert "1 trainings failed; the results of the others are kept" in done.stderr
+    assert str(tmp_path / "gone") in done.stderr
+    assert "ended with exit code 2" in done.stderr
