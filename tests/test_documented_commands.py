@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from sails_align import align, attack_options
-from sails_align.comparing import CompareArguments, ReportArguments
+from sails_align.compare_options import read
+from sails_align.comparing import ReportArguments
+from sails_align.comparison.jobs import names_of
 from sails_align.eval_harness import HarnessArguments
 from sails_align.eval_helpfulness import ReferenceArguments
 from sails_align.eval_judges import JudgeArguments
@@ -30,7 +32,6 @@ CLASSES = {
     "helpfulness": [*COMMON, ReferenceArguments],
     "harness": [HarnessArguments],
     "judge-check": [LabelArguments, JudgeArguments, RunArguments],
-    "compare": [CompareArguments],
     "report": [ReportArguments],
 }
 
@@ -67,10 +68,14 @@ def evaluations(path: Path) -> list[tuple[str, list[str]]]:
 
 
 @pytest.mark.parametrize("path", DOCUMENTS)
-def test_evaluations(path: str) -> None:
+def test_evaluations(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
     for name, options in evaluations(ROOT / path):
         if name == "attack":
             assert attack_options.parse(options, "sails attack").method == options[0]
+        elif name == "compare":
+            args, studies = read(CommandLine.read(options), None)
+            assert set(args.cell or ()) <= set(names_of(studies))
         else:
             CommandLine.read(options).parse(CLASSES[name])
 
@@ -79,7 +84,7 @@ def test_commands_are_found() -> None:
     found = {path: commands(ROOT / path) for path in DOCUMENTS}
     assert found["README.md"]
     assert any(launch for path in found for launch, _, _ in found[path])
-    assert {name for path in DOCUMENTS for name, _ in evaluations(ROOT / path)} == {*CLASSES, "attack"}
+    assert {name for path in DOCUMENTS for name, _ in evaluations(ROOT / path)} == {*CLASSES, "attack", "compare"}
     assert {method for path in found for _, method, _ in found[path]} == {"sft", "dpo"}
 
 

@@ -1,7 +1,7 @@
 """What features mean, by what can be seen of them: the texts they are active in, the words their directions promote,
 their neighbours, and how training changed their activations.
 
-Shapes: N sequences, S sequence, D d_model, F d_sae, K features, V vocabulary.
+Shapes: N sequences, S sequence, T tokens of all sequences, D d_model, F d_sae, K features, V vocabulary.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,6 +20,8 @@ from sails_align.tokens import TokenizedSide
 
 N_CONTEXTS, N_WORDS, N_NEIGHBOURS = 3, 6, 3
 BATCH_SIZE = 64
+N_ENCODED = 2048
+"""Tokens whose latents are in memory at a time."""
 NEURONPEDIA = "https://www.neuronpedia.org"
 
 
@@ -121,10 +123,11 @@ def activations_of(
             hidden = hidden_states_at(
                 model, list(features), input_ids_NS.to(model.device), attention_mask_NS.to(model.device)
             )
+            lengths = [len(sequence.input_ids) for sequence in batch]
             for layer, ids in features.items():
-                for row, sequence in enumerate(batch):
-                    hidden_SD = hidden[layer][row, : len(sequence.input_ids)]
-                    acts_SK = saes[layer].encode(hidden_SD.float())[:, list(ids)].cpu()
+                hidden_TD = hidden[layer][attention_mask_NS.bool().to(hidden[layer].device)].float()
+                acts = [saes[layer].encode(part_TD)[:, list(ids)].cpu() for part_TD in hidden_TD.split(N_ENCODED)]
+                for acts_SK in torch.cat(acts).split(lengths):
                     acts_SK[0] = 0.0
                     found[layer].append(acts_SK)
     return found

@@ -55,6 +55,18 @@ def test_files_of_real_models_can_be_used(model: str, monkeypatch: pytest.Monkey
     assert len(plan.test_cells({})) == 2 + 6 * 3
 
 
+def test_the_documented_file_can_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    lines = (ROOT / "docs" / "comparison.md").read_text().splitlines()
+    start = lines.index("    model: google/gemma-2-9b")
+    end = next(index for index in range(start, len(lines)) if not lines[index].startswith("    "))
+    (tmp_path / "compare.yaml").write_text("\n".join(line[4:] for line in lines[start:end]))
+    plan = main_plan(read(CommandLine.read(["--config", str(tmp_path / "compare.yaml")]), None)[1])
+    assert plan.protocol is not None
+    check(plan.runs, plan.protocol)
+    assert [run.label for run in plan.runs] == ["base", "SFT, LoRA", "SFT, SAILS", "Gemma-2-9B-it"]
+
+
 def test_what_the_file_says_is_what_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = main_plan(studies_of(tmp_path, monkeypatch))
     assert plan.protocol is not None
