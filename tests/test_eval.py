@@ -522,3 +522,39 @@ def test_a_model_with_a_damaged_configuration(tmp_path: Path, config: str) -> No
     (tmp_path / "model" / "config.json").write_text(config)
     with pytest.raises(InputError, match="cannot load the model"):
         resolve_model(str(tmp_path / "model"))
+
+
+def test_a_base_model_is_asked_by_the_template_that_is_given(tmp_path: Path) -> None:
+    testbed, base = resolve_testbed(None), tmp_path / "base"
+    shutil.copytree(testbed.model_path, base)
+    (base / "chat_template.jinja").unlink()
+    options = ["--model", str(base), "--prompts", "testbed", "--n_prompts", "4", "--progress", "false"]
+    options += ["--cache_path", str(tmp_path / "cache.sqlite"), "--output_dir", str(tmp_path / "run")]
+    with pytest.raises(InputError, match=r"has no chat template(.|\n)*--chat_template_path"):
+        eval_safety.main(options)
+    template = Path(testbed.model_path) / "chat_template.jinja"
+    metrics = eval_safety.main([*options, "--chat_template_path", str(template)])
+    assert metrics["overall"]["correct_answer_rate"]["value"] == 1.0
+    other = tmp_path / "other.jinja"
+    other.write_text(template.read_text().replace("<user>", "<model>"))
+    changed = eval_safety.main([*options, "--chat_template_path", str(other)])  # and not taken from the cache
+    assert changed["overall"]["correct_answer_rate"]["value"] < 1.0
+    with pytest.raises(InputError, match="only a Jinja file"):
+        eval_safety.main([*options, "--chat_template_path", "google/gemma-2-2b-it"])
+    with pytest.raises(InputError, match="cannot read the chat template"):
+        eval_safety.main([*options, "--chat_template_path", "none.jinja"])
+    with pytest.raises(InputError, match="a server has its own template"):
+        eval_safety.main(["--backend", "openai", "--base_url", "http://x/v1", "--chat_template_path", str(template)])
+
+
+def test_rates_of_each_prompt_set(tmp_path: Path) -> None:
+    for name, n in (("one", 4), ("two", 6)):
+        rows = [{"prompt": f"{name} {index}", "kind": "harmful", "category": "c"} for index in range(n)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = [str(tmp_path / "one.jsonl"), str(tmp_path / "two.jsonl")]
+    options = ["--model", "testbed", "--prompts", *files, "--judge", "rules", "--progress", "false"]
+    options += ["--cache_path", str(tmp_path / "cache.sqlite"), "--output_dir", str(tmp_path / "run")]
+    metrics = eval_safety.main(options)
+    assert {name: of["safety_rate"]["n"] for name, of in metrics["by_split"].items()} == {files[0]: 4, files[1]: 6}
+    rows = [json.loads(line) for line in (tmp_path / "run" / "responses.jsonl").read_text().splitlines()]
+    assert {row["meta"]["split"] for row in rows} == set(files)

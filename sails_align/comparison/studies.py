@@ -70,8 +70,19 @@ ABLATIONS: tuple[Change, ...] = (
     Change("rank-16", "rank: 16", ("--lora_r", "16")),
     Change("attention", "attention alone", _ATTENTION),
     Change("lora-attention", "LoRA, attention alone", ("--init", "default", *_ATTENTION)),
+    Change("lora-rank-16", "LoRA, rank: 16", ("--init", "default", "--lora_r", "16")),
 )
 """SAILS with one thing changed in each; and other adapters."""
+LORA_LAST_BLOCKS = Change(
+    "lora-last-blocks",
+    "LoRA, in SAILS' blocks",
+    (
+        *("--init", "default", "--lora_target_modules"),
+        *(f"layers.{block}.self_attn.{name}_proj" for block in (3, 4) for name in "qkvo"),
+        *(f"layers.{block}.mlp.{name}_proj" for block in (3, 4) for name in ("gate", "up", "down")),
+    ),
+)
+"""Of the testbed, whose last two of five blocks SAILS trains."""
 SMALL = ("sft-lora", "sft-sails", "sft-full")
 RIVALS = (
     Change("basis-mean-diff", "mean difference", ("--init", "mean_diff")),
@@ -98,7 +109,8 @@ def ablations(plan: Plan, n_seeds: int) -> Study:
     Raises:
         InputError: if there is no SAILS to be changed.
     """
-    runs = (*_named(plan, ("sft-lora", "sft-sails")), *(change.of(_sails(plan)) for change in ABLATIONS))
+    changes = ABLATIONS if plan.protocol else (*ABLATIONS, LORA_LAST_BLOCKS)
+    runs = (*_named(plan, ("sft-lora", "sft-sails")), *(change.of(_sails(plan)) for change in changes))
     rates = tuple(sorted(plan.learning_rates)[-3:])
     return Study("ablations", (("ablations", replace(_alone(plan), runs=runs, n_seeds=n_seeds, learning_rates=rates)),))
 

@@ -157,9 +157,11 @@ def _rate(row: Row) -> str:
     return "–" if row.learning_rate is None else f"{row.learning_rate:g}"
 
 
-def _differences(of: Mapping[str, Mapping[str, Mean]], labels: Mapping[str, str], measures: Sequence[Measure]) -> Grid:
+def _differences(
+    of: Mapping[str, Mapping[str, Mean]], labels: Mapping[str, str], measures: Sequence[Measure], title: str = "method"
+) -> Grid:
     measures = [measure for measure in measures if any(means[measure.name].n for means in of.values())]
-    head = ["method", *(measure.label for measure in measures)]
+    head = [title, *(measure.label for measure in measures)]
     return Grid(
         head,
         [
@@ -361,10 +363,21 @@ def examples_section(study: Sequence[tuple[str, Found]]) -> Section:
 
 
 def worlds_section(study: Sequence[tuple[str, Found]]) -> Section:
-    """The same comparison in other worlds."""
+    """The same comparison in other worlds: what SAILS is better and worse than there."""
     measures = [measure for measure in COMPARED if measure.name in CORE]
-    grids = []
-    of_worlds: dict[str, dict[str, Mean]] = {}
+    labels = study[0][1].labels
+    grids, pictures = [], []
+    for rival in labels:
+        if rival == "sft-sails":
+            continue
+        of_worlds = {
+            world: differences(found.plan, found.tested, found.chosen, "sft-sails", rival) for world, found in study
+        }
+        names, title = {world: world for world in of_worlds}, f"{labels['sft-sails']} minus {labels[rival]}"
+        grids.append(_differences(of_worlds, names, measures, title))
+        pictures.append(
+            figures.forest(of_worlds, names, f"worlds_{rival}", f"{title}, by world, paired by seed", measures)
+        )
     for world, found in study:
         head = [world, "learning rate", *(measure.label for measure in measures)]
         rows = [
@@ -372,21 +385,14 @@ def worlds_section(study: Sequence[tuple[str, Found]]) -> Section:
             for row in found.rows
         ]
         grids.append(Grid(head, rows))
-        of = {
-            f"{found.labels['sft-sails']} minus {found.labels[name]}": differences(
-                found.plan, found.tested, found.chosen, "sft-sails", name
-            )
-            for name in found.labels
-            if name != "sft-sails"
-        }
-        of_worlds |= {f"{world}: {name}": means for name, means in of.items()}
-    grids.append(_differences(of_worlds, {name: name for name in of_worlds}, measures))
     plan = study[0][1].plan
     text = [
-        f"Each world has its own model, SAEs, facts and harm categories; {plan.n_seeds} seeds (from "
-        f"{plan.first_seed}). Nothing but the learning rates was chosen in them. Differences are paired by seed."
+        "testbed:N is the world of seed N; else the world, or its alignment data, differs from the default one in the "
+        f"parameter. Each world has its own model and SAEs. {_counted(plan.n_seeds, 'seed')} (from {plan.first_seed}); "
+        "nothing but the learning rates was chosen in them. Differences are paired by seed, in points; then what each "
+        "method reaches."
     ]
-    return Section("Other worlds", text, grids)
+    return Section("Other worlds", text, grids, pictures)
 
 
 def to_json(studies: Sequence[tuple[Study, Sequence[Found]]]) -> dict[str, Any]:
