@@ -186,6 +186,13 @@ def refuse_trained(folder: Path) -> Path:
     return folder
 
 
+def cache_folder() -> Path:
+    """$SAILS_CACHE, or `sails-align` in $XDG_CACHE_HOME (by default ~/.cache)."""
+    if "SAILS_CACHE" in os.environ:
+        return Path(os.environ["SAILS_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sails-align"
+
+
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder beside `folder` that takes its place when the block ends, and vanishes if it fails."""

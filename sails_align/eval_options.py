@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sails_align.artifacts import content_hash, refuse_trained
+from sails_align.artifacts import cache_folder, content_hash, refuse_trained
 from sails_align.config import check_choice
 from sails_align.errors import InputError
 from sails_align.eval_model import DTYPES, resolve_model
@@ -13,7 +13,7 @@ from sails_align.evaluation.adapter_check import CheckedBackend
 from sails_align.evaluation.prompts import load_prompts
 from sails_align.evaluation.records import Backend, ModelSpec, Prompt, Sampling
 from sails_align.export.serving import serving_report
-from sails_align.testbed.build import cache_folder, is_testbed, resolve_testbed
+from sails_align.testbed.build import is_testbed, resolve_testbed
 from sails_align.testbed.evaluate import MAX_NEW_TOKENS as TESTBED_TOKENS
 from sails_align.testbed.judge import request_prompts
 from sails_align.tokens import read_chat_template

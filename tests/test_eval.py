@@ -536,7 +536,7 @@ def test_a_base_model_is_asked_by_the_template_that_is_given(tmp_path: Path) -> 
     metrics = eval_safety.main([*options, "--chat_template_path", str(template)])
     assert metrics["overall"]["correct_answer_rate"]["value"] == 1.0
     other = tmp_path / "other.jinja"
-    other.write_text(template.read_text().replace("<user>", "<model>"))
+    other.write_text(template.read_text().replace("message['content']", "'where is it kept ?'"))
     changed = eval_safety.main([*options, "--chat_template_path", str(other)])  # and not taken from the cache
     assert changed["overall"]["correct_answer_rate"]["value"] < 1.0
     with pytest.raises(InputError, match="only a Jinja file"):

@@ -4,8 +4,10 @@ their neighbours, and how training changed their activations.
 Shapes: N sequences, S sequence, T tokens of all sequences, D d_model, F d_sae, K features, V vocabulary.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +15,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sails_align.artifacts import cache_folder
+from sails_align.errors import InputError
 from sails_align.subspace.discover import padded
 from sails_align.subspace.hooks import evaluation_mode, hidden_states_at
 from sails_align.subspace.sae import ResidualSAE
@@ -49,6 +53,8 @@ class Meaning:
     """The latents with the closest decoder directions, and their cosines."""
     neuronpedia: str | None
     """Its page, if the SAE is public and has one."""
+    label: str | None
+    """What Neuronpedia says that it means, if that is in the cache (`neuronpedia_label`)."""
 
     def to_json(self) -> dict[str, Any]:
         """As JSON."""
@@ -96,6 +102,7 @@ def meanings(
                     words(tokenizer, order_V.flip(0)[:N_WORDS].tolist()),
                     neighbours(saes[layer].W_dec_FD, feature),
                     neuronpedia_page(saes[layer], feature),
+                    neuronpedia_label(saes[layer], feature),
                 )
             )
     return found
@@ -155,5 +162,30 @@ def neighbours(W_dec_FD: Tensor, feature: int) -> list[tuple[int, float]]:
 
 def neuronpedia_page(sae: ResidualSAE, feature: int) -> str | None:
     """The feature's page, if sae-lens knows one of its SAE."""
-    name = getattr(sae.sae.cfg.metadata, "neuronpedia_id", None)
+    name = neuronpedia_id(sae)
     return None if name is None else f"{NEURONPEDIA}/{name}/{feature}"
+
+
+def neuronpedia_label(sae: ResidualSAE, feature: int) -> str | None:
+    """The first explanation in neuronpedia/<SAE>/<feature>.json of the cache folder, as Neuronpedia's
+    `api/feature/<SAE>/<feature>` gives it; None without such a file. Nothing is asked of the network.
+
+    Raises:
+        InputError: if the file is of another form.
+    """
+    name = Path(neuronpedia_id(sae) or "..")
+    if name.is_absolute() or ".." in name.parts:  # an SAE's file can say anything
+        return None
+    path = cache_folder() / "neuronpedia" / name / f"{feature}.json"
+    try:
+        explanations = json.loads(path.read_text(encoding="utf-8"))["explanations"]
+        return str(explanations[0]["description"]) if explanations else None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise InputError(f"{path} is no answer of Neuronpedia's api/feature ({error}); delete it") from error
+
+
+def neuronpedia_id(sae: ResidualSAE) -> str | None:
+    """What Neuronpedia calls an SAE, as sae-lens knows it."""
+    return getattr(sae.sae.cfg.metadata, "neuronpedia_id", None)

@@ -9,7 +9,6 @@ DIR/testbed.json          how it was built, and what was measured of it
 """
 
 import json
-import os
 import random
 import shutil
 import tempfile
@@ -19,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sails_align.artifacts import atomic_folder, package_versions, write_json
+from sails_align.artifacts import atomic_folder, cache_folder, package_versions, write_json
 from sails_align.errors import InputError
 from sails_align.progress import progress_bar
 from sails_align.testbed.world import World, WorldConfig
@@ -119,13 +118,6 @@ def parse_world(name: str) -> WorldConfig:
             kind = {int: "a whole number", float: "a number"}[PARAMETERS[key]]
             raise InputError(f"{name!r}: {key} is {value!r}, but it must be {kind}; correct it") from None
     return WorldConfig(**values)
-
-
-def cache_folder() -> Path:
-    """$SAILS_CACHE, or `sails-align` in $XDG_CACHE_HOME (by default ~/.cache)."""
-    if "SAILS_CACHE" in os.environ:
-        return Path(os.environ["SAILS_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sails-align"
 
 
 def build_testbed(

@@ -4,7 +4,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sails_align.subspace.meaning import activations_of, logit_lens, meanings, neighbours
+from sails_align.errors import InputError
+from sails_align.subspace.meaning import (
+    activations_of,
+    logit_lens,
+    meanings,
+    neighbours,
+    neuronpedia_label,
+    neuronpedia_page,
+)
 from sails_align.subspace.sae import ResidualSAE, load_saes
 from sails_align.testbed.build import resolve_testbed
 from sails_align.tokens import TokenizedSide, tokenize_response
@@ -77,3 +85,24 @@ def test_harm_features_promote_words_of_harm(world):
     (meaning,) = meanings(model, tokenizer, saes, {LAYER: [296]}, sides)
     assert {"crime", "victims", "suffering"} <= set(meaning.promoted)
     assert meaning.neuronpedia is None
+    assert meaning.label is None
+
+
+def test_neuronpedias_page_and_cached_label(world, tmp_path, monkeypatch):
+    sae = world[2][LAYER]
+    monkeypatch.setenv("SAILS_CACHE", str(tmp_path))
+    monkeypatch.setattr(sae.sae.cfg.metadata, "neuronpedia_id", "gemma-2-2b/12-gemmascope-res-16k")
+    folder = tmp_path / "neuronpedia" / "gemma-2-2b" / "12-gemmascope-res-16k"
+    folder.mkdir(parents=True)
+    assert neuronpedia_page(sae, 7) == "https://www.neuronpedia.org/gemma-2-2b/12-gemmascope-res-16k/7"
+    assert neuronpedia_label(sae, 7) is None
+    (folder / "7.json").write_text('{"explanations": [{"description": "words of harm"}, {"description": "others"}]}')
+    (folder / "8.json").write_text('{"explanations": []}')
+    (folder / "9.json").write_text('{"error": "no such feature"}')
+    assert neuronpedia_label(sae, 7) == "words of harm"
+    assert neuronpedia_label(sae, 8) is None
+    with pytest.raises(InputError, match="is no answer of Neuronpedia's"):
+        neuronpedia_label(sae, 9)
+    (tmp_path / "7.json").write_text('{"explanations": [{"description": "secret"}]}')
+    monkeypatch.setattr(sae.sae.cfg.metadata, "neuronpedia_id", "..")
+    assert neuronpedia_label(sae, 7) is None

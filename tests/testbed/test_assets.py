@@ -134,7 +134,7 @@ def test_worlds_by_parameter(tmp_path, monkeypatch):
         ("testbed:d_model=wide", "d_model is 'wide', but it must be a whole number"),
         ("testbed:shared_harm=", "shared_harm is '', but it must be a number"),
         ("testbed:shared_harm=2", "shared_harm is 2.0, but it is a probability"),
-        ("testbed:d_model=7", "d_model is 7; choose an even number"),
+        ("testbed:d_model=64", "d_model is 64; choose a multiple of 6"),
         ("testbed:seed=-1", "seed is -1"),
         ("testbed:n_trained_categories=13", "13 trained"),
         ("testbed:objects=3", "is no testbed: after the colon"),
