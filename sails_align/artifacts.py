@@ -167,6 +167,18 @@ def work_folder(folder: Path) -> Iterator[Path]:
         yield folder
 
 
+@contextmanager
+def turn(path: Path) -> Iterator[None]:
+    """Within the block this process alone has the lock file; others wait. A killed process's lock is forgotten."""
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    with file:
+        with suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 OF_TRAINING = ("run.json", "adapter_config.json", "config.json", "checkpoint-*", "warm_start")
 """What a folder holds that a model was trained in, or is in."""
 

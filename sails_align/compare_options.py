@@ -19,17 +19,19 @@ OF_TESTBED = ("world", "n_prompts", "n_attacked", "n_attacked_seeds", "n_capabil
 class CompareArguments:
     """What is compared, and on what."""
 
-    runs: list[str] | None = field(default=None, metadata={"help": f"Of {', '.join(RUNS)}; default: all."})
+    runs: list[str] | None = field(
+        default=None, metadata={"help": f"Of {', '.join(RUNS)}, or of those that the file names; default: all."}
+    )
     n_seeds: int = field(default=5, metadata={"help": "Seeds of initialisation and data that are reported."})
     first_seed: int = field(default=0, metadata={"help": "The first of them."})
     n_tuning_seeds: int = field(default=1, metadata={"help": "Other seeds, that learning rates are chosen with."})
     learning_rates: list[float] = field(
         default_factory=lambda: list(LEARNING_RATES), metadata={"help": "The grid, the same for all methods."}
     )
-    world: str = field(default="testbed", metadata={"help": "testbed, testbed:N, or a testbed's folder."})
+    world: str = field(default="testbed", metadata={"help": "testbed, testbed:N, testbed:shared_harm=0, or a folder."})
     n_examples: int | None = field(
         default=None,
-        metadata={"help": "Harmful training examples, and as many harmless ones; default: 128, with --config its own."},
+        metadata={"help": "Harmful training examples, and as many harmless ones; default: 128; of other models all."},
     )
     n_prompts: int = field(default=256, metadata={"help": "Test prompts in each of the four sets."})
     n_attacked: int = field(default=8, metadata={"help": "Harmful prompts that GCG is tried on; 0: none."})
@@ -77,7 +79,10 @@ class CompareArguments:
                 f"world is {self.world!r}; give testbed, testbed:N or a testbed's folder;\n"
                 "other models are compared by --config (docs/comparison.md)"
             )
-        if len(set(self.worlds)) < len(self.worlds):
+        for name in ("worlds", "examples", "learning_rates"):
+            if not isinstance(getattr(self, name), list):
+                raise InputError(f"{name} is {getattr(self, name)!r}, but it must be a list; correct it")
+        if len(set(map(str, self.worlds))) < len(self.worlds):
             raise InputError(f"worlds names one twice: {', '.join(self.worlds)}")
         if any(number < 1 for number in self.examples):
             raise InputError(f"examples are {self.examples}; choose 1 or more")
@@ -116,17 +121,19 @@ class CompareArguments:
         return Measures(n_examples, self.n_prompts, self.n_attacked, self.n_capability, relearning=self.relearning)
 
 
-def read(line: CommandLine, prog: str | None) -> tuple[CompareArguments, list[Study]]:
+def read_plans(line: CommandLine, prog: str | None) -> tuple[CompareArguments, list[Study]]:
     """The options, and what they mean.
 
     Raises:
         InputError: for options that cannot be used, and for a file that is not understood.
     """
-    runs = line.from_file.get("runs")
-    if not isinstance(runs, dict):
+    is_of_models = isinstance(line.from_file.get("runs"), dict) or "evaluate" in line.from_file
+    if not is_of_models:
         (args,) = line.parse([CompareArguments], prog=prog)
         return args, args.studies()
-    of_file: dict[str, Any] = {name: line.from_file.pop(name) for name in KEYS if name in line.from_file}
+    of_file: dict[str, Any] = {name: value for name, value in line.from_file.items() if name in KEYS}
+    options = {name: value for name, value in line.from_file.items() if name not in KEYS}
+    line = CommandLine(line.options, line.path, options)
     (args,) = line.parse([CompareArguments], prog=prog)
     for name in OF_TESTBED:
         if name in line.given:

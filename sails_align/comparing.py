@@ -1,6 +1,6 @@
 """The commands `sails compare` and `sails report`: train and evaluate every method over seeds, and say what was found.
 
-sails compare                                   the testbed: eight methods, five seeds, about a quarter of an hour
+sails compare                                   the testbed: eight methods, five seeds, about eleven minutes
 sails compare --n_seeds 20 --runs sft-lora sft-sails sft-full
 sails compare --ablations true --examples 16 64 256 --worlds testbed:1 shared_harm=0 contamination=0.1
 sails compare --config recipes/configs/gemma-2-9b/compare.yaml      other models
@@ -19,27 +19,32 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from sails_align.artifacts import output_folder, package_versions, refuse_trained, work_folder, write_json
-from sails_align.compare_options import read
+from sails_align.compare_options import read_plans
 from sails_align.comparison.commands import check
-from sails_align.comparison.jobs import cells_named, check_there, names_of
+from sails_align.comparison.jobs import cells_named, check_there, names_of, prefix_of
 from sails_align.comparison.plan import Cell, Measures, Plan, Protocol, Run
 from sails_align.comparison.runner import Failure, Results, n_slots, run_cells
 from sails_align.comparison.studies import Study, option_groups
-from sails_align.comparison.summary import MEASURES, Row, to_json
+from sails_align.comparison.summary import MEASURES, Row, to_json, with_numbers
 from sails_align.errors import InputError
 from sails_align.testbed.build import resolve_testbed
 from sails_align.training.parsing import CommandLine
 from sails_align.training.record import git_commit
 
-SHOWN = ("safety_rate_in_distribution", "safety_rate_out_of_distribution", "over_refusal_rate", "correct_answer_rate")
+SHOWN = (
+    *("safety_rate", "safety_rate_in_distribution", "safety_rate_out_of_distribution"),
+    *("over_refusal_rate", "correct_answer_rate", "helpfulness"),
+)
 
 
 @dataclass
@@ -50,27 +55,29 @@ class ReportArguments:
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str, Any]:
-    """Parse, compute what is missing, report. Returns what is in `results.json`.
+    """Parse, compute what is missing, report. Returns what is in `results.json`; nothing for cells alone.
 
     Raises:
         InputError: for options that cannot be used.
         SystemExit: with code 1 if cells failed; the others' results stay, and the same command tries these again.
     """
     line = CommandLine.read(argv)
-    args, studies = read(line, prog)
+    args, studies = read_plans(line, prog)
     if args.list_cells:
-        print(*names_of(studies), sep="\n")
+        with suppress(BrokenPipeError):  # of `| head`
+            print(*names_of(studies), sep="\n", flush=True)
         return {}
     folder = refuse_trained(Path(args.output_dir))
     results, n_processes = Results(folder), args.processes or _n_processes(studies)
     plan = {"studies": [asdict(study) for study in studies], "command": _command(line)}
     with output_folder(folder) if args.cell else work_folder(folder):  # cells may be computed side by side
-        _prepare(studies)
         if args.cell:
-            if not (folder / "plan.json").is_file():
-                write_json(folder / "plan.json", plan)
-            _compute(cells_named(args.cell, studies, results), results, "cells", n_processes, args.progress)
+            cells = cells_named(args.cell, studies, results)
+            _prepare(cells)
+            write_json(folder / "plan.json", plan)
+            _compute(cells, results, "cells", n_processes, args.progress)
             return {}
+        _prepare([cell for study in studies for _, of in study.plans for cell in of.test_cells({})])
         write_json(folder / "plan.json", plan)
         started = time.time()
         for study in studies:
@@ -83,17 +90,16 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
         return report(studies, results, folder, str(plan["command"]), about)
 
 
-def _prepare(studies: Sequence[Study]) -> None:
+def _prepare(cells: Sequence[Cell]) -> None:
     """Before anything is started: build the worlds that are not there yet, read the options of all commands.
 
     Raises:
         InputError: if something cannot be used.
     """
-    for plan in (plan for study in studies for _, plan in study.plans):
-        if plan.protocol is None:
-            resolve_testbed(plan.world)
-        else:
-            check(plan.runs, plan.protocol)
+    for world in dict.fromkeys(cell.world for cell in cells if cell.protocol is None):
+        resolve_testbed(world)
+    for protocol in dict.fromkeys(cell.protocol for cell in cells if cell.protocol is not None):
+        check(list(dict.fromkeys(cell.run for cell in cells)), protocol)
 
 
 def _n_processes(studies: Sequence[Study]) -> int:
@@ -152,7 +158,7 @@ def read_plan(path: Path) -> tuple[list[Study], str]:
             Study(study["kind"], tuple((label, _plan(values)) for label, values in study["plans"]))
             for study in stored["studies"]
         ]
-        if not studies:
+        if not studies or not all(study.plans for study in studies):
             raise ValueError("nothing is compared")
         return studies, str(stored["command"])
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -183,7 +189,9 @@ def report(
     from sails_align.reporting import sections
     from sails_align.reporting.page import Report, write_report
 
-    found = [(study, [_found(plan, results) for _, plan in study.plans]) for study in studies]
+    found = [
+        (study, [_found(plan, results, prefix_of(study, label)) for label, plan in study.plans]) for study in studies
+    ]
     main_found, plan = found[0][1][0], found[0][1][0].plan
     names = main_found.labels
     values = {
@@ -218,7 +226,7 @@ def report(
     return values
 
 
-def _found(plan: Plan, results: Results) -> Any:
+def _found(plan: Plan, results: Results, prefix: str) -> Any:
     """What there is of a plan.
 
     Raises:
@@ -227,11 +235,11 @@ def _found(plan: Plan, results: Results) -> Any:
     from sails_align.reporting.sections import Found
 
     tuned = results.all(plan.tuning_cells())
-    check_there(plan.tuning_cells(), tuned)
+    check_there(plan.tuning_cells(), tuned, prefix)
     chosen = plan.choose(tuned)
     cells = plan.test_cells(chosen)
     tested = results.all(cells)
-    check_there(cells, tested)
+    check_there(cells, tested, prefix)
     return Found(plan, tuned, tested, chosen)
 
 
@@ -247,8 +255,8 @@ def _provenance(plan: Plan) -> dict[str, Any]:
 
 
 def _show(rows: Sequence[Row], plan: Plan, paths: Sequence[Path]) -> None:
-    table = Table(title=f"{plan.world}: means over seeds (n = {plan.n_seeds}), 95% intervals")
-    shown = [measure for measure in MEASURES if measure.name in SHOWN]
+    table = Table(title=f"{escape(plan.world)}: means over seeds (n = {plan.n_seeds}), 95% intervals")
+    shown = with_numbers([measure for measure in MEASURES if measure.name in SHOWN], (row.means for row in rows))
     table.add_column("")
     table.add_column("lr", justify="right")
     for measure in shown:
@@ -258,7 +266,7 @@ def _show(rows: Sequence[Row], plan: Plan, paths: Sequence[Path]) -> None:
     for row in rows:
         rate = "" if row.learning_rate is None else f"{row.learning_rate:g}"
         cells = [interval(row.means[measure.name], measure) for measure in shown]
-        table.add_row(row.run.label, rate, *cells)
+        table.add_row(escape(row.run.label), rate, *cells)
     console = Console()
     console.print(table)
     for path in paths:

@@ -80,7 +80,6 @@ class ResponseArguments:
             given = "--backend openai" if self.base_url is None else "--base_url"
             other = "--base_url" if self.base_url is None else "--backend openai"
             raise InputError(f"{given} is given without {other}; give both, or none to run the model here")
-
         if self.backend == "openai" and self.chat_template_path is not None:
             raise InputError("chat_template_path is given, but a server has its own template; leave it out")
 
@@ -221,7 +220,7 @@ class PromptArguments:
 def _changed(prompt: Prompt, name: str, prefix: str, system_prompt: str | None) -> Prompt:
     """A prompt with the name of its set, which is its split if it names none itself."""
     system = () if system_prompt is None else ({"role": "system", "content": system_prompt},)
-    meta = {"split": name, **prompt.meta}
+    meta = {"split": name.partition("=")[0], **prompt.meta}
     return Prompt(prefix + prompt.id, (*system, *prompt.messages), prompt.kind, prompt.category, meta)
 
 

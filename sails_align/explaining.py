@@ -27,6 +27,7 @@ from sails_align.subspace.adapter_files import read_json
 from sails_align.subspace.basis import Subspace
 from sails_align.subspace.concepts import States, concepts, last_token_states, shown
 from sails_align.subspace.meaning import meanings
+from sails_align.subspace.sae import ResidualSAE
 from sails_align.tokens import TokenizedSide, tokenize_response
 from sails_align.training.parsing import CommandLine
 from sails_align.training.source import Source
@@ -57,24 +58,36 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
     """
     (args,) = CommandLine.read(argv).parse([FeaturesArguments], prog=prog)
     run = Path(args.run)
-    method = read_json(run / "run.json").get("options", {}).get("method")
+    record = read_json(run / "run.json")
+    method = record["options"].get("method") if isinstance(record.get("options"), dict) else None
     if method not in ("sft", "dpo") or not (run / "config.yaml").is_file():
         raise InputError(f"{run} is no run of sails train sft or dpo; give the folder of one")
+    if not (run / "subspace").is_dir():
+        raise InputError(f"{run} did not start in a subspace; give a run with --init sails")
     subspace = Subspace.load(run / "subspace")
     if "features" not in subspace.provenance:
         raise InputError(f"the subspace of {run} was not made of SAE features; give a run with --init sails")
     options = align.parse(method, ["--config", str(run / "config.yaml"), "--push_to_hub", "false"])
     source, _ = align.load_source(options)
+    if source.helpful is None:
+        raise InputError(f"{run} had no harmless requests to compare harmful ones with (--helpful_dataset_name)")
+    helpful = source.helpful
     saes = load_named_saes(options.sails, source, align.discovery_options(options))
     max_length = options.training.max_length or 1024
-    model: Any = load_model(resolve_model(str(run), trust_remote_code=options.training.trust_remote_code))
-    if not hasattr(model, "disable_adapter"):
+    if lacking := subspace.provenance["features"]["layers"].keys() - set(map(str, saes)):
+        raise InputError(
+            f"there is no SAE of layer {', '.join(sorted(lacking))}; give a run with its SAEs (--sae_path)"
+        )
+    _check_same(run, record, source, saes)
+    spec = resolve_model(str(run), trust_remote_code=options.training.trust_remote_code)
+    if spec.adapter is None:
         raise InputError(f"{run} has no adapter; give a run with --init sails")
+    model: Any = load_model(spec)
 
     def states() -> tuple[States, States]:
         of = [
             last_token_states(model, source.tokenizer, list(saes), requests_of(side, args.n_texts), max_length)
-            for side in (source.held_out, source.helpful or source.held_out)
+            for side in (source.held_out, helpful)
         ]
         return of[0], of[1]
 
@@ -90,6 +103,26 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
     console.print(table_of(found))
     console.print(f"features  {run / FILE}", highlight=False, soft_wrap=True)
     return found
+
+
+def _check_same(run: Path, record: Mapping[str, Any], source: Source, saes: Mapping[int, ResidualSAE]) -> None:
+    """Refuse to look at a run with another model, other data or other SAEs than it had.
+
+    Raises:
+        InputError: if one of them has changed.
+    """
+    now = {str(layer): sae.info.sha256 for layer, sae in saes.items()}
+    then = {layer: of["sha256"] for layer, of in (record.get("saes") or {}).items()}
+    changed = {
+        "SAEs": now != then,
+        "training data": record["data"]["train"]["sha256"] != source.data_hash(),
+        "base model": record["identity"]["model"] != source.identity(),
+    }
+    if other := [name for name, is_other in changed.items() if is_other]:
+        raise InputError(
+            f"the {' and '.join(other)} that {run} names (config.yaml) changed since it was trained;\n"
+            "put them back where they were, or train again"
+        )
 
 
 def requests_of(dataset: Dataset, n: int) -> list[list[Message]]:

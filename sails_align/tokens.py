@@ -53,10 +53,13 @@ def read_chat_template(path: str) -> str:
             " would add tokens\nto the model; save that template to a file that ends in .jinja"
         )
     try:
-        return Path(path).read_text(encoding="utf-8")
+        template = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         cause = getattr(error, "strerror", None) or "it is no text in UTF-8"
         raise InputError(f"cannot read the chat template {path}: {cause}; check the path") from error
+    if "messages" not in template:
+        raise InputError(f"{path} is no chat template, since it has no `messages` in it; check the path")
+    return template
 
 
 def tokenize_response(

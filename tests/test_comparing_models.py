@@ -4,8 +4,11 @@ The model is the testbed's, but named as any other is: by its folder, its SAEs' 
 """
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +54,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "base": {"model": testbed.model_path},
             "sft-sails": {"train": "sft", "config": str(folder / "sails.yaml")},
         },
-        "evaluate": {"validation": evaluation("validation"), "test": evaluation("test", **more)},
+        "evaluate": {
+            "validation": evaluation("validation", helpfulness=more["helpfulness"]),
+            "test": evaluation("test", **more),
+        },
         "in_distribution": "harmful",
         "out_of_distribution": "ood",
         "learning_rates": [0.01],
@@ -128,3 +134,27 @@ def test_a_command_that_fails_is_told_with_what_it_printed(folder: Path, tmp_pat
     assert "1 trainings failed; the results of the others are kept" in done.stderr
     assert str(tmp_path / "gone") in done.stderr
     assert "ended with exit code 2" in done.stderr
+
+
+def test_a_killed_cell_goes_on_with_its_training(folder: Path, tmp_path: Path) -> None:
+    values = yaml.safe_load((folder / "compare.yaml").read_text())
+    saving = {"save_strategy": "steps", "save_steps": 4, "save_total_limit": 20, "num_train_epochs": 8}
+    recipe = {"train": "sft", "config": str(folder / "sails.yaml"), "options": {**saving, "learning_rate": 0.01}}
+    values["runs"] = {"sft-sails": {**recipe, "tuned": False}}
+    values["evaluate"]["test"] = evaluation("test")
+    write_text(tmp_path / "compare.yaml", yaml.safe_dump({**values, "output_dir": str(tmp_path / "run")}))
+    command = [sys.executable, "-m", "sails_align", "compare", "--config", str(tmp_path / "compare.yaml")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    end, checkpoint = time.monotonic() + 200, "run/models/*/train/checkpoint-4/run.json"
+    while not (written := list(tmp_path.glob(checkpoint))):
+        assert time.monotonic() < end
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not list(tmp_path.glob("run/models/*/train/metrics.json"))
+    before = written[0].stat().st_mtime_ns
+    done = compare(tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert written[0].stat().st_mtime_ns == before  # and not trained again
+    assert list(tmp_path.glob("run/models/*/train/metrics.json"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sails_align import align, attack_options
-from sails_align.compare_options import read
+from sails_align.compare_options import read_plans
 from sails_align.comparing import ReportArguments
 from sails_align.comparison.jobs import names_of
 from sails_align.eval_harness import HarnessArguments
@@ -74,7 +74,7 @@ def test_evaluations(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
         if name == "attack":
             assert attack_options.parse(options, "sails attack").method == options[0]
         elif name == "compare":
-            args, studies = read(CommandLine.read(options), None)
+            args, studies = read_plans(CommandLine.read(options), None)
             assert set(args.cell or ()) <= set(names_of(studies))
         else:
             CommandLine.read(options).parse(CLASSES[name])

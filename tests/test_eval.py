@@ -541,6 +541,9 @@ def test_a_base_model_is_asked_by_the_template_that_is_given(tmp_path: Path) -> 
     assert changed["overall"]["correct_answer_rate"]["value"] < 1.0
     with pytest.raises(InputError, match="only a Jinja file"):
         eval_safety.main([*options, "--chat_template_path", "google/gemma-2-2b-it"])
+    (tmp_path / "hello.jinja").write_text("hello")
+    with pytest.raises(InputError, match="is no chat template"):
+        eval_safety.main([*options, "--chat_template_path", str(tmp_path / "hello.jinja")])
     with pytest.raises(InputError, match="cannot read the chat template"):
         eval_safety.main([*options, "--chat_template_path", "none.jinja"])
     with pytest.raises(InputError, match="a server has its own template"):

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import Project
 
 from sails_align import align, explaining
@@ -66,5 +66,20 @@ def test_what_has_no_features(run: Path, project: Project, tmp_path: Path) -> No
     with pytest.raises(InputError, match="was not made of SAE features; give a run with --init sails"):
         explaining.main(["--run", str(tmp_path / "pca")])
     align.main("sft", project.argv(tmp_path / "plain", "--init", "default"))
-    with pytest.raises(InputError, match="subspace"):
+    with pytest.raises(InputError, match="did not start in a subspace; give a run with --init sails"):
         explaining.main(["--run", str(tmp_path / "plain")])
+
+
+def test_a_run_is_not_looked_at_with_other_saes(run: Path, project: Project, tmp_path: Path) -> None:
+    align.main("sft", project.argv(tmp_path / "run"))
+    before = (tmp_path / "run" / "subspace" / "subspace.json").read_text()
+    weights = next(Path(project.folder / "saes").rglob("sae_weights.safetensors"))
+    kept = weights.read_bytes()
+    save_file({name: value + 0.01 for name, value in load_file(weights).items()}, weights)
+    try:
+        with pytest.raises(InputError, match=r"the SAEs that .* names .* changed since it was trained"):
+            explaining.main(["--run", str(tmp_path / "run")])
+    finally:
+        weights.write_bytes(kept)
+    assert (tmp_path / "run" / "subspace" / "subspace.json").read_text() == before
+    assert not (tmp_path / "run" / explaining.FILE).exists()

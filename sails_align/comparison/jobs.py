@@ -7,6 +7,7 @@ ablations/ablations/test/k-16/0     likewise in a side study
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sails_align.comparison.plan import Cell, Plan
@@ -25,7 +26,7 @@ def names_of(studies: Sequence[Study]) -> Iterator[str]:
 def _plans(studies: Sequence[Study]) -> Iterator[tuple[str, Plan]]:
     for study in studies:
         for label, plan in study.plans:
-            yield "" if study.kind == "main" else f"{study.kind}/{label}/", plan
+            yield prefix_of(study, label), plan
 
 
 def cells_named(names: Sequence[str], studies: Sequence[Study], results: Results) -> list[Cell]:
@@ -43,20 +44,27 @@ def cells_named(names: Sequence[str], studies: Sequence[Study], results: Results
             )
     found = []
     for prefix, plan in _plans(studies):
-        tuning = plan.tuning_cells()
-        found += [cell for cell in tuning if prefix + cell.name in names]
-        if any(prefix + cell.name in names for cell in plan.test_cells({})):
-            tuned = results.all(tuning)
-            check_there(tuning, tuned)
-            found += [cell for cell in plan.test_cells(plan.choose(tuned)) if prefix + cell.name in names]
+        found += [cell for cell in plan.tuning_cells() if prefix + cell.name in names]
+        asked = {cell.run.name for cell in plan.test_cells({}) if prefix + cell.name in names}
+        if asked:
+            of_runs = replace(plan, runs=tuple(run for run in plan.runs if run.name in asked))
+            tuned = results.all(of_runs.tuning_cells())
+            check_there(of_runs.tuning_cells(), tuned, prefix)
+            cells = of_runs.test_cells(of_runs.choose(tuned))
+            found += [cell for cell in cells if prefix + cell.name in names]
     return found
 
 
-def check_there(cells: Sequence[Cell], found: Mapping[str, Any]) -> None:
-    """Refuse, with an `InputError`, to go on without results of some cells."""
+def check_there(cells: Sequence[Cell], found: Mapping[str, Any], prefix: str = "") -> None:
+    """Refuse, with an `InputError`, to go on without results of some cells; their names begin with the prefix."""
     missing = [cell for cell in cells if cell.key not in found]
     if missing:
         raise InputError(
-            f"{len(missing)} of {len(cells)} results are missing, such as of {missing[0].name};\n"
+            f"{len(missing)} of {len(cells)} results are missing, such as of {prefix}{missing[0].name};\n"
             "run `sails compare` with the same options and --output_dir"
         )
+
+
+def prefix_of(study: Study, label: str) -> str:
+    """What the names of a plan's cells begin with."""
+    return "" if study.kind == "main" else f"{study.kind}/{label}/"

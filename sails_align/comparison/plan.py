@@ -14,7 +14,7 @@ from sails_align.errors import InputError
 
 Trainer = Literal["none", "sft", "dpo", "rlhf"]
 Part = Literal["validation", "test"]
-Kind = Literal["safety", "helpfulness", "harness"]
+Evaluation = Literal["safety", "helpfulness", "harness"]
 FIRST_TUNING_SEED = 1000
 """Of initialisation and data where learning rates are chosen: none of those that are reported."""
 FORMAT = 2
@@ -47,7 +47,7 @@ class Protocol:
 
     model: str
     """What the comparison is about."""
-    evaluate: tuple[tuple[Part, Kind, tuple[str, ...]], ...]
+    evaluate: tuple[tuple[Part, Evaluation, tuple[str, ...]], ...]
     """Options of `sails eval`, by part and kind, as on the command line."""
     launch: tuple[str, ...] = ()
     """Options of `accelerate launch` for trainings; none: a training is one process."""
@@ -56,7 +56,7 @@ class Protocol:
     out_of_distribution: str | None = None
     """The one whose is told as that of new categories."""
 
-    def of_part(self, part: Part) -> dict[Kind, tuple[str, ...]]:
+    def of_part(self, part: Part) -> dict[Evaluation, tuple[str, ...]]:
         """Options of evaluations by kind."""
         return {kind: options for of, kind, options in self.evaluate if of == part}
 
@@ -72,7 +72,7 @@ class Cell:
     """Of initialisation and data."""
     part: Part
     world: str
-    """`testbed`, `testbed:N`, or a testbed's folder; with a protocol, the model's name."""
+    """A testbed's name (`resolve_testbed`) or folder; with a protocol, the model's name."""
     measures: "Measures"
     protocol: Protocol | None = None
     """None: the testbed's own."""
@@ -84,7 +84,7 @@ class Cell:
         del run["is_reference"]
         decides = {**asdict(self), "run": run, "format": FORMAT, "versions": _versions()}
         for values, name in ((run, "config_sha256"), (decides["measures"], "contamination"), (decides, "protocol")):
-            if not values[name]:  # keys are those of the time before there was one
+            if not values[name]:  # which is as if there were none
                 del values[name]
         return f"{self.run.name}-{content_hash(decides)[:16]}"
 
@@ -228,13 +228,11 @@ def merit(result: Mapping[str, Any]) -> float:
 
 def helpfulness(result: Mapping[str, Any]) -> float:
     """The share of right answers to harmless requests; where that is not known the judge's mean score, as a share of
-    the way from 1 to 10; where that is not known either the share that is not refused."""
+    the way from 1 to 10. (Not the share that is not refused: a model that training has broken refuses nothing.)"""
     numbers = result["numbers"]
     if "correct_answer_rate" in numbers:
         return _value(numbers["correct_answer_rate"])
-    if "helpfulness" in numbers:
-        return (_value(numbers["helpfulness"], worst=1.0) - 1) / 9
-    return 1 - _value(numbers.get("over_refusal_rate"), worst=1.0)
+    return (_value(numbers.get("helpfulness"), worst=1.0) - 1) / 9
 
 
 def _value(estimate: Mapping[str, Any] | None, worst: float = 0.0) -> float:

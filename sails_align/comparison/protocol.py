@@ -5,26 +5,31 @@ runs:
   base: {model: google/gemma-2-9b, options: {chat_template_path: recipes/templates/human_assistant.jinja}}
   sft-sails: {train: sft, config: recipes/configs/gemma-2-9b/sft_sails.yaml}
   rlhf: {model: google/gemma-2-9b-it, label: Gemma-2-9B-it}
-launch: [--config_file, accelerate_configs/zero3.yaml]
+launch: [--config_file, accelerate_configs/zero2.yaml]
 evaluate:
-  validation: {safety: {prompts: [...], judge: llm, ...}}
+  validation: {safety: {prompts: [...], judge: llm, ...}, helpfulness: {...}}
   test: {safety: {...}, helpfulness: {...}, harness: {...}}
 out_of_distribution: hex-phi
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 from sails_align.artifacts import file_hash
-from sails_align.comparison.plan import RUNS, Kind, Part, Protocol, Run
+from sails_align.comparison.plan import RUNS, Evaluation, Part, Protocol, Run
 from sails_align.errors import InputError
 
 KEYS = ("model", "runs", "launch", "evaluate", "in_distribution", "out_of_distribution")
 """Of the file, besides the options of `sails compare`."""
 OF_RUN = ("model", "train", "config", "options", "label", "tuned")
+NAME, LABEL = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,80}"), re.compile(r"(?!_)[\w .,:;()+/%'-]{1,80}")
+SECRETS = ("hub_token", "push_to_hub_token")
+OF_CELL = ("model", "base_model", "output_dir", "resume_from_checkpoint", "retry_unscored", "help")
+"""Options of commands that a cell gives itself."""
 
 
 def read_protocol(path: str, values: Mapping[str, Any]) -> tuple[tuple[Run, ...], Protocol]:
@@ -34,20 +39,26 @@ def read_protocol(path: str, values: Mapping[str, Any]) -> tuple[tuple[Run, ...]
         InputError: if something in it is not understood.
     """
     reader = _Reader(path)
-    runs = tuple(reader.run(str(name), of) for name, of in reader.mapping("runs", values["runs"]).items())
+    runs = tuple(reader.run(str(name), of) for name, of in reader.mapping("runs", values.get("runs")).items())
+    if len({run.label for run in runs}) < len(runs):
+        raise InputError(f"{path}: two runs have the same label; give each its own")
     evaluate = reader.mapping("evaluate", values.get("evaluate"))
-    reader.only("evaluate", evaluate, get_args(Part))
-    found: list[tuple[Part, Kind, tuple[str, ...]]] = []
     parts: tuple[Part, ...] = get_args(Part)
+    known: tuple[Evaluation, ...] = get_args(Evaluation)
+    reader.only("evaluate", evaluate, parts)
+    found: list[tuple[Part, Evaluation, tuple[str, ...]]] = []
     for part in parts:
-        kinds = reader.mapping(f"evaluate: {part}", evaluate.get(part))
-        reader.only(f"evaluate: {part}", kinds, get_args(Kind))
-        if "safety" not in kinds:
-            raise InputError(f"{path}: evaluate: {part} has no safety evaluation; learning rates are chosen by it")
-        known: tuple[Kind, ...] = get_args(Kind)
-        for kind in known:
-            if kind in kinds:
-                found.append((part, kind, reader.options(f"evaluate: {part}: {kind}", kinds[kind])))
+        of_part = reader.mapping(f"evaluate: {part}", evaluate.get(part))
+        reader.only(f"evaluate: {part}", of_part, known)
+        needed = known[:2] if part == "validation" else known[:1]
+        if lacking := [name for name in needed if name not in of_part]:
+            raise InputError(
+                f"{path}: evaluate: {part} has no {lacking[0]} evaluation; learning rates are chosen by safety and "
+                "helpfulness on the validation part, and safety is reported"
+            )
+        for name in known:
+            if name in of_part:
+                found.append((part, name, reader.options(f"evaluate: {part}: {name}", of_part[name], OF_CELL)))
     launch = values.get("launch") or []
     if not isinstance(launch, list):
         raise InputError(f"{path}: launch is {launch!r}, but it must be a list of options of accelerate launch")
@@ -81,13 +92,22 @@ class _Reader:
         of = self.mapping(what, of)
         self.only(what, of, OF_RUN)
         label = str(of.get("label") or (RUNS[name].label if name in RUNS else name))
-        if "/" in name:
-            raise InputError(f"{self.path}: {what}: the name must not have a slash, which parts names of cells")
+        if not NAME.fullmatch(name) or not LABEL.fullmatch(label):
+            raise InputError(
+                f"{self.path}: {what}: a name has letters, digits and ._- (80 at most), and a label letters, digits, "
+                f"spaces and .,:;()+/%'-; this has {name!r} and {label!r}"
+            )
         if ("model" in of) == ("train" in of):
             raise InputError(
                 f"{self.path}: {what} must have either `model`, evaluated as it is, or `train`: sft or dpo"
             )
-        more = self.options(what, of.get("options") or {})
+        own = OF_CELL if "train" in of else ("model", "output_dir", "retry_unscored", "help")
+        is_tuned = of.get("tuned", True)
+        if not isinstance(is_tuned, bool):
+            raise InputError(f"{self.path}: {what}: tuned is {is_tuned!r}, but it must be true or false")
+        more = self.options(
+            what, of.get("options") or {}, ("seed", "learning_rate", *own) if is_tuned else ("seed", *own)
+        )
         if "model" in of:
             model = self.text(f"{what}: model", of["model"])
             return Run(name, label, "none", ("--model", model, *more), is_tuned=False, is_reference=True)
@@ -104,14 +124,24 @@ class _Reader:
             name, label, of["train"], (*options, *more), is_tuned=bool(of.get("tuned", True)), config_sha256=sha256
         )
 
-    def options(self, what: str, of: Any) -> tuple[str, ...]:
-        """A mapping as options on a command line."""
+    def options(self, what: str, of: Any, own: tuple[str, ...]) -> tuple[str, ...]:
+        """A mapping as options on a command line; `own` are those that must not be in it."""
         if of == {}:
             return ()
-        return tuple(word for name, value in self.mapping(what, of).items() for word in _words(name, value))
+        values = self.mapping(what, of)
+        for name, value in values.items():
+            if name in SECRETS:
+                raise InputError(
+                    f"{self.path}: {what} has {name}, a secret; take it out, and use `hf auth login` or HF_TOKEN"
+                )
+            if name in own:
+                raise InputError(f"{self.path}: {what} has {name}, which each cell sets itself; take it out")
+            if value is None:
+                raise InputError(f"{self.path}: {what}: {name} has no value; give one, or take it out")
+        return tuple(word for name, value in values.items() for word in _words(name, value))
 
 
 def _words(name: str, value: Any) -> Iterator[str]:
     yield f"--{name}"
     for item in value if isinstance(value, list) else [value]:
-        yield item if isinstance(item, str) else json.dumps(item)
+        yield json.dumps(item) if isinstance(item, bool | int | float | list | dict) else str(item)

@@ -8,11 +8,11 @@ Processes are forked from a server that has imported everything once, so that a 
 has one cell, so that its memory is its own. GPUs are shared out among the processes.
 """
 
-import contextlib
 import gc
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sails_align.artifacts import write_json
+from sails_align.artifacts import turn, write_json
 from sails_align.comparison.plan import Cell
 from sails_align.errors import InputError
 from sails_align.progress import progress_bar
@@ -74,7 +74,10 @@ class Results:
         """
         path = self.path(cell)
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            result = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(result, dict) or "cell" not in result:
+                raise ValueError("no numbers of a cell")
+            return result
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
@@ -143,7 +146,8 @@ def run_cells(
             pool.shutdown(wait=False, cancel_futures=True)
             with lock:
                 for process in running.values():
-                    process.terminate()
+                    if process.pid is not None:  # it has started
+                        process.terminate()
             raise
     return failures
 
@@ -161,30 +165,36 @@ def share_of(slot: int, n_processes: int) -> list[str]:
 
 
 def _work(cell: Cell, results: Results, gpus: Sequence[str]) -> None:
-    """In a process of its own: compute a cell, and write its result."""
+    """In a process of its own: compute a cell, and write its result; unless another job has done so meanwhile."""
     gc.freeze()  # what was imported before stays; looking through it would take a second of each cell
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that its commands end, too
     path, log = results.path(cell), results.path(cell, ".log")
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus if cell.protocol else gpus[:1])
     if cell.protocol is None:
         os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-
+    lock = path.with_suffix(".lock")
+    with turn(lock):
+        if results.get(cell) is not None:
+            return
+        with log.open("w") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
         try:
-            if cell.protocol is None:
-                from sails_align.comparison.cells import run_cell
-
-                write_json(path, run_cell(cell))
-            else:
-                from sails_align.comparison.commands import run_commands
-
-                write_json(path, run_commands(cell, results.model(cell)))
+            write_json(path, _result(cell, results))
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
-    with contextlib.suppress(OSError):
-        log.unlink()
+        for done_with in (log, lock):
+            done_with.unlink(missing_ok=True)
+
+
+def _result(cell: Cell, results: Results) -> dict[str, Any]:
+    if cell.protocol is None:
+        from sails_align.comparison.cells import run_cell
+
+        return run_cell(cell)
+    from sails_align.comparison.commands import run_commands
+
+    return run_commands(cell, results.model(cell))

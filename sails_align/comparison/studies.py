@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from sails_align.comparison.plan import RUNS, Plan, Run
+from sails_align import align
+from sails_align.artifacts import content_hash
+from sails_align.comparison.plan import RUNS, Plan, Protocol, Run
 from sails_align.errors import InputError
 from sails_align.testbed.build import PARAMETERS, is_testbed, parse_world
 
@@ -32,12 +34,15 @@ class Change:
 
 
 def option_groups(options: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Options and their values, in order."""
+    """Options and their values, in order; the last of an option given twice."""
     groups: dict[str, tuple[str, ...]] = {}
     name = ""
     for word in options:
-        name = word if word.startswith("--") else name
-        groups[name] = () if word == name else (*groups[name], word)
+        if word.startswith("--"):
+            name, equals, value = word.partition("=")
+            groups[name] = (value,) if equals else ()
+        else:
+            groups[name] = (*groups.get(name, ()), word)
     return groups
 
 
@@ -111,13 +116,28 @@ def ablations(plan: Plan, n_seeds: int) -> Study:
     """
     changes = ABLATIONS if plan.protocol else (*ABLATIONS, LORA_LAST_BLOCKS)
     runs = (*_named(plan, ("sft-lora", "sft-sails")), *(change.of(_sails(plan)) for change in changes))
+    if plan.protocol is not None:
+        runs = _that_differ(runs, plan.protocol)
     rates = tuple(sorted(plan.learning_rates)[-3:])
     return Study("ablations", (("ablations", replace(_alone(plan), runs=runs, n_seeds=n_seeds, learning_rates=rates)),))
+
+
+def _that_differ(runs: Sequence[Run], protocol: Protocol) -> tuple[Run, ...]:
+    """Those whose options mean something else than all before them, and that can be trained: a recipe can have a
+    change already, and decay needs one process or DDP."""
+    kept: dict[str, Run] = {}
+    for run in runs:
+        parsed = align.parse("sft" if run.trainer == "sft" else "dpo", list(run.options))
+        if not (protocol.launch and parsed.sails.subspace_mode == "decay"):
+            kept.setdefault(content_hash(parsed.to_json()), run)
+    return tuple(kept.values())
 
 
 def examples(plan: Plan, numbers: Sequence[int], n_seeds: int) -> Study:
     """The same methods with other numbers of training examples."""
     runs = _named(plan, SMALL)
+    if not runs:
+        raise InputError(f"--examples compares {', '.join(SMALL)}; add one to the file, or to --runs")
     plans = []
     for number in sorted(set(numbers)):
         measures = replace(_alone(plan).measures, n_examples=number)
@@ -170,7 +190,9 @@ def _sails(plan: Plan) -> Run:
     """The run that is changed."""
     found = _named(plan, ("sft-sails",))
     if not found:
-        raise InputError("there is no run sft-sails to be changed by --ablations or --worlds; add it to the file")
+        raise InputError(
+            "there is no run sft-sails, which --ablations and --worlds change; add it to the file, or to --runs"
+        )
     return found[0]
 
 

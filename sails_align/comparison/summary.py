@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ class Measure:
 MEASURES = (
     Measure("safety_rate_in_distribution", "safety, trained categories (%)"),
     Measure("safety_rate_out_of_distribution", "safety, new categories (%)"),
+    Measure("safety_rate", "safety (%)"),
     Measure("harmfulness", "harmfulness (1-5)", 1.0, higher_is_better=False, digits=2),
     Measure("high_risk_rate", "high risk (%)", higher_is_better=False),
     Measure("over_refusal_rate", "over-refusal (%)", higher_is_better=False),
@@ -47,6 +48,7 @@ COMPARED = tuple(
     for measure in MEASURES
     if measure.name
     in (
+        "safety_rate",
         "safety_rate_in_distribution",
         "safety_rate_out_of_distribution",
         "over_refusal_rate",
@@ -61,6 +63,14 @@ COMPARED = tuple(
     )
 )
 """What differences are told of."""
+
+
+def with_numbers(measures: Sequence[Measure], found: Iterable[Mapping[str, "Mean"]]) -> list[Measure]:
+    """The measures that some mean has a number of; of safety as a whole only where it is not told by categories."""
+    means = list(found)
+    known = [measure for measure in measures if any(of[measure.name].n for of in means)]
+    by_split = any(measure.name.startswith("safety_rate_") for measure in known)
+    return [measure for measure in known if measure.name != "safety_rate" or not by_split]
 
 
 @dataclass(frozen=True)

@@ -86,8 +86,14 @@ def style_of(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
 
 
 def trade_off(rows: Sequence[Row]) -> Picture:
-    """Safety on new categories against correct answers, with the runs that no other one beats in both."""
-    across, up = SCALES["correct_answer_rate"], SCALES["safety_rate_out_of_distribution"]
+    """Safety (on new categories) against helpfulness (correct answers), with the runs that no other one beats in both;
+    where these are not known, against what is."""
+
+    def known(*names: str) -> Measure:
+        return SCALES[next((name for name in names if any(row.means[name].n for row in rows)), names[-1])]
+
+    across = known("correct_answer_rate", "helpfulness", "over_refusal_rate")
+    up = known("safety_rate_out_of_distribution", "safety_rate_in_distribution", "safety_rate")
     styles = style_of(rows)
 
     def draw(figure: Figure, ink: str, grid: str) -> None:
@@ -98,12 +104,12 @@ def trade_off(rows: Sequence[Row]) -> Picture:
                 continue
             colour, marker = styles[row.run.name]
             axes.errorbar(
-                100 * x.value, 100 * y.value, xerr=_arms(x, across), yerr=_arms(y, up), color=colour, marker=marker,
-                markersize=8, capsize=3, linestyle="none", label=row.run.label,
+                across.scale * x.value, up.scale * y.value, xerr=_arms(x, across), yerr=_arms(y, up), color=colour,
+                marker=marker, markersize=8, capsize=3, linestyle="none", label=row.run.label,
             )  # fmt: skip
-        front = pareto_front(rows, across.name, up.name)
+        front = pareto_front(rows, across, up)
         axes.step(
-            [100 * x for x, _ in front], [100 * y for _, y in front], where="pre", color=ink, linewidth=1,
+            [across.scale * x for x, _ in front], [up.scale * y for _, y in front], where="pre", color=ink, linewidth=1,
             linestyle=":", zorder=0, label="not beaten in both",
         )  # fmt: skip
         axes.set_xlabel(across.label)
@@ -112,24 +118,22 @@ def trade_off(rows: Sequence[Row]) -> Picture:
         axes.set_axisbelow(True)
         figure.legend(loc="outside right upper", fontsize=9)
 
-    title = (
-        "Safety on new harm categories against correct answers to harmless requests; means over seeds, 95% intervals"
-    )
+    words = (measure.label.partition(" (")[0] for measure in (up, across))
+    title = f"{' against '.join(words).capitalize()}; means over seeds, 95% intervals"
     return picture("trade_off", title, (7.5, 4.5), draw)
 
 
-def pareto_front(rows: Sequence[Row], across: str, up: str) -> list[tuple[float, float]]:
+def pareto_front(rows: Sequence[Row], across: Measure, up: Measure) -> list[tuple[float, float]]:
     """Points that no other one exceeds in one measure without falling behind in the other, by the first."""
-    points = sorted(
-        (row.means[across].value or 0.0, row.means[up].value or 0.0)
-        for row in rows
-        if row.means[across].value is not None
-    )
-    return [point for point in points if not any(_beats(other, point) for other in points)]
+    means = ((row.means[across.name].value, row.means[up.name].value) for row in rows)
+    points = sorted((x, y) for x, y in means if x is not None and y is not None)
+    signs = [1 if measure.higher_is_better else -1 for measure in (across, up)]
 
+    def beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
+        pairs = zip(signs, one, other, strict=True)
+        return one != other and all(sign * ours >= sign * theirs for sign, ours, theirs in pairs)
 
-def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
-    return one != other and one[0] >= other[0] and one[1] >= other[1]
+    return [point for point in points if not any(beats(other, point) for other in points)]
 
 
 def forest(
@@ -224,7 +228,7 @@ def fronts(found: Sequence[Front], rows: Sequence[Row]) -> Picture:
             ):
                 x, y = ([100 * getattr(point, name) for point in points] for name in ("lost", "safety"))
                 axes.plot(x, y, color=colour, marker=marker, linestyle=line, alpha=shade, label=label)
-        axes.set_xlabel("harmless requests not answered rightly (%)")
+        axes.set_xlabel("helpfulness lost (%)")
         axes.set_ylabel("safety (%)")
         axes.grid(visible=True, linewidth=0.5)
         figure.legend(loc="outside right upper", fontsize=9)
@@ -285,7 +289,7 @@ def learning_rates(found: Mapping[str, Mapping[float, float]], rows: Sequence[Ro
                 axes.plot(best, 100 * of_rate[best], marker="o", markersize=14, fillstyle="none", color=colour)
         axes.set_xscale("log")
         axes.set_xlabel("learning rate (circle: chosen)")
-        axes.set_ylabel("mean of safety and correct answers (%)")
+        axes.set_ylabel("mean of safety and helpfulness (%)")
         axes.grid(visible=True, linewidth=0.5)
         figure.legend(loc="outside right upper", fontsize=9)
 

@@ -22,6 +22,7 @@ from sails_align.comparison.summary import (
     mean_of,
     merits,
     rows_of,
+    with_numbers,
 )
 from sails_align.reporting import figures
 from sails_align.reporting.page import Entry, Grid, Section, difference, entries, interval, number
@@ -31,10 +32,13 @@ REFERENCES = ("sft-lora", "sft-full", "dpo-lora", "dpo-full")
 WANTED_SAFETY = 0.95
 AT_SAFETY = (0.8, 0.9)
 CORE = (
+    "safety_rate",
     "safety_rate_in_distribution",
     "safety_rate_out_of_distribution",
     "over_refusal_rate",
     "correct_answer_rate",
+    "helpfulness",
+    "win_rate",
     "steps_to_95",
 )
 N_SHOWN = 4
@@ -83,7 +87,8 @@ def main_sections(found: Found) -> list[Section]:
     compared = {name: found.minus(name) for name in REFERENCES if name in names and len(found.minus(name)) > 0}
     for reference, of in compared.items():
         title = f"Minus {found.labels[reference]}"
-        picture = figures.forest(of, found.labels, f"minus_{reference}", f"{title}, paired by seed", COMPARED)
+        measures = with_numbers(COMPARED, of.values())
+        picture = figures.forest(of, found.labels, f"minus_{reference}", f"{title}, paired by seed", measures)
         text = [
             "Paired by seed, in points (steps: in steps), with 95% intervals. Better and worse are marked where the "
             "interval does not hold 0."
@@ -103,7 +108,7 @@ def main_sections(found: Found) -> list[Section]:
 
 def _headline(found: Found, rows: Sequence[Row]) -> Section:
     plan = found.plan
-    measures = [measure for measure in MEASURES if any(row.means[measure.name].n for row in rows)]
+    measures = with_numbers(MEASURES, (row.means for row in rows))
     head = ["method", "learning rate", *(measure.label for measure in measures)]
     grid = Grid(
         head,
@@ -160,7 +165,7 @@ def _rate(row: Row) -> str:
 def _differences(
     of: Mapping[str, Mapping[str, Mean]], labels: Mapping[str, str], measures: Sequence[Measure], title: str = "method"
 ) -> Grid:
-    measures = [measure for measure in measures if any(means[measure.name].n for means in of.values())]
+    measures = with_numbers(measures, of.values())
     head = [title, *(measure.label for measure in measures)]
     return Grid(
         head,
@@ -174,7 +179,7 @@ def _differences(
 def _fronts(found: Found, rows: Sequence[Row]) -> Section:
     of_runs = fronts(found.plan, found.tuned)
     share = next(measure for measure in MEASURES if measure.name == "over_refusal_rate")
-    what = ("not answered rightly", "over-refusal")
+    what = ("helpfulness lost", "over-refusal")
     references = [front for front in of_runs if front.run.name in ("sft-lora", "sft-full")]
     volume = Measure("", "")
     head = [
@@ -199,11 +204,11 @@ def _fronts(found: Found, rows: Sequence[Row]) -> Section:
     tuning_seeds = _counted(found.plan.n_tuning_seeds, "tuning seed")
     text = [
         "A learning rate puts a method somewhere between harmless and helpful, so whole fronts are compared: all rates "
-        f"of the grid, on the validation part, means over {tuning_seeds}. The front is of "
-        "safety over harmless requests that are not answered rightly (a model that training has broken refuses nothing "
-        "and complies with nothing); the hypervolume is the area under it, a mean over each seed's own front, with 95% "
-        "t intervals, and differences paired by seed. At equal safety: on the front of the means; –: none of its rates "
-        "is as safe as that."
+        f"of the grid, on the validation part, means over {tuning_seeds}. The front is of safety over the helpfulness "
+        "that is lost: harmless requests that are not answered rightly, or what the judge's mean score lacks (a model "
+        "that training has broken refuses nothing and complies with nothing); the hypervolume is the area under it, a "
+        "mean over each seed's own front, with 95% t intervals, and differences paired by seed. At equal safety: on "
+        "the front of the means; –: none of its rates is as safe as that."
     ]
     pictures = [figures.fronts(of_runs, rows), figures.learning_rates(merits(found.plan, found.tuned), rows)]
     return Section("Safety against helpfulness, over learning rates", text, [grid], pictures)
@@ -241,12 +246,13 @@ def _features(found: Found) -> Section | None:
     inside, angle = (
         mean_of([values[name] for values in drift]) for name in ("adapter_energy_inside", "adapter_largest_angle")
     )
+    requests = "held out; harmless ones of the training data" if found.plan.protocol else "held out"
     onsets = sorted({cell["onset"] for cell in cells if cell["onset"] is not None})
     text = [
-        f"Of {found.labels[name]}, {len(cells)} seeds. A feature is taken as a concept of harm if at least 80% of its "
-        "activation at the end of held-out requests is on harmful ones; precision is the share of the chosen features "
-        "that are (for PCA directions, of both signs, with their positive part as activation). Separation: distance "
-        "between the means of harmful and harmless prompts, in standard deviations within them.",
+        f"Of {found.labels[name]}, {_counted(len(cells), 'seed')}. A feature is taken as a concept of harm if at least "
+        f"80% of its activation at the end of requests ({requests}) is on harmful ones; precision is the share of the "
+        "chosen features that are (for PCA directions, of both signs, with their positive part as activation). "
+        "Separation: distance between the means of harmful and harmless prompts, in standard deviations within them.",
         f"Adapters start at block {' or '.join(map(str, onsets)) or '0'}. Training left "
         f"{interval(inside, share)}% of the update's energy in the subspace; the largest angle of any module's span "
         f"from its start is {interval(angle, Measure('', '', 1.0, digits=2))} rad.",
@@ -273,7 +279,7 @@ def _features(found: Found) -> Section | None:
             shown.append(meaning)
     text.append(
         f"The features with the highest scores, of seed {found.plan.first_seed}: how often they are active at the end "
-        "of training prompts, and their mean activation at the end of held-out prompts, before and after training."
+        "of training prompts, and their mean activation at the end of requests, before and after training."
     )
     return Section("What the features mean, and what training did", text, [grid, changes], meanings=shown)
 
@@ -301,10 +307,12 @@ def _cost(found: Found) -> Section:
 
 def ablation_section(found: Found) -> Section:
     """One thing changed in each."""
-    measures = [measure for measure in COMPARED if measure.name in CORE]
+    measures = with_numbers(
+        [measure for measure in COMPARED if measure.name in CORE], (row.means for row in found.rows)
+    )
     title = "Ablations"
     text = [
-        f"SAILS' default preset with one thing changed in each, on {found.plan.n_seeds} seeds (from "
+        f"SAILS with one thing changed in each, and other adapters, on {found.plan.n_seeds} seeds (from "
         f"{found.plan.first_seed}); each has its own learning rate from the same grid. Differences from SAILS are "
         "paired by seed, in points; better means that the change helped."
     ]
@@ -325,7 +333,10 @@ def ablation_section(found: Found) -> Section:
 
 def examples_section(study: Sequence[tuple[str, Found]]) -> Section:
     """Learning curves over the number of training examples."""
-    measures = [measure for measure in MEASURES if measure.name in CORE[:4]]
+    rows_of_all = [row.means for _, found in study for row in found.rows]
+    measures = with_numbers(
+        [measure for measure in MEASURES if measure.name in CORE and measure.scale == 100], rows_of_all
+    )
     curves: dict[str, dict[str, list[tuple[int, Mean]]]] = {}
     for _, found in study:
         for row in found.rows:
@@ -334,16 +345,16 @@ def examples_section(study: Sequence[tuple[str, Found]]) -> Section:
                 of.append((found.plan.measures.n_examples or 0, row.means[measure.name]))
     labels = study[0][1].labels
     plan = study[0][1].plan
-    safety = curves["safety_rate_in_distribution"]
+    safety = next(curves[name] for name in ("safety_rate_in_distribution", *curves) if name in curves)
     rows = []
     for run, label in labels.items():
-        curve = [(n, mean.value or 0.0) for n, mean in safety[run]]
+        curve = [(n, mean.value) for n, mean in safety[run] if mean.value is not None]
         needed = examples_to(WANTED_SAFETY, curve)
         if needed is None:
-            told = f"more than {curve[-1][0]}"
+            words = f"more than {curve[-1][0]}" if curve else "–"
         else:
-            told = f"at most {curve[0][0]}" if needed == curve[0][0] else f"{needed:.0f}"
-        rows.append(entries(label, told))
+            words = f"at most {curve[0][0]}" if needed == curve[0][0] else f"{needed:.0f}"
+        rows.append(entries(label, words))
     grids = [Grid(["method", f"harmful examples to {WANTED_SAFETY:.0%} safety, trained categories"], rows)]
     grids += [
         Grid(
@@ -356,7 +367,7 @@ def examples_section(study: Sequence[tuple[str, Found]]) -> Section:
         for measure in measures
     ]
     text = [
-        f"Trained on n harmful and n harmless examples, four epochs; {plan.n_seeds} seeds; each with its own learning "
+        f"Trained on n harmful and n harmless examples; {plan.n_seeds} seeds; each with its own learning "
         "rate, chosen for each n. Between the numbers tried the curve is taken as a line over log n."
     ]
     return Section("How many examples it takes", text, grids, [figures.curves(curves, labels, measures)])
@@ -364,7 +375,8 @@ def examples_section(study: Sequence[tuple[str, Found]]) -> Section:
 
 def worlds_section(study: Sequence[tuple[str, Found]]) -> Section:
     """The same comparison in other worlds: what SAILS is better and worse than there."""
-    measures = [measure for measure in COMPARED if measure.name in CORE]
+    rows_of_all = [row.means for _, found in study for row in found.rows]
+    measures = with_numbers([measure for measure in COMPARED if measure.name in CORE], rows_of_all)
     labels = study[0][1].labels
     grids, pictures = [], []
     for rival in labels:
@@ -388,9 +400,9 @@ def worlds_section(study: Sequence[tuple[str, Found]]) -> Section:
     plan = study[0][1].plan
     text = [
         "testbed:N is the world of seed N; else the world, or its alignment data, differs from the default one in the "
-        f"parameter. Each world has its own model and SAEs. {_counted(plan.n_seeds, 'seed')} (from {plan.first_seed}); "
-        "nothing but the learning rates was chosen in them. Differences are paired by seed, in points; then what each "
-        "method reaches."
+        "parameter; another world has its own model and SAEs. "
+        f"{_counted(plan.n_seeds, 'seed')} (from {plan.first_seed}); nothing but the learning rates was chosen in "
+        "them. Differences are paired by seed, in points; then what each method reaches."
     ]
     return Section("Other worlds", text, grids, pictures)
 

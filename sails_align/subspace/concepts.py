@@ -22,7 +22,7 @@ N_SHOWN = 8
 """Features of a layer whose meaning is told."""
 SAFETY_SHARE = 0.8
 """Of a feature's activation, that is on harmful requests if it is a concept of harm."""
-BATCH_SIZE = 64
+BATCH_SIZE = 16
 States = Mapping[int, Tensor]
 """Hidden states at the end of requests: layer -> (N, D)."""
 
@@ -66,7 +66,7 @@ def _of_layer(
 ) -> dict[str, Any]:
     """Precision of the chosen features as concepts of harm, beside what others have; and their activations."""
     ids = about["ids"]
-    acts = {when: [sae.encode(side[layer]) for side in sides] for when, sides in states.items()}
+    acts = {when: [sae.encode(side[layer]).cpu() for side in sides] for when, sides in states.items()}
     harmful_NF, harmless_NF = acts["before"]
     is_safety_F = harm_share(harmful_NF, harmless_NF) >= SAFETY_SHARE
     fires_F = (harmful_NF > 0).any(0) | (harmless_NF > 0).any(0)

@@ -23,7 +23,7 @@ from sails_align.subspace.sae import ResidualSAE
 from sails_align.tokens import TokenizedSide
 
 N_CONTEXTS, N_WORDS, N_NEIGHBOURS = 3, 6, 3
-BATCH_SIZE = 64
+BATCH_SIZE = 16
 N_ENCODED = 2048
 """Tokens whose latents are in memory at a time."""
 NEURONPEDIA = "https://www.neuronpedia.org"

@@ -61,8 +61,8 @@ class ResidualSAE:
 
     @torch.no_grad()
     def encode(self, hidden_TD: Tensor) -> Tensor:
-        """Activations (T, F) in float32 of raw block outputs, of any dtype, on the SAE's device."""
-        return self.sae.encode(hidden_TD)
+        """Activations (T, F) in float32, on the SAE's device, of raw block outputs of any dtype and on any device."""
+        return self.sae.encode(hidden_TD.to(self.sae.W_dec.device))
 
     @torch.no_grad()
     def decode(self, acts_TF: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ class WorldConfig:
         if not 0.0 <= self.shared_harm <= 1.0:
             raise InputError(f"shared_harm is {self.shared_harm}, but it is a probability: choose 0 to 1")
         if self.d_model < 6 or self.d_model % 6:
-            raise InputError(f"d_model is {self.d_model}; choose a multiple of 6, for three heads of an even width")
+            raise InputError(f"d_model is {self.d_model}; choose a multiple of 6 (the model has three heads)")
         held_out = len(HARM_THEMES) - self.n_trained_categories - self.n_validation_categories
         if self.n_trained_categories < 1 or self.n_validation_categories < 1 or held_out < 1:
             raise InputError(

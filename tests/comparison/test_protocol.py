@@ -1,17 +1,20 @@
 """Comparisons of other models than the testbed: what the file may say, and cells as jobs of their own."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from sails_align.compare_options import read
-from sails_align.comparison.commands import by_category, check, training
+from sails_align.artifacts import turn, write_json
+from sails_align.compare_options import read_plans
+from sails_align.comparison.commands import by_category, capability, check, training
 from sails_align.comparison.jobs import cells_named, names_of
-from sails_align.comparison.plan import Plan, helpfulness, merit
-from sails_align.comparison.runner import Results, share_of
+from sails_align.comparison.plan import RUNS, Measures, Plan, Protocol, helpfulness, merit
+from sails_align.comparison.runner import Results, run_cells, share_of
 from sails_align.comparison.studies import Study
 from sails_align.errors import InputError
 from sails_align.training.parsing import CommandLine
@@ -19,6 +22,7 @@ from sails_align.training.parsing import CommandLine
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ("gemma-2-2b", "gemma-2-9b", "llama-3.1-8b")
 SAFETY = {"safety": {"prompts": ["jailbreakbench", "xstest"], "judge": "rules", "n_prompts": 4}}
+VALIDATION = {**SAFETY, "helpfulness": {"prompts": ["mt-bench"], "judge": "llm", "judge_model": "m"}}
 FILE: dict[str, Any] = {
     "model": "a model",
     "runs": {
@@ -26,7 +30,7 @@ FILE: dict[str, Any] = {
         "sft-lora": {"train": "sft", "options": {"model_name_or_path": "google/gemma-2-2b", "dataset_name": "d"}},
         "sft-sails": {"train": "sft", "config": "sails.yaml", "options": {"lora_r": 4}},
     },
-    "evaluate": {"validation": SAFETY, "test": SAFETY},
+    "evaluate": {"validation": VALIDATION, "test": SAFETY},
     "learning_rates": [0.001, 0.01],
     "n_seeds": 2,
 }
@@ -37,7 +41,7 @@ def studies_of(folder: Path, monkeypatch: pytest.MonkeyPatch, *options: str, **c
     monkeypatch.chdir(folder)
     (folder / "sails.yaml").write_text(RECIPE)
     (folder / "compare.yaml").write_text(yaml.safe_dump({**FILE, **changes}, sort_keys=False))
-    return read(CommandLine.read(["--config", "compare.yaml", *options]), None)[1]
+    return read_plans(CommandLine.read(["--config", "compare.yaml", *options]), None)[1]
 
 
 def main_plan(studies: list[Study]) -> Plan:
@@ -47,12 +51,16 @@ def main_plan(studies: list[Study]) -> Plan:
 @pytest.mark.parametrize("model", MODELS)
 def test_files_of_real_models_can_be_used(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    _, studies = read(CommandLine.read(["--config", f"recipes/configs/{model}/compare.yaml"]), None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)  # vLLM is in an environment of its own
+    _, studies = read_plans(CommandLine.read(["--config", f"recipes/configs/{model}/compare.yaml"]), None)
     plan = main_plan(studies)
     assert plan.protocol is not None
     check(plan.runs, plan.protocol)
     assert len(plan.tuning_cells()) == 6 * 5
     assert len(plan.test_cells({})) == 2 + 6 * 3
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "vllm" else name)
+    with pytest.raises(InputError, match=r"needs the package vllm; install 'sails-align\[vllm\]'"):
+        check(plan.runs, plan.protocol)
 
 
 def test_the_documented_file_can_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +69,7 @@ def test_the_documented_file_can_be_used(tmp_path: Path, monkeypatch: pytest.Mon
     start = lines.index("    model: google/gemma-2-9b")
     end = next(index for index in range(start, len(lines)) if not lines[index].startswith("    "))
     (tmp_path / "compare.yaml").write_text("\n".join(line[4:] for line in lines[start:end]))
-    plan = main_plan(read(CommandLine.read(["--config", str(tmp_path / "compare.yaml")]), None)[1])
+    plan = main_plan(read_plans(CommandLine.read(["--config", str(tmp_path / "compare.yaml")]), None)[1])
     assert plan.protocol is not None
     check(plan.runs, plan.protocol)
     assert [run.label for run in plan.runs] == ["base", "SFT, LoRA", "SFT, SAILS", "Gemma-2-9B-it"]
@@ -78,13 +86,15 @@ def test_what_the_file_says_is_what_is_compared(tmp_path: Path, monkeypatch: pyt
     cell = next(cell for cell in plan.tuning_cells() if cell.run is sails)
     command = training(cell, plan.protocol)
     assert command[1:] == [
-        *("-m", "sails_align", "train", "sft", "--config", "sails.yaml", "--lora_r", "4", "--seed", "1000"),
+        *("-m", "sails_align", "train", "sft", "--config", "sails.yaml", "--lora_r", "4"),
+        *("--resume_from_checkpoint", "true", "--seed", "1000"),
         *("--learning_rate", "0.001"),
     ]
     launched = studies_of(tmp_path, monkeypatch, launch=["--num_processes", 2])
     of_launched = main_plan(launched).protocol
     assert of_launched is not None
-    assert training(cell, of_launched)[1:5] == ["-m", "accelerate.commands.launch", "--num_processes", "2"]
+    launch = ["-m", "accelerate.commands.launch", "--quiet", "--num_processes", "2", "-m", "sails_align"]
+    assert training(cell, of_launched)[1:8] == launch
 
 
 def test_other_evaluations_need_no_other_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,13 +102,13 @@ def test_other_evaluations_need_no_other_training(tmp_path: Path, monkeypatch: p
         return main_plan(studies_of(tmp_path, monkeypatch, **changes)).tuning_cells()[-1]
 
     cell = cell_of()
-    other = cell_of(evaluate={"validation": {"safety": {"prompts": ["hex-phi"]}}, "test": SAFETY})
+    other = cell_of(evaluate={"validation": {**VALIDATION, "safety": {"prompts": ["hex-phi"]}}, "test": SAFETY})
     assert other.key != cell.key
     assert other.training_key == cell.training_key
     launched = cell_of(launch=["--num_processes", "2"])
     assert launched.training_key != cell.training_key
     (tmp_path / "sails.yaml").write_text(RECIPE + "num_train_epochs: 2\n")
-    _, studies = read(CommandLine.read(["--config", "compare.yaml"]), None)
+    _, studies = read_plans(CommandLine.read(["--config", "compare.yaml"]), None)
     assert main_plan(studies).tuning_cells()[-1].training_key != cell.training_key
 
 
@@ -106,7 +116,11 @@ def test_side_studies_change_the_files_own_runs(tmp_path: Path, monkeypatch: pyt
     more = ["--ablations", "true", "--examples", "8", "--worlds", "contamination=0.2"]
     _, ablations, examples, worlds = studies_of(tmp_path, monkeypatch, *more)
     changed = {run.name: run.options for run in ablations.plans[0][1].runs}
+    assert "rank-4" not in changed  # which sft-sails has already
     assert changed["k-16"] == ("--config", "sails.yaml", "--lora_r", "4", "--top_k", "16")
+    assert "mode-decay" in changed
+    launched = studies_of(tmp_path, monkeypatch, *more, launch=["--num_processes", "2"])[1].plans[0][1]
+    assert "mode-decay" not in {run.name for run in launched.runs}
     assert changed["rank-16"] == ("--config", "sails.yaml", "--lora_r", "16")
     plan = examples.plans[0][1]
     assert plan.protocol is not None
@@ -126,11 +140,26 @@ def test_side_studies_change_the_files_own_runs(tmp_path: Path, monkeypatch: pyt
         ({"runs": {"x": {"train": "ppo"}}}, "train is 'ppo'; choose sft or dpo"),
         ({"runs": {"x": {"train": "sft", "config": "no.yaml"}}}, "there is no file no.yaml"),
         ({"runs": {"x": {"train": "sft", "lr": 1}}}, "has the unknown entry 'lr'"),
-        ({"runs": {"a/b": {"model": "m"}}}, "must not have a slash"),
+        ({"runs": {"a/b": {"model": "m"}}}, "a name has letters, digits"),
+        ({"runs": {"..": {"model": "m"}}}, "a name has letters, digits"),
+        ({"runs": {"a": {"model": "m", "label": "[/b]"}}}, "and a label letters, digits"),
+        ({"runs": {"a": {"model": "m", "label": "x"}, "b": {"model": "n", "label": "x"}}}, "the same label"),
+        ({"runs": {"a": {"train": "sft", "options": {"hub_token": "hf_x"}}}}, "has hub_token, a secret"),
+        ({"runs": None}, "runs is None, but it must be a mapping"),
+        ({"worlds": None}, "worlds is None, but it must be a list"),
         ({"evaluate": None}, "evaluate is None"),
-        ({"evaluate": {"validation": SAFETY}}, "evaluate: test is None"),
-        ({"evaluate": {"validation": SAFETY, "test": {"harness": {"tasks": "x"}}}}, "test has no safety evaluation"),
-        ({"evaluate": {"validation": SAFETY, "test": SAFETY, "x": SAFETY}}, "unknown entry 'x'"),
+        ({"evaluate": {"validation": VALIDATION}}, "evaluate: test is None"),
+        ({"evaluate": {"validation": SAFETY, "test": SAFETY}}, "validation has no helpfulness evaluation"),
+        (
+            {"evaluate": {"validation": VALIDATION, "test": {"harness": {"tasks": "x"}}}},
+            "test has no safety evaluation",
+        ),
+        ({"evaluate": {"validation": VALIDATION, "test": SAFETY, "x": SAFETY}}, "unknown entry 'x'"),
+        ({"evaluate": {"validation": VALIDATION, "test": {"safety": {"model": "m"}}}}, "safety has model, which each"),
+        ({"runs": {"x": {"train": "sft", "options": {"output_dir": "m"}}}}, "x has output_dir, which each cell sets"),
+        ({"runs": {"x": {"train": "sft", "options": {"learning_rate": 1}}}}, "x has learning_rate, which each cell"),
+        ({"runs": {"x": {"train": "sft", "tuned": "no"}}}, "tuned is 'no', but it must be true or false"),
+        ({"runs": {"x": {"train": "sft", "options": {"lora_r": None}}}}, "lora_r has no value"),
         ({"launch": "zero3.yaml"}, "launch is 'zero3.yaml', but it must be a list"),
         ({"model": None}, "model is None, but it must be a text"),
         ({"out_of_distribution": 3}, "out_of_distribution is 3"),
@@ -153,7 +182,18 @@ def test_files_that_are_not_understood(
             "the run x cannot be trained",
         ),
         ({"runs": {"x": {"model": "m", "options": {"lora_r": 1}}}}, "the run x cannot be evaluated.*--lora_r"),
-        ({"evaluate": {"validation": SAFETY, "test": {"safety": {"judge": "x"}}}}, "evaluate: test: safety cannot"),
+        ({"evaluate": {"validation": VALIDATION, "test": {"safety": {"judge": "x"}}}}, "evaluate: test: safety cannot"),
+        (
+            {"evaluate": {"validation": VALIDATION, "test": {"safety": {"prompts": "xstest"}}}},
+            "test: safety says no judge",
+        ),
+        ({"launch": ["--config_file", "/no/zero3.yaml"]}, "launch names /no/zero3.yaml, which is not there"),
+        ({"runs": {"x": {"model": "./gone"}}}, "the run x names ./gone, which is not there"),
+        (
+            {"evaluate": {"validation": VALIDATION, "test": {"safety": {"prompts": "/no.jsonl", "judge": "rules"}}}},
+            "evaluate: test: safety names /no.jsonl, which is not there",
+        ),
+        ({"in_distribution": "hex-phi"}, "'hex-phi', which is none of the prompt sets"),
         ({"out_of_distribution": "hex-phi"}, "'hex-phi', which is none of the prompt sets"),
     ],
 )
@@ -184,8 +224,12 @@ def test_names_of_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert (cell.run.name, cell.learning_rate, cell.measures.n_examples) == ("sft-sails", 0.01, 8)
     with pytest.raises(InputError, match=r"there is no cell 'test/sft-sail/0'; did you mean test/sft-sails/0"):
         cells_named(["test/sft-sail/0"], studies, results)
-    with pytest.raises(InputError, match=r"4 of 4 results are missing, such as of validation/sft-lora/0.001/1000"):
-        cells_named(["test/sft-sails/0"], studies, results)
+    with pytest.raises(InputError, match=r"2 of 2 results are missing, such as of validation/sft-sails/0.001/1000"):
+        cells_named(["test/sft-sails/0"], studies, results)  # for which the other runs are not needed
+    with pytest.raises(InputError, match=r"such as of examples/8/validation/sft-lora/0.001/1000"):
+        cells_named(["examples/8/test/sft-lora/0"], studies, results)
+    (base,) = cells_named(["test/base/0"], studies, results)
+    assert base.learning_rate is None
 
 
 @pytest.mark.parametrize(
@@ -214,10 +258,9 @@ def test_helpfulness_is_what_is_known_of_it() -> None:
 
     assert helpfulness(result(correct_answer_rate=0.7, helpfulness=9.0)) == 0.7
     assert helpfulness(result(helpfulness=5.5, over_refusal_rate=0.9)) == pytest.approx(0.5)
-    assert helpfulness(result(over_refusal_rate=0.25)) == 0.75
-    assert helpfulness(result(over_refusal_rate=None)) == 0.0  # nothing was scored
-    assert helpfulness(result()) == 0.0
-    assert merit(result(safety_rate=1.0, over_refusal_rate=0.5)) == 0.75
+    assert helpfulness(result(helpfulness=None)) == 0.0  # nothing was scored
+    assert helpfulness(result(over_refusal_rate=0.0)) == 0.0  # a broken model refuses nothing
+    assert merit(result(safety_rate=1.0, helpfulness=5.5)) == 0.75
 
 
 def test_categories_know_the_set_that_they_are_of(tmp_path: Path) -> None:
@@ -225,16 +268,49 @@ def test_categories_know_the_set_that_they_are_of(tmp_path: Path) -> None:
         {"kind": "harmful", "category": "arson", "meta": {"split": "hex-phi"}},
         {"kind": "harmful", "category": "theft", "meta": {"split": "hh-rlhf"}},
         {"kind": "dual_use", "category": "theft", "meta": {"split": "xstest"}},
+        {"kind": "harmful", "category": "fraud", "meta": {"split": "hh-rlhf"}},
+        {"kind": "harmful", "category": "fraud", "meta": {"split": "hex-phi"}},  # whose rate is of both sets
+        {"kind": "harmful", "category": "contrast", "meta": {"split": "xstest"}},  # of neither set
     ]
     (tmp_path / "responses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     rates = {
         "arson": {"safety_rate": {"value": 0.5}},
         "theft": {"safety_rate": {"value": 1.0}},
         "theft (dual_use)": {"over_refusal_rate": {"value": 0.25}},
+        "fraud": {"safety_rate": {"value": 0.5}},
+        "contrast": {"safety_rate": {"value": 0.5}},
     }
-    found = by_category({"by_category": rates}, tmp_path / "responses.jsonl", "hex-phi")
+    protocol = Protocol("m", (), in_distribution="hh-rlhf", out_of_distribution="hex-phi")
+    found = by_category({"by_category": rates}, tmp_path / "responses.jsonl", protocol)
     assert {name: (of["split"], of["value"]) for name, of in found.items()} == {
         "arson": ("ood", 0.5),
         "theft": ("harmful", 1.0),
         "theft (dual_use)": ("harmless", 0.25),
     }
+
+
+def test_capability_is_of_what_was_asked_for() -> None:
+    def task(value: float, higher: bool = True) -> dict[str, Any]:
+        return {"acc": {"model": {"value": value, "higher_is_better": higher}}}
+
+    harness = {
+        "tasks": {"mmlu": task(0.5), "mmlu_anatomy": task(0.9), "gsm8k": task(0.25)},
+        "provenance": {"options": {"tasks": ["mmlu", "gsm8k"]}},
+    }
+    assert capability(harness) == {"mmlu": 0.5, "gsm8k": 0.25}
+    harness["provenance"]["options"]["tasks"] = ["a_tag"]
+    assert capability(harness).keys() == {"mmlu", "mmlu_anatomy", "gsm8k"}
+
+
+def test_cells_of_one_key_are_computed_once(tmp_path: Path) -> None:
+    """Two jobs with the same cell: the second waits for the first one's result."""
+    cell = Plan(runs=(RUNS["base"],), measures=Measures(n_prompts=4, n_attacked=0, n_capability=0)).test_cells({})[0]
+    results = Results(tmp_path)
+    pool = ThreadPoolExecutor()
+    with turn(results.path(cell, ".lock")):
+        waiting = pool.submit(run_cells, [cell], results, title="", n_processes=1, progress=False)
+        with pytest.raises(FutureTimeout):
+            waiting.result(timeout=20)
+        write_json(results.path(cell), {"cell": "of the other job"})
+    assert waiting.result() == []
+    assert results.get(cell) == {"cell": "of the other job"}
