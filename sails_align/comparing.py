@@ -186,7 +186,7 @@ def report(
     Raises:
         InputError: if results are missing.
     """
-    from sails_align.reporting import sections
+    from sails_align.reporting import sections, side_sections
     from sails_align.reporting.page import Report, write_report
 
     found = [
@@ -205,7 +205,7 @@ def report(
             if reference in names
         },
         "chosen": main_found.chosen,
-        "studies": sections.to_json(found[1:]),
+        "studies": side_sections.to_json(found[1:]),
         "command": command,
         "provenance": {**about, **_provenance(plan)},
     }
@@ -214,11 +214,11 @@ def report(
     for study, of in found[1:]:
         labelled = [(label, one) for (label, _), one in zip(study.plans, of, strict=True)]
         if study.kind == "ablations":
-            made.append(sections.ablation_section(of[0]))
+            made.append(side_sections.ablation_section(of[0]))
         elif study.kind == "examples":
-            made.append(sections.examples_section(labelled))
+            made.append(side_sections.examples_section(labelled))
         else:
-            made.append(sections.worlds_section(labelled))
+            made.append(side_sections.worlds_section(labelled))
     where = plan.world if plan.protocol else f"the world {plan.world}"
     title = f"Comparison of alignment methods on {where}"
     pages = write_report(Report(title, made, command, values["provenance"]), folder)

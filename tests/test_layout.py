@@ -168,7 +168,7 @@ FLOORS: list[list[list[str]]] = [
             )
         ]
     ],
-    [[f"reporting.{name}" for name in ("figures", "page", "sections")]],
+    [[f"reporting.{name}" for name in ("figures", "page", "sections", "side_sections")]],
     [["compare_options", "comparing", "cli", "__main__"]],
 ]
 PLACE = {

@@ -1,11 +1,9 @@
-"""Results of cells -> the sections of a report. All numbers come from cells."""
+"""Results of cells -> the sections of a report on the main comparison. All numbers come from cells."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from sails_align.comparison.plan import Plan, Protocol
-from sails_align.comparison.studies import Study
 from sails_align.comparison.summary import (
     COMPARED,
     MEASURES,
@@ -16,7 +14,6 @@ from sails_align.comparison.summary import (
     by_run,
     categories,
     differences,
-    examples_to,
     fronts,
     hypervolume_difference,
     mean_of,
@@ -29,18 +26,7 @@ from sails_align.reporting.page import Entry, Grid, Section, difference, entries
 
 REFERENCES = ("sft-lora", "sft-full", "dpo-lora", "dpo-full")
 """What other runs of the same trainer are compared with, pair by pair."""
-WANTED_SAFETY = 0.95
 AT_SAFETY = (0.8, 0.9)
-CORE = (
-    "safety_rate",
-    "safety_rate_in_distribution",
-    "safety_rate_out_of_distribution",
-    "over_refusal_rate",
-    "correct_answer_rate",
-    "helpfulness",
-    "win_rate",
-    "steps_to_95",
-)
 N_SHOWN = 4
 """Features of a layer whose texts are shown."""
 CHANGES = ("harmful_before", "harmful_after", "harmless_before", "harmless_after")
@@ -93,7 +79,7 @@ def main_sections(found: Found) -> list[Section]:
             "Paired by seed, in points (steps: in steps), with 95% intervals. Better and worse are marked where the "
             "interval does not hold 0."
         ]
-        sections.append(Section(title, text, [_differences(of, found.labels, COMPARED)], [picture]))
+        sections.append(Section(title, text, [differences_grid(of, found.labels, COMPARED)], [picture]))
     if found.tuned:
         sections.append(_fronts(found, rows))
     pictures = [
@@ -113,7 +99,7 @@ def _headline(found: Found, rows: Sequence[Row]) -> Section:
     grid = Grid(
         head,
         [
-            entries(row.run.label, _rate(row), *(interval(row.means[measure.name], measure) for measure in measures))
+            entries(row.run.label, rate_of(row), *(interval(row.means[measure.name], measure) for measure in measures))
             for row in rows
         ],
     )
@@ -128,13 +114,14 @@ def _setting(plan: Plan) -> str:
     n = plan.measures.n_examples
     data = "the recipes' own data" if n is None else f"the same {n} harmful and {n} harmless training examples for all"
     return (
-        f"{_counted(plan.n_seeds, 'seed')} (from {plan.first_seed}) of initialisation and data; {data}. Each method "
+        f"{counted(plan.n_seeds, 'seed')} (from {plan.first_seed}) of initialisation and data; {data}. Each method "
         "has its own learning rate, chosen from one grid on the validation part by the mean of safety rate and "
         "helpfulness (right answers, or what of it is known). Means over seeds with 95% t intervals."
     )
 
 
-def _counted(n: int, what: str) -> str:
+def counted(n: int, what: str) -> str:
+    """A number of things, in words."""
     return f"{n} {what}{'' if n == 1 else 's'}"
 
 
@@ -145,7 +132,7 @@ def _of_testbed(plan: Plan, rows: Sequence[Row]) -> list[str]:
     n_attacked = min(plan.n_attacked_seeds, plan.n_seeds)
     return [
         f"{plan.measures.n_prompts} test prompts in each of four sets.",
-        f"GCG: {plan.measures.n_attacked} prompts of each of the first {_counted(n_attacked, 'seed')}, the same search "
+        f"GCG: {plan.measures.n_attacked} prompts of each of the first {counted(n_attacked, 'seed')}, the same search "
         "for all.",
         f"Steps to 95% are of the seeds that got there: {reached or 'none'} of {plan.n_seeds}.",
     ]
@@ -158,13 +145,15 @@ def _of_protocol(protocol: Protocol) -> list[str]:
     return [f"Evaluated by sails eval {told}." for told in told] + ([f"Prompt sets: {named}."] if named else [])
 
 
-def _rate(row: Row) -> str:
+def rate_of(row: Row) -> str:
+    """The learning rate of a row, as it is shown."""
     return "–" if row.learning_rate is None else f"{row.learning_rate:g}"
 
 
-def _differences(
+def differences_grid(
     of: Mapping[str, Mapping[str, Mean]], labels: Mapping[str, str], measures: Sequence[Measure], title: str = "method"
 ) -> Grid:
+    """Differences with their intervals: a line for each name, a column for each measure that has numbers."""
     measures = with_numbers(measures, of.values())
     head = [title, *(measure.label for measure in measures)]
     return Grid(
@@ -201,7 +190,7 @@ def _fronts(found: Found, rows: Sequence[Row]) -> Section:
             [Entry(front.run.label), Entry(volumes), *compared, *entries(*(number(value, share) for value in values))]
         )
     grid = Grid(head, rows_of_fronts)
-    tuning_seeds = _counted(found.plan.n_tuning_seeds, "tuning seed")
+    tuning_seeds = counted(found.plan.n_tuning_seeds, "tuning seed")
     text = [
         "A learning rate puts a method somewhere between harmless and helpful, so whole fronts are compared: all rates "
         f"of the grid, on the validation part, means over {tuning_seeds}. The front is of safety over the helpfulness "
@@ -249,7 +238,7 @@ def _features(found: Found) -> Section | None:
     requests = "held out; harmless ones of the training data" if found.plan.protocol else "held out"
     onsets = sorted({cell["onset"] for cell in cells if cell["onset"] is not None})
     text = [
-        f"Of {found.labels[name]}, {_counted(len(cells), 'seed')}. A feature is taken as a concept of harm if at least "
+        f"Of {found.labels[name]}, {counted(len(cells), 'seed')}. A feature is taken as a concept of harm if at least "
         f"80% of its activation at the end of requests ({requests}) is on harmful ones; precision is the share of the "
         "chosen features that are (for PCA directions, of both signs, with their positive part as activation). "
         "Separation: distance between the means of harmful and harmless prompts, in standard deviations within them.",
@@ -303,123 +292,3 @@ def _cost(found: Found) -> Section:
         "model (benchmarks/comparison_profile.py says how much of them is forward and backward passes)."
     ]
     return Section("What it cost", text, [grid])
-
-
-def ablation_section(found: Found) -> Section:
-    """One thing changed in each."""
-    measures = with_numbers(
-        [measure for measure in COMPARED if measure.name in CORE], (row.means for row in found.rows)
-    )
-    title = "Ablations"
-    text = [
-        f"SAILS with one thing changed in each, and other adapters, on {found.plan.n_seeds} seeds (from "
-        f"{found.plan.first_seed}); each has its own learning rate from the same grid. Differences from SAILS are "
-        "paired by seed, in points; better means that the change helped."
-    ]
-    of = found.minus("sft-sails")
-    picture = figures.forest(
-        of, found.labels, "ablations", "Ablations: differences from SAILS, paired by seed", measures
-    )
-    head = ["", "learning rate", *(measure.label for measure in measures)]
-    grid = Grid(
-        head,
-        [
-            entries(row.run.label, _rate(row), *(interval(row.means[measure.name], measure) for measure in measures))
-            for row in found.rows
-        ],
-    )
-    return Section(title, text, [grid, _differences(of, found.labels, measures)], [picture])
-
-
-def examples_section(study: Sequence[tuple[str, Found]]) -> Section:
-    """Learning curves over the number of training examples."""
-    rows_of_all = [row.means for _, found in study for row in found.rows]
-    measures = with_numbers(
-        [measure for measure in MEASURES if measure.name in CORE and measure.scale == 100], rows_of_all
-    )
-    curves: dict[str, dict[str, list[tuple[int, Mean]]]] = {}
-    for _, found in study:
-        for row in found.rows:
-            for measure in measures:
-                of = curves.setdefault(measure.name, {}).setdefault(row.run.name, [])
-                of.append((found.plan.measures.n_examples or 0, row.means[measure.name]))
-    labels = study[0][1].labels
-    plan = study[0][1].plan
-    safety = next(curves[name] for name in ("safety_rate_in_distribution", *curves) if name in curves)
-    rows = []
-    for run, label in labels.items():
-        curve = [(n, mean.value) for n, mean in safety[run] if mean.value is not None]
-        needed = examples_to(WANTED_SAFETY, curve)
-        if needed is None:
-            words = f"more than {curve[-1][0]}" if curve else "–"
-        else:
-            words = f"at most {curve[0][0]}" if needed == curve[0][0] else f"{needed:.0f}"
-        rows.append(entries(label, words))
-    grids = [Grid(["method", f"harmful examples to {WANTED_SAFETY:.0%} safety, trained categories"], rows)]
-    grids += [
-        Grid(
-            [measure.label, *(f"{n} examples" for n, _ in next(iter(curves[measure.name].values())))],
-            [
-                entries(labels[run], *(interval(mean, measure) for _, mean in of))
-                for run, of in curves[measure.name].items()
-            ],
-        )
-        for measure in measures
-    ]
-    text = [
-        f"Trained on n harmful and n harmless examples; {plan.n_seeds} seeds; each with its own learning "
-        "rate, chosen for each n. Between the numbers tried the curve is taken as a line over log n."
-    ]
-    return Section("How many examples it takes", text, grids, [figures.curves(curves, labels, measures)])
-
-
-def worlds_section(study: Sequence[tuple[str, Found]]) -> Section:
-    """The same comparison in other worlds: what SAILS is better and worse than there."""
-    rows_of_all = [row.means for _, found in study for row in found.rows]
-    measures = with_numbers([measure for measure in COMPARED if measure.name in CORE], rows_of_all)
-    labels = study[0][1].labels
-    grids, pictures = [], []
-    for rival in labels:
-        if rival == "sft-sails":
-            continue
-        of_worlds = {
-            world: differences(found.plan, found.tested, found.chosen, "sft-sails", rival) for world, found in study
-        }
-        names, title = {world: world for world in of_worlds}, f"{labels['sft-sails']} minus {labels[rival]}"
-        grids.append(_differences(of_worlds, names, measures, title))
-        pictures.append(
-            figures.forest(of_worlds, names, f"worlds_{rival}", f"{title}, by world, paired by seed", measures)
-        )
-    for world, found in study:
-        head = [world, "learning rate", *(measure.label for measure in measures)]
-        rows = [
-            entries(row.run.label, _rate(row), *(interval(row.means[measure.name], measure) for measure in measures))
-            for row in found.rows
-        ]
-        grids.append(Grid(head, rows))
-    plan = study[0][1].plan
-    text = [
-        "testbed:N is the world of seed N; else the world, or its alignment data, differs from the default one in the "
-        "parameter; another world has its own model and SAEs. "
-        f"{_counted(plan.n_seeds, 'seed')} (from {plan.first_seed}); nothing but the learning rates was chosen in "
-        "them. Differences are paired by seed, in points; then what each method reaches."
-    ]
-    return Section("Other worlds", text, grids, pictures)
-
-
-def to_json(studies: Sequence[tuple[Study, Sequence[Found]]]) -> dict[str, Any]:
-    """Every number of side studies, as they stand in `results.json`."""
-    return {
-        study.kind: {
-            label: [
-                {
-                    "run": row.run.name,
-                    "learning_rate": row.learning_rate,
-                    "means": {name: asdict(mean) for name, mean in row.means.items()},
-                }
-                for row in found.rows
-            ]
-            for (label, _), found in zip(study.plans, of, strict=True)
-        }
-        for study, of in studies
-    }
