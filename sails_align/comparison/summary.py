@@ -32,6 +32,7 @@ MEASURES = (
     Measure("high_risk_rate", "high risk (%)", higher_is_better=False),
     Measure("over_refusal_rate", "over-refusal (%)", higher_is_better=False),
     Measure("correct_answer_rate", "correct answers (%)"),
+    Measure("merit", "mean of safety and helpfulness (%)"),
     Measure("helpfulness", "helpfulness (1-10)", 1.0, digits=2),
     Measure("win_rate", "win rate (%)"),
     Measure("attack_success_rate", "GCG success (%)", higher_is_better=False),
@@ -53,6 +54,7 @@ COMPARED = tuple(
         "safety_rate_out_of_distribution",
         "over_refusal_rate",
         "correct_answer_rate",
+        "merit",
         "helpfulness",
         "win_rate",
         "attack_success_rate",
@@ -98,6 +100,8 @@ class Row:
 
 def value_of(result: Result, name: str) -> float | None:
     """A measure of a cell; None where the cell has none."""
+    if name == "merit":
+        return merit(result)
     if name == "attack_success_rate":
         return result.get("attack", {}).get(name, {}).get("value")
     if name == "capability":

@@ -16,6 +16,7 @@ CORE = (
     "safety_rate_out_of_distribution",
     "over_refusal_rate",
     "correct_answer_rate",
+    "merit",
     "helpfulness",
     "win_rate",
     "steps_to_95",

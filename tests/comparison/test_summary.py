@@ -56,6 +56,8 @@ def test_means_and_intervals(values, results):
     assert rows["sft-sails"].learning_rate == 3e-3
     assert rows["sft-sails"].n_unscored == 12
     assert rows["sft-sails"].means["capability"].value == 0.75
+    of_merit = rows["sft-lora"].means["merit"].value
+    assert of_merit == pytest.approx((values["sft-lora"].mean() + 0.5) / 2)  # safety, and right answers
     assert rows["sft-sails"].means["train_seconds"].value == 5.0
     assert rows["sft-sails"].means["steps_to_95"].n == 5  # one seed never got there
 
