@@ -170,7 +170,12 @@ def forest(
                 axes.errorbar(
                     measure.scale * mean.value, place, xerr=_arms(mean, measure), color=colour, marker="o", capsize=3
                 )
-            title = measure.label.replace(" (%)", "").replace(", ", ",\n").replace(" after ", "\nafter ")
+            title = (
+                measure.label.replace(" (%)", "")
+                .replace(", ", ",\n")
+                .replace(" after ", "\nafter ")
+                .replace(" and ", "\nand ")
+            )
             axes.set_title(title, fontsize=8.5)
             axes.grid(visible=True, axis="x", linewidth=0.5)
             axes.tick_params(labelsize=8)
