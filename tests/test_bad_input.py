@@ -94,7 +94,7 @@ def files_in(folder: Path) -> set[str]:
         (["--subspace_path", "x", "--init", "default"], ["--subspace_path", "leave one of them out"]),
         (["stray"], ["'stray'"]),
         (["--config", "missing.yaml"], ["missing.yaml", "No such file", "check the path"]),
-        (["--model_name_or_path", "testbed:x"], ["testbed:x", "whole number", "testbed:1"]),
+        (["--model_name_or_path", "testbed:x"], ["testbed:x", "after the colon comes the seed", "testbed:1"]),
     ],
 )
 def test_options(fails, tmp_path, options, said):
