@@ -109,13 +109,7 @@ def _aligned(cell: Cell, testbed: Testbed, folder: Path, cost: Cost) -> Trained:
     method = cell.run.trainer
     assert method in ("sft", "dpo")
     with cost.of("prepare"):
-        options = ["--model_name_or_path", cell.world, "--seed", str(cell.seed), "--output_dir", str(folder)]
-        if cell.measures.n_examples is not None:
-            options += ["--max_train_examples", str(cell.measures.n_examples)]
-        if cell.measures.contamination:
-            options += ["--contamination", str(cell.measures.contamination)]
-        if cell.learning_rate is not None:
-            options += ["--learning_rate", str(cell.learning_rate)]
+        options = ["--model_name_or_path", cell.world, "--output_dir", str(folder), *cell.training_options]
         args = align.parse(method, [*QUIET, *options, *cell.run.options])
         source, _ = align.load_source(args)
     subspace = None

@@ -144,13 +144,7 @@ def run_commands(cell: Cell, folder: Path) -> dict[str, Any]:
 
 def training(cell: Cell, protocol: Protocol) -> list[str]:
     """The command that trains a cell's model, or goes on with it, but for its `--output_dir`."""
-    options = [*cell.run.options, "--resume_from_checkpoint", "true", "--seed", str(cell.seed)]
-    if cell.learning_rate is not None:
-        options += ["--learning_rate", str(cell.learning_rate)]
-    if cell.measures.n_examples is not None:
-        options += ["--max_train_examples", str(cell.measures.n_examples)]
-    if cell.measures.contamination:
-        options += ["--contamination", str(cell.measures.contamination)]
+    options = [*cell.run.options, "--resume_from_checkpoint", "true", *cell.training_options]
     launch = ["-m", "accelerate.commands.launch", "--quiet", *protocol.launch] if protocol.launch else []
     return [sys.executable, *launch, *SAILS, "train", cell.run.trainer, *options]
 

@@ -102,6 +102,18 @@ class Cell:
         return f"{self.run.name}-{content_hash(decides)[:16]}"
 
     @property
+    def training_options(self) -> list[str]:
+        """Of its recipe, besides those of the run."""
+        options = ["--seed", str(self.seed)]
+        if self.learning_rate is not None:
+            options += ["--learning_rate", str(self.learning_rate)]
+        if self.measures.n_examples is not None:
+            options += ["--max_train_examples", str(self.measures.n_examples)]
+        if self.measures.contamination:
+            options += ["--contamination", str(self.measures.contamination)]
+        return options
+
+    @property
     def name(self) -> str:
         """What a command line calls it: of a test cell the learning rate is not known before the others are done."""
         rate = f"/{self.learning_rate:g}" if self.part == "validation" else ""

@@ -120,9 +120,7 @@ class _Reader:
             if not Path(config).is_file():
                 raise InputError(f"{self.path}: {what}: there is no file {config}; paths are from the working folder")
             options, sha256 = ("--config", config), file_hash(Path(config))
-        return Run(
-            name, label, of["train"], (*options, *more), is_tuned=bool(of.get("tuned", True)), config_sha256=sha256
-        )
+        return Run(name, label, of["train"], (*options, *more), is_tuned=is_tuned, config_sha256=sha256)
 
     def options(self, what: str, of: Any, own: tuple[str, ...]) -> tuple[str, ...]:
         """A mapping as options on a command line; `own` are those that must not be in it."""

@@ -4,13 +4,13 @@ in which worlds it helps. Each is a set of plans, whose cells are kept beside th
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from sails_align import align
 from sails_align.artifacts import content_hash
 from sails_align.comparison.plan import RUNS, Plan, Protocol, Run
 from sails_align.errors import InputError
-from sails_align.testbed.build import PARAMETERS, is_testbed, parse_world
+from sails_align.testbed.build import PARAMETERS, is_testbed, parse_parameters, parse_world
 
 StudyKind = Literal["main", "ablations", "examples", "worlds"]
 
@@ -165,17 +165,9 @@ def _world(plan: Plan, name: str) -> Plan:
     if plan.protocol is None and is_testbed(name):
         return replace(plan, world=name)
     known = OF_DATA if plan.protocol else {**OF_DATA, **PARAMETERS}
-    values: dict[str, Any] = {}
-    for part in name.split(","):
-        key, _, value = part.partition("=")
-        if key not in known:
-            of_testbed = "" if plan.protocol else "testbed, testbed:N, a testbed's folder, or "
-            raise InputError(f"worlds has {name!r}; give {of_testbed}parameters ({', '.join(known)}), as in {EXAMPLE}")
-        try:
-            values[key] = known[key](value)
-        except ValueError:
-            kind = {int: "a whole number", float: "a number"}[known[key]]
-            raise InputError(f"worlds has {name!r}: {key} is {value!r}, but it must be {kind}; correct it") from None
+    of_testbed = "" if plan.protocol else "testbed, testbed:N, a testbed's folder, or "
+    otherwise = f"; give {of_testbed}parameters ({', '.join(known)}), as in {EXAMPLE}"
+    values = parse_parameters(name, known, f"worlds has {name!r}", otherwise)
     of_world = [f"{key}={values[key]}" for key in PARAMETERS if key in values]
     changed = {key: values[key] for key in OF_DATA if key in values}
     if of_world:

@@ -44,26 +44,21 @@ MEASURES = (
     Measure("train_seconds", "training (s)", 1.0, higher_is_better=False),
     Measure("peak_memory_mb", "peak memory (MiB)", 1.0, higher_is_better=False, digits=0),
 )
-COMPARED = tuple(
-    measure
-    for measure in MEASURES
-    if measure.name
-    in (
-        "safety_rate",
-        "safety_rate_in_distribution",
-        "safety_rate_out_of_distribution",
-        "over_refusal_rate",
-        "correct_answer_rate",
-        "merit",
-        "helpfulness",
-        "win_rate",
-        "attack_success_rate",
-        "capability",
-        "steps_to_95",
-        "left_after_benign",
-        "left_after_harmful",
-    )
+_CORE = (
+    "safety_rate",
+    "safety_rate_in_distribution",
+    "safety_rate_out_of_distribution",
+    "over_refusal_rate",
+    "correct_answer_rate",
+    "merit",
+    "helpfulness",
+    "win_rate",
+    "steps_to_95",
 )
+_MORE = ("attack_success_rate", "capability", "left_after_benign", "left_after_harmful")
+CORE = tuple(measure for measure in MEASURES if measure.name in _CORE)
+"""What side studies tell of."""
+COMPARED = tuple(measure for measure in MEASURES if measure.name in (*_CORE, *_MORE))
 """What differences are told of."""
 
 

@@ -70,7 +70,7 @@ def main_sections(found: Found) -> list[Section]:
     """What each method reaches, the differences, fronts, categories, and what later training leaves."""
     rows, names = found.rows, {run.name for run in found.plan.runs}
     sections = [_headline(found, rows)]
-    compared = {name: found.minus(name) for name in REFERENCES if name in names and len(found.minus(name)) > 0}
+    compared = {name: of for name in REFERENCES if name in names and (of := found.minus(name))}
     for reference, of in compared.items():
         title = f"Minus {found.labels[reference]}"
         measures = with_numbers(COMPARED, of.values())
@@ -95,14 +95,7 @@ def main_sections(found: Found) -> list[Section]:
 def _headline(found: Found, rows: Sequence[Row]) -> Section:
     plan = found.plan
     measures = with_numbers(MEASURES, (row.means for row in rows))
-    head = ["method", "learning rate", *(measure.label for measure in measures)]
-    grid = Grid(
-        head,
-        [
-            entries(row.run.label, rate_of(row), *(interval(row.means[measure.name], measure) for measure in measures))
-            for row in rows
-        ],
-    )
+    grid = levels_grid(rows, measures, "method")
     unscored = ", ".join(f"{row.run.label} {row.n_unscored}" for row in rows)
     text = [_setting(plan), *(_of_testbed(plan, rows) if plan.protocol is None else _of_protocol(plan.protocol))]
     text.append(f"Responses without a score, of all seeds: {unscored}. They are in no rate.")
@@ -145,9 +138,19 @@ def _of_protocol(protocol: Protocol) -> list[str]:
     return [f"Evaluated by sails eval {told}." for told in told] + ([f"Prompt sets: {named}."] if named else [])
 
 
-def rate_of(row: Row) -> str:
-    """The learning rate of a row, as it is shown."""
-    return "–" if row.learning_rate is None else f"{row.learning_rate:g}"
+def levels_grid(rows: Sequence[Row], measures: Sequence[Measure], title: str) -> Grid:
+    """What each method reaches: a line for each, with its learning rate."""
+
+    def rate(row: Row) -> str:
+        return "–" if row.learning_rate is None else f"{row.learning_rate:g}"
+
+    return Grid(
+        [title, "learning rate", *(measure.label for measure in measures)],
+        [
+            entries(row.run.label, rate(row), *(interval(row.means[measure.name], measure) for measure in measures))
+            for row in rows
+        ],
+    )
 
 
 def differences_grid(

@@ -5,31 +5,17 @@ from dataclasses import asdict
 from typing import Any
 
 from sails_align.comparison.studies import Study
-from sails_align.comparison.summary import COMPARED, MEASURES, Mean, differences, examples_to, with_numbers
+from sails_align.comparison.summary import CORE, Mean, differences, examples_to, with_numbers
 from sails_align.reporting import figures
 from sails_align.reporting.page import Grid, Section, entries, interval
-from sails_align.reporting.sections import Found, counted, differences_grid, rate_of
+from sails_align.reporting.sections import Found, counted, differences_grid, levels_grid
 
-CORE = (
-    "safety_rate",
-    "safety_rate_in_distribution",
-    "safety_rate_out_of_distribution",
-    "over_refusal_rate",
-    "correct_answer_rate",
-    "merit",
-    "helpfulness",
-    "win_rate",
-    "steps_to_95",
-)
-"""Measures that side studies tell of."""
 WANTED_SAFETY = 0.95
 
 
 def ablation_section(found: Found) -> Section:
     """One thing changed in each."""
-    measures = with_numbers(
-        [measure for measure in COMPARED if measure.name in CORE], (row.means for row in found.rows)
-    )
+    measures = with_numbers(CORE, (row.means for row in found.rows))
     title = "Ablations"
     text = [
         f"SAILS with one thing changed in each, and other adapters, on {found.plan.n_seeds} seeds (from "
@@ -40,23 +26,14 @@ def ablation_section(found: Found) -> Section:
     picture = figures.forest(
         of, found.labels, "ablations", "Ablations: differences from SAILS, paired by seed", measures
     )
-    head = ["", "learning rate", *(measure.label for measure in measures)]
-    grid = Grid(
-        head,
-        [
-            entries(row.run.label, rate_of(row), *(interval(row.means[measure.name], measure) for measure in measures))
-            for row in found.rows
-        ],
-    )
+    grid = levels_grid(found.rows, measures, "")
     return Section(title, text, [grid, differences_grid(of, found.labels, measures)], [picture])
 
 
 def examples_section(study: Sequence[tuple[str, Found]]) -> Section:
     """Learning curves over the number of training examples."""
     rows_of_all = [row.means for _, found in study for row in found.rows]
-    measures = with_numbers(
-        [measure for measure in MEASURES if measure.name in CORE and measure.scale == 100], rows_of_all
-    )
+    measures = with_numbers([measure for measure in CORE if measure.scale == 100], rows_of_all)
     curves: dict[str, dict[str, list[tuple[int, Mean]]]] = {}
     for _, found in study:
         for row in found.rows:
@@ -96,7 +73,7 @@ def examples_section(study: Sequence[tuple[str, Found]]) -> Section:
 def worlds_section(study: Sequence[tuple[str, Found]]) -> Section:
     """The same comparison in other worlds: what SAILS is better and worse than there."""
     rows_of_all = [row.means for _, found in study for row in found.rows]
-    measures = with_numbers([measure for measure in COMPARED if measure.name in CORE], rows_of_all)
+    measures = with_numbers(CORE, rows_of_all)
     labels = study[0][1].labels
     grids, pictures = [], []
     for rival in labels:
@@ -110,13 +87,7 @@ def worlds_section(study: Sequence[tuple[str, Found]]) -> Section:
         pictures.append(
             figures.forest(of_worlds, names, f"worlds_{rival}", f"{title}, by world, paired by seed", measures)
         )
-    for world, found in study:
-        head = [world, "learning rate", *(measure.label for measure in measures)]
-        rows = [
-            entries(row.run.label, rate_of(row), *(interval(row.means[measure.name], measure) for measure in measures))
-            for row in found.rows
-        ]
-        grids.append(Grid(head, rows))
+    grids += [levels_grid(found.rows, measures, world) for world, found in study]
     plan = study[0][1].plan
     text = [
         "testbed:N is the world of seed N; else the world, or its alignment data, differs from the default one in the "

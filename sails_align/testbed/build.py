@@ -106,20 +106,39 @@ def parse_world(name: str) -> WorldConfig:
         InputError: for a parameter that there is not, and a value that it cannot have.
     """
     words = name.removeprefix("testbed:")
+    otherwise = (
+        f" is no testbed: after the colon comes the seed, as in testbed:1, or parameters ({', '.join(PARAMETERS)}), "
+        "as in testbed:shared_harm=0,seed=1"
+    )
+    text = f"seed={words}" if words.isdecimal() else words
+    return WorldConfig(**parse_parameters(text, PARAMETERS, repr(name), otherwise))
+
+
+def parse_parameters(
+    text: str, known: Mapping[str, type[int] | type[float]], where: str, otherwise: str
+) -> dict[str, Any]:
+    """The values of `parameter=value,...`.
+
+    Args:
+        text: the list.
+        known: parameters with their types.
+        where: what messages begin with: the place of the text.
+        otherwise: how the message goes on where a parameter is not known.
+
+    Raises:
+        InputError: for a parameter that is not known, and a value of another type.
+    """
     values: dict[str, Any] = {}
-    for part in (f"seed={words}" if words.isdecimal() else words).split(","):
+    for part in text.split(","):
         key, _, value = part.partition("=")
-        if key not in PARAMETERS:
-            raise InputError(
-                f"{name!r} is no testbed: after the colon comes the seed, as in testbed:1, or parameters "
-                f"({', '.join(PARAMETERS)}), as in testbed:shared_harm=0,seed=1"
-            )
+        if key not in known:
+            raise InputError(where + otherwise)
         try:
-            values[key] = PARAMETERS[key](value)
+            values[key] = known[key](value)
         except ValueError:
-            kind = {int: "a whole number", float: "a number"}[PARAMETERS[key]]
-            raise InputError(f"{name!r}: {key} is {value!r}, but it must be {kind}; correct it") from None
-    return WorldConfig(**values)
+            kind = {int: "a whole number", float: "a number"}[known[key]]
+            raise InputError(f"{where}: {key} is {value!r}, but it must be {kind}; correct it") from None
+    return values
 
 
 def build_testbed(
