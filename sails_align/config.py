@@ -26,6 +26,7 @@ CHOICES = {
     "prompt_tokens": ("all", "last"),
     "layer_map": ("nearest", "sae_only", "from_onset"),
     "subspace_mode": ("init", "freeze", "freeze_readers", "decay"),
+    "sae_placement": ("all", "by_layer", "sharded"),
     "on_bad_rows": ("error", "skip"),
 }
 
@@ -98,6 +99,11 @@ class SailsArguments:
     sae_allow_mismatch: bool = field(
         default=False, metadata={"help": "Accept SAEs that were trained on a model of another name."}
     )
+    sae_placement: str = field(
+        default="all",
+        metadata={"help": "SAEs in memory at a time: all of them on every process; by_layer: one, with a pass over the "
+                  "data for each; sharded: each process has those of some layers, and reads all data for these."},
+    )  # fmt: skip
     subspace_path: str | None = field(
         default=None, metadata={"help": "A saved subspace to start from; discovery is not run."}
     )

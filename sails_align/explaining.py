@@ -27,7 +27,7 @@ from sails_align.subspace.adapter_files import read_json
 from sails_align.subspace.basis import Subspace
 from sails_align.subspace.concepts import States, concepts, last_token_states, shown
 from sails_align.subspace.meaning import meanings
-from sails_align.subspace.sae import ResidualSAE
+from sails_align.subspace.sae_sets import SAESet
 from sails_align.tokens import TokenizedSide, tokenize_response
 from sails_align.training.parsing import CommandLine
 from sails_align.training.source import Source
@@ -105,13 +105,13 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
     return found
 
 
-def _check_same(run: Path, record: Mapping[str, Any], source: Source, saes: Mapping[int, ResidualSAE]) -> None:
+def _check_same(run: Path, record: Mapping[str, Any], source: Source, saes: SAESet) -> None:
     """Refuse to look at a run with another model, other data or other SAEs than it had.
 
     Raises:
         InputError: if one of them has changed.
     """
-    now = {str(layer): sae.info.sha256 for layer, sae in saes.items()}
+    now = {str(layer): info.sha256 for layer, info in saes.infos.items()}
     then = {layer: of["sha256"] for layer, of in (record.get("saes") or {}).items()}
     changed = {
         "SAEs": now != then,

@@ -40,6 +40,7 @@ FLOORS: list[list[list[str]]] = [
                 "sae_checks",
                 "sae_files",
                 "sae",
+                "sae_sets",
                 "separation",
                 "meaning",
                 "concepts",

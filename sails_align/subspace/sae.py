@@ -6,7 +6,7 @@ output of block l as the Hugging Face model gives it, and `acts_TF @ W_dec_FD` i
 Shapes: T tokens, D d_model, F d_sae.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,6 +109,26 @@ def load_saes(
         InputError: if an SAE cannot be found or read, is not of the residual stream, does not fit the model, expects
             an input scaling that is not stored with it, or if two are of one layer.
     """
+    options = {"model_config": model_config, "model_name": model_name, "device": device}
+    found = loaded_one_by_one(release=release, sae_ids=sae_ids, path=path, allow_mismatch=allow_mismatch, **options)
+    return {sae.info.layer: sae for sae in sorted(found, key=lambda sae: sae.info.layer)}
+
+
+def loaded_one_by_one(
+    *,
+    release: str | None = None,
+    sae_ids: Sequence[str] = (),
+    path: str | Path | None = None,
+    model_config: PretrainedConfig,
+    model_name: str,
+    device: str = "cpu",
+    allow_mismatch: bool = False,
+) -> Iterator[ResidualSAE]:
+    """The SAEs of `load_saes` in the order they are named, each loaded when it is asked for.
+
+    Raises:
+        InputError: as `load_saes`.
+    """
     if (release is None) == (path is None):
         raise InputError("give either --sae_release (with --sae_ids) or --sae_path: one of them, not both")
     if release is not None:
@@ -116,18 +136,20 @@ def load_saes(
     else:
         assert path is not None
         found = saes_of_path(Path(path), sae_ids, device)
-    encoders: dict[int, ResidualSAE] = {}
+    sources: dict[int, str] = {}
     for source, sae in found:
         encoder = residual_sae(source, sae)
+        del sae  # so that the caller alone holds it
         check_fits(encoder.info, model_config, model_name, allow_mismatch)
         layer = encoder.info.layer
-        if layer in encoders:
+        if layer in sources:
             raise InputError(
-                f"{encoders[layer].info.source} and {source} are both SAEs of layer {layer}:\n"
+                f"{sources[layer]} and {source} are both SAEs of layer {layer}:\n"
                 "give one for each layer (with --sae_path, --sae_ids names the sub-folders to take)"
             )
-        encoders[layer] = encoder
-    return dict(sorted(encoders.items()))
+        sources[layer] = source
+        yield encoder
+        del encoder
 
 
 def residual_sae(source: str, sae: "SAE[Any]") -> ResidualSAE:

@@ -58,6 +58,7 @@ def saes_of_release(release: str, sae_ids: Sequence[str], device: str) -> Iterat
         except (*_DAMAGE, EntryNotFoundError) as error:
             raise InputError(f"SAE {source} cannot be loaded ({_first_line(error)}); is the copy whole?") from error
         yield source, sae
+        del sae  # before the next one is loaded
 
 
 def saes_of_path(path: Path, sae_ids: Sequence[str], device: str) -> Iterator[tuple[str, "SAE[Any]"]]:
@@ -87,6 +88,7 @@ def saes_of_path(path: Path, sae_ids: Sequence[str], device: str) -> Iterator[tu
             except _DAMAGE as error:
                 raise InputError(f"SAE {place} cannot be loaded ({_first_line(error)}); is the copy whole?") from error
             yield str(place), sae
+            del sae
 
 
 def _check_release(release: str, sae_ids: Sequence[str]) -> None:

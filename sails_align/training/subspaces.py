@@ -4,6 +4,8 @@ import gc
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from sails_align.subspace.rivals import (
     random_basis,
     random_features,
 )
-from sails_align.subspace.sae import ResidualSAE, load_saes
+from sails_align.subspace.sae_sets import Decoders, SAESet
 from sails_align.subspace.separation import BENIGN, benign_covariance, onset_of, separation
 from sails_align.subspace.stats import contrasts_of
 from sails_align.subspace.truncated import load_truncated
@@ -137,8 +139,8 @@ def find_subspace(args: SailsArguments, source: Source, options: DiscoveryOption
         "dropped_rows": source.dropped,
         "options": {**args.subspace_options(), "contrast": contrast},
         "saes": {
-            str(layer): {"source": sae.info.source, "hook": sae.info.hook_name, "sha256": sae.info.sha256}
-            for layer, sae in saes.items()
+            str(layer): {"source": info.source, "hook": info.hook_name, "sha256": info.sha256}
+            for layer, info in saes.infos.items()
         },
         "versions": package_versions(),
     }
@@ -160,8 +162,29 @@ def _cached(folder: Path, input_hash: str) -> Subspace | None:
     return Subspace.load(folder)
 
 
-def _layers(source: Source, saes: Mapping[int, ResidualSAE]) -> list[int]:
+def _layers(source: Source, saes: SAESet) -> list[int]:
     return list(saes) or list(range(source.model_config.get_text_config().num_hidden_layers))
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Of one process: layers whose SAEs are in memory together, and the share of the examples that is read for them."""
+
+    layers: list[int]
+    share: int
+    n_shares: int
+
+    @classmethod
+    def of_process(cls, placement: str, layers: list[int], process: int, n: int) -> list["Pass"]:
+        """Those of one of n processes; over all processes, each layer sees each example once."""
+        if placement == "by_layer":
+            return [cls([layer], process, n) for layer in layers]
+        if placement == "all":
+            return [cls(layers, process, n)]
+        if n <= len(layers):
+            return [cls(layers[process::n], 0, 1)]
+        own = process % len(layers)  # several processes have the same layer, and divide the examples
+        return [cls([layers[own]], process // len(layers), len(range(own, n, len(layers))))]
 
 
 def _statistics(
@@ -169,42 +192,46 @@ def _statistics(
     source: Source,
     options: DiscoveryOptions,
     contrast: str,
-    saes: Mapping[int, ResidualSAE],
+    saes: SAESet,
     needs_moments: bool,
 ) -> Statistics:
-    """What the fitters say of the data, each process having read its share."""
-    fitter = _fitter(args, saes)
+    """What the fitters say of the data, each process having read its share: of the examples, or of the layers."""
     moments = ActivationFitter() if needs_moments else None
-    if fitter is None and moments is None:
+    if moments is None and args.init == "random_basis":
         return Statistics(None, None)
-    layers = _layers(source, saes)
+    passes = Pass.of_process(args.sae_placement, _layers(source, saes), process_index(), n_processes())
     model = load_truncated(
         source.model_name,
-        max(layers),
+        max(max(of.layers) for of in passes),
         dtype=options.dtype,
         device=options.device,
         revision=options.revision,
         trust_remote_code=options.trust_remote_code,
     )
-    wanted = contrasts_of(contrast)
-    for name, sides in contrast_data(args, source, options, contrast, with_benign=needs_moments).items():
-        fed = [fitter] if fitter is not None and name in wanted else []
-        fed += [moments] if moments is not None and name in ("prompt", BENIGN) else []
-        if fed:
-            discover(model, {name: sides}, fed, layers, progress=options.progress and process_index() == 0)
+    wanted, found = contrasts_of(contrast), []
+    for of in passes:
+        fitter = _fitter(args, saes, of.layers)
+        data = contrast_data(args, source, options, contrast, (of.share, of.n_shares), with_benign=needs_moments)
+        for name, sides in data.items():
+            fed = [fitter] if fitter is not None and name in wanted else []
+            fed += [moments] if moments is not None and name in ("prompt", BENIGN) else []
+            if fed:
+                discover(model, {name: sides}, fed, of.layers, progress=options.progress and process_index() == 0)
+        found += [] if fitter is None else [fitter.result()]
+        del fitter  # and the SAEs that it has, before others are loaded
     del model
     gc.collect()
     return Statistics(
-        None if fitter is None else fitter.result().over_processes(),
+        reduce(add, found).over_processes() if found else None,
         None if moments is None else moments.result().over_processes(),
     )
 
 
-def _fitter(args: SailsArguments, saes: Mapping[int, ResidualSAE]) -> FeatureFitter | ActivationFitter | None:
+def _fitter(args: SailsArguments, saes: SAESet, layers: list[int]) -> FeatureFitter | ActivationFitter | None:
     if args.init == "random_basis":
         return None
     if args.init in ("sails", "random_features"):
-        return FeatureFitter(saes)
+        return FeatureFitter(saes.some(layers))
     return ActivationFitter(second_moment=args.init == "activation_pca")
 
 
@@ -213,7 +240,7 @@ def _build(
     source: Source,
     options: DiscoveryOptions,
     contrast: str,
-    saes: Mapping[int, ResidualSAE],
+    saes: SAESet,
     stats: Statistics,
     provenance: dict[str, Any],
 ) -> Subspace:
@@ -225,7 +252,7 @@ def _build(
         provenance = {**provenance, "separation": {str(layer): value for layer, value in separations.items()}}
         if args.benign_whitening:
             benign = {layer: benign_covariance(moments, layer) for layer in moments.layers}
-    decoders = {layer: sae.W_dec_FD.cpu() for layer, sae in saes.items()}
+    decoders = Decoders(saes)
 
     def of(contrast: str, benign: Mapping[int, Tensor] | None, side: str | None) -> Subspace:
         if stats.found is None:
@@ -256,10 +283,16 @@ def _build(
 
 
 def contrast_data(
-    args: SailsArguments, source: Source, options: DiscoveryOptions, contrast: str, *, with_benign: bool = False
+    args: SailsArguments,
+    source: Source,
+    options: DiscoveryOptions,
+    contrast: str,
+    share: tuple[int, int] = (0, 1),
+    *,
+    with_benign: bool = False,
 ) -> dict[str, dict[str, Sides]]:
-    """This process's share of the contrasts' sequences: chosen against rejected responses, harmless against harmful
-    prompts; `with_benign`, the prompts in any case, and the responses to harmless ones."""
+    """A share (its number, and how many there are) of the contrasts' sequences: chosen against rejected responses,
+    harmless against harmful prompts; `with_benign`, the prompts in any case, and the responses to harmless ones."""
     tokenizer, max_length = source.tokenizer, options.max_length
 
     def response(column: str) -> Any:
@@ -271,7 +304,7 @@ def contrast_data(
     def some(dataset: Dataset) -> Dataset:
         n = min(args.max_discovery_examples, len(dataset))
         chosen = dataset if n == len(dataset) else dataset.shuffle(seed=options.seed).select(range(n))
-        return chosen if n_processes() == 1 else chosen.select(range(process_index(), n, n_processes()))
+        return chosen if share[1] == 1 else chosen.select(range(share[0], n, share[1]))
 
     safety = some(source.safety)
     contrasts: dict[str, dict[str, Sides]] = {}
@@ -350,11 +383,12 @@ def _named_saes(args: SailsArguments, source: Source) -> dict[str, Any]:
     return {**named, "files": {str(file.relative_to(path)): file_hash(file) for file in of_saes}}
 
 
-def load_named_saes(args: SailsArguments, source: Source, options: DiscoveryOptions) -> dict[int, ResidualSAE]:
-    """The SAEs named, loaded; none if none are named."""
+def load_named_saes(args: SailsArguments, source: Source, options: DiscoveryOptions) -> SAESet:
+    """The SAEs named, loaded (with `sae_placement: all`) or ready to be; none if none are named."""
     if args.sae_release is None and args.sae_path is None:
-        return {}
-    saes = load_saes(
+        return SAESet({}, {}, {})
+    saes = SAESet.load(
+        keep=args.sae_placement == "all",
         release=args.sae_release,
         sae_ids=args.sae_ids or (),
         path=args.sae_path,
@@ -363,7 +397,7 @@ def load_named_saes(args: SailsArguments, source: Source, options: DiscoveryOpti
         device=options.device,
         allow_mismatch=args.sae_allow_mismatch,
     )
-    smallest = min(saes.values(), key=lambda sae: sae.info.d_sae).info
+    smallest = min(saes.infos.values(), key=lambda info: info.d_sae)
     if args.top_k is not None and args.top_k > smallest.d_sae:
         raise InputError(
             f"top_k is {args.top_k}, but the SAE {smallest.source} has {smallest.d_sae} latents: choose at most that"
