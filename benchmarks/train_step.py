@@ -5,8 +5,7 @@
 Every run is a process of its own, through the recipe. Reported are ratios (SAILS / LoRA), pair by pair: seconds of an
 optimizer step (from the second one on, drift logging included), peak memory, and seconds from the launch to the first
 step (the subspace is cached). Then the efficiency of two processes (DDP) at the same global batch:
-seconds of one / (2 x seconds of two). With a CUDA GPU it also trains a model of Gemma-2-2B's shape, with random weights
-in bfloat16, and reports tokens/s, model FLOPs utilization and peak memory; `--peak_tflops` is what the GPU can do.
+seconds of one / (2 x seconds of two). Real shapes on a GPU: benchmarks/gpu.py.
 """
 
 import argparse
@@ -26,16 +25,6 @@ ROOT = Path(__file__).resolve().parents[1]
 QUIET = ["--save_strategy", "no", "--disable_tqdm", "true"]
 # Two passes at most: on what is learnt by heart a step of SAILS was measured to take 7% longer (docs/cost.md).
 TESTBED = ["--max_train_examples", "512", "--max_steps", "120", "--eval_examples", "8"]
-GPU_BATCH, GPU_LENGTH, GPU_STEPS = 4, 1024, 12
-GEMMA_2_2B = {
-    "hidden_size": 2304,
-    "intermediate_size": 9216,
-    "num_hidden_layers": 26,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 256,
-    "vocab_size": 256_000,
-}
 
 
 def child(method: str, options: list[str]) -> None:
@@ -128,61 +117,6 @@ def two_processes(method: str, n_pairs: int, options: list[str], folder: Path) -
     return ratios(values)
 
 
-def gpu_model(folder: Path, shape: dict[str, int]) -> list[str]:
-    """Write a model of a shape with random weights, and text of full length; returns the recipe's options for them."""
-    import random
-
-    import torch
-    from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
-
-    from sails_align.testbed.build import ASSETS
-
-    tokenizer = AutoTokenizer.from_pretrained(ASSETS / "model")
-    tokenizer.save_pretrained(folder / "model")
-    torch.manual_seed(0)
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        config = Gemma2Config(**shape, pad_token_id=tokenizer.pad_token_id, attn_implementation="eager")
-        Gemma2ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder / "model")
-    words = [word for word in tokenizer.get_vocab() if word.isalpha()]
-    chance = random.Random(0)
-    rows = [
-        {key: " ".join(chance.choices(words, k=2 * GPU_LENGTH)) for key in ("prompt", "chosen", "rejected")}
-        for _ in range(GPU_BATCH * GPU_STEPS + 5)
-    ]
-    for row in rows:
-        row["prompt"] = "how"
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options = ["--model_name_or_path", str(folder / "model"), "--dataset_name", str(folder / "rows.jsonl")]
-    options += ["--dtype", "bfloat16", "--max_length", str(GPU_LENGTH), "--per_device_train_batch_size", str(GPU_BATCH)]
-    return [*options, "--max_steps", str(GPU_STEPS), "--eval_examples", "4", "--logging_steps", "1"]
-
-
-def on_gpu(folder: Path, shape: dict[str, int], peak_tflops: float) -> dict[str, Any]:
-    """Tokens/s, model FLOPs utilization and peak memory of SFT and DPO from a random basis and from plain LoRA."""
-    from accelerate import init_empty_weights
-    from transformers import Gemma2Config, Gemma2ForCausalLM
-
-    with init_empty_weights():
-        n_parameters = sum(parameter.numel() for parameter in Gemma2ForCausalLM(Gemma2Config(**shape)).parameters())
-    options = gpu_model(folder, shape)
-    results = {}
-    for method in ("sft", "dpo"):
-        # A token costs 2 FLOPs a parameter forward and 2 backward through frozen weights, whose own gradient is not
-        # computed. DPO reads two responses, and the reference reads them, too. Work done twice, when activations are
-        # computed again, is no work of the model's.
-        tokens = GPU_BATCH * GPU_LENGTH * (2 if method == "dpo" else 1)
-        flops = (6 if method == "dpo" else 4) * n_parameters * tokens
-        for init in ("random_basis", "default"):
-            given = [*options, "--init", init, "--output_dir", str(folder / f"{method}-{init}")]
-            measured = launch(method, [*QUIET, *given])
-            results[f"{method}, {init}"] = {
-                "tokens_per_second": tokens / measured["seconds_per_step"],
-                "mfu": flops / measured["seconds_per_step"] / (peak_tflops * 1e12),
-                "peak_memory_mb": measured["peak_memory_mb"],
-            }
-    return results
-
-
 def main() -> None:
     if sys.argv[1:2] == ["--child"]:
         child(sys.argv[2], sys.argv[3:])
@@ -190,7 +124,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=9, help="of SAILS and LoRA; 0 leaves that out")
     parser.add_argument("--double_pairs", type=int, default=3, help="of one and two processes; 0 leaves that out")
-    parser.add_argument("--peak_tflops", type=float, default=989.0, help="of the GPU in bfloat16 (H100, H200: 989)")
     parser.add_argument("--output", type=Path, help="JSON file for the figures; what is left out stays in it")
     args, extra = parser.parse_known_args()
     result: dict[str, Any] = {"sft": {}, "dpo": {}}
@@ -203,22 +136,13 @@ def main() -> None:
         for method in ("sft", "dpo") if args.double_pairs else ():
             options = [*QUIET, *TESTBED, *extra]
             result[method]["two_process_efficiency"] = two_processes(method, args.double_pairs, options, folder)
-        if cuda_is_available():
-            result["gpu"] = on_gpu(folder, GEMMA_2_2B, args.peak_tflops)
     for method in ("sft", "dpo"):
         for measure, row in result[method].items():
             print(
                 f"{method} {measure}: {row['median']:.3f} ({row['min']:.3f} to {row['max']:.3f}, n={len(row['pairs'])})"
             )
-    print(json.dumps(result.get("gpu", "no CUDA GPU: its part was not run"), indent=1))
     if args.output:
         args.output.write_text(json.dumps(result, indent=1))
-
-
-def cuda_is_available() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
 
 
 if __name__ == "__main__":

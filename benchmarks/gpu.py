@@ -1,0 +1,290 @@
+"""What each stage costs on a GPU: models of Gemma-2-2B's and 9B's shape with random weights in bfloat16.
+
+    python benchmarks/gpu.py [--shapes gemma-2-2b gemma-2-9b] [--output docs/results/gpu.json]
+    python benchmarks/gpu.py --shapes tiny        # any machine: that the benchmark itself works
+
+Every measurement is a process of its own. Ratios are of turns in one run:
+
+    discovery   against a bare forward pass through the same blocks        target: at most 1.10
+    SFT, DPO    a step of SAILS against one of TRL's plain LoRA            target: at most 1.02
+    merge, generation (base, adapter, merged; transformers, one batch)
+
+with tokens/s, peak memory, and model FLOPs utilization (MFU): the model's own operations, without what gradient
+checkpointing computes again, as a share of `--peak_tflops`.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from train_step import QUIET, STARTS, launch, ratios
+
+TARGETS = {"discovery": 1.10, "sft": 1.02, "dpo": 1.02}
+GIB = 2**30
+SIZES = {  # rows and tokens of a batch, steps, and new tokens: of real shapes, and of the tiny one
+    "real": {"rows": 4, "length": 1024, "steps": 12, "new_tokens": 128},
+    "tiny": {"rows": 2, "length": 64, "steps": 3, "new_tokens": 8},
+}
+
+
+def size_of(shape: str) -> dict[str, int]:
+    return SIZES["tiny" if shape == "tiny" else "real"]
+
+
+# -- in processes of their own ----------------------------------------------------------------------------------------
+
+
+def peak_gib() -> float:
+    from sails_align.cost import peak_memory_mb
+
+    return peak_memory_mb() / 1024
+
+
+def device_name() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def timed(compute: Callable[[], Any]) -> float:
+    """Seconds, with all that was started on the GPU."""
+    import torch
+
+    def wait() -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    wait()
+    started = time.perf_counter()
+    compute()
+    wait()
+    return time.perf_counter() - started
+
+
+def prepare(folder: Path, shape: str) -> dict[str, Any]:
+    """Write model, SAEs and data."""
+    from random_models import config_of, write_model, write_pairs, write_saes
+    from transformers import AutoModelForCausalLM
+
+    write_model(folder / "model", shape, device_name())
+    write_saes(folder / "saes", shape)
+    size = size_of(shape)
+    write_pairs(folder / "pairs.jsonl", size["rows"] * size["steps"] + 5, size["length"])
+    import torch
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config_of(shape))
+    n_embeddings = model.get_input_embeddings().weight.numel()
+    return {"parameters": sum(p.numel() for p in model.parameters()), "embeddings": n_embeddings}
+
+
+def discovery(folder: Path, shape: str, turns: int) -> dict[str, Any]:
+    """Discovery and bare forward passes over the same batches, by turns."""
+    import torch
+    from random_models import SAES
+
+    from sails_align.subspace.discover import batches, discover, padded
+    from sails_align.subspace.features import FeatureFitter
+    from sails_align.subspace.sae_sets import SAESet
+    from sails_align.subspace.truncated import load_truncated
+    from sails_align.tokens import TokenizedSide
+
+    size, device = size_of(shape), device_name()
+    layers = SAES[shape][0]
+    model = load_truncated(folder / "model", max(layers), dtype="bfloat16", device=device)
+    found = {"path": folder / "saes", "model_config": model.config, "model_name": "gemma", "device": device}
+    saes = SAESet.load(keep=True, allow_mismatch=True, **found)
+    length, generator = size["length"] // 4, torch.Generator().manual_seed(0)
+    ids = torch.randint(3, model.config.vocab_size, (2, 8 * size["rows"], length), generator=generator).tolist()
+    mask = [at >= length // 2 for at in range(length)]  # half of them are a response
+    sides = {
+        side: [TokenizedSide(row, mask) for row in rows]
+        for side, rows in zip(("aligned", "unaligned"), ids, strict=True)
+    }
+
+    def ours() -> None:
+        discover(model, {"response": sides}, [FeatureFitter(saes)], layers)
+
+    @torch.no_grad()
+    def bare() -> None:
+        for rows in sides.values():
+            for batch in batches(rows, 16, 4096):
+                input_ids_BS, attention_mask_BS, _ = padded(batch)
+                model(input_ids=input_ids_BS.to(device), attention_mask=attention_mask_BS.to(device), use_cache=False)
+
+    ways = {"ours": ours, "bare": bare}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(turns + 1):
+        for name in list(ways) if turn % 2 else list(ways)[::-1]:
+            taken = timed(ways[name])
+            seconds[name] += [taken] if turn else []  # the first turn warms up
+    n_tokens = 2 * len(ids[0]) * length
+    blocks = sum(parameter.numel() for parameter in model.layers.parameters())
+    return {
+        "ratio": ratios(list(zip(seconds["ours"], seconds["bare"], strict=True))),
+        "tokens_per_second": n_tokens / median(seconds["ours"]),
+        "flops_per_token": 2 * blocks,
+        "peak_gib": peak_gib(),
+    }
+
+
+def merge(run: Path, output: Path) -> dict[str, Any]:
+    from sails_align.exporting import merge
+
+    return {"seconds": timed(lambda: merge([str(run), "--output", str(output)])), "peak_gib": peak_gib()}
+
+
+def generation(model: str, shape: str) -> dict[str, Any]:
+    """New tokens a second, all rows at a time."""
+    import torch
+
+    from sails_align.eval_model import resolve_model
+    from sails_align.evaluation.local_model import load_model
+
+    size = size_of(shape)
+    loaded: Any = load_model(resolve_model(model), device_name())
+    rows, n_new = 8 * size["rows"], size["new_tokens"]
+    ids_BS = torch.randint(3, 1000, (rows, size["length"] // 8), generator=torch.Generator().manual_seed(0))
+    ids_BS = ids_BS.to(device_name())
+    options = {"max_new_tokens": n_new, "min_new_tokens": n_new, "do_sample": False}
+
+    def generate() -> None:
+        loaded.generate(input_ids=ids_BS, attention_mask=torch.ones_like(ids_BS), **options)
+
+    timed(generate)  # warms up
+    return {"tokens_per_second": rows * n_new / timed(generate), "peak_gib": peak_gib()}
+
+
+CHILDREN: dict[str, Callable[..., dict[str, Any]]] = {
+    "prepare": lambda folder, shape: prepare(Path(folder), shape),
+    "discovery": lambda folder, shape, turns: discovery(Path(folder), shape, int(turns)),
+    "merge": lambda run, output: merge(Path(run), Path(output)),
+    "generation": generation,
+}
+
+
+# -- the whole --------------------------------------------------------------------------------------------------------
+
+
+def child(name: str, *words: object) -> dict[str, Any]:
+    """What one of the functions above gives, in a process of its own."""
+    command = [sys.executable, __file__, "--child", name, *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{name}: {done.stderr[-3000:]}")
+    line = next(line for line in done.stdout.splitlines() if line.startswith("MEASURED "))
+    return json.loads(line.removeprefix("MEASURED "))
+
+
+def training(folder: Path, shape: str, method: str, pairs: int, n_parameters: int) -> dict[str, Any]:
+    """Steps of SAILS and of plain LoRA, by turns."""
+    size = size_of(shape)
+    given = {
+        **{"model_name_or_path": folder / "model", "dataset_name": folder / "pairs.jsonl", "dtype": "bfloat16"},
+        **{"max_length": size["length"], "per_device_train_batch_size": size["rows"], "max_steps": size["steps"]},
+        **{"eval_examples": 2, "logging_steps": 1, "learning_rate": 1e-4},
+    }
+    common = [*QUIET, *(word for name, value in given.items() for word in (f"--{name}", str(value)))]
+    own = {"SAILS": ["--subspace_path", str(folder / "found" / "subspace")], "LoRA": []}
+    taken: dict[str, list[dict[str, float]]] = {start: [] for start in STARTS}
+    for turn in range(pairs):
+        for start in list(STARTS) if turn % 2 else list(STARTS)[::-1]:
+            output = ["--init", STARTS[start], *own[start], "--output_dir", str(folder / f"{method}-{start}")]
+            taken[start].append(launch(method, [*common, *output]))
+    ours, theirs = taken["SAILS"], taken["LoRA"]
+    # A token costs 2 FLOPs a parameter forward and 2 backward through frozen weights, whose own gradient is not
+    # computed. DPO reads two responses, and the reference reads them, too.
+    n_tokens = size["rows"] * size["length"] * (2 if method == "dpo" else 1)
+    seconds = median(run["seconds_per_step"] for run in ours)
+    return {
+        "ratio": ratios([(a["seconds_per_step"], b["seconds_per_step"]) for a, b in zip(ours, theirs, strict=True)]),
+        "memory_ratio": ratios([(a["peak_memory_mb"], b["peak_memory_mb"]) for a, b in zip(ours, theirs, strict=True)]),
+        "tokens_per_second": n_tokens / seconds,
+        "flops_per_token": (6 if method == "dpo" else 4) * n_parameters,
+        "peak_gib": max(run["peak_memory_mb"] for run in ours) / 1024,
+    }
+
+
+def found_subspace(folder: Path) -> None:
+    """Discover once, for all trainings."""
+    options = {"model_name_or_path": folder / "model", "sae_path": folder / "saes", "sae_allow_mismatch": "true"}
+    options |= {"dataset_name": folder / "pairs.jsonl", "preset": "paper", "dtype": "bfloat16", "disable_tqdm": "true"}
+    options |= {"max_discovery_examples": 8, "eval_examples": 2, "max_length": 128, "output_dir": folder / "found"}
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    done = subprocess.run([sys.executable, "-m", "sails_align", "discover", *words], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"discover: {done.stderr[-3000:]}")
+
+
+def of_shape(shape: str, pairs: int, peak_tflops: float) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        counts = child("prepare", folder, shape)
+        print(f"{shape}: {counts['parameters']:,} parameters", file=sys.stderr)
+        result: dict[str, Any] = {**counts, "discovery": child("discovery", folder, shape, pairs)}
+        found_subspace(folder)
+        for method in ("sft", "dpo"):
+            print(f"{shape}: {method}", file=sys.stderr)
+            result[method] = training(folder, shape, method, pairs, counts["parameters"])
+        result["merge"] = child("merge", folder / "sft-SAILS", folder / "merged")
+        models = {"base": folder / "model", "adapter": folder / "sft-SAILS", "merged": folder / "merged"}
+        result["generation"] = {name: child("generation", model, shape) for name, model in models.items()}
+    for stage in TARGETS:
+        flops = result[stage]["tokens_per_second"] * result[stage]["flops_per_token"]
+        result[stage]["mfu"] = flops / (peak_tflops * 1e12)
+        result[stage]["target"], result[stage]["met"] = (
+            TARGETS[stage],
+            result[stage]["ratio"]["median"] <= TARGETS[stage],
+        )
+    return result
+
+
+def show(shape: str, result: dict[str, Any]) -> None:
+    print(f"{shape}, {result['parameters']:,} parameters")
+    for stage, target in TARGETS.items():
+        of = result[stage]
+        ratio = of["ratio"]
+        print(
+            f"  {stage:10} ratio {ratio['median']:.3f} ({ratio['min']:.3f} to {ratio['max']:.3f}, n={len(ratio['pairs'])}; "
+            f"target {target}: {'met' if of['met'] else 'NOT met'}), {of['tokens_per_second']:,.0f} tokens/s, "
+            f"MFU {of['mfu']:.1%}, peak {of['peak_gib']:.1f} GiB"
+        )
+    print(f"  {'merge':10} {result['merge']['seconds']:.1f} s, peak {result['merge']['peak_gib']:.1f} GiB")
+    for name, of in result["generation"].items():
+        print(f"  generation, {name}: {of['tokens_per_second']:,.0f} tokens/s, peak {of['peak_gib']:.1f} GiB")
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--child"]:
+        print("\nMEASURED " + json.dumps(CHILDREN[sys.argv[2]](*sys.argv[3:])))
+        return
+    import torch
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", default=["gemma-2-2b", "gemma-2-9b"])
+    parser.add_argument("--pairs", type=int, default=3, help="turns of each comparison")
+    parser.add_argument("--peak_tflops", type=float, default=989.0, help="of the GPU in bfloat16 (H100, H200: 989)")
+    parser.add_argument("--output", type=Path, help="JSON file for the figures")
+    args = parser.parse_args()
+    if "tiny" not in args.shapes and not torch.cuda.is_available():
+        raise SystemExit("there is no CUDA GPU here; --shapes tiny tries the benchmark out without one")
+    card = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    results = {"device": card, "torch": torch.__version__, "peak_tflops": args.peak_tflops, "shapes": {}}
+    for shape in args.shapes:
+        results["shapes"][shape] = of_shape(shape, args.pairs, args.peak_tflops)
+        if args.output:  # after each, since those that follow take long
+            args.output.write_text(json.dumps(results, indent=1) + "\n")
+    print(f"on {card}")
+    for shape, result in results["shapes"].items():
+        show(shape, result)
+
+
+if __name__ == "__main__":
+    main()
