@@ -2,10 +2,11 @@
 
     python benchmarks/discovery_at_scale.py [--examples 8 32] [--placements all by_layer] [--output FILE.json]
 
-`sails discover` is a process of its own each time, in bfloat16, with Gemma Scope's own files of SAEs (16k latents, layers
-5, 10, 15, 20). Its peak memory is that of weights, SAEs and activations (anonymous), and that with the pages of the files
-that it reads (resident), which the system takes back when it needs them. Target: 12 GB resident, and no growth with the
-number of examples. The checkpoint (5 GB) and the SAEs (1.2 GB) are written to a temporary folder, or kept in `--folder`.
+`sails discover` is a process of its own each time, in bfloat16, with files of SAEs as Gemma Scope has them (16k
+latents, layers 5, 10, 15, 20). Its peak memory is that of weights, SAEs and activations (anonymous), and that with the
+pages of files that it reads (resident), which the system takes back when it needs them. Target: 12 GB resident, and no
+growth with the number of examples. The checkpoint (5 GB) and the SAEs (1.2 GB) are written to a temporary folder, or to
+`--folder`, where they stay for another time.
 """
 
 import argparse
@@ -100,8 +101,8 @@ def main() -> None:
         result = benchmark(args.folder or Path(temporary), args.shape, args.placements, args.examples)
     for row in result["runs"]:
         print(
-            f"{row['placement']:9} {row['examples']:5} examples a side: {row['anonymous_gb']:.2f} GB, with pages of files "
-            f"{row['resident_gb']:.2f} GB (target {TARGET_GB:g}), {row['seconds']:.0f} s"
+            f"{row['placement']:9} {row['examples']:5} examples a side: {row['anonymous_gb']:.2f} GB, with pages of "
+            f"files {row['resident_gb']:.2f} GB (target {TARGET_GB:g}), {row['seconds']:.0f} s"
         )
     if args.output:
         args.output.write_text(json.dumps(result, indent=1) + "\n")

@@ -252,9 +252,9 @@ def show(shape: str, result: dict[str, Any]) -> None:
         of = result[stage]
         ratio = of["ratio"]
         print(
-            f"  {stage:10} ratio {ratio['median']:.3f} ({ratio['min']:.3f} to {ratio['max']:.3f}, n={len(ratio['pairs'])}; "
-            f"target {target}: {'met' if of['met'] else 'NOT met'}), {of['tokens_per_second']:,.0f} tokens/s, "
-            f"MFU {of['mfu']:.1%}, peak {of['peak_gib']:.1f} GiB"
+            f"  {stage:10} ratio {ratio['median']:.3f} ({ratio['min']:.3f} to {ratio['max']:.3f}, "
+            f"n={len(ratio['pairs'])}; target {target}: {'met' if of['met'] else 'NOT met'}), "
+            f"{of['tokens_per_second']:,.0f} tokens/s, MFU {of['mfu']:.1%}, peak {of['peak_gib']:.1f} GiB"
         )
     print(f"  {'merge':10} {result['merge']['seconds']:.1f} s, peak {result['merge']['peak_gib']:.1f} GiB")
     for name, of in result["generation"].items():

@@ -95,10 +95,18 @@ def _recipe(method: str | None, rest: list[str]) -> tuple[Any, list[str]]:
             given = f"the name {Path(line.path).name} begins with neither sft_ nor dpo_" if line.path else "no --config"
             raise InputError(f"it is not known what is to be estimated ({given}); give --method sft or --method dpo")
         method = prefix
-    on_gpu = ["--use_cpu", "true"] if line.value("use_cpu") is None else []
+    return method, as_on_gpu(rest)
+
+
+def as_on_gpu(options: Sequence[str]) -> list[str]:
+    """A recipe's options, with the defaults of a machine with a GPU, so that another one can read them."""
+    from sails_align.training.parsing import CommandLine
+
+    line = CommandLine.read(options)
+    more = ["--use_cpu", "true"] if line.value("use_cpu") is None else []
     if line.value("bf16") is None and line.value("fp16") is None:
-        on_gpu += ["--bf16", "true"]  # TRL's default where there is a GPU
-    return method, [*rest, *on_gpu]
+        more += ["--bf16", "true"]  # TRL's default
+    return [*options, *more]
 
 
 def _show(result: dict[str, Any]) -> None:

@@ -170,7 +170,11 @@ FLOORS: list[list[list[str]]] = [
         ]
     ],
     [[f"reporting.{name}" for name in ("figures", "page", "sections", "side_sections")]],
-    [["compare_options", "comparing", "cli", "__main__"]],
+    [["compare_options", "comparing"]],
+    [
+        [f"reproduction.{name}" for name in ("plan", "costs", "checks", "results", "running")],
+    ],
+    [["reproducing", "cli", "__main__"]],
 ]
 PLACE = {
     module: (floor, folder, order)

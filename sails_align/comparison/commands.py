@@ -79,7 +79,7 @@ def check(runs: Sequence[Run], protocol: Protocol) -> None:
         if kind == "safety" and part == "test":
             _check_sets(protocol, read[1])
         for run in models:
-            _read_options(kind, [*options, *_of(kind, run)], f"the run {run.name} cannot be evaluated ({where})")
+            _read_options(kind, [*options, *options_of(kind, run)], f"the run {run.name} cannot be evaluated ({where})")
     for where, name in paths:
         if name.startswith(("/", "./", "../", "~")) and not Path(name).exists():
             raise InputError(f"{where} names {name}, which is not there; check the path (from the working folder)")
@@ -98,7 +98,7 @@ def _check_sets(protocol: Protocol, asked: PromptArguments) -> None:
             )
 
 
-def _of(kind: Evaluation, run: Run) -> list[str]:
+def options_of(kind: Evaluation, run: Run) -> list[str]:
     """A model's own options, as far as the evaluation has them."""
     known = {option.name for options in OPTIONS[kind] for option in fields(options)}
     groups = option_groups(run.options[2:])
@@ -130,7 +130,7 @@ def run_commands(cell: Cell, folder: Path) -> dict[str, Any]:
         _give([*training(cell, protocol), "--output_dir", model], train / DONE, cost, "training")
     for kind, options in protocol.of_part(cell.part).items():
         command = [*PYTHON, "eval", kind, "--model", model, *options, "--output_dir", str(evaluated / kind)]
-        command += _of(kind, cell.run) if cell.run.trainer == "none" else []
+        command += options_of(kind, cell.run) if cell.run.trainer == "none" else []
         command += [] if kind == "harness" else ["--retry_unscored", "true"]
         _give(command, evaluated / kind / DONE, cost, kind)
     if cell.part == "test" and _has_features(train):

@@ -38,7 +38,7 @@ def saes_of_release(release: str, sae_ids: Sequence[str], device: str) -> Iterat
     """
     from sae_lens import SAE
 
-    _check_release(release, sae_ids)
+    check_release(release, sae_ids)
     converter = gemma_scope.load_gemma_scope_2 if _loader_name(release) == "gemma_3" else None
     for sae_id in sae_ids:
         source = f"{release}/{sae_id}"
@@ -91,7 +91,12 @@ def saes_of_path(path: Path, sae_ids: Sequence[str], device: str) -> Iterator[tu
             del sae
 
 
-def _check_release(release: str, sae_ids: Sequence[str]) -> None:
+def check_release(release: str, sae_ids: Sequence[str]) -> str | None:
+    """The model that the SAEs of a release were trained on, as sae-lens' directory has it; None if it does not.
+
+    Raises:
+        InputError: if release or id is unknown, no id is given, or the SAEs are pickles.
+    """
     from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 
     directory = get_pretrained_saes_directory()
@@ -113,6 +118,7 @@ def _check_release(release: str, sae_ids: Sequence[str]) -> None:
             f"the SAEs of {release!r} are stored as pickles, which are not read here: convert them with\n"
             f"sae-lens, SAE.from_pretrained({release!r}, {sae_ids[0]!r}).save_model(FOLDER), and give --sae_path FOLDER"
         )
+    return directory[release].model if release in directory else None
 
 
 def _loader_name(release: str) -> str:

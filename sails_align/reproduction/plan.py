@@ -1,0 +1,174 @@
+"""Everything that reproducing the paper on a model takes, as commands in their order: what `recipes/reproduce.py` runs,
+and what can be typed by hand.
+
+The settings are those of a comparison's file (`recipes/configs/<model>/compare.yaml`): runs and evaluations. Here each
+run is trained once, at its recipe's own learning rate.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from sails_align import align
+from sails_align.comparison.commands import options_of
+from sails_align.comparison.plan import Protocol, Run
+from sails_align.comparison.studies import option_groups
+from sails_align.config import Method
+from sails_align.estimate import as_on_gpu
+from sails_align.testbed.build import is_testbed
+from sails_align.training.arguments import Arguments
+
+Engine = Literal["single", "ddp", "zero2", "zero3", "zero3_offload"]
+LAUNCH: dict[Engine, str] = {
+    "single": "single_gpu.yaml",
+    "ddp": "multi_gpu.yaml",
+    "zero2": "zero2.yaml",
+    "zero3": "zero3.yaml",
+    "zero3_offload": "zero3_offload.yaml",
+}
+"""Files in `accelerate_configs`."""
+METHODS = get_args(Method)
+RECIPE_GPUS = 8
+"""For which the recipes' batch sizes are."""
+GCG = {"prompts": "advbench", "n_prompts": "50"}
+"""Ours: the paper's number of attacked prompts is not known."""
+AGAIN = ["--retry_unscored", "true"]
+"""Of an evaluation that is started again: ask for what failed, and for nothing else."""
+DATA = "Anthropic/hh-rlhf"
+DATA_FOLDER = "data/hh-rlhf"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command, and what it is part of."""
+
+    stage: Literal["data", "discover", "train", "evaluate", "attack"]
+    run: str
+    """What it is about; with the stage it names the step."""
+    argv: tuple[str, ...]
+    """As it is typed in the repository's folder."""
+    gpus: Literal["none", "one", "all"]
+    kind: str = ""
+    """Of an evaluation."""
+
+    @property
+    def name(self) -> str:
+        """Of the step, unlike all others'."""
+        return "/".join(part for part in (self.stage, self.run, self.kind) if part)
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What is reproduced, where, and on how many GPUs."""
+
+    runs: tuple[Run, ...]
+    protocol: Protocol
+    output_dir: Path
+    num_gpus: int
+    """0: this machine's CPUs, in one process."""
+    engines: Mapping[str, Engine]
+    """By run; not of models that are evaluated as they are."""
+
+    def folder(self, run: Run) -> str:
+        """The model of a run: its folder, or what it is called."""
+        return run.options[1] if run.trainer == "none" else str(self.output_dir / run.name)
+
+    def steps(self) -> list[Step]:
+        """All of them, in an order in which they can be run."""
+        return [*self._data(), *self._discovery(), *self._trainings(), *self._evaluations(), *self._attacks()]
+
+    @property
+    def model(self) -> str:
+        """The base model: what is trained."""
+        return str(next(iter(self.arguments.values())).model.model_name_or_path)
+
+    @cached_property
+    def arguments(self) -> dict[str, Arguments]:
+        """Of each training its options, as its recipe and the file have them, on the machine that is planned for."""
+        return {
+            run.name: align.parse(run.trainer, as_on_gpu(run.options) if self.num_gpus else list(run.options))  # pyright: ignore[reportArgumentType]
+            for run in self.runs
+            if run.trainer in METHODS
+        }
+
+    def _data(self) -> Iterator[Step]:
+        named = [(args.script.dataset_name, args.data.helpful_dataset_name) for args in self.arguments.values()]
+        names = {name for pair in named for name in pair}
+        parts = sorted(Path(name).name for name in names if name and name.startswith(f"{DATA_FOLDER}/"))
+        if parts:
+            command = ["hf", "download", DATA, "--repo-type", "dataset", "--local-dir", DATA_FOLDER]
+            yield Step("data", "hh-rlhf", (*command, *_included(f"{part}/*" for part in parts)), "none")
+        for model in dict.fromkeys([self.model, *(run.options[1] for run in self.runs if run.trainer == "none")]):
+            if not Path(model).exists() and not is_testbed(model):
+                wanted = _included(("*.safetensors", "*.json", "tokenizer*", "*.jinja"))
+                yield Step("data", model.rpartition("/")[2], ("hf", "download", model, *wanted), "none")
+
+    def _discovery(self) -> Iterator[Step]:
+        """Once for all runs that start in the subspace."""
+        if sails := self._with_subspace():
+            command = ("sails", "discover", *sails[0].options, "--output_dir", self._found.parent.as_posix())
+            yield Step("discover", "sails", command, "one")
+
+    @property
+    def _found(self) -> Path:
+        return self.output_dir / "discovered" / "subspace"
+
+    def _with_subspace(self) -> list[Run]:
+        return [run for run in self.runs if run.name in self.arguments and self.arguments[run.name].sails.uses_subspace]
+
+    def _trainings(self) -> Iterator[Step]:
+        found = {run.name for run in self._with_subspace()}
+        for run in self.runs:
+            if run.name not in self.arguments:
+                continue
+            words = [*run.options, *self._batch(run)]
+            words += ["--subspace_path", self._found.as_posix()] if run.name in found else []
+            words += ["--resume_from_checkpoint", "true", "--output_dir", self.folder(run)]
+            command = ["sails", "train", run.trainer]
+            if self.num_gpus:
+                launch = ["--config_file", f"accelerate_configs/{LAUNCH[self.engines[run.name]]}"]
+                command = ["accelerate", "launch", *launch, "--num_processes", str(self.num_gpus)]
+                command += [f"recipes/{run.trainer}_sails.py"]
+            yield Step("train", run.name, (*command, *words), "all")
+
+    def _batch(self, run: Run) -> list[str]:
+        """Gradient accumulation that leaves the batch as large as on the GPUs that the recipe is for."""
+        training = self.arguments[run.name].training
+        steps = training.gradient_accumulation_steps * RECIPE_GPUS
+        if self.num_gpus in (0, RECIPE_GPUS):
+            return []
+        return ["--gradient_accumulation_steps", str(max(1, round(steps / self.num_gpus)))]
+
+    def _evaluations(self) -> Iterator[Step]:
+        for run in self.runs:
+            for kind, options in self.protocol.of_part("test").items():
+                command = ["sails", "eval", kind, "--model", self.folder(run), *options]
+                command += options_of(kind, run) if run.trainer == "none" else []
+                command += [] if kind == "harness" else AGAIN
+                command += ["--output_dir", str(self.output_dir / "evaluated" / run.name / kind)]
+                yield Step("evaluate", run.name, tuple(command), "one", kind)
+
+    def _attacks(self) -> Iterator[Step]:
+        """GCG on every model but the base, which needs no attack to comply."""
+        safety = option_groups(self.protocol.of_part("test")["safety"])
+        judge = [word for name, values in safety.items() if name.startswith("--judge") for word in (name, *values)]
+        asked = self.attacked_prompts(safety)
+        for run in self.runs:
+            if self.folder(run) != self.model:
+                output = str(self.output_dir / "evaluated" / run.name / "gcg")
+                command = ["sails", "attack", "gcg", "--model", self.folder(run), *asked, *judge]
+                command += options_of("safety", run) if run.trainer == "none" else []
+                yield Step("attack", run.name, (*command, *AGAIN, "--output_dir", output), "one", "gcg")
+
+    def attacked_prompts(self, safety: Mapping[str, Any]) -> list[str]:
+        """Options: AdvBench's prompts; the testbed's, if all prompts are."""
+        if all(map(is_testbed, safety["--prompts"])):
+            return ["--prompts", *safety["--prompts"], "--n_prompts", safety.get("--n_prompts", ("8",))[0]]
+        return [word for name, value in GCG.items() for word in (f"--{name}", value)]
+
+
+def _included(patterns: Iterable[str]) -> list[str]:
+    """Options of `hf download`, which takes a second pattern after one `--include` for the name of a file."""
+    return [word for pattern in patterns for word in ("--include", pattern)]
