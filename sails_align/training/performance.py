@@ -68,10 +68,10 @@ def _check_quantization(args: Arguments, option: str) -> None:
         )
     if init in NOT_EXACT:  # the base would be rounded once more; PEFT has no orthogonal one on rounded weights
         raise InputError(f"--init {init} needs base weights that are not rounded; use another, or leave {option} out")
-    if engine in ("zero3", "fsdp"):
+    if engine not in ("single", "ddp"):
         raise InputError(
-            f"{option} is true, but {engine} is to divide the weights, and rounded ones are not divided here;\n"
-            "use DDP (accelerate_configs/multi_gpu.yaml): in 4 bits the model is small"
+            f"{option} is true, but quantized weights are trained on by one GPU or with DDP, and not with {engine};\n"
+            "use accelerate_configs/multi_gpu.yaml (in 4 bits the model is small), or leave it out"
         )
     if args.model.load_in_4bit and args.model.dtype in (None, "auto"):
         raise InputError(
