@@ -24,6 +24,7 @@ from sails_align.artifacts import (
 from sails_align.config import DataArguments, DPOArguments, Method, SailsArguments
 from sails_align.cost import Cost, peak_memory_mb
 from sails_align.distributed import check_devices, plain_cpu, process_index
+from sails_align.errors import InputError
 from sails_align.export.card import write_card
 from sails_align.export.hub import push
 from sails_align.measuring import MeasureStart, count_parameters, measure
@@ -41,6 +42,7 @@ from sails_align.training.checkpoints import (
     train,
 )
 from sails_align.training.parsing import CommandLine
+from sails_align.training.performance import check_machine, check_options
 from sails_align.training.record import write_record
 from sails_align.training.source import Source, assemble, load_data
 from sails_align.training.subspaces import DiscoveryOptions, find_subspace
@@ -101,12 +103,15 @@ def parse(method: Method, argv: Sequence[str] | None = None, prog: str | None = 
     if not torch.cuda.is_available():
         defaults |= {"use_cpu": True, "bf16": False}
     check_devices(line.flag("use_cpu", default=False))
+    if method == "dpo" and line.value("packing") is not None:
+        raise InputError("packing is given, but TRL packs examples of SFT only; leave it out")
     config_class = SFTConfig if method == "sft" else DPOConfig
     classes = [SailsArguments, DataArguments, ScriptArguments, config_class, ModelConfig]
     more = [DPOArguments] if method == "dpo" else []
     parsed = line.parse([*classes, *more], defaults=defaults, prog=prog)
     arguments = Arguments(method, *parsed[:5], *(parsed[5:] or [DPOArguments()]), defaults=defaults, given=line.given)
     arguments.settle()
+    check_options(arguments)
     plain_cpu(arguments.training)
     training = arguments.training
     if training.output_dir in (None, "trainer_output"):
@@ -131,6 +136,7 @@ def run(args: Arguments, output_dir: Path) -> dict[str, Any]:
     push_to_hub, args.training.push_to_hub = args.training.push_to_hub, False
     with cost.of("prepare"), args.training.main_process_first(local=True, desc="loading the data"):
         source, testbed = load_source(args)
+    check_machine(args, source.model_config)
     check_folder(args, source, output_dir)
     subspace = None
     if args.sails.uses_subspace:

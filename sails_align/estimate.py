@@ -56,7 +56,7 @@ def _parse(argv: Sequence[str] | None, prog: str) -> tuple[argparse.Namespace, l
 def _estimate(options: argparse.Namespace, rest: list[str]) -> dict[str, Any]:
     from sails_align.align import parse
     from sails_align.testbed.build import is_testbed, resolve_testbed
-    from sails_align.training.memory import Engine, checkpoint_bytes, estimate
+    from sails_align.training.memory import FOR_QUANTIZED, Engine, checkpoint_bytes, estimate
     from sails_align.training.shapes import meta_model, setup_of, shape_of
     from sails_align.training.source import load_model_config
 
@@ -67,7 +67,7 @@ def _estimate(options: argparse.Namespace, rest: list[str]) -> dict[str, Any]:
     config = load_model_config(args.model, args.training)
     setup, shape = setup_of(args, config), shape_of(meta_model(args, config))
     engines = {}
-    for engine in get_args(Engine):
+    for engine in get_args(Engine) if setup.quantized_bytes is None else FOR_QUANTIZED:
         memory = estimate(engine, shape, setup, options.num_gpus, options.gpus_per_node)
         fits = memory.total <= (1 - RESERVE) * options.gpu_memory_gib * GIB
         written = checkpoint_bytes(engine, shape, setup)
@@ -80,7 +80,10 @@ def _estimate(options: argparse.Namespace, rest: list[str]) -> dict[str, Any]:
         "shape": vars(shape),
         "setup": vars(setup),
         "engines": engines,
-        "notes": ["counted as if every layer had adapters"] if args.sails.layer_map != "nearest" else [],
+        "notes": [
+            *(["counted as if every layer had adapters"] if args.sails.layer_map != "nearest" else []),
+            *([f"{setup.quantized_bytes:.3g} bytes for a weight of a linear module"] if setup.quantized_bytes else []),
+        ],
     }
 
 

@@ -51,7 +51,11 @@ def merge(argv: Sequence[str]) -> None:
         print(f"rounding  to {name} changes logits by up to {merged.written:.1e}; --dtype float32 keeps all precision")
     trained_with = read_json(options.run / "run.json").get("options", {}).get("model", {})
     if trained_with.get("load_in_4bit") or trained_with.get("load_in_8bit"):
-        print("note      it was trained on a quantized base model, and is merged into the one that is not quantized")
+        print("note      it was trained on a quantized base model, and is merged into the one that is not quantized:")
+        far = "install bitsandbytes to see how far it is from what was trained"
+        if merged.from_quantized is not None:
+            far = f"its logits differ from those of what was trained by up to {merged.from_quantized:.2g}"
+        print(f"          {far}; evaluate the merged model")
     print(f"card      {merged.folder}/README.md")
 
 

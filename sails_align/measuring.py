@@ -12,6 +12,7 @@ from sails_align.artifacts import content_hash, write_json
 from sails_align.cost import Cost
 from sails_align.distributed import from_main
 from sails_align.errors import InputError
+from sails_align.quantized import n_weights
 from sails_align.testbed.build import Testbed
 from sails_align.testbed.evaluate import respond, summarize
 from sails_align.training.arguments import Arguments
@@ -100,7 +101,7 @@ def count_parameters(trainer: AlignmentTrainer) -> tuple[int, int]:
     assert trainer.model is not None
     n_trainable = n_all = 0
     for name, parameter in trainer.model.named_parameters():
-        n = getattr(parameter, "ds_numel", parameter.numel())  # of a parameter that ZeRO-3 has split
+        n = getattr(parameter, "ds_numel", n_weights(parameter))  # the first is of a parameter that ZeRO-3 has split
         n_all += 0 if ".ref." in name else n
         n_trainable += n if parameter.requires_grad else 0
     return n_trainable, n_all

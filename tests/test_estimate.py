@@ -75,7 +75,7 @@ def test_the_figures_of_a_recipe(folder: Path, tmp_path: Path, capsys: pytest.Ca
     assert json.loads((tmp_path / "out" / "figures.json").read_text()) == result
     assert (result["method"], result["start"]) == ("dpo", "full")
     setup = {"rows": 4, "length": 1024, "weight_bytes": 4, "compute_bytes": 2, "adapter": False, "checkpointing": True}
-    assert result["setup"] == {**setup, "stores_scores": True, "reference": "model"}
+    assert result["setup"] == {**setup, "stores_scores": True, "reference": "model", "quantized_bytes": None}
     P, zero2 = result["shape"]["n_parameters"], result["engines"]["zero2"]
     assert (zero2["weights"], zero2["reference"]) == (2 * P, 2 * P)
     parts = ("weights", "gradients", "optimizer", "reference", "buffers", "activations")
@@ -132,7 +132,6 @@ def test_the_testbed_and_a_trained_adapter(folder: Path, tmp_path: Path) -> None
         (["--method", "sft", "--adapter_path", "no/adapter"], "there is no adapter in no/adapter"),
         (["--method", "sft", "--init", "default", "--lora_target_modules", "query"], "see --lora_target_modules"),
         (["--method", "sft", "--optim", "adafactor"], "only AdamW can be estimated"),
-        (["--method", "sft", "--load_in_4bit", "true"], "quantised weights"),
         (["--method", "sft", "--num_gpu", "8"], "unknown option '--num_gpu'"),
     ],
 )
@@ -187,6 +186,24 @@ def test_the_tables_of_the_documentation(folder: Path) -> None:
             else:
                 expected = [_figure(engines(model, name, 8)[FILES.get(column, column)]) for column in columns]
             assert cells == expected, f"{model} {name}"
+
+
+def test_the_figures_of_4_bits_in_the_documentation(folder: Path) -> None:
+    """The sentence on a GPU of 24 GB, and that only engines which the recipes take are in the table."""
+    text = " ".join((ROOT / "docs" / "fits.md").read_text().split())
+    for name in ("sft_sails", "dpo_sails"):
+        argv = [
+            *recipe("gemma-2-9b", name),
+            "--model_name_or_path",
+            str(folder / "gemma-2-9b"),
+            "--gpu_memory_gib",
+            "24",
+        ]
+        engines = main([*argv, "--load_in_4bit", "true", "--gpu_memory_gib", "24"])["engines"]
+        assert engines.keys() == {"single", "ddp"}
+        assert engines["single"]["fits"]
+        total, weights = (f"{engines['single'][part] / GIB:.1f} GiB" for part in ("total", "weights"))
+        assert f"needs {total} in 4 bits, {weights} of it weights" in text
 
 
 def _best(engines: dict[str, Any], cell: str) -> str:

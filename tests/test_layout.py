@@ -23,6 +23,7 @@ FLOORS: list[list[list[str]]] = [
             "data",
             "tokens",
             "attention",
+            "quantized",
         ]
     ],
     [
@@ -98,6 +99,7 @@ FLOORS: list[list[list[str]]] = [
                 "parsing",
                 "source",
                 "arguments",
+                "performance",
                 "subspaces",
                 "starts",
                 "trainers",
@@ -107,7 +109,10 @@ FLOORS: list[list[list[str]]] = [
                 "memory",
             )
         ],
-        [f"export.{name}" for name in ("serving", "card_facts", "card_sections", "card_use", "card", "hub", "merge")],
+        [
+            f"export.{name}"
+            for name in ("serving", "card_facts", "card_sections", "card_use", "card", "hub", "quantized_base", "merge")
+        ],
         [
             f"testbed.{name}"
             for name in (

@@ -19,6 +19,7 @@ from sails_align.attention import exact_attention
 from sails_align.config import PLAIN_INITS
 from sails_align.errors import InputError
 from sails_align.export.card import write_card
+from sails_align.export.quantized_base import quantized_logits
 from sails_align.subspace.adapter_files import AdapterFiles, check_complete, load_base_config, read_adapter
 from sails_align.subspace.truncated import model_errors
 
@@ -42,6 +43,9 @@ class Merged:
     written: float
     """The same between base + adapter in float32 and what was written, loaded again and run in its own type."""
     largest_logit: float
+    from_quantized: float | None
+    """The same between the quantized base + adapter, which is what was trained, and what was written; None if the base
+    was not quantized, or bitsandbytes is not here."""
 
 
 def merge_adapter(
@@ -77,14 +81,24 @@ def merge_adapter(
     revision = None if base_model else adapter.revision
     own_dtype = base_config.get_text_config(decoder=True).dtype
     dtype = dtype or (own_dtype if isinstance(own_dtype, torch.dtype) else torch.float32)
+    ids_BS = _random_ids(base_config)
     with atomic_folder(output) as temporary:
         unmerged = PeftModel.from_pretrained(load_for_logits(name, torch.float32, device, revision), str(folder)).eval()
-        merged = _merge(unmerged, dtype, device, temporary)
+        merged, written_BSV = _merge(unmerged, ids_BS, dtype, device, temporary)
         _save_tokenizer(folder, name, revision, temporary)
         write_card(folder, temporary, merged=True)
         for file in temporary.iterdir():
             file.chmod(0o644)  # safetensors makes it private
-    return Merged(output, name, dtype, **merged)
+    trained_BSV = quantized_logits(adapter, base_model, ids_BS)
+    from_quantized = None if trained_BSV is None else (written_BSV - trained_BSV).abs().max().item()
+    return Merged(output, name, dtype, **merged, from_quantized=from_quantized)
+
+
+def _random_ids(config: PreTrainedConfig) -> torch.Tensor:
+    """Token ids (B, S), the same in every run."""
+    generator = torch.Generator().manual_seed(0)
+    n_tokens = config.get_text_config(decoder=True).vocab_size
+    return torch.randint(n_tokens, (PROMPTS, PROMPT_LENGTH), generator=generator)
 
 
 def _check_base(adapter: AdapterFiles, base: Path, base_config: PreTrainedConfig) -> None:
@@ -104,12 +118,11 @@ def _check_base(adapter: AdapterFiles, base: Path, base_config: PreTrainedConfig
         )
 
 
-def _merge(unmerged: PeftModel, dtype: torch.dtype, device: str, output: Path) -> dict[str, Any]:
-    """Merge, write the model's files, and compare. Returns the measured fields of `Merged`."""
-    generator = torch.Generator().manual_seed(0)
-    base: Any = unmerged.get_base_model()
-    n_tokens = base.config.get_text_config(decoder=True).vocab_size
-    ids_BS = torch.randint(n_tokens, (PROMPTS, PROMPT_LENGTH), generator=generator)
+def _merge(
+    unmerged: PeftModel, ids_BS: torch.Tensor, dtype: torch.dtype, device: str, output: Path
+) -> tuple[dict[str, Any], torch.Tensor]:
+    """Merge, write the model's files, and compare. Returns the measured fields of `Merged`, and the logits (B, S, V) of
+    what was written."""
     expected_BSV = logits(unmerged, ids_BS)
     try:
         merged: Any = unmerged.merge_and_unload(safe_merge=True)
@@ -124,12 +137,13 @@ def _merge(unmerged: PeftModel, dtype: torch.dtype, device: str, output: Path) -
     else:
         written = (written_BSV - expected_BSV).abs().max().item()  # rounding: told, not judged
     largest = expected_BSV.abs().max().item()
-    return {
+    measured = {
         "n_parameters": merged.num_parameters(),
         "difference": difference,
         "written": written,
         "largest_logit": largest,
     }
+    return measured, written_BSV
 
 
 def _save_tokenizer(folder: Path, base_model: str, revision: str | None, output: Path) -> None:

@@ -93,6 +93,8 @@ def run_identity(args: Arguments, source: Source, subspace: Subspace | None) -> 
         "use_rslora": model.use_rslora,
         "load_in_4bit": model.load_in_4bit,
         "load_in_8bit": model.load_in_8bit,
+        "bnb_4bit_quant_type": model.bnb_4bit_quant_type,
+        "use_bnb_nested_quant": model.use_bnb_nested_quant,
         "attn_implementation": model.attn_implementation,
         "learning_rate": training.learning_rate,
         "seed": training.seed,
@@ -109,7 +111,8 @@ def run_identity(args: Arguments, source: Source, subspace: Subspace | None) -> 
         reference = args.dpo.ref_model_name_or_path
         identity |= {"reference": None if reference is None else identity_of(reference)}
         return identity | {name: getattr(training, name) for name in DPO_LOSS}
-    return identity | {"packing": training.packing, "completion_only_loss": training.completion_only_loss}
+    names = ("packing", "packing_strategy", "completion_only_loss")
+    return identity | {name: getattr(training, name) for name in names}
 
 
 def subspace_hash(subspace: Subspace) -> str:

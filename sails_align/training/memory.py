@@ -12,6 +12,8 @@ from typing import Literal
 from sails_align.training.shapes import Setup, Shape
 
 Engine = Literal["single", "ddp", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2"]
+FOR_QUANTIZED: tuple[Engine, ...] = ("single", "ddp")
+"""The engines that the recipes take for a quantized base."""
 FP32 = 4
 ADAM = 2 * FP32
 """AdamW's two moments."""
@@ -88,18 +90,27 @@ def _replicated(shape: Shape, setup: Setup, n: int, on_node: int) -> Memory:
     P, T, w, c = shape.n_parameters, shape.n_trainable, setup.weight_bytes, setup.compute_bytes
     trained = T * (FP32 if setup.adapter else w)  # PEFT casts adapters to fp32
     copies = 0
-    if c < w:  # autocast's: of trained weights until the forward pass ends, of frozen ones while a block needs them
+    if setup.quantized_bytes is not None:  # of the module that is computed, as it is dequantized and as it is used
+        copies = (w + c) * shape.d_model * shape.mlp_width
+    elif c < w:  # autocast's: of trained weights until the forward pass ends, of frozen ones while a block needs them
         all_blocks = not (setup.adapter and setup.checkpointing)
         copies = c * shape.block * (shape.n_layers if all_blocks else 1)
     return Memory(
-        weights=(P - T) * w + trained,
+        weights=_frozen(shape, setup, w) + trained,
         gradients=trained,
         optimizer=2 * trained,
-        reference={"none": 0, "adapter": trained, "model": P * w}[setup.reference],
+        reference={"none": 0, "adapter": trained, "model": _frozen(shape, setup, w) + T * w}[setup.reference],
         buffers=copies + (trained if n > 1 else 0),  # DDP's buckets hold all gradients once more
         activations=activations(shape, setup, w),
         cpu=on_node * P * w * (2 if setup.reference == "model" else 1),
     )
+
+
+def _frozen(shape: Shape, setup: Setup, weight_bytes: int) -> int:
+    """Weights that are not trained; those of linear modules may be quantized, the others have so many bytes."""
+    quantized = 0 if setup.quantized_bytes is None else shape.linear
+    others = shape.n_parameters - shape.n_trainable - quantized
+    return others * weight_bytes + ceil(quantized * (setup.quantized_bytes or 0))
 
 
 def _zero(engine: Engine, shape: Shape, setup: Setup, n: int, on_node: int) -> Memory:

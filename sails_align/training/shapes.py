@@ -8,7 +8,7 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.training_args import OptimizerNames
-from trl import DPOConfig, get_peft_config
+from trl import DPOConfig, ModelConfig, get_peft_config
 
 from sails_align.attention import exact_attention
 from sails_align.errors import InputError
@@ -37,6 +37,8 @@ class Shape:
     mlp_width: int
     norm_width: int
     """Of the norms of a block together."""
+    linear: int
+    """Parameters of all linear modules in the blocks, without adapters: what bitsandbytes holds in 4 or 8 bits."""
     trained_inputs: int
     """Inputs of those linear modules of a block that are trained, or whose adapter is: autograd keeps them."""
     head: int
@@ -58,6 +60,8 @@ class Setup:
     """Whether attention keeps its matrix of scores ("eager"), as Gemma 2 needs it, or not (SDPA, FlashAttention)."""
     reference: Literal["none", "adapter", "model"]
     """What DPO keeps a frozen copy of. A new adapter needs none: its reference is the model with the adapter off."""
+    quantized_bytes: float | None = None
+    """Bytes of a weight of the blocks' linear modules, if bitsandbytes holds these in 4 or 8 bits."""
 
 
 def shape_of(model: PreTrainedModel | PeftModel) -> Shape:
@@ -85,6 +89,7 @@ def shape_of(model: PreTrainedModel | PeftModel) -> Shape:
         head_width=config.num_attention_heads * head_dim,
         mlp_width=config.intermediate_size,
         norm_width=max(sum(_norms(block)) for block in blocks),
+        linear=sum(sum(_linear_weights(block)) for block in blocks),
         trained_inputs=max(sum(_trained_inputs(block)) for block in blocks),
         head=head.numel() if head.requires_grad else 0,
     )
@@ -92,6 +97,11 @@ def shape_of(model: PreTrainedModel | PeftModel) -> Shape:
 
 def _norms(block: nn.Module) -> list[int]:
     return [m.weight.numel() for m in block.modules() if type(m).__name__.endswith("Norm")]  # pyright: ignore
+
+
+def _linear_weights(block: nn.Module) -> list[int]:
+    named = block.named_modules()
+    return [m.weight.numel() for name, m in named if isinstance(m, nn.Linear) and "lora_" not in name]
 
 
 def _trained_inputs(block: nn.Module) -> list[int]:
@@ -170,14 +180,20 @@ def setup_of(args: Arguments, config: PreTrainedConfig) -> Setup:
         checkpointing=training.gradient_checkpointing,
         stores_scores=(model.attn_implementation or exact_attention(config)) == "eager",
         reference=reference,
+        quantized_bytes=_quantized_bytes(model),
     )
+
+
+def _quantized_bytes(model: ModelConfig) -> float | None:
+    """4 bits and a fp32 scale for 64 weights (nested: one of 8 bits, and a fp32 one for 256 of those), or 8 bits."""
+    if model.load_in_4bit:
+        return 0.5 + (1 / 64 + 4 / (64 * 256) if model.use_bnb_nested_quant else 4 / 64)
+    return 1.0 if model.load_in_8bit else None
 
 
 def _check_covered(args: Arguments) -> None:
     optim = OptimizerNames(args.training.optim)
     if optim not in (OptimizerNames.ADAMW_TORCH, OptimizerNames.ADAMW_TORCH_FUSED):
         raise InputError(f"optim is {optim.value}, but only AdamW can be estimated; leave --optim out")
-    if args.model.load_in_4bit or args.model.load_in_8bit:
-        raise InputError("quantised weights (load_in_4bit, load_in_8bit) cannot be estimated; leave the option out")
     if args.training.max_length is None:
         raise InputError("max_length is none, so it is not known how long examples are; give --max_length")

@@ -12,6 +12,7 @@ from trl import get_peft_config, get_quantization_config
 from sails_align.attention import exact_attention
 from sails_align.config import PLAIN_INITS, SUBSPACE_INITS
 from sails_align.errors import InputError
+from sails_align.quantized import use_one_layout
 from sails_align.subspace.adapter_files import check_complete, read_json
 from sails_align.subspace.basis import Subspace
 from sails_align.subspace.discover import padded
@@ -36,6 +37,12 @@ def model_init_kwargs(args: Arguments, source: Source) -> dict[str, Any]:
         "dtype": args.model.dtype,
         **given,
     }
+
+
+def is_few_bits(args: Arguments, source: Source) -> bool:
+    """Whether the base model is quantized: by an option, or as it is published."""
+    published = getattr(source.model_config, "quantization_config", None) is not None
+    return published or args.model.load_in_4bit or args.model.load_in_8bit
 
 
 def lora_config(args: Arguments, source: Source, subspace: Subspace | None) -> LoraConfig:
@@ -79,14 +86,18 @@ def check_rank(args: Arguments, config: PretrainedConfig, name: str) -> None:
         raise InputError(f"lora_r is {args.model.lora_r}, but {name} has d_model {d_model}: choose at most that")
 
 
-def wrapped_model(args: Arguments, source: Source, config: LoraConfig) -> PreTrainedModel | PeftModel | str:
-    """What TRL's trainer is given as the model: a name, or a PEFT model where TRL could not make the right one.
+def loaded_model(args: Arguments, source: Source, config: LoraConfig | None) -> PreTrainedModel | PeftModel | str:
+    """What TRL's trainer is given as the model: a name, or a model where TRL could not make the right one.
 
     TRL makes an adapter from a configuration, and DPO's reference is then the model with the adapter off. That is not
     the model that training starts from if the adapter is trained already, or if its initialisation changes the base
     weights or is zero only up to rounding. Given a PEFT model, TRL keeps a copy of its adapter for the reference.
+
+    A quantized model is loaded here, too, since it is to be prepared before TRL computes with it.
     """
-    if args.sails.adapter_path is None and (args.method == "sft" or args.sails.init not in NOT_EXACT):
+    wrapped = args.sails.adapter_path is not None or (args.method == "dpo" and args.sails.init in NOT_EXACT)
+    quantized = is_few_bits(args, source)
+    if not wrapped and not quantized:
         return source.model_name
     with model_errors(source.model_name):
         base = AutoModelForCausalLM.from_pretrained(
@@ -95,6 +106,11 @@ def wrapped_model(args: Arguments, source: Source, config: LoraConfig) -> PreTra
             quantization_config=get_quantization_config(args.model),
             **model_init_kwargs(args, source),
         )
+    if quantized:
+        use_one_layout(base)
+    if not wrapped:
+        return base
+    assert config is not None, "full fine-tuning has neither"
     # As TRL does, and for its reason: under ZeRO-3 all weights must be of one type (DeepSpeed issue 8072).
     cast = args.engine != "zero3"
     torch.manual_seed(args.training.seed)

@@ -14,13 +14,14 @@ from sails_align.data import to_preference, to_sft
 from sails_align.distributed import from_main, n_processes, process_index
 from sails_align.errors import InputError
 from sails_align.loading import cache_errors
+from sails_align.quantized import is_quantized, train_in_float32, trained_values, use_one_layout
 from sails_align.subspace.adapter import AdapterInit, initialize_adapter
 from sails_align.subspace.basis import Subspace
 from sails_align.subspace.truncated import check_whole, model_errors
 from sails_align.training.arguments import CHANGES_BASE, Arguments
 from sails_align.training.callbacks import DriftCallback, SubspaceDecay, add_first
 from sails_align.training.source import Source
-from sails_align.training.starts import lora_config, model_init_kwargs, start_by_eva, wrapped_model
+from sails_align.training.starts import loaded_model, lora_config, model_init_kwargs, start_by_eva
 
 logger = logging.getLogger(__name__)
 
@@ -83,24 +84,28 @@ def _trainer(
         trust = training.trust_remote_code
         from_main(lambda: check_whole(source.model_name, args.model.model_revision, trust_remote_code=trust))
     config = lora_config(args, source, subspace) if args.model.use_peft else None
-    model = source.model_name if config is None else wrapped_model(args, source, config)
-    named = isinstance(model, str)  # else it is loaded, and has its adapter
+    model = loaded_model(args, source, config)
+    values = {} if isinstance(model, str) else trained_values(model)
     init_kwargs = model_init_kwargs(args, source)
-    training.model_init_kwargs = init_kwargs if named else None
+    training.model_init_kwargs = init_kwargs if isinstance(model, str) else None
     common: dict[str, Any] = {
         "model": model,
         "processing_class": source.tokenizer,
-        "peft_config": config if named else None,
-        "quantization_config": get_quantization_config(args.model) if named else None,
+        "peft_config": None if isinstance(model, PeftModel) else config,
         "callbacks": callbacks,
     }
     if isinstance(training, DPOConfig):
         train, held_out = (_preferences(args, source, part) for part in ("train", "held_out"))
         reference = _reference_model(args, source, init_kwargs)
-        return DPOTrainer(ref_model=reference, args=training, train_dataset=train, eval_dataset=held_out, **common)
-    training.chat_template_path = None  # it is in the tokenizer already
-    train, held_out = to_sft(source.train), to_sft(source.held_out)
-    return SFTTrainer(args=training, train_dataset=train, eval_dataset=held_out, **common)
+        trainer = DPOTrainer(ref_model=reference, args=training, train_dataset=train, eval_dataset=held_out, **common)
+    else:
+        training.chat_template_path = None  # it is in the tokenizer already
+        train, held_out = to_sft(source.train), to_sft(source.held_out)
+        trainer = SFTTrainer(args=training, train_dataset=train, eval_dataset=held_out, **common)
+    trained: Any = trainer.model
+    if is_quantized(trained):
+        train_in_float32(trained, values)
+    return trainer
 
 
 def _preferences(args: Arguments, source: Source, part: str) -> Dataset:
@@ -148,8 +153,11 @@ def _reference_model(args: Arguments, source: Source, init_kwargs: dict[str, Any
             f"({len(source.tokenizer)});\ngive a reference of the same family, or leave --ref_model_name_or_path out"
         )
     with model_errors(name):
-        options = {**init_kwargs, "revision": None}
-        return AutoModelForCausalLM.from_pretrained(name, trust_remote_code=trust, **options)
+        options = {**init_kwargs, "revision": None, "quantization_config": get_quantization_config(args.model)}
+        model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=trust, **options)
+    if is_quantized(model):
+        use_one_layout(model)
+    return model
 
 
 def _keep_initial_adapter(args: Arguments, model: PeftModel) -> None:
@@ -165,11 +173,16 @@ def _keep_initial_adapter(args: Arguments, model: PeftModel) -> None:
 
 
 def left_out(trainer: AlignmentTrainer, source: Source) -> dict[str, int]:
-    """How many examples TRL has dropped, because their prompts alone fill `max_length`, of each part of the data."""
-    if isinstance(trainer.args, SFTConfig) and trainer.args.packing:
-        return {}  # nothing is cut off then, and TRL's rows are not examples
+    """How many examples TRL has dropped, because their prompts alone fill `max_length`, of each part of the data.
+
+    Of a part that is packed nothing is known: TRL's rows are not examples then.
+    """
     kept: dict[str, Any] = {"training": trainer.train_dataset, "held-out": trainer.eval_dataset}
     given = {"training": source.train, "held-out": source.held_out}
+    if isinstance(trainer.args, SFTConfig):
+        packing, eval_packing = trainer.args.packing, trainer.args.eval_packing
+        packed = {"training": packing, "held-out": packing if eval_packing is None else eval_packing}
+        given = {part: rows for part, rows in given.items() if not packed[part]}
     return {part: len(given[part]) - len(kept[part]) for part in given}
 
 

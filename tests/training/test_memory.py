@@ -16,10 +16,11 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, PreTrainedConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Gemma2Config, LlamaConfig, PreTrainedConfig
 
+from sails_align.align import parse
 from sails_align.training.memory import MAX_LIVE, SUB_GROUP, activations, checkpoint_bytes, estimate
-from sails_align.training.shapes import Setup, Shape, shape_of
+from sails_align.training.shapes import Setup, Shape, setup_of, shape_of
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 GEMMA_9B = Gemma2Config(
@@ -147,6 +148,39 @@ def test_states_of_the_others() -> None:
     assert [lora["single"].weights, lora["single"].optimizer] == [2 * 900 + 4 * 100, 800]  # PEFT: adapters in fp32
     assert [lora["zero2"].weights, lora["zero2"].optimizer] == [2000, 600]  # DeepSpeed: all in bfloat16
     assert lora["fsdp2"].weights == (2 * 900 + 4 * 100) // 2
+
+
+@pytest.mark.parametrize(
+    ("option", "bytes_of_weight"),
+    [
+        ({"load_in_4bit": True}, 0.5 + 4 / 64),
+        ({"load_in_4bit": True, "bnb_4bit_use_double_quant": True}, 0.5 + 1 / 64 + 4 / (64 * 256)),
+        ({"load_in_8bit": True}, 1.0),
+    ],
+)
+def test_quantized_weights_have_the_bytes_of_real_ones(
+    option: dict[str, bool], bytes_of_weight: float, tmp_path: Path
+) -> None:
+    """Within 2%: 8 bits have a scale for each row, too."""
+    made(tiny("llama"), adapter=False).save_pretrained(tmp_path)
+    config = BitsAndBytesConfig(**option)  # pyright: ignore[reportArgumentType]
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=config, dtype=torch.float32)
+    real = sum(tensor.numel() * tensor.itemsize for tensor in model.state_dict().values())
+    tied = model.lm_head.weight.numel() * 4
+    shape = replace(on_meta(tiny("llama")), n_trainable=0)
+    setup = replace(BF16, weight_bytes=4, adapter=True, quantized_bytes=bytes_of_weight)
+    memory = estimate("single", shape, setup, 1, 1)
+    assert memory.weights == pytest.approx(real - tied, rel=0.02)
+    assert estimate("single", shape, replace(setup, quantized_bytes=None), 1, 1).weights > 3 * memory.weights
+
+
+def test_the_options_give_these_bytes(tmp_path: Path) -> None:
+    tiny("llama").save_pretrained(tmp_path)
+    argv = ["--model_name_or_path", str(tmp_path), "--init", "default"]
+    more = {0.5625: ["--load_in_4bit", "true"], 1.0: ["--load_in_8bit", "true"], None: []}
+    more[0.5 + 1 / 64 + 4 / (64 * 256)] = ["--load_in_4bit", "true", "--use_bnb_nested_quant", "true"]
+    for expected, options in more.items():
+        assert setup_of(parse("sft", [*argv, *options]), tiny("llama")).quantized_bytes == expected
 
 
 def test_the_reference_of_dpo() -> None:
