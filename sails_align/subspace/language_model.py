@@ -1,0 +1,33 @@
+"""The language model within a multimodal one (Gemma 3): the only part that is trained, since all data is text.
+
+Text gives a vision tower and its projector no gradient. Their linear layers have names of the decoder's (`q_proj`), and
+parameters that are trained but get no gradient end a run under DDP.
+"""
+
+import re
+
+from transformers import PreTrainedModel
+
+
+def outside_decoder(model: PreTrainedModel) -> str | None:
+    """A regular expression for `LoraConfig.exclude_modules`: whatever stands beside the decoder, but for the head.
+
+    None, if nothing does: the model is a language model alone.
+    """
+    beside = _beside_decoder(model)
+    return rf"({'|'.join(map(re.escape, beside))})(\..*)?" if beside else None
+
+
+def freeze_outside_decoder(model: PreTrainedModel) -> None:
+    """Keep from training what stands beside the decoder, but for the head; in place."""
+    for name in _beside_decoder(model):
+        model.get_submodule(name).requires_grad_(False)
+
+
+def _beside_decoder(model: PreTrainedModel) -> list[str]:
+    """Names, within the model, of the modules that share their parent with the decoder, but for the head."""
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    (name,) = [name for name, module in model.named_modules() if module is decoder]
+    parent = name.rpartition(".")[0]
+    children = model.get_submodule(parent).named_children() if name else ()
+    return [f"{parent}.{own}".lstrip(".") for own, module in children if module is not decoder and module is not head]
