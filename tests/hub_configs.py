@@ -117,3 +117,10 @@ def parse(config: dict[str, Any]) -> PreTrainedConfig:
 
 
 SHAPES = {name: parse(config) for name, config in CONFIGS.items()}
+SAE_LAYERS = {
+    "gemma-2-2b": [5, 10, 15, 20],
+    "gemma-2-9b": [10, 15, 20, 25, 30],
+    "llama-3.1-8b": [10, 15, 20, 25, 30],
+    "gemma-3-4b": [9, 17, 22, 29],
+}
+"""The paper's; of Gemma 3, which it has not, those of the release."""

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from hub_configs import SHAPES
+from hub_configs import SAE_LAYERS, SHAPES
 from peft import PeftModel
 
 from sails_align import align
@@ -37,13 +37,6 @@ NOT_TRAINED = {"gemma-3-4b": 416_866_032 + 1152 * 2560 + 1152}
 """Of them: the vision tower's, and those of its projector (a matrix and a norm)."""
 SHARES = {"gemma-2-2b": "0.24%", "gemma-2-9b": "0.19%", "llama-3.1-8b": "0.17%", "gemma-3-4b": "0.21%"}
 """Of the parameters, trained: of the first two those of the paper."""
-SAE_LAYERS = {
-    "gemma-2-2b": [5, 10, 15, 20],
-    "gemma-2-9b": [10, 15, 20, 25, 30],
-    "llama-3.1-8b": [10, 15, 20, 25, 30],
-    "gemma-3-4b": [9, 17, 22, 29],
-}
-"""The paper's; of Gemma 3, which it has not, those of the release."""
 SAE_IDS = {"llama-3.1-8b": "l{}r_8x", "gemma-3-4b": "layer_{}_width_16k_l0_medium"}
 
 

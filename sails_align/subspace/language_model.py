@@ -5,8 +5,13 @@ parameters that are trained but get no gradient end a run under DDP.
 """
 
 import re
+import shutil
+from pathlib import Path
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import cached_file
+
+_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 def outside_decoder(model: PreTrainedModel) -> str | None:
@@ -31,3 +36,23 @@ def _beside_decoder(model: PreTrainedModel) -> list[str]:
     parent = name.rpartition(".")[0]
     children = model.get_submodule(parent).named_children() if name else ()
     return [f"{parent}.{own}".lstrip(".") for own, module in children if module is not decoder and module is not head]
+
+
+def copy_processor(name: str, config: PreTrainedConfig, folder: Path, revision: str | None = None) -> None:
+    """Put the settings of a multimodal model's image processor beside its weights: vLLM does not load it without them.
+
+    Args:
+        name: of the model that the weights are from, a hub id or a folder.
+        config: of it; nothing is done for a language model alone.
+        folder: where the weights are.
+        revision: of a model on the hub.
+    """
+    if config.get_text_config() is config:
+        return
+    for file in _PROCESSOR_FILES:
+        try:
+            found = cached_file(name, file, revision=revision)
+        except OSError:  # a model has one of them or both
+            continue
+        if found is not None:
+            shutil.copyfile(found, folder / file)
