@@ -18,11 +18,11 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 COMMIT = "0" * 40
-D_MODEL, D_SAE = 32, 128
+D_MODEL, D_SAE = 96, 128
+GEMMA_SCOPE_WIDTH = 16384
 SHARD = "200KB"
 """So small that narrow weights, too, are in several files with an index."""
 _NARROW = {
-    "hidden_size": D_MODEL,
     "intermediate_size": 48,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
@@ -48,52 +48,61 @@ def add_to_cache(cache: Path, repo_id: str, name: str) -> Path:
 # Models
 
 
-def add_model(cache: Path, repo_id: str, name: str) -> PreTrainedModel:
+def add_model(cache: Path, repo_id: str, config: dict[str, Any]) -> PreTrainedModel:
     """A base model: config.json with the real keys, weights in shards, a tokenizer without a chat template.
 
     Args:
         cache: the hub's cache.
         repo_id: such as google/gemma-2-2b.
-        name: of `hub_configs.CONFIGS`.
+        config: what is in config.json; see `narrow`.
     """
     folder = add_to_cache(cache, repo_id, "config.json").parent
-    config = narrow(CONFIGS[name])
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(parse(config))
     with torch.no_grad():
-        for parameter_name, parameter in model.named_parameters():  # as trained ones: random blocks that do something
-            if parameter.ndim > 1:
-                torch.nn.init.normal_(parameter, std=0.5 if "embed" in parameter_name else 0.1)
+        for name, parameter in model.named_parameters():  # as trained ones: blocks that do something, gains that differ
+            if "norm" in name:
+                torch.nn.init.normal_(parameter, mean=1.0 if config["model_type"] == "llama" else 0.0, std=0.2)
+            else:
+                torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
     model.save_pretrained(folder, max_shard_size=SHARD)
     assert (folder / "model.safetensors.index.json").is_file()
     (folder / "config.json").write_text(json.dumps(config))
-    family = "llama" if "llama" in name else "gemma"
+    family = config["model_type"][:5].rstrip("23_")
     tokenizer = gemma_tokenizer() if family == "gemma" else llama_tokenizer()
     tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps(_tokenizer_config(name, family)))
+    (folder / "tokenizer_config.json").write_text(json.dumps(_tokenizer_config(config, family)))
     if "vision_config" in config:
         (folder / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": "Gemma3ImageProcessor"}))
         (folder / "processor_config.json").write_text(json.dumps({"processor_class": "Gemma3Processor"}))
     return model
 
 
-def narrow(config: dict[str, Any]) -> dict[str, Any]:
+def narrow(config: dict[str, Any], d_model: int = D_MODEL) -> dict[str, Any]:
     """A model's configuration with small numbers in place of its widths."""
+    small = _NARROW | {"hidden_size": d_model}
     if "text_config" not in config:
         tokens = {"bos_token_id": 0, "eos_token_id": 1} if config["model_type"] == "llama" else {}
-        return config | {name: value for name, value in _NARROW.items() if name in config} | tokens
+        optional = {
+            name: value for name, value in small.items() if name != "head_dim" or config["model_type"] != "llama"
+        }
+        return config | optional | tokens
     vision = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_hidden_layers": 2}
     size = {"image_size": 28, "patch_size": 14}  # 4 patches
     tokens = {"boi_token_index": 590, "eoi_token_index": 591, "image_token_index": 592, "mm_tokens_per_image": 4}
-    text = config["text_config"] | _NARROW
+    text = config["text_config"] | small
     return config | tokens | {"text_config": text, "vision_config": config["vision_config"] | vision | size}
 
 
-def _tokenizer_config(name: str, family: str) -> dict[str, Any]:
+def _tokenizer_config(config: dict[str, Any], family: str) -> dict[str, Any]:
     if family == "llama":
         return {**_TOKENS[family], "clean_up_tokenization_spaces": True, "tokenizer_class": "PreTrainedTokenizerFast"}
     options = {"add_bos_token": True, "add_eos_token": False, "tokenizer_class": "GemmaTokenizer"}
-    return {**_TOKENS[family], **options, **({"processor_class": "Gemma3Processor"} if "gemma-3" in name else {})}
+    return {
+        **_TOKENS[family],
+        **options,
+        **({"processor_class": "Gemma3Processor"} if "vision_config" in config else {}),
+    }
 
 
 _TEXT = (
@@ -242,6 +251,8 @@ RECIPES = Path(__file__).resolve().parents[1] / "recipes" / "configs"
 def add_recipe(cache: Path, name: str) -> None:
     """All that the recipes of a model take from the hub.
 
+    sae-lens takes the shapes of Gemma Scope's SAEs from their names, so these and Gemma 2's d_model are real.
+
     Args:
         cache: the hub's cache.
         name: of a folder of recipes.
@@ -249,10 +260,11 @@ def add_recipe(cache: Path, name: str) -> None:
     from sae_lens.loading.pretrained_saes_directory import get_norm_scaling_factor, get_pretrained_saes_directory
 
     recipe = yaml.safe_load((RECIPES / name / "sft_sails.yaml").read_text())
-    add_model(cache, recipe["model_name_or_path"], name)
+    d_model, d_sae = widths(name)
+    add_model(cache, recipe["model_name_or_path"], narrow(CONFIGS[name], d_model))
     release = get_pretrained_saes_directory()[recipe["sae_release"]]
     for seed, sae_id in enumerate(recipe["sae_ids"]):
-        place, tensors = (cache, release.repo_id, release.saes_map[sae_id]), sae_tensors(seed=seed)
+        place, tensors = (cache, release.repo_id, release.saes_map[sae_id]), sae_tensors(d_model, d_sae, seed=seed)
         if "llama" in name:
             scaling = get_norm_scaling_factor(recipe["sae_release"], sae_id)
             assert scaling is not None
@@ -260,7 +272,12 @@ def add_recipe(cache: Path, name: str) -> None:
         elif "gemma-3" in name:
             add_gemma_scope_2(*place, tensors)
         else:
-            add_gemma_scope(*place, tensors)
+            add_gemma_scope(*place, {name: tensor.half() for name, tensor in tensors.items()})  # half the disk
+
+
+def widths(name: str) -> tuple[int, int]:
+    """d_model and d_sae of a recipe's model and SAEs in the cache."""
+    return (CONFIGS[name]["hidden_size"], GEMMA_SCOPE_WIDTH) if "gemma-2" in name else (D_MODEL, D_SAE)
 
 
 def write_hh_rlhf(folder: Path, sample: Path, n: int = 40, longest: int = 600) -> None:
