@@ -165,12 +165,12 @@ def sae_tensors(
     d_model: int = D_MODEL, d_sae: int = D_SAE, dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> dict[str, torch.Tensor]:
     """A JumpReLU SAE with random directions, by Gemma Scope's names."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed + 1000)
 
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator)
 
-    decoder = torch.nn.functional.normalize(random(d_sae, d_model), dim=1)
+    decoder = sae_decoder(d_model, d_sae, seed)
     tensors = {
         "W_enc": decoder.T.contiguous() + 0.1 * random(d_model, d_sae) / d_model**0.5,
         "W_dec": decoder,
@@ -179,6 +179,12 @@ def sae_tensors(
         "threshold": random(d_sae).abs(),
     }
     return {name: tensor.to(dtype) for name, tensor in tensors.items()}
+
+
+def sae_decoder(d_model: int, d_sae: int, seed: int) -> torch.Tensor:
+    """`W_dec` alone of `sae_tensors`, in float32."""
+    directions_FD = torch.randn(d_sae, d_model, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.normalize(directions_FD, dim=1)
 
 
 def write_npz(file: Path, tensors: dict[str, torch.Tensor]) -> None:

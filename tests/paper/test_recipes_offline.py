@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from hub_cache import RECIPES, add_recipe, sae_tensors, widths, write_hh_rlhf
+from hub_cache import RECIPES, add_recipe, sae_decoder, widths, write_hh_rlhf
 from hub_configs import CONFIGS, SAE_LAYERS, parse
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -32,7 +32,10 @@ from sails_align.training.subspaces import find_subspace
 from sails_align.training.trainers import build_trainer
 
 ROOT = Path(__file__).resolve().parents[2]
+SLOW = "gemma-2-9b"
+"""Of five SAEs of the real shapes: over a minute."""
 RUNS = [("sft", name) for name in CONFIGS] + [("dpo", "gemma-3-4b"), ("dpo", "llama-3.1-8b")]
+PARAMS = [pytest.param(run, marks=pytest.mark.slow if SLOW in run else (), id="-".join(run)) for run in RUNS]
 TOP_K, RANK, MODULES = 64, 16, ("q_proj", "k_proj", "v_proj", "o_proj")
 SIZES = {  # in place of what the recipes say; nothing else is changed
     "max_steps": 2,
@@ -91,7 +94,7 @@ def added() -> set[str]:
     return set()
 
 
-@pytest.fixture(scope="module", params=RUNS, ids="-".join)
+@pytest.fixture(scope="module", params=PARAMS)
 def run(request: pytest.FixtureRequest, place: Path, added: set[str]) -> Run:
     method, name = request.param
     if name not in added:
@@ -102,7 +105,7 @@ def run(request: pytest.FixtureRequest, place: Path, added: set[str]) -> Run:
     argv = ["--config", f"recipes/configs/{name}/{method}_sails.yaml", "--output_dir", str(folder), *more]
     command = [sys.executable, "-m", "accelerate.commands.launch", *LAUNCHER, f"recipes/{method}_sails.py", *argv]
     caches = {"HF_HUB_CACHE": str(place / "hub"), "HF_DATASETS_CACHE": str(place / "datasets")}
-    done = subprocess.run(command, env=os.environ | caches, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=os.environ | caches, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     return Run(method, name, folder, argv)
 
@@ -116,7 +119,7 @@ def test_the_subspace_is_of_the_recipes_saes(run: Run) -> None:
         assert saes[str(layer)]["hook"] == f"blocks.{layer}.hook_resid_post"
         chosen = subspace.provenance["features"]["layers"][str(layer)]["ids"]
         assert len(chosen) == TOP_K < widths(run.name)[0]
-        chosen_KD = sae_tensors(*widths(run.name), seed=seed)["W_dec"][chosen]
+        chosen_KD = sae_decoder(*widths(run.name), seed)[chosen]
         basis_DR = subspace.bases[layer]
         outside_DR = basis_DR - torch.linalg.pinv(chosen_KD) @ (chosen_KD @ basis_DR)
         assert outside_DR.norm(dim=0).max() < 0.01, "its directions are combinations of this SAE's"

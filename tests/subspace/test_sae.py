@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from hub_cache import add_gemma_scope, add_gemma_scope_2, add_llama_scope, add_to_cache, sae_tensors, write_npz
+from hub_configs import SHAPES
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import Gemma2Config, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
@@ -118,6 +119,22 @@ def test_gemma_scope_2_works_offline(cache):
     hidden_TD = torch.randn(10, D) * 3
     torch.testing.assert_close(saes[12].encode(hidden_TD).double(), jumprelu(hidden_TD, tensors), atol=1e-4, rtol=1e-4)
     assert list(load(file, config, "google/gemma-3-270m")) == [12]
+
+
+def test_gemma_scope_2_at_real_size(cache):
+    tensors = sae_tensors(2560, 16384, torch.float16)
+    add_gemma_scope_2(cache, "google/gemma-scope-2-4b-pt", "resid_post/layer_17_width_16k_l0_medium", tensors)
+    saes = load_saes(
+        release="gemma-scope-2-4b-pt-res",
+        sae_ids=["layer_17_width_16k_l0_medium"],
+        model_config=SHAPES["gemma-3-4b"],
+        model_name="google/gemma-3-4b-pt",
+    )
+    info = saes[17].info
+    assert (info.d_model, info.d_sae, info.hook_name) == (2560, 16384, "blocks.17.hook_resid_post")
+    hidden_TD = (torch.randn(4, 2560) * 3).bfloat16()
+    expected_TF = jumprelu(hidden_TD, tensors)
+    torch.testing.assert_close(saes[17].encode(hidden_TD).double(), expected_TF, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

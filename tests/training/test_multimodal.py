@@ -1,5 +1,8 @@
 """Gemma 3 with its vision tower, saved as the hub has it: trained, merged and asked as any language model."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +11,7 @@ import torch
 from hub_cache import add_model, add_to_cache, narrow
 from hub_configs import CONFIGS
 from safetensors.torch import load_file
-from tiny import SENTENCES, Project, make_project
+from tiny import RECIPES, SENTENCES, Project, make_project
 from transformers import AutoModelForCausalLM
 
 from sails_align import align
@@ -20,7 +23,8 @@ from sails_align.evaluation.records import ModelSpec, Sampling
 from sails_align.export.merge import merge_adapter
 from sails_align.subspace.truncated import load_truncated
 
-TEMPLATE = Path(__file__).resolve().parents[2] / "recipes" / "templates" / "human_assistant.jinja"
+ROOT = RECIPES.parent
+TEMPLATE = RECIPES / "templates" / "human_assistant.jinja"
 PROCESSOR = ("preprocessor_config.json", "processor_config.json")
 N_LAYERS = 7  # the sixth is one without a sliding window
 
@@ -99,6 +103,19 @@ def test_plain_lora_then_merged_and_asked(targets: list[str], model: Path, data:
     torch.testing.assert_close(found["adapter"][0], found["merged"][0], atol=1e-4, rtol=1e-4)
     assert found["adapter"][1] == found["merged"][1]
     assert None not in found["merged"][1].values(), "every conversation is answered"
+
+
+@pytest.mark.distributed
+def test_two_processes_train_all_weights(model: Path, data: Project, tmp_path: Path) -> None:
+    """DDP ends with an error if a parameter that is trained gets no gradient, as those of the tower would."""
+    launcher = ["--config_file", str(ROOT / "accelerate_configs" / "cpu.yaml"), "--main_process_port", "0"]
+    more = ["--chat_template_path", str(TEMPLATE), "--max_steps", "2", "--use_peft", "false"]
+    argv = [*data.argv(tmp_path / "run"), "--model_name_or_path", str(model), *more]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *launcher, str(RECIPES / "sft_sails.py"), *argv]
+    environment = os.environ | {"HF_DATASETS_CACHE": str(data.folder / "cache")}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert weights(tmp_path / "run").keys() == weights(model).keys()
 
 
 def test_discovery_loads_the_language_model_alone(model: Path) -> None:
