@@ -9,39 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hub_configs import SHAPES
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from sails_align.errors import InputError
 from sails_align.estimate import GIB, main
 
 ROOT = Path(__file__).resolve().parents[1]
-GEMMA_9B = Gemma2Config(
-    num_hidden_layers=42,
-    hidden_size=3584,
-    intermediate_size=14336,
-    num_attention_heads=16,
-    num_key_value_heads=8,
-    head_dim=256,
-    vocab_size=256000,
-)
-GEMMA_2B = Gemma2Config(
-    num_hidden_layers=26,
-    hidden_size=2304,
-    intermediate_size=9216,
-    num_attention_heads=8,
-    num_key_value_heads=4,
-    head_dim=256,
-    vocab_size=256000,
-)
-LLAMA_8B = LlamaConfig(
-    num_hidden_layers=32,
-    hidden_size=4096,
-    intermediate_size=14336,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    vocab_size=128256,
-)
 TINY = LlamaConfig(
     num_hidden_layers=2,
     hidden_size=256,
@@ -59,7 +34,7 @@ TINY = LlamaConfig(
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the configurations of models, whose names are those of the recipes' folders."""
     folder = tmp_path_factory.mktemp("models")
-    for name, config in {"gemma-2-2b": GEMMA_2B, "gemma-2-9b": GEMMA_9B, "llama-3.1-8b": LLAMA_8B}.items():
+    for name, config in SHAPES.items():
         config.save_pretrained(folder / name)
     TINY.save_pretrained(folder / "tiny")
     return folder
@@ -175,7 +150,7 @@ def test_the_tables_of_the_documentation(folder: Path) -> None:
         return main(argv)["engines"]
 
     rows = re.findall(r"^\| (\S+-\S+b) \| (`.*?)\|$", (ROOT / "docs" / "fits.md").read_text(), re.MULTILINE)
-    assert len(rows) == 2 * 9
+    assert len(rows) == 2 * 3 * len(SHAPES)
     columns = ("multi_gpu", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2")
     for model, row in rows:
         methods, *cells = (cell.strip() for cell in row.split("|"))

@@ -31,6 +31,7 @@ FLOORS: list[list[list[str]]] = [
             f"subspace.{name}"
             for name in [
                 "hooks",
+                "language_model",
                 "stats",
                 "features",
                 "basis",

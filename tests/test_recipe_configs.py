@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from hub_configs import SAE_LAYERS, SHAPES
 from peft import PeftModel
-from transformers import Gemma2Config, LlamaConfig, PreTrainedConfig
 
 from sails_align import align
 from sails_align.config import PRESETS
@@ -26,41 +26,18 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "recipes" / "configs"
 FILES = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.glob("*/[sd][fp][to]_*.yaml"))
 METHODS = ("sft_sails", "sft_lora", "sft_full", "dpo_sails", "dpo_lora", "dpo_full")
-SHAPES: dict[str, PreTrainedConfig] = {
-    "gemma-2-2b": Gemma2Config(
-        num_hidden_layers=26,
-        hidden_size=2304,
-        intermediate_size=9216,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        head_dim=256,
-        vocab_size=256000,
-    ),
-    "gemma-2-9b": Gemma2Config(
-        num_hidden_layers=42,
-        hidden_size=3584,
-        intermediate_size=14336,
-        num_attention_heads=16,
-        num_key_value_heads=8,
-        head_dim=256,
-        vocab_size=256000,
-    ),
-    "llama-3.1-8b": LlamaConfig(
-        num_hidden_layers=32,
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=128,
-        vocab_size=128256,
-    ),
+PARAMETERS = {
+    "gemma-2-2b": 2_614_341_888,
+    "gemma-2-9b": 9_241_705_984,
+    "llama-3.1-8b": 8_030_261_248,
+    "gemma-3-4b": 4_300_079_472,
 }
-PARAMETERS = {"gemma-2-2b": 2_614_341_888, "gemma-2-9b": 9_241_705_984, "llama-3.1-8b": 8_030_261_248}
 """As the hub's pages of the models say."""
-SHARES = {"gemma-2-2b": "0.24%", "gemma-2-9b": "0.19%", "llama-3.1-8b": "0.17%"}
+NOT_TRAINED = {"gemma-3-4b": 416_866_032 + 1152 * 2560 + 1152}
+"""Of them: the vision tower's, and those of its projector (a matrix and a norm)."""
+SHARES = {"gemma-2-2b": "0.24%", "gemma-2-9b": "0.19%", "llama-3.1-8b": "0.17%", "gemma-3-4b": "0.21%"}
 """Of the parameters, trained: of the first two those of the paper."""
-SAE_LAYERS = {"gemma-2-2b": [5, 10, 15, 20], "gemma-2-9b": [10, 15, 20, 25, 30], "llama-3.1-8b": [10, 15, 20, 25, 30]}
-"""The paper's."""
+SAE_IDS = {"llama-3.1-8b": "l{}r_8x", "gemma-3-4b": "layer_{}_width_16k_l0_medium"}
 
 
 def values_of(file: str) -> dict[str, Any]:
@@ -145,10 +122,13 @@ def test_saes_are_the_papers_and_exist(model: str, method: str) -> None:
     args = parsed(f"{model}/{method}_sails.yaml")
     release = registry()[str(args.sails.sae_release)]
     entries = {entry["id"]: entry for entry in release["saes"]}
-    assert release["model"].rpartition("/")[2].lower() == model
+    assert args.model.model_name_or_path is not None
+    own = args.model.model_name_or_path.rpartition("/")[2]
+    assert release["model"].rpartition("/")[2] == own
+    assert own.removesuffix("-pt").lower() == model
     assert args.sails.sae_ids is not None
     for layer, sae_id in zip(SAE_LAYERS[model], args.sails.sae_ids, strict=True):
-        assert sae_id in ((f"l{layer}r_8x",) if "llama" in model else (f"layer_{layer}/width_16k/canonical",))
+        assert sae_id == SAE_IDS.get(model, "layer_{}/width_16k/canonical").format(layer)
         assert f"/{layer}-" in entries[sae_id]["neuronpedia"]
     paper = PRESETS["paper"]
     assert {name: getattr(args.sails, name) for name in paper} == paper
@@ -171,14 +151,16 @@ def counted(model: str, method: str) -> tuple[int, int, set[str]]:
 def test_what_is_trained_of_the_real_model(model: str, method: str) -> None:
     total, trained, adapted = counted(model, method)
     if method.endswith("full"):
-        assert total == trained == PARAMETERS[model]
+        assert total == PARAMETERS[model]
+        assert trained == total - NOT_TRAINED.get(model, 0)
         assert not adapted
         return
     assert total - trained == PARAMETERS[model]
     assert f"{trained / PARAMETERS[model]:.2%}" == SHARES[model]
     names = ("q_proj", "k_proj", "v_proj", "o_proj")
-    layers = range(SHAPES[model].num_hidden_layers)
-    assert adapted == {f"model.layers.{layer}.self_attn.{name}" for layer in layers for name in names}
+    layers = range(SHAPES[model].get_text_config().num_hidden_layers)
+    decoder = "model.language_model" if model == "gemma-3-4b" else "model"
+    assert adapted == {f"{decoder}.layers.{layer}.self_attn.{name}" for layer in layers for name in names}
 
 
 def test_another_rank_would_not_be_the_papers() -> None:
@@ -191,7 +173,7 @@ def test_another_rank_would_not_be_the_papers() -> None:
 def test_the_subspace_reaches_every_adapter(model: str) -> None:
     """With SAEs at the paper's layers, and their directions in the model's own width."""
     args, config = parsed(f"{model}/sft_sails.yaml"), SHAPES[model]
-    basis_DR = torch.eye(config.hidden_size, args.model.lora_r)
+    basis_DR = torch.eye(config.get_text_config().hidden_size, args.model.lora_r)
     ranks = {layer: torch.ones(args.model.lora_r) for layer in SAE_LAYERS[model]}
     subspace = Subspace(dict.fromkeys(ranks, basis_DR), ranks, provenance={})
     skeleton = meta_model(parsed(f"{model}/sft_full.yaml"), config)

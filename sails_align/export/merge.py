@@ -21,6 +21,7 @@ from sails_align.errors import InputError
 from sails_align.export.card import write_card
 from sails_align.export.quantized_base import quantized_logits
 from sails_align.subspace.adapter_files import AdapterFiles, check_complete, load_base_config, read_adapter
+from sails_align.subspace.language_model import copy_processor
 from sails_align.subspace.truncated import model_errors
 
 TOLERANCE = 1e-5
@@ -86,6 +87,7 @@ def merge_adapter(
         unmerged = PeftModel.from_pretrained(load_for_logits(name, torch.float32, device, revision), str(folder)).eval()
         merged, written_BSV = _merge(unmerged, ids_BS, dtype, device, temporary)
         _save_tokenizer(folder, name, revision, temporary)
+        copy_processor(name, base_config, temporary, revision)
         write_card(folder, temporary, merged=True)
         for file in temporary.iterdir():
             file.chmod(0o644)  # safetensors makes it private

@@ -71,8 +71,8 @@ def target_modules_for(
 ) -> list[str]:
     """`LoraConfig.target_modules` that selects, of the modules named, those that the layer map gives directions to.
 
-    The names are returned as they are if they select just these modules; otherwise (`sae_only`, or a vision tower
-    with modules of the same names) each module is named in full.
+    The names are returned as they are if they select just these modules of the decoder; otherwise (`sae_only`) each
+    module is named in full. A multimodal model needs `language_model.outside_decoder` as `exclude_modules`, too.
 
     Args:
         model: the base model, before `get_peft_model`.
@@ -99,7 +99,8 @@ def target_modules_for(
             f"{', '.join(map(str, subspace.bases))} (modules that read belong to the block after it);\n"
             "add o_proj, or use layer_map nearest"
         )
-    selected = {name for name in names.values() if _last(name) in module_names}
+    selected = {names[id(module)] for block in blocks for module in block.values()}
+    selected = {name for name in selected if _last(name) in module_names}
     return list(module_names) if selected == set(wanted) else wanted
 
 
@@ -118,7 +119,8 @@ def find_targets(model: PeftModel, adapter_name: str) -> list[Target]:
         raise InputError(
             f"cannot initialise the adapters on {', '.join(unknown[:3])}{others}:\n"
             f"supported are {', '.join(SIDES)} of the decoder's blocks;\n"
-            "give LoraConfig the target_modules that `target_modules_for` returns"
+            "give LoraConfig the target_modules that `target_modules_for` returns, and the exclude_modules of "
+            "`outside_decoder`"
         )
     return [Target(name, *places[id(module)], module) for name, module in layers]
 

@@ -33,6 +33,7 @@ from sails_align.artifacts import content_hash, tensors_hash, write_json
 from sails_align.distributed import from_main, n_processes
 from sails_align.errors import InputError
 from sails_align.subspace.basis import Subspace
+from sails_align.subspace.language_model import copy_processor
 from sails_align.training.arguments import CHANGES_BASE, Arguments
 from sails_align.training.source import Source, identity_of
 from sails_align.training.trainers import INITIAL_ADAPTER, PAIRS, AlignmentTrainer
@@ -374,6 +375,9 @@ def save_model(args: Arguments, trainer: AlignmentTrainer, output_dir: Path) -> 
         if trainer.is_world_process_zero():
             assert any(part.glob("*.safetensors")), "engines that save no whole weights are refused with the options"
             _complete(part, frozen)
+            if not args.model.use_peft:
+                model: Any = _unwrapped(trainer)
+                copy_processor(str(args.model.model_name_or_path), model.config, part, args.model.model_revision)
             if args.sails.init in CHANGES_BASE:
                 _subtract_initial_adapter(trainer, output_dir, part)
     if trainer.is_world_process_zero():

@@ -13,6 +13,7 @@ from trl import DPOConfig, ModelConfig, get_peft_config
 from sails_align.attention import exact_attention
 from sails_align.errors import InputError
 from sails_align.subspace.hooks import decoder_layers
+from sails_align.subspace.language_model import freeze_outside_decoder, outside_decoder
 from sails_align.training.arguments import NOT_EXACT, Arguments
 from sails_align.training.starts import DEFAULT_TARGETS, check_rank
 
@@ -119,8 +120,10 @@ def meta_model(args: Arguments, config: PreTrainedConfig) -> PreTrainedModel | P
             config, dtype=loaded_dtype(args, config), trust_remote_code=args.training.trust_remote_code
         )
         if not args.model.use_peft:
+            freeze_outside_decoder(model)
             return model
         adapter = _adapter_config(args, config)
+        adapter.exclude_modules = outside_decoder(model)
         # Values do not matter here, and there are none to compute some from.
         adapter.init_lora_weights, adapter.inference_mode = True, False
         try:

@@ -16,6 +16,7 @@ from sails_align.quantized import use_one_layout
 from sails_align.subspace.adapter_files import check_complete, read_json
 from sails_align.subspace.basis import Subspace
 from sails_align.subspace.discover import padded
+from sails_align.subspace.language_model import outside_decoder
 from sails_align.subspace.targets import target_modules_for
 from sails_align.subspace.truncated import model_errors, not_partitioned
 from sails_align.tokens import TokenizedSide, tokenize_response
@@ -59,15 +60,18 @@ def lora_config(args: Arguments, source: Source, subspace: Subspace | None) -> L
     wanted: Any = model_args.lora_target_modules or DEFAULT_TARGETS
     # For PEFT alone, also "all-linear" or a regular expression; but TRL makes a list of one module a string.
     names: Any = [wanted] if isinstance(wanted, str) and wanted.isidentifier() else wanted
+    with not_partitioned(), torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(
+            source.model_config, trust_remote_code=args.training.trust_remote_code
+        )
     if subspace is not None:
         names = [wanted] if isinstance(wanted, str) else list(wanted)
-        with not_partitioned(), torch.device("meta"):
-            skeleton = AutoModelForCausalLM.from_config(source.model_config)
         assert args.sails.layer_map is not None
         names = target_modules_for(skeleton, names, subspace, args.sails.layer_map)  # pyright: ignore[reportArgumentType]
     model_args.lora_target_modules = names
     config = get_peft_config(model_args)
     assert isinstance(config, LoraConfig)
+    config.exclude_modules = outside_decoder(skeleton)
     if init not in (*SUBSPACE_INITS, "default"):
         config.init_lora_weights = init  # pyright: ignore[reportAttributeAccessIssue]
     if init == "eva":

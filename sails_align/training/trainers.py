@@ -17,6 +17,7 @@ from sails_align.loading import cache_errors
 from sails_align.quantized import is_quantized, train_in_float32, trained_values, use_one_layout
 from sails_align.subspace.adapter import AdapterInit, initialize_adapter
 from sails_align.subspace.basis import Subspace
+from sails_align.subspace.language_model import freeze_outside_decoder
 from sails_align.subspace.truncated import check_whole, model_errors
 from sails_align.training.arguments import CHANGES_BASE, Arguments
 from sails_align.training.callbacks import DriftCallback, SubspaceDecay, add_first
@@ -54,6 +55,8 @@ def build_trainer(
         raise InputError(f"TRL's trainer cannot be made of these options: {cause}") from error
     _check_lengths(trainer, source)
     model: Any = trainer.model
+    if not args.model.use_peft:
+        freeze_outside_decoder(model)
     if args.sails.init == "eva":
         start_by_eva(model, source, args.training.max_length or 1024)
     if args.sails.init in CHANGES_BASE:

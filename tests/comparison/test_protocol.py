@@ -20,7 +20,7 @@ from sails_align.errors import InputError
 from sails_align.training.parsing import CommandLine
 
 ROOT = Path(__file__).resolve().parents[2]
-MODELS = ("gemma-2-2b", "gemma-2-9b", "llama-3.1-8b")
+MODELS = ("gemma-2-2b", "gemma-2-9b", "llama-3.1-8b", "gemma-3-4b")
 SAFETY = {"safety": {"prompts": ["jailbreakbench", "xstest"], "judge": "rules", "n_prompts": 4}}
 VALIDATION = {**SAFETY, "helpfulness": {"prompts": ["mt-bench"], "judge": "llm", "judge_model": "m"}}
 FILE: dict[str, Any] = {

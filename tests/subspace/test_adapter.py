@@ -28,6 +28,7 @@ from sails_align.errors import InputError
 from sails_align.subspace.adapter import AdapterInit, initialize_adapter
 from sails_align.subspace.basis import Subspace
 from sails_align.subspace.hooks import decoder_layers
+from sails_align.subspace.language_model import outside_decoder
 from sails_align.subspace.norms import GAIN_FLOOR, norm_gain
 from sails_align.subspace.targets import SIDES, source_layer, target_modules_for
 
@@ -447,8 +448,13 @@ def test_vision_towers_are_left_alone():
     config = Gemma3Config(text_config=text, vision_config=vision | {"image_size": 28, "patch_size": 14})
     base = AutoModelForCausalLM.from_config(config)
     names = target_modules_for(base, ["q_proj"], make_subspace(), "nearest")
-    assert names == [f"model.language_model.layers.{block}.self_attn.q_proj" for block in range(N_LAYERS)]
-    assert len(initialize_adapter(with_lora(base, names), make_subspace()).modules) == N_LAYERS
+    assert names == ["q_proj"]
+    model = with_lora(base, names, exclude_modules=outside_decoder(base))
+    found = {
+        module.name.partition("model.language_model.")[2]
+        for module in initialize_adapter(model, make_subspace()).modules
+    }
+    assert found == {f"layers.{block}.self_attn.q_proj" for block in range(N_LAYERS)}
     with pytest.raises(InputError, match=r"cannot initialise the adapters on .*vision_tower"):
         initialize_adapter(with_lora(AutoModelForCausalLM.from_config(config), ["q_proj"]), make_subspace())
 

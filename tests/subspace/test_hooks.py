@@ -1,56 +1,15 @@
 """Hidden states are those of the block asked for, deeper blocks do not run, and no hook stays behind."""
 
-from typing import Any
-
 import pytest
 import torch
+from families import GEMMA3_MULTIMODAL, TEXT_CONFIGS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    Gemma2Config,
-    Gemma3Config,
-    Gemma3TextConfig,
-    GPT2Config,
-    LlamaConfig,
-    MistralConfig,
-    Qwen2Config,
-    Qwen3Config,
-    SiglipVisionConfig,
-)
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GPT2Config
 
 from sails_align.errors import InputError
 from sails_align.subspace.hooks import capture, decoder_layers, hidden_states_at
-
-SHAPE: dict[str, Any] = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-}
-VISION = SiglipVisionConfig(
-    hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
-)
-TEXT_CONFIGS = {
-    "gemma2": Gemma2Config(**SHAPE, query_pre_attn_scalar=16),
-    "gemma3": Gemma3TextConfig(**SHAPE, query_pre_attn_scalar=16),
-    "llama": LlamaConfig(**SHAPE),
-    "mistral": MistralConfig(**SHAPE),
-    "qwen2": Qwen2Config(**{name: value for name, value in SHAPE.items() if name != "head_dim"}),
-    "qwen3": Qwen3Config(**SHAPE),
-}
-GEMMA3_MULTIMODAL = Gemma3Config(
-    text_config=TEXT_CONFIGS["gemma3"],
-    vision_config=VISION,
-    image_token_index=60,
-    boi_token_index=61,
-    eoi_token_index=62,
-)
 
 
 def tiny(family: str) -> torch.nn.Module:

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hub_cache import add_gemma_scope, add_gemma_scope_2, add_llama_scope, add_to_cache, sae_tensors, write_npz
+from hub_configs import SHAPES
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import save_file
 from transformers import Gemma2Config, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
 
 from sails_align.errors import InputError
@@ -20,43 +21,11 @@ from sails_align.subspace.sae_checks import compare_names, layer_of_hook
 D, F = 32, 64
 
 
-def add_to_cache(cache: Path, repo_id: str, name: str) -> Path:
-    """Where a file of a repository lies in the hub's cache, with the folders and the ref that lead there."""
-    repo = cache / ("models--" + repo_id.replace("/", "--"))
-    (repo / "refs").mkdir(parents=True, exist_ok=True)
-    (repo / "refs" / "main").write_text("0" * 40)
-    file = repo / "snapshots" / ("0" * 40) / name
-    file.parent.mkdir(parents=True, exist_ok=True)
-    return file
-
-
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
     folder = tmp_path / "hub"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder))
     return folder
-
-
-def gemma_scope_tensors(d_model: int = D, d_sae: int = F, dtype=torch.float32) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-
-    def random(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    decoder = torch.nn.functional.normalize(random(d_sae, d_model), dim=1)
-    tensors = {
-        "W_enc": decoder.T.contiguous() + 0.1 * random(d_model, d_sae) / d_model**0.5,
-        "W_dec": decoder,
-        "b_enc": random(d_sae) * 0.1,
-        "b_dec": random(d_model),
-        "threshold": random(d_sae).abs(),
-    }
-    return {name: tensor.to(dtype) for name, tensor in tensors.items()}
-
-
-def write_npz(file: Path, tensors: dict[str, torch.Tensor]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(file, **{name: tensor.numpy() for name, tensor in tensors.items()})  # pyright: ignore[reportArgumentType]
 
 
 def jumprelu(hidden_TD: torch.Tensor, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -88,10 +57,8 @@ def load(path: Path, config=None, model_name: str = "google/gemma-2-2b", **optio
 
 
 def test_gemma_scope_release_at_real_size(cache):
-    tensors = gemma_scope_tensors(2304, 16384, torch.float16)
-    write_npz(
-        add_to_cache(cache, "google/gemma-scope-2b-pt-res", "layer_12/width_16k/average_l0_82/params.npz"), tensors
-    )
+    tensors = sae_tensors(2304, 16384, torch.float16)
+    add_gemma_scope(cache, "google/gemma-scope-2b-pt-res", "layer_12/width_16k/average_l0_82", tensors)
     saes = load_saes(
         release="gemma-scope-2b-pt-res-canonical",
         sae_ids=["layer_12/width_16k/canonical"],
@@ -119,20 +86,9 @@ def test_llama_scope_folds_its_input_scaling(cache):
 
     factor = get_norm_scaling_factor("llama_scope_lxr_8x", "l10r_8x")
     assert factor is not None
-    tensors = gemma_scope_tensors()
-    hyperparameters = {
-        "d_model": D,
-        "d_sae": F,
-        "jump_relu_threshold": 0.3,
-        "dataset_average_activation_norm": {"in": D**0.5 / factor},
-        "hook_point_in": "blocks.10.hook_resid_post",
-    }
+    tensors = sae_tensors(D, F)
     repo, folder = "fnlp/Llama3_1-8B-Base-LXR-8x", "Llama3_1-8B-Base-L10R-8x"
-    add_to_cache(cache, repo, f"{folder}/hyperparams.json").write_text(json.dumps(hyperparameters))
-    names = {"encoder.weight": "W_enc", "decoder.weight": "W_dec"}
-    weights = {theirs: tensors[ours].T.contiguous() for theirs, ours in names.items()}
-    weights |= {"encoder.bias": tensors["b_enc"], "decoder.bias": tensors["b_dec"]}
-    save_file(weights, add_to_cache(cache, repo, f"{folder}/checkpoints/final.safetensors"))
+    add_llama_scope(cache, repo, folder, tensors, scaling=factor, threshold=0.3)
     saes = load_saes(
         release="llama_scope_lxr_8x",
         sae_ids=["l10r_8x"],
@@ -153,10 +109,9 @@ def test_llama_scope_folds_its_input_scaling(cache):
 
 def test_gemma_scope_2_works_offline(cache):
     """sae-lens' own loader asks the hub for the shapes of a cached file."""
-    tensors = gemma_scope_tensors()
+    tensors = sae_tensors(D, F)
     repo = "google/gemma-scope-2-270m-pt"
-    file = add_to_cache(cache, repo, "resid_post/layer_12_width_16k_l0_medium/params.safetensors")
-    save_file({name.lower(): tensor for name, tensor in tensors.items()}, file)
+    file = add_gemma_scope_2(cache, repo, "resid_post/layer_12_width_16k_l0_medium", tensors)
     release = {"release": "gemma-scope-2-270m-pt-res", "sae_ids": ["layer_12_width_16k_l0_medium"]}
     config = Gemma3TextConfig(hidden_size=D, num_hidden_layers=18)
     saes = load_saes(**release, model_config=config, model_name="google/gemma-3-270m")
@@ -164,6 +119,22 @@ def test_gemma_scope_2_works_offline(cache):
     hidden_TD = torch.randn(10, D) * 3
     torch.testing.assert_close(saes[12].encode(hidden_TD).double(), jumprelu(hidden_TD, tensors), atol=1e-4, rtol=1e-4)
     assert list(load(file, config, "google/gemma-3-270m")) == [12]
+
+
+def test_gemma_scope_2_at_real_size(cache):
+    tensors = sae_tensors(2560, 16384, torch.float16)
+    add_gemma_scope_2(cache, "google/gemma-scope-2-4b-pt", "resid_post/layer_17_width_16k_l0_medium", tensors)
+    saes = load_saes(
+        release="gemma-scope-2-4b-pt-res",
+        sae_ids=["layer_17_width_16k_l0_medium"],
+        model_config=SHAPES["gemma-3-4b"],
+        model_name="google/gemma-3-4b-pt",
+    )
+    info = saes[17].info
+    assert (info.d_model, info.d_sae, info.hook_name) == (2560, 16384, "blocks.17.hook_resid_post")
+    hidden_TD = (torch.randn(4, 2560) * 3).bfloat16()
+    expected_TF = jumprelu(hidden_TD, tensors)
+    torch.testing.assert_close(saes[17].encode(hidden_TD).double(), expected_TF, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +177,7 @@ def test_either_a_release_or_a_path(choice):
 
 def test_gemma_scope_files_of_several_layers(tmp_path):
     root = tmp_path / "gemma-scope-2b-pt-res"
-    tensors = gemma_scope_tensors()
+    tensors = sae_tensors(D, F)
     for layer in (5, 12):
         write_npz(root / f"layer_{layer}/width_16k/average_l0_82/params.npz", tensors)
     saes = load(root)
@@ -226,7 +197,7 @@ def test_gemma_scope_files_of_several_layers(tmp_path):
     ],
 )
 def test_gemma_scope_files_refused(tmp_path, place, said):
-    write_npz(tmp_path / place, gemma_scope_tensors())
+    write_npz(tmp_path / place, sae_tensors(D, F))
     with pytest.raises(InputError, match=said):
         load(tmp_path)
 
