@@ -4,8 +4,8 @@ A block of code (indented by four spaces, or fenced) is of commands if its first
 then, `\\` continues them, and `#` begins a comment. In a block that begins with `$ ` the other lines are output.
 A block of Python is one command.
 
-A block whose first line is `# needs: ...` is not run by the tests: `GPU`, `network` (the hub, a paid judge), `a cluster`,
-or a time `of two cores`.
+A block whose first line is `# needs: ...` is not run by the tests: `GPU`, `network` (the hub, a paid judge),
+`a cluster`, or a time `of two cores`.
 """
 
 import re
@@ -56,7 +56,9 @@ class Block:
         elif not is_command(lines[0]):
             return []
         if strange := [line for line in lines if not is_command(line)]:
-            raise ValueError(f"{self.document}: {strange[0]!r} stands among commands and begins with none of {PROGRAMS}")
+            raise ValueError(
+                f"{self.document}: {strange[0]!r} stands among commands and begins with none of {PROGRAMS}"
+            )
         return [re.sub(r"\s+#.*", "", line) for line in lines]
 
 
@@ -70,7 +72,9 @@ def blocks(document: str) -> Iterator[Block]:
     text = (ROOT / document).read_text(encoding="utf-8")
     found = {match.start(): (match[1], match[2]) for match in FENCE.finditer(text)}
     without_fences = FENCE.sub(lambda match: "-" * len(match[0]), text)
-    found |= {match.start(): ("", re.sub("^    ", "", match[0], flags=re.M)) for match in INDENTED.finditer(without_fences)}
+    found |= {
+        match.start(): ("", re.sub("^    ", "", match[0], flags=re.M)) for match in INDENTED.finditer(without_fences)
+    }
     for _, (language, code) in sorted(found.items()):
         lines = re.sub(r"\s*\\\n\s*", " ", code).splitlines()
         yield Block(document, language, tuple(line for line in lines if line.strip()))

@@ -1,7 +1,8 @@
 """Every command of the documents is run, in order, in a copy of the repository's folders, and ends with exit code 0.
 
-Not run: blocks that say what they need (`documented.NEEDS`), and what `.ci/run` does by itself (`make ...`). Commands are the
-documents' own, with more options behind them where that makes them smaller, and one that has been run is not run again.
+Not run: blocks that say what they need (`documented.NEEDS`), and what `.ci/run` does by itself (`make ...`). Commands
+are the documents' own, with more options behind them where that makes them smaller (`SMALLER`), and one that has been
+run is not run again.
 """
 
 import os
@@ -23,7 +24,7 @@ COMPARISON = "--runs base sft-sails --n_seeds 1 --n_prompts 4 --n_examples 8 --l
 COMPARISON += " --n_capability 0 --relearning false --processes 1 --progress false"
 SMALLER = {
     r"(recipes/(sft|dpo)_sails\.py|sails (train (sft|dpo)|discover))\b": TRAINING,
-    r"(recipes/rlhf_reference\.py|sails train rlhf)\b": "--max_steps 4 --max_train_examples 8 --warm_start_epochs 1 --eval_examples 4",
+    r"(recipes/rlhf_reference\.py|sails train rlhf)\b": f"{TRAINING} --warm_start_epochs 1",
     r"(recipes/compare\.py|sails compare)\b.* --examples": f"{COMPARISON} --examples 4 --n_side_seeds 1",
     r"(recipes/compare\.py|sails compare)\b(?!.*--list_cells)": COMPARISON,
     r"(eval/|sails eval )(safety|helpfulness)": "--n_prompts 4",
