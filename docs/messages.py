@@ -43,7 +43,8 @@ HEAD = """# Messages
 
 Every message that a command ends with on input that it cannot use, and what to do. `<...>` stands for a value. The
 message is on standard error, behind `error:`; the exit code is 2, and nothing that was there is lost. `<message>`,
-`<error>` and `<cause>` are passed on from another message or library. By symptom: [troubleshooting.md](troubleshooting.md).
+`<error>` and `<cause>` are passed on from another message or library. By symptom:
+[troubleshooting.md](troubleshooting.md).
 """
 
 

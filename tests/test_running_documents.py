@@ -20,7 +20,7 @@ from documented import DOCUMENTS, NEEDS, ROOT, blocks
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 TRAINING = "--max_steps 4 --max_train_examples 16 --eval_examples 4 --disable_tqdm true"
-COMPARISON = "--runs base sft-sails --n_seeds 1 --n_prompts 4 --n_examples 8 --learning_rates 1e-3 --n_attacked 1"
+COMPARISON = "--runs base sft-sails --n_seeds 1 --n_prompts 4 --n_examples 8 --learning_rates 1e-3 --n_attacked 0"
 COMPARISON += " --n_capability 0 --relearning false --processes 1 --progress false"
 SMALLER = {
     r"(recipes/(sft|dpo)_sails\.py|sails (train (sft|dpo)|discover))\b": TRAINING,
@@ -37,7 +37,6 @@ SMALLER = {
     r"benchmarks/discovery\.py": "--examples 2 --repeats 1 --memory_examples 2",
     r"benchmarks/testbed_separation\.py": "--n 16",
     r"benchmarks/recovery\.py": "--seeds 2 --n 16",
-    r"benchmarks/train_step\.py": "--pairs 1 --double_pairs 0",
 }
 """Of what matches: options that make it smaller, of the first that does."""
 
