@@ -102,7 +102,7 @@ def _check_release(release: str, sae_ids: Sequence[str]) -> None:
     if not sae_ids:
         some = f": {release} has {_some(known)}" if known else ""
         raise InputError(
-            f"--sae_release {release!r} has an SAE for each of many layers; give some with --sae_ids{some}"
+            f"--sae_release {release!r} needs --sae_ids; give one for each layer{some}"
         )
     for sae_id in sae_ids:
         if known and sae_id not in known:
