@@ -105,3 +105,24 @@ def test_yaml(tmp_path: Path) -> None:
         assert args.sails.preset == "paper"
         assert args.sails.contrast == "both"
         assert args.sails.top_k == 64
+
+
+def test_blocks_are_read(tmp_path: Path) -> None:
+    """Continued lines, comments, output, what is needed; and a line that is no command is found."""
+    document = tmp_path / "document.md"
+    document.write_text(
+        "Text:\n\n    sails discover \\\n        --top_k 8    # some\n    make demo\n\n    error: of a command\n\n"
+        "    # needs: GPU, network\n    sails train sft\n\n```bash\nhf download a\n\nsails eval safety\n```\n\n"
+        "    $ sails judge-check\n    right 64%\n\n```yaml\nsails: 1\n```\n\n    sails merge RUN\n    what it prints\n"
+    )
+    *found, last = blocks(str(document))
+    assert [(block.needs, block.commands) for block in found] == [
+        (None, ["sails discover --top_k 8", "make demo"]),
+        (None, []),
+        ("GPU, network", ["sails train sft"]),
+        (None, ["hf download a", "sails eval safety"]),
+        (None, ["sails judge-check"]),
+        (None, []),
+    ]
+    with pytest.raises(ValueError, match="what it prints"):
+        assert last.commands

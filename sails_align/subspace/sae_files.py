@@ -101,9 +101,7 @@ def _check_release(release: str, sae_ids: Sequence[str]) -> None:
     known = list(directory[release].saes_map) if release in directory else []
     if not sae_ids:
         some = f": {release} has {_some(known)}" if known else ""
-        raise InputError(
-            f"--sae_release {release!r} needs --sae_ids; give one for each layer{some}"
-        )
+        raise InputError(f"--sae_release {release!r} needs --sae_ids; give one for each layer{some}")
     for sae_id in sae_ids:
         if known and sae_id not in known:
             close = difflib.get_close_matches(sae_id, known, n=4, cutoff=0.5)
