@@ -1,9 +1,8 @@
 """The commands that README.md and docs/*.md show.
 
 A block of code (fenced, or indented by four spaces up to the next empty line) is of commands if its first line is one.
-All its lines are commands then, `\\` continues them, and `#` begins a comment. In a block that begins with `$ ` the other
-lines are output.
-A block of Python is one command.
+All its lines are commands then, `\\` continues them, and `#` begins a comment. In a block that begins with `$ ` the
+other lines are output. A block of Python is one command.
 
 A block whose first line is `# needs: ...` is not run by the tests: `GPU`, `network` (the hub, a paid judge),
 `a cluster`, or a time `of two cores`.
