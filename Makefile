@@ -1,6 +1,7 @@
 # make demo    install, then the whole method on the testbed
 # make test    install, then the whole test suite
 # make check   lint and types
+# make docs    the documentation as a site, in site/
 # make test-vllm  vLLM for CPUs in an environment of its own, then the tests that need it. It wants PyTorch's CPU build;
 #              where pip is not set up to find that: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 PYTHON ?= python3
@@ -8,7 +9,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 VLLM_STAMP := .venv-vllm/.installed
 
-.PHONY: demo test test-vllm check format
+.PHONY: demo test test-vllm check docs format
 
 demo: $(STAMP)
 	$(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
@@ -25,6 +26,10 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+docs: $(STAMP)
+	$(BIN)/python docs/messages.py
+	$(BIN)/python -m mkdocs build --strict
+
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -32,7 +37,7 @@ format: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[deepspeed,harness,inspect,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[deepspeed,harness,inspect,docs,dev]'
 	touch $(STAMP)
 
 # torchvision, torchaudio and torchcodec, as PyPI has them, do not fit PyTorch's CPU build, and text needs none of them.

@@ -83,7 +83,7 @@ class CompareArguments:
             if not isinstance(getattr(self, name), list):
                 raise InputError(f"{name} is {getattr(self, name)!r}, but it must be a list; correct it")
         if len(set(map(str, self.worlds))) < len(self.worlds):
-            raise InputError(f"worlds names one twice: {', '.join(self.worlds)}")
+            raise InputError(f"worlds names one twice ({', '.join(self.worlds)}); give each once")
         if any(number < 1 for number in self.examples):
             raise InputError(f"examples are {self.examples}; choose 1 or more")
 

@@ -70,7 +70,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
     options = align.parse(method, ["--config", str(run / "config.yaml"), "--push_to_hub", "false"])
     source, _ = align.load_source(options)
     if source.helpful is None:
-        raise InputError(f"{run} had no harmless requests to compare harmful ones with (--helpful_dataset_name)")
+        raise InputError(
+            f"{run} had no harmless requests to compare harmful ones with;\ntrain one with --helpful_dataset_name"
+        )
     helpful = source.helpful
     saes = load_named_saes(options.sails, source, align.discovery_options(options))
     max_length = options.training.max_length or 1024

@@ -221,7 +221,7 @@ def test_sae_of_a_layer_out_of_range(fails, tmp_path):
 def test_train_sae_layer_out_of_range(fails, tmp_path):
     options = ["--model_name_or_path", TESTBED, "--output_dir", tmp_path / "saes"]
     message = fails("train-sae", "--layers", "9", *options, main=sails)
-    assert f"layer 9 is out of range: the model has layers 0 to {LAST}" in message
+    assert f"layer 9 is out of range; choose 0 to {LAST}" in message
     assert not (tmp_path / "saes").exists()
 
 

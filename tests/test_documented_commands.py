@@ -1,10 +1,14 @@
-"""Every command and YAML file that the documentation shows is one that recipes and evaluations take."""
+"""Every command and YAML file that the documentation shows is one that recipes and evaluations take.
+
+`test_running_documents.py` runs those that can be run here; this is of all, those with `# needs: ...` included.
+"""
 
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+from documented import DOCUMENTS, ROOT, blocks
 
 from sails_align import align, attack_options
 from sails_align.compare_options import read_plans
@@ -15,15 +19,14 @@ from sails_align.eval_helpfulness import ReferenceArguments
 from sails_align.eval_judges import JudgeArguments
 from sails_align.eval_options import PromptArguments, ResponseArguments, RunArguments
 from sails_align.judge_check import LabelArguments
+from sails_align.sae_training import SAEArguments
 from sails_align.training.parsing import CommandLine
 
-ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 LAUNCH = re.compile(r"(?:accelerate launch(?P<launch>.*?)|python) recipes/(?P<method>sft|dpo)_sails\.py(?P<options>.*)")
 
 EVALUATE = re.compile(
-    r"(?:\$ )?(?:python (?:eval|recipes)/|sails (?:eval )?)"
-    r"(?P<name>safety|helpfulness|harness|judge-check|attack|compare|report)(?:\.py)? *"
+    r"(?:python (?:eval|recipes)/|sails (?:eval )?)"
+    r"(?P<name>safety|helpfulness|harness|judge-check|attack|compare|report|train-sae)(?:\.py)? *"
     r"(?P<options>.*)"
 )
 COMMON = [ResponseArguments, PromptArguments, JudgeArguments, RunArguments]
@@ -33,28 +36,24 @@ CLASSES = {
     "harness": [HarnessArguments],
     "judge-check": [LabelArguments, JudgeArguments, RunArguments],
     "report": [ReportArguments],
+    "train-sae": [SAEArguments],
 }
 
 
-def lines(path: Path) -> list[str]:
-    return [line.strip() for line in path.read_text().replace("\\\n", " ").splitlines()]
+def lines(document: str) -> list[str]:
+    return [line for block in blocks(document) if block.language != "python" for line in block.commands]
 
 
-def commands(path: Path) -> list[tuple[list[str], str, list[str]]]:
+def commands(document: str) -> list[tuple[list[str], str, list[str]]]:
     """Of each command: the options of accelerate, the method, and the recipe's options."""
-    found = [
-        match for line in lines(path) if (match := LAUNCH.match(line)) and "FILE" not in line and "DIR" not in line
-    ]
-    return [
-        (shlex.split(match["launch"] or ""), match["method"], shlex.split(match["options"], comments=True))
-        for match in found
-    ]
+    found = [match for line in lines(document) if (match := LAUNCH.match(line))]
+    return [(shlex.split(match["launch"] or ""), match["method"], shlex.split(match["options"])) for match in found]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS)
 def test_commands(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    for launch, method, options in commands(ROOT / path):
+    for launch, method, options in commands(path):
         if "--config_file" in launch:
             assert (ROOT / launch[launch.index("--config_file") + 1]).is_file()
         args = align.parse(method, options)  # pyright: ignore[reportArgumentType]
@@ -62,15 +61,15 @@ def test_commands(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
             assert args.model.model_name_or_path == options[options.index("--model_name_or_path") + 1]
 
 
-def evaluations(path: Path) -> list[tuple[str, list[str]]]:
-    found = [match for line in lines(path) if (match := EVALUATE.match(line)) and "|" not in line]
-    return [(match["name"], shlex.split(match["options"], comments=True)) for match in found]
+def evaluations(document: str) -> list[tuple[str, list[str]]]:
+    found = [match for line in lines(document) if (match := EVALUATE.match(line))]
+    return [(match["name"], shlex.split(match["options"])) for match in found]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS)
 def test_evaluations(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    for name, options in evaluations(ROOT / path):
+    for name, options in evaluations(path):
         if name == "attack":
             assert attack_options.parse(options, "sails attack").method == options[0]
         elif name == "compare":
@@ -80,11 +79,20 @@ def test_evaluations(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
             CommandLine.read(options).parse(CLASSES[name])
 
 
+@pytest.mark.parametrize("path", DOCUMENTS)
+def test_files_exist(path: str) -> None:
+    """Scripts, and configurations and templates of the repository."""
+    for line in lines(path):
+        for word in shlex.split(line):
+            if re.match(r"(recipes|eval|benchmarks|accelerate_configs|docs)/.*\.(py|yaml|jinja|slurm)\b", word):
+                assert (ROOT / word.partition("@")[0]).is_file(), line
+
+
 def test_commands_are_found() -> None:
-    found = {path: commands(ROOT / path) for path in DOCUMENTS}
+    found = {path: commands(path) for path in DOCUMENTS}
     assert found["README.md"]
     assert any(launch for path in found for launch, _, _ in found[path])
-    assert {name for path in DOCUMENTS for name, _ in evaluations(ROOT / path)} == {*CLASSES, "attack", "compare"}
+    assert {name for path in DOCUMENTS for name, _ in evaluations(path)} == {*CLASSES, "attack", "compare"}
     assert {method for path in found for _, method, _ in found[path]} == {"sft", "dpo"}
 
 
@@ -97,3 +105,24 @@ def test_yaml(tmp_path: Path) -> None:
         assert args.sails.preset == "paper"
         assert args.sails.contrast == "both"
         assert args.sails.top_k == 64
+
+
+def test_blocks_are_read(tmp_path: Path) -> None:
+    """Continued lines, comments, output, what is needed; and a line that is no command is found."""
+    document = tmp_path / "document.md"
+    document.write_text(
+        "Text:\n\n    sails discover \\\n        --top_k 8    # some\n    make demo\n\n    error: of a command\n\n"
+        "    # needs: GPU, network\n    sails train sft\n\n```bash\nhf download a\n\nsails eval safety\n```\n\n"
+        "    $ sails judge-check\n    right 64%\n\n```yaml\nsails: 1\n```\n\n    sails merge RUN\n    what it prints\n"
+    )
+    *found, last = blocks(str(document))
+    assert [(block.needs, block.commands) for block in found] == [
+        (None, ["sails discover --top_k 8", "make demo"]),
+        (None, []),
+        ("GPU, network", ["sails train sft"]),
+        (None, ["hf download a", "sails eval safety"]),
+        (None, ["sails judge-check"]),
+        (None, []),
+    ]
+    with pytest.raises(ValueError, match="what it prints"):
+        assert last.commands

@@ -176,7 +176,7 @@ class Plan:
             raise InputError(f"no runs to compare; choose among {', '.join(RUNS)}")
         names = [run.name for run in self.runs]
         if len(set(names)) < len(names):
-            raise InputError(f"a run is named twice: {', '.join(sorted(names))}")
+            raise InputError(f"a run is named twice ({', '.join(sorted(names))}); name each once")
         if not self.learning_rates or not all(0 < rate < 1 for rate in self.learning_rates):
             raise InputError(f"learning rates are {self.learning_rates}; give numbers between 0 and 1")
         for name in ("n_seeds", "n_tuning_seeds"):

@@ -99,7 +99,8 @@ class _Reader:
             )
         if ("model" in of) == ("train" in of):
             raise InputError(
-                f"{self.path}: {what} must have either `model`, evaluated as it is, or `train`: sft or dpo"
+                f"{self.path}: {what} has both or neither of `model` and `train`;\n"
+                "give `model` for one that is evaluated as it is, or `train`, which is sft or dpo"
             )
         own = OF_CELL if "train" in of else ("model", "output_dir", "retry_unscored", "help")
         is_tuned = of.get("tuned", True)

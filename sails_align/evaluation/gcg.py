@@ -163,7 +163,9 @@ class _Search:
         self.batch_size = batch_size
         context = context_length(model.config)
         if options.suffix_length >= context:
-            raise InputError(f"suffix_length is {options.suffix_length}, and the model's context is {context} tokens")
+            raise InputError(
+                f"suffix_length is {options.suffix_length}, and the model's context is {context} tokens; choose less"
+            )
         first = options.initial_suffix or self._repeated(targets[0])
         framed = [make_frame(tokenizer, prompt, first, target) for prompt, target in targets]
         self.frames = [frame for frame, _ in framed]

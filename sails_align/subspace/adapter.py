@@ -95,7 +95,8 @@ def initialize_adapter(
     blocks = decoder_layers(model)
     if max(subspace.bases) >= len(blocks):
         raise InputError(
-            f"the subspace has layer {max(subspace.bases)}, but the model has blocks 0 to {len(blocks) - 1}"
+            f"the subspace has layer {max(subspace.bases)}, but the model has blocks 0 to {len(blocks) - 1};\n"
+            "give one that was found in this model"
         )
     targets = find_targets(model, adapter_name)
     plan = [_plan(target, subspace, layer_map, adapter_name) for target in targets]
@@ -121,7 +122,9 @@ def _check_lora(model: PeftModel, adapter_name: str) -> None:
         raise InputError(f"there is no adapter {adapter_name!r}; the model has {', '.join(model.peft_config)}")
     config = model.peft_config[adapter_name]
     if not isinstance(config, LoraConfig) or config.peft_type != PeftType.LORA:
-        raise InputError(f"adapter {adapter_name!r} is {config.peft_type}, but only LoRA can be initialised")
+        raise InputError(
+            f"adapter {adapter_name!r} is {config.peft_type}, but only LoRA can be initialised; give one that is"
+        )
     if config.init_lora_weights is not True:
         raise InputError(
             f"init_lora_weights is {config.init_lora_weights!r}, but must be left at True:\n"
@@ -148,7 +151,8 @@ def _plan(target: Target, subspace: Subspace, layer_map: LayerMap, adapter_name:
     width = target.module.in_features if side == "A" else target.module.out_features
     if width != subspace.d_model:
         raise InputError(
-            f"the subspace has d_model {subspace.d_model}, but {target.name} has {width}: it is of another model"
+            f"the subspace has d_model {subspace.d_model}, but {target.name} has {width};\n"
+            "give one that was found in this model"
         )
     rank = target.module.r[adapter_name]
     if rank > width:

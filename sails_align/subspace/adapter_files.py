@@ -171,7 +171,10 @@ def expected_shapes(config: LoraConfig, base_config: PreTrainedConfig) -> dict[s
             model = get_peft_model(AutoModelForCausalLM.from_config(base_config), config)
     except ValueError as error:
         cause = str(error).splitlines()[0]
-        raise InputError(f"the adapter does not fit the model {config.base_model_name_or_path}: {cause}") from error
+        raise InputError(
+            f"the adapter does not fit the model {config.base_model_name_or_path} ({cause});\n"
+            "give the model that it was trained on with --base_model"
+        ) from error
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 

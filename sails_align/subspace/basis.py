@@ -41,7 +41,7 @@ class Subspace:
     def __post_init__(self) -> None:
         assert self.bases.keys() == self.singular_values.keys(), "every basis has its singular values"
         if not self.bases:
-            raise InputError("a subspace needs at least one layer, and none was given")
+            raise InputError("a subspace without layers; give at least one")
         assert self.writers is None or self.writers.keys() == self.bases.keys(), "both have the same layers"
         widths = {layer: basis_DR.shape[0] for of in self._all() for layer, basis_DR in of.items()}
         if len(set(widths.values())) > 1:
@@ -158,7 +158,10 @@ def _weights(layer: int, chosen: LayerSelection) -> torch.Tensor:
     """Scores over the largest one. (K,) float64"""
     score_K = chosen.score.cpu().double()
     if not (score_K > 0).any():
-        raise InputError(f"layer {layer}: no chosen feature has a score above 0, so weighting leaves no direction")
+        raise InputError(
+            f"layer {layer}: no chosen feature has a score above 0, so weighting leaves no direction;\n"
+            "the two sides of the contrast are alike: check the data"
+        )
     return score_K / score_K.max()
 
 

@@ -171,7 +171,9 @@ def select_features(
     """
     for (_, layer, _), sums in stats.sums.items():
         if not 1 <= top_k <= len(sums.sum):
-            raise InputError(f"top_k {top_k} does not fit the SAE of layer {layer}, which has {len(sums.sum)} latents")
+            raise InputError(
+                f"top_k is {top_k}, but the SAE of layer {layer} has {len(sums.sum)} latents; choose 1 to that many"
+            )
     ranked = rank_features(stats, contrast=contrast, score=score, side=side)
     for layer, firing in ranked.layers.items():
         if len(firing.ids) < top_k:

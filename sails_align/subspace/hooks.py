@@ -50,7 +50,7 @@ def capture(model: nn.Module, layers: Sequence[int]) -> Iterator[dict[int, torch
     blocks = decoder_layers(model)
     for layer in layers:
         if not 0 <= layer < len(blocks):
-            raise InputError(f"layer {layer} is out of range: the model has blocks 0 to {len(blocks) - 1}")
+            raise InputError(f"layer {layer} is out of range; choose 0 to {len(blocks) - 1}, the model's blocks")
     hidden_states: dict[int, torch.Tensor] = {}
 
     def keep(layer: int):

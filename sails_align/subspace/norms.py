@@ -64,7 +64,10 @@ def _measured_gain(norm: nn.Module) -> torch.Tensor:
         weight = next(norm.parameters())
         gain_D = norm(torch.ones(1, weight.numel(), dtype=torch.float32, device=weight.device))[0].float().cpu()
     if not (torch.isfinite(gain_D).all() and gain_D.any()):
-        raise InputError(f"fold_norm needs an RMSNorm, and {type(norm).__name__} is none (or its weights are damaged)")
+        raise InputError(
+            f"fold_norm needs an RMSNorm, and {type(norm).__name__} is none (or its weights are damaged);\n"
+            "leave fold_norm out"
+        )
     return gain_D
 
 

@@ -247,4 +247,4 @@ def _generator(seed: int, layer: int) -> torch.Generator:
 
 def _check_rank(rank: int, d_model: int) -> None:
     if not 1 <= rank <= d_model:
-        raise InputError(f"rank {rank} is out of range: d_model is {d_model}")
+        raise InputError(f"rank {rank} is out of range; choose 1 to d_model, {d_model}")

@@ -130,7 +130,7 @@ def loaded_one_by_one(
         InputError: as `load_saes`.
     """
     if (release is None) == (path is None):
-        raise InputError("give either --sae_release (with --sae_ids) or --sae_path: one of them, not both")
+        raise InputError("both or neither of --sae_release and --sae_path are given; give one")
     if release is not None:
         found = saes_of_release(release, sae_ids, device)
     else:
@@ -163,7 +163,8 @@ def residual_sae(source: str, sae: "SAE[Any]") -> ResidualSAE:
     architecture = sae.cfg.architecture()
     if architecture in _NOT_OF_ONE_TOKEN:
         raise InputError(
-            f"SAE {source} is a {architecture}, which does not encode a token of the residual stream alone"
+            f"SAE {source} is a {architecture}, which does not encode a token of the residual stream alone;\n"
+            "give a standard, TopK, JumpReLU or gated SAE"
         )
     layer = layer_of_sae(source, hook_names)
     if sae.cfg.normalize_activations in ("expected_average_only_in", "covariance_whitening"):

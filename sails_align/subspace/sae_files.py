@@ -53,7 +53,7 @@ def saes_of_release(release: str, sae_ids: Sequence[str], device: str) -> Iterat
             ) from error
         except GatedRepoError as error:
             raise InputError(
-                f"SAE {source} is behind a licence: accept it on the hub, and log in with `hf auth login`"
+                f"SAE {source} is behind a licence; accept it on the hub, and log in with `hf auth login`"
             ) from error
         except (*_DAMAGE, EntryNotFoundError) as error:
             raise InputError(f"SAE {source} cannot be loaded ({_first_line(error)}); is the copy whole?") from error
@@ -77,8 +77,8 @@ def saes_of_path(path: Path, sae_ids: Sequence[str], device: str) -> Iterator[tu
         found = sorted(_saes_below(root))
         if not found:
             raise InputError(
-                f"no SAE at {root}: expected {CONFIG} with {WEIGHTS}, or Gemma Scope's params.npz, there or in a "
-                "folder below it"
+                f"no SAE at {root};\n"
+                f"give a folder with {CONFIG} and {WEIGHTS}, or Gemma Scope's params.npz, or one above such folders"
             )
         for place in found:
             try:
@@ -102,11 +102,13 @@ def check_release(release: str, sae_ids: Sequence[str]) -> str | None:
     directory = get_pretrained_saes_directory()
     if release not in directory and "/" not in release:
         close = difflib.get_close_matches(release, directory, n=4, cutoff=0.5)
-        raise InputError(f"--sae_release {release!r} is not a release that sae-lens knows{_suggestion(close)}")
+        raise InputError(
+            f"--sae_release {release!r} is not a release that sae-lens knows{_suggestion(close) or OTHERWISE}"
+        )
     known = list(directory[release].saes_map) if release in directory else []
     if not sae_ids:
         some = f": {release} has {_some(known)}" if known else ""
-        raise InputError(f"--sae_release {release!r} needs --sae_ids, one for each layer{some}")
+        raise InputError(f"--sae_release {release!r} needs --sae_ids; give one for each layer{some}")
     for sae_id in sae_ids:
         if known and sae_id not in known:
             close = difflib.get_close_matches(sae_id, known, n=4, cutoff=0.5)
@@ -125,6 +127,9 @@ def _loader_name(release: str) -> str:
     from sae_lens.loading.pretrained_sae_loaders import get_conversion_loader_name
 
     return get_conversion_loader_name(release)
+
+
+OTHERWISE = "; sae-lens' table of pretrained SAEs has their names"
 
 
 def _suggestion(close: Sequence[str]) -> str:

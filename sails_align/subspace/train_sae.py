@@ -190,7 +190,7 @@ class _Run:
             raise InputError(f"layers {list(layers)}: give at least one, each once")
         for layer in layers:
             if not 0 <= layer < depth:
-                raise InputError(f"layer {layer} is out of range: the model has layers 0 to {depth - 1}")
+                raise InputError(f"layer {layer} is out of range; choose 0 to {depth - 1}, the model's blocks")
             if self.folder(layer).exists() and not (self.folder(layer) / REPORT).is_file():
                 raise InputError(f"{self.folder(layer)} exists, but was not written here: choose another --output_dir")
         least = {"context_size": (context_size, 2), "eval_tokens": (eval_tokens, 1)}

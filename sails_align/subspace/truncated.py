@@ -120,7 +120,9 @@ def not_partitioned() -> Iterator[None]:
 def _truncate(config: PreTrainedConfig, deepest_layer: int, model_name_or_path: str | Path) -> None:
     n_layers = config.num_hidden_layers
     if not 0 <= deepest_layer < n_layers:
-        raise InputError(f"layer {deepest_layer} is out of range: {model_name_or_path} has blocks 0 to {n_layers - 1}")
+        raise InputError(
+            f"layer {deepest_layer} is out of range; choose 0 to {n_layers - 1}, the blocks of {model_name_or_path}"
+        )
     config.num_hidden_layers = deepest_layer + 1
     for name in ("layer_types", "mlp_layer_types"):  # the lists that hold an entry for each block
         if (of_blocks := getattr(config, name, None)) is not None:

@@ -99,7 +99,10 @@ class OracleJudge:
         try:
             return self._oracles[name].judge(Request(**request), response)
         except (KeyError, TypeError) as error:
-            raise InputError(f"prompt {prompt.id!r} has a request that {name} does not know ({error})") from error
+            raise InputError(
+                f"prompt {prompt.id!r} has a request that {name} does not know ({error});\n"
+                "give prompts that were made with this testbed"
+            ) from error
 
     def close(self) -> None:
         """Nothing to give back."""

@@ -56,7 +56,7 @@ def lora_config(args: Arguments, source: Source, subspace: Subspace | None) -> L
     model_args, init = args.model, args.sails.init
     check_rank(args, source.model_config, source.name)
     if init == "orthogonal" and model_args.lora_r % 2:
-        raise InputError(f"lora_r is {model_args.lora_r}, but --init orthogonal needs an even one")
+        raise InputError(f"lora_r is {model_args.lora_r}, but --init orthogonal needs an even one; choose one")
     wanted: Any = model_args.lora_target_modules or DEFAULT_TARGETS
     # For PEFT alone, also "all-linear" or a regular expression; but TRL makes a list of one module a string.
     names: Any = [wanted] if isinstance(wanted, str) and wanted.isidentifier() else wanted

@@ -203,7 +203,7 @@ def test_no_features_no_layers_and_missing_decoders_are_refused():
     options = {"tau": 0.8, "weighting": False, "center": False, "provenance": {}}
     with pytest.raises(InputError, match="0 chosen features leave no direction"):
         build_subspace(select({3: []}), {3: torch.eye(3, D_MODEL)}, **options)
-    with pytest.raises(InputError, match="at least one layer"):
+    with pytest.raises(InputError, match="without layers"):
         build_subspace(select({}), {}, **options)
     with pytest.raises(InputError, match=r"layer 3 .* no SAE; SAEs are at layers \[1\]"):
         build_subspace(select({3: [0]}), {1: torch.eye(3, D_MODEL)}, **options)

@@ -253,8 +253,8 @@ def test_bad_input_is_named() -> None:
     stats = response(random_acts(4, 0), random_acts(4, 1), layer=7)
     options = {"contrast": "response", "score": "mean_diff", "top_k": 2}
     for change, message in [
-        ({"top_k": 9}, "top_k 9 .*layer 7.* 8"),
-        ({"top_k": 0}, "top_k 0"),
+        ({"top_k": 9}, "top_k is 9.*layer 7.* 8"),
+        ({"top_k": 0}, "top_k is 0"),
         ({"score": "best"}, "'best'.*mean_diff"),
         ({"contrast": "all"}, "'all'.*response"),
         ({"contrast": "both"}, "'prompt' contrast has no tokens on its aligned side"),

@@ -90,7 +90,7 @@ def test_peft_model_and_the_base_inside_it() -> None:
 @pytest.mark.parametrize("layer", [-1, 3])
 def test_layer_out_of_range(layer: int) -> None:
     model = tiny("gemma2")
-    with pytest.raises(InputError, match=f"layer {layer} .*blocks 0 to 2"):
+    with pytest.raises(InputError, match=f"layer {layer} is out of range; choose 0 to 2"):
         hidden_states_at(model, [0, layer], *tokens())
     assert hooks_left(model) == 0
 

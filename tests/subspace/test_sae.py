@@ -168,7 +168,7 @@ def test_a_damaged_cached_file_is_named(cache):
 
 @pytest.mark.parametrize("choice", [{}, {"release": "r", "path": "p"}])
 def test_either_a_release_or_a_path(choice):
-    with pytest.raises(InputError, match="not both"):
+    with pytest.raises(InputError, match="both or neither"):
         load_saes(**choice, model_config=gemma2(), model_name="google/gemma-2-2b")
 
 

@@ -382,7 +382,7 @@ def test_finished_layers_are_not_trained_again(tmp_path, tokenizer, monkeypatch)
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"layers": [3]}, "layer 3 is out of range: the model has layers 0 to 2"),
+        ({"layers": [3]}, "layer 3 is out of range; choose 0 to 2"),
         ({"layers": []}, "at least one"),
         ({"layers": [1, 1]}, "each once"),
         ({"k": 65}, "k is 65, but there are only d_sae 64"),

@@ -1,0 +1,63 @@
+"""What mkdocs does besides: the README becomes the home page, and links to files of the repository lead to copies.
+
+Documents are written for readers of the repository, so they link to `../README.md` or `../recipes/...`. On the site the
+first is the home page; other files of the repository are put into it as they are, under `files/`.
+"""
+
+import posixpath
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).resolve().parents[1]
+HOME = "index.md"
+LINK = re.compile(r"(?<=\]\()(?P<path>[^)#:\s]+)(?=[)#])")
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the home page, and the files of the repository that documents link to."""
+    files.append(File.generated(config, HOME, content=(ROOT / "README.md").read_text(encoding="utf-8")))
+    pages = [(file.src_uri, file.content_string) for file in files.documentation_pages()]
+    linked = {of for uri, text in pages for link in LINK.finditer(text) if (of := _outside(uri, link["path"]))}
+    for path in sorted(linked):
+        files.append(File.generated(config, _copied(path), content=(ROOT / path).read_bytes()))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    """Turn links of the repository into those of the site."""
+    uri = page.file.src_uri
+
+    def of_site(link: re.Match[str]) -> str:
+        target = _target(uri, link["path"])
+        if target == "README.md":
+            target = f"docs/{HOME}"
+        elif outside := _outside(uri, link["path"]):
+            target = f"docs/{_copied(outside)}"
+        here = posixpath.dirname(posixpath.join("docs", uri))
+        return posixpath.relpath(target, here) if target.startswith("docs/") else link["path"]
+
+    return LINK.sub(of_site, markdown)
+
+
+def _target(uri: str, link: str) -> str:
+    """The path, from the repository's folder, of what a page links to."""
+    source = "README.md" if uri == HOME else posixpath.join("docs", uri)
+    return posixpath.normpath(posixpath.join(posixpath.dirname(source), link))
+
+
+def _outside(uri: str, link: str) -> str | None:
+    """A file of the repository that is not in docs/, or that mkdocs leaves out; None for all else."""
+    target = _target(uri, link)
+    is_page_or_picture = target.startswith("docs/") and not target.endswith((".py", ".json"))
+    return target if target != "README.md" and not is_page_or_picture and (ROOT / target).is_file() else None
+
+
+def _copied(path: str) -> str:
+    """Where a file of the repository is on the site. What has no name of a type that browsers show is shown as text."""
+    is_shown = path.endswith((".json", ".txt"))
+    return f"files/{path}" if is_shown else f"files/{path}.txt"
