@@ -142,16 +142,12 @@ def _saes(of: Reproduction) -> Iterator[Finding]:
     """That the SAEs are of the model: by the registry, and by the files, if they are here."""
     with_saes = [args for args in of.arguments.values() if args.sails.sae_release or args.sails.sae_path]
     for args in _different(of, lambda args: (args.sails.sae_release, args.sails.sae_path), with_saes):
-        config, sails = load_model_config(args.model, args.training), args.sails
-        name = str(args.model.model_name_or_path)
-        common: dict[str, Any] = {
-            "model_config": config,
-            "model_name": name,
-            "allow_mismatch": sails.sae_allow_mismatch,
-        }
+        sails, name = args.sails, str(args.model.model_name_or_path)
         if sails.sae_path is not None or constants.HF_HUB_OFFLINE:  # they are here
+            which = {"release": sails.sae_release, "path": sails.sae_path, "sae_ids": sails.sae_ids or ()}
+            config = load_model_config(args.model, args.training)
             saes = SAESet.load(
-                keep=False, release=sails.sae_release, path=sails.sae_path, sae_ids=sails.sae_ids or (), **common
+                **which, keep=False, model_config=config, model_name=name, allow_mismatch=sails.sae_allow_mismatch
             )
             source = sails.sae_release or sails.sae_path
             yield Finding("SAEs", "ok", f"{source}: layers {', '.join(map(str, saes))} of {name}")

@@ -157,7 +157,8 @@ def _of_evaluation(step: Step, rate: _Rate) -> Costs:
 def fitting_engine(
     args: Arguments, config: PreTrainedConfig, num_gpus: int, gpu_memory_gib: float
 ) -> tuple[Engine, Memory, bool]:
-    """The first launch configuration, from the plainest on, in which a training fits; else the last one, and False.
+    """The first launch configuration in which a training fits, of those that suit it (docs/fits.md); else the last one,
+    and False.
 
     Args:
         args: of the training.
@@ -166,7 +167,9 @@ def fitting_engine(
         gpu_memory_gib: of a GPU; a part of it is left free (`estimate.RESERVE`).
     """
     shape, setup = shape_of(meta_model(args, config)), setup_of(args, config)
-    candidates: tuple[Engine, ...] = ("ddp", "zero2", "zero3") if num_gpus > 1 else ("single",)
+    candidates: tuple[Engine, ...] = ("single",) if num_gpus == 1 else ("zero2", "zero3")
+    if num_gpus > 1 and args.model.use_peft:
+        candidates = ("ddp", *candidates)
     for engine in candidates:
         memory = estimate(engine, shape, setup, num_gpus, num_gpus)
         if _fits(memory, gpu_memory_gib):
