@@ -30,6 +30,7 @@ FLOORS: list[list[list[str]]] = [
             f"subspace.{name}"
             for name in [
                 "hooks",
+                "steering",
                 "stats",
                 "features",
                 "basis",
