@@ -151,6 +151,7 @@ FLOORS: list[list[list[str]]] = [
             "attack_options",
             "attacking",
             "commands",
+            "doctor",
         ]
     ],
     [
