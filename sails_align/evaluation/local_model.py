@@ -113,7 +113,7 @@ def encode(
         raise InputError(
             f"the tokenizer {tokenizer.name_or_path} has no chat template, so the model cannot be asked anything;\n"
             "give a model that was tuned for chats, an adapter whose folder has a tokenizer with a template, or a\n"
-            "template by --chat_template_path (recipes/templates/human_assistant.jinja suits base models)"
+            "template by --chat_template_path (human_assistant suits base models)"
         )
     encoded: list[list[int] | Completion] = []
     for conversation in conversations:
