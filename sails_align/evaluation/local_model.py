@@ -48,6 +48,7 @@ def load_model(spec: ModelSpec, device: str | None = None) -> PreTrainedModel:
     with _load_errors(f"the model {spec.base}"):
         config = AutoConfig.from_pretrained(spec.base, **where)
         options = {"config": config, "dtype": spec.dtype, "attn_implementation": exact_attention(config), **where}
+        options["use_safetensors"] = True  # no pickles
         model = AutoModelForCausalLM.from_pretrained(spec.base, device_map=device, **options)
     if spec.adapter is not None:
         model = _add_adapter(model, Path(spec.adapter))
