@@ -4,12 +4,13 @@
 # make docs    the documentation as a site, in site/
 # make test-vllm  vLLM for CPUs in an environment of its own, then the tests that need it. It wants PyTorch's CPU build;
 #              where pip is not set up to find that: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+# make test-wheel   the wheel and the source distribution, the wheel in a fresh environment, and what it must do there
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 VLLM_STAMP := .venv-vllm/.installed
 
-.PHONY: demo test test-vllm check docs format
+.PHONY: demo test test-vllm test-wheel check docs format
 
 demo: $(STAMP)
 	$(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
@@ -20,6 +21,16 @@ test: $(STAMP)
 
 test-vllm: $(VLLM_STAMP)
 	.venv-vllm/bin/python -m pytest -m vllm tests/evaluation
+
+# From what is tracked: what else lies about in the folder must neither be needed nor get in.
+test-wheel: $(STAMP)
+	rm -rf build/release .venv-wheel
+	mkdir -p build/release/source
+	git ls-files -z | xargs -0 cp --parents --no-dereference -t build/release/source
+	$(BIN)/python -m build --outdir build/release build/release/source
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/python -m pip install --quiet -c constraints.txt build/release/*.whl
+	$(BIN)/python tests/smoke_installed.py .venv-wheel
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -19,6 +19,7 @@ sails attack wrappers --help    try wrappings known to lead models on
 sails compare --help         every method over seeds, and the report
 sails report --help          the report of a comparison again
 sails testbed build --help   make a testbed: a small world, its base model and its SAEs
+sails doctor --help          say what this machine has, and what is missing for which feature
 """
 
 import difflib
@@ -52,6 +53,7 @@ commands:
   compare         train and evaluate every method over seeds, and report
   report          make a comparison's report again
   testbed build   make a testbed from a seed: a small world, its base model and its SAEs
+  doctor          say what this machine has, and what is missing for which feature
 
 options:
   -h, --help      show this, or with a command its options
@@ -61,7 +63,7 @@ Everywhere a model is asked for, `testbed` is the one that ships with the packag
 Options can be read from a YAML file: --config FILE."""
 COMMANDS = ("discover", "features", "train-sae", "train sft", "train dpo", "train rlhf")
 COMMANDS += ("merge", "check-adapter", "estimate", "eval safety", "eval helpfulness", "eval harness", "judge-check")
-COMMANDS += ("attack gcg", "attack transfer", "attack wrappers", "compare", "report", "testbed build")
+COMMANDS += ("attack gcg", "attack transfer", "attack wrappers", "compare", "report", "testbed build", "doctor")
 GROUPS = ("train", "testbed", "eval", "attack")
 
 
@@ -148,6 +150,10 @@ def dispatch(argv: list[str]) -> None:
             from sails_align.commands import build
 
             build(options)
+        case ["doctor", *options]:
+            from sails_align.doctor import main as doctor
+
+            doctor(options)
         case [*words]:
             name = " ".join(words[:2] if words[0] in GROUPS else words[:1])
             found = difflib.get_close_matches(name, COMMANDS, n=1)

@@ -248,7 +248,8 @@ class DPOArguments:
         metadata={"help": "Reference model, of the same vocabulary (default: the model that training starts from)."},
     )
     chat_template_path: str | None = field(
-        default=None, metadata={"help": "A Jinja file: the chat template, if the tokenizer has none."}
+        default=None,
+        metadata={"help": "A Jinja file, or human_assistant: the chat template, if the tokenizer has none."},
     )
 
 

@@ -64,7 +64,7 @@ class ResponseArguments:
     system_prompt: str | None = field(default=None, metadata={"help": "A system message before each conversation."})
     chat_template_path: str | None = field(
         default=None,
-        metadata={"help": "A Jinja file: the chat template of a model without one."},
+        metadata={"help": "A Jinja file, or human_assistant: the chat template of a model without one."},
     )
 
     def __post_init__(self) -> None:

@@ -111,7 +111,8 @@ def load_model(args: SAEArguments, testbed: Testbed | None) -> tuple[PreTrainedM
     with model_errors(name, ValueError):
         attention = exact_attention(AutoConfig.from_pretrained(name, **options))
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=args.dtype, attn_implementation=attention, **options)
+        options |= {"dtype": args.dtype, "attn_implementation": attention, "use_safetensors": True}  # no pickles
+        model = AutoModelForCausalLM.from_pretrained(name, **options)
     device: Any = "cuda" if torch.cuda.is_available() else "cpu"
     return model.to(device), tokenizer
 

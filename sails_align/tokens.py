@@ -17,6 +17,8 @@ from transformers import PreTrainedTokenizerBase
 from sails_align.errors import InputError
 from sails_align.formats import Message, assistant
 
+TEMPLATES = Path(__file__).parent / "templates"
+"""Templates that come with the package, each known by its name: `human_assistant`."""
 MARK = "\ue000text\ue000"  # private-use characters: not white space, so no template trims them, and in no real text
 
 
@@ -42,15 +44,17 @@ def content_token_mask(tokenizer: PreTrainedTokenizerBase, input_ids: Sequence[i
 
 
 def read_chat_template(path: str) -> str:
-    """A chat template from a Jinja file.
+    """A chat template from a Jinja file, or one that comes with the package, by its name.
 
     Raises:
         InputError: if it is none, or cannot be read.
     """
+    if path in (file.stem for file in TEMPLATES.glob("*.jinja")):
+        path = str(TEMPLATES / f"{path}.jinja")
     if not path.endswith((".jinja", ".j2")):
         raise InputError(
             f"chat_template_path is {path}, but only a Jinja file can be used: taking another model's template"
-            " would add tokens\nto the model; save that template to a file that ends in .jinja"
+            " would add tokens\nto the model; save that template to a file that ends in .jinja, or give human_assistant"
         )
     try:
         template = Path(path).read_text(encoding="utf-8")
@@ -145,7 +149,7 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], add_gen
     if tokenizer.chat_template is None:
         raise InputError(
             f"the tokenizer of {tokenizer.name_or_path} has no chat template;\n"
-            "give one with --chat_template_path FILE, for instance recipes/templates/human_assistant.jinja"
+            "give one with --chat_template_path FILE, or --chat_template_path human_assistant for a base model"
         )
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))

@@ -32,6 +32,7 @@ FLOORS: list[list[list[str]]] = [
             for name in [
                 "hooks",
                 "language_model",
+                "steering",
                 "stats",
                 "features",
                 "basis",
@@ -157,6 +158,7 @@ FLOORS: list[list[list[str]]] = [
             "attack_options",
             "attacking",
             "commands",
+            "doctor",
         ]
     ],
     [

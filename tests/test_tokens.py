@@ -255,7 +255,7 @@ def test_no_chat_template():
     for tokenize in (lambda: tokenize_prompt(tokenizer, TURNS, 9), lambda: tokenize_response(tokenizer, TURNS, "a", 9)):
         with pytest.raises(InputError) as error:
             tokenize()
-        check_message(error, "no chat template", "--chat_template_path", "recipes/templates/human_assistant.jinja")
+        check_message(error, "no chat template", "--chat_template_path human_assistant")
 
 
 def test_template_that_refuses_the_roles():

@@ -48,6 +48,7 @@ def load_model(spec: ModelSpec, device: str | None = None) -> PreTrainedModel:
     with _load_errors(f"the model {spec.base}"):
         config = AutoConfig.from_pretrained(spec.base, **where)
         options = {"config": config, "dtype": spec.dtype, "attn_implementation": exact_attention(config), **where}
+        options["use_safetensors"] = True  # no pickles
         model = AutoModelForCausalLM.from_pretrained(spec.base, device_map=device, **options)
     if spec.adapter is not None:
         model = _add_adapter(model, Path(spec.adapter))
@@ -113,7 +114,7 @@ def encode(
         raise InputError(
             f"the tokenizer {tokenizer.name_or_path} has no chat template, so the model cannot be asked anything;\n"
             "give a model that was tuned for chats, an adapter whose folder has a tokenizer with a template, or a\n"
-            "template by --chat_template_path (recipes/templates/human_assistant.jinja suits base models)"
+            "template by --chat_template_path (human_assistant suits base models)"
         )
     encoded: list[list[int] | Completion] = []
     for conversation in conversations:

@@ -161,7 +161,7 @@ def load_for_logits(
 ) -> PreTrainedModel:
     """A model in evaluation mode, with the attention that computes what it was trained to (see `exact_attention`)."""
     with model_errors(name, ValueError):
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, revision=revision)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, revision=revision, use_safetensors=True)
     attention = exact_attention(model.config)
     if attention is not None:
         model.set_attn_implementation(attention)

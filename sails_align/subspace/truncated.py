@@ -45,6 +45,9 @@ def load_truncated(
         config = AutoConfig.from_pretrained(model_name_or_path, **where)
     _truncate(config.get_text_config(decoder=True), deepest_layer, model_name_or_path)
     options = {"config": config, "dtype": dtype, "attn_implementation": exact_attention(config), **where}
+    options["use_safetensors"] = (
+        True  # else transformers opens pytorch_model.bin, a pickle, where there is nothing else
+    )
     with _no_load_report(), not_partitioned(), model_errors(model_name_or_path):
         model, loading = AutoModel.from_pretrained(model_name_or_path, output_loading_info=True, **options)
     _refuse_missing(model_name_or_path, model, loading)
@@ -60,7 +63,7 @@ def check_whole(name: str, revision: str | None = None, *, trust_remote_code: bo
     where = {"revision": revision, "trust_remote_code": trust_remote_code}
     with _no_load_report(), not_partitioned(), model_errors(name, RuntimeError):
         model, loading = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
-            name, device_map="meta", output_loading_info=True, **where
+            name, device_map="meta", output_loading_info=True, use_safetensors=True, **where
         )
     _refuse_missing(name, model, loading)
 
@@ -85,14 +88,27 @@ def model_errors(name: str | Path, *more: type[Exception]) -> Iterator[None]:
         yield
     except InputError:
         raise
+    except ValueError as error:
+        if "contains custom code" in str(error):
+            raise InputError(
+                f"the model {name} comes with code of its own, which is not run;\n"
+                "read that code, and give --trust_remote_code true if you trust it"
+            ) from error
+        if not isinstance(error, more):
+            raise
+        raise _cannot_load(name, error) from error
     except (OSError, SafetensorError, *more) as error:
         if isinstance(error, OSError) and error.errno is not None:  # the system's, not transformers' own
             raise
-        cause = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"cannot load the model {name}: {cause}\ncheck the name, and that the copy is whole; without network, "
-            "download it first (hf download) or give a local folder"
-        ) from error
+        raise _cannot_load(name, error) from error
+
+
+def _cannot_load(name: str | Path, error: Exception) -> InputError:
+    cause = str(error).strip().splitlines()[0]
+    return InputError(
+        f"cannot load the model {name}: {cause}\ncheck the name, and that the copy is whole; without network, "
+        "download it first (hf download) or give a local folder"
+    )
 
 
 @contextmanager

@@ -94,7 +94,7 @@ def load_tokenizer(
     if not tokenizer.chat_template:
         raise InputError(
             f"the tokenizer of {name} has no chat template, so it is not known how a dialogue is to be written;\n"
-            "give one with --chat_template_path (recipes/templates/human_assistant.jinja suits base models)"
+            "give one with --chat_template_path (human_assistant suits base models)"
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

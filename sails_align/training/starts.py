@@ -36,6 +36,7 @@ def model_init_kwargs(args: Arguments, source: Source) -> dict[str, Any]:
         "revision": args.model.model_revision,
         "attn_implementation": args.model.attn_implementation or exact_attention(source.model_config),
         "dtype": args.model.dtype,
+        "use_safetensors": True,  # no pickles
         **given,
     }
 

@@ -1,0 +1,460 @@
+# %% [markdown]
+# # A tour of SAILS on the testbed
+#
+# Features are discovered, looked at, steered with; an adapter is initialised in the subspace they span and trained; and
+# what changed is shown. Run it as a script (about a minute on two cores)
+#
+#     python recipes/tour.py
+#
+# or cell by cell in an editor that knows `# %%` cells. Each step ends with what to notice (`->`), computed from the
+# results of this very run. Pictures and numbers are in `runs/tour`. What the testbed is: docs/testbed.md.
+
+# %%
+"""A tour of the method on the testbed: discover, look, steer, initialise, train, see what changed.
+
+python recipes/tour.py --seed 1
+
+<output_dir>/tour.json     the numbers
+<output_dir>/steering.png  what steering does, by strength
+<output_dir>/run/          the training, as recipes/sft_sails.py leaves it
+"""
+
+import random
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import disable_progress_bars
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from torch import Tensor
+from torch.nn.functional import normalize
+from transformers import AutoModelForCausalLM, logging
+
+from sails_align import align, explaining
+from sails_align.artifacts import output_folder, write_json
+from sails_align.commands import layer_table
+from sails_align.errors import CommandParser, exit_on_input_error
+from sails_align.eval_model import resolve_model
+from sails_align.evaluation.local_model import load_model
+from sails_align.evaluation.metrics import SAFE
+from sails_align.reporting.figures import COLOURS, picture
+from sails_align.subspace.concepts import last_token_states
+from sails_align.subspace.meaning import Context, meanings
+from sails_align.subspace.rivals import random_basis
+from sails_align.subspace.steering import added, removed
+from sails_align.testbed.evaluate import HARMFUL, HARMLESS, Judged, respond
+from sails_align.testbed.lexicon import BENIGN_THEMES, HARM_THEMES, SHARED_BENIGN, SHARED_HARM
+from sails_align.training.subspaces import find_subspace, load_named_saes
+from sails_align.training.trainers import build_trainer
+
+logging.disable_progress_bar()
+disable_progress_bars()
+torch.set_num_threads(1)  # the model is tiny: threads would wait for each other
+N_VALIDATION, N_TEST = 32, 64
+"""Prompts of each of the four sets: to choose a steering strength on, and to report."""
+N_DRAWS = 5
+"""Random directions, and random subspaces, that controls are means over."""
+STRENGTHS = (-1.0, -0.8, -0.6, -0.4, -0.2, 0.2, 0.4, 0.6, 0.8, 1.0)
+"""Norms of what is added, as shares of the mean norm of the residual stream there."""
+console = Console(highlight=False)
+tour: dict[str, Any] = {}
+
+parser = CommandParser(description="Discover, look at, steer with, train and compare: the method on the testbed.")
+parser.add_argument("--seed", type=int, default=0, help="of the data's choice and the training (default 0)")
+parser.add_argument("--output_dir", type=Path, default=Path("runs/tour"), help="default runs/tour")
+with exit_on_input_error():
+    given = parser.parse_args([] if "ipykernel" in sys.modules else None)
+    options = ["--seed", str(given.seed), "--output_dir", str(given.output_dir / "run"), "--disable_tqdm", "true"]
+    options += ["--max_train_examples", "256", "--eval_examples", str(N_TEST), "--save_strategy", "no"]
+    options += ["--logging_steps", "64"]
+    args = align.parse("sft", options, prog="recipes/tour.py")
+    with output_folder(given.output_dir):
+        source, testbed = align.load_source(args)
+        align.check_folder(args, source, given.output_dir / "run")
+assert testbed is not None
+world = testbed.world
+
+
+def notice(text: str) -> None:
+    """Print what a person should notice."""
+    console.print(f"-> {text}\n", style="bold", soft_wrap=True)
+
+
+def percent(value: float) -> str:
+    """A share, as it is printed."""
+    return f"{100 * value:.0f}%"
+
+
+# %% [markdown]
+# ## 1. Discover
+#
+# The model reads harmful and harmless requests; the SAEs turn its residual stream into features. Those that tell the
+# two sides apart are kept, layer by layer, and PCA makes a few directions of their decoder vectors.
+
+# %%
+subspace = find_subspace(args.sails, source, align.discovery_options(args), given.output_dir / "run" / "subspace")
+onset = subspace.onset
+assert onset is not None
+about = subspace.provenance["features"]["layers"][str(onset)]
+console.print(layer_table(onset, subspace.bases[onset].shape[1], subspace.provenance))
+separations = {int(layer): value for layer, value in subspace.provenance["separation"].items()}
+best = about["ids"][0]
+tour["discovered"] = {
+    "onset": onset,
+    "separation": separations,
+    "n_directions": {layer: basis_DR.shape[1] for layer, basis_DR in subspace.bases.items()},
+    "best_feature": best,
+}
+apart = ", ".join(f"{value:.1f} at layer {layer}" for layer, value in separations.items())
+notice(
+    f"Harmful and harmless requests are {apart} standard deviations apart: from layer {onset} on (the onset) the model "
+    f"tells them apart about as well as it ever does. Feature {best} of that layer is active in "
+    f"{percent(about['rate_unaligned'][0])} of harmful requests and {percent(about['rate_aligned'][0])} of harmless "
+    "ones."
+)
+
+# %% [markdown]
+# ## 2. Look at the features
+#
+# What a feature means shows in the words that its decoder direction promotes (the logit lens) and in the texts that it
+# is active in. The testbed knows which words tell of harm.
+
+# %%
+base: Any = AutoModelForCausalLM.from_pretrained(source.model_name, dtype=torch.float32)
+saes = load_named_saes(args.sails, source, align.discovery_options(args))
+HARM_WORDS = {word for theme in HARM_THEMES.values() for word in theme} | set(SHARED_HARM)
+HARM_WORDS -= {word for theme in BENIGN_THEMES.values() for word in theme} | set(SHARED_BENIGN)
+texts = list(explaining.texts_of(source, 128, args.training.max_length or 1024))
+told = meanings(base, source.tokenizer, saes, {onset: about["ids"][:6]}, texts)
+table = Table(title=f"the features of layer {onset} with the highest scores")
+for heading in ("feature", "promotes", "text that it is most active in, up to where it is"):
+    table.add_column(heading, overflow="fold")
+
+
+def up_to_peak(context: Context) -> str:
+    """A text as far as the token with the highest activation."""
+    end = context.activations.index(max(context.activations)) + 1
+    return " ".join(token.strip() for token in context.tokens[:end])
+
+
+for meaning in told:
+    table.add_row(str(meaning.id), *map(escape, (" ".join(meaning.promoted), up_to_peak(meaning.contexts[0]))))
+console.print(table)
+n_harm = {meaning.id: len(HARM_WORDS & {word.strip() for word in meaning.promoted}) for meaning in told}
+tour["harm_words_promoted"] = n_harm
+notice(
+    f"Words of harm among the six that each promotes: {', '.join(f'{n} (feature {of})' for of, n in n_harm.items())}. "
+    f"{sum(n >= 3 for n in n_harm.values())} of these {len(told)} features promote as many words of harm as others, or "
+    "more."
+)
+
+# %% [markdown]
+# ## 3. Steer with them
+#
+# A multiple of a feature's decoder direction is added to the residual stream at its layer while the model answers. The
+# base answers everything; the one thing it was taught to refuse is what takes hands ("please split the lamp for me").
+# So there are two kinds of features to try: the best feature of harm, and in each layer the one that tells what the
+# base refuses from what it answers. A random direction of the same norm is the control.
+
+# %%
+HANDS = 128
+rng = random.Random(f"tour {given.seed}")
+dialogues = (item for item in world.pretraining_items(rng) if isinstance(item, tuple))
+refused_prompts: list[str] = []
+answered_prompts: list[str] = []
+while min(len(refused_prompts), len(answered_prompts)) < HANDS:
+    prompt, answer = next(dialogues)
+    (refused_prompts if "can not" in answer else answered_prompts).append(prompt)
+
+
+def states(prompts: Sequence[str]) -> dict[int, Tensor]:
+    """Hidden states of the base at the end of the prompts: layer -> (N, D)."""
+    asked: Any = [[{"role": "user", "content": prompt}] for prompt in prompts[:HANDS]]
+    return dict(last_token_states(base, source.tokenizer, list(saes), asked))
+
+
+of_refused, of_answered = states(refused_prompts), states(answered_prompts)
+norms = {layer: of_answered[layer].norm(dim=1).mean().item() for layer in saes}
+directions = {f"harm, layer {onset}, feature {best}": (onset, saes[onset].W_dec_FD[best])}
+for layer, sae in saes.items():
+    difference = sae.encode(of_refused[layer]).mean(0) - sae.encode(of_answered[layer]).mean(0)
+    feature = int(difference.argmax())
+    directions[f"refusal, layer {layer}, feature {feature}"] = (layer, sae.W_dec_FD[feature])
+draws = torch.randn(N_DRAWS, base.config.hidden_size, generator=torch.Generator().manual_seed(given.seed))
+
+
+def shares(judged: Sequence[Judged], *splits: str) -> dict[str, float]:
+    """Of the answers to requests of some sets: refused, of no help to a harmful request, right."""
+    verdicts = [item.verdict for item in judged if item.split in splits]
+    is_so = {
+        "refused": [verdict.refused for verdict in verdicts],
+        "not_helped": [verdict.score is None or verdict.score <= SAFE for verdict in verdicts],
+        "correct": [verdict.correct for verdict in verdicts],
+    }
+    return {name: sum(values) / len(values) for name, values in is_so.items()}
+
+
+def answers(
+    model: Any, editing: AbstractContextManager[None], part: str = "test", n: int = N_TEST
+) -> tuple[dict[str, float], list[Judged]]:
+    """Shares of refusals, answers that do not help, right answers and words of harm; and the judged answers."""
+    with editing:
+        judged = respond(model, source.tokenizer, world, n, part=part)
+    of_harmful, of_harmless = shares(judged, *HARMFUL), shares(judged, *HARMLESS)
+    told_of_harm = [
+        bool(HARM_WORDS & set(item.response.replace(".", "").split())) for item in judged if item.split in HARMFUL
+    ]
+    numbers = {
+        "harmful_refused": of_harmful["refused"],
+        "harmful_not_helped": of_harmful["not_helped"],
+        "harm_named": sum(told_of_harm) / len(told_of_harm),
+        "harmless_refused": of_harmless["refused"],
+        "harmless_correct": of_harmless["correct"],
+    }
+    return numbers, judged
+
+
+def mean_of(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Of each share."""
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+
+
+def steered(layer: int, direction_D: Tensor, strength: float) -> AbstractContextManager[None]:
+    """The base with a direction added, at a share of the residual stream's norm."""
+    return added(base, {layer: strength * norms[layer] * normalize(direction_D, dim=0)})
+
+
+def on_validation(layer: int, direction_D: Tensor) -> dict[float, dict[str, float]]:
+    """The shares by strength."""
+    return {of: answers(base, steered(layer, direction_D, of), "validation", N_VALIDATION)[0] for of in STRENGTHS}
+
+
+def selectivity(numbers: dict[str, float]) -> float:
+    """How much more of harmful requests than of harmless ones is refused."""
+    return numbers["harmful_refused"] - numbers["harmless_refused"]
+
+
+unsteered = answers(base, nullcontext(), "validation", N_VALIDATION)[0]
+sweep = {name: on_validation(*where) for name, where in directions.items()}
+chosen = max(sweep, key=lambda name: max(map(selectivity, sweep[name].values())))
+strength = max(STRENGTHS, key=lambda strength: selectivity(sweep[chosen][strength]))
+layer = directions[chosen][0]
+control = f"random, layer {layer}"
+sweep[control] = on_validation(layer, draws[0])
+
+# %% [markdown]
+# Direction and strength were chosen on validation prompts, by how much more of harmful than of harmless requests is
+# refused. These are the test prompts.
+
+# %%
+COLUMNS = {
+    "harmful_refused": "harmful refused",
+    "harmful_not_helped": "harmful not helped",
+    "harm_named": "harm named in answers",
+    "harmless_refused": "harmless refused",
+    "harmless_correct": "harmless right",
+}
+
+
+def table_of(rows: dict[str, dict[str, float]], title: str) -> Table:
+    """The shares, a row for each model."""
+    table = Table(title=title)
+    for heading in ("", *COLUMNS.values()):
+        table.add_column(heading, justify="right" if heading else "left")
+    for name, numbers in rows.items():
+        table.add_row(name, *(percent(numbers[column]) for column in COLUMNS))
+    return table
+
+
+harm_feature = next(iter(directions))
+plain, plain_judged = answers(base, nullcontext())
+with_it, with_it_judged = answers(base, steered(*directions[chosen], strength))
+by_control = mean_of([answers(base, steered(layer, draw, strength))[0] for draw in draws])
+less, more = (answers(base, steered(*directions[harm_feature], of))[0] for of in (-0.4, 0.4))
+rows = {
+    "not steered": plain,
+    f"{chosen}, {strength:+}": with_it,
+    f"{control}, {strength:+} (mean of {N_DRAWS})": by_control,
+    f"{harm_feature}, -0.4": less,
+    f"{harm_feature}, +0.4": more,
+}
+console.print(table_of(rows, f"steering the base: {2 * N_TEST} harmful and {2 * N_TEST} harmless test requests"))
+tour["steering"] = {
+    "validation": {name: {str(of): numbers for of, numbers in found.items()} for name, found in sweep.items()},
+    "unsteered_validation": unsteered,
+    "chosen": chosen,
+    "strength": strength,
+    "control": control,
+    "test": rows,
+}
+worth, worth_plain = ((of["harmful_not_helped"] + of["harmless_correct"]) / 2 for of in (with_it, plain))
+notice(
+    f"With {chosen} added at {strength:+} of the stream's norm {percent(with_it['harmful_refused'])} of harmful "
+    f"requests and {percent(with_it['harmless_refused'])} of harmless ones are refused; with random directions of the "
+    f"same norm {percent(by_control['harmful_refused'])} and {percent(by_control['harmless_refused'])}. Right answers "
+    f"to harmless requests: {percent(plain['harmless_correct'])} before, {percent(with_it['harmless_correct'])} with "
+    f"it, {percent(by_control['harmless_correct'])} with random directions. By the mean of harmful requests not helped "
+    f"with and harmless ones answered rightly this is {'better' if worth > worth_plain else 'no better'} than leaving "
+    f"the model alone ({percent(worth)} against {percent(worth_plain)})."
+)
+notice(
+    f"The feature of harm, subtracted, makes {percent(less['harmful_refused'])} of harmful requests refused, and added "
+    f"{percent(more['harmful_refused'])}. What the answers tell: harm is named in {percent(less['harm_named'])} and "
+    f"{percent(more['harm_named'])} of them (not steered {percent(plain['harm_named'])})."
+)
+
+
+def draw(figure: Figure, ink: str, grid: str) -> None:
+    """A panel for each direction: shares by strength."""
+    shown = {"harmful_refused": "-", "harmless_refused": "--", "harmless_correct": ":"}
+    panels = figure.subplots(1, 3, sharey=True)
+    for axes, name in zip(panels, (harm_feature, chosen, control), strict=True):
+        found = dict(sorted({0.0: unsteered, **sweep[name]}.items()))
+        for colour, (column, line) in zip(COLOURS, shown.items(), strict=False):
+            values = [100 * numbers[column] for numbers in found.values()]
+            axes.plot(list(found), values, line, color=colour, marker="o", markersize=3, label=f"{COLUMNS[column]} (%)")
+        axes.set_title(name, fontsize=9)
+        axes.grid(visible=True, linewidth=0.5)
+    figure.supxlabel("added norm, as a share of the residual stream's", fontsize=9)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=9)
+
+
+picture("steering", "What is refused and what is right, by the strength of steering", (10.0, 3.4), draw).write(
+    given.output_dir
+)
+console.print(f"picture   {given.output_dir}/steering.png\n", soft_wrap=True)
+
+# %% [markdown]
+# ## 4. Initialise
+#
+# LoRA adapters take the subspace's directions: modules that read the residual stream as rows of `lora_A`, modules that
+# write to it as columns of `lora_B`. The other factor is zero, so nothing changes yet. (Where the subspace has fewer
+# directions than the rank, random ones orthogonal to it are the rest.)
+
+# %%
+trainer, init = build_trainer(args, source, subspace)
+assert init is not None
+adapted: Any = trainer.model
+asked = source.tokenizer([item.request.prompt for item in plain_judged], return_tensors="pt", padding=True)
+with torch.no_grad():
+    first = (adapted.eval()(**asked).logits - base.eval()(**asked).logits).abs().max().item()
+    in_span, n_filled = sum(of.n_directions for of in init.modules), sum(of.rank for of in init.modules)
+    delta = max(adapted.get_submodule(of.name).get_delta_weight("default").abs().max().item() for of in init.modules)
+n_trainable, n_all = align.count_parameters(trainer)
+tour["initialised"] = {
+    "largest_logit_difference": first,
+    "largest_delta_weight": delta,
+    "n_modules": len(init.modules),
+    "trainable_parameters": n_trainable,
+}
+notice(
+    f"The first forward pass is {'exactly' if first == 0 else 'not'} the base's: over {len(plain_judged)} prompts the "
+    f"largest difference of logits is {first:g}; the largest entry of B A is {delta:g}. {len(init.modules)} modules "
+    f"have adapters; {in_span} of their {n_filled} directions are the subspace's. {n_trainable:,} of {n_all:,} "
+    "parameters can train."
+)
+del trainer, adapted
+
+# %% [markdown]
+# ## 5. Train
+#
+# The recipe's own code, `recipes/sft_sails.py`, on 256 harmful requests with refusals and 256 harmless ones with right
+# answers. It finds the subspace of step 1 in its folder and takes it.
+
+# %%
+with exit_on_input_error():
+    metrics = align.main("sft", options)
+before, after = metrics["base"], metrics["trained"]
+tour["trained"] = {"base": before, "trained": after, "seconds": metrics["cost"]["seconds"]}
+safer = after["safety_rate"]["value"] - before["safety_rate"]["value"]
+gained = after["correct_answer_rate"]["value"] - before["correct_answer_rate"]["value"]
+notice(
+    f"Training changed the safety rate by {100 * safer:+.0f} points and right answers by {100 * gained:+.0f}. "
+    f"Steering, in step 3, changed them by "
+    f"{100 * (with_it['harmful_not_helped'] - plain['harmful_not_helped']):+.0f} and "
+    f"{100 * (with_it['harmless_correct'] - plain['harmless_correct']):+.0f}."
+)
+
+# %% [markdown]
+# ## 6. See what changed
+#
+# The features before and after, how far the adapter left the subspace, some answers side by side; and whether the
+# trained model's refusals need the directions that the adapters started from: these are taken out of the residual
+# stream, and for comparison as many random ones.
+
+# %%
+found = explaining.main(["--run", str(given.output_dir / "run"), "--n_texts", "128"])
+drift = metrics["drift"]
+changed = {
+    feature["id"]: feature["harmful_after"] - feature["harmful_before"]
+    for feature in found["layers"][str(max(saes))]["features"]
+}
+most = max(changed, key=lambda feature: abs(changed[feature]))
+tour["changed"] = {"drift": drift, "layer": max(saes), "activation_on_harmful": changed}
+notice(
+    f"{percent(drift['adapter_energy_inside'])} of the adapter's update lies in the subspace; its directions turned by "
+    f"{drift['adapter_largest_angle'] * 180 / torch.pi:.0f} degrees at most. On harmful requests feature {most} of "
+    f"layer {max(saes)} changed most of those shown there, by {changed[most]:+.2f}."
+)
+
+# %%
+trained: Any = load_model(resolve_model(str(given.output_dir / "run")))
+rank = args.model.lora_r
+deep = {layer: basis_DR[:, :rank] for layer, basis_DR in subspace.bases.items() if layer >= onset}
+others = [random_basis(base.config.hidden_size, list(deep), rank, seed, provenance={}).bases for seed in range(N_DRAWS)]
+now, now_judged = answers(trained, nullcontext())
+without = {
+    "base": plain,
+    "base, subspace taken out": answers(base, removed(base, deep))[0],
+    "trained": now,
+    "trained, subspace taken out": answers(trained, removed(trained, deep))[0],
+    f"trained, random directions taken out (mean of {N_DRAWS})": mean_of(
+        [answers(trained, removed(trained, bases))[0] for bases in others]
+    ),
+}
+n_out = ", ".join(f"{basis_DR.shape[1]} of {len(basis_DR)} at layer {layer}" for layer, basis_DR in deep.items())
+console.print(table_of(without, f"directions taken out of the stream ({n_out})"))
+tour["ablation"] = without
+subspace_out, random_out = list(without.values())[3:]
+fall = now["harmful_refused"] - subspace_out["harmful_refused"]
+random_fall = now["harmful_refused"] - random_out["harmful_refused"]
+notice(
+    f"The trained model refuses {percent(now['harmful_refused'])} of harmful requests, without the subspace "
+    f"{percent(subspace_out['harmful_refused'])}, without as many random directions "
+    f"{percent(random_out['harmful_refused'])}: its refusals "
+    f"{'need the subspace more than others' if fall > random_fall + 0.05 else 'do not need the subspace above others'}."
+    f" Right answers to harmless requests: {percent(now['harmless_correct'])}, "
+    f"{percent(subspace_out['harmless_correct'])} and {percent(random_out['harmless_correct'])}."
+)
+
+# %%
+table = Table(title="the same requests, answered by the base, the steered base and the trained model")
+for heading in ("request", "base", "steered", "trained"):
+    table.add_column(heading, overflow="fold")
+for split in (*HARMFUL, *HARMLESS):
+    place = next(place for place, item in enumerate(plain_judged) if item.split == split)
+    columns = (plain_judged[place], with_it_judged[place], now_judged[place])
+    table.add_row(f"{plain_judged[place].request.prompt} ({split})", *(item.response for item in columns))
+console.print(table)
+table = Table(title=f"base -> trained on the four test sets, {N_TEST} requests each")
+for heading in ("set", "refused", "not helped", "right answers"):
+    table.add_column(heading, justify="left" if heading == "set" else "right")
+by_set = {split: [shares(judged, split) for judged in (plain_judged, now_judged)] for split in (*HARMFUL, *HARMLESS)}
+for split, (of_base, of_trained) in by_set.items():
+    table.add_row(split, *(f"{percent(of_base[name])} -> {percent(of_trained[name])}" for name in of_base))
+console.print(table)
+tour["by_set"] = by_set
+notice(
+    f"The trained model refuses {percent(by_set['harmful'][1]['refused'])} of harmful requests in the categories that "
+    f"it was trained on and {percent(by_set['ood'][1]['refused'])} in new ones. Of harmless requests it refuses "
+    f"{percent(by_set['benign'][1]['refused'])} with objects that are only harmless, and "
+    f"{percent(by_set['dual_use'][1]['refused'])} with objects that harm can be done with."
+)
+write_json(given.output_dir / "tour.json", tour)
+console.print(f"numbers   {given.output_dir}/tour.json", soft_wrap=True)
