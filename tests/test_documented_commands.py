@@ -41,7 +41,15 @@ CLASSES = {
 
 
 def lines(document: str) -> list[str]:
-    return [line for block in blocks(document) if block.language != "python" for line in block.commands]
+    """The commands of a document, with the values of the variables that it exports before them."""
+    values: dict[str, str] = {}
+    found = []
+    for line in (line for block in blocks(document) if block.language != "python" for line in block.commands):
+        text = re.sub(r"\$([A-Z]+)", lambda match: values.get(match[1], match[0]), line)
+        if text.startswith("export "):
+            values |= dict(word.split("=", 1) for word in shlex.split(text)[1:])
+        found.append(text)
+    return found
 
 
 def commands(document: str) -> list[tuple[list[str], str, list[str]]]:
