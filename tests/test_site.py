@@ -28,8 +28,8 @@ def copy(folder: Path) -> Path:
     """What the site is made of."""
     for name in ("docs", "recipes"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("mkdocs.yml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, folder)
+    for path in (*ROOT.glob("*.md"), *(ROOT / name for name in ("mkdocs.yml", "LICENSE", "CITATION.cff"))):
+        shutil.copy(path, folder)
     (folder / "sails_align").symlink_to(ROOT / "sails_align")
     return folder
 
