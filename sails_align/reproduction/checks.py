@@ -259,8 +259,8 @@ def machine(
     Args:
         of: the reproduction.
         gpu_memory_gib: that each GPU is to have.
-        memory_gib: of the machine, that the hungriest training needs.
-        disk_gb: by folder (which need not be there yet) what is to be written to it, in 10^9 bytes.
+        memory_gib: of the machine, that the hungriest training needs; 0 if that is not known.
+        disk_gb: by folder (which need not be there yet) what is to be written to it, in 10^9 bytes; likewise.
     """
     if of.num_gpus:
         sizes = [torch.cuda.get_device_properties(n).total_memory / 2**30 for n in range(torch.cuda.device_count())]
@@ -268,16 +268,17 @@ def machine(
         enough = len(sizes) >= of.num_gpus and min(sizes) >= 0.95 * gpu_memory_gib
         wanted = f"{of.num_gpus} of {gpu_memory_gib:g} GiB are planned for"
         yield Finding("GPUs", "ok" if enough else "failed", f"{wanted} (--num_gpus, --gpu_memory_gib), {here}")
-    total = psutil.virtual_memory().total / 2**30
-    status: Status = "ok" if total > memory_gib else "failed"
-    yield Finding("memory", status, f"{memory_gib:,.0f} GiB are planned for, the machine has {total:,.0f} GiB")
+    if memory_gib:
+        total = psutil.virtual_memory().total / 2**30
+        status: Status = "ok" if total > memory_gib else "failed"
+        yield Finding("memory", status, f"{memory_gib:,.0f} GiB are planned for, the machine has {total:,.0f} GiB")
     needed: dict[int, float] = {}
     places: dict[int, Path] = {}
     for folder, size in disk_gb.items():
         place = next(parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists())
         disk = place.stat().st_dev
         needed[disk], places[disk] = needed.get(disk, 0.0) + size, place
-    for disk, size in needed.items():
+    for disk, size in ((disk, size) for disk, size in needed.items() if size):
         free = shutil.disk_usage(places[disk]).free / 1e9
         status = "ok" if free > size else "failed"
         yield Finding("disk", status, f"{size:,.0f} GB are planned for, {free:,.0f} GB are free at {places[disk]}")

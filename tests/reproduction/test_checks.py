@@ -153,3 +153,4 @@ def test_the_machine(folder: Path, tmp_path: Path) -> None:
     assert {finding.status for finding in found.values()} == {"failed"}
     assert found.keys() == {"GPUs", "memory", "disk"}
     assert "10,000,000 GB are planned for" in found["disk"].detail
+    assert list(machine(of, 80, 0.0, {tmp_path: 0.0})) == []  # not known, which is not enough either
