@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 PROGRAMS = ("accelerate", "cd", "export", "fuser", "git", "hf", "inspect", "make", "mkdocs", "pip", "python", "python3")
-PROGRAMS += ("ruff", "sails", "sbatch", "srun", "torchrun", "vllm")
+PROGRAMS += ("ruff", "sails", "sbatch", "source", "srun", "torchrun", "vllm")
 NEED = r"(GPU|network|a cluster|(\w+ minutes|hours) of two cores)"
 NEEDS = re.compile(rf"# needs: {NEED}(, {NEED})*")
 FENCE = re.compile(r"```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
