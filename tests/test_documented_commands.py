@@ -44,10 +44,14 @@ def lines(document: str) -> list[str]:
     """The commands of a document, with the values of the variables that it exports before them."""
     values: dict[str, str] = {}
     found = []
+
+    def value(match: re.Match[str]) -> str:
+        return values.get(match[1], match[0])
+
     for line in (line for block in blocks(document) if block.language != "python" for line in block.commands):
-        text = re.sub(r"\$([A-Z]+)", lambda match: values.get(match[1], match[0]), line)
+        text = re.sub(r"\$([A-Z]+)", value, line)
         if text.startswith("export "):
-            values |= dict(word.split("=", 1) for word in shlex.split(text)[1:])
+            values.update(word.split("=", 1) for word in shlex.split(text)[1:])
         found.append(text)
     return found
 

@@ -11,9 +11,11 @@ import psutil
 import torch
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+from packaging.specifiers import SpecifierSet
 
 from sails_align.comparison.commands import OPTIONS, check
 from sails_align.data import normalize
+from sails_align.doctor import packages
 from sails_align.errors import InputError
 from sails_align.eval_judges import JudgeArguments
 from sails_align.eval_options import PromptArguments
@@ -49,6 +51,7 @@ class Finding:
 def findings(of: Reproduction) -> Iterator[Finding]:
     """All checks, one after the other; none of them needs a GPU or loads the model's weights."""
     checks: dict[str, Callable[[Reproduction], Iterator[Finding]]] = {
+        "versions": _versions,
         "options and packages": _options,
         "hub": _hub,
         "model": _model,
@@ -63,6 +66,27 @@ def findings(of: Reproduction) -> Iterator[Finding]:
             yield from look(of)
         except InputError as error:
             yield Finding(what, "failed", str(error))
+
+
+def _versions(of: Reproduction) -> Iterator[Finding]:
+    """Those of the core, and of DeepSpeed, if it is to divide something."""
+    needed, optional = packages()
+    if any(engine.startswith("zero") for engine in of.engines.values()):
+        needed["deepspeed"] = optional["deepspeed"]
+    wrong = [
+        f"{name} is {found['version'] or 'missing'}, not {found['wanted']}"
+        for name, found in needed.items()
+        if not found["ok"]
+    ]
+    if wrong:
+        raise InputError(f"{'; '.join(wrong)};\npip install -c constraints.txt -e '.[deepspeed,vllm,harness]'")
+    other = [
+        name
+        for name, found in needed.items()
+        if found["tested"] and not SpecifierSet(found["tested"]).contains(found["version"], prereleases=True)
+    ]
+    detail = f"not those that were tested: {', '.join(other)} (sails doctor)" if other else "those that were tested"
+    yield Finding("versions", "ok", detail)
 
 
 def _options(of: Reproduction) -> Iterator[Finding]:

@@ -48,7 +48,7 @@ def test_all_is_there(folder: Path, tmp_path: Path) -> None:
     assert {finding.status for finding in found} == {"ok"}
     whats = [finding.what.split(" ")[0] for finding in found]
     assert [what for n, what in enumerate(whats) if what not in whats[:n]] == [
-        *("options", "hub", "model", "SAEs", "data", "prompts", "judge", "lm-eval")
+        *("versions", "options", "hub", "model", "SAEs", "data", "prompts", "judge", "lm-eval")
     ]
 
 
