@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     console = Console()
     planned = _planned(options)
-    steps = [step for step in planned.of.steps() if not options.steps or step.name.startswith(tuple(options.steps))]
+    steps = planned.of.steps()
     if not steps:
         raise InputError(f"no step is named {' or '.join(options.steps)}; --dry-run lists them")
     costs = _show_plan(console, steps, planned, options)
@@ -127,7 +127,7 @@ def _planned(options: argparse.Namespace) -> _Planned:
     unknown: Engine = "single" if options.num_gpus < 2 else "zero2"
     engines: dict[str, Engine] = {run.name: unknown for run in plan.runs if run.trainer != "none"}
     folder = options.output_dir or Path("runs") / f"reproduce-{stem}"
-    of = Reproduction(plan.runs, plan.protocol, folder, options.num_gpus, engines)
+    of = Reproduction(plan.runs, plan.protocol, folder, options.num_gpus, engines, tuple(options.steps))
     if not of.arguments:
         raise InputError(f"{file} trains nothing; give a file with a run that has `train: sft` or `train: dpo`")
     some = next(iter(of.arguments.values()))
@@ -136,10 +136,12 @@ def _planned(options: argparse.Namespace) -> _Planned:
     except InputError as error:
         return _Planned(of, None, 0.0, [("memory and costs", f"are not known: {error}")])
     problems, memory_gib = [], 0.0
+    trained = {step.run for step in of.steps() if step.stage == "train"}
     for name, args in of.arguments.items() if options.num_gpus else ():
         engines[name], memory, fits = fitting_engine(args, config, options.num_gpus, options.gpu_memory_gib)
-        memory_gib = max(memory_gib, memory.cpu / 2**30)
-        if not fits:
+        if name in trained:
+            memory_gib = max(memory_gib, memory.cpu / 2**30)
+        if name in trained and not fits:
             problems.append((f"train/{name}", f"fits no GPU of {options.gpu_memory_gib:g} GiB; see sails estimate"))
     return _Planned(of, config, memory_gib, problems)
 

@@ -14,6 +14,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 from packaging.specifiers import SpecifierSet
 
 from sails_align.comparison.commands import OPTIONS, check
+from sails_align.comparison.studies import option_groups
 from sails_align.data import normalize
 from sails_align.doctor import packages
 from sails_align.errors import InputError
@@ -226,7 +227,13 @@ def _parsed(of: Reproduction) -> Iterator[tuple[Any, ...]]:
 
 
 def _asked(of: Reproduction) -> list[PromptArguments]:
-    return [options for parsed in _parsed(of) for options in parsed if isinstance(options, PromptArguments)]
+    """Of each evaluation, and of the attacks if there are some."""
+    asked = [options for parsed in _parsed(of) for options in parsed if isinstance(options, PromptArguments)]
+    if any(step.stage == "attack" for step in of.steps()):
+        words = of.attacked_prompts(option_groups(of.protocol.of_part("test")["safety"]))
+        (attacked,) = CommandLine.read(words).parse([PromptArguments])
+        asked += [attacked] if all(attacked.prompts != options.prompts for options in asked) else []
+    return asked
 
 
 def _prompts(of: Reproduction) -> Iterator[Finding]:

@@ -70,14 +70,17 @@ class Reproduction:
     """0: this machine's CPUs, in one process."""
     engines: Mapping[str, Engine]
     """By run; not of models that are evaluated as they are."""
+    only: tuple[str, ...] = ()
+    """How the names of the steps begin that are wanted; empty: all steps."""
 
     def folder(self, run: Run) -> str:
         """The model of a run: its folder, or what it is called."""
         return run.options[1] if run.trainer == "none" else str(self.output_dir / run.name)
 
     def steps(self) -> list[Step]:
-        """All of them, in an order in which they can be run."""
-        return [*self._data(), *self._discovery(), *self._trainings(), *self._evaluations(), *self._attacks()]
+        """Those that are wanted, in an order in which they can be run."""
+        found = [*self._data(), *self._discovery(), *self._trainings(), *self._evaluations(), *self._attacks()]
+        return [step for step in found if not self.only or step.name.startswith(self.only)]
 
     @property
     def model(self) -> str:

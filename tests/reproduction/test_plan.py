@@ -3,14 +3,17 @@
 import re
 import shlex
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from documented import blocks
 from hub_configs import CONFIGS, parse
 
+from sails_align import reproducing
 from sails_align.compare_options import read_plans
 from sails_align.comparison.commands import check
+from sails_align.reproduction.checks import repositories
 from sails_align.reproduction.costs import Costs, costs_of, fitting_engine
 from sails_align.reproduction.plan import Reproduction, Step
 from sails_align.training.parsing import CommandLine
@@ -139,3 +142,18 @@ def test_other_machines() -> None:
     args, config = small.arguments["sft-full"], parse(CONFIGS["gemma-2-9b"])
     assert fitting_engine(args, config, 1, 8.0)[2] is False
     assert Costs() == Costs(0.0, 0.0, 0)
+
+
+def test_what_the_attacks_need_is_looked_at_if_there_are_some() -> None:
+    of, needed = planned("gemma-2-9b"), ("dataset", "walledai/AdvBench")
+    assert needed in repositories(of)
+    assert needed not in repositories(replace(of, only=("train", "evaluate")))
+
+
+def test_memory_is_that_of_the_wanted_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sails_align.training.source.load_model_config", lambda *_: parse(CONFIGS["gemma-2-9b"]))
+    options = ["--model", "gemma-2-9b", "--num_gpus", "1"]
+    everything = reproducing._planned(reproducing._parse(options))
+    adapter = reproducing._planned(reproducing._parse([*options, "--steps", "train/sft-sails"]))
+    assert [step.name for step in adapter.of.steps()] == ["train/sft-sails"]
+    assert adapter.memory_gib < 60 < 150 < everything.memory_gib
