@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,11 @@ class InputError(ValueError):
 
     The message is one to three lines: the value, why it cannot be used, and what to do instead.
     """
+
+
+def without_password(text: str) -> str:
+    """A text that may be shown: URLs in it are without user and password."""
+    return re.sub(r"(\w://)[^/\s@]*@", r"\1", text)
 
 
 class CommandParser(argparse.ArgumentParser):

@@ -16,7 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sails_align.errors import CommandParser, InputError
+from sails_align.errors import CommandParser, InputError, without_password
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         is_done = run_steps(steps, of, console)
         write_text(of.output_dir / "table.md", table(of))
     console.print(f"\n{table(of)}", highlight=False, soft_wrap=True, markup=False)
-    console.print(f"table     {of.output_dir / 'table.md'}", highlight=False, soft_wrap=True)
+    console.print(f"table     {of.output_dir / 'table.md'}", highlight=False, soft_wrap=True, markup=False)
     if not is_done:
         raise SystemExit(FAILED)
 
@@ -74,10 +74,16 @@ def _why_offline() -> str | None:
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return None
     endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    shown = without_password(endpoint)
     try:
         httpx.head(endpoint, timeout=10.0, follow_redirects=True)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        return f"{endpoint} cannot be asked ({error}): check the connection and HF_ENDPOINT; the rest is from the cache"
+    except httpx.HTTPError as error:
+        return f"{shown} cannot be asked ({error}): check the connection and HF_ENDPOINT; the rest is from the cache"
+    except (httpx.InvalidURL, ValueError) as error:
+        raise InputError(
+            f"{shown} cannot be asked ({error});\n"
+            "correct HF_ENDPOINT, or the proxy (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY)"
+        ) from error
     return None
 
 
@@ -181,7 +187,7 @@ def _file(model: str) -> tuple[Path, str]:
     known = sorted(path.parent.name for path in CONFIGS.glob("*/compare.yaml"))
     if model in known:
         return CONFIGS / model / "compare.yaml", model
-    if Path(model).is_file():
+    if os.path.isfile(model):  # Path's raises on a name that is too long
         return Path(model), Path(model).stem
     where = f"one of {', '.join(known)}" if known else f"a file (there is no {CONFIGS} here: run it in the repository)"
     raise InputError(f"model is {model!r}; give {where}, or a file like their compare.yaml")

@@ -10,14 +10,16 @@ import httpx
 import psutil
 import torch
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.utils import validate_repo_id
 from packaging.specifiers import SpecifierSet
 
+from sails_align.artifacts import disk_errors
 from sails_align.comparison.commands import OPTIONS, check
 from sails_align.comparison.studies import option_groups
 from sails_align.data import normalize
 from sails_align.doctor import packages
-from sails_align.errors import InputError
+from sails_align.errors import InputError, without_password
 from sails_align.eval_judges import JudgeArguments
 from sails_align.eval_options import PromptArguments
 from sails_align.evaluation.prompt_sets import PROMPT_SETS
@@ -129,7 +131,8 @@ def _hub(of: Reproduction) -> Iterator[Finding]:
 
 
 def _access(kind: str, name: str) -> Finding:
-    what, page = f"access to {name}", f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
+    endpoint = without_password(constants.ENDPOINT)
+    what, page = f"access to {name}", f"{endpoint}/{'datasets/' if kind == 'dataset' else ''}{name}"
     try:
         HfApi().auth_check(name, repo_type=kind)
     except GatedRepoError:
@@ -137,13 +140,19 @@ def _access(kind: str, name: str) -> Finding:
     except RepositoryNotFoundError:
         return Finding(what, "failed", f"there is no {page}, or it is private: check the name, or `hf auth login`")
     except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
-        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        return Finding(what, "failed", f"{constants.ENDPOINT} cannot be asked ({cause}): check the connection")
+        cause = without_password(next(iter(str(error).strip().splitlines()), type(error).__name__))
+        return Finding(what, "failed", f"{endpoint} cannot be asked ({cause}): check the connection")
     return Finding(what, "ok", page)
 
 
 def _is_on_hub(name: str) -> bool:
-    return not Path(name).exists() and not is_testbed(name)
+    if Path(name).exists() or is_testbed(name):
+        return False
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise InputError(f"model is {name!r}, which is neither here nor a name that the hub has; correct it") from error
+    return True
 
 
 # -- what is trained --------------------------------------------------------------------------------------------------
@@ -306,7 +315,8 @@ def machine(
     needed: dict[int, float] = {}
     places: dict[int, Path] = {}
     for folder, size in disk_gb.items():
-        place = next(parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists())
+        with disk_errors(folder):
+            place = next(parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists())
         disk = place.stat().st_dev
         needed[disk], places[disk] = needed.get(disk, 0.0) + size, place
     for disk, size in ((disk, size) for disk, size in needed.items() if size):

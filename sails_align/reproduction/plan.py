@@ -16,7 +16,9 @@ from sails_align.comparison.commands import options_of
 from sails_align.comparison.plan import Protocol, Run
 from sails_align.comparison.studies import option_groups
 from sails_align.config import Method
+from sails_align.errors import InputError
 from sails_align.estimate import as_on_gpu
+from sails_align.eval_options import PromptArguments
 from sails_align.testbed.build import is_testbed
 from sails_align.training.arguments import Arguments
 
@@ -109,10 +111,22 @@ class Reproduction:
                 yield Step("data", model.rpartition("/")[2], ("hf", "download", model, *wanted), "none")
 
     def _discovery(self) -> Iterator[Step]:
-        """Once for all runs that start in the subspace."""
+        """Once for all runs that start in the subspace, which must therefore want the same one."""
         if sails := self._with_subspace():
+            for run in sails:
+                self._check_shared(sails[0], run)
             command = ("sails", "discover", *sails[0].options, "--output_dir", self._found.parent.as_posix())
             yield Step("discover", "sails", command, "one")
+
+    def _check_shared(self, first: Run, run: Run) -> None:
+        if self.arguments[run.name].sails.subspace_path is not None:
+            raise InputError(f"{run.name} has subspace_path, but the subspace is found in the first step; take it out")
+        ours, theirs = (_decides_subspace(self.arguments[of.name]) for of in (run, first))
+        if other := [name for name in ours if ours[name] != theirs[name]]:
+            raise InputError(
+                f"{run.name} has another {', '.join(other)} than {first.name}, but one subspace is found for all;\n"
+                "give both the same, or a file to each (sails compare takes different ones)"
+            )
 
     @property
     def _found(self) -> Path:
@@ -167,9 +181,23 @@ class Reproduction:
 
     def attacked_prompts(self, safety: Mapping[str, Any]) -> list[str]:
         """Options: AdvBench's prompts; the testbed's, if all prompts are."""
-        if all(map(is_testbed, safety["--prompts"])):
-            return ["--prompts", *safety["--prompts"], "--n_prompts", safety.get("--n_prompts", ("8",))[0]]
+        prompts = safety.get("--prompts", PromptArguments().prompts)
+        if all(map(is_testbed, prompts)):
+            return ["--prompts", *prompts, "--n_prompts", safety.get("--n_prompts", ("8",))[0]]
         return [word for name, value in GCG.items() for word in (f"--{name}", value)]
+
+
+def _decides_subspace(args: Arguments) -> dict[str, Any]:
+    """The options that the found subspace depends on."""
+    sails, names = args.sails, ("sae_release", "sae_path", "sae_ids")
+    return {
+        **sails.subspace_options(),
+        **{name: getattr(sails, name) for name in names},
+        **{name: getattr(args.model, name) for name in ("model_name_or_path", "lora_r", "dtype")},
+        **{name: getattr(args.training, name) for name in ("max_length", "seed")},
+        **{"dataset_name": args.script.dataset_name, "helpful_dataset_name": args.data.helpful_dataset_name},
+        **{"chat_template_path": args.chat_template_path},
+    }
 
 
 def _included(patterns: Iterable[str]) -> list[str]:

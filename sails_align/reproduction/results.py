@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sails_align.comparison.commands import capability
+from sails_align.errors import InputError
 from sails_align.evaluation.metrics import Estimate
 from sails_align.reproduction.plan import Reproduction
 
@@ -70,7 +71,15 @@ def _cells(of: Reproduction, column: Column) -> list[str]:
 
 def _read(of: Reproduction, run: str, kind: str) -> Mapping[str, Any]:
     path: Path = of.output_dir / "evaluated" / run / kind / "metrics.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}); delete its folder to measure it again") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path} holds no metrics; delete its folder to measure it again")
+    return found
 
 
 def _cell(of: Reproduction, run: str, column: Column) -> str:

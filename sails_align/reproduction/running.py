@@ -1,24 +1,31 @@
 """Runs the steps: each is a process, those of one stage that need one GPU side by side, and none twice.
 
 <output_dir>/logs/<step>.log   what it printed
-<output_dir>/done/<step>.json  its command, once it succeeded
+<output_dir>/done/<step>.json  its command and its options' file, once it succeeded; a step whose results are gone,
+                               or before which another one is done again, is done again, too
 """
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
+import psutil
 from rich.console import Console
 
-from sails_align.artifacts import write_json
+from sails_align.artifacts import disk_errors, file_hash, write_json
+from sails_align.comparison.commands import OPTIONS
 from sails_align.comparison.runner import LOG_TAIL, share_of
+from sails_align.comparison.studies import option_groups
 from sails_align.reproduction.plan import Reproduction, Step
 
 PROGRAMS = {
@@ -32,6 +39,7 @@ PROGRAMS = {
 def run_steps(steps: Sequence[Step], of: Reproduction, console: Console) -> bool:
     """Run what is not done, in order. After a failure no further step is started; whether all are done."""
     running = _Running(of, console, len(steps))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the commands end, too
     numbered = list(enumerate(steps, 1))
     for _, group in groupby(numbered, key=lambda item: (item[1].stage, item[1].gpus)):
         of_stage = list(group)
@@ -43,7 +51,7 @@ def run_steps(steps: Sequence[Step], of: Reproduction, console: Console) -> bool
 
 class _Running:
     def __init__(self, of: Reproduction, console: Console, n_steps: int) -> None:
-        self._folder, self._console, self._n_steps = of.output_dir, console, n_steps
+        self._of, self._folder, self._console, self._n_steps = of, of.output_dir, console, n_steps
         self._processes: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
         self._is_over = False
@@ -66,10 +74,11 @@ class _Running:
             try:
                 return all([future.result() for future in as_completed(futures)])
             except BaseException:  # Ctrl-C: the commands end with this process, and go on from where they were
-                self._is_over = True
                 pool.shutdown(wait=False, cancel_futures=True)
-                for process in list(self._processes):
-                    process.terminate()
+                with self._lock:
+                    self._is_over = True
+                    for process in self._processes:
+                        _end(process)
                 raise
 
     def _run(self, number: int, step: Step, gpus: Sequence[str]) -> bool:
@@ -78,20 +87,27 @@ class _Running:
         if _is_done(done, step):
             self._say(f"{title}: done before")
             return True
-        if self._is_over:
-            return False
-        self._say(f"{title}: {log}")
         environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {})}
         command = [sys.executable, *PROGRAMS[step.argv[0]], *step.argv[1:]]
-        log.parent.mkdir(parents=True, exist_ok=True)
+        with disk_errors(log):
+            log.parent.mkdir(parents=True, exist_ok=True)
+            for later in _built_on(step, self._of):
+                (self._folder / "done" / f"{later}.json").unlink(missing_ok=True)
+            file = log.open("wb")
         started = time.monotonic()
-        with log.open("wb") as file, subprocess.Popen(command, stdout=file, stderr=file, env=environment) as process:
-            self._processes.add(process)
+        with file:
+            with self._lock:  # so that none is started after the others were ended
+                if self._is_over:
+                    return False
+                self._console.print(f"{title}: {log}", highlight=False, soft_wrap=True, markup=False)
+                process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
+                self._processes.add(process)
             code = process.wait()
-            self._processes.discard(process)
+            with self._lock:
+                self._processes.discard(process)
         minutes = (time.monotonic() - started) / 60
         if code == 0:
-            write_json(done, {"argv": step.argv})
+            write_json(done, _asked(step))
             self._say(f"{title}: finished, {minutes:.1f} minutes")
             return True
         if not self._is_over:
@@ -109,8 +125,40 @@ class _Running:
             self._console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
+def _asked(step: Step) -> dict[str, Any]:
+    """What decides a step's result: its command, and what is in the file that it reads options from."""
+    (config,) = option_groups(step.argv).get("--config", ("",))
+    return {"argv": list(step.argv), "config": file_hash(Path(config)) if config else None}
+
+
 def _is_done(path: Path, step: Step) -> bool:
+    """Whether a step succeeded as it is now asked for, and its results are still there."""
+    options = option_groups(step.argv)
+    (results,) = options.get("--output_dir", options.get("--local-dir", (".",)))
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["argv"] == list(step.argv)
-    except (OSError, ValueError, KeyError, TypeError):
+        return Path(results).is_dir() and json.loads(path.read_text(encoding="utf-8")) == _asked(step)
+    except (OSError, ValueError):
         return False
+
+
+def _built_on(step: Step, of: Reproduction) -> list[str]:
+    """Markers of the steps that start from a step's results."""
+    match step.stage:
+        case "discover":
+            runs = [name for name, args in of.arguments.items() if args.sails.uses_subspace]
+        case "train":
+            runs = [step.run]
+        case _:
+            return []
+    trainings = [f"train.{run}" for run in runs if step.stage == "discover"]
+    evaluations = [f"evaluate.{run}.{kind}" for run in runs for kind in OPTIONS]
+    return [*trainings, *evaluations, *(f"attack.{run}.gcg" for run in runs)]
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a command and what it started: a launcher ends without its workers."""
+    with suppress(psutil.NoSuchProcess):
+        launched = psutil.Process(process.pid)
+        for each in (*launched.children(recursive=True), launched):
+            with suppress(psutil.NoSuchProcess):
+                each.terminate()

@@ -8,12 +8,16 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from small_comparison import write_comparison
 
+from sails_align.artifacts import write_json
 from sails_align.errors import InputError
 from sails_align.reproducing import main
+from sails_align.reproduction.plan import Step
+from sails_align.reproduction.running import _asked, _end, _is_done
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -93,6 +97,7 @@ def test_a_step_that_fails_stops_the_rest_and_says_why(folder: Path, tmp_path: P
         (["--model", "gemma-2-9b", "--num_gpus", "-1"], "num_gpus is -1; choose 0 or more"),
         (["--model", "gemma-2-9b", "--steps", "trian"], "no step is named trian"),
         (["--model", "gemma-2-9b", "--dry"], "--help lists the options"),
+        (["--model", "x" * 500], "give one of gemma-2-2b"),
     ],
 )
 def test_bad_options(options: list[str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,3 +105,79 @@ def test_bad_options(options: list[str], said: str, monkeypatch: pytest.MonkeyPa
     with pytest.raises(InputError) as refused:
         main([*options, "--skip_checks"])
     assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("HF_ENDPOINT", "http://user:s3cret@[::1"), ("HTTPS_PROXY", "foo://user:s3cret@there")]
+)
+def test_an_endpoint_or_proxy_that_is_none(variable: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(InputError, match="correct HF_ENDPOINT, or the proxy") as refused:
+        main(["--model", "gemma-2-9b"])
+    assert "s3cret" not in str(refused.value)
+
+
+def is_at_work(process: psutil.Process) -> bool:
+    """Whether a process has not ended; one whose parent is gone may wait for long to be forgotten."""
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def test_a_terminated_run_ends_its_commands(folder: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen([*command(folder, "--skip_checks"), "--output_dir", str(tmp_path)], cwd=ROOT)
+    deadline = time.monotonic() + 120
+    while not (started := psutil.Process(process.pid).children()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert started
+    assert not any(map(is_at_work, started))
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_what_a_launcher_started_ends_with_it() -> None:
+    launcher = subprocess.Popen(["sh", "-c", "sleep 60 & echo; wait"], stdout=subprocess.PIPE)
+    with launcher:
+        assert launcher.stdout is not None
+        launcher.stdout.readline()
+        (worker,) = psutil.Process(launcher.pid).children()
+        _end(launcher)
+        assert launcher.wait(10) == -signal.SIGTERM
+    deadline = time.monotonic() + 10
+    while is_at_work(worker) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_at_work(worker)
+    _end(launcher)  # which is gone
+
+
+def test_what_counts_as_done(tmp_path: Path) -> None:
+    config, results, marker = tmp_path / "sft.yaml", tmp_path / "sft-sails", tmp_path / "done.json"
+    config.write_text("lora_r: 8")
+    argv = ("sails", "train", "sft", "--config", str(config), "--output_dir", str(results))
+    step = Step("train", "sft-sails", argv, "all")
+    assert not _is_done(marker, step)
+    write_json(marker, _asked(step))
+    assert not _is_done(marker, step)  # its results were deleted
+    results.mkdir()
+    assert _is_done(marker, step)
+    config.write_text("lora_r: 16")
+    assert not _is_done(marker, step)
+    config.unlink()
+    assert not _is_done(marker, step)
+    for damaged in (b"", b"{", b"[1]", b"\xff", b'{"argv": 1}'):
+        marker.write_bytes(damaged)
+        assert not _is_done(marker, step)
+
+
+@pytest.mark.slow
+def test_what_was_measured_on_another_training_is_measured_again(folder: Path, tmp_path: Path) -> None:
+    values = yaml.safe_load((folder / "compare.yaml").read_text())
+    only = ("--skip_checks", "--steps", "discover", "train", "evaluate/sft-sails")
+    values["runs"]["sft-sails"]["options"]["max_steps"] = 1
+    (tmp_path / "compare.yaml").write_text(yaml.safe_dump(values))
+    assert run(tmp_path, *only).returncode == 0
+    values["runs"]["sft-sails"]["options"]["max_steps"] = 2
+    (tmp_path / "compare.yaml").write_text(yaml.safe_dump(values))
+    again = run(tmp_path, *only).stdout
+    assert "discover/sails: finished" in again or "discover/sails: done before" in again
+    assert "evaluate/sft-sails/safety: finished" in again
