@@ -65,7 +65,7 @@ def _remove(basis_DR: Tensor, hidden_BSD: Tensor) -> Tensor:
 def _check(model: nn.Module, layer: int, shape: torch.Size, n_dimensions: int) -> None:
     n_blocks = len(decoder_layers(model))
     if not 0 <= layer < n_blocks:
-        raise InputError(f"layer {layer} is out of range: the model has blocks 0 to {n_blocks - 1}")
+        raise InputError(f"layer {layer} is out of range; choose one of the blocks, 0 to {n_blocks - 1}")
     d_model = model.config.get_text_config().hidden_size  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
     if len(shape) != n_dimensions or shape[0] != d_model:
         raise InputError(
