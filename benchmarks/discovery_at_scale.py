@@ -91,7 +91,7 @@ def main() -> None:
         prepare(Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", default="gemma-2-2b", help="gemma-2-2b, gemma-2-9b, or tiny")
+    parser.add_argument("--shape", default="gemma-2-2b", choices=["tiny", "gemma-2-2b", "gemma-2-9b"])
     parser.add_argument("--examples", type=int, nargs="+", default=[8, 32], help="a side")
     parser.add_argument("--placements", nargs="+", default=["all", "by_layer"], help="of --sae_placement")
     parser.add_argument("--folder", type=Path, help="where model and SAEs are kept for another time")

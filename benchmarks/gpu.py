@@ -268,11 +268,15 @@ def main() -> None:
     import torch
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", default=["gemma-2-2b", "gemma-2-9b"])
+    parser.add_argument(
+        "--shapes", nargs="+", choices=["tiny", "gemma-2-2b", "gemma-2-9b"], default=["gemma-2-2b", "gemma-2-9b"]
+    )
     parser.add_argument("--pairs", type=int, default=3, help="turns of each comparison")
     parser.add_argument("--peak_tflops", type=float, default=989.0, help="of the GPU in bfloat16 (H100, H200: 989)")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     args = parser.parse_args()
+    if args.pairs < 1:
+        parser.error(f"--pairs is {args.pairs}; choose 1 or more")
     if "tiny" not in args.shapes and not torch.cuda.is_available():
         raise SystemExit("there is no CUDA GPU here; --shapes tiny tries the benchmark out without one")
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"

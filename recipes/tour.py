@@ -457,4 +457,4 @@ notice(
     f"{percent(by_set['dual_use'][1]['refused'])} with objects that harm can be done with."
 )
 write_json(given.output_dir / "tour.json", tour)
-console.print(f"numbers   {given.output_dir}/tour.json", soft_wrap=True)
+console.print(f"numbers   {given.output_dir}/tour.json", soft_wrap=True, markup=False)

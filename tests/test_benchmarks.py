@@ -50,3 +50,18 @@ def test_discovery_in_a_model_of_2_6_billion_parameters_takes_less_than_12_gb(tm
     few, more = result_of(tmp_path / "scale.json", "benchmarks/discovery_at_scale.py", *options)["runs"]
     assert more["resident_gb"] < 12
     assert more["anonymous_gb"] < few["anonymous_gb"] + 0.3  # it does not grow with the examples
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["gpu.py", "--shapes", "gemma-9"], "invalid choice: 'gemma-9'"),
+        (["gpu.py", "--shapes", "tiny", "--pairs", "0"], "--pairs is 0; choose 1 or more"),
+        (["discovery_at_scale.py", "--shape", "gemma-9"], "invalid choice: 'gemma-9'"),
+    ],
+)
+def test_bad_options_are_refused(options: list[str], said: str) -> None:
+    words = [sys.executable, str(ROOT / "benchmarks" / options[0]), *options[1:]]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert said in done.stderr

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ from hub_cache import add_gemma_scope, add_gemma_scope_2, add_llama_scope, add_t
 from hub_configs import SHAPES
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import Gemma2Config, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, Gemma2Config, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
 
+from sails_align.doctor import ASSETS
 from sails_align.errors import InputError
 from sails_align.subspace.hooks import hidden_states_at
 from sails_align.subspace.sae import load_saes
@@ -397,3 +400,15 @@ def test_instruct_models_and_nameless_folders_are_taken_with_a_warning(tmp_path,
 )
 def test_compare_names(sae_model, model, verdict):
     assert compare_names(sae_model, model) == verdict
+
+
+@pytest.mark.parametrize("name", ["W_enc", "W_dec"])
+def test_weights_that_are_not_finite(tmp_path, name):
+    shutil.copytree(ASSETS / "saes" / "layer_2", tmp_path / "layer_2")
+    file = tmp_path / "layer_2" / "sae_weights.safetensors"
+    tensors = load_file(file)
+    tensors[name][0, 0] = float("nan")
+    save_file(tensors, file)
+    config = AutoConfig.from_pretrained(ASSETS / "model")
+    with pytest.raises(InputError, match=f"has numbers in {name} that are not finite"):
+        list(load_saes(path=tmp_path, model_config=config, model_name="testbed"))
