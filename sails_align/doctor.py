@@ -74,10 +74,12 @@ def examine() -> dict[str, Any]:
         for name, of in core.items()
         if not of["ok"]
     ]
-    problems += [text for text in (device["problem"], broken_assets) if text]
+    version = _version(NAME)
+    not_installed = None if version else f"{NAME} is not installed, so what it needs is not known: pip install -e ."
+    problems += [text for text in (not_installed, device["problem"], broken_assets) if text]
     of_hub = hub()
     return {
-        "version": _version(NAME),
+        "version": version,
         "environment": environment([Path.cwd()] + ([] if of_hub is None else [Path(of_hub["cache"])])),
         "devices": device,
         "packages": core,
@@ -130,7 +132,10 @@ def devices() -> dict[str, Any]:
 
 def packages() -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """Of the core's distributions, and of those that features need: version, what is wanted, whether that is so."""
-    requirements = [Requirement(text) for text in importlib.metadata.requires(NAME) or ()]
+    try:
+        requirements = [Requirement(text) for text in importlib.metadata.requires(NAME) or ()]
+    except importlib.metadata.PackageNotFoundError:  # it runs from its sources; that is a problem of its own
+        requirements = []
     wanted: dict[str, str] = {canonicalize_name(of.name): str(of.specifier) for of in requirements}
     core = [canonicalize_name(of.name) for of in requirements if of.marker is None or of.marker.evaluate({"extra": ""})]
     tested = dict(_tested())
@@ -197,7 +202,7 @@ def show(found: Mapping[str, Any], console: Console) -> None:
         console.print(f"{name:<10}{escape(str(text))}", highlight=False, soft_wrap=True)
 
     of, device, of_hub = found["environment"], found["devices"], found["hub"]
-    say(NAME, f" {found['version']}")
+    say(NAME, f" {found['version'] or 'not installed'}")
     say("system", f"Python {of['python']}, {of['platform']}")
     say("machine", f"{of['cpu_cores']} cores, {of['memory_available_gib']} of {of['memory_gib']} GiB memory free")
     for folder, free in of["disk_free_gib"].items():

