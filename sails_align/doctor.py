@@ -103,14 +103,13 @@ def environment(folders: Sequence[Path]) -> dict[str, Any]:
         else os.cpu_count(),
         "memory_gib": round(memory.total / GIB, 1),
         "memory_available_gib": round(memory.available / GIB, 1),
-        "disk_free_gib": {str(folder): _free(folder) for folder in folders},
+        "disk_free_gib": {str(folder): round(shutil.disk_usage(existing(folder)).free / GIB, 1) for folder in folders},
     }
 
 
-def _free(folder: Path) -> float:
-    """Of the disk that a folder is on, or will be."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    return round(shutil.disk_usage(there).free / GIB, 1)
+def existing(folder: Path) -> Path:
+    """The folder, or the closest one above it that is there: it is on the disk that the folder will be on."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
 
 
 def devices() -> dict[str, Any]:

@@ -153,3 +153,13 @@ def test_the_machine(folder: Path, tmp_path: Path) -> None:
     assert {finding.status for finding in found.values()} == {"failed"}
     assert found.keys() == {"GPUs", "memory", "disk"}
     assert "10,000,000 GB are planned for" in found["disk"].detail
+
+
+def test_runs_that_start_in_different_subspaces(folder: Path, tmp_path: Path) -> None:
+    values = yaml.safe_load((folder / "compare.yaml").read_text())
+    values["runs"]["other"] = {**values["runs"]["sft-sails"], "options": {"top_k": 3}}
+    (tmp_path / "compare.yaml").write_text(yaml.safe_dump(values))
+    plan = read_plans(CommandLine.read(["--config", str(tmp_path / "compare.yaml")]), None)[1][0].plans[0][1]
+    assert plan.protocol is not None
+    of = Reproduction(plan.runs, plan.protocol, tmp_path / "run", 0, {"sft-sails": "single", "other": "single"})
+    assert "start in different subspaces" in next(findings(of)).detail
