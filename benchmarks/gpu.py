@@ -27,7 +27,6 @@ from typing import Any
 from train_step import QUIET, STARTS, launch, ratios
 
 TARGETS = {"discovery": 1.10, "sft": 1.02, "dpo": 1.02}
-GIB = 2**30
 SIZES = {  # rows and tokens of a batch, steps, and new tokens: of real shapes, and of the tiny one
     "real": {"rows": 4, "length": 1024, "steps": 12, "new_tokens": 128},
     "tiny": {"rows": 2, "length": 64, "steps": 3, "new_tokens": 8},
@@ -70,6 +69,7 @@ def timed(compute: Callable[[], Any]) -> float:
 
 def prepare(folder: Path, shape: str) -> dict[str, Any]:
     """Write model, SAEs and data."""
+    import torch
     from random_models import config_of, write_model, write_pairs, write_saes
     from transformers import AutoModelForCausalLM
 
@@ -77,12 +77,9 @@ def prepare(folder: Path, shape: str) -> dict[str, Any]:
     write_saes(folder / "saes", shape)
     size = size_of(shape)
     write_pairs(folder / "pairs.jsonl", size["rows"] * size["steps"] + 5, size["length"])
-    import torch
-
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config_of(shape))
-    n_embeddings = model.get_input_embeddings().weight.numel()
-    return {"parameters": sum(p.numel() for p in model.parameters()), "embeddings": n_embeddings}
+    return {"parameters": sum(p.numel() for p in model.parameters())}
 
 
 def discovery(folder: Path, shape: str, turns: int) -> dict[str, Any]:
@@ -238,11 +235,8 @@ def of_shape(shape: str, pairs: int, peak_tflops: float) -> dict[str, Any]:
         result["generation"] = {name: child("generation", model, shape) for name, model in models.items()}
     for stage in TARGETS:
         flops = result[stage]["tokens_per_second"] * result[stage]["flops_per_token"]
-        result[stage]["mfu"] = flops / (peak_tflops * 1e12)
-        result[stage]["target"], result[stage]["met"] = (
-            TARGETS[stage],
-            result[stage]["ratio"]["median"] <= TARGETS[stage],
-        )
+        is_met = result[stage]["ratio"]["median"] <= TARGETS[stage]
+        result[stage] |= {"mfu": flops / (peak_tflops * 1e12), "target": TARGETS[stage], "met": is_met}
     return result
 
 

@@ -74,10 +74,12 @@ def examine() -> dict[str, Any]:
         for name, of in core.items()
         if not of["ok"]
     ]
-    problems += [text for text in (device["problem"], broken_assets) if text]
+    version = _version(NAME)
+    not_installed = None if version else f"{NAME} is not installed, so what it needs is not known: pip install -e ."
+    problems += [text for text in (not_installed, device["problem"], broken_assets) if text]
     of_hub = hub()
     return {
-        "version": _version(NAME),
+        "version": version,
         "environment": environment([Path.cwd()] + ([] if of_hub is None else [Path(of_hub["cache"])])),
         "devices": device,
         "packages": core,
@@ -101,14 +103,13 @@ def environment(folders: Sequence[Path]) -> dict[str, Any]:
         else os.cpu_count(),
         "memory_gib": round(memory.total / GIB, 1),
         "memory_available_gib": round(memory.available / GIB, 1),
-        "disk_free_gib": {str(folder): _free(folder) for folder in folders},
+        "disk_free_gib": {str(folder): round(shutil.disk_usage(existing(folder)).free / GIB, 1) for folder in folders},
     }
 
 
-def _free(folder: Path) -> float:
-    """Of the disk that a folder is on, or will be."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    return round(shutil.disk_usage(there).free / GIB, 1)
+def existing(folder: Path) -> Path:
+    """The folder, or the closest one above it that is there: it is on the disk that the folder will be on."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
 
 
 def devices() -> dict[str, Any]:
@@ -130,7 +131,10 @@ def devices() -> dict[str, Any]:
 
 def packages() -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """Of the core's distributions, and of those that features need: version, what is wanted, whether that is so."""
-    requirements = [Requirement(text) for text in importlib.metadata.requires(NAME) or ()]
+    try:
+        requirements = [Requirement(text) for text in importlib.metadata.requires(NAME) or ()]
+    except importlib.metadata.PackageNotFoundError:  # it runs from its sources; that is a problem of its own
+        requirements = []
     wanted: dict[str, str] = {canonicalize_name(of.name): str(of.specifier) for of in requirements}
     core = [canonicalize_name(of.name) for of in requirements if of.marker is None or of.marker.evaluate({"extra": ""})]
     tested = dict(_tested())
@@ -197,7 +201,7 @@ def show(found: Mapping[str, Any], console: Console) -> None:
         console.print(f"{name:<10}{escape(str(text))}", highlight=False, soft_wrap=True)
 
     of, device, of_hub = found["environment"], found["devices"], found["hub"]
-    say(NAME, f" {found['version']}")
+    say(NAME, f" {found['version'] or 'not installed'}")
     say("system", f"Python {of['python']}, {of['platform']}")
     say("machine", f"{of['cpu_cores']} cores, {of['memory_available_gib']} of {of['memory_gib']} GiB memory free")
     for folder, free in of["disk_free_gib"].items():

@@ -6,9 +6,12 @@ sails estimate --config recipes/configs/gemma-2-9b/dpo_full.yaml --num_gpus 8
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from sails_align.errors import CommandParser, InputError
+
+if TYPE_CHECKING:
+    from sails_align.training.memory import Memory
 
 GIB = 2**30
 RESERVE = 0.1
@@ -69,9 +72,9 @@ def _estimate(options: argparse.Namespace, rest: list[str]) -> dict[str, Any]:
     engines = {}
     for engine in get_args(Engine) if setup.quantized_bytes is None else FOR_QUANTIZED:
         memory = estimate(engine, shape, setup, options.num_gpus, options.gpus_per_node)
-        fits = memory.total <= (1 - RESERVE) * options.gpu_memory_gib * GIB
+        is_enough = fits(memory, options.gpu_memory_gib)
         written = checkpoint_bytes(engine, shape, setup)
-        engines[engine] = {**vars(memory), "total": memory.total, "fits": fits, "written": written}
+        engines[engine] = {**vars(memory), "total": memory.total, "fits": is_enough, "written": written}
     return {
         "method": args.method,
         "start": args.start,
@@ -85,6 +88,11 @@ def _estimate(options: argparse.Namespace, rest: list[str]) -> dict[str, Any]:
             *([f"{setup.quantized_bytes:.3g} bytes for a weight of a linear module"] if setup.quantized_bytes else []),
         ],
     }
+
+
+def fits(memory: "Memory", gpu_memory_gib: float) -> bool:
+    """Whether a training fits GPUs of that size (GiB), with the `RESERVE` left free."""
+    return memory.total <= (1 - RESERVE) * gpu_memory_gib * GIB
 
 
 def _recipe(method: str | None, rest: list[str]) -> tuple[Any, list[str]]:

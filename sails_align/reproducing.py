@@ -121,6 +121,7 @@ class _Planned:
 
 def _planned(options: argparse.Namespace) -> _Planned:
     from sails_align.compare_options import read_plans
+    from sails_align.estimate import GIB
     from sails_align.reproduction.costs import fitting_engine
     from sails_align.reproduction.plan import Engine, Reproduction
     from sails_align.training.parsing import CommandLine
@@ -131,6 +132,7 @@ def _planned(options: argparse.Namespace) -> _Planned:
     if plan.protocol is None:
         raise InputError(f"{file} compares methods on the testbed; give a file with `runs` and `evaluate`")
     unknown: Engine = "single" if options.num_gpus < 2 else "zero2"
+    # Replaced below, in place, where the model's shape is known: it takes the reproduction to know the options.
     engines: dict[str, Engine] = {run.name: unknown for run in plan.runs if run.trainer != "none"}
     folder = options.output_dir or Path("runs") / f"reproduce-{stem}"
     of = Reproduction(plan.runs, plan.protocol, folder, options.num_gpus, engines, tuple(options.steps))
@@ -146,7 +148,7 @@ def _planned(options: argparse.Namespace) -> _Planned:
     for name, args in of.arguments.items() if options.num_gpus else ():
         engines[name], memory, fits = fitting_engine(args, config, options.num_gpus, options.gpu_memory_gib)
         if name in trained:
-            memory_gib = max(memory_gib, memory.cpu / 2**30)
+            memory_gib = max(memory_gib, memory.cpu / GIB)
         if name in trained and not fits:
             problems.append((f"train/{name}", f"fits no GPU of {options.gpu_memory_gib:g} GiB; see sails estimate"))
     return _Planned(of, config, memory_gib, problems)

@@ -20,7 +20,7 @@ def run(*options: str, before: Path | None = None, **variables: str) -> subproce
     """The command, where packages of a folder go before the installed ones."""
     path = os.pathsep.join(map(str, ([] if before is None else [before]) + [ROOT]))
     environment = {**os.environ, "PYTHONPATH": path, "COLUMNS": "140", **variables}
-    command = [sys.executable, "-m", "sails_align", "doctor", *options]
+    command = [sys.executable, "-P", "-m", "sails_align", "doctor", *options]  # -P: not what is in the working folder
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
@@ -71,6 +71,15 @@ def test_a_wrong_version_and_a_missing_package(tmp_path: Path) -> None:
     assert problem == (
         "nowhere-to-be-found is not installed, and sails-align needs >=2: pip install 'nowhere-to-be-found>=2'"
     )
+
+
+def test_sources_that_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "NAME", "nowhere-to-be-found")
+    found = doctor.examine()
+    assert (found["version"], found["packages"]) == (None, {})
+    assert found["problems"] == [
+        "nowhere-to-be-found is not installed, so what it needs is not known: pip install -e ."
+    ]
 
 
 def test_vllm_for_cpus_counts_as_vllm(tmp_path: Path) -> None:

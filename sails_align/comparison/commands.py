@@ -34,6 +34,8 @@ from sails_align.training.parsing import CommandLine
 DONE = "done"
 """In the folder of a command that succeeded. Without it the command is given again: it goes on where it was cut off,
 and asks again for what was not scored."""
+AGAIN = ("--retry_unscored", "true")
+"""Of an evaluation that is started again: ask for what failed, and for nothing else."""
 METRICS = "metrics.json"
 PACKAGES = {"vllm": "vllm", "harness": "lm_eval"}
 """By what needs them: a backend, an evaluation."""
@@ -105,6 +107,12 @@ def options_of(kind: Evaluation, run: Run) -> list[str]:
     return [word for name, values in groups.items() if name[2:] in known for word in (name, *values)]
 
 
+def evaluation(kind: Evaluation, options: Sequence[str], run: Run, model: str) -> list[str]:
+    """The words after `sails` that evaluate a run's model, or go on with it, but for their `--output_dir`."""
+    own = options_of(kind, run) if run.trainer == "none" else []
+    return ["eval", kind, "--model", model, *options, *own, *([] if kind == "harness" else AGAIN)]
+
+
 def _read_options(kind: Evaluation, options: Sequence[str], failure: str) -> tuple[Any, ...]:
     try:
         return CommandLine.read(options).parse(OPTIONS[kind])
@@ -129,9 +137,7 @@ def run_commands(cell: Cell, folder: Path) -> dict[str, Any]:
         model = str(train)
         _give([*training(cell, protocol), "--output_dir", model], train / DONE, cost, "training")
     for kind, options in protocol.of_part(cell.part).items():
-        command = [*PYTHON, "eval", kind, "--model", model, *options, "--output_dir", str(evaluated / kind)]
-        command += options_of(kind, cell.run) if cell.run.trainer == "none" else []
-        command += [] if kind == "harness" else ["--retry_unscored", "true"]
+        command = [*PYTHON, *evaluation(kind, options, cell.run, model), "--output_dir", str(evaluated / kind)]
         _give(command, evaluated / kind / DONE, cost, kind)
     if cell.part == "test" and _has_features(train):
         _give([*PYTHON, "features", "--run", model], train / FILE, cost, "explain")

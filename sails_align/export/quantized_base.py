@@ -33,9 +33,10 @@ def quantized_logits(adapter: AdapterFiles, base_model: str | None, ids_BS: torc
         base = AutoModelForCausalLM.from_pretrained(
             name,
             revision=None if base_model else adapter.revision,
-            dtype=getattr(torch, options.get("dtype") or "float32"),
+            dtype=options.get("dtype"),
             attn_implementation=exact_attention(config),
             quantization_config=quantization,
+            use_safetensors=True,  # no pickles
         )
     use_one_layout(base)
     model = PeftModel.from_pretrained(base, str(adapter.folder)).eval()

@@ -18,18 +18,17 @@ from sails_align.artifacts import disk_errors
 from sails_align.comparison.commands import OPTIONS, check
 from sails_align.comparison.studies import option_groups
 from sails_align.data import normalize
-from sails_align.doctor import packages
+from sails_align.doctor import GIB, existing, packages
 from sails_align.errors import InputError, without_password
 from sails_align.eval_judges import JudgeArguments
 from sails_align.eval_options import PromptArguments
 from sails_align.evaluation.prompt_sets import PROMPT_SETS
 from sails_align.evaluation.records import Item, Prompt
 from sails_align.loading import load_rows
-from sails_align.reproduction.plan import DATA, Reproduction
+from sails_align.reproduction.plan import DATA, Reproduction, is_hh_rlhf
 from sails_align.subspace.sae_checks import compare_names
 from sails_align.subspace.sae_files import check_release
 from sails_align.subspace.sae_sets import SAESet
-from sails_align.testbed.build import is_testbed
 from sails_align.tokens import tokenize_response
 from sails_align.training.arguments import Arguments
 from sails_align.training.parsing import CommandLine
@@ -102,14 +101,20 @@ def _options(of: Reproduction) -> Iterator[Finding]:
 
 def repositories(of: Reproduction) -> dict[tuple[str, str], str]:
     """What is taken from the hub: (kind, id) -> a file that shows, once it is in the cache, that it can be had."""
-    models = [of.model, *(run.options[1] for run in of.runs if run.trainer == "none")]
-    found = {("model", name): "config.json" for name in models if _is_on_hub(name)}
+    for name in of.hub_models:
+        try:
+            validate_repo_id(name)
+        except HFValidationError as error:
+            raise InputError(
+                f"model is {name!r}, which is neither here nor a name that the hub has; correct it"
+            ) from error
+    found = {("model", name): "config.json" for name in of.hub_models}
     for prompts in _asked(of):
         for name in prompts.prompts:
             if name in PROMPT_SETS and not Path(name).exists():
                 found["dataset", PROMPT_SETS[name].source.hub_id] = "README.md"
     names = [args.script.dataset_name for args in of.arguments.values()]
-    if any(str(name).startswith("data/hh-rlhf/") and not Path(str(name)).exists() for name in names):
+    if any(is_hh_rlhf(name) and not Path(str(name)).exists() for name in names):
         found["dataset", DATA] = "README.md"
     return found
 
@@ -143,16 +148,6 @@ def _access(kind: str, name: str) -> Finding:
         cause = without_password(next(iter(str(error).strip().splitlines()), type(error).__name__))
         return Finding(what, "failed", f"{endpoint} cannot be asked ({cause}): check the connection")
     return Finding(what, "ok", page)
-
-
-def _is_on_hub(name: str) -> bool:
-    if Path(name).exists() or is_testbed(name):
-        return False
-    try:
-        validate_repo_id(name)
-    except HFValidationError as error:
-        raise InputError(f"model is {name!r}, which is neither here nor a name that the hub has; correct it") from error
-    return True
 
 
 # -- what is trained --------------------------------------------------------------------------------------------------
@@ -205,7 +200,7 @@ def _data(of: Reproduction) -> Iterator[Finding]:
                 needed[name] = (args, pairs or needed.get(name, (args, False))[1])
     for name, (args, pairs) in needed.items():
         what = f"data {name}"
-        if name.startswith("data/hh-rlhf/") and not Path(name).exists():
+        if is_hh_rlhf(name) and not Path(name).exists():
             yield Finding(what, "later", "the first step downloads it")
             continue
         rows = load_rows(name, config=args.script.dataset_config, split=args.script.dataset_train_split)
@@ -303,20 +298,20 @@ def machine(
         disk_gb: by folder (which need not be there yet) what is to be written to it, in 10^9 bytes; likewise.
     """
     if of.num_gpus:
-        sizes = [torch.cuda.get_device_properties(n).total_memory / 2**30 for n in range(torch.cuda.device_count())]
+        sizes = [torch.cuda.get_device_properties(n).total_memory / GIB for n in range(torch.cuda.device_count())]
         here = f"{len(sizes)} here" + (f", of {min(sizes):.0f} GiB" if sizes else "")
         enough = len(sizes) >= of.num_gpus and min(sizes) >= 0.95 * gpu_memory_gib
         wanted = f"{of.num_gpus} of {gpu_memory_gib:g} GiB are planned for"
         yield Finding("GPUs", "ok" if enough else "failed", f"{wanted} (--num_gpus, --gpu_memory_gib), {here}")
     if memory_gib:
-        total = psutil.virtual_memory().total / 2**30
+        total = psutil.virtual_memory().total / GIB
         status: Status = "ok" if total > memory_gib else "failed"
         yield Finding("memory", status, f"{memory_gib:,.0f} GiB are planned for, the machine has {total:,.0f} GiB")
     needed: dict[int, float] = {}
     places: dict[int, Path] = {}
     for folder, size in disk_gb.items():
         with disk_errors(folder):
-            place = next(parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists())
+            place = existing(folder)
         disk = place.stat().st_dev
         needed[disk], places[disk] = needed.get(disk, 0.0) + size, place
     for disk, size in ((disk, size) for disk, size in needed.items() if size):

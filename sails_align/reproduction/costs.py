@@ -14,12 +14,12 @@ from transformers import PreTrainedConfig
 
 from sails_align import attack_options
 from sails_align.comparison.commands import OPTIONS
-from sails_align.estimate import GIB, RESERVE
+from sails_align.estimate import fits
 from sails_align.eval_harness import HarnessArguments
 from sails_align.eval_judges import JudgeArguments
-from sails_align.reproduction.plan import DATA_FOLDER, Engine, Reproduction, Step
+from sails_align.reproduction.plan import Engine, Reproduction, Step, is_hh_rlhf
 from sails_align.training.arguments import Arguments
-from sails_align.training.memory import Memory, checkpoint_bytes, estimate
+from sails_align.training.memory import FOR_QUANTIZED, Memory, checkpoint_bytes, estimate
 from sails_align.training.parsing import CommandLine
 from sails_align.training.shapes import meta_model, setup_of, shape_of
 
@@ -101,8 +101,9 @@ class _Rate:
 
 def _n_parameters(of: Reproduction, config: PreTrainedConfig) -> int:
     """Of the model without adapters."""
-    shape = shape_of(meta_model(next(iter(of.arguments.values())), config))
-    return shape.n_parameters - shape.n_trainable if shape.n_trainable < shape.n_parameters else shape.n_parameters
+    args = next(iter(of.arguments.values()))
+    shape = shape_of(meta_model(args, config))
+    return shape.n_parameters - (shape.n_trainable if args.model.use_peft else 0)
 
 
 def operations(args: Arguments) -> int:
@@ -114,7 +115,7 @@ def operations(args: Arguments) -> int:
 def training_tokens(args: Arguments) -> float:
     """Of all epochs; 0 for data whose size is not known."""
     safety, helpful = (
-        ROWS.get(Path(str(name)).name, 0) if str(name).startswith(DATA_FOLDER) else 0
+        ROWS.get(Path(str(name)).name, 0) if is_hh_rlhf(name) else 0
         for name in (args.script.dataset_name, args.data.helpful_dataset_name)
     )
     safety = min(safety, args.data.max_train_examples or safety)
@@ -167,16 +168,13 @@ def fitting_engine(
         gpu_memory_gib: of a GPU; a part of it is left free (`estimate.RESERVE`).
     """
     shape, setup = shape_of(meta_model(args, config)), setup_of(args, config)
-    candidates: tuple[Engine, ...] = ("single",) if num_gpus == 1 else ("zero2", "zero3")
+    candidates: list[Engine] = ["single"] if num_gpus == 1 else ["zero2", "zero3"]
     if num_gpus > 1 and args.model.use_peft:
-        candidates = ("ddp", *candidates)
-    for engine in candidates:
-        memory = estimate(engine, shape, setup, num_gpus, num_gpus)
-        if _fits(memory, gpu_memory_gib):
-            return engine, memory, True
-    memory = estimate("zero3_offload", shape, setup, num_gpus, num_gpus)
-    return "zero3_offload", memory, _fits(memory, gpu_memory_gib)
-
-
-def _fits(memory: Memory, gpu_memory_gib: float) -> bool:
-    return memory.total <= (1 - RESERVE) * gpu_memory_gib * GIB
+        candidates.insert(0, "ddp")
+    candidates.append("zero3_offload")
+    if setup.quantized_bytes is not None:
+        candidates = [of for of in candidates if of in FOR_QUANTIZED]
+    needed = {of: estimate(of, shape, setup, num_gpus, num_gpus) for of in candidates}
+    fitting: list[Engine] = [of for of in candidates if fits(needed[of], gpu_memory_gib)]
+    engine = fitting[0] if fitting else candidates[-1]
+    return engine, needed[engine], bool(fitting)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from sails_align import align
-from sails_align.comparison.commands import options_of
+from sails_align.comparison.commands import AGAIN, evaluation, options_of
 from sails_align.comparison.plan import Protocol, Run
 from sails_align.comparison.studies import option_groups
 from sails_align.config import Method
@@ -36,8 +36,6 @@ RECIPE_GPUS = 8
 """For which the recipes' batch sizes are."""
 GCG = {"prompts": "advbench", "n_prompts": "50"}
 """Ours: the paper's number of attacked prompts is not known."""
-AGAIN = ["--retry_unscored", "true"]
-"""Of an evaluation that is started again: ask for what failed, and for nothing else."""
 DATA = "Anthropic/hh-rlhf"
 DATA_FOLDER = "data/hh-rlhf"
 
@@ -89,6 +87,12 @@ class Reproduction:
         """The base model: what is trained."""
         return str(next(iter(self.arguments.values())).model.model_name_or_path)
 
+    @property
+    def hub_models(self) -> list[str]:
+        """The models that are taken from the hub: the base, and those that are evaluated as they are."""
+        models = dict.fromkeys([self.model, *(run.options[1] for run in self.runs if run.trainer == "none")])
+        return [model for model in models if not Path(model).exists() and not is_testbed(model)]
+
     @cached_property
     def arguments(self) -> dict[str, Arguments]:
         """Of each training its options, as its recipe and the file have them, on the machine that is planned for."""
@@ -101,18 +105,17 @@ class Reproduction:
     def _data(self) -> Iterator[Step]:
         named = [(args.script.dataset_name, args.data.helpful_dataset_name) for args in self.arguments.values()]
         names = {name for pair in named for name in pair}
-        parts = sorted(Path(name).name for name in names if name and name.startswith(f"{DATA_FOLDER}/"))
+        parts = sorted(Path(name).name for name in names if name is not None and is_hh_rlhf(name))
         if parts:
             command = ["hf", "download", DATA, "--repo-type", "dataset", "--local-dir", DATA_FOLDER]
             yield Step("data", "hh-rlhf", (*command, *_included(f"{part}/*" for part in parts)), "none")
-        for model in dict.fromkeys([self.model, *(run.options[1] for run in self.runs if run.trainer == "none")]):
-            if not Path(model).exists() and not is_testbed(model):
-                wanted = _included(("*.safetensors", "*.json", "tokenizer*", "*.jinja"))
-                yield Step("data", model.rpartition("/")[2], ("hf", "download", model, *wanted), "none")
+        for model in self.hub_models:
+            wanted = _included(("*.safetensors", "*.json", "tokenizer*", "*.jinja"))
+            yield Step("data", model.rpartition("/")[2], ("hf", "download", model, *wanted), "none")
 
     def _discovery(self) -> Iterator[Step]:
         """Once for all runs that start in the subspace, which must therefore want the same one."""
-        if sails := self._with_subspace():
+        if sails := self.with_subspace:
             for run in sails:
                 self._check_shared(sails[0], run)
             command = ("sails", "discover", *sails[0].options, "--output_dir", self._found.parent.as_posix())
@@ -132,11 +135,13 @@ class Reproduction:
     def _found(self) -> Path:
         return self.output_dir / "discovered" / "subspace"
 
-    def _with_subspace(self) -> list[Run]:
+    @property
+    def with_subspace(self) -> list[Run]:
+        """The runs that start in the subspace."""
         return [run for run in self.runs if run.name in self.arguments and self.arguments[run.name].sails.uses_subspace]
 
     def _trainings(self) -> Iterator[Step]:
-        found = {run.name for run in self._with_subspace()}
+        found = {run.name for run in self.with_subspace}
         for run in self.runs:
             if run.name not in self.arguments:
                 continue
@@ -161,11 +166,9 @@ class Reproduction:
     def _evaluations(self) -> Iterator[Step]:
         for run in self.runs:
             for kind, options in self.protocol.of_part("test").items():
-                command = ["sails", "eval", kind, "--model", self.folder(run), *options]
-                command += options_of(kind, run) if run.trainer == "none" else []
-                command += [] if kind == "harness" else AGAIN
-                command += ["--output_dir", str(self.output_dir / "evaluated" / run.name / kind)]
-                yield Step("evaluate", run.name, tuple(command), "one", kind)
+                output = str(self.output_dir / "evaluated" / run.name / kind)
+                command = ("sails", *evaluation(kind, options, run, self.folder(run)), "--output_dir", output)
+                yield Step("evaluate", run.name, command, "one", kind)
 
     def _attacks(self) -> Iterator[Step]:
         """GCG on every model but the base, which needs no attack to comply."""
@@ -198,6 +201,11 @@ def _decides_subspace(args: Arguments) -> dict[str, Any]:
         **{"dataset_name": args.script.dataset_name, "helpful_dataset_name": args.data.helpful_dataset_name},
         **{"chat_template_path": args.chat_template_path},
     }
+
+
+def is_hh_rlhf(name: str | None) -> bool:
+    """Whether a data set is a part of HH-RLHF, where the first step puts it."""
+    return str(name).startswith(f"{DATA_FOLDER}/")
 
 
 def _included(patterns: Iterable[str]) -> list[str]:

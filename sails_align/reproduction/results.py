@@ -36,7 +36,11 @@ PAPER: dict[str, dict[str, dict[str, str]]] = {
 
 def table(of: Reproduction) -> str:
     """Markdown: a row for each run; what is not measured yet is empty. The paper's numbers are in brackets."""
-    columns = [column for column in _columns(of) if column.kind != "helpfulness" or any(_cells(of, column))]
+    columns = [
+        column
+        for column in _columns(of)
+        if column.kind != "helpfulness" or any(_cell(of, run.name, column) for run in of.runs)
+    ]
     tasks = sorted({task for run in of.runs for task in _harness(of, run.name)})
     head = ["run", *(column.label for column in columns), *tasks]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
@@ -63,10 +67,6 @@ def _columns(of: Reproduction) -> Iterator[Column]:
     yield Column("helpfulness (1-10)", "helpfulness", ("overall", "helpfulness"), 1.0, 2)
     yield Column("right answers (%)", "helpfulness", ("overall", "correct_answer_rate"))
     yield Column("win rate (%)", "helpfulness", ("overall", "win_rate"))
-
-
-def _cells(of: Reproduction, column: Column) -> list[str]:
-    return [_cell(of, run.name, column) for run in of.runs]
 
 
 def _read(of: Reproduction, run: str, kind: str) -> Mapping[str, Any]:

@@ -82,7 +82,8 @@ class _Running:
                 raise
 
     def _run(self, number: int, step: Step, gpus: Sequence[str]) -> bool:
-        done, log = (self._path(kind, step) for kind in ("done", "log"))
+        file_name = step.name.replace("/", ".")
+        done, log = self._folder / "done" / f"{file_name}.json", self._folder / "logs" / f"{file_name}.log"
         title = f"{number:3} of {self._n_steps}  {step.name}"
         if _is_done(done, step):
             self._say(f"{title}: done before")
@@ -115,10 +116,6 @@ class _Running:
             self._say(f"{title}: FAILED with exit code {code}\n{tail}\nall of it is in {log}; the same command goes on")
         self._is_over = True
         return False
-
-    def _path(self, kind: str, step: Step) -> Path:
-        folder, suffix = ("done", ".json") if kind == "done" else ("logs", ".log")
-        return self._folder / folder / f"{step.name.replace('/', '.')}{suffix}"
 
     def _say(self, text: str) -> None:
         with self._lock:

@@ -6,7 +6,7 @@ Index: layer `l` means the output of block `l` (0-based), which is what an SAE w
 Shapes: B batch, S sequence, D d_model.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -40,6 +40,19 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     return layers
 
 
+def check_layers(model: nn.Module, layers: Iterable[int]) -> nn.ModuleList:
+    """The decoder blocks of a model that has the layers.
+
+    Raises:
+        InputError: if a layer is not in the model, and as `decoder_layers`.
+    """
+    blocks = decoder_layers(model)
+    for layer in layers:
+        if not 0 <= layer < len(blocks):
+            raise InputError(f"layer {layer} is out of range; choose 0 to {len(blocks) - 1}, the model's blocks")
+    return blocks
+
+
 @contextmanager
 def capture(model: nn.Module, layers: Sequence[int]) -> Iterator[dict[int, torch.Tensor]]:
     """Within the block, every forward pass fills the yielded dict with the output (B, S, D) of each block asked for.
@@ -47,10 +60,7 @@ def capture(model: nn.Module, layers: Sequence[int]) -> Iterator[dict[int, torch
     Raises:
         InputError: if a layer is not in the model.
     """
-    blocks = decoder_layers(model)
-    for layer in layers:
-        if not 0 <= layer < len(blocks):
-            raise InputError(f"layer {layer} is out of range; choose 0 to {len(blocks) - 1}, the model's blocks")
+    blocks = check_layers(model, layers)
     hidden_states: dict[int, torch.Tensor] = {}
 
     def keep(layer: int):

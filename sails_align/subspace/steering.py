@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sails_align.errors import InputError
-from sails_align.subspace.hooks import decoder_layers
+from sails_align.subspace.hooks import check_layers
 
 Edit = Callable[[Tensor], Tensor]
 """Of hidden states (B, S, D)."""
@@ -31,7 +31,7 @@ def added(model: nn.Module, directions: Mapping[int, Tensor]) -> Iterator[None]:
         InputError: if a layer is not in the model, or a direction does not have its width.
     """
     for layer, direction_D in directions.items():
-        _check(model, layer, direction_D.shape, 1)
+        _check_shape(model, layer, direction_D.shape, 1)
     with _edited(model, {layer: partial(_add, of) for layer, of in directions.items()}):
         yield
 
@@ -48,7 +48,7 @@ def removed(model: nn.Module, bases: Mapping[int, Tensor]) -> Iterator[None]:
         InputError: if a layer is not in the model, or a basis does not have its width.
     """
     for layer, basis_DR in bases.items():
-        _check(model, layer, basis_DR.shape, 2)
+        _check_shape(model, layer, basis_DR.shape, 2)
     with _edited(model, {layer: partial(_remove, of) for layer, of in bases.items()}):
         yield
 
@@ -62,10 +62,7 @@ def _remove(basis_DR: Tensor, hidden_BSD: Tensor) -> Tensor:
     return hidden_BSD - (hidden_BSD @ basis_DR) @ basis_DR.T
 
 
-def _check(model: nn.Module, layer: int, shape: torch.Size, n_dimensions: int) -> None:
-    n_blocks = len(decoder_layers(model))
-    if not 0 <= layer < n_blocks:
-        raise InputError(f"layer {layer} is out of range; choose a block of the model, 0 to {n_blocks - 1}")
+def _check_shape(model: nn.Module, layer: int, shape: torch.Size, n_dimensions: int) -> None:
     d_model = model.config.get_text_config().hidden_size  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
     if len(shape) != n_dimensions or shape[0] != d_model:
         raise InputError(
@@ -79,7 +76,7 @@ def _edited(model: nn.Module, edits: Mapping[int, Edit]) -> Iterator[None]:
     def hook(edit: Edit, module: nn.Module, args: tuple, output: Tensor | tuple) -> Tensor | tuple:
         return (edit(output[0]), *output[1:]) if isinstance(output, tuple) else edit(output)
 
-    blocks = decoder_layers(model)
+    blocks = check_layers(model, edits)
     handles = [blocks[layer].register_forward_hook(partial(hook, edit)) for layer, edit in edits.items()]
     try:
         yield

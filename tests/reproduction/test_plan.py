@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 from documented import blocks
 from hub_configs import CONFIGS, parse
+from transformers import PreTrainedConfig
 
 from sails_align import reproducing
 from sails_align.compare_options import read_plans
 from sails_align.comparison.commands import check
 from sails_align.reproduction.checks import repositories
-from sails_align.reproduction.costs import Costs, costs_of, fitting_engine
+from sails_align.reproduction.costs import costs_of, fitting_engine
 from sails_align.reproduction.plan import Reproduction, Step
+from sails_align.reproduction.results import table
 from sails_align.training.parsing import CommandLine
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -126,6 +128,31 @@ def test_costs_by_hand() -> None:
     )
 
 
+def test_the_size_of_a_model_whose_first_training_is_of_all_weights() -> None:
+    """Of a multimodal one these are the language model's, and the frozen rest is a part of it all the same."""
+    of, config = planned("gemma-3-4b"), parse(CONFIGS["gemma-3-4b"])
+    full_first = replace(of, runs=tuple(sorted(of.runs, key=lambda run: run.name != "sft-full")))
+    assert [_gpu_hours(of, config, name) for name in RUNS] == [_gpu_hours(full_first, config, name) for name in RUNS]
+
+
+def _gpu_hours(of: Reproduction, config: PreTrainedConfig, run: str) -> float:
+    return costs_of([of_run(of, f"train/{run}")], of, config, 300.0)[0].gpu_hours
+
+
+def test_engines_of_a_quantized_base() -> None:
+    of, config = planned("gemma-2-9b"), parse(CONFIGS["gemma-2-9b"])
+    args = of.arguments["sft-sails"]
+    args.model.load_in_4bit = True
+    assert fitting_engine(args, config, 8, 1.0)[::2] == ("ddp", False)  # DeepSpeed would be refused
+    assert fitting_engine(args, config, 1, 80.0)[::2] == ("single", True)
+
+
+def test_the_paper_s_numbers_are_in_the_table(tmp_path: Path) -> None:
+    of = replace(planned("gemma-2-9b"), output_dir=tmp_path)
+    rows = table(of).splitlines()
+    assert [re.findall(r"\[(.*?)\]", row) for row in rows if "[" in row] == [["99.6"], ["92.2"]]
+
+
 def of_run(of: Reproduction, name: str) -> Step:
     return next(step for step in of.steps() if step.name == name)
 
@@ -141,7 +168,6 @@ def test_other_machines() -> None:
     assert "accelerate_configs/zero3.yaml" in of_run(small, "train/sft-full").argv
     args, config = small.arguments["sft-full"], parse(CONFIGS["gemma-2-9b"])
     assert fitting_engine(args, config, 1, 8.0)[2] is False
-    assert Costs() == Costs(0.0, 0.0, 0)
 
 
 def test_what_the_attacks_need_is_looked_at_if_there_are_some() -> None:

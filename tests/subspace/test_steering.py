@@ -79,7 +79,7 @@ def test_no_hook_stays_after_an_error(model):
 @pytest.mark.parametrize(
     ("layer", "shape", "said"),
     [
-        (3, (D,), "layer 3 is out of range; choose a block of the model, 0 to 2"),
+        (3, (D,), "layer 3 is out of range; choose 0 to 2"),
         (-1, (D,), "layer -1 is out of range"),
         (0, (D + 1,), r"has shape \(33,\), but the model has d_model 32"),
         (0, (D, 2), r"has shape \(32, 2\)"),

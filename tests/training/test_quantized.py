@@ -190,6 +190,15 @@ def test_merging_tells_how_far_it_is(finished: Path, tmp_path: Path, capsys: pyt
     assert told > 1e-2
 
 
+def test_merging_a_run_in_8_bits_whose_dtype_is_the_checkpoints(
+    project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = project.argv(tmp_path / "run", *QUANTIZATIONS["8bit"], "--dtype", "auto", "--max_steps", "1")
+    align.main("sft", argv)
+    exporting.merge([str(tmp_path / "run"), "--output", str(tmp_path / "merged"), "--device", "cpu"])
+    assert "of what was trained by up to " in capsys.readouterr().out
+
+
 def test_resuming_ends_where_a_whole_run_ends(project: Project, gemma: Path, finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished / "checkpoint-4", tmp_path / "checkpoint-4")
     options = ["--save_total_limit", "9", "--resume_from_checkpoint", "true"]
