@@ -165,11 +165,13 @@ def _check(
     """Look at everything, and show it; how many checks failed."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    from sails_align.reproduction.checks import Finding, findings, machine
+    from sails_align.reproduction.checks import Finding, findings, machine, repositories
 
     in_cache = sum(cost.disk_gb for step, cost in zip(steps, costs, strict=True) if step.stage in ("data", "discover"))
     disk_gb = {Path(HF_HUB_CACHE): in_cache, planned.of.output_dir: sum(cost.disk_gb for cost in costs) - in_cache}
-    problems = [*planned.problems, *([("hub", unreachable)] if unreachable is not None else [])]
+    problems = list(planned.problems)
+    if unreachable is not None and repositories(planned.of):
+        problems.append(("hub", unreachable))
     n = n_failed = 0
     for finding in chain(
         machine(planned.of, options.gpu_memory_gib, planned.memory_gib, disk_gb),
