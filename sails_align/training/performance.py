@@ -136,7 +136,9 @@ def _check_liger(config: PreTrainedConfig, *, on_gpu: bool) -> None:
         raise InputError("use_liger_kernel needs a GPU, and there is none; leave it out")
     if not is_liger_kernel_available():
         raise InputError("use_liger_kernel needs liger-kernel; pip install 'sails-align[performance]', or leave it out")
-    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+    from liger_kernel.transformers.monkey_patch import (  # pyright: ignore[reportMissingImports]
+        MODEL_TYPE_TO_APPLY_LIGER_FN,
+    )
 
     if config.model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:  # transformers would only log it
         raise InputError(f"use_liger_kernel has no kernels for {config.model_type}; leave it out")
