@@ -141,6 +141,9 @@ def loaded_one_by_one(
         encoder = residual_sae(source, sae)
         del sae  # so that the caller alone holds it
         check_fits(encoder.info, model_config, model_name, allow_mismatch)
+        for name in ("W_enc", "W_dec"):
+            if not getattr(encoder.sae, name).isfinite().all():
+                raise InputError(f"SAE {source} has numbers in {name} that are not finite; load or train it again")
         layer = encoder.info.layer
         if layer in sources:
             raise InputError(
@@ -156,7 +159,7 @@ def residual_sae(source: str, sae: "SAE[Any]") -> ResidualSAE:
     """Freeze an SAE of sae-lens and bring it into the convention of this module. The SAE is changed in place.
 
     Raises:
-        InputError: if it is not of the residual stream, its weights are not finite, or its input scaling is unknown.
+        InputError: if it is not of the residual stream, or its input scaling is unknown.
     """
     metadata = sae.cfg.metadata
     hook_names = [name for name in (metadata.hook_name, metadata.hf_hook_name) if name]
@@ -167,9 +170,6 @@ def residual_sae(source: str, sae: "SAE[Any]") -> ResidualSAE:
             "give a standard, TopK, JumpReLU or gated SAE"
         )
     layer = layer_of_sae(source, hook_names)
-    for name in ("W_enc", "W_dec"):
-        if not getattr(sae, name).isfinite().all():
-            raise InputError(f"SAE {source} has numbers in {name} that are not finite; load or train it again")
     if sae.cfg.normalize_activations in ("expected_average_only_in", "covariance_whitening"):
         raise InputError(
             f"SAE {source} expects inputs scaled by a constant ({sae.cfg.normalize_activations}) that is not stored "
