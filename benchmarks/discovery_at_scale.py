@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from train_step import words_of
 
 TARGET_GB = 12.0
 POLL = 0.02
@@ -50,16 +51,15 @@ def measured(command: list[str]) -> dict[str, float]:
     }
 
 
-def discovery(folder: Path, shape: str, placement: str, n_examples: int) -> list[str]:
-    """The command that is measured."""
+def discovery(folder: Path, output_dir: Path, placement: str, n_examples: int) -> list[str]:
+    """The command that is measured, on what `random_models` has written to a folder."""
     options = {
         **{"model_name_or_path": folder / "model", "sae_path": folder / "saes", "dataset_name": folder / "pairs.jsonl"},
         **{"sae_allow_mismatch": "true", "sae_placement": placement, "max_discovery_examples": n_examples},
         **{"preset": "paper", "dtype": "bfloat16", "max_length": 128, "eval_examples": 4, "disable_tqdm": "true"},
-        **{"output_dir": folder / f"run-{shape}-{placement}-{n_examples}"},
+        "output_dir": output_dir,
     }
-    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    return [sys.executable, "-m", "sails_align", "discover", *words]
+    return [sys.executable, "-m", "sails_align", "discover", *words_of(options)]
 
 
 def prepare(folder: Path, shape: str, n_examples: int) -> None:
@@ -80,7 +80,8 @@ def benchmark(folder: Path, shape: str, placements: list[str], examples: list[in
     rows = []
     for placement in placements:
         for n_examples in examples:
-            row = measured(discovery(folder, shape, placement, n_examples))
+            output_dir = folder / f"run-{shape}-{placement}-{n_examples}"
+            row = measured(discovery(folder, output_dir, placement, n_examples))
             rows.append({"placement": placement, "examples": n_examples, **row})
             print(json.dumps(rows[-1]), file=sys.stderr)
     return {"shape": shape, "runs": rows, "target_gb": TARGET_GB}

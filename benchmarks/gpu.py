@@ -24,7 +24,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from train_step import QUIET, STARTS, launch, ratios
+import discovery_at_scale
+from train_step import QUIET, STARTS, launch, ratios, words_of
 
 TARGETS = {"discovery": 1.10, "sft": 1.02, "dpo": 1.02}
 SIZES = {  # rows and tokens of a batch, steps, and new tokens: of real shapes, and of the tiny one
@@ -188,7 +189,7 @@ def training(folder: Path, shape: str, method: str, pairs: int, n_parameters: in
         **{"max_length": size["length"], "per_device_train_batch_size": size["rows"], "max_steps": size["steps"]},
         **{"eval_examples": 2, "logging_steps": 1, "learning_rate": 1e-4},
     }
-    common = [*QUIET, *(word for name, value in given.items() for word in (f"--{name}", str(value)))]
+    common = [*QUIET, *words_of(given)]
     own = {"SAILS": ["--subspace_path", str(folder / "found" / "subspace")], "LoRA": []}
     taken: dict[str, list[dict[str, float]]] = {start: [] for start in STARTS}
     for turn in range(pairs):
@@ -211,11 +212,8 @@ def training(folder: Path, shape: str, method: str, pairs: int, n_parameters: in
 
 def found_subspace(folder: Path) -> None:
     """Discover once, for all trainings."""
-    options = {"model_name_or_path": folder / "model", "sae_path": folder / "saes", "sae_allow_mismatch": "true"}
-    options |= {"dataset_name": folder / "pairs.jsonl", "preset": "paper", "dtype": "bfloat16", "disable_tqdm": "true"}
-    options |= {"max_discovery_examples": 8, "eval_examples": 2, "max_length": 128, "output_dir": folder / "found"}
-    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    done = subprocess.run([sys.executable, "-m", "sails_align", "discover", *words], capture_output=True, text=True)
+    command = discovery_at_scale.discovery(folder, folder / "found", "all", 8)
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"discover: {done.stderr[-3000:]}")
 

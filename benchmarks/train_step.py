@@ -27,6 +27,11 @@ QUIET = ["--save_strategy", "no", "--disable_tqdm", "true"]
 TESTBED = ["--max_train_examples", "512", "--max_steps", "120", "--eval_examples", "8"]
 
 
+def words_of(options: dict[str, Any]) -> list[str]:
+    """Options as on a command line."""
+    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
+
+
 def child(method: str, options: list[str]) -> None:
     """Train once, in this process, and print what was measured as the last line."""
     import resource

@@ -123,7 +123,8 @@ def _planned(options: argparse.Namespace) -> _Planned:
     from sails_align.compare_options import read_plans
     from sails_align.estimate import GIB
     from sails_align.reproduction.costs import fitting_engine
-    from sails_align.reproduction.plan import Engine, Reproduction
+    from sails_align.reproduction.plan import Reproduction
+    from sails_align.training.memory import Engine
     from sails_align.training.parsing import CommandLine
     from sails_align.training.source import load_model_config
 

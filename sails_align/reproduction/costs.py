@@ -17,9 +17,9 @@ from sails_align.comparison.commands import OPTIONS
 from sails_align.estimate import fits
 from sails_align.eval_harness import HarnessArguments
 from sails_align.eval_judges import JudgeArguments
-from sails_align.reproduction.plan import Engine, Reproduction, Step, is_hh_rlhf
+from sails_align.reproduction.plan import Reproduction, Step, is_hh_rlhf
 from sails_align.training.arguments import Arguments
-from sails_align.training.memory import FOR_QUANTIZED, Memory, checkpoint_bytes, estimate
+from sails_align.training.memory import FOR_QUANTIZED, Engine, Memory, checkpoint_bytes, estimate
 from sails_align.training.parsing import CommandLine
 from sails_align.training.shapes import meta_model, setup_of, shape_of
 

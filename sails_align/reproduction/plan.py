@@ -21,8 +21,8 @@ from sails_align.estimate import as_on_gpu
 from sails_align.eval_options import PromptArguments
 from sails_align.testbed.build import is_testbed
 from sails_align.training.arguments import Arguments
+from sails_align.training.memory import Engine
 
-Engine = Literal["single", "ddp", "zero2", "zero3", "zero3_offload"]
 LAUNCH: dict[Engine, str] = {
     "single": "single_gpu.yaml",
     "ddp": "multi_gpu.yaml",
@@ -30,7 +30,7 @@ LAUNCH: dict[Engine, str] = {
     "zero3": "zero3.yaml",
     "zero3_offload": "zero3_offload.yaml",
 }
-"""Files in `accelerate_configs`."""
+"""Files in `accelerate_configs` of the engines that are chosen among."""
 METHODS = get_args(Method)
 RECIPE_GPUS = 8
 """For which the recipes' batch sizes are."""

@@ -6,15 +6,32 @@ A Gemma Scope SAE of 16k latents takes 0.3 GB in Gemma-2-2B and 0.5 GB in 9B, on
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from sails_align.subspace.sae import ResidualSAE, SAEInfo, load_saes, loaded_one_by_one
 
+Value = TypeVar("Value")
+
+
+class _ByLayer(Mapping[int, Value]):
+    """A mapping that knows its layers, and asks for a value only when one is wanted."""
+
+    infos: Mapping[int, SAEInfo]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.infos)
+
+    def __len__(self) -> int:
+        return len(self.infos)
+
+    def __contains__(self, layer: object) -> bool:  # Mapping's would load an SAE
+        return layer in self.infos
+
 
 @dataclass(frozen=True)
-class SAESet(Mapping[int, ResidualSAE]):
+class SAESet(_ByLayer[ResidualSAE]):
     """SAEs by layer. Those that are not kept are loaded when they are asked for."""
 
     infos: Mapping[int, SAEInfo]
@@ -53,34 +70,16 @@ class SAESet(Mapping[int, ResidualSAE]):
             which = {"sae_ids": [source.removeprefix(f"{release}/")]}
         return load_saes(**{**self._options, **which})[layer]
 
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.infos)
-
-    def __len__(self) -> int:
-        return len(self.infos)
-
-    def __contains__(self, layer: object) -> bool:
-        return layer in self.infos
-
     def some(self, layers: list[int]) -> dict[int, ResidualSAE]:
         """The SAEs of some layers, loaded."""
         return {layer: self[layer] for layer in layers}
 
 
-@dataclass(frozen=True)
-class Decoders(Mapping[int, Tensor]):
+class Decoders(_ByLayer[Tensor]):
     """Decoder directions (F, D) of the SAEs by layer, on the CPU, taken from them when they are asked for."""
 
-    saes: SAESet
+    def __init__(self, saes: SAESet) -> None:
+        self._saes, self.infos = saes, saes.infos
 
     def __getitem__(self, layer: int) -> Tensor:
-        return self.saes[layer].W_dec_FD.cpu()
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.saes)
-
-    def __len__(self) -> int:
-        return len(self.saes)
-
-    def __contains__(self, layer: object) -> bool:
-        return layer in self.saes
+        return self._saes[layer].W_dec_FD.cpu()
