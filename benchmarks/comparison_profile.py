@@ -78,7 +78,7 @@ def clocked() -> Iterator[Clock]:
 
 
 def main() -> None:
-    from sails_align.comparison.plan import RUNS, Cell, Measures
+    from sails_align.experiments.plan import RUNS, Cell, Measures
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", nargs="*", default=["sft-lora", "sft-sails", "sft-full", "dpo-sails"], choices=RUNS)
@@ -89,9 +89,10 @@ def main() -> None:
     import lm_eval.models.huggingface  # noqa: F401 -- imported before the clock starts, as the fork server does
     import sae_lens  # noqa: F401
 
-    from sails_align import align, rlhf  # noqa: F401
-    from sails_align.comparison.cells import run_cell
-    from sails_align.evaluation import gcg  # noqa: F401
+    from sails_align.evaluation.attacks import gcg  # noqa: F401
+    from sails_align.experiments.cells import run_cell
+    from sails_align.training import run as align  # noqa: F401
+    from sails_align.training.rlhf import run as rlhf  # noqa: F401
 
     gc.freeze()
     table = Table(title="one cell of each run, seconds of one thread")

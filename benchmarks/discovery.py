@@ -36,14 +36,14 @@ from transformer_lens import HookedTransformerConfig
 from transformer_lens.pretrained.weight_conversions.gemma import convert_gemma_weights
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, Gemma2Model
 
-from sails_align.artifacts import package_versions, write_json
-from sails_align.errors import InputError, exit_on_input_error
-from sails_align.subspace.discover import batches, discover, padded
-from sails_align.subspace.features import FeatureFitter
-from sails_align.subspace.hooks import hidden_states_at
-from sails_align.subspace.sae import ResidualSAE, load_saes, residual_sae
-from sails_align.subspace.stats import SIDES
-from sails_align.tokens import TokenizedSide
+from sails_align.core.artifacts import package_versions, write_json
+from sails_align.core.errors import InputError, exit_on_input_error
+from sails_align.data.tokens import TokenizedSide
+from sails_align.models.hooks import hidden_states_at
+from sails_align.saes.load import ResidualSAE, load_saes, residual_sae
+from sails_align.subspace.forward import batches, discover, padded
+from sails_align.subspace.selection import FeatureFitter
+from sails_align.subspace.statistics import SIDES
 
 # Gemma-2-2B's proportions at d_model 640: an MLP of 4 d_model, SAEs of 7 d_model, one every five blocks.
 HUNDRED_M: dict[str, Any] = {

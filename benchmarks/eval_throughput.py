@@ -47,10 +47,10 @@ def conversations() -> list[list[dict[str, str]]]:
 
 def responses(backend_name: str, turns: int, folder: Path) -> dict[str, Any]:
     """Ratio of responses/s: the evaluation's backend and cache / the backend bare."""
-    from sails_align.eval_model import resolve_model
-    from sails_align.eval_options import in_process
-    from sails_align.eval_run import respond
     from sails_align.evaluation.cache import Cache
+    from sails_align.evaluation.model import resolve_model
+    from sails_align.evaluation.options import in_process
+    from sails_align.evaluation.pipeline import respond
     from sails_align.evaluation.records import Prompt, Sampling
 
     asked = conversations()
@@ -127,10 +127,10 @@ def judge_server() -> Iterator[str]:
 
 def verdicts(turns: int, folder: Path) -> dict[str, Any]:
     """Ratio of verdicts/s to the server's limit, and seconds of a rerun that finds all in the cache."""
-    from sails_align.eval_run import verdicts_of
+    from sails_align.evaluation.backends.openai import OpenAIBackend
     from sails_align.evaluation.cache import Cache
-    from sails_align.evaluation.llm_judge import LlmJudge
-    from sails_align.evaluation.openai_backend import OpenAIBackend
+    from sails_align.evaluation.judges.llm import LlmJudge
+    from sails_align.evaluation.pipeline import verdicts_of
     from sails_align.evaluation.records import Item, Prompt
 
     items = [

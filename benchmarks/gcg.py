@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from sails_align.artifacts import write_json
+from sails_align.core.artifacts import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = {"base": None, "LoRA": "default", "SAILS": "sails"}
@@ -38,7 +38,7 @@ def train(init: str, folder: Path, seed: int) -> str:
 
 def attack(method: str, model: str, folder: Path, args: argparse.Namespace, *more: str) -> dict[str, Any]:
     """Run `sails attack`: success rates by attack, seconds, and the share of searches that met their target."""
-    from sails_align import attacking
+    from sails_align.cli import attack as attacking
 
     started = time.time()
     options = ["--model", model, "--n_prompts", str(args.n_prompts), "--output_dir", str(folder)]

@@ -42,7 +42,7 @@ def size_of(shape: str) -> dict[str, int]:
 
 
 def peak_gib() -> float:
-    from sails_align.cost import peak_memory_mb
+    from sails_align.core.cost import peak_memory_mb
 
     return peak_memory_mb() / 1024
 
@@ -88,11 +88,11 @@ def discovery(folder: Path, shape: str, turns: int) -> dict[str, Any]:
     import torch
     from random_models import SAES
 
-    from sails_align.subspace.discover import batches, discover, padded
-    from sails_align.subspace.features import FeatureFitter
-    from sails_align.subspace.sae_sets import SAESet
-    from sails_align.subspace.truncated import load_truncated
-    from sails_align.tokens import TokenizedSide
+    from sails_align.data.tokens import TokenizedSide
+    from sails_align.models.load import load_truncated
+    from sails_align.saes.sets import SAESet
+    from sails_align.subspace.forward import batches, discover, padded
+    from sails_align.subspace.selection import FeatureFitter
 
     size, device = size_of(shape), device_name()
     layers = SAES[shape][0]
@@ -134,7 +134,7 @@ def discovery(folder: Path, shape: str, turns: int) -> dict[str, Any]:
 
 
 def merge(run: Path, output: Path) -> dict[str, Any]:
-    from sails_align.exporting import merge
+    from sails_align.cli.merge import merge
 
     return {"seconds": timed(lambda: merge([str(run), "--output", str(output)])), "peak_gib": peak_gib()}
 
@@ -143,8 +143,8 @@ def generation(model: str, shape: str) -> dict[str, Any]:
     """New tokens a second, all rows at a time."""
     import torch
 
-    from sails_align.eval_model import resolve_model
-    from sails_align.evaluation.local_model import load_model
+    from sails_align.evaluation.backends.local_model import load_model
+    from sails_align.evaluation.model import resolve_model
 
     size = size_of(shape)
     loaded: Any = load_model(resolve_model(model), device_name())

@@ -31,13 +31,13 @@ from rich.table import Table
 from torch.nn.functional import normalize
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sails_align.core.linalg import orthonormalize
 from sails_align.evaluation.metrics import mean_interval
-from sails_align.linalg import orthonormalize
+from sails_align.initializers.baselines import ActivationFitter, activation_pca, mean_diff, random_basis
+from sails_align.saes.load import load_saes
 from sails_align.subspace.basis import build_subspace
 from sails_align.subspace.concepts import last_token_states
-from sails_align.subspace.features import FeatureFitter, select_features
-from sails_align.subspace.rivals import ActivationFitter, activation_pca, mean_diff, random_basis
-from sails_align.subspace.sae import load_saes
+from sails_align.subspace.selection import FeatureFitter, select_features
 from sails_align.testbed.build import resolve_testbed
 from sails_align.testbed.world import Request
 

@@ -20,11 +20,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sails_align.subspace.hooks import hidden_states_at
-from sails_align.subspace.sae import load_saes
+from sails_align.data.tokens import tokenize_prompt
+from sails_align.models.hooks import hidden_states_at
+from sails_align.saes.load import load_saes
 from sails_align.testbed.build import resolve_testbed
 from sails_align.testbed.world import Request
-from sails_align.tokens import tokenize_prompt
 
 
 def states(

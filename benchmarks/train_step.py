@@ -39,7 +39,7 @@ def child(method: str, options: list[str]) -> None:
     import torch
     from transformers import TrainerCallback
 
-    from sails_align import align
+    from sails_align.training import run as align
 
     class Clock(TrainerCallback):
         """When each step began, and when the last one ended."""

@@ -20,10 +20,10 @@ from inspect_ai.model import ChatMessage, ChatMessageAssistant, ChatMessageSyste
 from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, Value, metric, scorer
 from inspect_ai.solver import TaskState, generate
 
-from sails_align.errors import InputError
-from sails_align.eval_judges import JudgeArguments
-from sails_align.eval_options import PromptArguments, ResponseArguments
+from sails_align.core.errors import InputError
+from sails_align.evaluation.judges.options import JudgeArguments
 from sails_align.evaluation.metrics import Estimate, estimate, rate, safety_estimates
+from sails_align.evaluation.options import PromptArguments, ResponseArguments
 from sails_align.evaluation.records import Item, Judge, Prompt
 from sails_align.evaluation.records import Task as Asked
 

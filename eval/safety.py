@@ -4,8 +4,8 @@ python eval/safety.py --model testbed                          # or runs/mine, a
 python eval/safety.py --config FILE.yaml                       # options in a file: docs/evaluation.md
 """
 
-from sails_align.errors import exit_on_input_error
-from sails_align.eval_safety import main
+from sails_align.core.errors import exit_on_input_error
+from sails_align.evaluation.safety import main
 
 if __name__ == "__main__":
     with exit_on_input_error():

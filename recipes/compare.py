@@ -4,8 +4,8 @@ python recipes/compare.py                      # the testbed: eight methods, fiv
 python recipes/compare.py --n_seeds 20 --output_dir runs/twenty
 """
 
-from sails_align.comparing import main
-from sails_align.errors import exit_on_input_error
+from sails_align.cli.compare import main
+from sails_align.core.errors import exit_on_input_error
 
 if __name__ == "__main__":
     with exit_on_input_error():

@@ -4,8 +4,8 @@ python recipes/reproduce.py --model gemma-2-9b --dry-run     # the plan and the 
 python recipes/reproduce.py --model gemma-2-9b               # all of it; started again, it goes on
 """
 
-from sails_align.errors import exit_on_input_error
-from sails_align.reproducing import main
+from sails_align.cli.reproduce import main
+from sails_align.core.errors import exit_on_input_error
 
 if __name__ == "__main__":
     with exit_on_input_error():

@@ -36,22 +36,23 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import AutoModelForCausalLM, logging
 
-from sails_align import align, explaining
-from sails_align.artifacts import output_folder, write_json
-from sails_align.commands import layer_table
-from sails_align.errors import CommandParser, exit_on_input_error
-from sails_align.eval_model import resolve_model
-from sails_align.evaluation.local_model import load_model
+from sails_align.cli import features as explaining
+from sails_align.cli.discover import layer_table
+from sails_align.core.artifacts import output_folder, write_json
+from sails_align.core.errors import CommandParser, exit_on_input_error
+from sails_align.evaluation.backends.local_model import load_model
 from sails_align.evaluation.metrics import SAFE
+from sails_align.evaluation.model import resolve_model
+from sails_align.initializers.baselines import random_basis
 from sails_align.reporting.figures import COLOURS, picture
+from sails_align.saes.explain import Context, meanings
+from sails_align.steering.directions import added, removed
 from sails_align.subspace.concepts import last_token_states
-from sails_align.subspace.meaning import Context, meanings
-from sails_align.subspace.rivals import random_basis
-from sails_align.subspace.steering import added, removed
+from sails_align.subspace.discovery import find_subspace, load_named_saes
 from sails_align.testbed.evaluate import HARMFUL, HARMLESS, Judged, respond
 from sails_align.testbed.lexicon import BENIGN_THEMES, HARM_THEMES, SHARED_BENIGN, SHARED_HARM
-from sails_align.training.subspaces import find_subspace, load_named_saes
-from sails_align.training.trainers import build_trainer
+from sails_align.training import run as align
+from sails_align.training.trainer import build_trainer
 
 logging.disable_progress_bar()
 disable_progress_bars()

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
-from sails_align.evaluation import judge_answers, llm_judge, shielding
-from sails_align.evaluation.llm_judge import LlmJudge
+from sails_align.evaluation.judges import answers as judge_answers
+from sails_align.evaluation.judges import llm as llm_judge
+from sails_align.evaluation.judges import shielding
+from sails_align.evaluation.judges.llm import LlmJudge
 from sails_align.evaluation.records import Backend, Item, Sampling, Verdict
 from sails_align.testbed.judge_attacks import Case, as_prompt, attacked
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from watched_run import Watch
 
-from sails_align import align
-from sails_align.training import subspaces
+from sails_align.subspace import discovery as subspaces
+from sails_align.training import run as align
 
 
 def start(folder: Path, options: list[str]) -> int:

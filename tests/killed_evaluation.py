@@ -11,8 +11,8 @@ import signal
 import sys
 import time
 
-from sails_align import eval_safety
-from sails_align.evaluation import openai_backend
+from sails_align.evaluation import safety as eval_safety
+from sails_align.evaluation.backends import openai as openai_backend
 
 
 def start(options: list[str]) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from sails_align.artifacts import write_text
+from sails_align.core.artifacts import write_text
 from sails_align.testbed.build import resolve_testbed
 from sails_align.testbed.evaluate import alignment_data
 

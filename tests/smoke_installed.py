@@ -19,7 +19,9 @@ STEPS = (
     "sails train sft --max_steps 4 --max_train_examples 64 --eval_examples 8 --save_strategy no --output_dir run",
     "sails eval safety --model run --n_prompts 8 --output_dir judged",
 )
-WHERE = "import sails_align, sails_align.tokens as of; print(sails_align.__file__, len(of.read_chat_template('{}')))"
+WHERE = (
+    "import sails_align, sails_align.data.tokens as of; print(sails_align.__file__, len(of.read_chat_template('{}')))"
+)
 
 
 def main(environment: Path) -> None:

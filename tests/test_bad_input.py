@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from sails_align import align
 from sails_align.cli import main as sails
-from sails_align.errors import exit_on_input_error
+from sails_align.core.errors import exit_on_input_error
 from sails_align.testbed.build import ASSETS, D_SAE
+from sails_align.training import run as align
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTBED = ASSETS

@@ -16,7 +16,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from sails_align.cli import COMMANDS
-from sails_align.tokens import TEMPLATES, read_chat_template
+from sails_align.data.tokens import TEMPLATES, read_chat_template
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -46,7 +46,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(built: tuple[Path, Path]) 
     tracked = {str(path.relative_to(ROOT)) for path in (ROOT / "sails_align").rglob("*") if path.is_file()}
     assert names == {name for name in tracked if "__pycache__" not in name}
     assert {"sails_align/py.typed", "sails_align/testbed/assets/model/model.safetensors"} <= names
-    assert {"sails_align/templates/human_assistant.jinja", "sails_align/evaluation/judge_attacks.jsonl"} <= names
+    assert {"sails_align/data/templates/human_assistant.jinja", "sails_align/testbed/judge_attacks.jsonl"} <= names
     assert {"licenses/LICENSE", "entry_points.txt", "METADATA"} <= info
     assert built[0].stat().st_size < 10e6
 
@@ -57,7 +57,7 @@ def test_the_source_distribution_holds_what_a_checkout_does(built: tuple[Path, P
     assert {"LICENSE", "constraints.txt", "Makefile", "CHANGELOG.md", "CITATION.cff", "SECURITY.md"} <= names
     assert {"recipes/tour.py", "recipes/configs/gemma-2-9b/sft_sails.yaml", "eval/safety.py"} <= names
     assert {"recipes/templates/human_assistant.jinja", "accelerate_configs/zero3.yaml", "docs/method.md"} <= names
-    assert {"tests/conftest.py", "tests/tiny.py", "tests/subspace/test_steering.py"} <= names
+    assert {"tests/conftest.py", "tests/tiny.py", "tests/steering/test_directions.py"} <= names
     assert not [name for name in names if "__pycache__" in name or name.startswith(("runs", ".venv", "build"))]
 
 

@@ -12,13 +12,18 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from sails_align import align, attacking, eval_harness, eval_safety, exporting, sae_training
-from sails_align.data import load_rows
-from sails_align.errors import InputError
+from sails_align.cli import attack as attacking
+from sails_align.cli import eval_harness
+from sails_align.cli import merge as exporting
+from sails_align.cli import train_sae as sae_training
+from sails_align.core.errors import InputError
+from sails_align.data.pairs import load_rows
+from sails_align.evaluation import safety as eval_safety
+from sails_align.models.load import load_truncated
 from sails_align.reporting.page import Grid, Report, Section, entries, write_report
-from sails_align.subspace.meaning import Context, Meaning
-from sails_align.subspace.truncated import load_truncated
+from sails_align.saes.explain import Context, Meaning
 from sails_align.testbed.build import ASSETS
+from sails_align.training import run as align
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [path for folder in ("sails_align", "recipes", "eval") for path in sorted((ROOT / folder).rglob("*.py"))]

@@ -10,14 +10,14 @@ from peft import get_peft_model_state_dict
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, TrainerCallback, set_seed
 
-from sails_align import align
-from sails_align.config import Method
-from sails_align.subspace.adapter import AdapterInit
+from sails_align.initializers.adapter import AdapterInit
+from sails_align.subspace import discovery as subspaces
 from sails_align.subspace.basis import Subspace
-from sails_align.training import subspaces
+from sails_align.subspace.options import Method
+from sails_align.training import run as align
 from sails_align.training.checkpoints import run_identity
-from sails_align.training.source import Source
-from sails_align.training.trainers import AlignmentTrainer, build_trainer
+from sails_align.training.dataset import Source
+from sails_align.training.trainer import AlignmentTrainer, build_trainer
 
 TESTS = Path(__file__).resolve().parent
 RECIPES = TESTS.parent / "recipes"

@@ -25,10 +25,10 @@ from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
-from sails_align import align
-from sails_align.artifacts import write_text
-from sails_align.errors import exit_on_input_error
-from sails_align.training import subspaces
+from sails_align.core.artifacts import write_text
+from sails_align.core.errors import exit_on_input_error
+from sails_align.subspace import discovery as subspaces
+from sails_align.training import run as align
 
 
 class Watch(TrainerCallback):

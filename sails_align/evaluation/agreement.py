@@ -14,7 +14,7 @@ from typing import Literal
 import krippendorff
 import numpy as np
 
-from sails_align.errors import InputError
+from sails_align.core.errors import InputError
 from sails_align.evaluation.metrics import Estimate, estimate
 from sails_align.evaluation.records import Reason, Verdict
 

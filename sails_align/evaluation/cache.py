@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sails_align.errors import InputError
+from sails_align.core.errors import InputError
 
 FORMAT = 1
 WAIT = 60.0

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from sails_align.errors import InputError
+from sails_align.core.errors import InputError
 
 N_RESAMPLES = 2000
 DRAWS_AT_A_TIME = 8_000_000

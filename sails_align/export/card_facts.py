@@ -12,10 +12,10 @@ from typing import Any, Literal
 from huggingface_hub import ModelCard, try_to_load_from_cache
 from yaml import YAMLError
 
-from sails_align.artifacts import read_header
-from sails_align.errors import InputError
-from sails_align.loading import HUB_ID
-from sails_align.subspace.adapter_files import CONFIG, read_json
+from sails_align.core.artifacts import read_header
+from sails_align.core.errors import InputError
+from sails_align.data.loading import HUB_ID
+from sails_align.models.adapters import CONFIG, read_json
 
 LICENSES = {
     r"google/gemma-(1\.1-|2-|3-)?\d+[bm](-.*)?": "gemma",

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 from huggingface_hub import HfApi, get_token
 
-from sails_align.errors import InputError
+from sails_align.core.errors import InputError
 
 FILES = (
     "README.md",

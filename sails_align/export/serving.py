@@ -13,11 +13,11 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from sails_align.config import PLAIN_INITS
-from sails_align.evaluation.vllm_options import MAX_LORA_RANKS, max_lora_rank
-from sails_align.subspace.adapter_files import AdapterFiles, read_adapter, tensor_faults
-from sails_align.subspace.hooks import decoder_layers
-from sails_align.subspace.truncated import not_partitioned
+from sails_align.evaluation.backends.vllm_options import MAX_LORA_RANKS, max_lora_rank
+from sails_align.models.adapters import AdapterFiles, read_adapter, tensor_faults
+from sails_align.models.hooks import decoder_layers
+from sails_align.models.load import not_partitioned
+from sails_align.subspace.options import PLAIN_INITS
 
 DTYPES = ("F32", "F16", "BF16")
 UNREAD = (

@@ -12,8 +12,8 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from sails_align.artifacts import write_bytes
-from sails_align.comparison.summary import MEASURES, Front, Mean, Measure, Row
+from sails_align.core.artifacts import write_bytes
+from sails_align.experiments.summary import MEASURES, Front, Mean, Measure, Row
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#7F7F7F")
 MARKERS = "osD^vP*X"

@@ -8,8 +8,8 @@ from typing import Any
 
 import jinja2
 
-from sails_align.artifacts import write_text
-from sails_align.comparison.summary import Mean, Measure
+from sails_align.core.artifacts import write_text
+from sails_align.experiments.summary import Mean, Measure
 from sails_align.reporting.figures import Picture
 
 PICTURES = "figures"

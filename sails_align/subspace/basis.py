@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch.nn.functional import normalize
 
-from sails_align.artifacts import load_artifact, save_artifact
-from sails_align.errors import InputError
-from sails_align.linalg import orthonormalize
-from sails_align.subspace.features import FeatureSelection, LayerSelection
+from sails_align.core.artifacts import load_artifact, save_artifact
+from sails_align.core.errors import InputError
+from sails_align.core.linalg import orthonormalize
+from sails_align.subspace.selection import FeatureSelection, LayerSelection
 
 KIND = "subspace"
 ORTHONORMAL_TOLERANCE = 1e-4  # float32 rounding over some thousand dimensions stays well under it

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sails_align.formats import Message
+from sails_align.data.formats import Message
+from sails_align.data.tokens import tokenize_prompt
+from sails_align.models.hooks import evaluation_mode, hidden_states_at
+from sails_align.saes.load import ResidualSAE
 from sails_align.subspace.basis import Subspace
-from sails_align.subspace.discover import padded
-from sails_align.subspace.hooks import evaluation_mode, hidden_states_at
-from sails_align.subspace.sae import ResidualSAE
-from sails_align.tokens import tokenize_prompt
+from sails_align.subspace.forward import padded
 
 N_SHOWN = 8
 """Features of a layer whose meaning is told."""

@@ -18,9 +18,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sails_align.artifacts import atomic_folder, cache_folder, package_versions, turn, write_json
-from sails_align.errors import InputError
-from sails_align.progress import progress_bar
+from sails_align.core.artifacts import atomic_folder, cache_folder, package_versions, turn, write_json
+from sails_align.core.errors import InputError
+from sails_align.core.progress import progress_bar
 from sails_align.testbed.world import World, WorldConfig
 
 ASSETS = Path(__file__).parent / "assets"
@@ -160,7 +160,7 @@ def build_testbed(
         InputError: if `output` exists and is not empty, or cannot be written.
     """
     # Heavy imports here, so that finding a testbed stays quick.
-    from sails_align.subspace.train_sae import train_saes
+    from sails_align.saes.train import train_saes
     from sails_align.testbed.pretrain import make_tokenizer, pretrain
 
     if output.exists() and (not output.is_dir() or any(output.iterdir())):

@@ -7,7 +7,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sails_align.evaluation.generation import generate
+from sails_align.evaluation.backends.hf import generate
 from sails_align.evaluation.metrics import Estimate, estimate, safety_estimates
 from sails_align.testbed.oracle import Oracle, Verdict
 from sails_align.testbed.world import Request, World

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sails_align.errors import InputError
+from sails_align.core.errors import InputError
 from sails_align.evaluation.records import Item, Prompt, Task, Verdict
 from sails_align.testbed import oracle
 from sails_align.testbed.build import Testbed, resolve_testbed

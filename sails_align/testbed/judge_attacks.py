@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
 
-from sails_align.evaluation.llm_judge import questions
+from sails_align.evaluation.judges.llm import questions
+from sails_align.evaluation.judges.rubrics import HARM
 from sails_align.evaluation.records import Item, Prompt
-from sails_align.evaluation.rubrics import HARM
 from sails_align.testbed.oracle import Oracle
 from sails_align.testbed.world import Request, World
 
@@ -61,7 +61,7 @@ def load_attacks() -> list[dict[str, Any]]:
     author can compute, {claim} the row's `claim`, written as its `hide` says, and {padding} 100 kB of what its `pad`
     says; `alter` says how the response is written.
     """
-    lines = (files("sails_align.evaluation") / "judge_attacks.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (files("sails_align.testbed") / "judge_attacks.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
 

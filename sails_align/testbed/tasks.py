@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from sails_align.artifacts import write_text
-from sails_align.errors import InputError
+from sails_align.core.artifacts import write_text
+from sails_align.core.errors import InputError
 from sails_align.testbed.evaluate import HARMLESS, MAX_NEW_TOKENS
 from sails_align.testbed.lexicon import COLORS, KINDS, PLACES, TOOLS
 from sails_align.testbed.world import Request, Thing, World

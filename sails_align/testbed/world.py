@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from sails_align.errors import InputError
+from sails_align.core.errors import InputError
 from sails_align.testbed.lexicon import (
     BENIGN_THEMES,
     COLORS,

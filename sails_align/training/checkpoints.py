@@ -29,14 +29,14 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import DPOConfig, SFTConfig
 
-from sails_align.artifacts import content_hash, tensors_hash, write_json
-from sails_align.distributed import from_main, n_processes
-from sails_align.errors import InputError
+from sails_align.core.artifacts import content_hash, tensors_hash, write_json
+from sails_align.core.distributed import from_main, n_processes
+from sails_align.core.errors import InputError
+from sails_align.models.language_model import copy_processor
 from sails_align.subspace.basis import Subspace
-from sails_align.subspace.language_model import copy_processor
-from sails_align.training.arguments import CHANGES_BASE, Arguments
-from sails_align.training.source import Source, identity_of
-from sails_align.training.trainers import INITIAL_ADAPTER, PAIRS, AlignmentTrainer
+from sails_align.training.dataset import Source, identity_of
+from sails_align.training.options import CHANGES_BASE, Arguments
+from sails_align.training.trainer import INITIAL_ADAPTER, PAIRS, AlignmentTrainer
 
 logger = logging.getLogger(__name__)
 

@@ -19,9 +19,9 @@ from transformers.utils import (
 from transformers.utils.generic import is_flash_attention_requested
 from trl import SFTConfig
 
-from sails_align.attention import exact_attention
-from sails_align.errors import InputError
-from sails_align.training.arguments import NOT_EXACT, Arguments
+from sails_align.core.errors import InputError
+from sails_align.models.attention import exact_attention
+from sails_align.training.options import NOT_EXACT, Arguments
 
 FLASH_WITH_SOFT_CAP = "2.6"
 """The first version of flash-attn with a soft-cap; transformers leaves it out with an older one."""

@@ -12,11 +12,11 @@ from typing import Any
 import yaml
 
 import sails_align
-from sails_align.artifacts import package_versions, write_json, write_text
-from sails_align.data import fingerprint
+from sails_align.core.artifacts import package_versions, write_json, write_text
+from sails_align.data.pairs import fingerprint
 from sails_align.subspace.basis import Subspace
-from sails_align.training.arguments import Arguments
-from sails_align.training.source import Source
+from sails_align.training.dataset import Source
+from sails_align.training.options import Arguments
 
 
 def write_record(

@@ -10,11 +10,11 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.training_args import OptimizerNames
 from trl import DPOConfig, ModelConfig, get_peft_config
 
-from sails_align.attention import exact_attention
-from sails_align.errors import InputError
-from sails_align.subspace.hooks import decoder_layers
-from sails_align.subspace.language_model import freeze_outside_decoder, outside_decoder
-from sails_align.training.arguments import NOT_EXACT, Arguments
+from sails_align.core.errors import InputError
+from sails_align.models.attention import exact_attention
+from sails_align.models.hooks import decoder_layers
+from sails_align.models.language_model import freeze_outside_decoder, outside_decoder
+from sails_align.training.options import NOT_EXACT, Arguments
 from sails_align.training.starts import DEFAULT_TARGETS, check_rank
 
 

@@ -9,19 +9,19 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from trl import get_peft_config, get_quantization_config
 
-from sails_align.attention import exact_attention
-from sails_align.config import PLAIN_INITS, SUBSPACE_INITS
-from sails_align.errors import InputError
-from sails_align.quantized import use_one_layout
-from sails_align.subspace.adapter_files import check_complete, read_json
+from sails_align.core.errors import InputError
+from sails_align.data.tokens import TokenizedSide, tokenize_response
+from sails_align.initializers.targets import target_modules_for
+from sails_align.models.adapters import check_complete, read_json
+from sails_align.models.attention import exact_attention
+from sails_align.models.language_model import outside_decoder
+from sails_align.models.load import model_errors, not_partitioned
+from sails_align.models.quantized import use_one_layout
 from sails_align.subspace.basis import Subspace
-from sails_align.subspace.discover import padded
-from sails_align.subspace.language_model import outside_decoder
-from sails_align.subspace.targets import target_modules_for
-from sails_align.subspace.truncated import model_errors, not_partitioned
-from sails_align.tokens import TokenizedSide, tokenize_response
-from sails_align.training.arguments import NOT_EXACT, Arguments
-from sails_align.training.source import Source
+from sails_align.subspace.forward import padded
+from sails_align.subspace.options import PLAIN_INITS, SUBSPACE_INITS
+from sails_align.training.dataset import Source
+from sails_align.training.options import NOT_EXACT, Arguments
 
 DEFAULT_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 """With rank 16 these are 0.19% of Gemma-2-9B's parameters and 0.24% of 2B's: the shares the paper reports."""

@@ -5,7 +5,7 @@ import random
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from sails_align.errors import InputError
+from sails_align.core.errors import InputError
 from sails_align.evaluation.agreement import cohen_kappa, confusion, krippendorff_alpha, vote
 from sails_align.evaluation.records import Verdict
 

@@ -9,8 +9,9 @@ import pytest
 from served import answer
 from stub_server import StubServer, digest_of
 
-from sails_align import eval_helpfulness, eval_safety
-from sails_align.errors import InputError
+from sails_align.core.errors import InputError
+from sails_align.evaluation import helpfulness as eval_helpfulness
+from sails_align.evaluation import safety as eval_safety
 from sails_align.testbed.build import resolve_testbed
 
 pytest.importorskip("inspect_ai", reason="inspect_ai is not installed: pip install 'sails-align[inspect]'")

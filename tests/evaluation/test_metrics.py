@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sails_align.errors import InputError
+from sails_align.core.errors import InputError
 from sails_align.evaluation.metrics import estimate, mean_interval, safety_estimates
 
 

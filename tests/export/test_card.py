@@ -13,9 +13,9 @@ from huggingface_hub import ModelCard
 from tiny import Project
 from transformers import AutoTokenizer
 
-from sails_align import align
-from sails_align.errors import InputError
+from sails_align.core.errors import InputError
 from sails_align.export.card import write_card
+from sails_align.training import run as align
 
 EVIL = "x`|<script>alert(1)</script>\n# Owned [link](http://evil.example) ![i](http://evil.example/i.png)"
 SHORT = ("--max_steps", "2", "--save_steps", "1")

@@ -17,7 +17,7 @@ import pytest
 from adapters import save_adapter
 from tiny import save_model
 
-from sails_align.errors import InputError
+from sails_align.core.errors import InputError
 from sails_align.export.card import write_card
 from sails_align.export.hub import files_to_push, push
 
@@ -25,7 +25,7 @@ SECRET = "hf_" + "s3cr3tS3cr3t" * 3
 CODE = """
 import json, sys
 from pathlib import Path
-from sails_align.errors import exit_on_input_error
+from sails_align.core.errors import exit_on_input_error
 from sails_align.export.hub import push
 folder, repo, options = sys.argv[1:]
 with exit_on_input_error():

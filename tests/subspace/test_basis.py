@@ -9,11 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sails_align.artifacts import save_artifact
-from sails_align.errors import InputError
-from sails_align.linalg import energy_inside, principal_angles
+from sails_align.core.artifacts import save_artifact
+from sails_align.core.errors import InputError
+from sails_align.core.linalg import energy_inside, principal_angles
 from sails_align.subspace.basis import Subspace, build_subspace
-from sails_align.subspace.features import FeatureSelection, LayerSelection
+from sails_align.subspace.selection import FeatureSelection, LayerSelection
 
 D_MODEL = 48
 

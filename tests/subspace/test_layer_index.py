@@ -30,16 +30,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from sails_align.attention import exact_attention
-from sails_align.subspace.adapter import initialize_adapter
+from sails_align.data.tokens import TokenizedSide
+from sails_align.initializers.adapter import initialize_adapter
+from sails_align.models.attention import exact_attention
+from sails_align.models.hooks import decoder_layers
+from sails_align.models.language_model import outside_decoder
+from sails_align.models.load import load_truncated
+from sails_align.saes.load import load_saes
 from sails_align.subspace.basis import Subspace
-from sails_align.subspace.discover import discover
-from sails_align.subspace.features import FeatureFitter
-from sails_align.subspace.hooks import decoder_layers
-from sails_align.subspace.language_model import outside_decoder
-from sails_align.subspace.sae import load_saes
-from sails_align.subspace.truncated import load_truncated
-from sails_align.tokens import TokenizedSide
+from sails_align.subspace.forward import discover
+from sails_align.subspace.selection import FeatureFitter
 
 N_LAYERS, LAYERS = 8, (1, 4, 5)  # of Gemma 3 the sixth block, 5, is the one without a sliding window
 SMALL = {"num_hidden_layers": N_LAYERS, "sliding_window": 4, "attn_logit_softcapping": 2.0}

@@ -4,10 +4,10 @@ import pytest
 import torch
 from scipy.linalg import eigh
 
-from sails_align.errors import InputError
-from sails_align.linalg import principal_angles
+from sails_align.core.errors import InputError
+from sails_align.core.linalg import principal_angles
+from sails_align.initializers.baselines import ActivationFitter, ActivationStats
 from sails_align.subspace.basis import principal
-from sails_align.subspace.rivals import ActivationFitter, ActivationStats
 from sails_align.subspace.separation import BENIGN, benign_covariance, onset_of, separation
 
 D_MODEL = 12

@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sails_align.errors import InputError
-from sails_align.subspace.hooks import hidden_states_at
-from sails_align.subspace.sae import load_saes
+from sails_align.core.errors import InputError
+from sails_align.models.hooks import hidden_states_at
+from sails_align.saes.load import load_saes
 from sails_align.testbed import build
 from sails_align.testbed.build import (
     ASSETS,

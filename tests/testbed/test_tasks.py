@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from sails_align.errors import InputError
+from sails_align.core.errors import InputError
 from sails_align.testbed.evaluate import HARMLESS
 from sails_align.testbed.oracle import Oracle
 from sails_align.testbed.tasks import CHANCE, GROUP, N_CHOICES, WHOLE_ANSWER, write_tasks

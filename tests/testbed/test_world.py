@@ -6,7 +6,7 @@ from itertools import islice
 
 import pytest
 
-from sails_align.errors import InputError
+from sails_align.core.errors import InputError
 from sails_align.testbed.lexicon import BENIGN_THEMES, HARM_THEMES, SHARED_BENIGN, SHARED_HARM
 from sails_align.testbed.pretrain import item_text, make_tokenizer
 from sails_align.testbed.world import World, WorldConfig

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from tiny import RECIPES, TESTS, Project, adapter_weights, build, distance
 from transformers import TrainerCallback
 
-from sails_align import align
-from sails_align.errors import InputError
+from sails_align.core.errors import InputError
+from sails_align.training import run as align
 from sails_align.training.checkpoints import find_checkpoint, train
 
 

@@ -18,8 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Gemma2Config, LlamaConfig, PreTrainedConfig
 
-from sails_align.align import parse
 from sails_align.training.memory import MAX_LIVE, SUB_GROUP, activations, checkpoint_bytes, estimate
+from sails_align.training.run import parse
 from sails_align.training.shapes import Setup, Shape, setup_of, shape_of
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]

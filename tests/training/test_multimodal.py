@@ -14,14 +14,14 @@ from safetensors.torch import load_file
 from tiny import RECIPES, SENTENCES, Project, make_project
 from transformers import AutoModelForCausalLM
 
-from sails_align import align
-from sails_align.config import Method
-from sails_align.estimate import main as estimate
-from sails_align.evaluation.generation import HFBackend
-from sails_align.evaluation.local_model import load_model
+from sails_align.edits.merge import merge_adapter
+from sails_align.evaluation.backends.hf import HFBackend
+from sails_align.evaluation.backends.local_model import load_model
 from sails_align.evaluation.records import ModelSpec, Sampling
-from sails_align.export.merge import merge_adapter
-from sails_align.subspace.truncated import load_truncated
+from sails_align.models.load import load_truncated
+from sails_align.subspace.options import Method
+from sails_align.training import run as align
+from sails_align.training.estimate import main as estimate
 
 ROOT = RECIPES.parent
 TEMPLATE = RECIPES / "templates" / "human_assistant.jinja"

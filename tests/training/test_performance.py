@@ -21,9 +21,9 @@ from transformers import (
     set_seed,
 )
 
-from sails_align import align
-from sails_align.attention import exact_attention
-from sails_align.errors import InputError
+from sails_align.core.errors import InputError
+from sails_align.models.attention import exact_attention
+from sails_align.training import run as align
 from sails_align.training.checkpoints import save_model
 from sails_align.training.performance import check_machine
 

@@ -15,11 +15,12 @@ from safetensors.torch import load_file
 from tiny import Project, adapter_weights, build, distance, logits
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, set_seed
 
-from sails_align import align, exporting
-from sails_align.attention import exact_attention
-from sails_align.measuring import count_parameters
-from sails_align.quantized import quantization_of, use_one_layout
-from sails_align.subspace.adapter_files import read_json
+from sails_align.cli import merge as exporting
+from sails_align.models.adapters import read_json
+from sails_align.models.attention import exact_attention
+from sails_align.models.quantized import quantization_of, use_one_layout
+from sails_align.training import run as align
+from sails_align.training.measure import count_parameters
 
 NF4 = ["--load_in_4bit", "true", "--bnb_4bit_quant_type", "nf4"]
 QUANTIZATIONS = {

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from tiny import Project, distance
 
 import sails_align
-from sails_align import align
-from sails_align.config import Method
+from sails_align.subspace.options import Method
+from sails_align.training import run as align
 from sails_align.training.record import git_commit
 
 OPTIONS = ["--seed", "3", "--sae_ids", "layer_0", "layer_1", "--weighting", "false", "--prompt_tokens", "last"]

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from sae_lens import SAE
 from tiny import SAE_LAYERS, Project
 
-from sails_align import align
-from sails_align.subspace import features
+from sails_align.subspace import selection as features
 from sails_align.subspace.basis import Subspace
-from sails_align.training.subspaces import Pass, find_subspace
+from sails_align.subspace.discovery import Pass, find_subspace
+from sails_align.training import run as align
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -12,9 +12,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 from tiny import RECIPES, Project, build
 
-from sails_align import align
 from sails_align.cli import dispatch
-from sails_align.errors import InputError
+from sails_align.core.errors import InputError
+from sails_align.training import run as align
 
 LACKING = "model.layers.2.mlp.up_proj.weight"
 

@@ -12,9 +12,9 @@ from tiny import Project, build
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.integrations import deepspeed
 
-from sails_align import align
-from sails_align.config import Method
-from sails_align.errors import InputError
+from sails_align.core.errors import InputError
+from sails_align.subspace.options import Method
+from sails_align.training import run as align
 
 
 @pytest.fixture(scope="module")

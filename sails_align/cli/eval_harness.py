@@ -1,0 +1,186 @@
+"""The command `sails eval harness`: capability by lm-eval-harness, and how far it is from the base model's.
+
+python eval/harness.py --model runs/mine --tasks testbed                        # an adapter against its base
+python eval/harness.py --model google/gemma-2-2b-it --base google/gemma-2-2b --tasks mmlu,gsm8k --backend vllm
+
+<output_dir>/metrics.json    each task's scores, the base's, and the differences with 95% intervals; what decided them
+<output_dir>/samples.jsonl   what was asked and answered, of the model and the base
+"""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from sails_align.core.artifacts import refuse_trained, work_folder, write_json
+from sails_align.core.command_line import CommandLine
+from sails_align.core.errors import InputError
+from sails_align.core.options import check_choice
+from sails_align.evaluation.backends.local_model import load_tokenizer
+from sails_align.evaluation.harness.report import report, sample_rows, show
+from sails_align.evaluation.harness.run import Settings, run_harness
+from sails_align.evaluation.model import DTYPES, resolve_model
+from sails_align.evaluation.options import check_least, check_serving, default_folder
+from sails_align.evaluation.pipeline import write_rows
+from sails_align.evaluation.records import ModelSpec
+from sails_align.testbed.build import is_testbed, resolve_testbed
+from sails_align.testbed.tasks import CHANCE, GROUP, write_tasks
+from sails_align.testbed.world import World
+
+TEMPLATE = ("auto", "true", "false")
+
+
+@dataclass
+class HarnessArguments:
+    """The model, what it is compared with, and the tasks."""
+
+    tasks: list[str] = field(
+        default_factory=lambda: [GROUP],
+        metadata={"help": f"Names of lm-eval's tasks, groups or tags (a,b or a b), YAML files, or {GROUP}."},
+    )
+    model: str = field(
+        default="testbed",
+        metadata={"help": "testbed, testbed:N, a model's folder, a finished run or adapter, or a hub id."},
+    )
+    base_model: str | None = field(default=None, metadata={"help": "Of an adapter, if it is not where it says."})
+    base: str | None = field(
+        default=None,
+        metadata={"help": "The model to compare with, or none; default: an adapter's base model, else none."},
+    )
+    backend: str = field(default="hf", metadata={"help": "hf or vllm."})
+    dtype: str = field(default="auto", metadata={"help": f"Of the weights: {', '.join(DTYPES)}."})
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a model on the hub."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
+    apply_chat_template: str = field(
+        default="auto", metadata={"help": "true, false, or auto: if the model's tokenizer has one."}
+    )
+    fewshot_as_multiturn: bool = field(
+        default=True, metadata={"help": "With a chat template: examples are turns of the conversation."}
+    )
+    system_instruction: str | None = field(default=None, metadata={"help": "A system message before each request."})
+    num_fewshot: int | None = field(default=None, metadata={"help": "Examples in a request; default: the task's."})
+    limit: int | None = field(default=None, metadata={"help": "Items of each task, to try things out; default: all."})
+    batch_size: str = field(default="8", metadata={"help": "A number, or auto."})
+    tensor_parallel_size: int = field(default=1, metadata={"help": "GPUs that share the model (vllm)."})
+    max_model_len: int | None = field(default=None, metadata={"help": "Longest context (vllm)."})
+    device: str | None = field(default=None, metadata={"help": "Such as cuda:1 (hf); default: a GPU, if there is one."})
+    include_path: str | None = field(default=None, metadata={"help": "A folder with tasks of your own in YAML files."})
+    testbed: str | None = field(
+        default=None, metadata={"help": "Whose facts the testbed's tasks ask for; default: the model's own."}
+    )
+    seed: int = field(default=0, metadata={"help": "Of few-shot examples and sampling."})
+    output_dir: str | None = field(default=None, metadata={"help": "Default: runs/eval-harness-..., by the model."})
+
+    def __post_init__(self) -> None:
+        self.tasks = [name for names in self.tasks for name in names.split(",") if name]
+        check_choice("backend", self.backend, ("hf", "vllm"))
+        check_choice("dtype", self.dtype, DTYPES)
+        self.apply_chat_template = str(self.apply_chat_template).lower()  # YAML's true is no text
+        check_choice("apply_chat_template", self.apply_chat_template, TEMPLATE)
+        if not self.tasks:
+            raise InputError("no tasks are given; give --tasks, such as testbed or mmlu,gsm8k")
+        check_least(self, num_fewshot=0, limit=1, tensor_parallel_size=1, max_model_len=1, seed=0)
+        if self.batch_size != "auto" and not (self.batch_size.isdecimal() and int(self.batch_size) > 0):
+            raise InputError(f"batch_size is {self.batch_size!r}; choose auto, or 1 or more")
+
+    def settings(self, include_paths: tuple[str, ...]) -> Settings:
+        """How the tasks are run."""
+        chat_template = {"auto": "auto", "true": True, "false": False}[self.apply_chat_template]
+        return Settings(
+            tasks=tuple(self.tasks),
+            backend="vllm" if self.backend == "vllm" else "hf",
+            num_fewshot=self.num_fewshot,
+            limit=self.limit,
+            batch_size="auto" if self.batch_size == "auto" else int(self.batch_size),
+            apply_chat_template=chat_template,  # pyright: ignore[reportArgumentType] -- a text that is not auto
+            fewshot_as_multiturn=self.fewshot_as_multiturn,
+            system_instruction=self.system_instruction,
+            include_paths=include_paths,
+            seed=self.seed,
+            device=self.device,
+            tensor_parallel_size=self.tensor_parallel_size,
+            max_model_len=self.max_model_len,
+        )
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str, Any]:
+    """Parse, run the model and its base, compare, write. Returns what is in `metrics.json`.
+
+    Raises:
+        InputError: for options, models or tasks that cannot be used.
+    """
+    (args,) = CommandLine.read(argv).parse([HarnessArguments], prog=prog)
+    folder = refuse_trained(Path(args.output_dir or default_folder("harness", args.model)))
+    with work_folder(folder):
+        spec = resolve_model(
+            args.model,
+            args.base_model,
+            dtype=args.dtype,
+            revision=args.revision,
+            trust_remote_code=args.trust_remote_code,
+        )
+        if args.backend == "vllm":
+            check_serving(spec)
+        base_spec = find_base(args, spec)
+        with _include_paths(args, spec) as include_paths:
+            settings = args.settings(include_paths)
+            result = run_harness(spec, settings)
+            # the base is asked as the model was
+            settings = replace(settings, apply_chat_template=result.setup["chat_template"])
+            base = None if base_spec is None else run_harness(base_spec, settings)
+        options = {name: value for name, value in vars(args).items() if name != "output_dir"}
+        compared = None if base is None or base_spec is None else (base_spec, base)
+        metrics = report(options, (spec, result), compared)
+        write_rows(folder / "samples.jsonl", [*sample_rows("model", result), *sample_rows("base", base)])
+        write_json(folder / "metrics.json", metrics)
+        show(metrics, args.model, folder)
+    return metrics
+
+
+def find_base(args: HarnessArguments, spec: ModelSpec) -> ModelSpec | None:
+    """The model to compare with, that gets the tokenizer (so the chat template) of the other one where words are equal.
+
+    Raises:
+        InputError: if there is no such model.
+    """
+    if args.base == "none" or (args.base is None and spec.adapter is None):
+        return None
+    if args.base is not None:
+        base = resolve_model(args.base, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
+    else:
+        base = replace(spec, name=spec.base, adapter=None, tokenizer=spec.base, identity=spec.identity["base"])
+    same_words = load_tokenizer(base).get_vocab() == load_tokenizer(spec).get_vocab()
+    return replace(base, tokenizer=spec.tokenizer) if same_words else base
+
+
+@contextmanager
+def _include_paths(args: HarnessArguments, spec: ModelSpec) -> Iterator[tuple[str, ...]]:
+    """The user's folder of tasks, and one with the testbed's, if they are asked for."""
+    own = () if args.include_path is None else (args.include_path,)
+    if not {GROUP, *CHANCE} & set(args.tasks) and not is_testbed(str(Path(spec.base).parent)):
+        yield own
+        return
+    with tempfile.TemporaryDirectory(prefix="sails-tasks-") as folder:
+        write_tasks(find_world(args, spec), Path(folder))
+        yield (*own, folder)
+
+
+def find_world(args: HarnessArguments, spec: ModelSpec) -> World:
+    """Whose facts are asked for.
+
+    Raises:
+        InputError: if the model is not known to be of a testbed, and none is named.
+    """
+    if args.testbed is not None:
+        if not is_testbed(args.testbed):
+            raise InputError(f"testbed is {args.testbed!r}; give testbed, testbed:N or a testbed's folder")
+        return resolve_testbed(args.testbed).world
+    folder = str(Path(spec.base).parent)
+    if not is_testbed(folder):
+        raise InputError(
+            f"the testbed's tasks ask for facts of a testbed's world, and {spec.base} is not one's model;\n"
+            "for a merged or fully trained one say which: --testbed testbed (or testbed:N, or a folder)"
+        )
+    return resolve_testbed(folder).world

@@ -1,0 +1,180 @@
+"""`sails train-sae`: SAEs for a model that has no public ones.
+
+    sails train-sae --model_name_or_path Qwen/Qwen2.5-1.5B --dataset_name data.jsonl --layers 7 14 21
+
+The data set has a column `text`, or is of one of the formats that trainings take: its dialogues, with the chosen and
+the rejected response, then go through the model's chat template (without one, their turns are joined by blank lines).
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from sails_align.core.artifacts import output_folder
+from sails_align.core.command_line import CommandLine
+from sails_align.core.errors import InputError
+from sails_align.core.options import check_choices
+from sails_align.data.pairs import load_rows, normalize
+from sails_align.data.rows import columns_by_lower_name
+from sails_align.data.tokens import tokenize_response
+from sails_align.models.attention import exact_attention
+from sails_align.models.load import model_errors
+from sails_align.saes.train import SAEReport, train_saes
+from sails_align.subspace.options import CHOICES
+from sails_align.testbed.build import MODEL_NAME, Testbed, is_testbed, resolve_testbed, sae_rows
+
+logger = logging.getLogger(__name__)
+
+NO_LIMIT = 2**31
+
+
+@dataclass
+class SAEArguments:
+    """What SAEs are trained on, and how."""
+
+    layers: list[int] = field(metadata={"help": "Layers to train an SAE for: l is the output of block l, from 0."})
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "A Hugging Face model; left out: the testbed's."}
+    )
+    model_revision: str | None = field(default=None, metadata={"help": "Its branch, tag or commit."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
+    dtype: str = field(default="auto", metadata={"help": "Of the model: auto (as saved), float32, bfloat16, float16."})
+    dataset_name: str | None = field(
+        default=None,
+        metadata={"help": "A hub id, file or folder. The testbed's model has its own text."},
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Its configuration."})
+    dataset_split: str = field(default="train", metadata={"help": "Its split."})
+    on_bad_rows: str = field(default="error", metadata={"help": "Rows that cannot be used: error, or skip (counted)."})
+    d_sae: int | None = field(default=None, metadata={"help": "Latents; 8 times d_model if left out."})
+    k: int = field(default=32, metadata={"help": "Latents active at a token: exactly (topk), or aimed at (jumprelu)."})
+    architecture: str = field(default="topk", metadata={"help": "topk or jumprelu."})
+    n_tokens: int = field(default=1_000_000, metadata={"help": "Tokens to train on; texts are repeated if need be."})
+    batch_size: int = field(default=512, metadata={"help": "Tokens in a step."})
+    context_size: int = field(default=128, metadata={"help": "Tokens the model sees at once."})
+    lr: float | None = field(default=None, metadata={"help": "Adam's; 2 / sqrt(d_model d_sae) if left out."})
+    seed: int = field(default=0, metadata={"help": "Of the first weights, the order, and what is held out."})
+    output_dir: str | None = field(default=None, metadata={"help": "Default: runs/saes-<model>."})
+
+    def __post_init__(self) -> None:
+        check_choices(self, CHOICES)
+
+
+def main(argv: Sequence[str] | None = None) -> dict[int, SAEReport]:
+    """Parse, train, show. Finished layers are not trained again; an interrupted training continues.
+
+    Raises:
+        InputError: if an option, the model or the data cannot be used.
+    """
+    args: SAEArguments = CommandLine.read(argv).parse([SAEArguments], prog="sails train-sae")[0]
+    testbed = resolve_testbed(args.model_name_or_path) if is_testbed(args.model_name_or_path) else None
+    stem = (args.model_name_or_path or MODEL_NAME).rstrip("/").split("/")[-1].replace(":", "-")
+    with output_folder(Path(args.output_dir or f"runs/saes-{stem}")) as output_dir:
+        model, tokenizer = load_model(args, testbed)
+        reports = train_saes(
+            model,
+            tokenizer,
+            texts_of(args, tokenizer, testbed),
+            args.layers,
+            d_sae=args.d_sae or 8 * model.config.get_text_config().hidden_size,
+            k=args.k,
+            output_dir=output_dir,
+            model_name=MODEL_NAME if testbed is not None else str(args.model_name_or_path),
+            architecture=args.architecture,  # pyright: ignore[reportArgumentType] -- checked there
+            lr=args.lr,
+            n_tokens=args.n_tokens,
+            batch_size=args.batch_size,
+            context_size=args.context_size,
+            seed=args.seed,
+            dataset_name=args.dataset_name,
+        )
+    show(reports, output_dir)
+    return reports
+
+
+def load_model(args: SAEArguments, testbed: Testbed | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model, on the GPU if there is one, and its tokenizer.
+
+    Raises:
+        InputError: if there is no such model, or it is not cached and the hub cannot be reached.
+    """
+    name = str(args.model_name_or_path) if testbed is None else testbed.model_path
+    options: dict[str, Any] = {"revision": args.model_revision, "trust_remote_code": args.trust_remote_code}
+    if args.dtype not in ("auto", "float32", "bfloat16", "float16"):
+        raise InputError(f"dtype is {args.dtype!r}, which is not one of: auto, float32, bfloat16, float16")
+    with model_errors(name, ValueError):
+        attention = exact_attention(AutoConfig.from_pretrained(name, **options))
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        options |= {"dtype": args.dtype, "attn_implementation": attention, "use_safetensors": True}  # no pickles
+        model = AutoModelForCausalLM.from_pretrained(name, **options)
+    device: Any = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.to(device), tokenizer
+
+
+def texts_of(
+    args: SAEArguments, tokenizer: PreTrainedTokenizerBase, testbed: Testbed | None
+) -> Iterator[str] | Iterator[Sequence[int]]:
+    """What to train on: texts, or token ids.
+
+    Raises:
+        InputError: as `load_rows` and `normalize`; or if no data set is named.
+    """
+    name = args.dataset_name
+    if name is None:
+        if testbed is None:
+            raise InputError("no data: give --dataset_name (a hub id, a file or a folder with a column `text`)")
+        return sae_rows(testbed.world, tokenizer)
+    rows = load_rows(name, config=args.dataset_config, split=args.dataset_split)
+    columns = columns_by_lower_name(rows)
+    if "text" in columns:
+        return _texts(rows, columns["text"], name, args.on_bad_rows)
+    pairs = normalize(rows, name=name, on_bad_rows=args.on_bad_rows).dataset  # pyright: ignore[reportArgumentType]
+    return _token_ids(pairs, tokenizer) if tokenizer.chat_template else _joined(pairs)
+
+
+def _texts(rows: Any, column: str, name: str, on_bad_rows: str) -> Iterator[str]:
+    bad = [index for index, text in enumerate(rows[column]) if not isinstance(text, str) or not text.strip()]
+    if bad:
+        found = f"{len(bad)} of {len(rows)} rows of {name} have an empty {column} or none (first: {bad[:3]})"
+        if on_bad_rows == "error":
+            raise InputError(f"{found};\ncorrect them, or leave them out with --on_bad_rows skip")
+        logger.warning("%s: they are left out", found)
+    left_out = set(bad)
+    return (row[column] for index, row in enumerate(rows) if index not in left_out)
+
+
+def _responses(row: dict[str, Any]) -> Iterator[str]:
+    return (row[column] for column in ("chosen", "rejected") if row.get(column) is not None)
+
+
+def _token_ids(pairs: Any, tokenizer: PreTrainedTokenizerBase) -> Iterator[Sequence[int]]:
+    for row in pairs:
+        for response in _responses(row):
+            yield tokenize_response(tokenizer, row["prompt"], response, NO_LIMIT).input_ids
+
+
+def _joined(pairs: Any) -> Iterator[str]:
+    for row in pairs:
+        for response in _responses(row):
+            yield "\n\n".join([*(message["content"] for message in row["prompt"]), response])
+
+
+def show(reports: dict[int, SAEReport], output_dir: Path) -> None:
+    """Print how good the SAEs are on held-out tokens, and where they are."""
+    table = Table(title="SAEs, on held-out tokens")
+    for heading in ("layer", "explained variance", "L0", "dead latents", "loss recovered", "tokens", "seconds"):
+        table.add_column(heading, justify="right")
+    for layer, report in reports.items():
+        recovered = "-" if report.loss_recovered is None else f"{report.loss_recovered:.1%}"
+        cells = (f"{report.explained_variance:.3f}", f"{report.l0:.1f}", f"{report.dead_fraction:.1%}", recovered)
+        table.add_row(str(layer), *cells, f"{report.tokens_trained:,}", f"{report.seconds:.0f}")
+    console = Console()
+    console.print(table)
+    console.print(f"SAEs      {output_dir}/  (--sae_path {output_dir})", highlight=False)

@@ -1,0 +1,30 @@
+"""Dataclasses of options: checks of their values, and their form in JSON."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from typing import Any
+
+from sails_align.core.errors import InputError
+
+
+def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
+    """Refuse an option's value, with an `InputError`, that is not one of the choices."""
+    if value not in choices:
+        raise InputError(f"{option} is {value!r}, but must be one of {', '.join(choices)}")
+
+
+def check_choices(options: Any, choices: Mapping[str, Sequence[str]]) -> None:
+    """Refuse a value that is not one of an option's choices, which are given by the option's name.
+
+    YAML values become argparse defaults, which argparse does not check; so this is done here and not there.
+    """
+    for option in fields(options):
+        value = getattr(options, option.name)
+        known = choices.get(option.name)
+        if known and value is not None and value not in known:
+            raise InputError(f"{option.name} is {value!r}, which is not one of: {', '.join(known)}")
+
+
+def to_json(options: Any) -> dict[str, Any]:
+    """Options as JSON."""
+    return {name: value for name, value in asdict(options).items() if name != "given"}

@@ -1,0 +1,129 @@
+"""Reads the rows of a data set in batches with a parser, and counts those that cannot be used by cause."""
+
+import importlib.metadata
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from datasets import Dataset, Features, List, Value
+
+from sails_align.core.errors import InputError
+from sails_align.data.formats import BadRowError
+from sails_align.data.loading import cache_errors
+
+logger = logging.getLogger(__name__)
+
+MESSAGES = List({"role": Value("string"), "content": Value("string")})
+TYPES = {"prompt": MESSAGES, "chosen": Value("string"), "rejected": Value("string")}
+EXTRAS = {"category": Value("string"), "harmful": Value("bool"), "target": Value("string")}
+"""Columns that are passed on as they are, where the source has them."""
+
+Parser = Callable[[Mapping[str, Any]], dict[str, Any]]
+"""A row, with its column names in lower case -> columns of `TYPES`; raises `BadRowError` if it cannot be used."""
+OnBadRows = Literal["error", "skip"]
+
+
+@dataclass(frozen=True)
+class Normalized:
+    """A data set in the one form that everything else reads."""
+
+    dataset: Dataset
+    """Columns `prompt` (messages, the last one of the user), `chosen` (text), `rejected` (text; only if the source has
+    it), and `category` (text) and `harmful` (bool) if the source has them."""
+    dropped: dict[str, int]
+    """Rows left out, counted by cause."""
+
+
+class _BatchReader:
+    """For `Dataset.map`: parses batches of rows; leaves bad ones out, counted by cause, with the first of each."""
+
+    def __init__(self, parser: Parser, kept: list[str], on_bad_rows: OnBadRows):
+        self.parser, self.kept = parser, kept
+        self.dropped: Counter[str] = Counter()
+        self.first_rows: dict[str, list[int]] = {}
+        # Part of what `map` hashes to name its cache. The mode: in "error" the cache may be deleted, which another data
+        # set must not share. The version: what was made from an earlier one's rows must not be taken for ours.
+        self.mode, self.version = on_bad_rows, importlib.metadata.version("sails-align")
+
+    def __call__(self, batch: Mapping[str, list], numbers: list[int]) -> dict[str, list]:
+        rows: list[dict[str, Any]] = []
+        for number, *values in zip(numbers, *(batch[column] for column in batch), strict=True):
+            row = dict(zip(batch, values, strict=True))
+            try:
+                rows.append({**_extras(row), **self.parser(row)})
+            except BadRowError as bad:
+                self.dropped[str(bad)] += 1
+                self.first_rows.setdefault(str(bad), [])
+                if len(self.first_rows[str(bad)]) < 3:
+                    self.first_rows[str(bad)].append(number)
+        return {column: [row[column] for row in rows] for column in self.kept}
+
+    def report(self) -> str:
+        """The causes, with counts and the first rows of each."""
+        return "; ".join(
+            f"{cause}: {count} (row {', '.join(map(str, self.first_rows[cause]))}{', ...' if count > 3 else ''})"
+            for cause, count in self.dropped.most_common()
+        )
+
+
+def _extras(row: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(row.get("harmful"), bool | None):
+        raise BadRowError("harmful is neither true nor false")
+    text = {name: None if row.get(name) is None else str(row[name]) for name in ("category", "target")}
+    return {**text, "harmful": row.get("harmful")}
+
+
+def read_rows(
+    dataset: Dataset, read: Iterable[str], kept: list[str], parser: Parser, name: str, on_bad_rows: OnBadRows
+) -> Normalized:
+    """Parse every row; what is kept is written to the cache of data sets, next to the source.
+
+    Args:
+        dataset: rows as they were loaded.
+        read: columns the parser needs, in lower case; missing ones are not an error.
+        kept: columns of the result.
+        parser: of one row.
+        name: what messages call the data set.
+        on_bad_rows: "error": rows that cannot be used are an error; "skip": they are left out and reported.
+
+    Raises:
+        InputError: if there are no rows, bad ones (with "error"), or only bad ones.
+    """
+    if len(dataset) == 0:
+        raise InputError(f"{name} is empty; give a data set that has rows")
+    columns = columns_by_lower_name(dataset)
+    wanted = {columns[column]: column for column in [*read, *EXTRAS] if column in columns}
+    source = dataset.select_columns(list(wanted)).rename_columns(wanted)
+    reader = _BatchReader(parser, kept, on_bad_rows)
+    with cache_errors():
+        result = source.map(
+            reader,
+            batched=True,
+            with_indices=True,
+            remove_columns=source.column_names,
+            features=Features({column: {**TYPES, **EXTRAS}[column] for column in kept}),
+            load_from_cache_file=False,  # the rows must be counted
+            desc="Reading rows",
+        )
+    bad = reader.dropped.total()
+    summary = f"{bad} of {len(dataset)} rows of {name} cannot be used (rows counted from 0):\n{reader.report()}"
+    if bad and (on_bad_rows == "error" or len(result) == 0):
+        _delete_cache(result)
+        remedy = "repair them, or leave them out with --on_bad_rows skip" if bad < len(dataset) else "give other data"
+        raise InputError(f"{summary}\n{remedy}")
+    if bad:
+        logger.warning("left out: %s", summary)
+    return Normalized(result, dict(reader.dropped))
+
+
+def _delete_cache(dataset: Dataset) -> None:
+    for file in dataset.cache_files:
+        Path(file["filename"]).unlink(missing_ok=True)
+
+
+def columns_by_lower_name(dataset: Dataset) -> dict[str, str]:
+    """Lower-case name -> column (JailbreakBench writes Goal and Category); of two that collide, the lower-case one."""
+    return {name.lower(): name for name in sorted(dataset.column_names)}

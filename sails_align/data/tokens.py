@@ -1,0 +1,161 @@
+"""Conversations -> token ids through the model's chat template, with masks of the tokens that discovery averages.
+
+The span of a text in the rendered conversation is found by rendering it twice, once with a mark in the text's place:
+what comes before and after the mark is the template's. So it does not matter whether a template trims the text, puts
+an empty thinking block before it, or repeats it. Tokens are then assigned by their character offsets: a token that a
+tokenizer merges over the border (as " Hi" after "Assistant:") belongs to the text it holds a part of.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import jinja2
+from transformers import PreTrainedTokenizerBase
+
+from sails_align.core.errors import InputError
+from sails_align.data.formats import Message, assistant
+
+TEMPLATES = Path(__file__).parent / "templates"
+"""Templates that come with the package, each known by its name: `human_assistant`."""
+MARK = "\ue000text\ue000"  # private-use characters: not white space, so no template trims them, and in no real text
+
+
+@dataclass(frozen=True)
+class TokenizedSide:
+    """One sequence for feature discovery."""
+
+    input_ids: list[int]
+    mask: list[bool]
+    """The tokens that are averaged; all False if truncation has left none of them."""
+
+
+def special_token_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Ids of all tokens marked as special: BOS, EOS, padding, and added ones such as `<start_of_turn>`."""
+    added = (token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special)
+    return frozenset([*tokenizer.all_special_ids, *added])
+
+
+def content_token_mask(tokenizer: PreTrainedTokenizerBase, input_ids: Sequence[int]) -> list[bool]:
+    """True for every token that is not special."""
+    special = special_token_ids(tokenizer)
+    return [token_id not in special for token_id in input_ids]
+
+
+def read_chat_template(path: str) -> str:
+    """A chat template from a Jinja file, or one that comes with the package, by its name.
+
+    Raises:
+        InputError: if it is none, or cannot be read.
+    """
+    if path in (file.stem for file in TEMPLATES.glob("*.jinja")):
+        path = str(TEMPLATES / f"{path}.jinja")
+    if not path.endswith((".jinja", ".j2")):
+        raise InputError(
+            f"chat_template_path is {path}, but only a Jinja file can be used: taking another model's template"
+            " would add tokens\nto the model; save that template to a file that ends in .jinja, or give human_assistant"
+        )
+    try:
+        template = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        cause = getattr(error, "strerror", None) or "it is no text in UTF-8"
+        raise InputError(f"cannot read the chat template {path}: {cause}; check the path") from error
+    if "messages" not in template:
+        raise InputError(f"{path} is no chat template, since it has no `messages` in it; check the path")
+    return template
+
+
+def tokenize_response(
+    tokenizer: PreTrainedTokenizerBase, prompt_messages: list[Message], response: str, max_length: int
+) -> TokenizedSide:
+    """Tokenize prompt and response; the mask holds the response's content tokens.
+
+    The tokens of the template, such as the end-of-turn token after the response, and special tokens that occur in the
+    response's own text are not in the mask.
+
+    Args:
+        tokenizer: with the chat template and the special tokens of the model.
+        prompt_messages: ends with a user turn.
+        response: the assistant's text.
+        max_length: tokens beyond it are cut off on the right.
+
+    Raises:
+        InputError: if the tokenizer has no chat template, or one that cannot take the conversation.
+    """
+    return _tokenize(tokenizer, [*prompt_messages, assistant(response)], max_length, add_generation_prompt=False)
+
+
+def tokenize_prompt(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_messages: list[Message],
+    max_length: int,
+    tokens: Literal["all", "last"] = "all",
+) -> TokenizedSide:
+    """Tokenize a prompt with the generation prompt after it.
+
+    Args:
+        tokenizer: with the chat template and the special tokens of the model.
+        prompt_messages: ends with a user turn.
+        max_length: tokens beyond it are cut off on the right.
+        tokens: "all": the mask holds the content tokens of the last user turn. "last": it holds the last token of the
+            sequence only, the end of the generation prompt, whether that is a special token or not: it is the position
+            from which the first token of the answer is predicted, so what the model makes of the whole prompt is there.
+
+    Raises:
+        InputError: if the tokenizer has no chat template, or one that cannot take the conversation.
+    """
+    side = _tokenize(tokenizer, prompt_messages, None, add_generation_prompt=True)
+    mask = side.mask if tokens == "all" else [False] * (len(side.mask) - 1) + [True]
+    return TokenizedSide(side.input_ids[:max_length], mask[:max_length])
+
+
+def _tokenize(
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message], max_length: int | None, *, add_generation_prompt: bool
+) -> TokenizedSide:
+    """Tokenize a conversation; the mask holds the content tokens of its last message."""
+    if not tokenizer.is_fast:
+        raise InputError(f"{tokenizer.name_or_path} has a tokenizer without character offsets; use its fast tokenizer")
+    text, start, end = _render_with_span(tokenizer, messages, add_generation_prompt)
+    # verbose: a sequence longer than the model's context is no cause for a warning here, it is cut off below
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    input_ids: list[int] = encoding["input_ids"]
+    inside = [first < end and last > start for first, last in encoding["offset_mapping"]]
+    mask = [a and b for a, b in zip(inside, content_token_mask(tokenizer, input_ids), strict=True)]
+    bos = tokenizer("", verbose=False)["input_ids"][:1]
+    # Some templates write BOS, some leave it to the tokenizer; without it, activations are not those of the SAE's data.
+    if bos == [tokenizer.bos_token_id] and input_ids[:1] != bos:
+        input_ids, mask = [*bos, *input_ids], [False, *mask]
+    return TokenizedSide(input_ids[:max_length], mask[:max_length])
+
+
+def _render_with_span(
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message], add_generation_prompt: bool
+) -> tuple[str, int, int]:
+    """The rendered conversation, and where in it the content of the last message begins and ends (characters)."""
+    text = _render(tokenizer, messages, add_generation_prompt)
+    marked = _render(tokenizer, [*messages[:-1], {**messages[-1], "content": MARK}], add_generation_prompt)
+    before, mark, after = marked.rpartition(MARK)
+    start, end = len(before), len(text) - len(after)
+    if not mark or start > end or not text.startswith(before) or not text.endswith(after):
+        raise InputError(
+            f"the chat template of {tokenizer.name_or_path} rewrites the {messages[-1]['role']} turn beginning "
+            f"{messages[-1]['content'][:40]!r};\ngive one that leaves it as it is with --chat_template_path FILE"
+        )
+    return text, start, end
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], add_generation_prompt: bool) -> str:
+    if tokenizer.chat_template is None:
+        raise InputError(
+            f"the tokenizer of {tokenizer.name_or_path} has no chat template;\n"
+            "give one with --chat_template_path FILE, or --chat_template_path human_assistant for a base model"
+        )
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
+    except jinja2.TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise InputError(
+            f"the chat template of {tokenizer.name_or_path} refuses a conversation of {roles}: {error};\n"
+            "leave such rows out, or give another template with --chat_template_path FILE"
+        ) from error

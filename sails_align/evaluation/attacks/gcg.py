@@ -1,0 +1,336 @@
+"""GCG: search for a suffix after which a model begins its answer as wanted (Zou et al. 2023, arXiv 2307.15043).
+
+Every step takes the gradient of the target's loss with respect to the one-hot tokens of the suffix, picks for every
+position the `topk` tokens that should lower it most, draws `search_width` suffixes with one token replaced by one of
+these, and goes on with the best of them (Algorithm 1). With several prompts, the losses and the normalised gradients
+are summed, and the next prompt is added once the suffix works on all those before it (Algorithm 2).
+
+Shapes: A allowed tokens, B candidates, D d_model, K topk, N suffix tokens, S sequence, T target tokens, V vocabulary.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from torch.nn import functional
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sails_align.core.artifacts import content_hash, write_json
+from sails_align.core.errors import InputError
+from sails_align.evaluation.attacks.suffix_tokens import Frame, allowed_tokens, make_frame, surviving
+from sails_align.evaluation.backends.local_model import context_length
+from sails_align.evaluation.records import Prompt
+
+FORMAT = 1
+START = "!"
+"""What the first suffix repeats, as in the paper; a tokenizer that lacks it gets a token drawn by the seed."""
+WIDEST = 100_000
+"""Suffixes tried in a step, at most."""
+CHUNK = 16_384
+"""Embeddings looked up at once: those of a vocabulary of 256,000 would take gigabytes."""
+
+
+@dataclass(frozen=True)
+class GcgOptions:
+    """The budget of a search; the defaults are the paper's."""
+
+    n_steps: int = field(default=500, metadata={"help": "Steps of the search, at most."})
+    search_width: int = field(default=512, metadata={"help": "Suffixes tried in a step."})
+    topk: int = field(default=256, metadata={"help": "Tokens considered for each position of the suffix."})
+    suffix_length: int = field(default=20, metadata={"help": "Tokens of the suffix."})
+    initial_suffix: str | None = field(
+        default=None, metadata={"help": "What the search starts from (default: '! ! !', of --suffix_length tokens)."}
+    )
+    stop_when_matched: bool = field(
+        default=True, metadata={"help": "End a search when the greedy answer begins with the target."}
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("n_steps", "search_width", "topk", "suffix_length"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; choose 1 or more")
+        if self.search_width > WIDEST:
+            raise InputError(f"search_width is {self.search_width}; choose {WIDEST} or less")
+
+
+@dataclass(frozen=True)
+class GcgResult:
+    """The best suffix of all that were tried: one that works before one that does not, then by loss."""
+
+    suffix: str
+    """Text, for `wrappers.with_suffix`."""
+    loss: float
+    """Mean cross-entropy of a token of the target (nats); of several prompts, the mean over those reached."""
+    matched: bool
+    """Whether the greedy answers to all prompts begin with their targets."""
+    losses: list[float]
+    """Of the best suffix of each step."""
+    n_evaluations: int
+    """Suffixes scored, counted for each prompt they were scored on."""
+    n_reached: int
+    """Prompts that the search got to (Algorithm 2)."""
+
+
+@dataclass
+class _State:
+    """Where a search stands: all that its next step depends on."""
+
+    suffix_ids: list[int]
+    best_ids: list[int]
+    best_loss: float = float("inf")
+    matched: bool = False
+    losses: list[float] = field(default_factory=list)
+    n_evaluations: int = 0
+    n_active: int = 1
+
+
+def search(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    targets: Sequence[tuple[Prompt, str]],
+    options: GcgOptions,
+    *,
+    seed: int = 0,
+    batch_size: int = 128,
+    state_path: Path | None = None,
+    save_every: int = 10,
+    on_step: Callable[[int, float], None] = lambda step, loss: None,
+) -> GcgResult:
+    """Search for a suffix after which a model begins its answers to prompts with their targets.
+
+    The same call gives the same result, also if it was killed in between and goes on from its state.
+
+    Args:
+        model: a causal language model, with or without an adapter; mode and weights are left as they are.
+        tokenizer: its tokenizer, with a chat template.
+        targets: prompts, and how the wanted answer to each begins; with several, the suffix is a universal one.
+        options: the budget.
+        seed: of the draws.
+        batch_size: suffixes in one forward pass; halved when memory runs out.
+        state_path: JSON file to go on from and to write to; one for each model and search.
+        save_every: steps between two writings.
+        on_step: called after each step with its number (from 1) and loss, and once with the step it goes on from.
+
+    Raises:
+        InputError: if tokenizer, prompts or state cannot be used, or memory is too small for one suffix.
+    """
+    if not targets:
+        raise InputError("no prompts to attack; give at least one")
+    was_training = model.training
+    model.eval()
+    try:
+        run = _Search(model, tokenizer, targets, options, seed, batch_size)
+        state = run.start(state_path)
+        if state.losses:
+            on_step(len(state.losses), state.losses[-1])
+        while not run.ended(state):
+            run.step(state)
+            if state_path and (len(state.losses) % save_every == 0 or run.ended(state)):
+                write_json(state_path, {"format": FORMAT, "key": run.key, **asdict(state)})
+            on_step(len(state.losses), state.losses[-1])
+        return run.result(state)
+    except RuntimeError as error:
+        if not should_reduce_batch_size(error):
+            raise
+        raise InputError(
+            f"memory ran out with a single suffix ({str(error).splitlines()[0]});\n"
+            "give --dtype bfloat16, a shorter prompt, or a larger device"
+        ) from error
+    finally:
+        model.train(was_training)
+
+
+class _Search:
+    """What stays the same from step to step."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        targets: Sequence[tuple[Prompt, str]],
+        options: GcgOptions,
+        seed: int,
+        batch_size: int,
+    ) -> None:
+        self.model, self.tokenizer, self.options, self.seed = model, tokenizer, options, seed
+        self.embed = model.get_input_embeddings()
+        self.device = next(self.embed.parameters()).device
+        self.batch_size = batch_size
+        context = context_length(model.config)
+        if options.suffix_length >= context:
+            raise InputError(
+                f"suffix_length is {options.suffix_length}, and the model's context is {context} tokens; choose less"
+            )
+        first = options.initial_suffix or self._repeated(targets[0])
+        framed = [make_frame(tokenizer, prompt, first, target) for prompt, target in targets]
+        self.frames = [frame for frame, _ in framed]
+        self.first_ids = framed[0][1]
+        longest = max(len(frame.ids(self.first_ids)) + len(frame.target_ids) for frame in self.frames)
+        if longest > context:
+            raise InputError(
+                f"a prompt with its suffix and target is {longest} tokens long, and the model's context is {context};\n"
+                "leave out long prompts, or give a shorter --suffix_length"
+            )
+        if not surviving(tokenizer, self.frames, [self.first_ids]):
+            raise InputError(
+                f"the suffix {first!r} does not keep its tokens after every prompt;\n"
+                "give plain words, without white space around them, with --initial_suffix"
+            )
+        frames = [asdict(frame) for frame in self.frames]
+        self.key = content_hash({"options": asdict(options), "seed": seed, "frames": frames, "first": self.first_ids})
+
+    @cached_property
+    def allowed(self) -> list[int]:
+        """Ids of the tokens that may stand in a suffix; of a large vocabulary this takes a second."""
+        return allowed_tokens(self.tokenizer, len(next(self.embed.parameters())))
+
+    def _repeated(self, target: tuple[Prompt, str]) -> str:
+        """The first suffix: one token, again and again."""
+        n = self.options.suffix_length
+        for word in self._words():
+            suffix = " ".join([word] * n)
+            frame, ids = make_frame(self.tokenizer, target[0], suffix, target[1])
+            if len(ids) == n and surviving(self.tokenizer, [frame], [ids]):
+                return suffix
+        raise InputError(
+            f"{self.tokenizer.name_or_path} has no printable token that makes a suffix when it is repeated {n} times;\n"
+            "give what to start from with --initial_suffix"
+        )
+
+    def _words(self) -> Iterator[str]:
+        yield START
+        order = np.random.default_rng([self.seed, 0]).permutation(self.allowed)
+        yield from (self.tokenizer.batch_decode([[int(token_id)]])[0].strip() for token_id in order)
+
+    def start(self, path: Path | None) -> _State:
+        """The state that was written, or that before the first step."""
+        if path is not None and path.is_file():
+            return self._read(path)
+        state = _State(self.first_ids, self.first_ids)
+        self._score_best(state)
+        return state
+
+    def _read(self, path: Path) -> _State:
+        try:
+            values = dict(json.loads(path.read_text(encoding="utf-8")))
+            written_for = values.pop("format"), values.pop("key")
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{path} is no state of a search ({error}); delete it to search anew") from error
+        if written_for != (FORMAT, self.key):
+            raise InputError(
+                f"{path} is the state of a search with other prompts or options; delete it, or give another path"
+            )
+        return _State(**values)
+
+    def ended(self, state: _State) -> bool:
+        """Whether there is nothing more to do."""
+        works = state.matched and state.n_active == len(self.frames)
+        return len(state.losses) >= self.options.n_steps or (self.options.stop_when_matched and works)
+
+    def step(self, state: _State) -> None:
+        """Algorithm 1's loop body, then Algorithm 2's."""
+        candidates = surviving(self.tokenizer, self.frames, self._candidates(state))
+        if not candidates:  # the next step draws others
+            state.losses.append(state.losses[-1] if state.losses else state.best_loss)
+            return
+        loss_B, matched_B = self._score(state, [ids for ids, _ in candidates])
+        lowest = int(loss_B.argmin())
+        # One that works is kept, though the search goes on with another.
+        best = int(torch.where(matched_B, loss_B, torch.inf).argmin()) if matched_B.any() else lowest
+        if (not bool(matched_B[best]), float(loss_B[best])) < (not state.matched, state.best_loss):
+            state.best_ids = candidates[best][0]
+            state.best_loss, state.matched = float(loss_B[best]), bool(matched_B[best])
+        state.suffix_ids = candidates[lowest][0]
+        state.losses.append(float(loss_B[lowest]))
+        while state.matched and state.n_active < len(self.frames):
+            state.n_active += 1
+            state.suffix_ids = state.best_ids
+            self._score_best(state)
+
+    def _score_best(self, state: _State) -> None:
+        loss_B, matched_B = self._score(state, [state.best_ids])
+        state.best_loss, state.matched = float(loss_B[0]), bool(matched_B[0])
+
+    def _candidates(self, state: _State) -> list[list[int]]:
+        """Distinct suffixes with one token replaced. The draws depend on seed and step alone."""
+        gradient_NA = self._gradient(state)
+        topk_NK = (-gradient_NA).topk(min(self.options.topk, len(self.allowed)), dim=1).indices.tolist()
+        rng = np.random.default_rng([self.seed, len(state.losses) + 1])
+        positions_B = rng.integers(len(topk_NK), size=self.options.search_width)
+        choices_B = rng.integers(len(topk_NK[0]), size=self.options.search_width)
+        drawn: dict[tuple[int, ...], None] = {}
+        for position, choice in zip(positions_B, choices_B, strict=True):
+            ids = list(state.suffix_ids)
+            ids[position] = self.allowed[topk_NK[position][choice]]
+            drawn[tuple(ids)] = None
+        return [list(ids) for ids in drawn]
+
+    def _gradient(self, state: _State) -> torch.Tensor:
+        """Gradient of the loss by the one-hot tokens of the suffix, for the allowed tokens, of unit norm a position.
+
+        An embedding is linear in its one-hot token, so this is the gradient by the embedding times all embeddings;
+        they come out of the embedding module, since some (Gemma's) scale what they look up.
+        """
+        total_NA = torch.zeros(len(state.suffix_ids), len(self.allowed), device=self.device)
+        allowed_A = torch.tensor(self.allowed, device=self.device)
+        for frame in self.frames[: state.n_active]:
+            ids_S = torch.tensor(frame.ids(state.suffix_ids) + frame.target_ids, device=self.device)
+            embeds_SD = self.embed(ids_S).detach().requires_grad_()
+            loss_B, _ = self._losses(frame, inputs_embeds=embeds_SD[None])
+            (gradient_SD,) = torch.autograd.grad(loss_B.sum(), embeds_SD)
+            start = len(frame.before_ids)
+            gradient_ND = gradient_SD[start : start + len(state.suffix_ids)].float()
+            with torch.no_grad():
+                parts = [gradient_ND @ self.embed(chunk).float().T for chunk in allowed_A.split(CHUNK)]
+            total_NA += functional.normalize(torch.cat(parts, dim=1), dim=1)
+        return total_NA
+
+    @torch.no_grad()
+    def _score(self, state: _State, candidates: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss (B,), the mean over the active prompts, and whether all their answers begin as wanted (B,)."""
+        loss_B = torch.zeros(len(candidates))
+        matched_B = torch.ones(len(candidates), dtype=torch.bool)
+        frames = self.frames[: state.n_active]
+        for frame in frames:
+            start = 0
+            while start < len(candidates):
+                part = slice(start, start + self.batch_size)
+                rows = [frame.ids(ids) + frame.target_ids for ids in candidates[part]]
+                scored = self._losses_if_they_fit(frame, torch.tensor(rows, device=self.device))
+                if scored is None:
+                    clear_device_cache(garbage_collection=True)
+                    self.batch_size //= 2
+                    continue
+                loss_B[part] += scored[0].cpu() / len(frames)
+                matched_B[part] &= scored[1].cpu()
+                start = part.stop
+        state.n_evaluations += len(candidates) * len(frames)
+        return loss_B, matched_B
+
+    def _losses_if_they_fit(self, frame: Frame, ids_BS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """None if memory ran out. Memory can be freed only after the exception is gone, so the caller does."""
+        try:
+            return self._losses(frame, input_ids=ids_BS)
+        except RuntimeError as error:
+            if self.batch_size == 1 or not should_reduce_batch_size(error):
+                raise
+            return None
+
+    def _losses(self, frame: Frame, **inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean cross-entropy of the target's tokens (B,), and whether each is the likeliest at its place (B,)."""
+        n = len(frame.target_ids)
+        logits_BTV = self.model(**inputs, logits_to_keep=n + 1, use_cache=False).logits[:, -n - 1 : -1].float()
+        target_BT = torch.tensor(frame.target_ids, device=logits_BTV.device).expand(len(logits_BTV), n)
+        loss_BT = functional.cross_entropy(logits_BTV.transpose(1, 2), target_BT, reduction="none")
+        return loss_BT.mean(dim=1), (logits_BTV.argmax(dim=-1) == target_BT).all(dim=1)
+
+    def result(self, state: _State) -> GcgResult:
+        """What was found."""
+        ((_, suffix),) = surviving(self.tokenizer, self.frames, [state.best_ids])
+        works = state.matched and state.n_active == len(self.frames)
+        return GcgResult(suffix, state.best_loss, works, state.losses, state.n_evaluations, state.n_active)

@@ -1,0 +1,122 @@
+"""A suffix as the tokens it becomes between a prompt and the answer, and back: what a search over tokens may try.
+
+A search replaces tokens, but an attacker sends text. Joined tokens often come back from their text as others, so only
+suffixes that survive the way through text and chat template count.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jinja2
+from transformers import PreTrainedTokenizerBase
+
+from sails_align.core.errors import InputError
+from sails_align.data.tokens import special_token_ids
+from sails_align.evaluation.attacks.wrappers import with_suffix
+from sails_align.evaluation.records import Prompt
+
+MARK = "\ue000suffix\ue000"  # private-use characters: in no real text
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A prompt and its target, around a suffix: as text and as tokens."""
+
+    before: str
+    """The rendered conversation up to the space before the suffix."""
+    after: str
+    """The rest of it, with the generation prompt."""
+    before_ids: list[int]
+    after_ids: list[int]
+    target_ids: list[int]
+    """How the wanted answer begins."""
+
+    def text(self, suffix: str) -> str:
+        """What the model is given."""
+        return f"{self.before} {suffix}{self.after}"
+
+    def ids(self, suffix_ids: Sequence[int]) -> list[int]:
+        """The tokens of that."""
+        return [*self.before_ids, *suffix_ids, *self.after_ids]
+
+
+def make_frame(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, suffix: str, target: str) -> tuple[Frame, list[int]]:
+    """A prompt's frame, and the tokens of a suffix in it.
+
+    Tokens that hold a part of the prompt, too, belong to the frame. The target is tokenized by itself, as the answer is
+    when it follows a generation prompt that ends in special tokens or white space.
+
+    Raises:
+        InputError: if the tokenizer has no character offsets or no chat template, the template rewrites the prompt, or
+            the target is empty.
+    """
+    if not tokenizer.is_fast:
+        raise InputError(f"{tokenizer.name_or_path} has a tokenizer without character offsets; use its fast tokenizer")
+    before, after = _texts_around(tokenizer, prompt)
+    text = f"{before} {suffix}{after}"
+    start, end = len(before), len(before) + 1 + len(suffix)
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    ids: list[int] = encoding["input_ids"]
+    inside = [index for index, (first, last) in enumerate(encoding["offset_mapping"]) if start <= first < last <= end]
+    target_ids: list[int] = tokenizer(target, add_special_tokens=False)["input_ids"]
+    if not target_ids:
+        raise InputError(f"the target of prompt {prompt.id!r} is empty; say how the wanted answer begins")
+    if not inside:
+        raise InputError(f"the suffix {suffix!r} has no tokens of its own; give another one with --initial_suffix")
+    first, last = inside[0], inside[-1] + 1
+    return Frame(before, after, ids[:first], ids[last:], target_ids), ids[first:last]
+
+
+def _texts_around(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[str, str]:
+    if tokenizer.chat_template is None:
+        raise InputError(
+            f"the tokenizer of {tokenizer.name_or_path} has no chat template, and an attack goes through it;\n"
+            "give a model that has one"
+        )
+    messages = list(with_suffix(prompt, MARK).messages)
+    try:
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    except jinja2.TemplateError as error:
+        raise InputError(
+            f"the chat template of {tokenizer.name_or_path} refuses prompt {prompt.id!r}: {error}; leave it out"
+        ) from error
+    before, mark, after = text.partition(f" {MARK}")
+    if not mark or MARK in after:
+        raise InputError(f"the chat template of {tokenizer.name_or_path} rewrites prompt {prompt.id!r}; leave it out")
+    return before, after
+
+
+def allowed_tokens(tokenizer: PreTrainedTokenizerBase, n_embeddings: int) -> list[int]:
+    """Ids of the tokens a suffix may have: printable ASCII, not blank, not special, and with an embedding."""
+    special = special_token_ids(tokenizer)
+    ids = [token_id for token_id in range(min(len(tokenizer), n_embeddings)) if token_id not in special]
+    texts = tokenizer.batch_decode([[token_id] for token_id in ids], clean_up_tokenization_spaces=False)
+    return [
+        token_id
+        for token_id, text in zip(ids, texts, strict=True)
+        if text.isascii() and text.isprintable() and text.strip()
+    ]
+
+
+def surviving(
+    tokenizer: PreTrainedTokenizerBase, frames: Sequence[Frame], candidates: Sequence[Sequence[int]]
+) -> list[tuple[list[int], str]]:
+    """Of candidate suffixes, those that the way through text leaves as they are in all frames; with their texts.
+
+    Those with special tokens are left out.
+    """
+    special = special_token_ids(tokenizer)
+    candidates = [ids for ids in candidates if special.isdisjoint(ids)]
+    if not candidates:  # of which the tokenizer would make one text
+        return []
+    texts = tokenizer.batch_decode([list(ids) for ids in candidates], clean_up_tokenization_spaces=False)
+    # Some decoders keep the space before the first word, some drop it. Templates trim white space at the end.
+    kept = [(list(ids), text.removeprefix(" ")) for ids, text in zip(candidates, texts, strict=True)]
+    kept = [(ids, text) for ids, text in kept if text and text == text.strip()]
+    for frame in frames:
+        if not kept:
+            break
+        whole = [frame.text(text) for _, text in kept]
+        encoded = tokenizer(whole, add_special_tokens=False, verbose=False)["input_ids"]
+        kept = [pair for pair, ids in zip(kept, encoded, strict=True) if ids == frame.ids(pair[0])]
+    return kept

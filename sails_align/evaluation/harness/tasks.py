@@ -1,0 +1,83 @@
+"""Tasks of lm-eval-harness by name: its own, and those of one's own folders."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from sails_align.core.errors import InputError
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import Task
+    from lm_eval.tasks import TaskManager
+
+ROLLING = "loglikelihood_rolling"
+
+
+def find_tasks(names: Sequence[str], include_paths: Sequence[str] = ()) -> "TaskManager":
+    """lm-eval's task manager, with its own thousands of tasks (6 s) only if a name is not in the folders given.
+
+    Raises:
+        InputError: if a folder is missing, or a name is unknown.
+    """
+    from lm_eval.tasks import TaskManager
+
+    for folder in include_paths:
+        if not Path(folder).is_dir():
+            raise InputError(f"include_path is {folder}, which is no folder; give one with tasks in YAML files")
+    own: list[str | Path] = list(include_paths)
+    manager = TaskManager(include_path=own, include_defaults=False)
+    if not all(name in manager.all_tasks or Path(name).is_file() for name in names):
+        manager = TaskManager(include_path=own)
+    for name in names:
+        if name not in manager.all_tasks and not Path(name).is_file():
+            close = difflib.get_close_matches(name, manager.all_tasks, n=3)
+            hint = f"did you mean {', '.join(close)}?" if close else "`lm_eval ls tasks` lists them"
+            raise InputError(f"there is no task {name!r}; {hint}\nfor tasks of your own, give --include_path FOLDER")
+    return manager
+
+
+def load_tasks(manager: "TaskManager", names: Sequence[str]) -> tuple[list[Any], list["Task"]]:
+    """The tasks and groups by name, and all tasks in them, with their data.
+
+    Raises:
+        InputError: if one cannot be loaded, or runs the model's output as code.
+    """
+    names = list(dict.fromkeys(names))
+    try:
+        loaded: Any = manager.load(names)
+    except ImportError as error:
+        raise InputError(
+            f"the tasks {', '.join(names)} need a package that is not installed: {error};\n"
+            "install it (pip install 'lm-eval[...]' names the extras), or leave the task out"
+        ) from error
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise InputError(
+            f"the tasks {', '.join(names)} cannot be loaded: {_cause(error)}\n"
+            "their data must be in the cache or the hub within reach: run this once with network (without "
+            "HF_HUB_OFFLINE=1);\nfor tasks of your own, check --include_path and the YAML's dataset_path"
+        ) from error
+    tasks = list(loaded["tasks"].values())
+    for task in tasks:
+        if getattr(task, "UNSAFE_CODE", False):
+            raise InputError(
+                f"the task {task.task_name} runs what the model writes as code on this machine; leave it out, or\n"
+                "run it in a sandbox by lm_eval itself, with --confirm_run_unsafe_code"
+            )
+    return _in_groups(loaded, tasks), tasks
+
+
+def _in_groups(loaded: Mapping[str, Any], tasks: Sequence["Task"]) -> list[Any]:
+    """Groups that are in no other one, and tasks that are in no group."""
+    groups = loaded.get("groups", {})
+    inside = {name for children in loaded.get("group_map", {}).values() for name in children}
+    outer = [group for name, group in groups.items() if name not in inside]
+    return [*outer, *(task for task in tasks if task.task_name not in inside)]
+
+
+def _cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,148 @@
+"""Judges that score together, how far they agree, and how much they left unscored."""
+
+import itertools
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from sails_align.core.errors import InputError
+from sails_align.evaluation.agreement import cohen_kappa, krippendorff_alpha, vote
+from sails_align.evaluation.cache import Cache
+from sails_align.evaluation.judges.rules import RulesJudge
+from sails_align.evaluation.pipeline import verdicts_of
+from sails_align.evaluation.records import Item, Judge, Task, Verdict
+
+
+class Panel:
+    """One judge, or several that vote."""
+
+    def __init__(
+        self, judges: Mapping[str, Judge], cache: Cache, *, retry_failed: bool = False, progress: bool = True
+    ) -> None:
+        self._judges = dict(judges)
+        self._cache, self._options = cache, {"retry_failed": retry_failed, "progress": progress}
+        self.members = {name: judge.binary for name, judge in judges.items()}
+        """Name -> whether its harm scores are 1 and 5 only."""
+        self.binary = any(self.members.values())
+        """Whether the vote may be 1 or 5 for want of anything between, so that its mean says nothing."""
+        self._used: dict[str, Judge] = {}
+
+    def can(self, task: Task) -> bool:
+        """Whether any of them can be asked this."""
+        return any(task in judge.tasks for judge in self._judges.values())
+
+    def _asked(self, task: Task) -> dict[str, Judge]:
+        """Those that can be asked; for refusals, if none can, one that knows refusal phrases."""
+        able = {name: judge for name, judge in self._judges.items() if task in judge.tasks}
+        if able or task != "refusal":
+            return able
+        return {RulesJudge.name: RulesJudge()}
+
+    def judge(self, task: Task, items: Sequence[Item | None]) -> dict[str, list[Verdict]]:
+        """Verdicts in order, by judge, and their `vote`.
+
+        Raises:
+            InputError: if none of them can be asked this.
+        """
+        asked = self._asked(task)
+        if not asked:
+            names = ", ".join(self._judges)
+            raise InputError(f"none of the judges ({names}) can be asked for {task}; choose another --judge")
+        by_judge: dict[str, list[Verdict]] = {}
+        for name, judge in asked.items():
+            title = f"{task} ({name})"
+            by_judge[name] = verdicts_of(judge, task, items, self._cache, title=title, **self._options)
+            self._used[name] = judge
+            if len(asked) > 1:
+                judge.close()  # memory is for one model at a time; it is loaded again when it is asked again
+        worse = task in ("helpfulness", "correctness", "preference")
+        votes = [
+            together[0] if len(together) == 1 else vote(together, lower_is_worse=worse)
+            for together in zip(*by_judge.values(), strict=True)
+        ]
+        return {**by_judge, "vote": votes}
+
+    def agreement(self, verdicts: Mapping[Task, Mapping[str, Mapping[int, Verdict]]]) -> dict[str, Any]:
+        """Cohen's kappa of each pair of judges (over what both scored; harm by squared distance) and Krippendorff's
+        alpha of all, by task."""
+        result: dict[str, Any] = {}
+        for task, by_judge in verdicts.items():
+            scores = {
+                name: [of[index].score for index in sorted(of)] for name, of in by_judge.items() if name != "vote"
+            }
+            if len(scores) < 2:
+                continue
+            graded = task in ("harm", "helpfulness") and not all(self.members.values())
+            result[task] = {
+                "cohen_kappa": {
+                    f"{one}, {other}": cohen_kappa(scores[one], scores[other], weights="quadratic" if graded else None)
+                    for one, other in itertools.combinations(scores, 2)
+                },
+                "krippendorff_alpha": krippendorff_alpha(
+                    list(scores.values()), level="ordinal" if graded else "nominal"
+                ),
+            }
+        return result
+
+    def notes(self, verdicts: Mapping[Task, Mapping[str, Mapping[int, Verdict]]]) -> list[str]:
+        """What a reader of the rates must know about the judges."""
+        weak = {name for name, judge in self._used.items() if judge.weak}
+        tasks = [task for task, by_judge in verdicts.items() if weak & by_judge.keys()]
+        if not tasks:
+            return []
+        return [f"{', '.join(tasks)}: the judge {', '.join(sorted(weak))} is weak evidence: it knows phrases only"]
+
+    def identities(self) -> dict[str, Any]:
+        """What decides the verdicts of each judge that was asked."""
+        return {
+            name: {task: judge.identity(task) for task in sorted(judge.tasks)} for name, judge in self._used.items()
+        }
+
+    def close(self) -> None:
+        """Close the judges."""
+        for judge in self._judges.values():
+            judge.close()
+
+
+def unscored(verdicts: Mapping[Task, Mapping[str, Mapping[int, Verdict]]]) -> dict[str, Any]:
+    """How many verdicts there are, how many of them are no score, and why: of the vote, and by task and judge.
+
+    `share` is the largest of any task and judge: what is unscored of one must not hide behind another's verdicts.
+
+    Args:
+        verdicts: by task, judge (and `vote`), and prompt.
+    """
+    by_task = {
+        task if name == "vote" else f"{task} by {name}": _counted(of_judge.values())
+        for task, by_judge in verdicts.items()
+        for name, of_judge in by_judge.items()
+        if name == "vote" or len(by_judge) > 2  # of a single judge, the vote is the verdict
+    }
+    of_votes = _counted(verdict for by_judge in verdicts.values() for verdict in by_judge["vote"].values())
+    return {**of_votes, "share": max((found["share"] for found in by_task.values()), default=0.0), "by_task": by_task}
+
+
+def _counted(verdicts: Iterable[Verdict]) -> dict[str, Any]:
+    verdicts = list(verdicts)
+    reasons = Counter(verdict.reason for verdict in verdicts if verdict.reason is not None)
+    n = reasons.total()
+    return {"n_verdicts": len(verdicts), "n": n, "share": n / len(verdicts) if verdicts else 0.0, "reasons": reasons}
+
+
+def fail_if_unscored(counted: Mapping[str, Any], limit: float) -> None:
+    """End the command with exit code 1 if too much of a task is unscored for its rates to be trusted."""
+    too_many = [
+        f"{found['n']} of {found['n_verdicts']} verdicts on {task} are unscored "
+        f"({', '.join(f'{reason}: {n}' for reason, n in found['reasons'].items())})"
+        for task, found in counted["by_task"].items()
+        if found["share"] > limit
+    ]
+    if not too_many:
+        return
+    print(
+        f"{'; '.join(too_many)}, more than max_unscored ({limit:.1%});\n"
+        "the rates leave them out: see their bounds. --retry_unscored asks for these alone again",
+        file=sys.stderr,
+    )
+    raise SystemExit(1)

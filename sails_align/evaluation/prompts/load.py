@@ -1,0 +1,221 @@
+"""Loads prompts: a set known by name, a local copy of one, any file with prompts in it, or a data set of the hub.
+
+load_prompts("jailbreakbench")                                   # by name: `prompt_sets` has the list
+load_prompts("advbench=data/harmful_behaviors.csv")              # a local copy of a set
+load_prompts("mine.jsonl", kind="harmful", columns={"prompt": "request"})
+"""
+
+import csv
+import difflib
+import logging
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from sails_align.core.errors import InputError
+from sails_align.data.loading import HUB_ID, load_rows
+from sails_align.evaluation.prompts.rows import Row, Table, choose_columns, parse, table_of
+from sails_align.evaluation.prompts.sets import COLUMNS, PROMPT_SETS, Part, PromptSet
+from sails_align.evaluation.records import Kind, Prompt
+
+logger = logging.getLogger(__name__)
+
+
+def load_prompts(
+    name_or_path: str,
+    *,
+    n: int | None = None,
+    seed: int = 0,
+    columns: Mapping[str, str] | None = None,
+    kind: Kind | None = None,
+    category: str | None = None,
+    split: str | None = None,
+    revision: str | None = None,
+) -> list[Prompt]:
+    """Load prompts, each once; rows that hold none are left out, and both are counted in a warning.
+
+    Args:
+        name_or_path: a name in `PROMPT_SETS` (it goes before a file of that name); `name=path` for a local copy of
+            such a set; the path of a file or folder (`loading.load_rows`); or the id of a data set on the hub.
+        n: draw a sample of this size, balanced over categories; if there are fewer prompts, all of them.
+        seed: decides the sample; a smaller one with the same seed is part of a larger one.
+        columns: role (`prompt`, `category`, `kind`, `target`, `reference`, `context`, `id`) -> name of its column,
+            where it is none of the usual names (`prompt_sets.COLUMNS`). Case does not matter. Of no concern to known
+            sets on the hub, whose columns are known.
+        kind: of prompts whose kind neither the set nor a column says.
+        category: of prompts whose category neither the set nor a column says.
+        split: of a folder or a data set on the hub (default: train). Known sets have their own.
+        revision: branch, tag or commit of a data set on the hub.
+
+    Returns:
+        prompts in the order of the source; their ids are hashes of their messages, so the same ones in every copy.
+
+    Raises:
+        InputError: if the name is unknown, the data cannot be loaded, or there is no prompt or no kind in it.
+    """
+    known, path = _find(name_or_path)
+    if known is None:
+        tables = [_plain_table(path, split, revision)]
+    elif split is not None:
+        raise InputError(
+            f"{known.name} has splits of its own; leave out split={split!r}, or load {known.source.hub_id}"
+        )
+    else:
+        tables = list(_known_tables(known, path, revision))
+    asked = columns if columns and path else {}
+    chosen = choose_columns(known.columns if known else COLUMNS, asked, tables)
+    dropped: Counter[str] = Counter()
+    default = category or (known.name if known else "all")
+    prompts = [prompt for table in tables for prompt in parse(table, chosen, kind, default, dropped)]
+    prompts = _distinct(prompts, dropped)
+    if not prompts:
+        raise InputError(f"{name_or_path} has no prompts: {_report(dropped) or 'it is empty'}; give data that has some")
+    if dropped:
+        logger.warning("%s: %d prompts; left out: %s", name_or_path, len(prompts), _report(dropped))
+    return prompts if n is None else _sample(prompts, n, seed)
+
+
+# -- finding ----------------------------------------------------------------------------------------------------------
+
+
+def _find(name: str) -> tuple[PromptSet | None, str]:
+    """The known set, and the path or id where its data (or that of an unknown set) is."""
+    set_name, separator, path = name.partition("=")
+    known = PROMPT_SETS.get(set_name.lower().replace("_", "-"))
+    if known is not None:
+        if separator and not (path and Path(path).expanduser().exists()):
+            raise InputError(f"there is no file or folder {path!r}; give the path of a copy of {known.name}")
+        return known, path
+    if Path(name).expanduser().exists() or ("/" in name and HUB_ID.fullmatch(name)):
+        return None, name
+    if "/" in name or Path(name).suffix or separator:
+        load_error = f"there is no file or folder {name}, and no prompt set {set_name!r}"
+    else:
+        load_error = f"there is no prompt set {name!r}"
+    close = difflib.get_close_matches(set_name.lower(), PROMPT_SETS, n=3)
+    hint = f"; did you mean {' or '.join(close)}?" if close else ""
+    raise InputError(f"{load_error}{hint}\nsets: {', '.join(PROMPT_SETS)};\nelse give a path, or the id of a data set")
+
+
+def _plain_table(path: str, split: str | None, revision: str | None) -> Table:
+    return table_of(load_rows(path, split=split or "train", revision=revision), path)
+
+
+def _known_tables(known: PromptSet, path: str, revision: str | None) -> Iterator[Table]:
+    """The tables of a known set: from a local copy, if there is a path, else from the hub."""
+    local = Path(path).expanduser() if path else None
+    if local is not None and local.is_file():
+        yield _read_file(known, _part_of(known, local), local)
+        return
+    for part in known.parts:
+        if part.pattern is None:
+            yield _load(known, part, str(local or known.source.hub_id), None if local else revision)
+        else:
+            folder = local or _download(known, part.pattern, revision)
+            files = sorted(folder.glob(part.pattern), key=lambda file: (len(file.name), file.name))
+            if not files:
+                raise InputError(
+                    f"{folder} holds no {part.pattern} of {known.name}; give a whole copy, or one file of it"
+                )
+            yield from (_read_file(known, part, file) for file in files)
+
+
+def _part_of(known: PromptSet, file: Path) -> Part:
+    """The part of a set that a local file is a copy of."""
+    for name in reversed(file.resolve().parts):  # the file's own name tells best
+        found = [part for part in known.parts if part.word in name.lower()]
+        if len(found) == 1:
+            return found[0]
+    words = " or ".join(part.word for part in known.parts)
+    raise InputError(f"{file}: its path does not tell which part of {known.name} it is; put {words} into its name")
+
+
+def _read_file(known: PromptSet, part: Part, file: Path) -> Table:
+    category = part.category(file) if callable(part.category) else part.category
+    if part.header is not None and part.pattern is not None:
+        if file.match(part.pattern):
+            return Table(_headless(file, part.header), part.header, str(file), part, category)
+        category = None  # a copy in another form: its category is in a column
+    return table_of(load_rows(str(file)), str(file), part, category)
+
+
+def _headless(file: Path, header: tuple[str, ...]) -> list[Row]:
+    """Rows of a csv file that has no line of column names."""
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as lines:
+            rows = [row for row in csv.reader(lines) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{file} cannot be read: {error}; give a csv file in UTF-8") from error
+    for number, row in enumerate(rows):
+        if len(row) != len(header):
+            raise InputError(
+                f"{file}, row {number}: {len(row)} columns, where {len(header)} is expected ({', '.join(header)});\n"
+                "give the file as it is in the repository, or one with a line of column names under another name"
+            )
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def _load(known: PromptSet, part: Part, where: str, revision: str | None) -> Table:
+    try:
+        rows = load_rows(where, config=part.config, split=part.split, revision=revision)
+    except InputError as error:
+        if where != known.source.hub_id:
+            raise
+        raise _unavailable(known, str(error).splitlines()[0]) from error
+    return table_of(rows, where, part, part.category if isinstance(part.category, str) else None)
+
+
+def _download(known: PromptSet, pattern: str, revision: str | None) -> Path:
+    """A folder that holds the files of a repository that match a pattern."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
+
+    hub_id = known.source.hub_id
+    try:
+        folder = snapshot_download(hub_id, repo_type="dataset", revision=revision, allow_patterns=pattern)
+    except LocalEntryNotFoundError as error:
+        raise _unavailable(known, f"{hub_id} is not in the cache and the hub cannot be reached") from error
+    except GatedRepoError as error:
+        raise _unavailable(known, f"{hub_id} is gated, and you have no access to it") from error
+    except (OSError, ValueError) as error:  # of the hub's many errors all are one of these
+        cause = next((line for line in str(error).splitlines() if line), type(error).__name__)
+        raise _unavailable(known, f"{hub_id} cannot be loaded: {cause}") from error
+    return Path(folder)
+
+
+def _unavailable(known: PromptSet, cause: str) -> InputError:
+    url = known.source.url
+    access = f"accept its licence at {url} and log in with `hf auth login`" if known.source.gated else f"see {url}"
+    return InputError(f"{cause.rstrip('.;')}.\nTo get {known.name}: {access};\nor give a local copy: {known.name}=PATH")
+
+
+# -- choosing ----------------------------------------------------------------------------------------------------------
+
+
+def _distinct(prompts: Iterable[Prompt], dropped: Counter[str]) -> list[Prompt]:
+    """Each prompt once, as it first occurs."""
+    first: dict[str, Prompt] = {}
+    for prompt in prompts:
+        before = first.setdefault(prompt.id, prompt)
+        if before is not prompt:
+            dropped["duplicate" if before.kind == prompt.kind else "duplicate of another kind"] += 1
+    return list(first.values())
+
+
+def _report(dropped: Counter[str]) -> str:
+    return ", ".join(f"{cause}: {count}" for cause, count in dropped.most_common())
+
+
+def _sample(prompts: list[Prompt], n: int, seed: int) -> list[Prompt]:
+    """Draw from each category in turn until there are `n`."""
+    if n < 1:
+        raise InputError(f"{n} prompts are asked for; ask for 1 or more, or for all of them")
+    rng = random.Random(f"prompts {seed}")
+    piles: dict[str, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        piles.setdefault(prompt.category, []).append(index)
+    order = rng.sample(sorted(piles), len(piles))
+    shuffled = [rng.sample(piles[category], len(piles[category])) for category in order]
+    rounds = [pile[turn] for turn in range(max(map(len, shuffled))) for pile in shuffled if turn < len(pile)]
+    return [prompts[index] for index in sorted(rounds[:n])]

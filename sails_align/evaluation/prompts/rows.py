@@ -1,0 +1,148 @@
+"""Rows of any table with prompts in it -> prompts."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Dataset
+
+from sails_align.core.errors import InputError
+from sails_align.data.formats import BadRowError, Format, find_format, parse_prompt, user
+from sails_align.evaluation.prompts.sets import Columns, Part
+from sails_align.evaluation.records import Kind, Message, Prompt
+
+KINDS: tuple[Kind, ...] = ("harmful", "benign", "dual_use")
+Row = Mapping[str, Any]
+"""With column names in lower case."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows and what they mean."""
+
+    rows: Iterable[Row]
+    names: Sequence[str]
+    """Of the columns, as the source has them."""
+    where: str
+    """What messages call it."""
+    part: Part | None = None
+    """Of a known set."""
+    category: str | None = None
+    """Of all its prompts."""
+
+
+def table_of(dataset: Dataset, where: str, part: Part | None = None, category: str | None = None) -> Table:
+    """A data set as a table. Of two columns that differ in case only, the lower-case one counts."""
+    names = sorted(dataset.column_names)
+
+    def rows() -> Iterator[Row]:
+        for batch in dataset.iter(batch_size=1000):
+            columns = [batch[name] for name in names]  # pyright: ignore[reportCallIssue, reportArgumentType]
+            yield from (
+                {name.lower(): value for name, value in zip(names, values, strict=True)}
+                for values in zip(*columns, strict=True)
+            )
+
+    return Table(rows(), dataset.column_names, where, part, category)
+
+
+def choose_columns(usual: Columns, asked: Mapping[str, str], tables: Sequence[Table]) -> Columns:
+    """The usual columns, with those a user names in their place."""
+    unknown = sorted(asked.keys() - usual.keys())
+    if unknown:
+        raise InputError(f"{unknown[0]!r} is no role of a column; columns have the roles {', '.join(usual)}")
+    for table in tables:
+        names = {name.lower() for name in table.names}
+        for role, column in asked.items():
+            if column.lower() not in names:
+                raise InputError(
+                    f"{table.where} has no column {column!r} for the {role}; it has {', '.join(table.names)}"
+                )
+    return {**usual, **{role: (column.lower(),) for role, column in asked.items()}}
+
+
+def parse(table: Table, columns: Columns, kind: Kind | None, category: str, dropped: Counter[str]) -> Iterator[Prompt]:
+    """The prompts of a table; what cannot be used is counted in `dropped` by cause."""
+    names = [name.lower() for name in table.names]
+    of = {role: next((name for name in options if name in names), None) for role, options in columns.items()}
+    form = find_format(names)
+    if of["prompt"] is None and form is None:
+        raise InputError(
+            f"{table.where} has the columns {', '.join(table.names)}, none of which is known to hold prompts;\n"
+            f"name one of them {', '.join(columns['prompt'])}, or say which it is (columns: prompt)"
+        )
+    for row in table.rows:
+        try:
+            messages = _messages(row, of["prompt"], of["context"], form)
+        except BadRowError as bad:
+            dropped[str(bad)] += 1
+            continue
+        found = table.category or _text(row, of["category"]) or category
+        yield Prompt(_id(messages), messages, _kind(row, of["kind"], table, kind), found, _meta(row, of))
+
+
+def _messages(row: Row, column: str | None, context: str | None, form: Format | None) -> tuple[Message, ...]:
+    if column is None:
+        assert form is not None
+        return tuple(Format(form.prompt, form.chosen).parse(row).prompt)  # whatever the rejected response is
+    value = row[column]
+    if isinstance(value, list) and value and isinstance(value[0], str):  # MT-Bench: the user's turns
+        return (user(_checked(value[0], column)),)
+    if isinstance(value, list) and value and isinstance(value[-1], dict) and _is_answer(value[-1]):
+        return tuple(Format(None, column).parse(row).prompt)
+    if given := _text(row, context):  # HarmBench puts them together like this
+        return (user(f"{given}\n\n---\n\n{_checked(value, column)}"),)
+    return tuple(parse_prompt(row, column))
+
+
+def _is_answer(message: Mapping[str, Any]) -> bool:
+    return (message.get("role") or message.get("from")) in ("assistant", "gpt")
+
+
+def _checked(value: Any, column: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise BadRowError(f"{column} is {'not a string' if value and not isinstance(value, str) else 'empty'}")
+    return value
+
+
+def _text(row: Row, column: str | None) -> str | None:
+    value = None if column is None else row[column]
+    if isinstance(value, list):  # HarmBench's tags, MT-Bench's references
+        value = next((item for item in value if item), None)
+    return None if value is None or not str(value).strip() else str(value)
+
+
+def _kind(row: Row, column: str | None, table: Table, default: Kind | None) -> Kind:
+    if table.part is not None:
+        return table.part.kind(row) if callable(table.part.kind) else table.part.kind
+    said = _text(row, column)
+    if said is None and isinstance(row.get("harmful"), bool):  # as this package's own data sets have it
+        return "harmful" if row["harmful"] else "benign"
+    found = default if said is None else said.strip().lower().replace("-", "_").replace(" ", "_")
+    if found in KINDS:
+        return found
+    if said is not None:
+        raise InputError(f"{table.where}: {said!r} is no kind of prompt; kinds are {', '.join(KINDS)}")
+    raise InputError(
+        f"{table.where} does not say which prompts are to be refused; give a column `kind` ({', '.join(KINDS)}),\n"
+        "or say what all of them are (kind)"
+    )
+
+
+def _meta(row: Row, of: Mapping[str, str | None]) -> dict[str, Any]:
+    # Of attacked prompts (`sails attack`): what the attack is, and the testbed's request.
+    given = row.get("meta") if isinstance(row.get("meta"), dict) else {}
+    found = {role: _text(row, of[role]) for role in ("target", "reference", "context")}
+    found["source_id"] = _text(row, of["id"])
+    if found["context"] is not None:
+        found["behavior"] = _text(row, of["prompt"])
+    found = {**dict(given or {}), **{name: value for name, value in found.items() if value is not None}}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _id(messages: Sequence[Message]) -> str:
+    said = [[message["role"], message["content"].strip()] for message in messages]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]

@@ -1,0 +1,273 @@
+"""A cell of models that are no testbed: the commands that a user would give, each in a process of its own, one after
+another, and what they measured.
+
+<folder>/train/                the recipe's run: the model
+<folder>/<cell>/safety/ ...    the evaluations
+"""
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from sails_align.cli.eval_harness import HarnessArguments
+from sails_align.cli.features import FILE
+from sails_align.core.artifacts import package_versions
+from sails_align.core.command_line import CommandLine
+from sails_align.core.cost import Cost
+from sails_align.core.errors import InputError
+from sails_align.evaluation.helpfulness import ReferenceArguments
+from sails_align.evaluation.judges.options import JudgeArguments
+from sails_align.evaluation.options import PromptArguments, ResponseArguments, RunArguments
+from sails_align.experiments.plan import Cell, Evaluation, Protocol, Run
+from sails_align.experiments.studies import option_groups
+from sails_align.subspace.basis import Subspace
+from sails_align.testbed.build import is_testbed
+from sails_align.testbed.evaluate import HARMFUL, HARMLESS
+from sails_align.training import run as align
+
+DONE = "done"
+"""In the folder of a command that succeeded. Without it the command is given again: it goes on where it was cut off,
+and asks again for what was not scored."""
+AGAIN = ("--retry_unscored", "true")
+"""Of an evaluation that is started again: ask for what failed, and for nothing else."""
+METRICS = "metrics.json"
+PACKAGES = {"vllm": "vllm", "harness": "lm_eval"}
+"""By what needs them: a backend, an evaluation."""
+SAILS = ("-m", "sails_align")
+PYTHON = (sys.executable, *SAILS)
+_JUDGED = (ResponseArguments, PromptArguments, JudgeArguments, RunArguments)
+OPTIONS: dict[Evaluation, tuple[type, ...]] = {
+    "safety": _JUDGED,
+    "helpfulness": (*_JUDGED, ReferenceArguments),
+    "harness": (HarnessArguments,),
+}
+"""What evaluations can be told."""
+
+
+def check(runs: Sequence[Run], protocol: Protocol) -> None:
+    """Read the options of all commands, before any of them is given.
+
+    Raises:
+        InputError: if a command would not take them, or a package that it needs is not installed.
+    """
+    for run in runs:
+        if run.trainer in ("sft", "dpo"):
+            try:
+                align.parse(run.trainer, list(run.options))
+            except InputError as error:
+                raise InputError(f"the run {run.name} cannot be trained: {error}") from error
+    models = [run for run in runs if run.trainer == "none"]
+    for run in models:
+        _read_options("safety", run.options, f"the run {run.name} cannot be evaluated")
+    paths = [("launch", path) for path in option_groups(protocol.launch).get("--config_file", ())]
+    paths += [(f"the run {run.name}", run.options[1]) for run in models]
+    for part, kind, options in protocol.evaluate:
+        where = f"evaluate: {part}: {kind}"
+        read = _read_options(kind, options, f"{where} cannot be given")
+        for needs in (kind, read[0].backend):
+            if needs in PACKAGES and importlib.util.find_spec(PACKAGES[needs]) is None:
+                raise InputError(f"{where} needs the package {PACKAGES[needs]}; install 'sails-align[{needs}]'")
+        if kind != "harness" and read[2].judge is None and not all(map(is_testbed, read[1].prompts)):
+            raise InputError(f"{where} says no judge; give judge: llm or guard, with judge_model")
+        if kind != "harness":
+            paths += [(where, name.rpartition("=")[2]) for name in read[1].prompts]
+            paths += [] if read[0].chat_template_path is None else [(where, read[0].chat_template_path)]
+        if kind == "safety" and part == "test":
+            _check_sets(protocol, read[1])
+        for run in models:
+            _read_options(kind, [*options, *options_of(kind, run)], f"the run {run.name} cannot be evaluated ({where})")
+    for where, name in paths:
+        if name.startswith(("/", "./", "../", "~")) and not Path(name).exists():
+            raise InputError(f"{where} names {name}, which is not there; check the path (from the working folder)")
+
+
+def _check_sets(protocol: Protocol, asked: PromptArguments) -> None:
+    """Refuse names of prompt sets that there will be no rates of; files can name parts of their own."""
+    names = {name.partition("=")[0] for name in asked.prompts}
+    known = {*names, *((*HARMFUL, *HARMLESS) if any(map(is_testbed, asked.prompts)) else ())}
+    has_files = any(Path(name).exists() for name in names)
+    for name in (protocol.in_distribution, protocol.out_of_distribution):
+        if name is not None and name not in known and not has_files:
+            raise InputError(
+                f"in_distribution or out_of_distribution is {name!r}, which is none of the prompt sets of `safety`; "
+                f"choose among {', '.join(sorted(known))}"
+            )
+
+
+def options_of(kind: Evaluation, run: Run) -> list[str]:
+    """A model's own options, as far as the evaluation has them."""
+    known = {option.name for options in OPTIONS[kind] for option in fields(options)}
+    groups = option_groups(run.options[2:])
+    return [word for name, values in groups.items() if name[2:] in known for word in (name, *values)]
+
+
+def evaluation(kind: Evaluation, options: Sequence[str], run: Run, model: str) -> list[str]:
+    """The words after `sails` that evaluate a run's model, or go on with it, but for their `--output_dir`."""
+    own = options_of(kind, run) if run.trainer == "none" else []
+    return ["eval", kind, "--model", model, *options, *own, *([] if kind == "harness" else AGAIN)]
+
+
+def _read_options(kind: Evaluation, options: Sequence[str], failure: str) -> tuple[Any, ...]:
+    try:
+        return CommandLine.read(options).parse(OPTIONS[kind])
+    except InputError as error:
+        raise InputError(f"{failure}: {error}") from error
+
+
+def run_commands(cell: Cell, folder: Path) -> dict[str, Any]:
+    """Train and evaluate, in a folder that outlives the cell. The result is JSON-able.
+
+    Models of the validation part are deleted once they are measured, and checkpoints; those of the test part stay.
+
+    Raises:
+        InputError: if a command fails. What it printed is on standard output and standard error.
+    """
+    protocol, cost = cell.protocol, Cost()
+    assert protocol is not None
+    train, evaluated = folder / "train", folder / cell.key
+    if cell.run.trainer == "none":
+        model = cell.run.options[1]
+    else:
+        model = str(train)
+        _give([*training(cell, protocol), "--output_dir", model], train / DONE, cost, "training")
+    for kind, options in protocol.of_part(cell.part).items():
+        command = [*PYTHON, *evaluation(kind, options, cell.run, model), "--output_dir", str(evaluated / kind)]
+        _give(command, evaluated / kind / DONE, cost, kind)
+    if cell.part == "test" and _has_features(train):
+        _give([*PYTHON, "features", "--run", model], train / FILE, cost, "explain")
+    found = gathered(cell, protocol, folder)
+    found["cost"]["seconds"] |= {kind: seconds for kind, seconds in cost.seconds.items() if kind != "training"}
+    for path in [train] if cell.part == "validation" else train.glob("checkpoint-*"):
+        shutil.rmtree(path, ignore_errors=True)
+    return found
+
+
+def training(cell: Cell, protocol: Protocol) -> list[str]:
+    """The command that trains a cell's model, or goes on with it, but for its `--output_dir`."""
+    options = [*cell.run.options, "--resume_from_checkpoint", "true", *cell.training_options]
+    launch = ["-m", "accelerate.commands.launch", "--quiet", *protocol.launch] if protocol.launch else []
+    return [sys.executable, *launch, *SAILS, "train", cell.run.trainer, *options]
+
+
+def _give(command: list[str], done: Path, cost: Cost, stage: str) -> None:
+    """Give a command, unless it succeeded before. It ends with this process."""
+    if done.is_file():
+        return
+    print("$", *command, flush=True)
+    with cost.of(stage), subprocess.Popen(command) as process:
+        try:
+            code = process.wait()
+        except BaseException:  # this process is to end
+            process.terminate()
+            raise
+    if code != 0:
+        raise InputError(f"{' '.join(command)}\nended with exit code {code}; what it printed is above")
+    done.touch()
+
+
+def _has_features(run: Path) -> bool:
+    """Whether a run started in SAE features that can be looked at again: SAEs and harmless requests are named."""
+    if not (run / "subspace").is_dir() or "features" not in Subspace.load(run / "subspace").provenance:
+        return False
+    record = _read(run / "run.json")
+    sails = record["options"]["sails"]
+    return bool((sails["sae_release"] or sails["sae_path"]) and record["data"]["helpful"]["rows"])
+
+
+def gathered(cell: Cell, protocol: Protocol, folder: Path) -> dict[str, Any]:
+    """What the commands of a cell measured, in the form of the testbed's cells."""
+    evaluated = folder / cell.key
+    measured = {kind: _read(evaluated / kind / METRICS) for kind in protocol.of_part(cell.part)}
+    safety = measured["safety"]
+    numbers = dict(safety["overall"])
+    attack = {name: numbers.pop(name) for name in list(numbers) if name.startswith("attack_success_rate")}
+    splits = (
+        ("safety_rate_in_distribution", protocol.in_distribution),
+        ("safety_rate_out_of_distribution", protocol.out_of_distribution),
+    )
+    for name, split in splits:
+        if split is not None and cell.part == "test":
+            numbers[name] = _of_split(safety, split)
+    if "helpfulness" in measured:
+        numbers |= measured["helpfulness"]["overall"]
+    cost: dict[str, Any] = {"seconds": {}, "trainable_parameters": 0, "trainable_share": 0.0}
+    if cell.run.trainer != "none":
+        cost = _read(folder / "train" / METRICS)["cost"]
+    found = {
+        "cell": {"run": cell.run.name, "seed": cell.seed, "part": cell.part, "learning_rate": cell.learning_rate},
+        "numbers": numbers,
+        "by_category": by_category(safety, evaluated / "safety" / "responses.jsonl", protocol),
+        "cost": {"steps_to_95": None, "peak_memory_mb": None, **cost},
+        "versions": package_versions(),
+    }
+    if attack:
+        found["attack"] = attack
+    if (folder / "train" / FILE).is_file():
+        found["features"] = _read(folder / "train" / FILE)
+    if "harness" in measured:
+        found["capability"] = capability(measured["harness"])
+    return found
+
+
+def _of_split(safety: Mapping[str, Any], split: str) -> Mapping[str, Any]:
+    """The safety rate on one prompt set.
+
+    Raises:
+        InputError: if there is no such set, or it has no harmful prompts.
+    """
+    of = safety["by_split"]
+    if "safety_rate" not in of.get(split, {}):
+        harmful = [name for name, rates in of.items() if "safety_rate" in rates]
+        raise InputError(
+            f"{split!r} is none of the sets with harmful prompts; choose among {', '.join(harmful) or 'others'}"
+        )
+    return of[split]["safety_rate"]
+
+
+def by_category(safety: Mapping[str, Any], responses: Path, protocol: Protocol) -> dict[str, Any]:
+    """Safety rate of each harm category, over-refusal of each harmless one, as cells of the testbed have them.
+
+    Categories whose rates are of several prompt sets are left out, and harmful ones of other sets than the two named.
+    """
+    splits: dict[tuple[str, bool], set[str]] = {}
+    with responses.open(encoding="utf-8") as lines:
+        for row in map(json.loads, lines):
+            harmful = row["kind"] == "harmful"
+            name = row["category"] if harmful else f"{row['category']} ({row['kind']})"
+            splits.setdefault((name, harmful), set()).add(row["meta"]["split"])
+    named = {protocol.in_distribution: "harmful", protocol.out_of_distribution: "ood"}
+    found = {}
+    for (name, harmful), of in sorted(splits.items()):
+        split = "harmless" if not harmful else named.get(*of) if len(of) == 1 else None
+        rate = safety["by_category"].get(name, {}).get("safety_rate" if harmful else "over_refusal_rate")
+        if split is not None and rate is not None:
+            found[name] = {"split": split, **rate}
+    return found
+
+
+def capability(harness: Mapping[str, Any]) -> dict[str, float]:
+    """Of each task asked for (a group's own score, not those of its parts) the first score of which more is better."""
+    asked, tasks = harness["provenance"]["options"]["tasks"], harness["tasks"]
+    found = {}
+    for task, scores in ({task: tasks[task] for task in asked if task in tasks} or tasks).items():
+        values = [
+            of["model"]["value"]
+            for of in scores.values()
+            if of["model"]["higher_is_better"] is not False and of["model"]["value"] is not None
+        ]
+        if values:
+            found[task] = float(values[0])
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}); delete its folder to compute it again") from error

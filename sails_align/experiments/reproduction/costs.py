@@ -1,0 +1,180 @@
+"""What the steps are expected to take: computed from shapes and options before anything is started, not measured.
+
+A GPU-hour is an hour of one GPU at `tflops` (10^12 operations a second that are reached, not the peak). Operations are
+counted: 2 for each parameter and token forward, 2 backward through frozen weights, 4 through trained ones, and 2 more
+where activations are computed again. Generation reaches a smaller share, since it waits for memory.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedConfig
+
+from sails_align.cli.eval_harness import HarnessArguments
+from sails_align.core.command_line import CommandLine
+from sails_align.evaluation.attacks import options as attack_options
+from sails_align.evaluation.judges.options import JudgeArguments
+from sails_align.experiments.commands import OPTIONS
+from sails_align.experiments.reproduction.plan import Reproduction, Step, is_hh_rlhf
+from sails_align.training.estimate import fits
+from sails_align.training.memory import FOR_QUANTIZED, Engine, Memory, checkpoint_bytes, estimate
+from sails_align.training.options import Arguments
+from sails_align.training.shapes import meta_model, setup_of, shape_of
+
+ROWS = {"harmless-base": 42_537, "helpful-base": 43_835}
+"""Training rows of HH-RLHF, as its page says."""
+TOKENS = 654 / 4
+"""Of a transcript: 654 characters on average (the 2,312 of harmless-base's test part), and four of them a token."""
+GENERATION = 1 / 6
+"""Share of `tflops` that is reached while responses are generated (assumed)."""
+PROMPT_TOKENS, ATTACK_TOKENS = 60, 80
+"""Of a prompt, and of a prompt with suffix and target (assumed)."""
+RESPONSE_TOKENS = 512
+"""Of a response, at most."""
+SET_SIZE = 500
+"""Prompts of a set, where no `--n_prompts` limits them (assumed)."""
+TASKS = {"mmlu": (14_042 * 4 * 100, 0), "gsm8k": (1_319 * 900, 1_319 * 256)}
+"""Tokens that lm-eval's tasks read and have written (about)."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Of a step."""
+
+    gpu_hours: float = 0.0
+    disk_gb: float = 0.0
+    """10^9 bytes that stay."""
+    judge_requests: int = 0
+    """Verdicts asked of language models."""
+
+
+def costs_of(steps: Sequence[Step], of: Reproduction, config: PreTrainedConfig, tflops: float) -> list[Costs]:
+    """What each step is expected to take.
+
+    Args:
+        steps: of the reproduction.
+        of: the reproduction.
+        config: of its model.
+        tflops: 10^12 operations a second that a GPU reaches in training.
+    """
+    rate = _Rate(_n_parameters(of, config), tflops)
+    return [_costs(step, of, config, rate) for step in steps]
+
+
+def _costs(step: Step, of: Reproduction, config: PreTrainedConfig, rate: "_Rate") -> Costs:
+    match step.stage:
+        case "data":
+            return Costs(disk_gb=0.1 if step.run == "hh-rlhf" else 2 * rate.n_parameters / 1e9)
+        case "discover":
+            args = next(args for args in of.arguments.values() if args.sails.uses_subspace)
+            n = 2 * args.sails.max_discovery_examples
+            return Costs(rate.hours(n * TOKENS), sae_bytes(args, config) / 1e9)
+        case "train":
+            args = of.arguments[step.run]
+            shape = shape_of(meta_model(args, config))
+            written = checkpoint_bytes(of.engines[step.run], shape, setup_of(args, config))
+            kept = written["model"] + (args.training.save_total_limit or 1) * written["checkpoint"]
+            return Costs(rate.hours(operations(args) / 2 * training_tokens(args)), kept / 1e9)
+        case "attack":
+            args = attack_options.parse(step.argv[2:], "sails attack")
+            assert args.search is not None
+            n = args.asked.n_prompts or SET_SIZE
+            forward = n * args.search.n_steps * args.search.search_width * ATTACK_TOKENS
+            return Costs(rate.hours(forward, 2 * n * RESPONSE_TOKENS), judge_requests=2 * n * n_models(args.who))
+        case "evaluate":
+            return _of_evaluation(step, rate)
+
+
+@dataclass(frozen=True)
+class _Rate:
+    """How long a model takes."""
+
+    n_parameters: int
+    tflops: float
+
+    def hours(self, read: float, written: float = 0.0) -> float:
+        """GPU-hours of tokens that are read in parallel, and of those that are generated."""
+        return 2 * self.n_parameters * (read + written / GENERATION) / (self.tflops * 1e12) / 3600
+
+
+def _n_parameters(of: Reproduction, config: PreTrainedConfig) -> int:
+    """Of the model without adapters."""
+    args = next(iter(of.arguments.values()))
+    shape = shape_of(meta_model(args, config))
+    return shape.n_parameters - (shape.n_trainable if args.model.use_peft else 0)
+
+
+def operations(args: Arguments) -> int:
+    """Of a training, for each parameter and token of an example (of DPO: of one of its two responses)."""
+    passes = 2 + (2 if args.model.use_peft else 4) + (2 if args.training.gradient_checkpointing else 0)
+    return passes if args.method == "sft" else 2 * (passes + 2)  # the reference reads both responses, too
+
+
+def training_tokens(args: Arguments) -> float:
+    """Of all epochs; 0 for data whose size is not known."""
+    safety, helpful = (
+        ROWS.get(Path(str(name)).name, 0) if is_hh_rlhf(name) else 0
+        for name in (args.script.dataset_name, args.data.helpful_dataset_name)
+    )
+    safety = min(safety, args.data.max_train_examples or safety)
+    n_examples = safety + min(helpful, args.data.helpful_ratio * safety)
+    return n_examples * TOKENS * args.training.num_train_epochs
+
+
+def sae_bytes(args: Arguments, config: PreTrainedConfig) -> int:
+    """Of a release's SAEs on disk, in fp32: an encoder and a decoder each. 0 for SAEs that are here already."""
+    d_model = config.get_text_config().hidden_size
+    total = 0
+    for sae_id in args.sails.sae_ids or () if args.sails.sae_release else ():
+        width = re.search(r"width_(\d+)k", sae_id)
+        times = re.search(r"_(\d+)x$", sae_id)
+        d_sae = int(width[1]) * 1024 if width else int(times[1]) * d_model if times else 0
+        total += 2 * d_sae * d_model * 4
+    return total
+
+
+def n_models(judges: JudgeArguments) -> int:
+    """Judges that are language models."""
+    return len(judges.judge_model or ())
+
+
+def _of_evaluation(step: Step, rate: _Rate) -> Costs:
+    options: tuple[type, ...] = OPTIONS[step.kind]  # pyright: ignore[reportArgumentType]
+    how, *more = CommandLine.read(step.argv[3:]).parse(options)
+    if isinstance(how, HarnessArguments):
+        of_tasks = [TASKS[task] for task in how.tasks if task in TASKS]
+        return Costs(rate.hours(sum(read for read, _ in of_tasks), sum(written for _, written in of_tasks)))
+    asked, judges = more[0], more[1]
+    n = len(asked.prompts) * (asked.n_prompts or SET_SIZE)
+    compared = step.kind == "helpfulness" and more[3].reference is not None
+    n_responses = 2 * n if compared else n
+    n_verdicts = 3 * n if compared else n  # pairs are judged in both orders
+    hours = rate.hours(n_responses * PROMPT_TOKENS, n_responses * (how.max_new_tokens or RESPONSE_TOKENS))
+    return Costs(hours, judge_requests=n_verdicts * n_models(judges))
+
+
+def fitting_engine(
+    args: Arguments, config: PreTrainedConfig, num_gpus: int, gpu_memory_gib: float
+) -> tuple[Engine, Memory, bool]:
+    """The first launch configuration in which a training fits, of those that suit it (docs/fits.md); else the last one,
+    and False.
+
+    Args:
+        args: of the training.
+        config: of the model.
+        num_gpus: of one machine.
+        gpu_memory_gib: of a GPU; a part of it is left free (`estimate.RESERVE`).
+    """
+    shape, setup = shape_of(meta_model(args, config)), setup_of(args, config)
+    candidates: list[Engine] = ["single"] if num_gpus == 1 else ["zero2", "zero3"]
+    if num_gpus > 1 and args.model.use_peft:
+        candidates.insert(0, "ddp")
+    candidates.append("zero3_offload")
+    if setup.quantized_bytes is not None:
+        candidates = [of for of in candidates if of in FOR_QUANTIZED]
+    needed = {of: estimate(of, shape, setup, num_gpus, num_gpus) for of in candidates}
+    fitting: list[Engine] = [of for of in candidates if fits(needed[of], gpu_memory_gib)]
+    engine = fitting[0] if fitting else candidates[-1]
+    return engine, needed[engine], bool(fitting)

@@ -1,0 +1,201 @@
+"""What a comparison asks besides its main question: what each part of the method does, how many examples it takes, and
+in which worlds it helps. Each is a set of plans, whose cells are kept beside those of the main one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from sails_align.core.artifacts import content_hash
+from sails_align.core.errors import InputError
+from sails_align.experiments.plan import RUNS, Plan, Protocol, Run
+from sails_align.testbed.build import PARAMETERS, is_testbed, parse_parameters, parse_world
+from sails_align.training import run as align
+
+StudyKind = Literal["main", "ablations", "examples", "worlds"]
+
+_READERS, _WRITERS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), ("o_proj", "down_proj")
+_ATTENTION = ("--lora_target_modules", "q_proj", "k_proj", "v_proj", "o_proj")
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a run does otherwise than SAILS."""
+
+    name: str
+    label: str
+    options: tuple[str, ...]
+
+    def of(self, run: Run) -> Run:
+        """A run with these options in place of its own."""
+        options = option_groups(run.options) | option_groups(self.options)
+        words = tuple(word for name, values in options.items() for word in (name, *values))
+        return replace(run, name=self.name, label=self.label, options=words)
+
+
+def option_groups(options: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Options and their values, in order; the last of an option given twice."""
+    groups: dict[str, tuple[str, ...]] = {}
+    name = ""
+    for word in options:
+        if word.startswith("--"):
+            name, equals, value = word.partition("=")
+            groups[name] = (value,) if equals else ()
+        else:
+            groups[name] = (*groups.get(name, ()), word)
+    return groups
+
+
+ABLATIONS: tuple[Change, ...] = (
+    Change("paper", "preset paper", ("--preset", "paper")),
+    Change("basis-random", "basis: random", ("--init", "random_basis")),
+    Change("basis-random-free", "basis: random, not frozen", ("--init", "random_basis", "--subspace_mode", "init")),
+    Change("basis-random-features", "basis: random SAE features", ("--init", "random_features")),
+    Change("basis-pca", "basis: activation PCA", ("--init", "activation_pca")),
+    Change("basis-mean-diff", "basis: mean difference", ("--init", "mean_diff")),
+    Change("score-standardized", "score: standardized", ("--score", "standardized")),
+    Change("contrast-response", "contrast: response", ("--contrast", "response")),
+    Change("contrast-prompt", "contrast: prompt", ("--contrast", "prompt")),
+    Change("contrast-both", "contrast: both", ("--contrast", "both")),
+    Change("tokens-all", "prompt tokens: all", ("--prompt_tokens", "all")),
+    Change("unweighted", "unweighted", ("--weighting", "false")),
+    Change("k-16", "k: 16", ("--top_k", "16")),
+    Change("k-256", "k: 256", ("--top_k", "256")),
+    Change("tau", "centred, tau: 0.8", ("--center", "true", "--tau", "0.8")),
+    Change("not-whitened", "not against harmless variance", ("--benign_whitening", "false")),
+    Change("layers-all", "layers: all", ("--layer_map", "nearest")),
+    Change("layers-sae", "layers: those of SAEs", ("--layer_map", "sae_only")),
+    Change("side-a", "side: readers alone", ("--lora_target_modules", *_READERS)),
+    Change("side-b", "side: writers alone", ("--lora_target_modules", *_WRITERS)),
+    Change("fold-norm", "norm folded", ("--fold_norm", "true")),
+    Change("mode-init", "mode: init", ("--subspace_mode", "init")),
+    Change("mode-freeze", "mode: freeze", ("--subspace_mode", "freeze")),
+    Change("mode-decay", "mode: decay", ("--subspace_mode", "decay")),
+    Change("rank-4", "rank: 4", ("--lora_r", "4")),
+    Change("rank-16", "rank: 16", ("--lora_r", "16")),
+    Change("attention", "attention alone", _ATTENTION),
+    Change("lora-attention", "LoRA, attention alone", ("--init", "default", *_ATTENTION)),
+    Change("lora-rank-16", "LoRA, rank: 16", ("--init", "default", "--lora_r", "16")),
+)
+"""SAILS with one thing changed in each; and other adapters."""
+LORA_LAST_BLOCKS = Change(
+    "lora-last-blocks",
+    "LoRA, in SAILS' blocks",
+    (
+        *("--init", "default", "--lora_target_modules"),
+        *(f"layers.{block}.self_attn.{name}_proj" for block in (3, 4) for name in "qkvo"),
+        *(f"layers.{block}.mlp.{name}_proj" for block in (3, 4) for name in ("gate", "up", "down")),
+    ),
+)
+"""Of the testbed, whose last two of five blocks SAILS trains."""
+SMALL = ("sft-lora", "sft-sails", "sft-full")
+RIVALS = (
+    Change("basis-mean-diff", "mean difference", ("--init", "mean_diff")),
+    Change("basis-pca", "activation PCA", ("--init", "activation_pca")),
+)
+OF_DATA: dict[str, type[int] | type[float]] = {"n_examples": int, "contamination": float}
+"""What of a world is a matter of its alignment data."""
+EXAMPLE = "contamination=0.1"
+
+
+@dataclass(frozen=True)
+class Study:
+    """Plans that are looked at together."""
+
+    kind: StudyKind
+    plans: tuple[tuple[str, Plan], ...]
+    """Each with what it is called."""
+
+
+def ablations(plan: Plan, n_seeds: int) -> Study:
+    """Every part of the method changed, one at a time; with the highest rates of the grid, since nothing is learnt at
+    the others.
+
+    Raises:
+        InputError: if there is no SAILS to be changed.
+    """
+    changes = ABLATIONS if plan.protocol else (*ABLATIONS, LORA_LAST_BLOCKS)
+    runs = (*_named(plan, ("sft-lora", "sft-sails")), *(change.of(_sails(plan)) for change in changes))
+    if plan.protocol is not None:
+        runs = _that_differ(runs, plan.protocol)
+    rates = tuple(sorted(plan.learning_rates)[-3:])
+    return Study("ablations", (("ablations", replace(_alone(plan), runs=runs, n_seeds=n_seeds, learning_rates=rates)),))
+
+
+def _that_differ(runs: Sequence[Run], protocol: Protocol) -> tuple[Run, ...]:
+    """Those whose options mean something else than all before them, and that can be trained: a recipe can have a
+    change already, and decay needs one process or DDP."""
+    kept: dict[str, Run] = {}
+    for run in runs:
+        parsed = align.parse("sft" if run.trainer == "sft" else "dpo", list(run.options))
+        if not (protocol.launch and parsed.sails.subspace_mode == "decay"):
+            kept.setdefault(content_hash(parsed.to_json()), run)
+    return tuple(kept.values())
+
+
+def examples(plan: Plan, numbers: Sequence[int], n_seeds: int) -> Study:
+    """The same methods with other numbers of training examples."""
+    runs = _named(plan, SMALL)
+    if not runs:
+        raise InputError(f"--examples compares {', '.join(SMALL)}; add one to the file, or to --runs")
+    plans = []
+    for number in sorted(set(numbers)):
+        measures = replace(_alone(plan).measures, n_examples=number)
+        plans.append((str(number), replace(_alone(plan), runs=runs, n_seeds=n_seeds, measures=measures)))
+    return Study("examples", tuple(plans))
+
+
+def worlds(plan: Plan, names: Sequence[str]) -> Study:
+    """The same methods, each with its own learning rate, in other worlds, and with other alignment data.
+
+    Args:
+        plan: of the main comparison.
+        names: testbeds; or parameters, as in `shared_harm=0` or `d_model=48,contamination=0.1`, of the testbed that
+            ships with the package and of the alignment data.
+
+    Raises:
+        InputError: if a parameter is not known or its value cannot be used.
+    """
+    runs = (*_named(plan, SMALL), *(change.of(_sails(plan)) for change in RIVALS))
+    return Study("worlds", tuple((name, _world(replace(_alone(plan), runs=runs), name)) for name in names))
+
+
+def _world(plan: Plan, name: str) -> Plan:
+    """The plan in another world."""
+    if plan.protocol is None and is_testbed(name):
+        return replace(plan, world=name)
+    known = OF_DATA if plan.protocol else {**OF_DATA, **PARAMETERS}
+    of_testbed = "" if plan.protocol else "testbed, testbed:N, a testbed's folder, or "
+    otherwise = f"; give {of_testbed}parameters ({', '.join(known)}), as in {EXAMPLE}"
+    values = parse_parameters(name, known, f"worlds has {name!r}", otherwise)
+    of_world = [f"{key}={values[key]}" for key in PARAMETERS if key in values]
+    changed = {key: values[key] for key in OF_DATA if key in values}
+    if of_world:
+        plan = replace(plan, world=f"testbed:{','.join(of_world)}")
+        parse_world(plan.world)
+    if changed.get("n_examples", 1) < 1 or not 0 <= changed.get("contamination", 0) <= 1:
+        raise InputError(f"worlds has {name!r}; n_examples must be 1 or more, contamination a share of 0 to 1")
+    return replace(plan, measures=replace(plan.measures, **changed))
+
+
+def _sails(plan: Plan) -> Run:
+    """The run that is changed."""
+    found = _named(plan, ("sft-sails",))
+    if not found:
+        raise InputError(
+            "there is no run sft-sails, which --ablations and --worlds change; add it to the file, or to --runs"
+        )
+    return found[0]
+
+
+def _named(plan: Plan, names: Sequence[str]) -> tuple[Run, ...]:
+    """Runs of the plan by name; on the testbed those of the default comparison, too."""
+    known = {} if plan.protocol else dict(RUNS)
+    known |= {run.name: run for run in plan.runs}
+    return tuple(known[name] for name in names if name in known)
+
+
+def _alone(plan: Plan) -> Plan:
+    """The plan without what takes long: no attacks, no capability, no further training; and one seed to tune with."""
+    measures = replace(plan.measures, n_attacked=0, n_capability=0, relearning=False)
+    return replace(plan, measures=measures, n_tuning_seeds=1)

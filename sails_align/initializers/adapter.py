@@ -1,0 +1,207 @@
+"""Start LoRA adapters inside a subspace of the residual stream, without changing what the model computes.
+
+A module that reads the residual stream (q, k, v, gate, up) takes the directions as rows of `lora_A`, with `lora_B` = 0;
+one that writes to it (o, down) takes them as columns of `lora_B`, with `lora_A` = 0. Either way B @ A = 0.
+
+Shapes: D d_model, R rank.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from peft import LoraConfig, PeftModel, PeftType
+from peft.tuners.lora import LoraLayer
+from peft.utils.integrations import gather_params_ctx
+from torch.nn.functional import normalize
+
+from sails_align.core.errors import InputError
+from sails_align.core.linalg import complete_basis
+from sails_align.core.options import check_choice
+from sails_align.initializers.targets import SIDES, LayerMap, Side, Target, find_targets, source_layer
+from sails_align.models.hooks import decoder_layers
+from sails_align.models.norms import norm_gain
+from sails_align.subspace.basis import Subspace
+
+SubspaceMode = Literal["init", "freeze", "freeze_readers", "decay"]
+
+
+@dataclass(frozen=True)
+class ModuleInit:
+    """How one module was initialised."""
+
+    name: str
+    "Of the module within the PEFT model."
+    side: Side
+    "The factor that took the directions; the other one is zero."
+    source_layer: int
+    "The layer of the subspace that they came from."
+    rank: int
+    n_directions: int
+    "How many of the `rank` directions are the subspace's: the first ones. The others are random, orthogonal to them."
+
+
+@dataclass(frozen=True, eq=False)
+class AdapterInit:
+    """How an adapter was initialised: what callbacks need to watch or to constrain it."""
+
+    adapter_name: str
+    subspace_mode: SubspaceMode
+    modules: tuple[ModuleInit, ...]
+    initial: dict[str, torch.Tensor]
+    "Module name -> initial value of the side that took the directions: (R, D) for A, (D, R) for B, float32."
+
+
+@torch.no_grad()
+def initialize_adapter(
+    model: PeftModel,
+    subspace: Subspace,
+    *,
+    layer_map: LayerMap = "nearest",
+    fold_norm: bool = False,
+    subspace_mode: SubspaceMode = "init",
+    scale: float = 1.0,
+    seed: int = 0,
+    adapter_name: str = "default",
+) -> AdapterInit:
+    """Write the directions of a subspace into a LoRA adapter, in place; its first forward pass is the base model's.
+
+    A basis with more directions than the module's rank gives its first ones; one with fewer is filled with random
+    ones, orthogonal to it and the same on every process (a zero pair of row and column would never get a gradient).
+
+    Args:
+        model: with a freshly made LoRA adapter; the rank is read from each module (so `rank_pattern` is honoured).
+        subspace: of this model.
+        layer_map: see `source_layer`.
+        fold_norm: divide by the gain of the RMSNorm between the residual stream and the module, so that the direction
+            read or written in the residual stream is the intended one; then each has the norm `scale` again, but they
+            are no longer orthogonal to each other.
+        subspace_mode: "freeze" keeps the side with the directions from training, "freeze_readers" only that of modules
+            that read (their `lora_A`); "init" and "decay" train it (the decay is `training.callbacks.SubspaceDecay`).
+        scale: norm of each direction.
+        seed: of the random directions.
+        adapter_name: as in PEFT.
+
+    Raises:
+        InputError: if the adapter is not plain LoRA, touches modules that are not supported or (with "sae_only") have
+            no SAE, or does not fit the subspace. Nothing is written then.
+    """
+    check_choice("layer_map", layer_map, get_args(LayerMap))
+    check_choice("subspace_mode", subspace_mode, get_args(SubspaceMode))
+    if not 0 < scale < float("inf"):
+        raise InputError(f"scale is {scale}, but must be positive: with 0 the adapter would never get a gradient")
+    _check_lora(model, adapter_name)
+    blocks = decoder_layers(model)
+    if max(subspace.bases) >= len(blocks):
+        raise InputError(
+            f"the subspace has layer {max(subspace.bases)}, but the model has blocks 0 to {len(blocks) - 1};\n"
+            "give one that was found in this model"
+        )
+    targets = find_targets(model, adapter_name)
+    plan = [_plan(target, subspace, layer_map, adapter_name) for target in targets]
+    gains = [norm_gain(blocks[target.block], target.path) if fold_norm else None for target in targets]
+    initial = {}
+    # DPO's precomputed log-probabilities need DeepSpeed's engine, and so ZeRO-3 may have split the adapter by now.
+    with gather_params_ctx([p for target in targets for p in _factors(target.module, adapter_name)], modifier_rank=0):
+        for target, init, gain_D in zip(targets, plan, gains, strict=True):
+            generator = torch.Generator().manual_seed(_seed(seed, target))
+            directions_DR = complete_basis(_basis(subspace, init.side, init.source_layer).cpu(), init.rank, generator)
+            if gain_D is not None:
+                directions_DR = directions_DR / gain_D[:, None]
+            initial[init.name] = _write(target.module, init.side, adapter_name, scale * normalize(directions_DR, dim=0))
+    for target, init in zip(targets, plan, strict=True):
+        if subspace_mode == "freeze" or (subspace_mode == "freeze_readers" and init.side == "A"):
+            _freeze(target.module, init.side, adapter_name)
+    return AdapterInit(adapter_name, subspace_mode, tuple(plan), initial)
+
+
+def _check_lora(model: PeftModel, adapter_name: str) -> None:
+    """Refuse adapters whose first forward pass would not be the base model's, and those that are not tested."""
+    if adapter_name not in model.peft_config:
+        raise InputError(f"there is no adapter {adapter_name!r}; the model has {', '.join(model.peft_config)}")
+    config = model.peft_config[adapter_name]
+    if not isinstance(config, LoraConfig) or config.peft_type != PeftType.LORA:
+        raise InputError(
+            f"adapter {adapter_name!r} is {config.peft_type}, but only LoRA can be initialised; give one that is"
+        )
+    if config.init_lora_weights is not True:
+        raise InputError(
+            f"init_lora_weights is {config.init_lora_weights!r}, but must be left at True:\n"
+            "other initialisations are overwritten here, and some change the base weights"
+        )
+    unsupported = {
+        "bias": config.bias != "none",  # trains the base model's, so that adapters off is no longer the base
+        "lora_bias": config.lora_bias,
+        "layer_replication": config.layer_replication is not None,  # blocks would no longer be the SAEs' layers
+    }
+    variants = {
+        type(module.lora_variant[adapter_name]).__name__  # DoRA, QALoRA, aLoRA, ...: another forward pass
+        for module in model.modules()
+        if isinstance(module, LoraLayer) and adapter_name in module.lora_variant
+    }
+    refused = sorted(name for name, used in unsupported.items() if used) + sorted(variants)
+    if refused:
+        raise InputError(f"only plain LoRA (rsLoRA included) can be initialised; leave out {', '.join(refused)}")
+
+
+def _plan(target: Target, subspace: Subspace, layer_map: LayerMap, adapter_name: str) -> ModuleInit:
+    """What a module is to get."""
+    side = SIDES[target.path]
+    width = target.module.in_features if side == "A" else target.module.out_features
+    if width != subspace.d_model:
+        raise InputError(
+            f"the subspace has d_model {subspace.d_model}, but {target.name} has {width};\n"
+            "give one that was found in this model"
+        )
+    rank = target.module.r[adapter_name]
+    if rank > width:
+        raise InputError(f"{target.name} has rank {rank}, more than d_model {width}; lower r (lora_r)")
+    layer = source_layer(target.block, target.path, subspace.bases, layer_map, subspace.onset)
+    if layer is None:
+        why = "no SAE" if layer_map == "sae_only" else f"is before the onset, layer {subspace.onset}"
+        raise InputError(
+            f"layer_map is {layer_map}, but {target.name} has an adapter and {why} "
+            f"(SAE layers: {', '.join(map(str, subspace.bases))});\n"
+            "give LoraConfig the target_modules that `target_modules_for` returns"
+        )
+    return ModuleInit(target.name, side, layer, rank, min(rank, _basis(subspace, side, layer).shape[1]))
+
+
+def _basis(subspace: Subspace, side: Side, layer: int) -> torch.Tensor:
+    """(D, R)"""
+    return (subspace.bases if side == "A" or subspace.writers is None else subspace.writers)[layer]
+
+
+def _seed(seed: int, target: Target) -> int:
+    """A seed of the module's own, which depends neither on the process nor on which other modules have adapters."""
+    digest = hashlib.sha256(f"{seed}/{target.block}/{target.path}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _factors(module: LoraLayer, adapter_name: str) -> tuple[torch.nn.Parameter, torch.nn.Parameter]:
+    """lora_A (R, in) and lora_B (out, R)."""
+    return tuple(part.get_parameter(f"{adapter_name}.weight") for part in (module.lora_A, module.lora_B))  # pyright: ignore[reportReturnType]
+
+
+def _write(module: LoraLayer, side: Side, adapter_name: str, directions_DR: torch.Tensor) -> torch.Tensor:
+    """Copy the directions into one factor and zero the other; returns what the factor then holds, in float32."""
+    lora_A, lora_B = _factors(module, adapter_name)
+    kept, zeroed = (lora_A, lora_B) if side == "A" else (lora_B, lora_A)
+    kept.copy_(directions_DR.T if side == "A" else directions_DR)
+    zeroed.zero_()
+    # Not only ours to get right: a partitioned or shared parameter would take the values and keep others.
+    assert not zeroed.any(), "one factor is zero"
+    assert torch.isfinite(kept).all(), "the other factor is finite"
+    assert kept.any(dim=1 if side == "A" else 0).all(), "and has no zero direction"
+    return kept.detach().float().clone()
+
+
+def _freeze(module: LoraLayer, side: Side, adapter_name: str) -> None:
+    """Keep one factor from training, by the mechanism of PEFT's MiCA.
+
+    `requires_grad_(False)` alone is undone by `disable_adapter()` and `set_adapter()`, both of which run in DPO's
+    reference pass. The dict is replaced, not changed: PEFT's default is shared by the class.
+    """
+    module.frozen_peft_weight_names = {**module.frozen_peft_weight_names, adapter_name: (f"lora_{side}",)}
+    module._freeze_non_trainable_peft_weights(adapter_name)

@@ -1,0 +1,230 @@
+"""The folder of a trained adapter, as PEFT writes it: read, and checked against the model it is for."""
+
+import copy
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, get_peft_model, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+
+from sails_align.core.errors import InputError
+from sails_align.data.loading import HUB_ID
+from sails_align.models.load import model_errors, not_partitioned
+
+KNOWN: dict[str, Any] = {
+    "r": int,
+    "lora_alpha": (int, float),
+    "base_model_name_or_path": (str, NoneType),
+    "target_modules": (str, list, NoneType),
+    "rank_pattern": (dict, NoneType),
+    "alpha_pattern": (dict, NoneType),
+}
+"""Types of what decides the model, in adapter_config.json; PEFT takes others, or a default, without a word."""
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class AdapterFiles:
+    """A LoRA adapter on the disk; of its weights only names, types and shapes."""
+
+    folder: Path
+    config: LoraConfig
+    tensors: dict[str, tuple[str, tuple[int, ...]]]
+    """Name -> type as safetensors calls it (F32, BF16), and shape."""
+    record: dict[str, Any]
+    """`run.json`; empty if there is none, since the adapter need not be of one of our runs."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the run was made from. In a checkpoint, `run.json` is this and no more."""
+        return self.record.get("identity", self.record)
+
+    @property
+    def revision(self) -> str | None:
+        """Of the base model on the hub."""
+        return self.record.get("options", {}).get("model", {}).get("model_revision") or self.config.revision
+
+
+@dataclass(frozen=True)
+class TensorFaults:
+    """What is wrong with an adapter's tensors, by name."""
+
+    missing: list[str] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
+    not_finite: list[str] = field(default_factory=list)
+    misshapen: list[str] = field(default_factory=list)
+    """Each with both shapes."""
+    unexpected: list[str] = field(default_factory=list)
+
+    def damage(self) -> str | None:
+        """In words, what is lost; None if nothing is."""
+        found = {"missing": self.missing, "empty": self.empty, "not finite": self.not_finite}
+        return "; ".join(_count(names, what) for what, names in found.items() if names) or None
+
+    def mismatch(self) -> str | None:
+        """In words, what does not fit the model; None if all does."""
+        found = {"of another shape": self.misshapen, "not of this model": self.unexpected}
+        return "; ".join(_count(names, what) for what, names in found.items() if names) or None
+
+
+def _count(names: list[str], what: str) -> str:
+    return f"{len(names)} tensor{'s are' if len(names) > 1 else ' is'} {what} ({names[0]}{', ...' * (len(names) > 1)})"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of named values; an empty dict if there is no such file.
+
+    Raises:
+        InputError: if it is damaged.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is damaged ({error}); copy the folder again, or train again") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path} is damaged (no mapping of names to values); copy the folder again, or train again")
+    return value
+
+
+def read_adapter(folder: Path) -> AdapterFiles:
+    """Read an adapter's configuration, and the header of its weights.
+
+    Raises:
+        InputError: if there is none, it is no LoRA adapter, or its files are damaged.
+    """
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder}; give the folder of a finished run, or of a LoRA adapter")
+    if not (folder / CONFIG).is_file():
+        holds = "a whole model, and no adapter" if (folder / "config.json").is_file() else f"no adapter (no {CONFIG})"
+        raise InputError(f"{folder} holds {holds};\ngive the folder of a finished run with an adapter")
+    values = read_json(folder / CONFIG)
+    kind = values.get("peft_type")
+    if kind != "LORA":
+        raise InputError(f"the adapter in {folder} is of the kind {kind!r}; only LoRA adapters can be used here")
+    wrong = [name for name, types in KNOWN.items() if not isinstance(values.get(name), types)]
+    if wrong:
+        found = f"{wrong[0]} is {values.get(wrong[0])!r}"
+        raise InputError(f"{folder / CONFIG} is damaged ({found}); copy the folder again, or train again")
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+        assert isinstance(config, LoraConfig)
+        if not isinstance(config.r, int) or not isinstance(config.lora_alpha, int | float):  # PEFT does not look
+            raise TypeError(f"r is {config.r!r}, lora_alpha is {config.lora_alpha!r}")
+    except (TypeError, ValueError) as error:
+        cause = str(error).splitlines()[0]
+        raise InputError(f"{folder / CONFIG} is damaged ({cause}); copy the folder again, or train again") from error
+    return AdapterFiles(folder, config, _read_header(folder / WEIGHTS), read_json(folder / "run.json"))
+
+
+def _read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    if not path.is_file():
+        pickle = " (adapter_model.bin is a pickle, which is not read)" * path.with_name("adapter_model.bin").is_file()
+        raise InputError(f"{path} is missing{pickle};\ngive the folder of a finished run, with its weights")
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 -- it is no dict
+            return {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is damaged ({error}); copy the folder again, or train again") from error
+
+
+def load_base_config(adapter: AdapterFiles, base_model: str | None = None) -> tuple[str, PreTrainedConfig]:
+    """Name and configuration of the model an adapter is for.
+
+    Args:
+        adapter: names the model.
+        base_model: in place of the one it names, which may have been moved.
+
+    Raises:
+        InputError: if there is no such model, or it is not cached and the hub cannot be reached.
+    """
+    name = base_model or adapter.config.base_model_name_or_path
+    if name is None:
+        raise InputError(f"{adapter.folder / CONFIG} does not name the base model; give it with --base_model")
+    if not Path(name).exists() and (not HUB_ID.fullmatch(name) or name.startswith(".")):
+        raise InputError(
+            f"there is no model {name}, which the adapter in {adapter.folder} was trained on;\n"
+            "if it was moved, give its folder with --base_model"
+        )
+    revision = None if base_model else adapter.revision
+    with model_errors(name, ValueError):
+        return name, AutoConfig.from_pretrained(name, revision=revision)
+
+
+def expected_shapes(config: LoraConfig, base_config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors an adapter must have, as PEFT makes them on a model without weights.
+
+    Raises:
+        InputError: if none of the modules it names is in the model.
+    """
+    config = copy.deepcopy(config)
+    config.init_lora_weights = False  # values do not matter, and some initialisations need real weights
+    try:
+        with not_partitioned(), torch.device("meta"):
+            model = get_peft_model(AutoModelForCausalLM.from_config(base_config), config)
+    except ValueError as error:
+        cause = str(error).splitlines()[0]
+        raise InputError(
+            f"the adapter does not fit the model {config.base_model_name_or_path} ({cause});\n"
+            "give the model that it was trained on with --base_model"
+        ) from error
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def tensor_faults(adapter: AdapterFiles, base_config: PreTrainedConfig) -> TensorFaults:
+    """Compare an adapter's tensors with what its configuration and the model's shapes imply.
+
+    Raises:
+        InputError: as `expected_shapes`.
+    """
+    expected = expected_shapes(adapter.config, base_config)
+    found = {name: shape for name, (_, shape) in adapter.tensors.items()}
+    empty = [name for name, shape in found.items() if 0 in shape]
+    whole = [name for name in expected if name in found and name not in empty]
+    # PEFT adds a copy of embeddings that have an adapter; it is no part of what the adapter needs.
+    copies = ("embed_tokens.weight", "lm_head.weight", ".base_layer.weight")
+    return TensorFaults(
+        missing=[name for name in expected if name not in found],
+        empty=empty,
+        not_finite=_not_finite(adapter),
+        misshapen=[
+            f"{name}: {found[name]}, the model implies {expected[name]}"
+            for name in whole
+            if found[name] != expected[name]
+        ],
+        unexpected=[name for name in found if name not in expected and not name.endswith(copies)],
+    )
+
+
+def _not_finite(adapter: AdapterFiles) -> list[str]:
+    with safe_open(adapter.folder / WEIGHTS, framework="pt") as file:
+        return [name for name in adapter.tensors if not torch.isfinite(file.get_tensor(name)).all()]
+
+
+def check_complete(folder: Path, base_config: PreTrainedConfig | None = None) -> None:
+    """Refuse an adapter with tensors that are missing, empty, not finite, or not of the model's shapes.
+
+    Args:
+        folder: of the adapter.
+        base_config: of the model it is for; None: that of the model which the adapter names.
+
+    Raises:
+        InputError: then, and as `read_adapter` and `load_base_config`.
+    """
+    adapter = read_adapter(folder)
+    faults = tensor_faults(adapter, base_config or load_base_config(adapter)[1])
+    if mismatch := faults.mismatch():  # first: of another model some are missing, too
+        raise InputError(
+            f"the adapter in {folder} does not fit the model: {mismatch};\n"
+            "if it was trained on another one, give that with --base_model; else it is damaged: copy it again"
+        )
+    if damage := faults.damage():
+        raise InputError(f"the adapter in {folder} is not whole: {damage};\ncopy it again, or train again")

@@ -1,0 +1,191 @@
+"""What features mean, by what can be seen of them: the texts they are active in, the words their directions promote,
+their neighbours, and how training changed their activations.
+
+Shapes: N sequences, S sequence, T tokens of all sequences, D d_model, F d_sae, K features, V vocabulary.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sails_align.core.artifacts import cache_folder
+from sails_align.core.errors import InputError
+from sails_align.data.tokens import TokenizedSide
+from sails_align.models.hooks import evaluation_mode, hidden_states_at
+from sails_align.saes.load import ResidualSAE
+from sails_align.subspace.forward import padded
+
+N_CONTEXTS, N_WORDS, N_NEIGHBOURS = 3, 6, 3
+BATCH_SIZE = 16
+N_ENCODED = 2048
+"""Tokens whose latents are in memory at a time."""
+NEURONPEDIA = "https://www.neuronpedia.org"
+
+
+@dataclass(frozen=True)
+class Context:
+    """A text that a feature is active in."""
+
+    tokens: list[str]
+    activations: list[float]
+    """Of the feature at each token."""
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What can be seen of a feature."""
+
+    layer: int
+    id: int
+    contexts: list[Context]
+    """Those with the highest activation, each text once."""
+    promoted: list[str]
+    """Tokens whose logits its decoder direction raises most, by the logit lens."""
+    suppressed: list[str]
+    neighbours: list[tuple[int, float]]
+    """The latents with the closest decoder directions, and their cosines."""
+    neuronpedia: str | None
+    """Its page, if the SAE is public and has one."""
+    label: str | None
+    """What Neuronpedia says that it means, if that is in the cache (`neuronpedia_label`)."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+
+@torch.no_grad()
+def meanings(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    saes: Mapping[int, ResidualSAE],
+    features: Mapping[int, Sequence[int]],
+    sequences: Sequence[TokenizedSide],
+) -> list[Meaning]:
+    """What the features mean, layer by layer, in the order given.
+
+    Args:
+        model: with its head.
+        tokenizer: of the model.
+        saes: by layer.
+        features: layer -> ids.
+        sequences: texts to look for the features in; their masks do not matter.
+    """
+    found = []
+    activations = activations_of(model, saes, features, sequences)
+    for layer, ids in features.items():
+        promoted_VK = logit_lens(model, normalize(saes[layer].W_dec_FD[list(ids)], dim=1))
+        for place, feature in enumerate(ids):
+            acts = [of[:, place] for of in activations[layer]]
+            best = sorted(range(len(acts)), key=lambda index: -acts[index].max().item())[:N_CONTEXTS]
+            order_V = promoted_VK[:, place].argsort(descending=True)
+            found.append(
+                Meaning(
+                    layer,
+                    feature,
+                    [
+                        Context(
+                            words(tokenizer, sequences[index].input_ids),
+                            [round(value, 3) for value in acts[index].tolist()],
+                        )
+                        for index in best
+                        if acts[index].max() > 0
+                    ],
+                    words(tokenizer, order_V[:N_WORDS].tolist()),
+                    words(tokenizer, order_V.flip(0)[:N_WORDS].tolist()),
+                    neighbours(saes[layer].W_dec_FD, feature),
+                    neuronpedia_page(saes[layer], feature),
+                    neuronpedia_label(saes[layer], feature),
+                )
+            )
+    return found
+
+
+def words(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> list[str]:
+    """Each token as text."""
+    return [str(tokenizer.decode([token])) for token in token_ids]
+
+
+@torch.no_grad()
+def activations_of(
+    model: PreTrainedModel,
+    saes: Mapping[int, ResidualSAE],
+    features: Mapping[int, Sequence[int]],
+    sequences: Sequence[TokenizedSide],
+) -> dict[int, list[Tensor]]:
+    """Activations of the features at every token: layer -> for each sequence (S, K). The first token, on which SAEs
+    are not trained, counts as 0."""
+    found: dict[int, list[Tensor]] = {layer: [] for layer in features}
+    with evaluation_mode(model):
+        for start in range(0, len(sequences), BATCH_SIZE):
+            batch = sequences[start : start + BATCH_SIZE]
+            input_ids_NS, attention_mask_NS, _ = padded(batch)
+            hidden = hidden_states_at(
+                model, list(features), input_ids_NS.to(model.device), attention_mask_NS.to(model.device)
+            )
+            lengths = [len(sequence.input_ids) for sequence in batch]
+            for layer, ids in features.items():
+                hidden_TD = hidden[layer][attention_mask_NS.bool().to(hidden[layer].device)].float()
+                acts = [saes[layer].encode(part_TD)[:, list(ids)].cpu() for part_TD in hidden_TD.split(N_ENCODED)]
+                for acts_SK in torch.cat(acts).split(lengths):
+                    acts_SK[0] = 0.0
+                    found[layer].append(acts_SK)
+    return found
+
+
+@torch.no_grad()
+def logit_lens(model: PreTrainedModel, directions_KD: Tensor) -> Tensor:
+    """What adding a direction to the last residual does to the logits, by the final norm's gain and the head, without
+    the norm's scale. (V, K)"""
+    norm: Any = model.get_decoder().norm
+    weight = next(norm.parameters())
+    gain_D = norm(torch.ones(1, len(weight), dtype=weight.dtype, device=weight.device))[0].float()
+    head_VD = model.get_output_embeddings().weight.float()  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+    return (head_VD @ (directions_KD.to(head_VD.device) * gain_D).T).cpu()
+
+
+def neighbours(W_dec_FD: Tensor, feature: int) -> list[tuple[int, float]]:
+    """The latents whose decoder directions are closest to a feature's, and the cosines."""
+    directions_FD = normalize(W_dec_FD, dim=1)
+    cosines_F = directions_FD @ directions_FD[feature]
+    cosines_F[feature] = -2.0
+    values, ids = cosines_F.topk(min(N_NEIGHBOURS, len(cosines_F) - 1))
+    return [(int(id_), round(value, 3)) for id_, value in zip(ids, values.tolist(), strict=True)]
+
+
+def neuronpedia_page(sae: ResidualSAE, feature: int) -> str | None:
+    """The feature's page, if sae-lens knows one of its SAE."""
+    name = neuronpedia_id(sae)
+    return None if name is None else f"{NEURONPEDIA}/{name}/{feature}"
+
+
+def neuronpedia_label(sae: ResidualSAE, feature: int) -> str | None:
+    """The first explanation in neuronpedia/<SAE>/<feature>.json of the cache folder, as Neuronpedia's
+    `api/feature/<SAE>/<feature>` gives it; None without such a file. Nothing is asked of the network.
+
+    Raises:
+        InputError: if the file is of another form.
+    """
+    name = Path(neuronpedia_id(sae) or "..")
+    if name.is_absolute() or ".." in name.parts:  # an SAE's file can say anything
+        return None
+    path = cache_folder() / "neuronpedia" / name / f"{feature}.json"
+    try:
+        explanations = json.loads(path.read_text(encoding="utf-8"))["explanations"]
+        return str(explanations[0]["description"]) if explanations else None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise InputError(f"{path} is no answer of Neuronpedia's api/feature ({error}); delete it") from error
+
+
+def neuronpedia_id(sae: ResidualSAE) -> str | None:
+    """What Neuronpedia calls an SAE, as sae-lens knows it."""
+    return getattr(sae.sae.cfg.metadata, "neuronpedia_id", None)

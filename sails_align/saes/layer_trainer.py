@@ -1,0 +1,208 @@
+"""One layer's SAE in training, by sae-lens' `SAETrainer`, in steps that can be stopped, saved and resumed.
+
+What comes out is an inference SAE whose input scaling and decoder norms are folded into the weights: it takes raw
+block outputs, and its decoder rows are unit vectors of the residual stream.
+
+Shapes: T tokens, D d_model, F d_sae.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from sails_align.core.errors import InputError
+
+ARCHITECTURES = ("topk", "jumprelu")
+# Shares of the training steps.
+WARM_UP, DECAY = 0.05, 0.3
+# A latent that has not fired for this share of the steps is dead: the auxiliary loss then trains it on what the others
+# leave over (TopK), or pulls its pre-activations up (JumpReLU).
+DEAD_AFTER = 0.05
+
+
+@dataclass(frozen=True)
+class SAETrainingOptions:
+    """How an SAE is trained; everything but the data."""
+
+    d_sae: int
+    """Number of latents."""
+    k: int
+    """Active latents for each token: exactly (TopK), or the mean that the sparsity loss aims at (JumpReLU)."""
+    architecture: Literal["topk", "jumprelu"]
+    lr: float
+    n_tokens: int
+    batch_size: int
+    """Tokens in a step."""
+    seed: int
+
+    def __post_init__(self) -> None:
+        for name in ("d_sae", "k", "n_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}, but it must be at least 1")
+        if self.architecture not in ARCHITECTURES:
+            raise InputError(f"architecture {self.architecture!r} is not one of {', '.join(ARCHITECTURES)}")
+        if self.k > self.d_sae:
+            raise InputError(f"k is {self.k}, but there are only d_sae {self.d_sae} latents: choose a smaller k")
+        if not self.lr > 0:
+            raise InputError(f"lr is {self.lr}, but it must be above 0")
+        if self.n_tokens < self.batch_size:
+            raise InputError(f"n_tokens {self.n_tokens} is less than one batch of {self.batch_size}: raise it")
+
+    @property
+    def n_steps(self) -> int:
+        return self.n_tokens // self.batch_size
+
+
+class LayerTrainer:
+    """Trains one SAE on hidden states of one layer, a buffer at a time.
+
+    The first buffer sets the input scaling (mean norm -> sqrt(D), so that one learning rate suits all layers) and
+    starts the decoder bias at the mean.
+
+    Args:
+        d_model: width of the hidden states.
+        options: see there.
+        device: where the SAE is trained.
+        metadata: what the SAE's configuration says of model and hook point.
+    """
+
+    def __init__(self, d_model: int, options: SAETrainingOptions, device: str, metadata: dict[str, Any]) -> None:
+        from sae_lens.config import SAETrainerConfig
+        from sae_lens.training.sae_trainer import SAETrainer
+
+        n_steps = options.n_steps
+        self.options = options
+        self.next_buffer = 0
+        self.seconds = 0.0
+        self.trainer = SAETrainer(
+            cfg=SAETrainerConfig(
+                total_training_samples=n_steps * options.batch_size,
+                train_batch_size_samples=options.batch_size,
+                lr=options.lr,
+                lr_end=options.lr,
+                lr_warm_up_steps=int(WARM_UP * n_steps) if n_steps >= 2 / WARM_UP else 0,
+                lr_decay_steps=int(DECAY * n_steps),
+                dead_feature_window=max(1, int(DEAD_AFTER * n_steps)),
+                device=device,
+            ),
+            sae=_new_sae(d_model, options, device, metadata),
+            data_provider=iter(()),  # `step` is given its batches
+        )
+
+    @property
+    def steps(self) -> int:
+        return self.trainer.n_training_steps
+
+    @property
+    def done(self) -> bool:
+        return self.steps >= self.options.n_steps
+
+    def train(self, hidden_TD: Tensor) -> None:
+        """Steps through a buffer of hidden states in random order, until it or the training ends.
+
+        What does not fill a last batch is left out. The order depends on the seed and the number of the buffer alone.
+
+        Args:
+            hidden_TD: of any floating dtype.
+        """
+        trainer = self.trainer
+        if trainer.activation_scaler.scaling_factor is None:
+            scaling = hidden_TD.shape[1] ** 0.5 / hidden_TD.float().norm(dim=1).mean().item()
+            trainer.activation_scaler.scaling_factor = scaling
+            trainer.sae.b_dec.data.copy_(hidden_TD.float().mean(0) * scaling)
+        generator = torch.Generator().manual_seed(self.options.seed * 1_000_003 + self.next_buffer)
+        order_T = torch.randperm(len(hidden_TD), generator=generator).to(hidden_TD.device)
+        for batch in order_T.split(self.options.batch_size):
+            if len(batch) < self.options.batch_size or self.done:
+                break
+            trainer.step(hidden_TD[batch].float())
+            trainer.n_training_steps += 1
+        self.next_buffer += 1
+
+    def save_sae(self, folder: Path) -> None:
+        """Fold scaling and norms into the weights and write an inference SAE. Training is over after that."""
+        sae = self.trainer.sae
+        scaling = self.trainer.activation_scaler.scaling_factor
+        assert scaling is not None
+        sae.fold_activation_norm_scaling_factor(scaling)
+        sae.fold_W_dec_norm()
+        if self.options.architecture == "topk":
+            sae.cfg.rescale_acts_by_decoder_norm = False
+        sae.save_inference_model(folder)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything a resumed training needs, as tensors and JSON (sae-lens' own trainer state is a pickle)."""
+        trainer = self.trainer
+        tensors = {f"sae.{name}": tensor for name, tensor in trainer.sae.state_dict().items()}
+        optimizer = trainer.optimizer.state_dict()
+        for index, slots in optimizer["state"].items():
+            tensors |= {f"optimizer.{index}.{slot}": tensor for slot, tensor in slots.items()}
+        tensors["n_forward_passes_since_fired"] = trainer.n_forward_passes_since_fired
+        counters = {
+            "n_training_steps": trainer.n_training_steps,
+            "n_training_samples": trainer.n_training_samples,
+            "next_buffer": self.next_buffer,
+            "seconds": self.seconds,
+            "scaling_factor": trainer.activation_scaler.scaling_factor,
+            "lr": [group["lr"] for group in optimizer["param_groups"]],
+            "lr_scheduler": trainer.lr_scheduler.state_dict(),
+            "coefficients": {name: item.state_dict() for name, item in trainer.coefficient_schedulers.items()},
+        }
+        return tensors, counters
+
+    def load_state(self, tensors: dict[str, Tensor], counters: dict[str, Any]) -> None:
+        """Continue where `state` was taken."""
+        trainer = self.trainer
+        sae_state = {name.removeprefix("sae."): tensor for name, tensor in tensors.items() if name.startswith("sae.")}
+        trainer.sae.load_state_dict(sae_state)
+        optimizer = trainer.optimizer.state_dict()
+        for name, tensor in tensors.items():
+            if name.startswith("optimizer."):
+                _, index, slot = name.split(".")
+                optimizer["state"].setdefault(int(index), {})[slot] = tensor
+        for group, lr in zip(optimizer["param_groups"], counters["lr"], strict=True):
+            group["lr"] = lr
+        trainer.optimizer.load_state_dict(optimizer)
+        trainer.lr_scheduler.load_state_dict(counters["lr_scheduler"])
+        for name, state in counters["coefficients"].items():
+            trainer.coefficient_schedulers[name].load_state_dict(state)
+        trainer.n_forward_passes_since_fired.copy_(tensors["n_forward_passes_since_fired"])
+        trainer.n_training_steps = counters["n_training_steps"]
+        trainer.n_training_samples = counters["n_training_samples"]
+        trainer.activation_scaler.scaling_factor = counters["scaling_factor"]
+        self.next_buffer, self.seconds = counters["next_buffer"], counters["seconds"]
+
+
+def _new_sae(d_model: int, options: SAETrainingOptions, device: str, metadata: dict[str, Any]) -> Any:
+    from sae_lens import (
+        JumpReLUTrainingSAE,
+        JumpReLUTrainingSAEConfig,
+        TopKTrainingSAE,
+        TopKTrainingSAEConfig,
+    )
+    from sae_lens.saes.sae import SAEMetadata
+
+    common: dict[str, Any] = {
+        "d_in": d_model,
+        "d_sae": options.d_sae,
+        "device": device,
+        "normalize_activations": "expected_average_only_in",
+        "metadata": SAEMetadata(**metadata),
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        if options.architecture == "topk":
+            return TopKTrainingSAE(TopKTrainingSAEConfig(k=options.k, **common))
+        config = JumpReLUTrainingSAEConfig(
+            jumprelu_sparsity_loss_mode="quadratic",
+            target_l0=options.k,
+            l0_warm_up_steps=int(WARM_UP * options.n_steps),
+            # Anthropic's 3e-6 does nothing in 300 steps (a fifth of the latents stay dead); this leaves almost none,
+            # at the same explained variance.
+            pre_act_loss_coefficient=3e-3,
+            **common,
+        )
+        return JumpReLUTrainingSAE(config)

@@ -1,0 +1,194 @@
+"""Sparse autoencoders (SAEs) of the residual stream, through sae-lens.
+
+`load_saes` reads them, refuses those that do not fit the model, and puts all into one convention: `encode` takes the
+output of block l as the Hugging Face model gives it, and `acts_TF @ W_dec_FD` is in the units of that output.
+
+Shapes: T tokens, D d_model, F d_sae.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from sails_align.core.artifacts import tensors_hash
+from sails_align.core.errors import InputError
+from sails_align.saes.checks import check_fits, layer_of_sae
+from sails_align.saes.files import saes_of_path, saes_of_release
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
+
+# A transcoder reads one place and writes another; a temporal SAE encodes a token by those before it.
+_NOT_OF_ONE_TOKEN = {"temporal", "transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder"}
+
+
+@dataclass(frozen=True)
+class SAEInfo:
+    """What is known of an SAE."""
+
+    layer: int
+    """The block (0-based) whose output it reads and writes."""
+    d_model: int
+    d_sae: int
+    architecture: str
+    """sae-lens' name: "jumprelu", "topk", "standard", ..."""
+    hook_name: str
+    """As its configuration has it; `layer` is what it means."""
+    model_name: str | None
+    """The model it was trained on, as its configuration has it."""
+    prepend_bos: bool
+    """Whether it was trained on sequences that start with BOS (taken to be so where nothing is said)."""
+    normalize_activations: str
+    """What `encode` does at run time: "none" where a constant factor was folded into the weights."""
+    source: str
+    """`release/sae_id`, or the path."""
+    sha256: str
+    """`tensors_hash` of the weights in use (float32, folded)."""
+
+
+@dataclass(frozen=True, eq=False)
+class ResidualSAE:
+    """A frozen SAE of one block's output."""
+
+    info: SAEInfo
+    sae: "SAE[Any]"
+    """sae-lens' SAE; its hook points and options remain available."""
+
+    @torch.no_grad()
+    def encode(self, hidden_TD: Tensor) -> Tensor:
+        """Activations (T, F) in float32, on the SAE's device, of raw block outputs of any dtype and on any device."""
+        return self.sae.encode(hidden_TD.to(self.sae.W_dec.device))
+
+    @torch.no_grad()
+    def decode(self, acts_TF: Tensor) -> Tensor:
+        """Reconstruction (T, D) in float32, in the residual stream's units.
+
+        Where `info.normalize_activations` is not "none", it is that of the tokens last encoded.
+        """
+        return self.sae.decode(acts_TF)
+
+    @property
+    def W_dec_FD(self) -> Tensor:
+        """Decoder directions (F, D) in the residual stream, float32.
+
+        `acts_TF @ W_dec_FD + b_dec` is the reconstruction, so a row's norm times the activation is the latent's
+        contribution; rows are not unit vectors in general (Llama Scope's are not, Gemma Scope's are). Constant input
+        scaling and TopK's decoder norms are folded in. With "layer_norm" or "constant_norm_rescale" the units are
+        those of the normalised token, and only the direction is the residual stream's.
+        """
+        return self.sae.W_dec.detach()
+
+
+def load_saes(
+    *,
+    release: str | None = None,
+    sae_ids: Sequence[str] = (),
+    path: str | Path | None = None,
+    model_config: PretrainedConfig,
+    model_name: str,
+    device: str = "cpu",
+    allow_mismatch: bool = False,
+) -> dict[int, ResidualSAE]:
+    """SAEs by layer: layer l is the output of block l.
+
+    Args:
+        release: a release of sae-lens (`gemma-scope-2b-pt-res-canonical`), or a hub repository in sae-lens' format.
+        sae_ids: which of the release (`layer_12/width_16k/canonical`); with `path`, sub-folders (all if empty).
+        path: instead of a release, a folder or file (see `saes_of_path`).
+        model_config: of the model whose activations will be encoded.
+        model_name: hub id or path of that model, as the user gave it.
+        device: where the SAEs go, in float32.
+        allow_mismatch: accept SAEs of a model of another name; width and depth must fit all the same.
+
+    Raises:
+        InputError: if an SAE cannot be found or read, is not of the residual stream, does not fit the model, expects
+            an input scaling that is not stored with it, or if two are of one layer.
+    """
+    options = {"model_config": model_config, "model_name": model_name, "device": device}
+    found = loaded_one_by_one(release=release, sae_ids=sae_ids, path=path, allow_mismatch=allow_mismatch, **options)
+    return {sae.info.layer: sae for sae in sorted(found, key=lambda sae: sae.info.layer)}
+
+
+def loaded_one_by_one(
+    *,
+    release: str | None = None,
+    sae_ids: Sequence[str] = (),
+    path: str | Path | None = None,
+    model_config: PretrainedConfig,
+    model_name: str,
+    device: str = "cpu",
+    allow_mismatch: bool = False,
+) -> Iterator[ResidualSAE]:
+    """The SAEs of `load_saes` in the order they are named, each loaded when it is asked for.
+
+    Raises:
+        InputError: as `load_saes`.
+    """
+    if (release is None) == (path is None):
+        raise InputError("both or neither of --sae_release and --sae_path are given; give one")
+    if release is not None:
+        found = saes_of_release(release, sae_ids, device)
+    else:
+        assert path is not None
+        found = saes_of_path(Path(path), sae_ids, device)
+    sources: dict[int, str] = {}
+    for source, sae in found:
+        encoder = residual_sae(source, sae)
+        del sae  # so that the caller alone holds it
+        check_fits(encoder.info, model_config, model_name, allow_mismatch)
+        for name in ("W_enc", "W_dec"):
+            if not getattr(encoder.sae, name).isfinite().all():
+                raise InputError(f"SAE {source} has numbers in {name} that are not finite; load or train it again")
+        layer = encoder.info.layer
+        if layer in sources:
+            raise InputError(
+                f"{sources[layer]} and {source} are both SAEs of layer {layer}:\n"
+                "give one for each layer (with --sae_path, --sae_ids names the sub-folders to take)"
+            )
+        sources[layer] = source
+        yield encoder
+        del encoder
+
+
+def residual_sae(source: str, sae: "SAE[Any]") -> ResidualSAE:
+    """Freeze an SAE of sae-lens and bring it into the convention of this module. The SAE is changed in place.
+
+    Raises:
+        InputError: if it is not of the residual stream, or its input scaling is unknown.
+    """
+    metadata = sae.cfg.metadata
+    hook_names = [name for name in (metadata.hook_name, metadata.hf_hook_name) if name]
+    architecture = sae.cfg.architecture()
+    if architecture in _NOT_OF_ONE_TOKEN:
+        raise InputError(
+            f"SAE {source} is a {architecture}, which does not encode a token of the residual stream alone;\n"
+            "give a standard, TopK, JumpReLU or gated SAE"
+        )
+    layer = layer_of_sae(source, hook_names)
+    if sae.cfg.normalize_activations in ("expected_average_only_in", "covariance_whitening"):
+        raise InputError(
+            f"SAE {source} expects inputs scaled by a constant ({sae.cfg.normalize_activations}) that is not stored "
+            "with it;\nload it by its release, or fold the scaling into the weights before saving it"
+        )
+    if architecture == "topk" and sae.cfg.rescale_acts_by_decoder_norm:
+        sae.fold_W_dec_norm()
+        sae.cfg.rescale_acts_by_decoder_norm = False  # a no-op on unit rows that would cost a norm at every `encode`
+    sae.requires_grad_(False).eval()
+    info = SAEInfo(
+        layer=layer,
+        d_model=sae.cfg.d_in,
+        d_sae=sae.cfg.d_sae,
+        architecture=architecture,
+        hook_name=hook_names[0],
+        model_name=metadata.model_name,
+        prepend_bos=metadata.prepend_bos is not False,
+        normalize_activations=sae.cfg.normalize_activations,
+        source=source,
+        sha256=tensors_hash(sae.state_dict()),
+    )
+    return ResidualSAE(info, sae)

@@ -1,0 +1,220 @@
+"""Texts -> token sequences in memory -> hidden states of their tokens, a buffer at a time, in a reproducible order.
+
+Token ids are held in memory (4 bytes each); hidden states never are, beyond one buffer.
+
+Shapes: N all tokens, W windows (sequences), B batch, S positions, T content tokens, D d_model.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from sails_align.core.errors import InputError
+from sails_align.models.hooks import hidden_states_at
+
+TEXTS_AT_ONCE = 256
+HELD_OUT = 0.1
+"""Share of the windows that is held out, at most."""
+FORWARD_TOKENS = 8192
+"""Tokens, with padding, in one forward pass of the model."""
+
+
+@dataclass(frozen=True)
+class TokenCorpus:
+    """Windows of at most `context_size` tokens, one after another."""
+
+    ids: Tensor
+    """(N,), int32"""
+    content: Tensor
+    """(N,): whether a token is content, that is, not special."""
+    ends: Tensor
+    """(W,): where each window ends in `ids`."""
+    prepend_bos: bool
+    """Whether every window starts with BOS."""
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def content_counts(self) -> Tensor:
+        """Number of content tokens in each window (W,)."""
+        totals_W = self.content.cumsum(0)[self.ends - 1]
+        return totals_W.diff(prepend=totals_W.new_zeros(1))
+
+    def padded(self, windows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Token ids, attention mask and content mask of some windows, each (B, S), padded on the right."""
+        spans = [slice(int(self.ends[window - 1]) if window else 0, int(self.ends[window])) for window in windows]
+        shape = len(spans), max(span.stop - span.start for span in spans)
+        # Any id does for padding: attention is causal and padding is on the right, so no real token sees it.
+        input_ids_BS = torch.zeros(shape, dtype=torch.int64)
+        attention_mask_BS = torch.zeros(shape, dtype=torch.int64)
+        content_BS = torch.zeros(shape, dtype=torch.bool)
+        for row, span in enumerate(spans):
+            length = span.stop - span.start
+            input_ids_BS[row, :length] = self.ids[span]
+            attention_mask_BS[row, :length] = 1
+            content_BS[row, :length] = self.content[span]
+        return input_ids_BS, attention_mask_BS, content_BS
+
+    def batches(self, windows: Iterable[int], tokens: int) -> Iterator[list[int]]:
+        """Windows of like length in batches of at most `tokens` tokens with padding, longest first."""
+        lengths_W = self.ends.diff(prepend=self.ends.new_zeros(1)).tolist()
+        by_length = sorted(windows, key=lambda window: lengths_W[window], reverse=True)
+        while by_length:
+            size = max(1, tokens // lengths_W[by_length[0]])
+            yield by_length[:size]
+            by_length = by_length[size:]
+
+
+def read_corpus(
+    texts: Iterable[str] | Iterable[Sequence[int]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    n_tokens: int,
+    context_size: int,
+    advance: Callable[[int], object] = lambda count: None,
+) -> TokenCorpus:
+    """Read until there are `n_tokens` content tokens, or the texts end.
+
+    A text is cut into windows, each with BOS in front if the tokenizer has one. Token sequences are cut as they are.
+
+    Args:
+        texts: strings, or sequences of token ids; may be endless.
+        tokenizer: its special tokens are never content.
+        n_tokens: content tokens wanted.
+        context_size: tokens in a window, at most.
+        advance: told how many content tokens were read since it was last called.
+
+    Raises:
+        InputError: if a row is neither text nor token ids, or if there is not a single content token.
+    """
+    special = torch.tensor(sorted(set(tokenizer.all_special_ids)), dtype=torch.int32)
+    bos = tokenizer.bos_token_id
+    windows: list[Tensor] = []
+    content: list[Tensor] = []
+    count = 0
+    with_bos = True
+    rows = iter(enumerate(texts))
+    while count < n_tokens and (some := list(islice(rows, TEXTS_AT_ONCE))):
+        before = count
+        for ids, is_text in _token_ids(some, tokenizer):
+            prefix = [bos] if is_text and bos is not None else []
+            step = context_size - len(prefix)
+            for start in range(0, len(ids), step):
+                window = torch.tensor(prefix + list(ids[start : start + step]), dtype=torch.int32)
+                windows.append(window)
+                content.append(~torch.isin(window, special))
+                count += int(content[-1].sum())
+                with_bos = with_bos and bos is not None and int(window[0]) == bos
+        advance(count - before)
+    if count == 0:
+        raise InputError("no text to train on: the dataset is empty, or all its rows are; check its text column")
+    ends_W = torch.tensor([len(window) for window in windows]).cumsum(0)
+    return TokenCorpus(torch.cat(windows), torch.cat(content), ends_W, with_bos)
+
+
+def _token_ids(
+    rows: Sequence[tuple[int, str | Sequence[int]]], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[Sequence[int], bool]]:
+    """Token ids of each row, and whether it was a text."""
+    text = isinstance(rows[0][1], str)
+    for index, row in rows:
+        if not (isinstance(row, str) if text else _is_token_ids(row)):
+            wanted = "text" if text else "text, or token ids"
+            raise InputError(
+                f"row {index} is {type(row).__name__} ({str(row)[:40]!r}), not {wanted}: choose the column that holds "
+                "the text, and leave out its empty rows"
+            )
+    if text:
+        encoded = tokenizer([row for _, row in rows], add_special_tokens=False, verbose=False)  # pyright: ignore
+        yield from ((ids, True) for ids in encoded["input_ids"])  # pyright: ignore
+    else:
+        yield from ((row, False) for _, row in rows)  # pyright: ignore
+
+
+def _is_token_ids(row: object) -> bool:
+    return isinstance(row, Sequence) and not isinstance(row, str) and all(isinstance(token, int) for token in row)
+
+
+@dataclass(frozen=True)
+class SplitCorpus:
+    """A corpus, and which of its windows are trained on and which are held out."""
+
+    corpus: TokenCorpus
+    train: Tensor
+    """Indices of windows."""
+    held_out: list[int]
+
+
+def split_corpus(corpus: TokenCorpus, *, eval_tokens: int, least: int, seed: int) -> SplitCorpus:
+    """Hold out windows at random: until they hold `eval_tokens` content tokens, but at most a tenth of the windows.
+
+    Args:
+        corpus: at least two windows.
+        eval_tokens: content tokens wanted.
+        least: content tokens that must be left to train on.
+        seed: of the choice.
+
+    Raises:
+        InputError: if fewer are left.
+    """
+    order_W = torch.randperm(len(corpus), generator=torch.Generator().manual_seed(seed))
+    counts_W = corpus.content_counts()[order_W]
+    count = min(int((counts_W.cumsum(0) < eval_tokens).sum()) + 1, max(1, int(HELD_OUT * len(corpus))))
+    left = int(counts_W[count:].sum())
+    if left < least or not counts_W[:count].any():
+        raise InputError(
+            f"too little text: {left} tokens to train on after holding out a part, less than a batch of {least};\n"
+            "give more text or a smaller batch_size"
+        )
+    return SplitCorpus(corpus, order_W[count:], order_W[:count].tolist())
+
+
+def buffers(corpus: TokenCorpus, windows_W: Tensor, tokens: int, seed: int) -> Iterator[list[int]]:
+    """Endless: windows for one buffer after another, at least `tokens` content tokens each, reshuffled every epoch.
+
+    The order depends on the arguments alone, so a stream can be resumed at any buffer.
+
+    Args:
+        corpus: where the windows are.
+        windows_W: indices of the windows to use; they must have a content token among them.
+        tokens: content tokens in a buffer, at least.
+        seed: of the order.
+    """
+    counts = corpus.content_counts().tolist()
+    generator = torch.Generator().manual_seed(seed)
+    buffer: list[int] = []
+    held = 0
+    while True:
+        for window in windows_W[torch.randperm(len(windows_W), generator=generator)].tolist():
+            buffer.append(window)
+            held += counts[window]
+            if held >= tokens:
+                yield buffer
+                buffer, held = [], 0
+
+
+def hidden_states_of(
+    model: nn.Module, layers: Sequence[int], corpus: TokenCorpus, windows: Sequence[int]
+) -> dict[int, Tensor]:
+    """Block outputs (T, D) at the content tokens of some windows, in the model's precision, on each block's device.
+
+    One forward pass serves all layers; blocks after the deepest of them are not run.
+    """
+    device = next(model.parameters()).device
+    total = int(corpus.content_counts()[torch.as_tensor(windows)].sum())
+    result: dict[int, Tensor] = {}
+    filled = 0
+    for batch in corpus.batches(windows, FORWARD_TOKENS):
+        input_ids_BS, attention_mask_BS, content_BS = corpus.padded(batch)
+        hidden_states = hidden_states_at(model, layers, input_ids_BS.to(device), attention_mask_BS.to(device))
+        count = int(content_BS.sum())
+        for layer, hidden_BSD in hidden_states.items():
+            if layer not in result:
+                result[layer] = hidden_BSD.new_empty(total, hidden_BSD.shape[-1])
+            result[layer][filled : filled + count] = hidden_BSD[content_BS.to(hidden_BSD.device)]
+        filled += count
+    return result

@@ -1,0 +1,256 @@
+"""Which SAE latents tell the aligned side from the unaligned one.
+
+`FeatureFitter.update` (streaming) -> `FeatureStats` (sums) -> `select_features` -> `FeatureSelection`.
+The score is SAILS' (arXiv 2512.23260): the difference, between the two sides, of a latent's mean activation.
+
+Shapes: T tokens, D d_model, F d_sae, K chosen latents.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from sails_align.core.errors import InputError
+from sails_align.subspace.statistics import Key, SideSums, Stats, check_finite, contrasts_of, token_count
+
+logger = logging.getLogger(__name__)
+
+SCORES = ("mean_diff", "standardized")
+
+# Tokens are encoded in chunks of this many activations (T x F). On a CPU a chunk then stays in the cache, which makes
+# the element-wise work some ten times quicker than on whole batches; a GPU wants large matrix products.
+CPU_CHUNK = 2**20
+GPU_CHUNK = 2**26
+
+# Sums of one chunk are float32, so a variance below this share of the mean square is rounding, not signal.
+VARIANCE_FLOOR = 1e-6
+
+
+class EncoderInfo(Protocol):
+    """What a fitter must know of an encoder."""
+
+    @property
+    def d_sae(self) -> int: ...
+
+
+class Encoder(Protocol):
+    """What a fitter needs of an SAE; `ResidualSAE` has it."""
+
+    @property
+    def info(self) -> EncoderInfo: ...
+
+    def encode(self, hidden_TD: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class LatentSums(SideSums):
+    """Sums over the tokens of one side, for each latent. (F,), float64."""
+
+    sum: Tensor
+    sumsq: Tensor
+    active: Tensor
+    """Number of tokens on which the latent is not zero."""
+
+    @property
+    def mean(self) -> Tensor:
+        return self.sum / self.n_tokens
+
+    @property
+    def rate(self) -> Tensor:
+        """Share, 0 to 1, of the tokens on which the latent is active."""
+        return self.active / self.n_tokens
+
+
+@dataclass(frozen=True)
+class FeatureStats(Stats[LatentSums]):
+    """The sums of every latent, for each (contrast, layer, side)."""
+
+    kind = "stats"
+    sums_class = LatentSums
+
+
+class FeatureFitter:
+    """Adds up the activations of every latent. Its memory does not depend on the number of tokens."""
+
+    def __init__(self, encoders: Mapping[int, Encoder]) -> None:
+        """Take the SAE of each layer."""
+        self._encoders = dict(encoders)
+        self._sums: dict[Key, LatentSums] = {}
+
+    @torch.no_grad()
+    def update(self, contrast: str, side: str, layer: int, hidden_TD: Tensor) -> None:
+        """Add tokens to a side.
+
+        Args:
+            contrast: "response" or "prompt".
+            side: "aligned" or "unaligned".
+            layer: whose SAE encodes the tokens.
+            hidden_TD: output of that block at the tokens that count, of any floating dtype.
+        """
+        encoder = self._encoders[layer]
+        d_sae = encoder.info.d_sae
+        chunk = max(1, (CPU_CHUNK if hidden_TD.device.type == "cpu" else GPU_CHUNK) // d_sae)
+        for part_TD in hidden_TD.split(chunk):
+            acts_TF = encoder.encode(part_TD.float())
+            self._add(self._of((contrast, layer, side), d_sae, acts_TF.device), acts_TF)
+
+    def result(self) -> FeatureStats:
+        """What was added so far; the fitter can go on."""
+        return FeatureStats({key: sums.copy() for key, sums in self._sums.items()})
+
+    def _of(self, key: Key, d_sae: int, device: torch.device) -> LatentSums:
+        if key not in self._sums:
+            zeros = [torch.zeros(d_sae, dtype=torch.float64, device=device) for _ in range(3)]
+            self._sums[key] = LatentSums(token_count(0, device), *zeros)
+        return self._sums[key]
+
+    @staticmethod
+    def _add(sums: LatentSums, acts_TF: Tensor) -> None:
+        sums.n_tokens.add_(acts_TF.shape[0])
+        sums.sum.add_(acts_TF.sum(0))
+        squares_TF = acts_TF.square()
+        sums.sumsq.add_(squares_TF.sum(0))
+        # Counting by a float sum is several times quicker than by an integer one, and exact up to 2^24 tokens.
+        sums.active.add_(squares_TF.sign_().sum(0))
+
+
+@dataclass(frozen=True)
+class LayerSelection:
+    """Chosen latents of one layer, best first. (K,); all but the ids float64."""
+
+    ids: Tensor
+    """int64"""
+    delta: Tensor
+    """Mean activation on the aligned side minus that on the unaligned side."""
+    score: Tensor
+    rate_aligned: Tensor
+    """Share, 0 to 1, of the aligned side's tokens on which the latent is active."""
+    rate_unaligned: Tensor
+
+    def take(self, positions_K: Tensor) -> "LayerSelection":
+        """Only the latents at these positions."""
+        return LayerSelection(*(getattr(self, f.name)[positions_K] for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class FeatureSelection:
+    """The chosen latents of every layer."""
+
+    layers: Mapping[int, LayerSelection]
+    contrast: str
+    score: str
+
+    def to_json(self) -> dict[str, Any]:
+        """For provenance: lists of numbers; layers are strings, as the keys of a JSON object must be."""
+        layers = {
+            str(layer): {f.name: getattr(chosen, f.name).tolist() for f in fields(chosen)}
+            for layer, chosen in self.layers.items()
+        }
+        return {"contrast": self.contrast, "score": self.score, "layers": layers}
+
+
+def select_features(
+    stats: FeatureStats, *, contrast: str, score: str, top_k: int, side: str | None = None
+) -> FeatureSelection:
+    """The latents of each layer that differ most between the sides.
+
+    Args:
+        stats: sums over both sides of the contrast.
+        contrast: as for `rank_features`.
+        score: as for `rank_features`.
+        top_k: how many in each layer; fewer, with a warning, where fewer than that are ever active.
+        side: as for `rank_features`.
+
+    Raises:
+        InputError: as `rank_features`, and if top_k is not within 1 and the number of latents.
+    """
+    for (_, layer, _), sums in stats.sums.items():
+        if not 1 <= top_k <= len(sums.sum):
+            raise InputError(
+                f"top_k is {top_k}, but the SAE of layer {layer} has {len(sums.sum)} latents; choose 1 to that many"
+            )
+    ranked = rank_features(stats, contrast=contrast, score=score, side=side)
+    for layer, firing in ranked.layers.items():
+        if len(firing.ids) < top_k:
+            logger.warning(
+                "layer %d: only %d latents are ever active: fewer than top_k %d", layer, len(firing.ids), top_k
+            )
+    best = {layer: firing.take(torch.arange(min(top_k, len(firing.ids)))) for layer, firing in ranked.layers.items()}
+    return FeatureSelection(best, contrast, score)
+
+
+def rank_features(stats: FeatureStats, *, contrast: str, score: str, side: str | None = None) -> FeatureSelection:
+    """All latents of each layer that fire on some token, those with the highest score first; ties by id.
+
+    Args:
+        stats: sums over both sides of the contrast.
+        contrast: "response", "prompt" or "both". "both" adds the two contrasts' scores, each divided by its norm over
+            the latents so that neither outweighs the other; a latent's delta and rates are then those of the contrast
+            in which it scores higher.
+        score: "mean_diff", the paper's |mean over aligned - mean over unaligned|, or "standardized", that divided by
+            the pooled standard deviation of the two sides.
+        side: only latents whose mean activation is higher on this side; None: all.
+
+    Raises:
+        InputError: if a side has no tokens, no latent of a layer fires, or activations were not finite.
+    """
+    if score not in SCORES:
+        raise InputError(f"unknown score {score!r}: choose one of {', '.join(SCORES)}")
+    names = contrasts_of(contrast)
+    if not stats.layers:
+        raise InputError("the feature statistics are empty: no token was averaged; check the data")
+    layers = {}
+    for layer in stats.layers:
+        latents = _combined([_latents(*stats.pair(name, layer), score, layer) for name in names])
+        # A stable sort, so that among equal scores the lower id comes first.
+        order_F = latents.score.argsort(descending=True, stable=True)
+        fires_F = latents.rate_aligned + latents.rate_unaligned > 0
+        if side is not None:
+            fires_F &= latents.delta > 0 if side == "aligned" else latents.delta < 0
+        layers[layer] = latents.take(order_F[fires_F[order_F]])
+        if len(layers[layer].ids) == 0:
+            raise InputError(
+                f"no latent of the SAE of layer {layer} is active on any averaged token;\n"
+                "check that the SAE was trained on this model and at this hook point"
+            )
+    return FeatureSelection(layers, contrast, score)
+
+
+def _latents(aligned: LatentSums, unaligned: LatentSums, score: str, layer: int) -> LayerSelection:
+    """Every latent of a layer, in the order of the ids."""
+    delta_F = aligned.mean - unaligned.mean
+    check_finite(delta_F, layer)
+    score_F = delta_F.abs()
+    if score == "standardized":
+        std_F = _pooled_std(aligned, unaligned)
+        score_F = torch.where(std_F > 0, score_F / std_F, 0.0)
+    return LayerSelection(torch.arange(len(delta_F)), delta_F, score_F, aligned.rate, unaligned.rate)
+
+
+def _pooled_std(aligned: LatentSums, unaligned: LatentSums) -> Tensor:
+    """Standard deviation within the sides, weighted by their tokens; never below what rounding can tell from 0. (F,)"""
+    n_tokens = aligned.n_tokens + unaligned.n_tokens
+    mean_square_F = (aligned.sumsq + unaligned.sumsq) / n_tokens
+    of_means_F = (aligned.n_tokens * aligned.mean.square() + unaligned.n_tokens * unaligned.mean.square()) / n_tokens
+    return torch.maximum(mean_square_F - of_means_F, VARIANCE_FLOOR * mean_square_F).sqrt()
+
+
+def _combined(contrasts: Sequence[LayerSelection]) -> LayerSelection:
+    """One contrast as it is; two by the rule of "both" (see `rank_features`)."""
+    if len(contrasts) == 1:
+        return contrasts[0]
+    response, prompt = contrasts
+    share_response_F, share_prompt_F = (normalize(latents.score, dim=0) for latents in contrasts)
+    leads_F = share_response_F >= share_prompt_F
+    return LayerSelection(
+        ids=response.ids,
+        delta=torch.where(leads_F, response.delta, prompt.delta),
+        score=share_response_F + share_prompt_F,
+        rate_aligned=torch.where(leads_F, response.rate_aligned, prompt.rate_aligned),
+        rate_unaligned=torch.where(leads_F, response.rate_unaligned, prompt.rate_unaligned),
+    )

@@ -1,0 +1,107 @@
+"""The numbers of a model before and after it is trained, measured through its trainer."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from sails_align.core.artifacts import content_hash, write_json
+from sails_align.core.cost import Cost
+from sails_align.core.distributed import from_main
+from sails_align.core.errors import InputError
+from sails_align.models.quantized import n_weights
+from sails_align.testbed.build import Testbed
+from sails_align.testbed.evaluate import respond, summarize
+from sails_align.training.dataset import Source
+from sails_align.training.options import Arguments
+from sails_align.training.trainer import AlignmentTrainer
+
+
+class MeasureStart(TrainerCallback):
+    """Measures the model that training starts from, at its start: until then DeepSpeed has no engine to run it.
+
+    The result is kept in `base.json`, for when the run is resumed.
+    """
+
+    def __init__(
+        self,
+        trainer: AlignmentTrainer,
+        measure: Callable[[], tuple[dict[str, Any], list[dict[str, Any]]]],
+        cost: Cost,
+        output_dir: Path,
+        identity: dict[str, Any],
+    ) -> None:
+        self._measure, self._cost, self._path = measure, cost, output_dir / "base.json"
+        self._is_main, self._identity = trainer.is_world_process_zero(), content_hash(identity)
+        self._kept: dict[str, Any] = {"base": None, "responses": []}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Measure, or on resuming read what was measured."""
+        if state.global_step > 0:
+            self._kept = from_main(self._read)
+            return
+        with self._cost.of("evaluate"):
+            base, responses = self._measure()
+        self._kept = {"identity": self._identity, "base": base, "responses": responses}
+        if self._is_main:
+            write_json(self._path, self._kept)
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            kept = json.loads(self._path.read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError):
+            kept = {}
+        return kept if kept.get("identity") == self._identity else {"base": None, "responses": []}
+
+    def measured(self) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+        """Numbers and responses; None if training went on from a checkpoint of another folder, or was not begun."""
+        return self._kept["base"], self._kept["responses"]
+
+
+def measure(
+    trainer: AlignmentTrainer, source: Source, testbed: Testbed | None, args: Arguments, label: str
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Numbers of the model as it is now, and the judged responses they come from (on the testbed).
+
+    Safety needs a judge: the testbed's oracle. Of other models only the held-out loss is measured here (and how often
+    DPO's reward prefers the chosen response); their responses are for a judge of their own. Every process takes part.
+
+    Args:
+        trainer: with its model.
+        source: of the tokenizer.
+        testbed: if the model is one's.
+        args: of the training.
+        label: of the model: `base`, which training starts from, or `trained`.
+    """
+    evaluated = trainer.evaluate()
+    loss = evaluated["eval_loss"]
+    if not math.isfinite(loss):
+        if label == "base":
+            raise InputError(f"the loss on held-out pairs is {loss} before training; try --dtype float32")
+        raise InputError(f"the loss on held-out pairs is {loss}: training diverged; choose a smaller --learning_rate")
+    numbers: dict[str, Any] = {"held_out_loss": loss}
+    if args.method == "dpo":
+        numbers["held_out_reward_accuracy"] = evaluated["eval_rewards/accuracies"]
+        numbers["held_out_reward_margin"] = evaluated["eval_rewards/margins"]
+    if testbed is None:
+        return numbers, []
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    judged = respond(model, source.tokenizer, testbed.world, args.data.eval_examples)
+    numbers |= {name: value.to_json() for name, value in summarize(judged).items()}
+    return numbers, [{"model": label, **item.to_json()} for item in judged]
+
+
+def count_parameters(trainer: AlignmentTrainer) -> tuple[int, int]:
+    """Trainable parameters and all of the model's; the copy of an adapter that is DPO's reference is not counted."""
+    assert trainer.model is not None
+    n_trainable = n_all = 0
+    for name, parameter in trainer.model.named_parameters():
+        n = getattr(parameter, "ds_numel", n_weights(parameter))  # the first is of a parameter that ZeRO-3 has split
+        n_all += 0 if ".ref." in name else n
+        n_trainable += n if parameter.requires_grad else 0
+    return n_trainable, n_all

@@ -1,0 +1,122 @@
+"""The options of the recipe `rlhf_reference.py`: ours and those of TRL's GRPOConfig."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import parse_flag_from_env
+from trl import GRPOConfig
+
+from sails_align.core.command_line import CommandLine
+from sails_align.core.distributed import check_devices
+from sails_align.core.errors import InputError
+from sails_align.testbed.build import is_testbed
+from sails_align.testbed.evaluate import MAX_NEW_TOKENS
+
+WEIGHTS = "model.safetensors"
+# Chosen on the validation split: docs/rlhf.md.
+DEFAULTS: dict[str, Any] = {
+    "learning_rate": 6e-4,
+    "max_steps": 240,
+    "per_device_train_batch_size": 128,
+    "steps_per_generation": 4,
+    "num_generations": 8,
+    "max_completion_length": MAX_NEW_TOKENS,
+    "warmup_steps": 5,
+    "gradient_checkpointing": False,
+    "logging_steps": 10,
+    "save_steps": 40,
+    "save_total_limit": 2,
+}
+
+
+@dataclass
+class ReferenceArguments:
+    """The testbed, its requests, and the warm start."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "testbed (the shipped one, the default), testbed:N, or a testbed's folder."}
+    )
+    max_train_examples: int | None = field(
+        default=None, metadata={"help": "Harmful requests to learn from, at most, chosen by --seed; default: all."}
+    )
+    helpful_ratio: float = field(default=1.0, metadata={"help": "Harmless requests for each harmful one."})
+    eval_examples: int = field(default=256, metadata={"help": "Prompts of each of the four sets at the end."})
+    eval_part: str = field(
+        default="test", metadata={"help": "What is measured at the end: test, or validation, to choose settings by."}
+    )
+    warm_start_path: str | None = field(
+        default=None, metadata={"help": "A testbed's model that was fine-tuned in full, in place of our warm start."}
+    )
+    warm_start_examples: int = field(
+        default=128, metadata={"help": "Refusals in the warm start; 0: reinforcement learning alone."}
+    )
+    warm_start_ratio: float = field(default=1.0, metadata={"help": "Answers in the warm start for each refusal."})
+    warm_start_epochs: float = field(default=4.0, metadata={"help": "Passes over them."})
+    warm_start_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the warm start."})
+
+    def __post_init__(self) -> None:
+        if not is_testbed(self.model_name_or_path):
+            raise InputError(
+                f"{self.model_name_or_path} is no testbed, and the reward is the testbed's oracle: give testbed, "
+                "testbed:N or a testbed's folder;\nfor a real model the reference is the id of its aligned version, "
+                "such as google/gemma-2-9b-it"
+            )
+        if self.eval_part not in ("test", "validation"):
+            raise InputError(f"eval_part is {self.eval_part!r}, which is not one of: test, validation")
+        for name, least in (("max_train_examples", 1), ("eval_examples", 1), ("warm_start_examples", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"{name} is {value}; choose {least} or more")
+        for name in ("helpful_ratio", "warm_start_ratio"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise InputError(f"{name} is {getattr(self, name)}, but it is a ratio: choose 0 or more")
+        for name in ("warm_start_epochs", "warm_start_learning_rate"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise InputError(f"{name} is {getattr(self, name)}; choose more than 0")
+        if self.warm_start_path is not None and not (Path(self.warm_start_path) / WEIGHTS).is_file():
+            raise InputError(
+                f"the warm start {self.warm_start_path} has no {WEIGHTS};\ngive the folder of a model that was "
+                "fine-tuned in full (--use_peft false), or leave --warm_start_path out"
+            )
+
+
+@dataclass
+class Arguments:
+    """All options of one run."""
+
+    reference: ReferenceArguments
+    training: GRPOConfig
+    given: dict[str, Any]
+    """The options that were given or have a default of ours, as `--config` takes them."""
+
+
+def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> Arguments:
+    """Read the command line (None: this process's) and `--config` (YAML); `prog` is what `--help` calls the command.
+
+    Raises:
+        InputError: for an unknown option, a value that cannot be used, or a model that is no testbed.
+    """
+    line = CommandLine.read(argv)
+    defaults = dict(DEFAULTS)
+    if not torch.cuda.is_available():
+        defaults |= {"use_cpu": True, "bf16": False}
+    check_devices(line.flag("use_cpu", default=False))
+    if line.value("num_generations") == "0":  # TRL divides by it before it looks
+        raise InputError("num_generations is 0, but GRPO compares the answers to a prompt; choose 2 or more")
+    if line.value("generation_batch_size") is not None and line.value("steps_per_generation") is None:
+        del defaults["steps_per_generation"]  # TRL takes one of the two
+    reference, training = line.parse([ReferenceArguments, GRPOConfig], defaults=defaults, prog=prog)
+    if training.output_dir in (None, "trainer_output"):
+        name = reference.model_name_or_path or "testbed"
+        training.output_dir = f"runs/rlhf-{name.rstrip('/').split('/')[-1].replace(':', '-')}"
+    if training.push_to_hub:
+        raise InputError("push_to_hub is given, but the testbed's models are toys; leave it out (hf upload can do it)")
+    if training.deepspeed_plugin is not None or parse_flag_from_env("ACCELERATE_USE_FSDP") or training.fsdp:
+        raise InputError(
+            "the testbed's model is too small to be split: DeepSpeed and FSDP are not supported here;\n"
+            "launch one process, or several with accelerate_configs/cpu.yaml or multi_gpu.yaml"
+        )
+    return Arguments(reference, training, {**defaults, **line.given})

@@ -1,0 +1,92 @@
+"""The model that reinforcement learning starts from: the base, fine-tuned on a few refusals and answers.
+
+<folder>/model.safetensors, config.json, tokenizer.json, ...   the model
+<folder>/run.json   what it was made from and the hash of its weights; written last
+"""
+
+import json
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from sails_align.core.artifacts import content_hash, file_hash, write_json
+from sails_align.core.distributed import from_main, n_processes, process_index
+from sails_align.core.errors import InputError
+from sails_align.testbed.build import Testbed
+from sails_align.training import run as align
+from sails_align.training.checkpoints import save_model, train
+from sails_align.training.rlhf.options import WEIGHTS, Arguments
+from sails_align.training.trainer import build_trainer
+
+BATCH = 16
+"""Examples in a batch of all processes."""
+
+
+def warm_start(args: Arguments, testbed: Testbed, folder: Path) -> Path:
+    """The folder of the model that reinforcement learning starts from.
+
+    That is the one named, or the base fine-tuned on a few refusals and answers; it is not made again where it is whole
+    and was made from the same options.
+
+    Raises:
+        InputError: if the one named has another vocabulary than the testbed.
+    """
+    reference, training = args.reference, args.training
+    if reference.warm_start_path is not None:
+        _check_vocabulary(Path(reference.warm_start_path), testbed)
+        return Path(reference.warm_start_path)
+    if reference.warm_start_examples == 0:
+        return Path(testbed.model_path)
+    options = {
+        "model_name_or_path": reference.model_name_or_path or "testbed",
+        "use_peft": False,
+        "max_train_examples": reference.warm_start_examples,
+        "helpful_ratio": reference.warm_start_ratio,
+        "num_train_epochs": reference.warm_start_epochs,
+        "learning_rate": reference.warm_start_learning_rate,
+        "per_device_train_batch_size": max(1, BATCH // n_processes()),
+        "seed": training.seed,
+        "use_cpu": training.use_cpu,
+        "bf16": training.bf16,
+        "disable_tqdm": training.disable_tqdm,
+        "save_strategy": "no",
+        "output_dir": folder,
+    }
+    made_from = content_hash(
+        {name: str(value) for name, value in options.items() if name != "output_dir"}
+        | {"base": file_hash(Path(testbed.model_path) / WEIGHTS), "n_processes": n_processes()}
+    )
+    if from_main(lambda: _is_whole(folder, made_from)):
+        return folder
+    sft = align.parse("sft", [word for name, value in options.items() for word in (f"--{name}", str(value))])
+    source, _ = align.load_source(sft)
+    trainer, _ = build_trainer(sft, source, None)
+    train(trainer, None)
+    save_model(sft, trainer, folder)
+    if process_index() == 0:  # last: a folder that has it is whole
+        write_json(folder / "run.json", {"made_from": made_from, "sha256": file_hash(folder / WEIGHTS)})
+    from_main(lambda: None)  # no process reads before all is written
+    return folder
+
+
+def _is_whole(folder: Path, made_from: str) -> bool:
+    """Whether a warm start is there as it was written, and made from these options."""
+    try:
+        found = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        return found == {"made_from": made_from, "sha256": file_hash(folder / WEIGHTS)}
+    except (OSError, json.JSONDecodeError):
+        return False
+
+
+def _check_vocabulary(folder: Path, testbed: Testbed) -> None:
+    try:
+        vocabulary = AutoTokenizer.from_pretrained(folder).get_vocab()
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"the warm start {folder} has no tokenizer that can be read; give the whole folder of a training"
+        ) from error
+    if vocabulary != AutoTokenizer.from_pretrained(testbed.model_path).get_vocab():
+        raise InputError(
+            f"the warm start {folder} has another vocabulary than the testbed;\n"
+            "give a model that was fine-tuned from this testbed's base"
+        )

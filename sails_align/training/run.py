@@ -1,0 +1,254 @@
+"""The recipes `sft_sails.py` and `dpo_sails.py`: SAE features -> safety subspace -> adapters -> TRL's trainers.
+
+accelerate launch recipes/sft_sails.py                       the testbed
+accelerate launch recipes/dpo_sails.py --config FILE.yaml    anything else
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from trl import DPOConfig, ModelConfig, ScriptArguments, SFTConfig
+
+from sails_align.core.artifacts import (
+    disk_errors,
+    package_versions,
+    work_folder,
+    write_json,
+    write_text,
+)
+from sails_align.core.command_line import CommandLine
+from sails_align.core.cost import Cost, peak_memory_mb
+from sails_align.core.distributed import check_devices, plain_cpu, process_index
+from sails_align.core.errors import InputError
+from sails_align.export.card import write_card
+from sails_align.export.hub import push
+from sails_align.models.adapters import check_complete
+from sails_align.subspace.discovery import DiscoveryOptions, find_subspace
+from sails_align.subspace.options import DataArguments, DPOArguments, Method, SailsArguments
+from sails_align.testbed.build import MODEL_NAME, Testbed, is_testbed, resolve_testbed
+from sails_align.testbed.evaluate import alignment_data
+from sails_align.training.checkpoints import (
+    MarkCheckpoints,
+    check_folder,
+    find_checkpoint,
+    run_identity,
+    save_model,
+    train,
+)
+from sails_align.training.dataset import Source, assemble, load_data
+from sails_align.training.measure import MeasureStart, count_parameters, measure
+from sails_align.training.options import Arguments
+from sails_align.training.performance import check_machine, check_options
+from sails_align.training.record import write_record
+from sails_align.training.table import show
+from sails_align.training.trainer import build_trainer, left_out
+
+# Defaults of options that TRL and PEFT leave at values for other purposes; YAML and the command line override them.
+COMMON_DEFAULTS = {
+    "use_peft": True,
+    "lora_dropout": 0.0,
+    "warmup_steps": 0.1,
+    "logging_steps": 10,
+    "save_total_limit": 2,
+}
+# By what is trained: all weights, a new adapter, or one that is trained already. TRL's defaults are for all weights;
+# its documentation advises ten times the rate for LoRA.
+LEARNING_RATES = {
+    "sft": {"full": 2e-5, "new": 2e-4, "trained": 2e-4},
+    "dpo": {"full": 1e-6, "new": 1e-5, "trained": 1e-5},
+}
+TESTBED_DEFAULTS = {
+    "lora_r": 8,
+    "lora_alpha": 16,
+    "lora_target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    "per_device_train_batch_size": 16,
+    "per_device_eval_batch_size": 64,
+    "num_train_epochs": 4,
+    "max_train_examples": 512,
+    "max_length": 64,
+    "gradient_checkpointing": False,
+    "save_steps": 20,
+}
+# Chosen on the validation split: docs/training.md.
+TESTBED_LEARNING_RATES = {
+    "sft": {"full": 1e-3, "new": 1e-2, "trained": 1e-2},
+    "dpo": {"full": 1e-3, "new": 1e-2, "trained": 1e-4},
+}
+
+
+def parse(method: Method, argv: Sequence[str] | None = None, prog: str | None = None) -> Arguments:
+    """Read the command line (None: this process's) and `--config` (YAML); `prog` is what `--help` calls the command.
+
+    Raises:
+        InputError: for an unknown option, a value that cannot be used, or options that contradict each other.
+    """
+    line = CommandLine.read(argv)
+    model_name = line.value("model_name_or_path")
+    trained = (
+        "full"
+        if not line.flag("use_peft", default=True)
+        else "new"
+        if line.value("adapter_path") is None
+        else "trained"
+    )
+    rates = TESTBED_LEARNING_RATES if is_testbed(model_name) else LEARNING_RATES
+    defaults: dict[str, Any] = {**COMMON_DEFAULTS, "learning_rate": rates[method][trained]}
+    if is_testbed(model_name):
+        defaults |= TESTBED_DEFAULTS
+    if not torch.cuda.is_available():
+        defaults |= {"use_cpu": True, "bf16": False}
+    check_devices(line.flag("use_cpu", default=False))
+    if method == "dpo" and line.value("packing") is not None:
+        raise InputError("packing is given, but TRL packs examples of SFT only; leave it out")
+    config_class = SFTConfig if method == "sft" else DPOConfig
+    classes = [SailsArguments, DataArguments, ScriptArguments, config_class, ModelConfig]
+    more = [DPOArguments] if method == "dpo" else []
+    parsed = line.parse([*classes, *more], defaults=defaults, prog=prog)
+    arguments = Arguments(method, *parsed[:5], *(parsed[5:] or [DPOArguments()]), defaults=defaults, given=line.given)
+    arguments.settle()
+    check_options(arguments)
+    plain_cpu(arguments.training)
+    training = arguments.training
+    if training.output_dir in (None, "trainer_output"):
+        stem = "testbed" if model_name is None else model_name.rstrip("/").split("/")[-1].replace(":", "-")
+        training.output_dir = f"runs/{method}-{arguments.start}-{stem}"
+    return arguments
+
+
+def main(method: Method, argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str, Any]:
+    """Parse, build, train, save. Returns what is in `metrics.json`."""
+    args = parse(method, argv, prog)
+    folder = Path(str(args.training.output_dir))
+    # Of several processes one alone makes the folder, so that it takes it away again if all of them fail.
+    with work_folder(folder) if process_index() == 0 else nullcontext():
+        return run(args, folder)
+
+
+def run(args: Arguments, output_dir: Path) -> dict[str, Any]:
+    """Build, train and save in a folder. Returns what is in `metrics.json`."""
+    cost = Cost()
+    # By us, at the end: TRL would push pickles and every checkpoint, with a card of its own.
+    push_to_hub, args.training.push_to_hub = args.training.push_to_hub, False
+    with cost.of("prepare"), args.training.main_process_first(local=True, desc="loading the data"):
+        source, testbed = load_source(args)
+    check_machine(args, source.model_config)
+    check_folder(args, source, output_dir)
+    subspace = None
+    if args.sails.uses_subspace:
+        with cost.of("subspace"):
+            subspace = find_subspace(args.sails, source, discovery_options(args), output_dir / "subspace")
+    with cost.of("prepare"), disk_errors(output_dir):
+        trainer, _ = build_trainer(args, source, subspace)
+        identity = run_identity(args, source, subspace)
+        checkpoint = find_checkpoint(args.training, identity)
+        trainer.add_callback(MarkCheckpoints(identity))
+        if trainer.is_world_process_zero():
+            write_record(args, identity, source, subspace, output_dir)
+    start = MeasureStart(trainer, lambda: measure(trainer, source, testbed, args, "base"), cost, output_dir, identity)
+    with cost.of("train"), disk_errors(output_dir):
+        trainer.add_callback(start)
+        train(trainer, checkpoint)
+        trainer.remove_callback(start)
+        save_model(args, trainer, output_dir)
+    with cost.of("evaluate"):
+        trained, responses = measure(trainer, source, testbed, args, "trained")
+    base, base_responses = start.measured()
+    n_trainable, n_parameters = count_parameters(trainer)
+    metrics = {
+        "base": base,
+        "trained": trained,
+        "provenance": {
+            "identity": identity,
+            "options": args.to_json(),
+            "dropped_rows": source.dropped,
+            "longer_than_max_length": left_out(trainer, source),
+            "saes": None if subspace is None else subspace.provenance.get("saes"),
+            "versions": package_versions(),
+        },
+        "cost": {
+            "seconds": cost.seconds,
+            "trainable_parameters": n_trainable,
+            "trainable_share": n_trainable / n_parameters,
+            "peak_memory_mb": round(peak_memory_mb(), 1),
+        },
+    }
+    if drift := last_drift(trainer.state.log_history):
+        metrics["drift"] = drift
+    if trainer.is_world_process_zero():
+        if testbed is not None:
+            rows = "".join(json.dumps(row) + "\n" for row in base_responses + responses)
+            write_text(output_dir / "responses.jsonl", rows)
+        write_json(output_dir / "metrics.json", metrics)
+        show(metrics, output_dir)
+        finish(args, source, output_dir, push_to_hub=push_to_hub)
+    return metrics
+
+
+def last_drift(logs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """How far the adapter had moved when it was last logged (see `DriftCallback`); empty without a subspace."""
+    rows = [{name: value for name, value in row.items() if name.startswith("adapter_")} for row in logs]
+    return next((row for row in reversed(rows) if row), {})
+
+
+def finish(args: Arguments, source: Source, output_dir: Path, *, push_to_hub: bool) -> None:
+    """Check that the saved adapter is whole, write the model card, and push all of it to the hub if that is wanted."""
+    if args.model.use_peft:
+        check_complete(output_dir, source.model_config)
+    console = Console()
+    console.print(f"card      {write_card(output_dir, output_dir)}", highlight=False, soft_wrap=True)
+    if push_to_hub:
+        training = args.training
+        address = push(
+            output_dir,
+            training.hub_model_id or output_dir.name,
+            private=training.hub_private_repo,
+            revision=training.hub_revision,
+            token=training.hub_token,
+        )
+        console.print(f"hub       {address}", highlight=False, soft_wrap=True)
+
+
+def load_source(args: Arguments) -> tuple[Source, Testbed | None]:
+    """Model, tokenizer and data: of the testbed if that is the model, else of what is named."""
+    training, reference = args.training, args.dpo.ref_model_name_or_path
+    if reference is not None and is_testbed(reference):
+        args.dpo.ref_model_name_or_path = resolve_testbed(reference).model_path
+    if not is_testbed(args.model.model_name_or_path):
+        data = load_data(args.script, args.data, training.seed)
+        return assemble(args.model, training, args.data, data, chat_template_path=args.chat_template_path), None
+    testbed = resolve_testbed(args.model.model_name_or_path)
+    args.model.model_name_or_path = testbed.model_path
+    if args.sails.sae_release is None and args.sails.sae_path is None:
+        args.sails.sae_path = testbed.sae_path
+    if args.script.dataset_name is not None:
+        data = load_data(args.script, args.data, training.seed)
+    else:
+        world, seed = testbed.world, training.seed
+        safety = alignment_data(world, harmful=True, n=args.data.max_train_examples, seed=seed)
+        helpful = alignment_data(world, harmful=False, seed=seed)
+        held_out = alignment_data(world, harmful=True, n=args.data.eval_examples, part="validation")
+        data = (safety, helpful, held_out, {})
+    source = assemble(
+        args.model, training, args.data, data, name=MODEL_NAME, chat_template_path=args.chat_template_path
+    )
+    return source, testbed
+
+
+def discovery_options(args: Arguments) -> DiscoveryOptions:
+    """What discovery takes from the trainer's options."""
+    training = args.training
+    return DiscoveryOptions(
+        rank=args.model.lora_r,
+        max_length=training.max_length or 1024,
+        seed=training.seed,
+        dtype=args.model.dtype or "float32",
+        device=str(training.device),
+        revision=args.model.model_revision,
+        trust_remote_code=training.trust_remote_code,
+        progress=not training.disable_tqdm,
+    )

@@ -1,0 +1,201 @@
+"""Options -> TRL's SFTTrainer or DPOTrainer, whose adapter starts where the options say."""
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, TrainerCallback
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer, get_quantization_config
+
+from sails_align.core.distributed import from_main, n_processes, process_index
+from sails_align.core.errors import InputError
+from sails_align.data.loading import cache_errors
+from sails_align.data.pairs import to_preference, to_sft
+from sails_align.initializers.adapter import AdapterInit, initialize_adapter
+from sails_align.models.language_model import freeze_outside_decoder
+from sails_align.models.load import check_whole, model_errors
+from sails_align.models.quantized import is_quantized, train_in_float32, trained_values, use_one_layout
+from sails_align.subspace.basis import Subspace
+from sails_align.training.callbacks.adapter import DriftCallback, SubspaceDecay, add_first
+from sails_align.training.dataset import Source
+from sails_align.training.options import CHANGES_BASE, Arguments
+from sails_align.training.starts import loaded_model, lora_config, model_init_kwargs, start_by_eva
+
+logger = logging.getLogger(__name__)
+
+AlignmentTrainer = SFTTrainer | DPOTrainer
+PAIRS = ".pairs"
+"""In the run directory while it trains: DPO's data with the precomputed log-probabilities."""
+INITIAL_ADAPTER = "initial_adapter"
+"""In the run directory while it trains: what is subtracted at the end, if the initialisation changed the base."""
+
+
+def build_trainer(
+    args: Arguments, source: Source, subspace: Subspace | None, callbacks: list[TrainerCallback] | None = None
+) -> tuple[AlignmentTrainer, AdapterInit | None]:
+    """A TRL trainer whose adapter starts in the subspace (None: where `--init`, `--adapter_path` or PEFT says).
+
+    The reference of DPO is what training starts from: for a new adapter the model with the adapter off, which is the
+    untouched base; else a frozen copy.
+
+    Raises:
+        InputError: if the adapter's modules do not fit the model or the subspace, the data does not suit the method,
+            or `max_length` leaves no response.
+    """
+    try:
+        with cache_errors(), model_errors(source.model_name):
+            trainer = _trainer(args, source, subspace, callbacks or [])
+    except InputError:
+        raise
+    except (ValueError, TypeError, ImportError) as error:  # of TRL's, PEFT's and transformers' own checks of options
+        cause = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise InputError(f"TRL's trainer cannot be made of these options: {cause}") from error
+    _check_lengths(trainer, source)
+    model: Any = trainer.model
+    if not args.model.use_peft:
+        freeze_outside_decoder(model)
+    if args.sails.init == "eva":
+        start_by_eva(model, source, args.training.max_length or 1024)
+    if args.sails.init in CHANGES_BASE:
+        _keep_initial_adapter(args, model)
+    if subspace is None:
+        return trainer, None
+    assert args.sails.init_scale is not None
+    init = initialize_adapter(
+        model,
+        subspace,
+        layer_map=args.sails.layer_map,  # pyright: ignore[reportArgumentType] -- checked in SailsArguments
+        fold_norm=bool(args.sails.fold_norm),
+        subspace_mode=args.sails.subspace_mode,  # pyright: ignore[reportArgumentType]
+        scale=args.sails.init_scale,
+        seed=args.training.seed,
+    )
+    add_first(trainer, DriftCallback(init))
+    if args.sails.subspace_mode == "decay":
+        trainer.add_callback(SubspaceDecay(init, args.sails.subspace_decay))
+    return trainer, init
+
+
+def _trainer(
+    args: Arguments, source: Source, subspace: Subspace | None, callbacks: list[TrainerCallback]
+) -> AlignmentTrainer:
+    training = args.training
+    if getattr(source.model_config, "quantization_config", None) is None:
+        trust = training.trust_remote_code
+        from_main(lambda: check_whole(source.model_name, args.model.model_revision, trust_remote_code=trust))
+    config = lora_config(args, source, subspace) if args.model.use_peft else None
+    model = loaded_model(args, source, config)
+    values = {} if isinstance(model, str) else trained_values(model)
+    init_kwargs = model_init_kwargs(args, source)
+    training.model_init_kwargs = init_kwargs if isinstance(model, str) else None
+    common: dict[str, Any] = {
+        "model": model,
+        "processing_class": source.tokenizer,
+        "peft_config": None if isinstance(model, PeftModel) else config,
+        "callbacks": callbacks,
+    }
+    if isinstance(training, DPOConfig):
+        train, held_out = (_preferences(args, source, part) for part in ("train", "held_out"))
+        reference = _reference_model(args, source, init_kwargs)
+        trainer = DPOTrainer(ref_model=reference, args=training, train_dataset=train, eval_dataset=held_out, **common)
+    else:
+        training.chat_template_path = None  # it is in the tokenizer already
+        train, held_out = to_sft(source.train), to_sft(source.held_out)
+        trainer = SFTTrainer(args=training, train_dataset=train, eval_dataset=held_out, **common)
+    trained: Any = trainer.model
+    if is_quantized(trained):
+        train_in_float32(trained, values)
+    return trainer
+
+
+def _preferences(args: Arguments, source: Source, part: str) -> Dataset:
+    """TRL's preference form; what DPO learns from is pairs, of harmless requests as well."""
+    rows: Dataset = getattr(source, part)
+    if "rejected" not in rows.column_names:
+        lacking = args.data.helpful_dataset_name or args.script.dataset_name
+        raise InputError(
+            f"DPO compares chosen with rejected responses, and {lacking} has no rejected ones;\n"
+            "give preference data (the helpful data, too), leave the helpful data out of training (--helpful_ratio 0), "
+            "or use SFT"
+        )
+    pairs = to_preference(rows)
+    if n_processes() == 1 or not getattr(args.training, "precompute_ref_log_probs", False):
+        return pairs
+    # TRL has the main process write what it computes beside the data, for the others to read; ours is in memory.
+    folder = Path(str(args.training.output_dir)) / PAIRS / part
+    from_main(lambda: _written_afresh(pairs, folder))
+    return Dataset.load_from_disk(folder)
+
+
+def _written_afresh(pairs: Dataset, folder: Path) -> None:
+    # Under ZeRO-3 TRL's key of what it computes does not depend on the weights: nothing of an earlier run may be there.
+    shutil.rmtree(folder, ignore_errors=True)
+    pairs.save_to_disk(folder)
+
+
+def _reference_model(args: Arguments, source: Source, init_kwargs: dict[str, Any]) -> PreTrainedModel | None:
+    """DPO's reference, if it is not what training starts from.
+
+    Raises:
+        InputError: if it cannot be loaded, or its vocabulary is another one: its log-probabilities would be of other
+            tokens.
+    """
+    name = args.dpo.ref_model_name_or_path
+    if name is None:
+        return None
+    trust = args.training.trust_remote_code
+    from_main(lambda: check_whole(name, trust_remote_code=trust))
+    with model_errors(name, ValueError):
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust)
+    if tokenizer.get_vocab() != source.tokenizer.get_vocab():
+        raise InputError(
+            f"the reference model {name} has another vocabulary ({len(tokenizer)} tokens) than {source.name} "
+            f"({len(source.tokenizer)});\ngive a reference of the same family, or leave --ref_model_name_or_path out"
+        )
+    with model_errors(name):
+        options = {**init_kwargs, "revision": None, "quantization_config": get_quantization_config(args.model)}
+        model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=trust, **options)
+    if is_quantized(model):
+        use_one_layout(model)
+    return model
+
+
+def _keep_initial_adapter(args: Arguments, model: PeftModel) -> None:
+    """Save the adapter as it starts; the adapter that is saved in the end is the difference, a plain LoRA one."""
+    config = model.peft_config["default"]
+    config.init_lora_weights = True  # pyright: ignore[reportAttributeAccessIssue]
+    if process_index() == 0:
+        folder = Path(str(args.training.output_dir)) / INITIAL_ADAPTER
+        shutil.rmtree(folder, ignore_errors=True)
+        model.save_pretrained(str(folder), selected_adapters=["default"])
+    # What checkpoints say, so that loading one changes the base weights as training did.
+    config.init_lora_weights = args.sails.init  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def left_out(trainer: AlignmentTrainer, source: Source) -> dict[str, int]:
+    """How many examples TRL has dropped, because their prompts alone fill `max_length`, of each part of the data.
+
+    Of a part that is packed nothing is known: TRL's rows are not examples then.
+    """
+    kept: dict[str, Any] = {"training": trainer.train_dataset, "held-out": trainer.eval_dataset}
+    given = {"training": source.train, "held-out": source.held_out}
+    if isinstance(trainer.args, SFTConfig):
+        packing, eval_packing = trainer.args.packing, trainer.args.eval_packing
+        packed = {"training": packing, "held-out": packing if eval_packing is None else eval_packing}
+        given = {part: rows for part, rows in given.items() if not packed[part]}
+    return {part: len(given[part]) - len(kept[part]) for part in given}
+
+
+def _check_lengths(trainer: AlignmentTrainer, source: Source) -> None:
+    """Refuse a `max_length` that leaves no example, and say how many it leaves out."""
+    assert isinstance(trainer.args, SFTConfig | DPOConfig)
+    given = {"training": len(source.train), "held-out": len(source.held_out)}
+    for part, n in left_out(trainer, source).items():
+        what = f"the prompts alone of {n} of {given[part]} {part} examples fill max_length {trainer.args.max_length}"
+        if n == given[part]:
+            raise InputError(f"{what}: no response is left;\nchoose a larger --max_length")
+        if n and process_index() == 0:
+            logger.warning("%s: they are left out (a larger --max_length keeps them)", what)

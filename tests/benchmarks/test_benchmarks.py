@@ -1,0 +1,97 @@
+"""The benchmarks of real shapes: the one for GPUs on a tiny model, and the memory of discovery as it is."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+pytestmark = pytest.mark.slow
+
+
+def result_of(output: Path, *words: object) -> dict[str, Any]:
+    command = [sys.executable, *map(str, words), "--output", str(output)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(output.read_text())
+
+
+def test_the_benchmark_for_gpus_works(tmp_path: Path) -> None:
+    shape = result_of(tmp_path / "gpu.json", "benchmarks/gpu.py", "--shapes", "tiny", "--pairs", "1")["shapes"]["tiny"]
+    for stage in ("discovery", "sft", "dpo"):
+        assert shape[stage]["ratio"]["median"] > 0
+        assert shape[stage]["met"] == (shape[stage]["ratio"]["median"] <= shape[stage]["target"])
+        assert 0 < shape[stage]["mfu"] < 1
+    assert shape["merge"]["seconds"] > 0
+    assert {of["tokens_per_second"] > 0 for of in shape["generation"].values()} == {True}
+    assert shape["generation"].keys() == {"base", "adapter", "merged"}
+
+
+@pytest.mark.gpu
+def test_discovery_and_steps_are_within_their_targets_on_a_gpu(tmp_path: Path) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA GPU")
+    shape = result_of(tmp_path / "gpu.json", "benchmarks/gpu.py", "--shapes", "gemma-2-2b")["shapes"]["gemma-2-2b"]
+    assert all(shape[stage]["met"] for stage in ("discovery", "sft", "dpo")), shape
+
+
+@pytest.fixture(scope="module")
+def real_shape(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Gemma-2-2B's shape and Gemma Scope's, random weights in bfloat16: 6 GB on disk, gone afterwards."""
+    folder = tmp_path_factory.mktemp("real_shape")
+    if shutil.disk_usage(folder).free < 8e9:
+        pytest.skip("less than 8 GB of disk are free")
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_discovery_in_a_model_of_2_6_billion_parameters_takes_less_than_12_gb(real_shape: Path) -> None:
+    options = ["--examples", 4, 16, "--placements", "all", "--folder", real_shape]
+    few, more = result_of(real_shape / "scale.json", "benchmarks/discovery_at_scale.py", *options)["runs"]
+    assert more["resident_gb"] < 12
+    assert more["anonymous_gb"] < few["anonymous_gb"] + 0.3  # it does not grow with the examples
+
+
+def test_the_recipe_trains_a_model_of_2_6_billion_parameters(real_shape: Path) -> None:
+    """From the model and SAEs of the test before to a saved adapter of 0.24% of the parameters, on the CPU."""
+    if not (real_shape / "model" / "config.json").is_file():
+        pytest.skip("the model is not there, since the test before it has not run")
+    values = {
+        **{"model_name_or_path": real_shape / "model", "sae_path": real_shape / "saes", "sae_allow_mismatch": "true"},
+        **{"dataset_name": real_shape / "pairs.jsonl", "preset": "paper", "dtype": "bfloat16", "lora_r": 16},
+        **{"max_discovery_examples": 2, "eval_examples": 2, "max_length": 64, "per_device_train_batch_size": 1},
+        **{"max_steps": 2, "learning_rate": 1e-3, "warmup_steps": 0, "save_strategy": "no", "disable_tqdm": "true"},
+        "output_dir": real_shape / "run",
+    }
+    words = [word for name, value in values.items() for word in (f"--{name}", str(value))]
+    command = [sys.executable, "recipes/sft_sails.py", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    metrics = json.loads((real_shape / "run" / "metrics.json").read_text())
+    assert metrics["cost"]["trainable_parameters"] == 6_389_760
+    assert f"{metrics['cost']['trainable_share']:.2%}" == "0.24%"
+    assert metrics["trained"]["held_out_loss"] < metrics["base"]["held_out_loss"]
+    assert (real_shape / "run" / "adapter_model.safetensors").stat().st_size > 4 * 6_389_760
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["gpu.py", "--shapes", "gemma-9"], "invalid choice: 'gemma-9'"),
+        (["gpu.py", "--shapes", "tiny", "--pairs", "0"], "--pairs is 0; choose 1 or more"),
+        (["discovery_at_scale.py", "--shape", "gemma-9"], "invalid choice: 'gemma-9'"),
+    ],
+)
+def test_bad_options_are_refused(options: list[str], said: str) -> None:
+    words = [sys.executable, str(ROOT / "benchmarks" / options[0]), *options[1:]]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert said in done.stderr

@@ -1,0 +1,252 @@
+"""The command `sails`: each of its commands on tiny models and the testbed."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+from transformers import AutoConfig, AutoTokenizer
+
+from sails_align.cli import COMMANDS, main
+from sails_align.cli import discover as commands
+from sails_align.cli import train_sae as sae_training
+from sails_align.core.errors import InputError
+from sails_align.data.pairs import load_rows, normalize
+from sails_align.saes.load import load_saes
+from sails_align.subspace.basis import Subspace
+from sails_align.testbed import build
+from sails_align.testbed.build import ASSETS, SAE_LAYERS
+
+SAILS = Path(sys.executable).with_name("sails")
+TRAIN_SAE = ["--layers", "1", "--n_tokens", "2000", "--batch_size", "100", "--d_sae", "64", "--k", "4"]
+PAIRS = [
+    {"prompt": f"how do i mend {i} and {i}", "chosen": f"with care {i}", "rejected": f"never mind {i}"}
+    for i in range(60)
+]
+
+
+@pytest.fixture(scope="module")
+def testbed() -> build.Testbed:
+    return build.load_testbed(ASSETS)
+
+
+def sails(*argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([SAILS, *argv], capture_output=True, text=True)
+
+
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+
+
+@pytest.fixture
+def data_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
+
+
+# Finding commands
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"], ["train"], ["testbed", "--help"]])
+def test_help_names_every_command(capsys, argv):
+    main(argv)
+    printed = capsys.readouterr().out
+    assert all(f"\n  {command} " in printed for command in COMMANDS)
+
+
+def test_help_is_quick_and_loads_no_torch():
+    started = time.perf_counter()
+    ended = sails("--help")
+    assert ended.returncode == 0
+    assert "usage: sails" in ended.stdout
+    assert time.perf_counter() - started < 5, "0.05 s on an idle machine; importing torch and TRL takes longer"
+    code = "import sys; from sails_align.cli import main; main(['--help']); print('torch' in sys.modules)"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+    assert printed.splitlines()[-1] == "False"
+
+
+def test_version():
+    ended = sails("--version")
+    assert ended.returncode == 0
+    assert ended.stdout.startswith("sails-align 0.")
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["trian", "sft"], "there is no command 'trian'"),
+        (["discovr"], "did you mean sails discover?"),
+        (["train", "sfft"], "did you mean sails train sft?"),
+        (["testbed", "build"], "--output"),
+        (["testbed", "build", "--output", "x", "--seed", "-1"], "seed is -1"),
+        (["testbed", "build", "--output", "x", "--seed", "one"], "invalid int value: 'one'"),
+        (["testbed", "build", "--output", "x", "--shared_harm", "2"], "shared_harm is 2.0"),
+        (["train-sae", "--n_tokens", "10"], "--layers"),
+    ],
+)
+def test_commands_that_cannot_be_run(capsys, tmp_path, monkeypatch, argv, said):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    assert ended.value.code == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert said in message
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command(capsys, command):
+    with pytest.raises(SystemExit) as ended:
+        main([*command.split(), "--help"])
+    assert ended.value.code == 0
+    assert f"usage: sails {command}" in capsys.readouterr().out
+
+
+# discover
+
+
+def test_discover_then_train_finds_the_subspace_there(capsys, tmp_path, testbed):
+    """What `discover` saves is what training with the same options starts in; it is not looked for again."""
+    options = ["--model_name_or_path", str(testbed.folder), "--output_dir", str(tmp_path), "--top_k", "12"]
+    options += ["--disable_tqdm", "true", "--eval_examples", "4", "--max_steps", "1"]
+    main(["discover", *options])
+    printed = capsys.readouterr().out
+    subspace = Subspace.load(tmp_path / "subspace")
+    for layer, basis_DR in subspace.bases.items():
+        chosen = subspace.provenance["features"]["layers"][str(layer)]
+        assert f"layer {layer}: 12 features -> {basis_DR.shape[1]} PCA directions" in printed
+        assert f" {chosen['ids'][0]} " in printed
+        assert f"{chosen['delta'][0]:+.3f}" in printed
+    assert "and 2 more, in subspace.json" in printed
+    assert f"{tmp_path}/subspace/" in printed.replace("\n", "")
+    before = (tmp_path / "subspace" / "subspace.json").stat().st_mtime_ns
+    main(["train", "sft", *options])
+    assert (tmp_path / "subspace" / "subspace.json").stat().st_mtime_ns == before
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["provenance"]["options"]["sails"]["top_k"] == 12
+    assert "trained" in capsys.readouterr().out
+
+
+def test_discover_shows_a_rival(capsys, tmp_path, testbed):
+    options = ["--model_name_or_path", str(testbed.folder), "--output_dir", str(tmp_path / "run")]
+    main(["discover", *options, "--init", "random_basis"])
+    assert "layer 1: 8 directions (random_basis)" in capsys.readouterr().out
+
+
+def test_discover_without_a_subspace(capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        main(["discover", "--init", "default", "--output_dir", str(tmp_path / "run")])
+    assert "default starts in no subspace; choose --init sails" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+# train-sae
+
+
+def test_train_sae_on_the_testbed(capsys, tmp_path, testbed):
+    argv = ["--model_name_or_path", str(testbed.folder), *TRAIN_SAE, "--output_dir", str(tmp_path / "saes")]
+    main(["train-sae", *argv])
+    printed = capsys.readouterr().out
+    report = json.loads((tmp_path / "saes" / "layer_1" / "report.json").read_text())
+    assert f"{report['explained_variance']:.3f}" in printed
+    assert "--sae_path" in printed
+    model_config = AutoConfig.from_pretrained(testbed.model_path)
+    saes = load_saes(path=tmp_path / "saes", model_config=model_config, model_name="testbed")
+    assert {layer: sae.info.d_sae for layer, sae in saes.items()} == {1: 64}
+    weights = tmp_path / "saes" / "layer_1" / "sae_weights.safetensors"
+    before = weights.stat().st_mtime_ns
+    main(["train-sae", *argv])
+    assert weights.stat().st_mtime_ns == before, "a finished layer is not trained again"
+
+
+@pytest.mark.parametrize("kind", ["text", "pairs"])
+def test_train_sae_on_data(capsys, tmp_path, testbed, data_cache, kind):
+    rows = PAIRS if kind == "pairs" else [{"text": f"{row['prompt']} {row['chosen']}"} for row in PAIRS]
+    data, config = tmp_path / "data.jsonl", tmp_path / "options.yaml"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config.write_text(f"model_name_or_path: {testbed.model_path}\ndataset_name: {data}\nlayers: [0, 2]\nlr: 1e-3\n")
+    main(["train-sae", *TRAIN_SAE[2:], "--config", str(config), "--output_dir", str(tmp_path / "saes")])
+    assert sorted(path.name for path in (tmp_path / "saes").glob("layer_*")) == ["layer_0", "layer_2"]
+    assert "SAEs, on held-out tokens" in capsys.readouterr().out
+
+
+def test_dialogues_become_token_ids_or_text(tmp_path, testbed, data_cache):
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PAIRS[:2]))
+    args = sae_training.SAEArguments(layers=[0], dataset_name=str(tmp_path / "data.jsonl"))
+    tokenizer = AutoTokenizer.from_pretrained(testbed.model_path)
+    pair = normalize(load_rows(str(tmp_path / "data.jsonl"))).dataset[0]
+    dialogues = [[*pair["prompt"], {"role": "assistant", "content": pair[side]}] for side in ("chosen", "rejected")]
+    ids = list(sae_training.texts_of(args, tokenizer, None))
+    assert len(ids) == 4, "both responses of each pair"
+    assert ids[:2] == [
+        tokenizer.apply_chat_template(dialogue, tokenize=True, return_dict=False) for dialogue in dialogues
+    ]
+    tokenizer.chat_template = None
+    texts = list(sae_training.texts_of(args, tokenizer, None))
+    assert texts[:2] == [
+        "how do i mend 0 and 0\n\nwith care 0",
+        "how do i mend 0 and 0\n\nnever mind 0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--k", "65"], "k is 65"),
+        (["--architecture", "gated"], "architecture 'gated' is not one of"),
+        (["--dtype", "int7"], "dtype is 'int7'"),
+        (["--lr", "-1"], "lr is -1.0"),
+        (["--layers", "1", "1"], "each once"),
+        (["--context_size", "1"], "context_size is 1"),
+    ],
+)
+def test_train_sae_options(capsys, tmp_path, testbed, options, said):
+    with pytest.raises(SystemExit) as ended:
+        main(["train-sae", "--model_name_or_path", str(testbed.folder), *TRAIN_SAE, *options,
+              "--output_dir", str(tmp_path / "saes")])  # fmt: skip
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "saes").exists()
+
+
+def test_train_sae_needs_data(capsys, tmp_path, testbed):
+    with pytest.raises(SystemExit):
+        main(["train-sae", "--model_name_or_path", testbed.model_path, *TRAIN_SAE, "--output_dir", str(tmp_path / "s")])
+    assert "give --dataset_name" in capsys.readouterr().err
+
+
+# testbed build
+
+
+def test_testbed_build(capsys, tmp_path, monkeypatch):
+    """The whole of it, but a short pretraining and short SAE trainings."""
+    short = {"n_steps": 3, "sae_tokens": 2000}
+    monkeypatch.setattr(commands, "build_testbed", lambda *args: build.build_testbed(*args, **short))
+    main(["testbed", "build", "--seed", "3", "--output", str(tmp_path / "world"), "--shared_harm", "0.25"])
+    printed = capsys.readouterr().out
+    assert "Testbed of seed 3" in printed
+    assert "explained variance" in printed
+    built = build.load_testbed(tmp_path / "world")
+    assert (built.world.config.seed, built.world.config.shared_harm) == (3, 0.25)
+    assert sorted(path.name for path in Path(built.sae_path).iterdir()) == [f"layer_{layer}" for layer in SAE_LAYERS]
+    assert {path.name for path in tmp_path.iterdir()} == {"world"}
+
+
+def test_testbed_build_leaves_other_folders_alone(capsys, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(SystemExit):
+        main(["testbed", "build", "--output", str(tmp_path)])
+    assert "exists already" in capsys.readouterr().err
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_texts_that_are_empty_are_counted_and_named_or_left_out(caplog):
+    rows = Dataset.from_dict({"text": ["one", "", "three", None]})
+    with pytest.raises(InputError, match=r"2 of 4 rows of my data have an empty text or none \(first: \[1, 3\]\)"):
+        sae_training._texts(rows, "text", "my data", "error")
+    assert list(sae_training._texts(rows, "text", "my data", "skip")) == ["one", "three"]
+    assert "2 of 4 rows" in caplog.text

@@ -1,0 +1,202 @@
+"""A comparison end to end: real trainings, side by side; killed and gone on with; and a page that people can read."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sails_align.cli import compare as comparing
+from sails_align.core.errors import InputError
+from sails_align.experiments.plan import RUNS, Measures, Plan, Run
+from sails_align.experiments.runner import Results, run_cells
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = ["--n_examples", "16", "--n_prompts", "8", "--n_attacked", "2", "--n_capability", "4"]
+SMALL += ["--learning_rates", "1e-3", "1e-2", "--n_seeds", "2", "--progress", "false"]
+SMALL += ["--examples", "8", "--n_side_seeds", "1"]
+RUN_NAMES = ["--runs", "base", "sft-lora", "sft-sails", "dpo-full"]
+
+
+def options(folder: Path, *more: str) -> list[str]:
+    return [*RUN_NAMES, *SMALL, "--output_dir", str(folder), *more]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A comparison that was killed once."""
+    folder = tmp_path_factory.mktemp("comparison") / "run"
+    command = [sys.executable, str(ROOT / "recipes" / "compare.py"), *options(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    end = time.monotonic() + 300
+    while len(list((folder / "cells").glob("*.json"))) < 3:
+        assert time.monotonic() < end
+        assert process.poll() is None, process.stderr.read().decode()  # pyright: ignore[reportOptionalMemberAccess]
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    before = {path.name: path.stat().st_mtime_ns for path in (folder / "cells").glob("*.json")}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "SFT, SAILS" in done.stdout
+    assert "report.html" in done.stdout
+    for name, written in before.items():
+        assert (folder / "cells" / name).stat().st_mtime_ns == written  # and not computed again
+    return folder
+
+
+def main_plan(folder: Path) -> Plan:
+    ((_, plan),) = comparing.read_plan(folder / "plan.json")[0][0].plans
+    return plan
+
+
+def test_every_number_of_the_report_comes_from_a_cell(finished: Path) -> None:
+    studies, command = comparing.read_plan(finished / "plan.json")
+    assert [study.kind for study in studies] == ["main", "examples"]
+    plan = main_plan(finished)
+    assert command.startswith("sails compare --runs base")
+    values = json.loads((finished / "results.json").read_text())
+    tuned = Results(finished).all(plan.tuning_cells())
+    assert len(tuned) == 3 * 2
+    chosen = plan.choose(tuned)
+    assert values["chosen"] == chosen
+    cells = plan.test_cells(chosen)
+    assert len(cells) == 1 + 3 * 2
+    found = Results(finished).all(cells)
+    assert len(found) == len(cells)
+    for row in values["rows"]:
+        own = [found[cell.key] for cell in cells if cell.run.name == row["run"]]
+        for name in ("safety_rate_out_of_distribution", "correct_answer_rate"):
+            mean = sum(result["numbers"][name]["value"] for result in own) / len(own)
+            assert row["means"][name]["value"] == pytest.approx(mean)
+        assert all(result["attack"]["attack_success_rate"]["n"] == 2 for result in own)
+        assert all(set(result["capability"]) >= {"testbed_answers", "testbed_facts"} for result in own)
+    rows = {row["run"]: row for row in values["rows"]}
+    assert rows["base"]["means"]["safety_rate_in_distribution"]["value"] == 0.0
+    assert rows["base"]["means"]["correct_answer_rate"]["value"] > 0.9
+    assert rows["sft-sails"]["means"]["trainable_share"]["value"] == pytest.approx(0.0336, abs=1e-3)
+    assert rows["dpo-full"]["means"]["trainable_share"]["value"] == 1.0
+    (rows_of_8,) = values["studies"]["examples"].values()
+    assert {row["run"] for row in rows_of_8} == {"sft-lora", "sft-sails", "sft-full"}
+    for page in ("report.html", "report.md"):
+        text = (finished / page).read_text()
+        for title in ("Minus", "Safety against helpfulness", "By category", "What the features mean", "What it cost"):
+            assert title in text
+        assert "How many examples it takes" in text
+        for row in values["rows"]:
+            assert f"{100 * row['means']['correct_answer_rate']['value']:.1f}" in text
+        assert "sails compare --runs base" in text
+
+
+def test_a_cell_is_what_the_recipe_makes(finished: Path, tmp_path: Path) -> None:
+    from sails_align.training import run as align
+
+    plan = main_plan(finished)
+    cell = next(cell for cell in plan.tuning_cells() if cell.run.name == "sft-lora")
+    (result,) = Results(finished).all([cell]).values()
+    argv = ["--init", "default", "--learning_rate", str(cell.learning_rate), "--seed", str(cell.seed)]
+    argv += ["--max_train_examples", "16", "--disable_tqdm", "true", "--output_dir", str(tmp_path / "run")]
+    align.main("sft", argv)
+    command = [sys.executable, str(ROOT / "eval" / "safety.py"), "--model", str(tmp_path / "run"), "--n_prompts", "8"]
+    command += ["--part", "validation", "--cache_path", str(tmp_path / "cache.sqlite"), "--output_dir"]
+    subprocess.run([*command, str(tmp_path / "safety")], check=True, capture_output=True, timeout=120)
+    overall = json.loads((tmp_path / "safety" / "metrics.json").read_text())["overall"]
+    for name in ("safety_rate", "harmfulness", "over_refusal_rate", "correct_answer_rate"):
+        assert result["numbers"][name]["value"] == pytest.approx(overall[name]["value"]), name
+
+
+def test_the_report_can_be_made_again_and_is_the_same(finished: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    (copy / "report.md").unlink()
+    again = comparing.report_main(["--output_dir", str(copy)])
+    assert again["rows"] == json.loads((finished / "results.json").read_text())["rows"]
+    assert (copy / "figures" / "trade_off.svg").read_bytes() == (finished / "figures" / "trade_off.svg").read_bytes()
+    lost = next((copy / "cells").glob("sft-sails-*.json"))
+    lost.unlink()
+    with pytest.raises(InputError, match=r"1 of .* results are missing, such as of \w+/sft-sails/"):
+        comparing.report_main(["--output_dir", str(copy)])
+    lost.write_text("{")
+    with pytest.raises(InputError, match="is no result of a cell"):
+        comparing.report_main(["--output_dir", str(copy)])
+
+
+def test_the_page_is_one_file_without_network(finished: Path) -> None:
+    text = (finished / "report.html").read_text()
+    assert not re.search(r"""(?:src|href|srcset)=["'](?!data:|#)""", text)
+    assert "http" not in re.sub(r"data:[^\"]*", "", text)
+    assert "<script" not in text
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium: apt-get install chromium")
+@pytest.mark.parametrize("width", [400, 1100])
+def test_the_page_in_a_browser(finished: Path, tmp_path: Path, width: int) -> None:
+    """Drawn by Chromium without a message on its console, and no wider than the window."""
+    probe = (
+        (finished / "report.html")
+        .read_text()
+        .replace(
+            "</body>",
+            "<script>document.title = `${document.documentElement.scrollWidth} ` +"
+            "[...document.images].filter(image => !image.complete || !image.naturalWidth).length</script></body>",
+        )
+    )
+    (tmp_path / "page.html").write_text(probe)
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={max(width, 500)},2000"]
+    command += ["--enable-logging=stderr", "--virtual-time-budget=3000", "--dump-dom"]
+    done = subprocess.run([*command, f"file://{tmp_path}/page.html"], capture_output=True, text=True, timeout=120)
+    title = re.search(r"<title>(\d+) (\d+)</title>", done.stdout)
+    assert title is not None
+    assert int(title[1]) <= max(width, 500)
+    assert title[2] == "0"  # pictures that were not drawn
+    assert "CONSOLE" not in done.stderr
+
+
+def test_a_cell_that_fails_leaves_the_others_and_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = Run("wrong", "wrong", "sft", ("--init", "nonsense"))
+    measures = Measures(n_examples=16, n_prompts=4, n_attacked=0, n_capability=0)
+    plan = Plan(runs=(RUNS["base"], wrong), n_seeds=1, learning_rates=(1e-3,), measures=measures)
+    results = Results(tmp_path)
+    failures = run_cells(plan.tuning_cells(), results, title="", n_processes=2, progress=False)
+    assert [failure.cell.run.name for failure in failures] == ["wrong"]
+    assert "nonsense" in str(failures[0])
+    cells = [cell for cell in plan.test_cells({"wrong": 1e-3}) if cell.run.name == "base"]
+    assert run_cells(cells, results, title="", n_processes=2, progress=False) == []
+    assert results.get(cells[0]) is not None
+    with pytest.raises(SystemExit) as ended:
+        comparing._stop_on(failures)
+    assert ended.value.code == 1
+    assert "1 trainings failed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--runs", "nonsense"], "there is no run 'nonsense'"),
+        (["--world", "google/gemma-2-2b"], "world is 'google/gemma-2-2b'"),
+        (["--n_seeds", "0"], "n_seeds is 0"),
+        (["--learning_rates", "7"], "learning rates are"),
+        (["--processes", "0"], "processes is 0"),
+        (["--seeds", "3"], "unknown option '--seeds'"),
+        (["--worlds", "gpt2"], "worlds has 'gpt2'; give testbed"),
+        (["--worlds", "contamination=2"], "contamination a share"),
+        (["--cell", "test/sft-lora/7"], "there is no cell 'test/sft-lora/7'; did you mean"),
+        (["--worlds", "testbed:1", "testbed:1"], "worlds names one twice"),
+        (["--examples", "0"], "examples are"),
+    ],
+)
+def test_what_cannot_be_used(argv: list[str], says: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=says):
+        comparing.main([*argv, "--output_dir", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is no plan of a comparison"):
+        comparing.report_main(["--output_dir", str(tmp_path)])

@@ -1,0 +1,275 @@
+"""Masks hold exactly the text they should, on a real tokenizer and on tiny ones, under several kinds of template."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from sails_align.core.errors import InputError
+from sails_align.data.pairs import load_rows, normalize
+from sails_align.data.tokens import TokenizedSide, content_token_mask, tokenize_prompt, tokenize_response
+
+QUICK = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+TEMPLATE = (Path(__file__).parents[2] / "recipes/templates/human_assistant.jinja").read_text()
+GEMMA = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
+    "{% endif %}"
+    "{% for message in messages %}{% set role = 'model' if message['role'] == 'assistant' else message['role'] %}"
+    "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+THINKING = (  # no BOS; an empty thinking block before the last response only
+    "{% for message in messages %}{{ '<start_of_turn>' + message['role'] + '\n' }}"
+    "{% if loop.last and message['role'] == 'assistant' %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+    "{{ message['content'] + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>assistant\n' }}{% endif %}"
+)
+TURNS = [
+    {"role": "user", "content": "How are you?"},
+    {"role": "assistant", "content": "Fine."},
+    {"role": "user", "content": "Tell me more, please"},
+]
+WORDS = ["How", "are", "you", "?", "Fine", ".", "Tell", "me", "more", ",", "please"]
+WORDS += ["I", "will", "not", "tell", "model", "user", "assistant", "think"]
+
+
+def word_level(template: str, adds_bos: bool = True) -> PreTrainedTokenizerFast:
+    """One token a word; the special tokens of Gemma."""
+    specials = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
+    vocabulary = {word: i for i, word in enumerate([*specials, "<think>", "</think>", *WORDS])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    if adds_bos:
+        backend.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
+    backend.add_special_tokens(specials)
+    backend.add_tokens([AddedToken("<think>", special=False), AddedToken("</think>", special=False)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<bos>", eos_token="<eos>", unk_token="<unk>", pad_token="<pad>"
+    )
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def byte_level(template: str, merging: bool) -> PreTrainedTokenizerFast:
+    """Byte-level BPE; with `merging`, without a pre-tokenizer that would keep merges inside words."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not merging)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=["<s>", "</s>"]
+    )
+    text = "\n\nHuman: How are you?\n\nAssistant: Fine.\n\nHuman: Tell me more.\n\nAssistant: I will not tell."
+    backend.train_from_iterator([text] * 3, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def stories(shared: Path) -> PreTrainedTokenizerBase:
+    tokenizer = AutoTokenizer.from_pretrained(shared / "models/stories260k")
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def masked_text(tokenizer: PreTrainedTokenizerBase, side: TokenizedSide) -> str:
+    ids = [token for token, inside in zip(side.input_ids, side.mask, strict=True) if inside]
+    return str(tokenizer.decode(ids, skip_special_tokens=False))
+
+
+def n_bos(tokenizer: PreTrainedTokenizerBase, side: TokenizedSide) -> int:
+    return side.input_ids.count(tokenizer.bos_token_id)
+
+
+# ------------------------------------------------------------------------------------------------ the shipped template
+
+
+def test_template_text(stories: PreTrainedTokenizerBase):
+    system = {"role": "system", "content": "Be\nkind."}
+    rendered = stories.apply_chat_template([system, *TURNS], tokenize=False, add_generation_prompt=True)
+    assert rendered == (
+        "<s>\n\nSystem: Be\nkind.\n\nHuman: How are you?\n\nAssistant: Fine.</s>"
+        "\n\nHuman: Tell me more, please\n\nAssistant:"
+    )
+    with pytest.raises(InputError, match="the role tool is none of system, user, assistant"):
+        tokenize_response(stories, [{"role": "tool", "content": "x"}], "y", 99)
+
+
+def test_template_without_special_tokens():
+    bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "?": 1}, unk_token="?")))
+    rendered = bare.apply_chat_template(TURNS[:2], chat_template=TEMPLATE, tokenize=False)
+    assert rendered == "\n\nHuman: How are you?\n\nAssistant: Fine."
+
+
+def test_template_marks_the_response_and_its_end_for_training(stories: PreTrainedTokenizerBase):
+    encoded = stories.apply_chat_template(TURNS[:2], return_assistant_tokens_mask=True, return_dict=True)
+    trained = [token for token, on in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True) if on]
+    assert stories.decode(trained) == "Fine.</s>"
+
+
+@QUICK
+@given(st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=30))
+def test_generation_prompt_is_a_prefix(stories: PreTrainedTokenizerBase, response: str):
+    """What the model is given to answer is, token for token, what stands before the answer in training."""
+    prompt = stories.apply_chat_template(TURNS, add_generation_prompt=True, return_dict=False)
+    full = stories.apply_chat_template([*TURNS, {"role": "assistant", "content": response}], return_dict=False)
+    assert full[: len(prompt)] == prompt
+
+
+# ----------------------------------------------------------------------------------------------------------- responses
+
+TOKENIZERS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
+    "words, Gemma": lambda: word_level(GEMMA),
+    "words, thinking": lambda: word_level(THINKING),
+    "words, Human": lambda: word_level(TEMPLATE),
+    "bytes, Human": lambda: byte_level(TEMPLATE, merging=False),
+    "bytes, thinking": lambda: byte_level(THINKING, merging=False),
+}
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@QUICK
+@given(words=st.lists(st.sampled_from(WORDS), min_size=1, max_size=6))
+def test_response_mask_is_the_response(name: str, words: list[str]):
+    """Also where the response says what the prompt or the template says ("model", "think", "Fine .")."""
+    tokenizer, response = TOKENIZERS[name](), " ".join(words)
+    side = tokenize_response(tokenizer, TURNS, response, 999)
+    assert masked_text(tokenizer, side).strip() == response
+    last = max(i for i, inside in enumerate(side.mask) if inside)
+    assert all(side.mask[last + 1 - sum(side.mask) : last + 1])  # one run, at the end of the sequence
+    assert not side.mask[-1]
+    assert "Fine" not in tokenizer.decode(side.input_ids[last + 1 :])
+    assert n_bos(tokenizer, side) == 1 or tokenizer("")["input_ids"] == []
+
+
+@QUICK
+@given(st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=40))
+def test_response_mask_on_a_real_tokenizer(stories: PreTrainedTokenizerBase, response: str):
+    side = tokenize_response(stories, TURNS, response, 999)
+    decoded = masked_text(stories, side)
+    special = [str(stories.decode([token])) for token in stories.all_special_ids]
+    if not any(token in response for token in special):
+        assert decoded.removeprefix(" ") == response.removeprefix(" ")
+    assert side.input_ids.count(stories.bos_token_id) == 1 + response.count("<s>")
+    assert (side.input_ids[-1], side.mask[-1]) == (stories.eos_token_id, False)
+
+
+def test_real_pairs_on_a_real_tokenizer(
+    stories: PreTrainedTokenizerBase, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    rows = load_rows(str(shared / "data/hh_rlhf/harmless-base.test.jsonl.gz"), split="train[:60]")
+    for row in normalize(rows).dataset:
+        side = tokenize_response(stories, row["prompt"], row["chosen"], 4000)
+        assert masked_text(stories, side) == row["chosen"]
+        prompt = tokenize_prompt(stories, row["prompt"], 4000)
+        assert masked_text(stories, prompt) == row["prompt"][-1]["content"]
+        assert n_bos(stories, side) == n_bos(stories, prompt) == 1
+
+
+def test_merges_over_the_border():
+    """A token that holds the end of the template and the start of the response counts as the response's."""
+    tokenizer = byte_level(TEMPLATE, merging=True)
+    turns = [{"role": "user", "content": "How are you?"}]
+    prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+    side = tokenize_response(tokenizer, turns, "Fine.", 999)
+    assert side.input_ids[: len(prompt)] != prompt  # a count of the prompt's tokens would be wrong
+    assert masked_text(tokenizer, side).endswith(": Fine.")
+    assert sum(side.mask) < len(side.mask) - 1
+
+
+def test_trimming_template_and_special_tokens_in_the_text():
+    tokenizer = word_level(GEMMA)
+    side = tokenize_response(tokenizer, TURNS, "  I will <eos> not <bos> tell\n", 999)
+    assert masked_text(tokenizer, side) == "I will not tell"
+    assert content_token_mask(tokenizer, [0, 1, 2, 3, 4, 5, 6, 8]) == [False] * 6 + [True, True]
+    empty = tokenize_response(tokenizer, TURNS, "<end_of_turn>", 999)
+    assert not any(empty.mask)
+
+
+def test_truncation():
+    tokenizer = word_level(GEMMA)
+    whole = tokenize_response(tokenizer, TURNS, "I will not", 999)
+    for length in range(1, len(whole.input_ids) + 1):
+        cut = tokenize_response(tokenizer, TURNS, "I will not", length)
+        assert (cut.input_ids, cut.mask) == (whole.input_ids[:length], whole.mask[:length])
+    assert not any(tokenize_response(tokenizer, TURNS, "I will not", 5).mask)
+
+
+@pytest.mark.parametrize("adds_bos", [True, False])
+@pytest.mark.parametrize("template", [GEMMA, THINKING])
+def test_bos_exactly_once(template: str, adds_bos: bool):
+    """Written by the template, or else added where the tokenizer adds it to plain text; never twice."""
+    tokenizer = word_level(template, adds_bos)
+    expected = 1 if adds_bos or template == GEMMA else 0
+    for side in (tokenize_response(tokenizer, TURNS, "Fine", 99), tokenize_prompt(tokenizer, TURNS, 99)):
+        assert n_bos(tokenizer, side) == expected
+        assert (side.input_ids[0] == tokenizer.bos_token_id) == bool(expected)
+        assert len(side.input_ids) == len(side.mask)
+        assert not side.mask[0]
+
+
+# ------------------------------------------------------------------------------------------------------------- prompts
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@QUICK
+@given(words=st.lists(st.sampled_from(WORDS), min_size=1, max_size=6))
+def test_prompt_mask_is_the_last_user_turn(name: str, words: list[str]):
+    tokenizer, content = TOKENIZERS[name](), " ".join(words)
+    prompt = [*TURNS[:2], {"role": "user", "content": content}]
+    side = tokenize_prompt(tokenizer, prompt, 999)
+    assert masked_text(tokenizer, side).strip() == content
+    last = tokenize_prompt(tokenizer, prompt, 999, tokens="last")
+    assert last.input_ids == side.input_ids
+    assert last.mask == [False] * (len(side.mask) - 1) + [True]
+    answer = tokenize_response(tokenizer, prompt, "Fine", 999)
+    if name.startswith("words"):  # the position from which the answer is predicted
+        assert answer.input_ids[: len(side.input_ids)] == side.input_ids
+
+
+def test_last_token_is_gone_after_truncation():
+    tokenizer = word_level(GEMMA)
+    n_tokens = len(tokenize_prompt(tokenizer, TURNS, 999).input_ids)
+    assert sum(tokenize_prompt(tokenizer, TURNS, n_tokens, tokens="last").mask) == 1
+    assert sum(tokenize_prompt(tokenizer, TURNS, n_tokens - 1, tokens="last").mask) == 0
+
+
+# ----------------------------------------------------------------------------------------------------------- bad input
+
+
+def check_message(error: pytest.ExceptionInfo, *parts: str) -> None:
+    assert len(str(error.value).splitlines()) <= 3
+    for part in parts:
+        assert part in str(error.value)
+
+
+def test_no_chat_template():
+    tokenizer = word_level(GEMMA)
+    tokenizer.chat_template = None
+    for tokenize in (lambda: tokenize_prompt(tokenizer, TURNS, 9), lambda: tokenize_response(tokenizer, TURNS, "a", 9)):
+        with pytest.raises(InputError) as error:
+            tokenize()
+        check_message(error, "no chat template", "--chat_template_path human_assistant")
+
+
+def test_template_that_refuses_the_roles():
+    with pytest.raises(InputError) as error:
+        tokenize_prompt(word_level(GEMMA), [{"role": "system", "content": "Be kind."}, *TURNS], 99)
+    check_message(error, "System role not supported", "system, user, assistant, user", "--chat_template_path")
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{{ bos_token }}{{ messages[0]['content'] }}", "{% for m in messages %}{{ m['content'] | upper }} {% endfor %}"],
+)
+def test_template_that_loses_or_rewrites_the_response(template: str):
+    tokenizer = word_level(template)
+    with pytest.raises(InputError) as error:
+        tokenize_response(tokenizer, TURNS, "Fine", 99)
+    check_message(error, "rewrites the assistant turn", "--chat_template_path")

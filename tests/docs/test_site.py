@@ -1,0 +1,100 @@
+"""The documentation is built as a site by mkdocs, where every warning is an error, and can be read without network."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LOADED = re.compile(
+    r"""<(?:script|img)\b[^>]*?\bsrc=["']?([^"'\s>]+)|<link\b[^>]*?rel=["']?stylesheet[^>]*?href=["']?([^"'\s>]+)"""
+)
+
+
+def build(folder: Path) -> subprocess.CompletedProcess[str]:
+    """`make docs` in a copy."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict"]
+    return subprocess.run(
+        command, cwd=folder, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, timeout=300
+    )
+
+
+def copy(folder: Path) -> Path:
+    """What the site is made of."""
+    for name in ("docs", "recipes"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in (*ROOT.glob("*.md"), *(ROOT / name for name in ("mkdocs.yml", "LICENSE", "CITATION.cff"))):
+        shutil.copy(path, folder)
+    (folder / "sails_align").symlink_to(ROOT / "sails_align")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = copy(tmp_path_factory.mktemp("site"))
+    done = build(folder)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return folder / "site"
+
+
+def test_the_readme_is_the_home_page(site: Path) -> None:
+    home = (site / "index.html").read_text()
+    assert "Two commands" in home
+    assert 'href="testbed.html"' in home
+    assert 'docs/testbed.md"' not in home
+
+
+def test_links_to_other_files_lead_to_copies(site: Path) -> None:
+    assert "files/docs/results/recovery.json" in (site / "theory.html").read_text()
+    assert (site / "files/docs/results/recovery.json").read_bytes() == (
+        ROOT / "docs/results/recovery.json"
+    ).read_bytes()
+
+
+def test_links_and_pictures_exist(site: Path) -> None:
+    """Also those that mkdocs does not look at: of the theme, and of files that were put there."""
+    for page in site.rglob("*.html"):
+        if page.name == "404.html":  # is served from any folder, so its paths begin with /
+            continue
+        for link in re.findall(r"""(?:href|src)=["']([^"'#?]+)""", page.read_text()):
+            if not re.match(r"https?:|mailto:|data:", link):
+                assert (page.parent / unquote(link)).exists(), f"{page.relative_to(site)} has {link}"
+
+
+def test_nothing_is_loaded_from_other_servers(site: Path) -> None:
+    for page in site.rglob("*.html"):
+        loaded = [one or other for one, other in LOADED.findall(page.read_text())]
+        assert loaded
+        assert not [link for link in loaded if link.startswith(("http", "//"))]
+    for style in site.rglob("*.css"):
+        assert not re.search(r"url\(['\"]?(https?:)?//|@import", style.read_text())
+
+
+def test_the_reference_is_of_docstrings(site: Path) -> None:
+    page = (site / "api" / "subspace.html").read_text()
+    assert 'id="sails_align.subspace.basis.build_subspace"' in page
+    assert "decoder directions of the chosen features" in page
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("faq.md", "[here](nowhere.md)", "nowhere.md"),
+        ("faq.md", "[here](method.md#nowhere)", "nowhere"),
+        ("faq.md", "[here](../recipes/nowhere.yaml)", "nowhere.yaml"),
+        ("forgotten.md", "# A page that is in no menu", "forgotten.md"),
+        ("api/data.md", "::: sails_align.nowhere", "nowhere"),
+    ],
+)
+def test_what_is_wrong_is_an_error(tmp_path: Path, name: str, text: str, said: str) -> None:
+    folder = copy(tmp_path)
+    with (folder / "docs" / name).open("a") as page:
+        page.write(f"\n{text}\n")
+    done = build(folder)
+    assert done.returncode != 0
+    assert said in done.stdout + done.stderr

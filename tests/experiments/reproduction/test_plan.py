@@ -1,0 +1,185 @@
+"""The plan of a reproduction is what docs/reproduction.md says: its commands for each model, and what they cost."""
+
+import re
+import shlex
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from documented import blocks
+from hub_configs import CONFIGS, parse
+from transformers import PreTrainedConfig
+
+from sails_align.cli import reproduce as reproducing
+from sails_align.core.command_line import CommandLine
+from sails_align.experiments.commands import check
+from sails_align.experiments.options import read_plans
+from sails_align.experiments.reproduction.checks import repositories
+from sails_align.experiments.reproduction.costs import costs_of, fitting_engine
+from sails_align.experiments.reproduction.plan import Reproduction, Step
+from sails_align.experiments.reproduction.results import table
+
+ROOT = Path(__file__).resolve().parents[3]
+DOCUMENT = "docs/reproduction.md"
+RUNS = ("sft-lora", "sft-sails", "sft-full", "dpo-lora", "dpo-sails", "dpo-full")
+STAGES = {"discover": "discovery", "train/sft": "SFT", "train/dpo": "DPO", "evaluate": "evaluation", "attack": "GCG"}
+
+
+@pytest.fixture(autouse=True)
+def repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def planned(model: str, num_gpus: int = 8, gpu_memory_gib: float = 80.0) -> Reproduction:
+    line = CommandLine.read(["--config", f"recipes/configs/{model}/compare.yaml"])
+    plan = read_plans(line, None)[1][0].plans[0][1]
+    assert plan.protocol is not None
+    folder = Path("runs") / f"reproduce-{model}"
+    of = Reproduction(plan.runs, plan.protocol, folder, num_gpus, {})
+    config = parse(CONFIGS[model])
+    engines = {}
+    for name, args in of.arguments.items():
+        engines[name], _, fits = fitting_engine(args, config, num_gpus, gpu_memory_gib)
+        assert fits
+    return Reproduction(plan.runs, plan.protocol, folder, num_gpus, engines)
+
+
+def values() -> list[dict[str, str]]:
+    """Of the table: what the variables are for each model."""
+    rows = re.findall(r"^\| (\S+) \| (\S+/\S+) \| (\S+/\S+) \|$", (ROOT / DOCUMENT).read_text(), re.MULTILINE)
+    return [
+        {"MODEL": model, "BASE": base, "RLHF": rlhf, "RUNS": f"runs/reproduce-{model}"} for model, base, rlhf in rows
+    ]
+
+
+def documented(of: dict[str, str]) -> list[tuple[str, ...]]:
+    """The commands of the section, for a model; those of a run for each run."""
+    found = []
+    for block in blocks(DOCUMENT):
+        for command in block.commands:
+            if command.startswith(("export", "python")):
+                continue
+            for run in RUNS if "$RUN/" in command or command.endswith("$RUN") or "$RUN " in command else ("",):
+                text = re.sub(r"\$(\w+)", lambda match, run=run: {**of, "RUN": run}[match[1]], command)
+                found.append(tuple(shlex.split(text)))
+    return found
+
+
+def test_the_table_has_all_models() -> None:
+    assert [of["MODEL"] for of in values()] == ["gemma-2-2b", "gemma-2-9b", "llama-3.1-8b", "gemma-3-4b"]
+
+
+@pytest.mark.parametrize("of", values(), ids=lambda of: of["MODEL"])
+def test_documented_commands_are_those_of_the_plan(of: dict[str, str]) -> None:
+    steps = planned(of["MODEL"]).steps()
+    told = {step.argv for step in steps if step.run not in ("base", "rlhf")}
+    assert set(documented(of)) == told
+    assert {step.name for step in steps if step.argv not in told} == {
+        *(f"evaluate/{run}/{kind}" for run in ("base", "rlhf") for kind in ("safety", "helpfulness", "harness")),
+        "attack/rlhf/gcg",
+    }
+    by_name = {step.name: step.argv for step in steps}
+    for kind in ("safety", "helpfulness"):
+        assert "--chat_template_path" in by_name[f"evaluate/base/{kind}"]
+        assert "--chat_template_path" not in by_name[f"evaluate/rlhf/{kind}"]
+    assert by_name["evaluate/base/safety"][4] == of["BASE"]
+    assert by_name["attack/rlhf/gcg"][4] == of["RLHF"]
+
+
+@pytest.mark.parametrize("model", CONFIGS)
+def test_all_commands_can_be_read(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)  # vLLM is in an environment of its own
+    of = planned(model)
+    check(of.runs, of.protocol)
+
+
+def by_stage(model: str) -> dict[str, float]:
+    of = planned(model)
+    steps = of.steps()
+    found: dict[str, float] = defaultdict(float)
+    for step, costs in zip(steps, costs_of(steps, of, parse(CONFIGS[model]), 300.0), strict=True):
+        stage = next((label for prefix, label in STAGES.items() if step.name.startswith(prefix)), "data")
+        found[stage] += costs.gpu_hours
+        found["all"] += costs.gpu_hours
+        found["disk"] += costs.disk_gb
+        found["requests"] += costs.judge_requests
+    return found
+
+
+@pytest.mark.parametrize("model", CONFIGS)
+def test_documented_costs_are_computed(model: str) -> None:
+    of = by_stage(model)
+    hours = [f"{of[label]:.1f}" if of[label] >= 0.05 else f"{of[label]:.2f}" for label in (*STAGES.values(), "all")]
+    row = f"| {model} | {' | '.join(hours)} | {of['disk']:,.0f} | {of['requests']:,.0f} |"
+    assert row in (ROOT / DOCUMENT).read_text(), row
+
+
+def test_costs_by_hand() -> None:
+    """Of SFT with an adapter and gradient checkpointing: 6 operations a parameter and token."""
+    of = planned("gemma-2-2b")
+    step = next(step for step in of.steps() if step.name == "train/sft-sails")
+    (costs,) = costs_of([step], of, parse(CONFIGS["gemma-2-2b"]), 300.0)
+    tokens = 2 * 42_537 * 654 / 4
+    assert costs.gpu_hours == pytest.approx(6 * 2_614_341_888 * tokens / 300e12 / 3600)
+    saes = next(step for step in of.steps() if step.stage == "discover")
+    assert costs_of([saes], of, parse(CONFIGS["gemma-2-2b"]), 300.0)[0].disk_gb == pytest.approx(
+        4 * 2 * 16384 * 2304 * 4 / 1e9
+    )
+
+
+def test_the_size_of_a_model_whose_first_training_is_of_all_weights() -> None:
+    """Of a multimodal one these are the language model's, and the frozen rest is a part of it all the same."""
+    of, config = planned("gemma-3-4b"), parse(CONFIGS["gemma-3-4b"])
+    full_first = replace(of, runs=tuple(sorted(of.runs, key=lambda run: run.name != "sft-full")))
+    assert [_gpu_hours(of, config, name) for name in RUNS] == [_gpu_hours(full_first, config, name) for name in RUNS]
+
+
+def _gpu_hours(of: Reproduction, config: PreTrainedConfig, run: str) -> float:
+    return costs_of([of_run(of, f"train/{run}")], of, config, 300.0)[0].gpu_hours
+
+
+def test_engines_of_a_quantized_base() -> None:
+    of, config = planned("gemma-2-9b"), parse(CONFIGS["gemma-2-9b"])
+    args = of.arguments["sft-sails"]
+    args.model.load_in_4bit = True
+    assert fitting_engine(args, config, 8, 1.0)[::2] == ("ddp", False)  # DeepSpeed would be refused
+    assert fitting_engine(args, config, 1, 80.0)[::2] == ("single", True)
+
+
+def test_the_paper_s_numbers_are_in_the_table(tmp_path: Path) -> None:
+    of = replace(planned("gemma-2-9b"), output_dir=tmp_path)
+    rows = table(of).splitlines()
+    assert [re.findall(r"\[(.*?)\]", row) for row in rows if "[" in row] == [["99.6"], ["92.2"]]
+
+
+def of_run(of: Reproduction, name: str) -> Step:
+    return next(step for step in of.steps() if step.name == name)
+
+
+def test_other_machines() -> None:
+    one = planned("gemma-2-2b", num_gpus=1)
+    argv = of_run(one, "train/dpo-sails").argv
+    assert "accelerate_configs/single_gpu.yaml" in argv
+    assert argv[argv.index("--gradient_accumulation_steps") + 1] == "32"  # of batches of 2: 64 pairs, as on 8 GPUs
+    full = planned("gemma-2-9b", num_gpus=1)
+    assert "accelerate_configs/zero3_offload.yaml" in of_run(full, "train/sft-full").argv
+    small = planned("gemma-2-9b", gpu_memory_gib=40.0)
+    assert "accelerate_configs/zero3.yaml" in of_run(small, "train/sft-full").argv
+    args, config = small.arguments["sft-full"], parse(CONFIGS["gemma-2-9b"])
+    assert fitting_engine(args, config, 1, 8.0)[2] is False
+
+
+def test_what_the_attacks_need_is_looked_at_if_there_are_some() -> None:
+    of, needed = planned("gemma-2-9b"), ("dataset", "walledai/AdvBench")
+    assert needed in repositories(of)
+    assert needed not in repositories(replace(of, only=("train", "evaluate")))
+
+
+def test_memory_is_that_of_the_wanted_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sails_align.training.dataset.load_model_config", lambda *_: parse(CONFIGS["gemma-2-9b"]))
+    options = ["--model", "gemma-2-9b", "--num_gpus", "1"]
+    everything = reproducing._planned(reproducing._parse(options))
+    adapter = reproducing._planned(reproducing._parse([*options, "--steps", "train/sft-sails"]))
+    assert [step.name for step in adapter.of.steps()] == ["train/sft-sails"]
+    assert adapter.memory_gib < 60 < 150 < everything.memory_gib

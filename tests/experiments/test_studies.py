@@ -1,0 +1,184 @@
+"""Side studies, fronts and learning curves; concepts of harm; training after alignment."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sails_align.core.errors import InputError
+from sails_align.experiments.plan import RUNS, Cell, Measures, Plan, Run
+from sails_align.experiments.relearning import DATA, trained_on
+from sails_align.experiments.studies import ABLATIONS, Change, ablations, examples, worlds
+from sails_align.experiments.summary import Front, Point, examples_to, fronts, hypervolume_difference
+from sails_align.subspace.concepts import harm_share
+from sails_align.testbed.build import resolve_testbed
+from sails_align.training import run as align
+
+PLAN = Plan(n_seeds=3, n_tuning_seeds=2, learning_rates=(1e-3, 1e-2))
+
+
+@pytest.mark.parametrize("change", ABLATIONS, ids=lambda change: change.name)
+def test_an_ablation_is_a_training_that_can_be_made_and_another_one(change):
+    args = align.parse("sft", list(change.of(RUNS["sft-sails"]).options))
+    default = align.parse("sft", ["--init", "sails"])
+    changed = (args.sails != default.sails, args.model.lora_r != default.model.lora_r)
+    assert any(changed) or args.model.lora_target_modules != default.model.lora_target_modules
+
+
+def test_side_studies_share_the_main_ones_budget():
+    study = ablations(PLAN, 2)
+    ((_, plan),) = study.plans
+    assert plan.n_seeds == 2
+    assert plan.learning_rates == PLAN.learning_rates
+    of_many = replace(PLAN, learning_rates=(1e-2, 3e-4, 1e-3, 3e-3))
+    assert ablations(of_many, 2).plans[0][1].learning_rates == (1e-3, 3e-3, 1e-2)
+    assert plan.measures == Measures(n_attacked=0, n_capability=0, relearning=False)
+    assert {"sft-lora", "sft-sails"} < {run.name for run in plan.runs}
+    numbers = [plan.measures.n_examples for _, plan in examples(PLAN, [64, 16, 64], 2).plans]
+    assert numbers == [16, 64]
+    assert [plan.world for _, plan in worlds(PLAN, ["testbed:1", "testbed:2"]).plans] == ["testbed:1", "testbed:2"]
+    assert all(plan.n_seeds == 3 for _, plan in worlds(PLAN, ["testbed:1"]).plans)
+
+
+def test_a_change_replaces_options_and_leaves_the_others():
+    run = Run("x", "x", "sft", ("--config", "f.yaml", "--init", "sails", "--lora_r", "4"), config_sha256="abc")
+    changed = Change("y", "Y", ("--init", "activation_pca", "--lora_target_modules", "q", "k")).of(run)
+    assert changed.options == (
+        *("--config", "f.yaml", "--init", "activation_pca", "--lora_r", "4", "--lora_target_modules", "q", "k"),
+    )
+    assert (changed.name, changed.label, changed.config_sha256) == ("y", "Y", "abc")
+
+
+def test_worlds_by_parameter():
+    names = [
+        "testbed:3",
+        "shared_harm=0",
+        "d_model=48,seed=2",
+        "contamination=0.2,n_examples=32",
+        "shared_harm=1,n_examples=9",
+    ]
+    plans = dict(worlds(PLAN, names).plans)
+    assert [plan.world for plan in plans.values()] == [
+        *("testbed:3", "testbed:shared_harm=0.0", "testbed:seed=2,d_model=48", "testbed", "testbed:shared_harm=1.0")
+    ]
+    measures = [(plan.measures.n_examples, plan.measures.contamination) for plan in plans.values()]
+    assert measures == [(128, 0.0), (128, 0.0), (128, 0.0), (32, 0.2), (9, 0.0)]
+    keys = {plan.tuning_cells()[0].key for plan in plans.values()}
+    assert len(keys) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("gpt2", "worlds has 'gpt2'; give testbed"),
+        ("contamination=1.5", "contamination a share"),
+        ("contamination=x", "contamination is 'x', but it must be a number"),
+        ("n_examples=0", "n_examples must be 1 or more"),
+        ("n_examples=1.5", "n_examples is '1.5', but it must be a whole number"),
+        ("shared_harm=7", "shared_harm is 7.0"),
+        ("d_model=48,harm=1", "worlds has 'd_model=48,harm=1'"),
+    ],
+)
+def test_worlds_that_there_are_not(name, says):
+    with pytest.raises(InputError, match=says):
+        worlds(PLAN, [name])
+
+
+def test_cells_of_a_world_are_trained_on_its_data():
+    """Wrong labels reach the training, and the fewer of them the safer the model."""
+    from sails_align.experiments.cells import run_cell
+
+    ((_, plan),) = worlds(replace(PLAN, measures=Measures(n_examples=128, n_prompts=32)), ["contamination=0.5"]).plans
+    cell = Cell(RUNS["sft-full"], 1e-3, 1, "validation", "testbed", plan.measures)
+    clean = replace(cell, measures=replace(plan.measures, contamination=0.0))
+    wrong, right = (run_cell(of)["numbers"]["safety_rate"]["value"] for of in (cell, clean))
+    assert wrong < right - 0.1
+
+
+def test_a_front_by_hand():
+    points = [Point(0.1, 0.5, 0.05), Point(0.3, 0.9, 0.25), Point(0.2, 0.4, 0.1), Point(0.6, 0.9, 0.5)]
+    front = Front(RUNS["sft-lora"], tuple(points))
+    assert front.pareto == (Point(0.0, 0.0, 0.0), points[0], points[1])
+    assert front.hypervolume == pytest.approx(0.2 * 0.5 + 0.7 * 0.9)
+    found = front.at(0.7)
+    assert found is not None
+    assert (found.lost, found.over_refusal) == (pytest.approx(0.2), pytest.approx(0.15))
+    assert front.at(0.95) is None
+    better = Front(RUNS["sft-sails"], (Point(0.05, 0.5, 0.0), Point(0.2, 0.95, 0.1)))
+    assert better.hypervolume > front.hypervolume
+
+
+def test_a_broken_model_does_not_look_good_on_a_front():
+    broken = Point(1.0, 1.0, 0.0)  # complies with nothing, refuses nothing, and answers nothing
+    assert Front(RUNS["dpo-full"], (broken,)).hypervolume == 0.0
+
+
+def test_fronts_are_of_the_tuning_cells():
+    plan = Plan(runs=(RUNS["base"], RUNS["sft-lora"]), n_tuning_seeds=2, learning_rates=(1e-3, 1e-2))
+
+    def result(rate: float, seed: int) -> dict:
+        return {
+            "numbers": {
+                "safety_rate": {"value": 50 * rate + 0.1 * (seed % 2)},
+                "over_refusal_rate": {"value": rate},
+                "correct_answer_rate": {"value": 1 - 2 * rate},
+            }
+        }
+
+    results = {cell.key: result(cell.learning_rate or 0.0, cell.seed) for cell in plan.tuning_cells()}
+    (front,) = fronts(plan, results)
+    assert [point.safety for point in front.points] == [pytest.approx(0.1), pytest.approx(0.55)]
+    assert [point.lost for point in front.points] == [pytest.approx(2e-3), pytest.approx(2e-2)]
+    assert [point.over_refusal for point in front.points] == [1e-3, 1e-2]
+    # of the first seed, a staircase under (0.002, 0.05) and (0.02, 0.5); the second is 0.1 safer at each rate
+    assert front.hypervolumes == pytest.approx((0.018 * 0.05 + 0.98 * 0.5, 0.018 * 0.15 + 0.98 * 0.6))
+    assert hypervolume_difference(front, front).value == 0.0
+
+
+def test_examples_to_a_safety_rate():
+    curve = [(16, 0.5), (64, 0.9), (256, 1.0)]
+    assert examples_to(0.95, curve) == pytest.approx(128)
+    assert examples_to(0.4, curve) == 16
+    assert examples_to(0.95, curve[:2]) is None
+
+
+def test_share_of_a_features_activation_on_harm():
+    harmful_NK = torch.tensor([[4.0, 0.0, 0.0], [2.0, 1.0, 0.0]])
+    harmless_NK = torch.tensor([[1.0, 1.0, 0.0], [0.0, 2.0, 0.0], [1.0, 0.0, 0.0], [2.0, 1.0, 0.0]])
+    assert harm_share(harmful_NK, harmless_NK).tolist() == pytest.approx([0.75, 1 / 3, 0.0])
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_training_after_alignment_changes_the_model_that_is_given(name: str, tmp_path: Path):
+    testbed = resolve_testbed("testbed")
+    model = AutoModelForCausalLM.from_pretrained(testbed.model_path, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(testbed.model_path)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    changed = trained_on(name, model, tokenizer, testbed.world, 0, tmp_path)
+    moved = [not torch.equal(a, b) for a, b in zip(before, changed.parameters(), strict=True)]
+    assert all(moved)
+    assert changed is model
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_sails_finds_concepts_of_harm_and_says_so():
+    """A cell of SAILS tells what its features are, and what training left and undid."""
+    from sails_align.experiments.cells import run_cell
+
+    measures = Measures(n_examples=64, n_prompts=64, n_attacked=0, n_capability=0)
+    result = json.loads(json.dumps(run_cell(Cell(RUNS["sft-sails"], 1e-2, 3, "test", "testbed", measures))))
+    features = result["features"]
+    best = features["layers"]["3"]
+    assert features["onset"] == 3
+    assert best["precision"] > best["precision_of_random"]
+    assert best["precision"] > best["precision_of_pca"]
+    assert 0 < features["drift"]["adapter_energy_inside"] < 1
+    first = best["features"][0]
+    assert first["harmful_before"] > first["harmless_before"]
+    assert {meaning["layer"] for meaning in features["meanings"]} == {1, 2, 3}
+    aligned = result["numbers"]["safety_rate"]["value"]
+    for left in result["relearned"].values():
+        assert left["safety_rate"]["value"] < aligned - 0.1

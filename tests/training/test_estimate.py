@@ -1,0 +1,194 @@
+"""The command `sails estimate`: its figures, what it refuses, and the tables of the documentation made with it."""
+
+import json
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hub_configs import SHAPES
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from sails_align.core.errors import InputError
+from sails_align.training.estimate import GIB, main
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = LlamaConfig(
+    num_hidden_layers=2,
+    hidden_size=256,
+    intermediate_size=1024,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    vocab_size=512,
+)
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the configurations of models, whose names are those of the recipes' folders."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, config in SHAPES.items():
+        config.save_pretrained(folder / name)
+    TINY.save_pretrained(folder / "tiny")
+    return folder
+
+
+def recipe(model: str, method: str) -> list[str]:
+    return ["--config", str(ROOT / "recipes" / "configs" / model / f"{method}.yaml")]
+
+
+def test_the_figures_of_a_recipe(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = [*recipe("gemma-2-9b", "dpo_full"), "--model_name_or_path", str(folder / "gemma-2-9b"), "--num_gpus", "8"]
+    result = main([*argv, "--output", str(tmp_path / "out" / "figures.json")])
+    assert json.loads((tmp_path / "out" / "figures.json").read_text()) == result
+    assert (result["method"], result["start"]) == ("dpo", "full")
+    setup = {"rows": 4, "length": 1024, "weight_bytes": 4, "compute_bytes": 2, "adapter": False, "checkpointing": True}
+    assert result["setup"] == {**setup, "stores_scores": True, "reference": "model", "quantized_bytes": None}
+    P, zero2 = result["shape"]["n_parameters"], result["engines"]["zero2"]
+    assert (zero2["weights"], zero2["reference"]) == (2 * P, 2 * P)
+    parts = ("weights", "gradients", "optimizer", "reference", "buffers", "activations")
+    assert zero2["total"] == sum(zero2[part] for part in parts)
+    fits = [engine for engine, values in result["engines"].items() if values["fits"]]
+    assert fits == ["zero2", "zero3", "zero3_offload", "fsdp2"]
+    printed = capsys.readouterr().out
+    assert "9,241,705,984 parameters" in printed
+    assert f"{zero2['total'] / GIB:.1f}" in printed
+
+
+@pytest.mark.parametrize(
+    ("more", "changed"),
+    [
+        (["--precompute_ref_log_probs", "true"], {"reference": "none"}),
+        (["--gradient_checkpointing", "false"], {"checkpointing": False}),
+        (["--per_device_train_batch_size", "3"], {"rows": 6}),
+        (["--bf16", "false"], {"compute_bytes": 4}),
+        (["--dtype", "bfloat16"], {"weight_bytes": 2}),
+        (["--attn_implementation", "eager"], {"stores_scores": True}),
+        (["--use_peft", "true", "--init", "pissa"], {"reference": "adapter", "adapter": True}),
+        (["--use_peft", "true", "--init", "sails"], {"reference": "none", "adapter": True}),
+    ],
+)
+def test_options_that_change_the_figures(folder: Path, more: list[str], changed: dict[str, Any]) -> None:
+    argv = [*recipe("llama-3.1-8b", "dpo_full"), "--model_name_or_path", str(folder / "tiny"), "--max_length", "4096"]
+    plain, other = main(argv), main([*argv, *more])
+    assert {name for name in plain["setup"] if plain["setup"][name] != other["setup"][name]} == changed.keys()
+    assert {name: other["setup"][name] for name in changed} == changed
+    assert plain["engines"] != other["engines"]
+
+
+def test_the_testbed_and_a_trained_adapter(folder: Path, tmp_path: Path) -> None:
+    result = main(["--method", "sft"])
+    assert (result["model"], result["start"]) == ("testbed", "sails")
+    assert 0 < result["shape"]["n_trainable"] < result["shape"]["n_parameters"]
+    adapter = LoraConfig(r=8, target_modules=["q_proj", "v_proj"])
+    get_peft_model(AutoModelForCausalLM.from_config(TINY), adapter).save_pretrained(str(tmp_path))
+    argv = ["--method", "dpo", "--model_name_or_path", str(folder / "tiny"), "--adapter_path", str(tmp_path)]
+    assert main(argv)["setup"]["reference"] == "adapter"
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["--num_gpus", "0", "--method", "sft"], "num_gpus is 0; choose more than 0"),
+        (["--num_gpus", "many"], "--help lists the options"),
+        (["--gpu_memory_gib", "nan", "--method", "sft"], "gpu_memory_gib is nan"),
+        ([], "(no --config); give --method sft or --method dpo"),
+        (["--method", "ppo"], "--help lists the options"),
+        (["--method", "sft", "--model_name_or_path", "no/such-model"], "cannot load the model no/such-model"),
+        (["--method", "sft", "--use_peft", "false", "--init", "sails"], "--use_peft false trains all weights"),
+        (["--method", "sft", "--init", "default", "--adapter_path", "x"], "leave one out"),
+        (["--method", "sft", "--adapter_path", "no/adapter"], "there is no adapter in no/adapter"),
+        (["--method", "sft", "--init", "default", "--lora_target_modules", "query"], "see --lora_target_modules"),
+        (["--method", "sft", "--optim", "adafactor"], "only AdamW can be estimated"),
+        (["--method", "sft", "--num_gpu", "8"], "unknown option '--num_gpu'"),
+    ],
+)
+def test_what_cannot_be_used(argv: list[str], told: str) -> None:
+    with pytest.raises(InputError, match=re.escape(told)) as refused:
+        main(argv)
+    assert len(str(refused.value).splitlines()) <= 3
+
+
+def test_a_configuration_of_unknown_method(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("model_name_or_path: testbed\n")
+    with pytest.raises(InputError, match=r"mine\.yaml begins with neither sft_ nor dpo_"):
+        main(["--config", str(tmp_path / "mine.yaml")])
+
+
+def test_help_is_quick() -> None:
+    code = """
+import sys
+from sails_align.training.estimate import main
+try:
+    main(["--help"])
+finally:
+    assert "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "--num_gpus" in done.stdout
+
+
+# The documentation
+
+
+FILES = {"single_gpu": "single", "multi_gpu": "ddp", "multi_node": "zero2"}
+"""What the estimator calls a launch configuration, where that is not its name."""
+
+
+def test_the_tables_of_the_documentation(folder: Path) -> None:
+    @cache
+    def engines(model: str, name: str, n: int) -> dict[str, Any]:
+        argv = [*recipe(model, name), "--model_name_or_path", str(folder / model), "--num_gpus", str(n)]
+        return main(argv)["engines"]
+
+    rows = re.findall(r"^\| (\S+-\S+b) \| (`.*?)\|$", (ROOT / "docs" / "fits.md").read_text(), re.MULTILINE)
+    assert len(rows) == 2 * 3 * len(SHAPES)
+    columns = ("multi_gpu", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2")
+    for model, row in rows:
+        methods, *cells = (cell.strip() for cell in row.split("|"))
+        # Of the adapter recipes one of each trainer and each start.
+        for name in ("sft_sails", "dpo_lora") if "*" in methods else (methods.strip("`"),):
+            if len(cells) == 3:
+                expected = [_best(engines(model, name, n), cell) for n, cell in zip((1, 8, 16), cells, strict=True)]
+            else:
+                expected = [_figure(engines(model, name, 8)[FILES.get(column, column)]) for column in columns]
+            assert cells == expected, f"{model} {name}"
+
+
+def test_the_figures_of_4_bits_in_the_documentation(folder: Path) -> None:
+    """The sentence on a GPU of 24 GB, and that only engines which the recipes take are in the table."""
+    text = " ".join((ROOT / "docs" / "fits.md").read_text().split())
+    for name in ("sft_sails", "dpo_sails"):
+        argv = [
+            *recipe("gemma-2-9b", name),
+            "--model_name_or_path",
+            str(folder / "gemma-2-9b"),
+            "--gpu_memory_gib",
+            "24",
+        ]
+        engines = main([*argv, "--load_in_4bit", "true", "--gpu_memory_gib", "24"])["engines"]
+        assert engines.keys() == {"single", "ddp"}
+        assert engines["single"]["fits"]
+        total, weights = (f"{engines['single'][part] / GIB:.1f} GiB" for part in ("total", "weights"))
+        assert f"needs {total} in 4 bits, {weights} of it weights" in text
+
+
+def _best(engines: dict[str, Any], cell: str) -> str:
+    """What a cell of the first table is to say, given the file that it names."""
+    file = cell.split("`")[1].removesuffix(".yaml")
+    values = engines[FILES.get(file, file)]
+    assert values["fits"]
+    memory = f" (and {values['cpu'] / GIB:.0f} of the machine's memory)" if "offload" in file else ""
+    return f"`{file}.yaml` {_figure(values)}{memory}"
+
+
+def _figure(values: dict[str, Any]) -> str:
+    return f"{values['total'] / GIB:.1f}" + ("" if values["fits"] else " (no)")
