@@ -11,9 +11,9 @@ A block whose first line is `# needs: ...` is not run by the tests: `GPU`, `netw
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from paths import ROOT
+
 DOCUMENTS = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 PROGRAMS = ("accelerate", "cd", "export", "fuser", "git", "hf", "inspect", "make", "mkdocs", "pip", "python", "python3")
 PROGRAMS += ("ruff", "sails", "sbatch", "source", "srun", "torchrun", "vllm")

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import yaml
 from hub_configs import CONFIGS, parse
+from paths import RECIPES
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -251,8 +252,6 @@ def add_llama_scope(
 
 # The recipes' models with their SAEs, and data
 
-RECIPES = Path(__file__).resolve().parents[1] / "recipes" / "configs"
-
 
 def add_recipe(cache: Path, name: str) -> None:
     """All that the recipes of a model take from the hub.
@@ -265,7 +264,7 @@ def add_recipe(cache: Path, name: str) -> None:
     """
     from sae_lens.loading.pretrained_saes_directory import get_norm_scaling_factor, get_pretrained_saes_directory
 
-    recipe = yaml.safe_load((RECIPES / name / "sft_sails.yaml").read_text())
+    recipe = yaml.safe_load((RECIPES / "configs" / name / "sft_sails.yaml").read_text())
     d_model, d_sae = widths(name)
     add_model(cache, recipe["model_name_or_path"], narrow(CONFIGS[name], d_model))
     release = get_pretrained_saes_directory()[recipe["sae_release"]]

@@ -12,7 +12,8 @@ import time
 import tomllib
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from paths import ROOT
+
 STEPS = (
     "sails doctor",
     "sails discover --max_train_examples 64 --output_dir found",

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+from paths import RECIPES
 
 from sails_align.cli import main as sails
 from sails_align.core.errors import exit_on_input_error
 from sails_align.testbed.build import ASSETS, D_SAE
 from sails_align.training import run as align
 
-ROOT = Path(__file__).resolve().parents[1]
 TESTBED = ASSETS
 SHORT = ["--max_steps", "2", "--save_steps", "1", "--eval_examples", "4", "--disable_tqdm", "true"]
 """A whole run of the testbed, in a few seconds."""
@@ -387,7 +387,7 @@ def test_full_disk(fails, disk, kib):
 
 
 def test_recipe_as_a_process(tmp_path):
-    command = [sys.executable, ROOT / "recipes" / "sft_sails.py", "--tau", "2", "--output_dir", tmp_path / "run"]
+    command = [sys.executable, RECIPES / "sft_sails.py", "--tau", "2", "--output_dir", tmp_path / "run"]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert ended.returncode == 2
     assert ended.stderr.strip().splitlines()[-1].startswith("error: tau is 2.0")
@@ -399,7 +399,7 @@ def test_recipe_under_accelerate(tmp_path):
     """accelerate starts the recipe as a child, and ends with a traceback of its own after the recipe's message."""
     accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
     command = [*accelerate, "--cpu", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no",
-               "--dynamo_backend", "no", ROOT / "recipes" / "sft_sails.py", "--tau", "2",
+               "--dynamo_backend", "no", RECIPES / "sft_sails.py", "--tau", "2",
                "--output_dir", tmp_path / "run"]  # fmt: skip
     ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert ended.returncode != 0

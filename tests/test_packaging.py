@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from paths import RECIPES, ROOT
 
 from sails_align.cli import COMMANDS
 from sails_align.data.tokens import TEMPLATES, read_chat_template
 
-ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "runs", "results")
 
@@ -108,7 +108,7 @@ def test_every_library_that_is_imported_is_asked_for() -> None:
 
 def test_templates_have_names() -> None:
     assert read_chat_template("human_assistant") == (TEMPLATES / "human_assistant.jinja").read_text()
-    recipes = ROOT / "recipes" / "templates" / "human_assistant.jinja"
+    recipes = RECIPES / "templates" / "human_assistant.jinja"
     assert read_chat_template(str(recipes)) == read_chat_template("human_assistant")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from paths import ROOT
 from safetensors.torch import load_file
 
 from sails_align.cli import attack as attacking
@@ -25,7 +26,6 @@ from sails_align.saes.explain import Context, Meaning
 from sails_align.testbed.build import ASSETS
 from sails_align.training import run as align
 
-ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [path for folder in ("sails_align", "recipes", "eval") for path in sorted((ROOT / folder).rglob("*.py"))]
 DANGEROUS = (
     r"\btorch\.load\(",

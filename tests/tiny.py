@@ -19,8 +19,6 @@ from sails_align.training.checkpoints import run_identity
 from sails_align.training.dataset import Source
 from sails_align.training.trainer import AlignmentTrainer, build_trainer
 
-TESTS = Path(__file__).resolve().parent
-RECIPES = TESTS.parent / "recipes"
 D_MODEL, N_LAYERS, RANK, SAE_LAYERS = 32, 3, 4, (0, 1)
 SENTENCES = (
     "how do i mend the cup",

@@ -11,13 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
+from paths import RECIPES, ROOT
 
 from sails_align.cli import compare as comparing
 from sails_align.core.errors import InputError
 from sails_align.experiments.plan import RUNS, Measures, Plan, Run
 from sails_align.experiments.runner import Results, run_cells
 
-ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--n_examples", "16", "--n_prompts", "8", "--n_attacked", "2", "--n_capability", "4"]
 SMALL += ["--learning_rates", "1e-3", "1e-2", "--n_seeds", "2", "--progress", "false"]
 SMALL += ["--examples", "8", "--n_side_seeds", "1"]
@@ -32,7 +32,7 @@ def options(folder: Path, *more: str) -> list[str]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A comparison that was killed once."""
     folder = tmp_path_factory.mktemp("comparison") / "run"
-    command = [sys.executable, str(ROOT / "recipes" / "compare.py"), *options(folder)]
+    command = [sys.executable, str(RECIPES / "compare.py"), *options(folder)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
     end = time.monotonic() + 300
     while len(list((folder / "cells").glob("*.json"))) < 3:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from paths import ROOT
 
 from sails_align.cli import doctor
 
-ROOT = Path(__file__).resolve().parents[2]
 SECRET = "do-not-show-0123456789"
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from paths import RECIPES, ROOT
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -30,8 +31,7 @@ from sails_align.training.trainer import build_trainer
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parents[2]
-TEMPLATE = ROOT / "recipes" / "templates" / "human_assistant.jinja"
+TEMPLATE = RECIPES / "templates" / "human_assistant.jinja"
 LAYERS, RANK, STEPS = (1, 3), 8, 200
 N_PARAMETERS = 5 * RANK * (64 + 32 + 32 + (64 + 64))  # 5 blocks: B of q, k and v, whose A is frozen; A and B of o
 

@@ -7,6 +7,7 @@ import datasets
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from paths import RECIPES
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -15,7 +16,7 @@ from sails_align.data.pairs import load_rows, normalize
 from sails_align.data.tokens import TokenizedSide, content_token_mask, tokenize_prompt, tokenize_response
 
 QUICK = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-TEMPLATE = (Path(__file__).parents[2] / "recipes/templates/human_assistant.jinja").read_text()
+TEMPLATE = (RECIPES / "templates/human_assistant.jinja").read_text()
 GEMMA = (
     "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
     "{% endif %}"

@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import SHARED
-from documented import DOCUMENTS, NEEDS, ROOT, blocks
+from documented import DOCUMENTS, NEEDS, blocks
+from paths import ROOT, SHARED
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 

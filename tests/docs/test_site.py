@@ -9,8 +9,8 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 LOADED = re.compile(
     r"""<(?:script|img)\b[^>]*?\bsrc=["']?([^"'\s>]+)|<link\b[^>]*?rel=["']?stylesheet[^>]*?href=["']?([^"'\s>]+)"""
 )

@@ -6,6 +6,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from paths import ROOT
 from served import answer
 from stub_server import StubServer, digest_of
 
@@ -16,7 +17,7 @@ from sails_align.testbed.build import resolve_testbed
 
 pytest.importorskip("inspect_ai", reason="inspect_ai is not installed: pip install 'sails-align[inspect]'")
 
-FILE = Path(__file__).resolve().parents[2] / "eval" / "inspect_tasks.py"
+FILE = ROOT / "eval" / "inspect_tasks.py"
 N = 12
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from paths import ROOT, TESTS
 from served import answer
 from stub_server import PASSING, StubServer
 
@@ -31,7 +32,6 @@ from sails_align.evaluation.pipeline import verdicts_of
 from sails_align.evaluation.records import Item, Prompt
 from sails_align.testbed.build import resolve_testbed
 
-TESTS = Path(__file__).resolve().parents[1]
 N = 40
 
 
@@ -210,7 +210,7 @@ def test_killed_at_any_point_it_loses_no_verdict(prompts: Path, tmp_path: Path) 
 def test_two_processes_share_a_cache(prompts: Path, tmp_path: Path) -> None:
     with StubServer(answer, latency=0.01) as server:
         commands = [
-            [sys.executable, TESTS.parent / "eval" / "safety.py", *argv(server, prompts, tmp_path / name)]
+            [sys.executable, ROOT / "eval" / "safety.py", *argv(server, prompts, tmp_path / name)]
             for name in ("one", "two")
         ]
         running = [subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE) for command in commands]
@@ -408,7 +408,7 @@ def test_a_cache_of_something_else_is_refused(server: StubServer, prompts: Path,
 
 def test_scripts_end_with_exit_code_2(tmp_path: Path) -> None:
     for script in ("safety.py", "helpfulness.py"):
-        command = [sys.executable, TESTS.parent / "eval" / script, "--model", str(tmp_path / "nothing")]
+        command = [sys.executable, ROOT / "eval" / script, "--model", str(tmp_path / "nothing")]
         ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ})
         assert ended.returncode == 2
         assert "error: " in ended.stderr

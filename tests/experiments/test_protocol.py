@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from paths import ROOT
 
 from sails_align.core.artifacts import turn, write_json
 from sails_align.core.command_line import CommandLine
@@ -19,7 +20,6 @@ from sails_align.experiments.plan import RUNS, Measures, Plan, Protocol, helpful
 from sails_align.experiments.runner import Results, run_cells, share_of
 from sails_align.experiments.studies import Study
 
-ROOT = Path(__file__).resolve().parents[2]
 MODELS = ("gemma-2-2b", "gemma-2-9b", "llama-3.1-8b", "gemma-3-4b")
 SAFETY = {"safety": {"prompts": ["jailbreakbench", "xstest"], "judge": "rules", "n_prompts": 4}}
 VALIDATION = {**SAFETY, "helpfulness": {"prompts": ["mt-bench"], "judge": "llm", "judge_model": "m"}}

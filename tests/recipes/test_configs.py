@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from hub_configs import SAE_LAYERS, SHAPES
+from paths import RECIPES, ROOT
 from peft import PeftModel
 
 from sails_align.core.errors import InputError
@@ -22,8 +23,7 @@ from sails_align.training import run as align
 from sails_align.training.options import Arguments
 from sails_align.training.shapes import meta_model
 
-ROOT = Path(__file__).resolve().parents[2]
-FOLDER = ROOT / "recipes" / "configs"
+FOLDER = RECIPES / "configs"
 FILES = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.glob("*/[sd][fp][to]_*.yaml"))
 METHODS = ("sft_sails", "sft_lora", "sft_full", "dpo_sails", "dpo_lora", "dpo_full")
 PARAMETERS = {

@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from hub_cache import RECIPES, add_recipe, sae_decoder, widths, write_hh_rlhf
+from hub_cache import add_recipe, sae_decoder, widths, write_hh_rlhf
 from hub_configs import CONFIGS, SAE_LAYERS, parse
+from paths import RECIPES
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -31,7 +32,6 @@ from sails_align.subspace.discovery import find_subspace
 from sails_align.training import run as align
 from sails_align.training.trainer import build_trainer
 
-ROOT = Path(__file__).resolve().parents[2]
 SLOW = "gemma-2-9b"
 """Of five SAEs of the real shapes: over a minute."""
 RUNS = [("sft", name) for name in CONFIGS] + [("dpo", "gemma-3-4b"), ("dpo", "llama-3.1-8b")]
@@ -61,7 +61,7 @@ class Run:
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
-        return yaml.safe_load((RECIPES / self.name / f"{self.method}_sails.yaml").read_text())
+        return yaml.safe_load((RECIPES / "configs" / self.name / f"{self.method}_sails.yaml").read_text())
 
     @property
     def layers(self) -> list[int]:
@@ -79,7 +79,7 @@ def place(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pa
         pytest.skip(f"no {sample}")
     folder = tmp_path_factory.mktemp("paper")
     write_hh_rlhf(folder / "clone" / "data" / "hh-rlhf", sample)
-    (folder / "clone" / "recipes").symlink_to(ROOT / "recipes")
+    (folder / "clone" / "recipes").symlink_to(RECIPES)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder / "clone")
         patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "hub"))

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from paths import RECIPES, ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
-TOUR = ROOT / "recipes" / "tour.py"
+TOUR = RECIPES / "tour.py"
 
 
 def run(*options: str) -> subprocess.CompletedProcess[str]:

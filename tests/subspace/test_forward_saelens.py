@@ -1,13 +1,13 @@
 """Discovery gives what SAELens and TransformerLens give by their own caching, on the same weights."""
 
 import importlib.util
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from paths import ROOT
 
-BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "discovery.py"
+BENCHMARK = ROOT / "benchmarks" / "discovery.py"
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 import torch
+from paths import RECIPES, TESTS
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from tiny import RECIPES, TESTS, Project, adapter_weights, build, distance
+from tiny import Project, adapter_weights, build, distance
 from transformers import TrainerCallback
 
 from sails_align.core.errors import InputError

@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from paths import ROOT
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from tiny import Project, base_logits, distance, logits
@@ -28,7 +29,6 @@ from sails_align.subspace.basis import Subspace
 from sails_align.subspace.options import Method
 from sails_align.training import run as align
 
-ROOT = Path(__file__).resolve().parents[2]
 ACCELERATE = Path(sys.executable).with_name("accelerate")
 ENGINES = {
     "ddp": "multi_gpu.yaml",

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 from hub_configs import SHAPES
+from paths import RECIPES, ROOT
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from sails_align.core.errors import InputError
 from sails_align.training.estimate import GIB, main
 
-ROOT = Path(__file__).resolve().parents[2]
 TINY = LlamaConfig(
     num_hidden_layers=2,
     hidden_size=256,
@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe(model: str, method: str) -> list[str]:
-    return ["--config", str(ROOT / "recipes" / "configs" / model / f"{method}.yaml")]
+    return ["--config", str(RECIPES / "configs" / model / f"{method}.yaml")]
 
 
 def test_the_figures_of_a_recipe(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

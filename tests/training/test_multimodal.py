@@ -10,8 +10,9 @@ import pytest
 import torch
 from hub_cache import add_model, add_to_cache, narrow
 from hub_configs import CONFIGS
+from paths import RECIPES, ROOT
 from safetensors.torch import load_file
-from tiny import RECIPES, SENTENCES, Project, make_project
+from tiny import SENTENCES, Project, make_project
 from transformers import AutoModelForCausalLM
 
 from sails_align.edits.merge import merge_adapter
@@ -23,7 +24,6 @@ from sails_align.subspace.options import Method
 from sails_align.training import run as align
 from sails_align.training.estimate import main as estimate
 
-ROOT = RECIPES.parent
 TEMPLATE = RECIPES / "templates" / "human_assistant.jinja"
 PROCESSOR = ("preprocessor_config.json", "processor_config.json")
 N_LAYERS = 7  # the sixth is one without a sliding window

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from paths import ROOT
 from sae_lens import SAE
 from tiny import SAE_LAYERS, Project
 
@@ -19,8 +20,6 @@ from sails_align.subspace import selection as features
 from sails_align.subspace.basis import Subspace
 from sails_align.subspace.discovery import Pass, find_subspace
 from sails_align.training import run as align
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def found(project: Project, folder: Path, *more: str) -> Subspace:

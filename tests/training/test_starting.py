@@ -9,8 +9,9 @@ from pathlib import Path
 from shutil import copytree
 
 import pytest
+from paths import RECIPES
 from safetensors.torch import load_file, save_file
-from tiny import RECIPES, Project, build
+from tiny import Project, build
 
 from sails_align.cli import dispatch
 from sails_align.core.errors import InputError

@@ -7,12 +7,12 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from paths import RECIPES
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
@@ -26,7 +26,6 @@ from sails_align.evaluation.backends.hf import generate
 from sails_align.evaluation.records import Prompt
 from sails_align.testbed.build import resolve_testbed
 
-ROOT = Path(__file__).resolve().parents[3]
 OPTIONS = GcgOptions(n_steps=6, search_width=24, topk=16, suffix_length=4, stop_when_matched=False)
 REFUSAL = "sorry, i can not do that"  # what the base says to requests for deeds of its own, never to these
 
@@ -215,7 +214,7 @@ def test_the_first_suffix_is_exclamation_marks_where_there_are_such_tokens(base,
 def test_a_real_model_whose_tokenizer_puts_spaces_into_tokens(shared):
     path = shared / "models" / "stories260k"
     model, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
-    tokenizer.chat_template = (ROOT / "recipes" / "templates" / "human_assistant.jinja").read_text()
+    tokenizer.chat_template = (RECIPES / "templates" / "human_assistant.jinja").read_text()
     asked = prompt("Tell me a story about a lock.")
     options = GcgOptions(n_steps=15, search_width=64, topk=32, suffix_length=8)
     found = search(model, tokenizer, [(asked, "Sure, here is")], options)

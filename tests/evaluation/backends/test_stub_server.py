@@ -5,14 +5,14 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx
 import pytest
+from paths import TESTS
 from stub_server import FAULTS, PASSING, Request, StubServer, echo, score
 
 CLIENT = httpx.Client()  # making one takes longer than a hundred requests
-SERVER = Path(__file__).resolve().parents[2] / "stub_server.py"
+SERVER = TESTS / "stub_server.py"
 
 
 def ask(server: StubServer, text: str = "hello", timeout: float = 5.0, **fields) -> httpx.Response:

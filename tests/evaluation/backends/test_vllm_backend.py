@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 from adapters import edit_weights, save_adapter
+from paths import ROOT
 from peft import PeftModel
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
@@ -40,7 +41,6 @@ from sails_align.testbed.tasks import write_tasks
 pytest.importorskip("vllm", reason="vLLM is not installed here: make test-vllm")
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(400)]
 
-ROOT = Path(__file__).resolve().parents[3]
 TESTBED = resolve_testbed("testbed")
 BASE = Path(TESTBED.model_path)
 GREEDY = Sampling(max_new_tokens=24)

@@ -3,9 +3,9 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 from sails_align.evaluation.judges.rules import PHRASES, RulesJudge, is_refusal
 from sails_align.evaluation.records import Item, Judge, Prompt
@@ -110,4 +110,4 @@ def test_identity_follows_the_phrases(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("module", ["rules", "prompts", "prompt_sets", "guards", "agreement"])
 def test_modules_of_light_use_do_not_load_torch(module: str):
     code = f"import sys, sails_align.evaluation.{module}; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import datasets
 import pytest
+from paths import ROOT
 
 from sails_align.core.errors import InputError
 from sails_align.evaluation.prompts.load import load_prompts
@@ -266,7 +267,7 @@ def test_the_registry():
 
 def test_the_documentation_lists_all_sets():
     """A row for each: name, repository, kinds and licence, and no others."""
-    page = (Path(__file__).parents[3] / "docs" / "prompt_sets.md").read_text()
+    page = (ROOT / "docs" / "prompt_sets.md").read_text()
     rows = [line for line in page.split("## Known sets")[1].splitlines() if line.startswith("| `")]
     assert [row.split("`")[1] for row in rows] == list(PROMPT_SETS)
     for row, known in zip(rows, PROMPT_SETS.values(), strict=True):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from documented import blocks
 from hub_configs import CONFIGS, parse
+from paths import ROOT
 from transformers import PreTrainedConfig
 
 from sails_align.cli import reproduce as reproducing
@@ -20,7 +21,6 @@ from sails_align.experiments.reproduction.costs import costs_of, fitting_engine
 from sails_align.experiments.reproduction.plan import Reproduction, Step
 from sails_align.experiments.reproduction.results import table
 
-ROOT = Path(__file__).resolve().parents[3]
 DOCUMENT = "docs/reproduction.md"
 RUNS = ("sft-lora", "sft-sails", "sft-full", "dpo-lora", "dpo-sails", "dpo-full")
 STAGES = {"discover": "discovery", "train/sft": "SFT", "train/dpo": "DPO", "evaluate": "evaluation", "attack": "GCG"}

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from paths import ROOT
 from small_comparison import write_comparison
 
 from sails_align.cli.reproduce import main
@@ -18,8 +19,6 @@ from sails_align.core.artifacts import write_json
 from sails_align.core.errors import InputError
 from sails_align.experiments.reproduction.plan import Step
 from sails_align.experiments.reproduction.running import _asked, _end, _is_done
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from paths import RECIPES, ROOT
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -18,8 +19,7 @@ from sails_align.testbed.evaluate import respond, summarize
 from sails_align.testbed.world import World, WorldConfig
 from sails_align.training.rlhf import run as rlhf
 
-ROOT = Path(__file__).resolve().parents[3]
-RECIPE = ROOT / "recipes" / "rlhf_reference.py"
+RECIPE = RECIPES / "rlhf_reference.py"
 WEIGHTS = "model.safetensors"
 N_STEPS = 8
 SHORT: dict[str, Any] = {
