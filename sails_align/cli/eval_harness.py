@@ -17,12 +17,12 @@ from typing import Any
 from sails_align.core.artifacts import refuse_trained, work_folder, write_json
 from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
-from sails_align.core.options import check_choice
+from sails_align.core.options import check_choice, check_least
 from sails_align.evaluation.backends.local_model import load_tokenizer
 from sails_align.evaluation.harness.report import report, sample_rows, show
 from sails_align.evaluation.harness.run import Settings, run_harness
 from sails_align.evaluation.model import DTYPES, resolve_model
-from sails_align.evaluation.options import check_least, check_serving, default_folder
+from sails_align.evaluation.options import check_serving, default_folder
 from sails_align.evaluation.pipeline import write_rows
 from sails_align.evaluation.records import ModelSpec
 from sails_align.testbed.build import is_testbed, resolve_testbed

@@ -19,11 +19,11 @@ from rich.table import Table
 from sails_align.core.artifacts import write_json
 from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
+from sails_align.core.options import check_least
 from sails_align.data.formats import Message
 from sails_align.data.tokens import TokenizedSide, tokenize_response
 from sails_align.evaluation.backends.local_model import load_model
 from sails_align.evaluation.model import resolve_model
-from sails_align.evaluation.options import check_least
 from sails_align.models.adapters import read_json
 from sails_align.saes.explain import meanings
 from sails_align.saes.sets import SAESet

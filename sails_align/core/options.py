@@ -25,6 +25,14 @@ def check_choices(options: Any, choices: Mapping[str, Sequence[str]]) -> None:
             raise InputError(f"{option.name} is {value!r}, which is not one of: {', '.join(known)}")
 
 
+def check_least(options: Any, **least: float) -> None:
+    """Refuse options, by name, that are smaller than the least value that makes sense, or no numbers; None is one."""
+    for name, smallest in least.items():
+        value = getattr(options, name)
+        if value is not None and not smallest <= value < float("inf"):
+            raise InputError(f"{name} is {value}; choose {smallest} or more")
+
+
 def to_json(options: Any) -> dict[str, Any]:
     """Options as JSON."""
     return {name: value for name, value in asdict(options).items() if name != "given"}

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from sails_align.core.artifacts import cache_folder, content_hash, refuse_trained
 from sails_align.core.errors import InputError
-from sails_align.core.options import check_choice
+from sails_align.core.options import check_choice, check_least
 from sails_align.data.tokens import read_chat_template
 from sails_align.evaluation.backends.adapter_check import CheckedBackend
 from sails_align.evaluation.model import DTYPES, resolve_model
@@ -256,11 +255,3 @@ def default_folder(what: str, model: str) -> str:
     names = [name for name in model.rstrip("/").split("/") if name]
     stem = "-".join(names[-2:] if names[-1].startswith("checkpoint-") else names[-1:]).replace(":", "-")
     return f"runs/eval-{what}-{stem}"
-
-
-def check_least(options: Any, **least: float) -> None:
-    """Refuse options, by name, that are smaller than the least value that makes sense, or no numbers; None is one."""
-    for name, smallest in least.items():
-        value = getattr(options, name)
-        if value is not None and not smallest <= value < float("inf"):
-            raise InputError(f"{name} is {value}; choose {smallest} or more")

@@ -5,7 +5,7 @@ from typing import Any
 
 from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
-from sails_align.evaluation.options import check_least
+from sails_align.core.options import check_least
 from sails_align.experiments.plan import LEARNING_RATES, RUNS, Measures, Plan, Protocol, Run, runs_named
 from sails_align.experiments.protocol import KEYS, read_protocol
 from sails_align.experiments.studies import Study, ablations, examples, worlds

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sails_align.core.errors import InputError
-from sails_align.core.options import check_choice
+from sails_align.core.options import check_choice, check_least
 from sails_align.evaluation.judges.guard import GuardJudge, guess_family
 from sails_align.evaluation.judges.llm import LlmJudge
 from sails_align.evaluation.judges.rules import RulesJudge
 from sails_align.evaluation.model import resolve_model
-from sails_align.evaluation.options import BACKENDS, check_least, in_process
+from sails_align.evaluation.options import BACKENDS, in_process
 from sails_align.evaluation.records import Backend, Judge, Prompt
 from sails_align.testbed.judge import OracleJudge
 

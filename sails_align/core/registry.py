@@ -1,0 +1,88 @@
+"""Name the things of one kind, such as initializers or judges, without importing any of them.
+
+Each folder of such things has one registry in its `__init__.py`:
+
+    INITIALIZERS = Registry("initializer", {
+        "sails": Entry("sails_align.initializers.sails:initialize", "Start in the safety subspace.", SailsOptions),
+    })
+
+Help texts, choices and errors are made of its names and summaries; `entry.load()` imports the code when it is used.
+"""
+
+import difflib
+import importlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sails_align.core.errors import InputError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Point to the code of one thing, with what help says of it."""
+
+    target: str
+    """`package.module:object`: imported by `load`, and not before."""
+    summary: str
+    """One line for help and tables."""
+    options: type | None = None
+    """Frozen dataclass of the options that only this thing has."""
+
+    def __post_init__(self) -> None:
+        module, _, name = self.target.partition(":")
+        assert module, f"{self.target!r} is not of the form package.module:object"
+        assert name, f"{self.target!r} is not of the form package.module:object"
+
+    def load(self) -> Any:
+        """Import the object."""
+        module, _, name = self.target.partition(":")
+        return getattr(importlib.import_module(module), name)
+
+
+class Registry:
+    """Hold the entries of one kind of thing, in the order in which help shows them."""
+
+    def __init__(self, kind: str, entries: Mapping[str, Entry]) -> None:
+        """Take the entries of this folder; layers above add theirs with `register`.
+
+        Args:
+            kind: what one of them is called in errors, such as "judge".
+            entries: by name.
+        """
+        self.kind = kind
+        self._entries = dict(entries)
+
+    def names(self) -> tuple[str, ...]:
+        """All names, in order."""
+        return tuple(self._entries)
+
+    def items(self) -> Iterable[tuple[str, Entry]]:
+        """All names with their entries, in order."""
+        return self._entries.items()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def get(self, name: str) -> Entry:
+        """Return the entry of a name.
+
+        Raises:
+            InputError: if there is none, with the closest name.
+        """
+        if name not in self._entries:
+            raise InputError(f"there is no {self.kind} {name!r}{did_you_mean(name, self._entries)}")
+        return self._entries[name]
+
+    def register(self, name: str, entry: Entry) -> None:
+        """Add an entry from a layer above, or replace one.
+
+        The same entry may be registered again: a module may be imported twice.
+        """
+        self._entries[name] = entry
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """End a message about an unknown name: with the closest one, or with all of them if none is close."""
+    closest = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {closest[0]!r}?" if closest else f"; choose one of {', '.join(names)}"
