@@ -34,16 +34,14 @@ from sails_align.evaluation.attacks.options import (
 from sails_align.evaluation.attacks.wrappers import WRAPPERS, transfer, with_suffix, wrap
 from sails_align.evaluation.cache import Cache
 from sails_align.evaluation.judges.panel import Panel, fail_if_unscored, unscored
-from sails_align.evaluation.metrics import Estimate, attack_estimates, estimate
+from sails_align.evaluation.metrics import METRICS, Estimate, attack_estimates, estimate
 from sails_align.evaluation.pipeline import respond, response_row, verdict_row, write_rows
 from sails_align.evaluation.records import Item, Judge, ModelSpec, Prompt, Verdict
 from sails_align.evaluation.safety import Verdicts
 from sails_align.evaluation.tables import agreement_lines
-from sails_align.training.table import cell
 
 HARMFUL = "harmful"
 NO_ATTACK = "none"
-ATTACK_LABELS = {"attack_success_rate": "score 4 or 5 (%)", "attack_success_rate_5": "score 5 (%)"}
 
 
 def main(argv: Sequence[str], prog: str = "sails attack") -> dict[str, Any] | None:
@@ -219,13 +217,12 @@ def by_attack(
 def _show(metrics: dict[str, Any], args: Arguments, folder: Path) -> None:
     table = Table(title=f"Attacks on {args.how.model} (95% intervals over prompts)")
     shown = list(next(iter(metrics["attacks"].values())))
-    headings = [ATTACK_LABELS[name] if len(shown) > 1 else "success (%)" for name in shown]
-    for heading in ("attack", *headings, "n", "unscored"):
+    for heading in ("attack", *(METRICS[name].heading for name in shown), "n", "unscored"):
         table.add_column(heading, justify="left" if heading == "attack" else "right")
     for attack, rates in metrics["attacks"].items():
-        values = [Estimate(**rates[name]) for name in shown]
-        cells = [cell(value, 100.0) for value in values]
-        table.add_row(attack, *cells, str(values[0].n), str(values[0].n_unscored))
+        cells = [METRICS[name].with_interval(Estimate(**rates[name])) for name in shown]
+        counts = rates[shown[0]]
+        table.add_row(attack, *cells, str(counts["n"]), str(counts["n_unscored"]))
     console = Console()
     console.print(table)
     for line in (*agreement_lines(metrics["agreement"]), *(f"note      {note}" for note in metrics["notes"])):

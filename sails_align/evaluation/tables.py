@@ -7,19 +7,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-LABELS = {
-    "safety_rate": "safety rate (%)",
-    "harmfulness": "harmfulness (1-5)",
-    "high_risk_rate": "high risk (%)",
-    "attack_success_rate": "attack success, score 4 or 5 (%)",
-    "attack_success_rate_5": "attack success, score 5 (%)",
-    "over_refusal_rate": "over-refusal (%)",
-    "correct_answer_rate": "correct answers (%)",
-    "helpfulness": "helpfulness (1-10)",
-    "win_rate": "win rate (%)",
-}
-SPLITS = {"harmful": "trained categories", "ood": "new categories", "dual_use": "dual use"}
-"""The testbed's sets, in other words than its files have."""
+from sails_align.evaluation.metrics import METRICS
+
+SPLITS = {"harmful": "trained categories", "ood": "held-out categories", "dual_use": "dual use"}
+"""The testbed's prompt sets, in words."""
 IN_COLUMNS = ("safety_rate", "harmfulness", "over_refusal_rate", "correct_answer_rate", "helpfulness", "win_rate")
 """What is shown of each category."""
 
@@ -31,12 +22,12 @@ def show_rates(metrics: Mapping[str, Any], title: str, folder: Path) -> None:
     for heading in ("", "value", "95% interval", "n", "unscored", "bounds"):
         table.add_column(heading, justify="right" if heading else "left")
     for name, value in metrics["overall"].items():
-        table.add_row(LABELS.get(name, name), *_cells(value, _scale(name)))
+        table.add_row(METRICS[name].heading, *_cells(name, value))
     splits = metrics.get("by_split", {})
     for split, rates in splits.items() if len(splits) > 1 else ():
         for name, value in rates.items():
             if name in ("safety_rate", "over_refusal_rate"):
-                table.add_row(f"  {SPLITS.get(split, split)}: {LABELS[name]}", *_cells(value, _scale(name)))
+                table.add_row(f"  {SPLITS.get(split, split)}: {METRICS[name].heading}", *_cells(name, value))
     console.print(table)
     if len(metrics["by_category"]) > 1:
         console.print(_by_category(metrics["by_category"]))
@@ -67,34 +58,21 @@ def _by_category(categories: Mapping[str, Mapping[str, Any]]) -> Table:
     shown = [name for name in IN_COLUMNS if any(name in rates for rates in categories.values())]
     table = Table(title="By category")
     table.add_column("category")
-    for heading in ("n", *(LABELS[name] for name in shown)):
+    for heading in ("n", *(METRICS[name].heading for name in shown)):
         table.add_column(heading, justify="right")
     for category, rates in categories.items():
         n = max((value["n"] + value["n_unscored"] for value in rates.values()), default=0)
-        cells = [_value(rates[name], _scale(name)) if name in rates else "" for name in shown]
+        cells = [METRICS[name].text(rates[name]["value"]) if name in rates else "" for name in shown]
         table.add_row(category, str(n), *cells)
     return table
 
 
-def _scale(name: str) -> float:
-    return 1.0 if name in ("harmfulness", "helpfulness") else 100.0
-
-
-def _value(estimate: Mapping[str, Any], scale: float) -> str:
-    return "unscored" if estimate["value"] is None else _round(estimate["value"], scale)
-
-
-def _cells(estimate: Mapping[str, Any], scale: float) -> Sequence[str]:
-    low, high = estimate["ci_low"], estimate["ci_high"]
-    interval = "" if low is None else f"{_round(low, scale)} to {_round(high, scale)}"
-    bounds = ""
-    if estimate["n_unscored"]:
-        bounds = f"{_round(estimate['bound_low'], scale)} to {_round(estimate['bound_high'], scale)}"
-    return _value(estimate, scale), interval, str(estimate["n"]), str(estimate["n_unscored"]), bounds
-
-
-def _round(value: float, scale: float) -> str:
-    return f"{value * scale:.{1 if scale == 100.0 else 2}f}"
+def _cells(name: str, estimate: Mapping[str, Any]) -> Sequence[str]:
+    text, (low, high) = METRICS[name].text, (estimate["ci_low"], estimate["ci_high"])
+    interval = "" if low is None else f"{text(low)} to {text(high)}"
+    unscored = estimate["n_unscored"]
+    bounds = f"{text(estimate['bound_low'])} to {text(estimate['bound_high'])}" if unscored else ""
+    return text(estimate["value"]), interval, str(estimate["n"]), str(unscored), bounds
 
 
 def _number(value: float | None) -> str:

@@ -1,12 +1,22 @@
 """Rates say what they are of; intervals hold; nothing is counted that was not scored."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sails_align.core.errors import InputError
-from sails_align.evaluation.metrics import estimate, mean_interval, safety_estimates
+from sails_align.evaluation.metrics import (
+    METRICS,
+    Estimate,
+    attack_estimates,
+    estimate,
+    mean_interval,
+    safety_estimates,
+)
 
 
 @given(st.lists(st.one_of(st.none(), st.floats(0, 1)), min_size=1, max_size=50))
@@ -54,3 +64,26 @@ def test_one_seed_has_no_interval():
     assert np.isnan(high)
     mean, low, high = mean_interval([1.0, 2.0, 3.0])
     assert low < mean < high
+
+
+def test_the_bootstrap_is_the_percentile_one_for_its_seed():
+    values = [0.0, 1.0, 1.0, 1.0, 0.0, 1.0] * 5
+    rng = np.random.default_rng(3)
+    means = np.array(values)[rng.integers(30, size=(2000, 30))].mean(axis=1)
+    found = estimate(values, seed=3)
+    assert [found.ci_low, found.ci_high] == pytest.approx(np.quantile(means, [0.025, 0.975]))
+
+
+def test_the_table_says_how_each_estimate_is_shown():
+    assert {*safety_estimates([1.0]), *attack_estimates([1.0])} <= METRICS.keys()
+    share = Estimate(0.918, 0.883, 0.949, 256, 0)
+    assert METRICS["safety_rate"].with_interval(share) == "91.8 (88.3 to 94.9)"
+    assert METRICS["harmfulness"].with_interval(Estimate(1.15, 1.09, 1.22, 512, 0)) == "1.15 (1.09 to 1.22)"
+    assert METRICS["safety_rate"].with_interval(Estimate(None, None, None, 0, 3)) == "unscored (3)"
+    assert METRICS["safety_rate_out_of_distribution"].heading == "safety rate, held-out categories (%)"
+    assert METRICS["held_out_loss"].heading == "loss on held-out pairs"
+
+
+def test_reading_the_table_imports_nothing_heavy():
+    code = "import sys; import sails_align.evaluation.metrics; print({'torch', 'numpy', 'scipy'} & sys.modules.keys())"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"

@@ -38,7 +38,7 @@ from sails_align.core.cost import Cost, peak_memory_mb
 from sails_align.core.distributed import from_main, n_processes, process_index
 from sails_align.core.errors import InputError
 from sails_align.data.pairs import fingerprint
-from sails_align.evaluation.metrics import Estimate
+from sails_align.evaluation.metrics import METRICS, Estimate
 from sails_align.export.card import write_card
 from sails_align.testbed.build import Testbed, resolve_testbed
 from sails_align.testbed.evaluate import respond, summarize
@@ -47,7 +47,7 @@ from sails_align.training.checkpoints import MarkCheckpoints, find_checkpoint, s
 from sails_align.training.record import git_commit
 from sails_align.training.rlhf.options import WEIGHTS, Arguments, parse
 from sails_align.training.rlhf.warm_start import warm_start
-from sails_align.training.table import ROWS, cell
+from sails_align.training.table import ESTIMATES
 
 IDENTITY = (
     "learning_rate", "seed", "per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation",
@@ -170,9 +170,9 @@ def show(metrics: dict[str, Any], output_dir: Path) -> None:
     table = Table(title=f"RLHF reference, {part} split (95% intervals over prompts)")
     for heading in ("", *names):
         table.add_column(heading.replace("_", " "), justify="left" if not heading else "right")
-    for row, label in ROWS.items():
-        scale = 1.0 if row == "harmfulness" else 100.0
-        table.add_row(label, *(cell(Estimate(**metrics[name][row]), scale) for name in names))
+    for metric in (METRICS[name] for name in ESTIMATES):
+        estimates = (Estimate(**metrics[name][metric.name]) for name in names)
+        table.add_row(metric.heading, *map(metric.with_interval, estimates))
     seconds = metrics["cost"]["seconds"]
     spent = f"{sum(seconds.values()):.0f} (" + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()) + ")"
     table.add_row("seconds", *[""] * (len(names) - 1), spent)
