@@ -2,23 +2,33 @@
 
 rows = load_rows("data/pairs.jsonl.gz")            # a hub id, a folder, or a json, jsonl, csv or parquet file
 pairs = normalize(rows).dataset                    # prompt, chosen, rejected; perhaps category and harmful
-train = to_sft(mix(pairs, helpful, ratio=1.0, seed=0))
+train = to_sft(pairs)                              # TRL's form; to_preference(pairs) for DPO
 """
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from datasets import Dataset, Features, concatenate_datasets
+from datasets import Dataset, Features
 
 from sails_align.core.errors import InputError
 from sails_align.data.formats import FORMATS, PROMPT_COLUMNS, Format, assistant, find_format, parse_prompt
 from sails_align.data.loading import cache_errors, load_rows
 from sails_align.data.rows import EXTRAS, MESSAGES, Normalized, OnBadRows, Parser, columns_by_lower_name, read_rows
+
+
+@dataclass(frozen=True)
+class AlignmentExamples:
+    """Normalised examples of one training."""
+
+    safety: Dataset
+    """Pairs of harmful requests: the response contrast, and the harmful side of the prompt contrast."""
+    helpful: Dataset | None
+    """Examples of harmless requests: the harmless side of the prompt contrast."""
+    train: Dataset
+    """What is trained on: the safety pairs, until transforms change it."""
 
 
 def normalize(
@@ -145,54 +155,6 @@ def _convert(dataset: Dataset, convert: Callable[[dict[str, Any]], dict[str, Any
             features=Features({column: MESSAGES for column in columns}),
             desc="Converting rows",
         )
-
-
-def contaminate(pairs: Dataset, share: float, seed: int) -> Dataset:
-    """Pairs, of a share of which (rounded to whole pairs) the chosen and the rejected response have changed places.
-
-    Raises:
-        InputError: if there are no rejected responses.
-    """
-    if "rejected" not in pairs.column_names:
-        raise InputError(f"contamination is {share}, but the safety data has no rejected responses; leave it out")
-    wrong = set(np.random.default_rng(seed).permutation(len(pairs))[: round(share * len(pairs))].tolist())
-
-    def swap(row: dict[str, Any], index: int) -> dict[str, Any]:
-        return {"chosen": row["rejected"], "rejected": row["chosen"]} if index in wrong else {}
-
-    return pairs.map(swap, with_indices=True, keep_in_memory=True)
-
-
-def mix(safety: Dataset, helpful: Dataset, ratio: float, seed: int) -> Dataset:
-    """All safety examples and `ratio` times as many helpful ones, in an order that the seed decides.
-
-    Args:
-        safety: normalised.
-        helpful: normalised. The column `rejected` is kept only if both data sets have it; in any other column that one
-            of them lacks, its rows have None.
-        ratio: helpful examples for each safety example, >= 0; they are drawn without replacement.
-        seed: decides which are drawn, and the order.
-
-    Raises:
-        InputError: if there are too few helpful examples.
-    """
-    if not (math.isfinite(ratio) and ratio >= 0):
-        raise InputError(f"the ratio of helpful to safety examples is {ratio}; it must be 0 or more")
-    needed = round(ratio * len(safety))
-    if needed > len(helpful):
-        raise InputError(
-            f"a ratio of {ratio} needs {needed} helpful examples for {len(safety)} safety examples, and there are "
-            f"{len(helpful)};\nlower the ratio to {math.floor(100 * len(helpful) / len(safety)) / 100}, or give more"
-        )
-    rng = np.random.default_rng(seed)
-    drawn = helpful.select(rng.permutation(len(helpful))[:needed], keep_in_memory=True)
-    if ("rejected" in safety.column_names) != ("rejected" in helpful.column_names):
-        safety, drawn = (
-            part.remove_columns([column for column in part.column_names if column == "rejected"])
-            for part in (safety, drawn)
-        )
-    both = concatenate_datasets([safety, drawn])
-    return both.select(rng.permutation(len(both)), keep_in_memory=True)
 
 
 def fingerprint(dataset: Dataset) -> str:

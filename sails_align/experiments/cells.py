@@ -34,7 +34,8 @@ from sails_align.testbed.build import Testbed, resolve_testbed
 from sails_align.testbed.evaluate import HARMFUL, MAX_NEW_TOKENS, Judged, respond, summarize
 from sails_align.testbed.judge import OracleJudge, request_prompts
 from sails_align.testbed.oracle import Oracle
-from sails_align.training.callbacks.adapter import DriftCallback, ProbeCallback
+from sails_align.training.callbacks.drift import DriftCallback
+from sails_align.training.callbacks.probe import ProbeCallback
 
 PROBE_EVERY = 8
 N_EXPLAINED = 256

@@ -42,7 +42,7 @@ def method(facts: Facts) -> str:
     names += ("benign_whitening", "layer_map")
     rows = {name: sails.get(name) for name in (*names, "fold_norm", "init_scale", "subspace_mode")}
     if sails.get("subspace_mode") == "decay":
-        rows["subspace_decay"] = sails.get("subspace_decay")
+        rows["subspace_decay"] = facts.option("callbacks", "subspace_decay") or sails.get("subspace_decay")
     if facts.adapter:
         modules = facts.adapter.get("target_modules")
         many = isinstance(modules, list) and len(modules) > 12

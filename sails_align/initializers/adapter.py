@@ -78,7 +78,7 @@ def initialize_adapter(
             read or written in the residual stream is the intended one; then each has the norm `scale` again, but they
             are no longer orthogonal to each other.
         subspace_mode: "freeze" keeps the side with the directions from training, "freeze_readers" only that of modules
-            that read (their `lora_A`); "init" and "decay" train it (the decay is `training.callbacks.SubspaceDecay`).
+            that read (their `lora_A`); "init" and "decay" train it (the decay is a callback).
         scale: norm of each direction.
         seed: of the random directions.
         adapter_name: as in PEFT.

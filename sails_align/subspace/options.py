@@ -27,7 +27,6 @@ CHOICES = {
     "layer_map": ("nearest", "sae_only", "from_onset"),
     "subspace_mode": ("init", "freeze", "freeze_readers", "decay"),
     "sae_placement": ("all", "by_layer", "sharded"),
-    "on_bad_rows": ("error", "skip"),
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -152,9 +151,6 @@ class SailsArguments:
         metadata={"help": "init (train on freely), freeze the side in the subspace, freeze_readers (only of modules "
                   "that read), or decay towards it."},
     )  # fmt: skip
-    subspace_decay: float = field(
-        default=1.0, metadata={"help": "Strength of --subspace_mode decay: the pull in a step is lr times this."}
-    )
     max_discovery_examples: int = field(
         default=2000, metadata={"help": "Examples of each side used to find the subspace, at most."}
     )
@@ -177,8 +173,6 @@ class SailsArguments:
             raise InputError(f"top_k is {self.top_k}, but at least one latent must be kept: choose 1 or more")
         if self.init_scale is None or not 0.0 < self.init_scale < float("inf"):
             raise InputError(f"init_scale is {self.init_scale}, but it is the norm of a direction: choose above 0")
-        if not 0.0 < self.subspace_decay < float("inf"):
-            raise InputError(f"subspace_decay is {self.subspace_decay}, but it is a strength: choose more than 0")
         if self.max_discovery_examples < 1:
             raise InputError(f"max_discovery_examples is {self.max_discovery_examples}; choose 1 or more")
         if self.adapter_path is not None and self.init is not None:
@@ -193,50 +187,6 @@ class SailsArguments:
         """The options that decide the subspace: what its artifact is keyed by."""
         names = ("init", "contrast", "prompt_tokens", "score", "top_k", "weighting", "center", "tau")
         return {name: getattr(self, name) for name in (*names, "benign_whitening", "max_discovery_examples")}
-
-
-@dataclass
-class DataArguments:
-    """The data, besides TRL's own `--dataset_name`, `--dataset_config` and the splits."""
-
-    helpful_dataset_name: str | None = field(
-        default=None,
-        metadata={"help": "Data of harmless requests, mixed into the training data; its prompts are the harmless side "
-                  "of the prompt contrast."},
-    )  # fmt: skip
-    helpful_dataset_config: str | None = field(default=None, metadata={"help": "Its configuration."})
-    helpful_dataset_split: str = field(default="train", metadata={"help": "Its split."})
-    helpful_ratio: float = field(default=1.0, metadata={"help": "Helpful examples for each safety example."})
-    max_train_examples: int | None = field(
-        default=None, metadata={"help": "Safety examples to train on, at most, chosen by --seed."}
-    )
-    contamination: float = field(
-        default=0.0,
-        metadata={"help": "Share of safety pairs, chosen by --seed, whose chosen and rejected change places: to study "
-                  "what wrong labels do."},
-    )  # fmt: skip
-    eval_examples: int = field(
-        default=256,
-        metadata={"help": "Held-out pairs for the loss (taken from the training split where there is no test split); "
-                  "on the testbed, prompts of each test set."},
-    )  # fmt: skip
-    on_bad_rows: str = field(
-        default="error", metadata={"help": "Rows that cannot be used: error (named and counted) or skip (counted)."}
-    )
-
-    def __post_init__(self) -> None:
-        check_choices(self, CHOICES)
-        if not 0 <= self.helpful_ratio < float("inf"):
-            raise InputError(
-                f"helpful_ratio is {self.helpful_ratio}, but it is helpful examples for each safety example: choose 0 "
-                "or more"
-            )
-        if not 0 <= self.contamination <= 1:
-            raise InputError(f"contamination is {self.contamination}, but it is a share: choose 0 to 1")
-        if self.eval_examples < 1:
-            raise InputError(f"eval_examples is {self.eval_examples}; choose 1 or more")
-        if self.max_train_examples is not None and self.max_train_examples < 1:
-            raise InputError(f"max_train_examples is {self.max_train_examples}; choose 1 or more")
 
 
 @dataclass

@@ -34,6 +34,7 @@ from sails_align.core.distributed import from_main, n_processes
 from sails_align.core.errors import InputError
 from sails_align.models.language_model import copy_processor
 from sails_align.subspace.basis import Subspace
+from sails_align.training.callbacks.options import DecayOptions
 from sails_align.training.dataset import Source, identity_of
 from sails_align.training.options import CHANGES_BASE, Arguments
 from sails_align.training.trainer import INITIAL_ADAPTER, PAIRS, AlignmentTrainer
@@ -86,7 +87,7 @@ def run_identity(args: Arguments, source: Source, subspace: Subspace | None) -> 
         "fold_norm": sails.fold_norm,
         "init_scale": sails.init_scale,
         "subspace_mode": sails.subspace_mode,
-        "subspace_decay": sails.subspace_decay,
+        "subspace_decay": args.of(DecayOptions).subspace_decay,
         "lora_r": model.lora_r,
         "lora_alpha": model.lora_alpha,
         "lora_target_modules": model.lora_target_modules,

@@ -1,5 +1,6 @@
 """What a training starts from: a model and its tokenizer, and data split into what trains, contrasts and measures."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from trl import DPOConfig, ModelConfig, ScriptArguments, SFTConfig
 from sails_align.core.artifacts import file_hash
 from sails_align.core.distributed import from_main
 from sails_align.core.errors import InputError
-from sails_align.data.pairs import contaminate, fingerprint, load_rows, mix, normalize
+from sails_align.data.options import DataOptions
+from sails_align.data.pairs import AlignmentExamples, fingerprint, load_rows, normalize
 from sails_align.data.tokens import read_chat_template
+from sails_align.data.transforms import transformed
 from sails_align.models.load import model_errors
-from sails_align.subspace.options import DataArguments
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def load_tokenizer(
 
 
 def load_data(
-    script_args: ScriptArguments, data_args: DataArguments, seed: int
+    script_args: ScriptArguments, data_args: DataOptions, seed: int
 ) -> tuple[Dataset, Dataset | None, Dataset, dict[str, int]]:
     """Safety pairs, helpful examples (if any), held-out pairs, and what was dropped, from the data sets named.
 
@@ -152,40 +154,36 @@ def load_data(
 def assemble(
     model_args: ModelConfig,
     training_args: SFTConfig | DPOConfig,
-    data_args: DataArguments,
+    data_args: DataOptions,
     data: tuple[Dataset, Dataset | None, Dataset, dict[str, int]],
     name: str | None = None,
     chat_template_path: str | None = None,
+    transforms: Sequence[Any] = (),
 ) -> Source:
-    """Put model and data together: cut the safety data to size, contaminate it if asked to, mix in the helpful data.
+    """Put model and data together: cut the safety data to size, and apply the transforms of the data.
 
     Args:
         model_args: TRL's; names the model.
         training_args: TRL's; of it the seed and whether to trust remote code.
-        data_args: how much data, and the ratio.
+        data_args: how much data.
         data: what `load_data` gives.
         name: what the model is called, if it is not what `from_pretrained` takes.
         chat_template_path: a Jinja file, in place of the tokenizer's own template.
+        transforms: options of transforms.
     """
     safety, helpful, held_out, dropped = data
     if data_args.max_train_examples is not None and data_args.max_train_examples < len(safety):
         safety = safety.shuffle(seed=training_args.seed).select(range(data_args.max_train_examples))
-    if data_args.contamination > 0:
-        safety = contaminate(safety, data_args.contamination, training_args.seed)
-    train = safety
-    if helpful is not None and (needed := round(data_args.helpful_ratio * len(safety))) > 0:
-        # Discovery sees the examples that are trained on and no others, so that it is no way to more data.
-        helpful = helpful.shuffle(seed=training_args.seed).select(range(min(needed, len(helpful))))
-        train = mix(safety, helpful, data_args.helpful_ratio, training_args.seed)
+    examples = transformed(AlignmentExamples(safety, helpful, train=safety), transforms, training_args.seed)
     assert model_args.model_name_or_path is not None
     return Source(
         model_name=model_args.model_name_or_path,
         name=name or model_args.model_name_or_path,
         tokenizer=load_tokenizer(model_args, training_args, chat_template_path),
         model_config=load_model_config(model_args, training_args),
-        safety=safety,
-        helpful=helpful,
-        train=train,
+        safety=examples.safety,
+        helpful=examples.helpful,
+        train=examples.train,
         held_out=held_out,
         dropped=dropped,
     )

@@ -16,7 +16,10 @@ from trl import DPOConfig, ModelConfig, ScriptArguments, SFTConfig
 from sails_align.core.distributed import process_index
 from sails_align.core.errors import InputError
 from sails_align.core.options import to_json
-from sails_align.subspace.options import PRESETS, DataArguments, DPOArguments, Method, SailsArguments
+from sails_align.data.options import DataOptions
+from sails_align.data.transforms import TRANSFORMS
+from sails_align.subspace.options import PRESETS, DPOArguments, Method, SailsArguments
+from sails_align.training.callbacks import CALLBACKS
 
 logger = logging.getLogger(__name__)
 
@@ -48,13 +51,21 @@ RANGES = {  # option -> smallest value, and the first one that is too large
 LORA_OPTIONS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_rslora", "use_dora")
 
 
+def extra_options() -> list[type]:
+    """The options that transforms of the data and callbacks bring."""
+    entries = [entry for registry in (TRANSFORMS, CALLBACKS) for _, entry in registry.items()]
+    return [entry.options for entry in entries if entry.options is not None]
+
+
 @dataclass
 class Arguments:
     """All options of one training."""
 
     method: Method
     sails: SailsArguments
-    data: DataArguments
+    data: DataOptions
+    extras: tuple[Any, ...]
+    """Options of transforms and callbacks, one of each class in `extra_options`."""
     script: ScriptArguments
     training: SFTConfig | DPOConfig
     model: ModelConfig
@@ -63,6 +74,10 @@ class Arguments:
     """Of ours, in place of TRL's and PEFT's."""
     given: dict[str, Any]
     """The options on the command line and in the file."""
+
+    def of(self, options: type | None) -> Any:
+        """The options of an entry, by their class; None of one that has none."""
+        return next((each for each in self.extras if options is not None and isinstance(each, options)), None)
 
     @property
     def start(self) -> str:
@@ -94,6 +109,9 @@ class Arguments:
         """Every option, resolved. Secrets are masked by transformers."""
         training = {name: _as_json(value) for name, value in self.training.to_dict().items()}
         parts = {"sails": to_json(self.sails), "data": to_json(self.data), "training": training}
+        for entries, part in ((TRANSFORMS, "data"), (CALLBACKS, "callbacks")):
+            own = [to_json(self.of(entry.options)) for _, entry in entries.items() if entry.options is not None]
+            parts[part] = {**parts.get(part, {}), **{name: value for options in own for name, value in options.items()}}
         parts |= {"script": vars(self.script), "model": vars(self.model), "dpo": vars(self.dpo)}
         return {"method": self.method, **parts}
 

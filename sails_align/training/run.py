@@ -25,11 +25,12 @@ from sails_align.core.command_line import CommandLine
 from sails_align.core.cost import Cost, peak_memory_mb
 from sails_align.core.distributed import check_devices, plain_cpu, process_index
 from sails_align.core.errors import InputError
+from sails_align.data.options import DataOptions
 from sails_align.export.card import write_card
 from sails_align.export.hub import push
 from sails_align.models.adapters import check_complete
 from sails_align.subspace.discovery import DiscoveryOptions, find_subspace
-from sails_align.subspace.options import DataArguments, DPOArguments, Method, SailsArguments
+from sails_align.subspace.options import DPOArguments, Method, SailsArguments
 from sails_align.testbed.build import MODEL_NAME, Testbed, is_testbed, resolve_testbed
 from sails_align.testbed.evaluate import alignment_data
 from sails_align.training.checkpoints import (
@@ -42,7 +43,7 @@ from sails_align.training.checkpoints import (
 )
 from sails_align.training.dataset import Source, assemble, load_data
 from sails_align.training.measure import MeasureStart, count_parameters, measure
-from sails_align.training.options import Arguments
+from sails_align.training.options import Arguments, extra_options
 from sails_align.training.performance import check_machine, check_options
 from sails_align.training.record import write_record
 from sails_align.training.table import show
@@ -106,10 +107,13 @@ def parse(method: Method, argv: Sequence[str] | None = None, prog: str | None = 
     if method == "dpo" and line.value("packing") is not None:
         raise InputError("packing is given, but TRL packs examples of SFT only; leave it out")
     config_class = SFTConfig if method == "sft" else DPOConfig
-    classes = [SailsArguments, DataArguments, ScriptArguments, config_class, ModelConfig]
+    classes = [SailsArguments, DataOptions, *extra_options(), ScriptArguments, config_class, ModelConfig]
     more = [DPOArguments] if method == "dpo" else []
-    parsed = line.parse([*classes, *more], defaults=defaults, prog=prog)
-    arguments = Arguments(method, *parsed[:5], *(parsed[5:] or [DPOArguments()]), defaults=defaults, given=line.given)
+    sails, data, *parsed = line.parse([*classes, *more], defaults=defaults, prog=prog)
+    extras, parsed = tuple(parsed[: len(extra_options())]), parsed[len(extra_options()) :]
+    arguments = Arguments(
+        method, sails, data, extras, *parsed[:3], *(parsed[3:] or [DPOArguments()]), defaults=defaults, given=line.given
+    )
     arguments.settle()
     check_options(arguments)
     plain_cpu(arguments.training)
@@ -220,7 +224,7 @@ def load_source(args: Arguments) -> tuple[Source, Testbed | None]:
         args.dpo.ref_model_name_or_path = resolve_testbed(reference).model_path
     if not is_testbed(args.model.model_name_or_path):
         data = load_data(args.script, args.data, training.seed)
-        return assemble(args.model, training, args.data, data, chat_template_path=args.chat_template_path), None
+        return _assembled(args, data), None
     testbed = resolve_testbed(args.model.model_name_or_path)
     args.model.model_name_or_path = testbed.model_path
     if args.sails.sae_release is None and args.sails.sae_path is None:
@@ -233,10 +237,19 @@ def load_source(args: Arguments) -> tuple[Source, Testbed | None]:
         helpful = alignment_data(world, harmful=False, seed=seed)
         held_out = alignment_data(world, harmful=True, n=args.data.eval_examples, part="validation")
         data = (safety, helpful, held_out, {})
-    source = assemble(
-        args.model, training, args.data, data, name=MODEL_NAME, chat_template_path=args.chat_template_path
+    return _assembled(args, data, MODEL_NAME), testbed
+
+
+def _assembled(args: Arguments, data: tuple[Any, ...], name: str | None = None) -> Source:
+    return assemble(
+        args.model,
+        args.training,
+        args.data,
+        data,  # pyright: ignore[reportArgumentType]
+        name=name,
+        chat_template_path=args.chat_template_path,
+        transforms=args.extras,
     )
-    return source, testbed
 
 
 def discovery_options(args: Arguments) -> DiscoveryOptions:

@@ -19,7 +19,7 @@ from sails_align.models.language_model import freeze_outside_decoder
 from sails_align.models.load import check_whole, model_errors
 from sails_align.models.quantized import is_quantized, train_in_float32, trained_values, use_one_layout
 from sails_align.subspace.basis import Subspace
-from sails_align.training.callbacks.adapter import DriftCallback, SubspaceDecay, add_first
+from sails_align.training.callbacks import CALLBACKS
 from sails_align.training.dataset import Source
 from sails_align.training.options import CHANGES_BASE, Arguments
 from sails_align.training.starts import loaded_model, lora_config, model_init_kwargs, start_by_eva
@@ -62,6 +62,7 @@ def build_trainer(
     if args.sails.init in CHANGES_BASE:
         _keep_initial_adapter(args, model)
     if subspace is None:
+        _attach_callbacks(trainer, args, None)
         return trainer, None
     assert args.sails.init_scale is not None
     init = initialize_adapter(
@@ -73,10 +74,13 @@ def build_trainer(
         scale=args.sails.init_scale,
         seed=args.training.seed,
     )
-    add_first(trainer, DriftCallback(init))
-    if args.sails.subspace_mode == "decay":
-        trainer.add_callback(SubspaceDecay(init, args.sails.subspace_decay))
+    _attach_callbacks(trainer, args, init)
     return trainer, init
+
+
+def _attach_callbacks(trainer: AlignmentTrainer, args: Arguments, init: AdapterInit | None) -> None:
+    for _, entry in CALLBACKS.items():
+        entry.load()(trainer, init, args.of(entry.options))
 
 
 def _trainer(

@@ -17,15 +17,15 @@ from hypothesis import strategies as st
 from sails_align.core.errors import InputError
 from sails_align.data.formats import FORMATS, BadRowError, find_format
 from sails_align.data.pairs import (
-    contaminate,
     fingerprint,
     load_prompts,
     load_rows,
-    mix,
     normalize,
     to_preference,
     to_sft,
 )
+from sails_align.data.transforms.contaminate import contaminate
+from sails_align.data.transforms.mix import mix
 
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 TURNS = [

@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig
 
 from sails_align.cli.eval_harness import HarnessArguments
 from sails_align.core.command_line import CommandLine
+from sails_align.data.options import MixOptions
 from sails_align.evaluation.attacks import options as attack_options
 from sails_align.evaluation.judges.options import JudgeArguments
 from sails_align.experiments.commands import OPTIONS
@@ -119,7 +120,7 @@ def training_tokens(args: Arguments) -> float:
         for name in (args.script.dataset_name, args.data.helpful_dataset_name)
     )
     safety = min(safety, args.data.max_train_examples or safety)
-    n_examples = safety + min(helpful, args.data.helpful_ratio * safety)
+    n_examples = safety + min(helpful, args.of(MixOptions).helpful_ratio * safety)
     return n_examples * TOKENS * args.training.num_train_epochs
 
 

@@ -1,0 +1,18 @@
+"""Callbacks of a training, one file each, attached in this order.
+
+A callback's module has a function `attach(trainer, init, options)`, where `init` says how the adapter was initialised
+(None: in no subspace). It adds a `TrainerCallback` if the options ask for one.
+"""
+
+from sails_align.core.registry import Entry, Registry
+from sails_align.training.callbacks.options import DecayOptions
+
+CALLBACKS = Registry(
+    "callback",
+    {
+        "drift": Entry("sails_align.training.callbacks.drift:attach", "Log how far the adapter has left its subspace."),
+        "decay": Entry(
+            "sails_align.training.callbacks.decay:attach", "Pull the adapter back to that subspace.", DecayOptions
+        ),
+    },
+)

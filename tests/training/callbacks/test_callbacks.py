@@ -24,8 +24,10 @@ from sails_align.core.errors import InputError
 from sails_align.core.linalg import energy_inside, orthonormalize, principal_angles
 from sails_align.initializers.adapter import AdapterInit, initialize_adapter
 from sails_align.subspace.basis import Subspace
-from sails_align.training.callbacks import adapter as callbacks
-from sails_align.training.callbacks.adapter import DriftCallback, ProbeCallback, SubspaceDecay, add_first
+from sails_align.training.callbacks import drift as drift_module
+from sails_align.training.callbacks.decay import SubspaceDecay
+from sails_align.training.callbacks.drift import DriftCallback, add_first
+from sails_align.training.callbacks.probe import ProbeCallback
 
 D_MODEL, N_LAYERS, RANK = 32, 2, 4
 DRIFT = {
@@ -242,7 +244,7 @@ def test_drift_does_not_change_the_run(tmp_path):
 def test_drift_of_partitioned_parameters_is_not_logged_and_said_so(tmp_path, monkeypatch, caplog):
     model, init = make()
     with monkeypatch.context() as patch:
-        patch.setattr(callbacks, "_distributed_type", lambda: DistributedType.FSDP)
+        patch.setattr(drift_module, "distributed_type", lambda: DistributedType.FSDP)
         trainer = make_trainer(model, tmp_path, [DriftCallback(init)])
         trainer.train()
     assert "not logged" in caplog.text

@@ -1,27 +1,31 @@
-"""What happens during training besides training: the decay towards the subspace, drift in the logs, and probes.
+"""Log how large the adapter's update is, and how far it has left the subspace.
 
 Shapes: D d_model, R rank, O the other width of a module (of its output if it reads the residual stream, else input).
 """
 
 import logging
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from peft.tuners.lora import LoraLayer
 from peft.utils.integrations import gather_params_ctx
 from torch import nn
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from sails_align.core.errors import InputError
 from sails_align.core.linalg import orthonormalize, principal_angles
 from sails_align.initializers.adapter import AdapterInit, ModuleInit
+from sails_align.training.callbacks.factors import distributed_type, lora_factor
 
 logger = logging.getLogger(__name__)
+
+
+def attach(trainer: Trainer, init: AdapterInit | None, options: None = None) -> None:
+    """Add the callback to trainings whose adapter starts in a subspace."""
+    if init is not None:
+        add_first(trainer, DriftCallback(init))
 
 
 def add_first(trainer: Trainer, callback: TrainerCallback) -> None:
@@ -31,50 +35,6 @@ def add_first(trainer: Trainer, callback: TrainerCallback) -> None:
     adds to the logs reaches neither wandb nor tensorboard.
     """
     trainer.callback_handler.callbacks.insert(0, callback)
-
-
-class SubspaceDecay(TrainerCallback):
-    """Pull the side of the adapter that took the directions back to them, after each optimizer step.
-
-    Decoupled from the gradient, as AdamW's weight decay (towards 0) is: W <- W - lr * strength * (W - W_0).
-    """
-
-    def __init__(self, init: AdapterInit, strength: float) -> None:
-        """Take what `initialize_adapter` returned, and the strength, which multiplies the learning rate.
-
-        Raises:
-            InputError: if the strength is not positive.
-        """
-        if not strength > 0:
-            raise InputError(
-                f"the decay's strength is {strength}, but must be positive; for none, use subspace_mode init"
-            )
-        self._init, self._strength = init, strength
-        self._pairs: list[tuple[nn.Parameter, torch.Tensor]] = []  # parameter, initial value
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **kwargs: Any
-    ) -> None:
-        # Their optimizers keep copies or parts of the parameters, so that what is written to these is lost or wrong.
-        assert _distributed_type() not in (DistributedType.DEEPSPEED, DistributedType.FSDP), "refused with the options"
-        parameters = [_factor(model, module, module.side, self._init.adapter_name) for module in self._init.modules]
-        initial = [self._init.initial[module.name] for module in self._init.modules]
-        self._pairs = [(p, value.to(p.device, p.dtype)) for p, value in zip(parameters, initial, strict=True)]
-
-    @torch.no_grad()
-    def on_optimizer_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        *,
-        optimizer: torch.optim.Optimizer,
-        **kwargs: Any,
-    ) -> None:
-        # The scheduler has not stepped yet: this is the rate that the optimizer used.
-        rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
-        for parameter, initial in self._pairs:
-            parameter.lerp_(initial, min(1.0, rates[id(parameter)] * self._strength))  # 1: all the way, not beyond
 
 
 class DriftCallback(TrainerCallback):
@@ -102,7 +62,7 @@ class DriftCallback(TrainerCallback):
     ) -> None:
         # FSDP2's parameters can be put together.
         is_fsdp2 = any(isinstance(parameter, DTensor) for parameter in model.parameters())
-        self._off = _distributed_type() == DistributedType.FSDP and not is_fsdp2
+        self._off = distributed_type() == DistributedType.FSDP and not is_fsdp2
         if self._off and state.is_world_process_zero:
             logger.warning("the adapter's drift is not logged: FSDP1 keeps its parameters in one flat tensor")
 
@@ -139,7 +99,8 @@ class DriftCallback(TrainerCallback):
         for module in self._init.modules:
             basis_DR = self._bases[module.name]
             factors = {
-                side: _whole(_factor(model, module, side, self._init.adapter_name)).double().cpu() for side in squares
+                side: _whole(lora_factor(model, module, side, self._init.adapter_name)).double().cpu()
+                for side in squares
             }
             for side, factor in factors.items():
                 squares[side] += factor.square().sum().item()
@@ -158,53 +119,6 @@ class DriftCallback(TrainerCallback):
             "adapter_energy_inside": inside / total if total > 0 else 0.0,
             "adapter_largest_angle": angle,
         }
-
-
-class ProbeCallback(TrainerCallback):
-    """Measures the model before the first step and after every n steps: how soon is 90% safety reached?
-
-    The probe sees the model in evaluation mode and without gradients. PyTorch's random state is put back afterwards,
-    so that a run with probes is the same run as one without. All processes run the probe.
-    """
-
-    def __init__(self, every_n_steps: int, probe: Callable[[PreTrainedModel], dict[str, float]]) -> None:
-        if every_n_steps < 1:
-            raise InputError(f"every_n_steps is {every_n_steps}, but must be at least 1")
-        self._every_n_steps, self._probe = every_n_steps, probe
-        self.rows: list[tuple[int, dict[str, float]]] = []
-        "(step, values): what the probe returned after that many optimizer steps."
-
-    def steps_to(self, name: str, threshold: float) -> int | None:
-        """The first step at which a value was at least the threshold; None if it never was."""
-        return next((step for step, values in self.rows if values[name] >= threshold), None)
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if state.global_step == 0:  # not when resuming
-            self._run(kwargs["model"], 0)
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.global_step % self._every_n_steps == 0:
-            self._run(kwargs["model"], state.global_step)
-
-    def _run(self, model: PreTrainedModel, step: int) -> None:
-        was_training = model.training
-        model.eval()
-        try:
-            with torch.no_grad(), torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
-                self.rows.append((step, self._probe(model)))
-        finally:
-            model.train(was_training)
-
-
-def _distributed_type() -> DistributedType:
-    return AcceleratorState().distributed_type
-
-
-def _factor(model: nn.Module, module: ModuleInit, side: str, adapter_name: str) -> nn.Parameter:
-    """lora_A (R, in) or lora_B (out, R) of a module."""
-    return model.get_parameter(f"{module.name}.lora_{side}.{adapter_name}.weight")
 
 
 def _whole(parameter: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,66 @@
+"""Options of the data, and of what changes it (`data/transforms`)."""
+
+from dataclasses import dataclass, field
+
+from sails_align.core.errors import InputError
+from sails_align.core.options import check_choices
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """The data, besides TRL's own `--dataset_name`, `--dataset_config` and the splits."""
+
+    helpful_dataset_name: str | None = field(
+        default=None,
+        metadata={"help": "Data of harmless requests, mixed into the training data; its prompts are the harmless side "
+                  "of the prompt contrast."},
+    )  # fmt: skip
+    helpful_dataset_config: str | None = field(default=None, metadata={"help": "Its configuration."})
+    helpful_dataset_split: str = field(default="train", metadata={"help": "Its split."})
+    max_train_examples: int | None = field(
+        default=None, metadata={"help": "Safety examples to train on, at most, chosen by --seed."}
+    )
+    eval_examples: int = field(
+        default=256,
+        metadata={"help": "Held-out pairs for the loss (taken from the training split where there is no test split); "
+                  "on the testbed, prompts of each test set."},
+    )  # fmt: skip
+    on_bad_rows: str = field(
+        default="error", metadata={"help": "Rows that cannot be used: error (named and counted) or skip (counted)."}
+    )
+
+    def __post_init__(self) -> None:
+        check_choices(self, {"on_bad_rows": ("error", "skip")})
+        if self.eval_examples < 1:
+            raise InputError(f"eval_examples is {self.eval_examples}; choose 1 or more")
+        if self.max_train_examples is not None and self.max_train_examples < 1:
+            raise InputError(f"max_train_examples is {self.max_train_examples}; choose 1 or more")
+
+
+@dataclass(frozen=True)
+class ContaminateOptions:
+    """Options of the transform `contaminate`."""
+
+    contamination: float = field(
+        default=0.0,
+        metadata={"help": "Share of safety pairs, chosen by --seed, whose chosen and rejected change places: to study "
+                  "what wrong labels do."},
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.contamination <= 1:
+            raise InputError(f"contamination is {self.contamination}, but it is a share: choose 0 to 1")
+
+
+@dataclass(frozen=True)
+class MixOptions:
+    """Options of the transform `mix`."""
+
+    helpful_ratio: float = field(default=1.0, metadata={"help": "Helpful examples for each safety example."})
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.helpful_ratio < float("inf"):
+            raise InputError(
+                f"helpful_ratio is {self.helpful_ratio}, but it is helpful examples for each safety example: choose 0 "
+                "or more"
+            )

@@ -1,0 +1,43 @@
+"""Changes of the training data, one file each, applied in this order.
+
+A transform is a function `transform(examples, options, seed)` from `AlignmentExamples` to `AlignmentExamples`. With its
+options left out it changes nothing, or does what every training does.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from sails_align.core.registry import Entry, Registry
+from sails_align.data.options import ContaminateOptions, MixOptions
+
+if TYPE_CHECKING:
+    from sails_align.data.pairs import AlignmentExamples
+
+TRANSFORMS = Registry(
+    "transform",
+    {
+        "contaminate": Entry(
+            "sails_align.data.transforms.contaminate:transform",
+            "Swap the chosen and the rejected response of a share of the safety pairs.",
+            ContaminateOptions,
+        ),
+        "mix": Entry(
+            "sails_align.data.transforms.mix:transform", "Mix helpful examples into the safety examples.", MixOptions
+        ),
+    },
+)
+
+
+def transformed(examples: "AlignmentExamples", options: Sequence[Any], seed: int) -> "AlignmentExamples":
+    """Apply all transforms in their order.
+
+    Args:
+        examples: normalised, with the safety pairs as what is trained on.
+        options: of transforms, found by their classes; a transform without its options takes the defaults.
+        seed: of what is drawn at random.
+    """
+    for _, entry in TRANSFORMS.items():
+        assert entry.options is not None
+        own = next((each for each in options if isinstance(each, entry.options)), entry.options())
+        examples = entry.load()(examples, own, seed)
+    return examples

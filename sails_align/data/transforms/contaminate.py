@@ -1,0 +1,38 @@
+"""Give some safety pairs wrong labels, to study what these do.
+
+Of a share of the pairs, which the seed chooses, the chosen and the rejected response change places.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from sails_align.core.errors import InputError
+from sails_align.data.options import ContaminateOptions
+from sails_align.data.pairs import AlignmentExamples
+
+
+def transform(examples: AlignmentExamples, options: ContaminateOptions, seed: int) -> AlignmentExamples:
+    """Contaminate the safety pairs."""
+    if options.contamination == 0:
+        return examples
+    safety = contaminate(examples.safety, options.contamination, seed)
+    return replace(examples, safety=safety, train=safety)
+
+
+def contaminate(pairs: Dataset, share: float, seed: int) -> Dataset:
+    """Pairs, of a share of which (rounded to whole pairs) the chosen and the rejected response have changed places.
+
+    Raises:
+        InputError: if there are no rejected responses.
+    """
+    if "rejected" not in pairs.column_names:
+        raise InputError(f"contamination is {share}, but the safety data has no rejected responses; leave it out")
+    wrong = set(np.random.default_rng(seed).permutation(len(pairs))[: round(share * len(pairs))].tolist())
+
+    def swap(row: dict[str, Any], index: int) -> dict[str, Any]:
+        return {"chosen": row["rejected"], "rejected": row["chosen"]} if index in wrong else {}
+
+    return pairs.map(swap, with_indices=True, keep_in_memory=True)

@@ -1,0 +1,53 @@
+"""Mix helpful examples into the safety examples, so that the model learns to answer, too."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+from datasets import Dataset, concatenate_datasets
+
+from sails_align.core.errors import InputError
+from sails_align.data.options import MixOptions
+from sails_align.data.pairs import AlignmentExamples
+
+
+def transform(examples: AlignmentExamples, options: MixOptions, seed: int) -> AlignmentExamples:
+    """Mix what is trained on with as many helpful examples as the ratio asks for."""
+    needed = round(options.helpful_ratio * len(examples.safety))
+    if examples.helpful is None or needed == 0:
+        return examples
+    # Discovery sees the examples that are trained on and no others, so that it is no way to more data.
+    helpful = examples.helpful.shuffle(seed=seed).select(range(min(needed, len(examples.helpful))))
+    return replace(examples, helpful=helpful, train=mix(examples.train, helpful, options.helpful_ratio, seed))
+
+
+def mix(safety: Dataset, helpful: Dataset, ratio: float, seed: int) -> Dataset:
+    """All safety examples and `ratio` times as many helpful ones, in an order that the seed decides.
+
+    Args:
+        safety: normalised.
+        helpful: normalised. The column `rejected` is kept only if both data sets have it; in any other column that one
+            of them lacks, its rows have None.
+        ratio: helpful examples for each safety example, >= 0; they are drawn without replacement.
+        seed: decides which are drawn, and the order.
+
+    Raises:
+        InputError: if there are too few helpful examples.
+    """
+    if not (math.isfinite(ratio) and ratio >= 0):
+        raise InputError(f"the ratio of helpful to safety examples is {ratio}; it must be 0 or more")
+    needed = round(ratio * len(safety))
+    if needed > len(helpful):
+        raise InputError(
+            f"a ratio of {ratio} needs {needed} helpful examples for {len(safety)} safety examples, and there are "
+            f"{len(helpful)};\nlower the ratio to {math.floor(100 * len(helpful) / len(safety)) / 100}, or give more"
+        )
+    rng = np.random.default_rng(seed)
+    drawn = helpful.select(rng.permutation(len(helpful))[:needed], keep_in_memory=True)
+    if ("rejected" in safety.column_names) != ("rejected" in helpful.column_names):
+        safety, drawn = (
+            part.remove_columns([column for column in part.column_names if column == "rejected"])
+            for part in (safety, drawn)
+        )
+    both = concatenate_datasets([safety, drawn])
+    return both.select(rng.permutation(len(both)), keep_in_memory=True)

@@ -1,0 +1,63 @@
+"""Pull the adapter back to the subspace it started in (`--subspace_mode decay`)."""
+
+from typing import Any
+
+import torch
+from accelerate.utils import DistributedType
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from sails_align.core.errors import InputError
+from sails_align.initializers.adapter import AdapterInit
+from sails_align.training.callbacks.factors import distributed_type, lora_factor
+from sails_align.training.callbacks.options import DecayOptions
+
+
+def attach(trainer: Trainer, init: AdapterInit | None, options: DecayOptions) -> None:
+    """Add the callback to trainings that ask for it."""
+    if init is not None and init.subspace_mode == "decay":
+        trainer.add_callback(SubspaceDecay(init, options.subspace_decay))
+
+
+class SubspaceDecay(TrainerCallback):
+    """Pull the side of the adapter that took the directions back to them, after each optimizer step.
+
+    Decoupled from the gradient, as AdamW's weight decay (towards 0) is: W <- W - lr * strength * (W - W_0).
+    """
+
+    def __init__(self, init: AdapterInit, strength: float) -> None:
+        """Take what `initialize_adapter` returned, and the strength, which multiplies the learning rate.
+
+        Raises:
+            InputError: if the strength is not positive.
+        """
+        if not strength > 0:
+            raise InputError(
+                f"the decay's strength is {strength}, but must be positive; for none, use subspace_mode init"
+            )
+        self._init, self._strength = init, strength
+        self._pairs: list[tuple[nn.Parameter, torch.Tensor]] = []  # parameter, initial value
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **kwargs: Any
+    ) -> None:
+        # Their optimizers keep copies or parts of the parameters, so that what is written to these is lost or wrong.
+        assert distributed_type() not in (DistributedType.DEEPSPEED, DistributedType.FSDP), "refused with the options"
+        parameters = [lora_factor(model, module, module.side, self._init.adapter_name) for module in self._init.modules]
+        initial = [self._init.initial[module.name] for module in self._init.modules]
+        self._pairs = [(p, value.to(p.device, p.dtype)) for p, value in zip(parameters, initial, strict=True)]
+
+    @torch.no_grad()
+    def on_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        optimizer: torch.optim.Optimizer,
+        **kwargs: Any,
+    ) -> None:
+        # The scheduler has not stepped yet: this is the rate that the optimizer used.
+        rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        for parameter, initial in self._pairs:
+            parameter.lerp_(initial, min(1.0, rates[id(parameter)] * self._strength))  # 1: all the way, not beyond
