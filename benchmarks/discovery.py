@@ -38,10 +38,10 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, 
 
 from sails_align.core.artifacts import package_versions, write_json
 from sails_align.core.errors import InputError, exit_on_input_error
-from sails_align.data.tokens import TokenizedSide
+from sails_align.data.tokens import TokenizedSide, padded
 from sails_align.models.hooks import hidden_states_at
 from sails_align.saes.load import ResidualSAE, load_saes, residual_sae
-from sails_align.subspace.forward import batches, discover, padded
+from sails_align.subspace.forward import batches, discover
 from sails_align.subspace.selection import FeatureFitter
 from sails_align.subspace.statistics import SIDES
 

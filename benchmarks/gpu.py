@@ -88,17 +88,18 @@ def discovery(folder: Path, shape: str, turns: int) -> dict[str, Any]:
     import torch
     from random_models import SAES
 
-    from sails_align.data.tokens import TokenizedSide
+    from sails_align.data.tokens import TokenizedSide, padded
     from sails_align.models.load import load_truncated
     from sails_align.saes.sets import SAESet
-    from sails_align.subspace.forward import batches, discover, padded
+    from sails_align.saes.source import SAESource
+    from sails_align.subspace.forward import batches, discover
     from sails_align.subspace.selection import FeatureFitter
 
     size, device = size_of(shape), device_name()
     layers = SAES[shape][0]
     model = load_truncated(folder / "model", max(layers), dtype="bfloat16", device=device)
-    found = {"path": folder / "saes", "model_config": model.config, "model_name": "gemma", "device": device}
-    saes = SAESet.load(keep=True, allow_mismatch=True, **found)
+    source = SAESource(path=str(folder / "saes"), allow_mismatch=True)
+    saes = SAESet.load(source, keep=True, model_config=model.config, model_name="gemma", device=device)
     length, generator = size["length"] // 4, torch.Generator().manual_seed(0)
     ids = torch.randint(3, model.config.vocab_size, (2, 8 * size["rows"], length), generator=generator).tolist()
     mask = [at >= length // 2 for at in range(length)]  # half of them are a response

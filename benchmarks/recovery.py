@@ -33,11 +33,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sails_align.core.linalg import orthonormalize
 from sails_align.evaluation.metrics import mean_interval
-from sails_align.initializers.baselines import ActivationFitter, activation_pca, mean_diff, random_basis
+from sails_align.initializers.activation_pca import activation_pca
+from sails_align.initializers.mean_difference import mean_difference
+from sails_align.initializers.random_basis import random_basis
 from sails_align.saes.load import load_saes
 from sails_align.subspace.basis import build_subspace
 from sails_align.subspace.concepts import last_token_states
 from sails_align.subspace.selection import FeatureFitter, select_features
+from sails_align.subspace.statistics import ActivationFitter
 from sails_align.testbed.build import resolve_testbed
 from sails_align.testbed.world import Request
 
@@ -105,7 +108,7 @@ def recover(harmful_ND, harmless_ND, encoder, decoder_FD, r: int, seed: int, top
     pca: dict[str, Any] = {"tau": 1.0, "weighting": True, "center": False}
     found = {
         "SAE features": build_subspace(selection, {0: decoder_FD}, provenance={}, **pca),
-        "mean difference": mean_diff(activations.result(), contrast="prompt", provenance={}),
+        "mean difference": mean_difference(activations.result(), contrast="prompt", provenance={}),
         "activation PCA": activation_pca(activations.result(), contrast="prompt", rank=r, provenance={}),
         "random": random_basis(harmful_ND.shape[1], [0], r, seed, provenance={}),
     }

@@ -43,15 +43,15 @@ from sails_align.core.errors import CommandParser, exit_on_input_error
 from sails_align.evaluation.backends.local_model import load_model
 from sails_align.evaluation.metrics import SAFE
 from sails_align.evaluation.model import resolve_model
-from sails_align.initializers.baselines import random_basis
+from sails_align.initializers.random_basis import random_basis
 from sails_align.reporting.figures import COLOURS, picture
 from sails_align.saes.explain import Context, meanings
 from sails_align.steering.directions import added, removed
 from sails_align.subspace.concepts import last_token_states
-from sails_align.subspace.discovery import find_subspace, load_named_saes
 from sails_align.testbed.evaluate import HARMFUL, HARMLESS, Judged, respond
 from sails_align.testbed.lexicon import BENIGN_THEMES, HARM_THEMES, SHARED_BENIGN, SHARED_HARM
 from sails_align.training import run as align
+from sails_align.training.subspace import find_subspace, saes_of
 from sails_align.training.trainer import build_trainer
 
 logging.disable_progress_bar()
@@ -99,7 +99,7 @@ def percent(value: float) -> str:
 # two sides apart are kept, layer by layer, and PCA makes a few directions of their decoder vectors.
 
 # %%
-subspace = find_subspace(args.sails, source, align.discovery_options(args), given.output_dir / "run" / "subspace")
+subspace = find_subspace(args, source, given.output_dir / "run" / "subspace")
 onset = subspace.onset
 assert onset is not None
 about = subspace.provenance["features"]["layers"][str(onset)]
@@ -128,7 +128,7 @@ notice(
 
 # %%
 base: Any = AutoModelForCausalLM.from_pretrained(source.model_name, dtype=torch.float32)
-saes = load_named_saes(args.sails, source, align.discovery_options(args))
+saes = saes_of(args, source)
 HARM_WORDS = {word for theme in HARM_THEMES.values() for word in theme} | set(SHARED_HARM)
 HARM_WORDS -= {word for theme in BENIGN_THEMES.values() for word in theme} | set(SHARED_BENIGN)
 texts = list(explaining.texts_of(source, 128, args.training.max_length or 1024))

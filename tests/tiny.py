@@ -11,12 +11,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, TrainerCallback, set_seed
 
 from sails_align.initializers.adapter import AdapterInit
-from sails_align.subspace import discovery as subspaces
 from sails_align.subspace.basis import Subspace
 from sails_align.subspace.options import Method
 from sails_align.training import run as align
 from sails_align.training.checkpoints import run_identity
 from sails_align.training.dataset import Source
+from sails_align.training.subspace import find_subspace
 from sails_align.training.trainer import AlignmentTrainer, build_trainer
 
 D_MODEL, N_LAYERS, RANK, SAE_LAYERS = 32, 3, 4, (0, 1)
@@ -87,7 +87,7 @@ def build(argv: list[str], callbacks: list[TrainerCallback] | None = None, metho
     subspace = None
     if args.sails.uses_subspace:
         folder = Path(str(args.training.output_dir)) / "subspace"
-        subspace = subspaces.find_subspace(args.sails, source, align.discovery_options(args), folder)
+        subspace = find_subspace(args, source, folder)
     trainer, init = build_trainer(args, source, subspace, callbacks)
     return Built(args, source, subspace, trainer, init)
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sails_align.core.errors import CommandParser, InputError
-from sails_align.subspace.options import SUBSPACE_INITS
+from sails_align.initializers import subspace_initializers
 from sails_align.testbed.build import PARAMETERS, build_testbed
 from sails_align.testbed.world import WorldConfig
 
@@ -31,15 +31,15 @@ def discover(argv: Sequence[str]) -> None:
         InputError: as `align.parse`, `align.load_source` and `find_subspace`.
     """
     from sails_align.core.artifacts import output_folder
-    from sails_align.subspace.discovery import find_subspace
     from sails_align.training import run as align
+    from sails_align.training.subspace import find_subspace
 
     args = align.parse("sft", argv, prog="sails discover")
     if not args.sails.uses_subspace:
-        raise InputError(f"{args.start} starts in no subspace; choose --init {', '.join(SUBSPACE_INITS)}")
+        raise InputError(f"{args.start} starts in no subspace; choose --init {', '.join(subspace_initializers())}")
     with output_folder(Path(str(args.training.output_dir))) as output_dir:
         source, _ = align.load_source(args)
-        subspace = find_subspace(args.sails, source, align.discovery_options(args), output_dir / "subspace")
+        subspace = find_subspace(args, source, output_dir / "subspace")
     console = Console()
     for layer, basis_DR in subspace.bases.items():
         console.print(layer_table(layer, basis_DR.shape[1], subspace.provenance), highlight=False)

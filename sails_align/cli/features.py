@@ -29,9 +29,9 @@ from sails_align.saes.explain import meanings
 from sails_align.saes.sets import SAESet
 from sails_align.subspace.basis import Subspace
 from sails_align.subspace.concepts import States, concepts, last_token_states, shown
-from sails_align.subspace.discovery import load_named_saes
 from sails_align.training import run as align
 from sails_align.training.dataset import Source
+from sails_align.training.subspace import saes_of
 
 FILE = "features.json"
 N_PRINTED = 4
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
             f"{run} had no harmless requests to compare harmful ones with;\ntrain one with --helpful_dataset_name"
         )
     helpful = source.helpful
-    saes = load_named_saes(options.sails, source, align.discovery_options(options))
+    saes = saes_of(options, source)
     max_length = options.training.max_length or 1024
     if lacking := subspace.provenance["features"]["layers"].keys() - set(map(str, saes)):
         raise InputError(

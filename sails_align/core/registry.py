@@ -13,7 +13,7 @@ import difflib
 import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from sails_align.core.errors import InputError
 
@@ -40,10 +40,13 @@ class Entry:
         return getattr(importlib.import_module(module), name)
 
 
-class Registry:
+E = TypeVar("E", bound=Entry)
+
+
+class Registry(Generic[E]):
     """Hold the entries of one kind of thing, in the order in which help shows them."""
 
-    def __init__(self, kind: str, entries: Mapping[str, Entry]) -> None:
+    def __init__(self, kind: str, entries: Mapping[str, E]) -> None:
         """Take the entries of this folder; layers above add theirs with `register`.
 
         Args:
@@ -57,14 +60,14 @@ class Registry:
         """All names, in order."""
         return tuple(self._entries)
 
-    def items(self) -> Iterable[tuple[str, Entry]]:
+    def items(self) -> Iterable[tuple[str, E]]:
         """All names with their entries, in order."""
         return self._entries.items()
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries
 
-    def get(self, name: str) -> Entry:
+    def get(self, name: str) -> E:
         """Return the entry of a name.
 
         Raises:
@@ -74,7 +77,7 @@ class Registry:
             raise InputError(f"there is no {self.kind} {name!r}{did_you_mean(name, self._entries)}")
         return self._entries[name]
 
-    def register(self, name: str, entry: Entry) -> None:
+    def register(self, name: str, entry: E) -> None:
         """Add an entry from a layer above, or replace one.
 
         The same entry may be registered again: a module may be imported twice.

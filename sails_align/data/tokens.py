@@ -4,6 +4,8 @@ The span of a text in the rendered conversation is found by rendering it twice, 
 what comes before and after the mark is the template's. So it does not matter whether a template trims the text, puts
 an empty thinking block before it, or repeats it. Tokens are then assigned by their character offsets: a token that a
 tokenizer merges over the border (as " Hi" after "Assistant:") belongs to the text it holds a part of.
+
+Shapes: B batch, S sequence, T positions.
 """
 
 from collections.abc import Sequence
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 import jinja2
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from sails_align.core.errors import InputError
@@ -108,6 +111,21 @@ def tokenize_prompt(
     side = _tokenize(tokenizer, prompt_messages, None, add_generation_prompt=True)
     mask = side.mask if tokens == "all" else [False] * (len(side.mask) - 1) + [True]
     return TokenizedSide(side.input_ids[:max_length], mask[:max_length])
+
+
+def padded(batch: Sequence[TokenizedSide]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask (B, S), padded on the right, and which of the B x S positions are averaged (T,)."""
+    longest = max(len(sequence.input_ids) for sequence in batch)
+    # Any id does for padding: attention is causal and padding is on the right, so no real token sees it.
+    input_ids_BS = torch.zeros(len(batch), longest, dtype=torch.int64)
+    attention_mask_BS = torch.zeros_like(input_ids_BS)
+    mask_BS = torch.zeros_like(input_ids_BS)
+    for row, sequence in enumerate(batch):
+        length = len(sequence.input_ids)
+        input_ids_BS[row, :length] = torch.tensor(sequence.input_ids)
+        attention_mask_BS[row, :length] = 1
+        mask_BS[row, :length] = torch.tensor(sequence.mask)
+    return input_ids_BS, attention_mask_BS, mask_BS.flatten().nonzero().squeeze(1)
 
 
 def _tokenize(

@@ -18,11 +18,11 @@ from sails_align.core.artifacts import atomic_folder, file_hash
 from sails_align.core.errors import InputError
 from sails_align.edits.quantized_base import quantized_logits
 from sails_align.export.card import write_card
+from sails_align.initializers import leaves_base_alone
 from sails_align.models.adapters import AdapterFiles, check_complete, load_base_config, read_adapter
 from sails_align.models.attention import exact_attention
 from sails_align.models.language_model import copy_processor
 from sails_align.models.load import model_errors
-from sails_align.subspace.options import PLAIN_INITS
 
 TOLERANCE = 1e-5
 """Of logits, relative to the largest one if that is above 1. float32 is no finer: one and the same testbed model
@@ -68,7 +68,7 @@ def merge_adapter(
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output} exists and is not empty; give a new folder with --output")
     adapter = read_adapter(folder)
-    if (init := adapter.config.init_lora_weights) not in PLAIN_INITS:
+    if not leaves_base_alone(init := adapter.config.init_lora_weights):
         raise InputError(
             f"the adapter in {folder} starts from {init}, which changed the base weights: it does not fit the model;\n"
             "merge the finished run, whose adapter is converted, and not a checkpoint"

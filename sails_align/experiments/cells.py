@@ -102,9 +102,9 @@ def _untrained(cell: Cell, testbed: Testbed, folder: Path, cost: Cost) -> Traine
 
 def _aligned(cell: Cell, testbed: Testbed, folder: Path, cost: Cost) -> Trained:
     """SFT or DPO, as `align.run` does it, but nothing is saved."""
-    from sails_align.subspace.discovery import find_subspace
     from sails_align.training import run as align
     from sails_align.training.measure import count_parameters
+    from sails_align.training.subspace import find_subspace
     from sails_align.training.trainer import build_trainer
 
     method = cell.run.trainer
@@ -116,7 +116,7 @@ def _aligned(cell: Cell, testbed: Testbed, folder: Path, cost: Cost) -> Trained:
     subspace = None
     if args.sails.uses_subspace:
         with cost.of("subspace"):
-            subspace = find_subspace(args.sails, source, align.discovery_options(args), folder / "subspace")
+            subspace = find_subspace(args, source, folder / "subspace")
     probe = ProbeCallback(PROBE_EVERY, _probe(testbed, source.tokenizer, cost)) if cell.part == "test" else None
     with cost.of("prepare"):
         trainer, init = build_trainer(args, source, subspace, callbacks=[probe] if probe else None)

@@ -14,10 +14,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from sails_align.evaluation.backends.vllm_options import MAX_LORA_RANKS, max_lora_rank
+from sails_align.initializers import leaves_base_alone
 from sails_align.models.adapters import AdapterFiles, read_adapter, tensor_faults
 from sails_align.models.hooks import decoder_layers
 from sails_align.models.load import not_partitioned
-from sails_align.subspace.options import PLAIN_INITS
 
 DTYPES = ("F32", "F16", "BF16")
 UNREAD = (
@@ -83,7 +83,7 @@ def _config_problems(adapter: AdapterFiles) -> Iterator[Problem]:
     unread = [name for name in UNREAD if config.to_dict().get(name)]
     if unread:
         yield Problem(f"it uses {', '.join(unread)}, which vLLM does not read", MERGE)
-    if config.init_lora_weights not in PLAIN_INITS:
+    if not leaves_base_alone(config.init_lora_weights):
         yield Problem(
             f"its initialisation ({config.init_lora_weights}) changed the base weights; vLLM has the published ones",
             "use the finished run, whose adapter is converted, and not a checkpoint; or train with another --init",

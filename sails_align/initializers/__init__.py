@@ -1,0 +1,89 @@
+"""Where adapters start: one file for each way, listed here with what must be known of it before it is imported.
+
+To add one that starts in a subspace, write `initializers/NAME.py` with a `SubspaceMethod` (see `subspace.methods`) and
+list it here; `--init NAME` and `sails_align.discover(init="NAME")` follow from the entry.
+"""
+
+from dataclasses import dataclass
+
+from sails_align.core.registry import Entry, Registry
+
+
+@dataclass(frozen=True)
+class Initializer(Entry):
+    """An initialization: what it needs, and what it does to the model."""
+
+    makes_subspace: bool = False
+    """The object is a `SubspaceMethod`: adapters start in the subspace that it builds. Else a `PeftInitializer`."""
+    needs_saes: bool = False
+    needs_data: bool = False
+    """Runs training examples through the model once the adapter is made."""
+    needs_whole_weights: bool = False
+    """Is computed from base weights that no engine may have split."""
+    changes_base: bool = False
+    """Takes the adapter's first product out of the base weights, and so changes these."""
+    exact: bool = True
+    """The first forward pass is the base model's bit for bit, and so it is with the adapter off."""
+    init_lora_weights: bool | str = True
+    """PEFT's name for it, as adapter_config.json has it."""
+
+
+def _subspace(module: str, summary: str, *, needs_saes: bool = False) -> Initializer:
+    return Initializer(f"{__name__}.{module}:METHOD", summary, makes_subspace=True, needs_saes=needs_saes)
+
+
+_PEFT = f"{__name__}.peft"
+NO_INITIALIZER = Initializer(f"{_PEFT}:DEFAULT", "A trained adapter, or full fine-tuning: nothing is initialized.")
+
+INITIALIZERS: Registry[Initializer] = Registry(
+    "initializer",
+    {
+        "sails": _subspace("sails", "Start in the span of the SAE features with the highest scores.", needs_saes=True),
+        "random_basis": _subspace("random_basis", "Start in random orthonormal directions."),
+        "random_features": _subspace("random_features", "Start in random SAE features.", needs_saes=True),
+        "activation_pca": _subspace("activation_pca", "Start where hidden states vary most."),
+        "mean_diff": _subspace("mean_difference", "Start in the difference of the two sides' mean hidden states."),
+        "default": Initializer(f"{_PEFT}:DEFAULT", "Plain LoRA: random A, zero B."),
+        "gaussian": Initializer(f"{_PEFT}:GAUSSIAN", "A from a normal distribution.", init_lora_weights="gaussian"),
+        "orthogonal": Initializer(
+            f"{_PEFT}:ORTHOGONAL", "Orthogonal A and B.", exact=False, init_lora_weights="orthogonal"
+        ),
+        "pissa": Initializer(
+            f"{_PEFT}:PISSA",
+            "The weights' principal singular vectors (arXiv 2404.02948).",
+            needs_whole_weights=True,
+            changes_base=True,
+            exact=False,
+            init_lora_weights="pissa",
+        ),
+        "olora": Initializer(
+            f"{_PEFT}:OLORA",
+            "A QR decomposition of the weights (arXiv 2406.01775).",
+            needs_whole_weights=True,
+            changes_base=True,
+            exact=False,
+            init_lora_weights="olora",
+        ),
+        "eva": Initializer(
+            f"{_PEFT}:EVA",
+            "What varies most in each module's input (arXiv 2410.07170).",
+            needs_data=True,
+            needs_whole_weights=True,
+            init_lora_weights="eva",
+        ),
+    },
+)
+
+
+def subspace_initializers() -> tuple[str, ...]:
+    """Names of the initializations that build a subspace."""
+    return tuple(name for name, entry in INITIALIZERS.items() if entry.makes_subspace)
+
+
+def leaves_base_alone(init_lora_weights: object) -> bool:
+    """Whether an adapter with this value in its configuration fits the base model as it is published.
+
+    Others take something out of the base weights (pissa, olora, corda, lora_ga), or train on rounded ones (loftq).
+    """
+    plain = {entry.init_lora_weights for _, entry in INITIALIZERS.items() if not entry.changes_base}
+    return init_lora_weights in (False, *plain)

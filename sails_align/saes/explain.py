@@ -17,10 +17,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sails_align.core.artifacts import cache_folder
 from sails_align.core.errors import InputError
-from sails_align.data.tokens import TokenizedSide
+from sails_align.data.tokens import TokenizedSide, padded
 from sails_align.models.hooks import evaluation_mode, hidden_states_at
 from sails_align.saes.load import ResidualSAE
-from sails_align.subspace.forward import padded
 
 N_CONTEXTS, N_WORDS, N_NEIGHBOURS = 3, 6, 3
 BATCH_SIZE = 16

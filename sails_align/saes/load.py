@@ -19,6 +19,7 @@ from sails_align.core.artifacts import tensors_hash
 from sails_align.core.errors import InputError
 from sails_align.saes.checks import check_fits, layer_of_sae
 from sails_align.saes.files import saes_of_path, saes_of_release
+from sails_align.saes.source import SAESource
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -109,48 +110,40 @@ def load_saes(
         InputError: if an SAE cannot be found or read, is not of the residual stream, does not fit the model, expects
             an input scaling that is not stored with it, or if two are of one layer.
     """
-    options = {"model_config": model_config, "model_name": model_name, "device": device}
-    found = loaded_one_by_one(release=release, sae_ids=sae_ids, path=path, allow_mismatch=allow_mismatch, **options)
+    source = SAESource(release, tuple(sae_ids), None if path is None else str(path), allow_mismatch)
+    found = loaded_one_by_one(source, model_config=model_config, model_name=model_name, device=device)
     return {sae.info.layer: sae for sae in sorted(found, key=lambda sae: sae.info.layer)}
 
 
 def loaded_one_by_one(
-    *,
-    release: str | None = None,
-    sae_ids: Sequence[str] = (),
-    path: str | Path | None = None,
-    model_config: PretrainedConfig,
-    model_name: str,
-    device: str = "cpu",
-    allow_mismatch: bool = False,
+    source: SAESource, *, model_config: PretrainedConfig, model_name: str, device: str = "cpu"
 ) -> Iterator[ResidualSAE]:
     """The SAEs of `load_saes` in the order they are named, each loaded when it is asked for.
 
     Raises:
         InputError: as `load_saes`.
     """
-    if (release is None) == (path is None):
+    if (source.release is None) == (source.path is None):
         raise InputError("both or neither of --sae_release and --sae_path are given; give one")
-    if release is not None:
-        found = saes_of_release(release, sae_ids, device)
+    if source.release is not None:
+        found = saes_of_release(source.release, source.sae_ids, device)
     else:
-        assert path is not None
-        found = saes_of_path(Path(path), sae_ids, device)
+        found = saes_of_path(Path(str(source.path)), source.sae_ids, device)
     sources: dict[int, str] = {}
-    for source, sae in found:
-        encoder = residual_sae(source, sae)
+    for name, sae in found:
+        encoder = residual_sae(name, sae)
         del sae  # so that the caller alone holds it
-        check_fits(encoder.info, model_config, model_name, allow_mismatch)
-        for name in ("W_enc", "W_dec"):
-            if not getattr(encoder.sae, name).isfinite().all():
-                raise InputError(f"SAE {source} has numbers in {name} that are not finite; load or train it again")
+        check_fits(encoder.info, model_config, model_name, source.allow_mismatch)
+        for weight in ("W_enc", "W_dec"):
+            if not getattr(encoder.sae, weight).isfinite().all():
+                raise InputError(f"SAE {name} has numbers in {weight} that are not finite; load or train it again")
         layer = encoder.info.layer
         if layer in sources:
             raise InputError(
-                f"{sources[layer]} and {source} are both SAEs of layer {layer}:\n"
+                f"{sources[layer]} and {name} are both SAEs of layer {layer}:\n"
                 "give one for each layer (with --sae_path, --sae_ids names the sub-folders to take)"
             )
-        sources[layer] = source
+        sources[layer] = name
         yield encoder
         del encoder
 

@@ -4,15 +4,18 @@ A Gemma Scope SAE of 16k latents takes 0.3 GB in Gemma-2-2B and 0.5 GB in 9B, on
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import Tensor
+from transformers import PreTrainedConfig
 
-from sails_align.saes.load import ResidualSAE, SAEInfo, load_saes, loaded_one_by_one
+from sails_align.saes.load import ResidualSAE, SAEInfo, loaded_one_by_one
+from sails_align.saes.source import SAESource
 
 Value = TypeVar("Value")
+NO_SAES = SAESource()
 
 
 class _ByLayer(Mapping[int, Value]):
@@ -37,42 +40,61 @@ class SAESet(_ByLayer[ResidualSAE]):
     infos: Mapping[int, SAEInfo]
     """What is known of each; nothing is loaded for it."""
     _kept: Mapping[int, ResidualSAE]
-    _options: Mapping[str, Any]
-    """Of `load_saes`."""
+    _source: SAESource = NO_SAES
+    _options: Mapping[str, Any] | None = None
+    """Of the model, for `load_saes`."""
 
     @classmethod
-    def load(cls, *, keep: bool, **options: Any) -> "SAESet":
-        """Load and check all SAEs, one after the other.
+    def of(cls, saes: Mapping[int, ResidualSAE]) -> "SAESet":
+        """Those that are in memory already."""
+        kept = dict(sorted(saes.items()))
+        return cls({layer: sae.info for layer, sae in kept.items()}, kept)
+
+    @classmethod
+    def load(
+        cls, source: SAESource, *, keep: bool, model_config: PreTrainedConfig, model_name: str, device: str = "cpu"
+    ) -> "SAESet":
+        """Load and check all SAEs, one after the other; none if none are named.
 
         Args:
+            source: of the SAEs.
             keep: hold all of them in memory; else none.
-            options: of `load_saes`.
+            model_config: as for `load_saes`.
+            model_name: as for `load_saes`.
+            device: as for `load_saes`.
 
         Raises:
             InputError: as `load_saes`.
         """
         kept: dict[int, ResidualSAE] = {}
         infos: dict[int, SAEInfo] = {}
-        for sae in loaded_one_by_one(**options):
+        options = {"model_config": model_config, "model_name": model_name, "device": device}
+        for sae in loaded_one_by_one(source, **options) if source.named else ():
             infos[sae.info.layer] = sae.info
             if keep:
                 kept[sae.info.layer] = sae
             del sae  # before the next one is loaded
-        return cls(dict(sorted(infos.items())), kept, options)
+        return cls(dict(sorted(infos.items())), kept, source, options)
 
     def __getitem__(self, layer: int) -> ResidualSAE:
         if layer in self._kept:
             return self._kept[layer]
-        source = self.infos[layer].source
-        release = self._options.get("release")
-        which: dict[str, Any] = {"path": Path(source), "sae_ids": ()}
+        one = self.infos[layer].source
+        release = self._source.release
+        which: dict[str, Any] = {"path": str(Path(one)), "sae_ids": ()}
         if release is not None:
-            which = {"sae_ids": [source.removeprefix(f"{release}/")]}
-        return load_saes(**{**self._options, **which})[layer]
+            which = {"sae_ids": (one.removeprefix(f"{release}/"),)}
+        return next(loaded_one_by_one(replace(self._source, **which), **(self._options or {})))
 
-    def some(self, layers: list[int]) -> dict[int, ResidualSAE]:
-        """The SAEs of some layers, loaded."""
-        return {layer: self[layer] for layer in layers}
+    def __repr__(self) -> str:
+        lines = [
+            f"  layer {layer}: {of.d_sae} latents, {of.architecture}, {of.source}" for layer, of in self.infos.items()
+        ]
+        return "\n".join([f"SAEs of {len(self)} layer{'' if len(self) == 1 else 's'}", *lines])
+
+    def identity(self) -> dict[str, Any]:
+        """What identifies them: the hashes of their weights."""
+        return {str(layer): info.sha256 for layer, info in self.infos.items()}
 
 
 class Decoders(_ByLayer[Tensor]):

@@ -12,11 +12,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sails_align.data.formats import Message
-from sails_align.data.tokens import tokenize_prompt
+from sails_align.data.tokens import padded, tokenize_prompt
 from sails_align.models.hooks import evaluation_mode, hidden_states_at
 from sails_align.saes.load import ResidualSAE
 from sails_align.subspace.basis import Subspace
-from sails_align.subspace.forward import padded
 
 N_SHOWN = 8
 """Features of a layer whose meaning is told."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sails_align.core.distributed import summed
 from sails_align.core.errors import InputError
 from sails_align.core.progress import progress_bar
-from sails_align.data.tokens import TokenizedSide
+from sails_align.data.tokens import TokenizedSide, padded
 from sails_align.models.hooks import evaluation_mode, hidden_states_at
 
 WINDOW = 512
@@ -93,21 +93,6 @@ def batches(
                 batch = []
             batch.append(sequence)
         yield batch
-
-
-def padded(batch: Sequence[TokenizedSide]) -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids and attention mask (B, S), padded on the right, and which of the B x S positions are averaged (T,)."""
-    longest = max(len(sequence.input_ids) for sequence in batch)
-    # Any id does for padding: attention is causal and padding is on the right, so no real token sees it.
-    input_ids_BS = torch.zeros(len(batch), longest, dtype=torch.int64)
-    attention_mask_BS = torch.zeros_like(input_ids_BS)
-    mask_BS = torch.zeros_like(input_ids_BS)
-    for row, sequence in enumerate(batch):
-        length = len(sequence.input_ids)
-        input_ids_BS[row, :length] = torch.tensor(sequence.input_ids)
-        attention_mask_BS[row, :length] = 1
-        mask_BS[row, :length] = torch.tensor(sequence.mask)
-    return input_ids_BS, attention_mask_BS, mask_BS.flatten().nonzero().squeeze(1)
 
 
 def _feed(

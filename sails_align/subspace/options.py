@@ -1,25 +1,14 @@
-"""Options of the method, in the order in which they act, and the presets that give their defaults.
-
-A field whose default is None takes its value from the preset.
-"""
+"""Options of discovery, in the order in which they act, and the presets that give their defaults."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sails_align.core.errors import InputError
-from sails_align.core.options import check_choices
+from sails_align.core.options import check_choices, check_least
 
 Method = Literal["sft", "dpo"]
 
-PEFT_INITS = ("default", "gaussian", "orthogonal", "pissa", "olora", "eva")
-"""Initialisations that PEFT does itself, without a subspace."""
-PLAIN_INITS = (True, False, "gaussian", "orthogonal", "eva")
-"""`init_lora_weights` that leave the base weights alone. The others take something out of them (pissa, olora, corda,
-lora_ga), or train on rounded ones (loftq), so that the adapter does not fit the base model as it is published."""
-SUBSPACE_INITS = ("sails", "random_basis", "random_features", "activation_pca", "mean_diff")
-
 CHOICES = {
-    "init": (*SUBSPACE_INITS, *PEFT_INITS),
     "preset": ("default", "paper"),
     "contrast": ("response", "prompt", "both", "split"),
     "score": ("mean_diff", "standardized"),
@@ -63,130 +52,51 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclass
-class SailsArguments:
-    """Where the safety subspace comes from, and how adapters start in it."""
+DECIDES_SUBSPACE = (
+    "contrast",
+    "prompt_tokens",
+    "score",
+    "top_k",
+    "weighting",
+    "center",
+    "tau",
+    "benign_whitening",
+    "max_discovery_examples",
+)
+"""Options, besides the initialization, that a subspace depends on: what its artifact is keyed by."""
 
-    init: str | None = field(
-        default=None,
-        metadata={
-            "help": "What the adapters start from: sails (SAE features; what is used if nothing is said), a rival "
-            "subspace (random_basis, random_features, activation_pca, mean_diff), or one of PEFT's own "
-            "initialisations: default (plain LoRA), gaussian, orthogonal, pissa, olora, eva."
-        },
-    )
-    adapter_path: str | None = field(
-        default=None,
-        metadata={
-            "help": "A trained LoRA adapter of the model to start from, such as the folder of an SFT run. For DPO the "
-            "reference is then the model with that adapter."
-        },
-    )
-    preset: str = field(
-        default="default",
-        metadata={"help": "Gives every option left out: default (measured best on the testbed) or paper."},
-    )
-    sae_release: str | None = field(
-        default=None, metadata={"help": "A release of sae-lens, such as gemma-scope-2b-pt-res-canonical."}
-    )
-    sae_ids: list[str] | None = field(
-        default=None, metadata={"help": "Which SAEs of the release (or sub-folders of --sae_path), one a layer."}
-    )
-    sae_path: str | None = field(
-        default=None, metadata={"help": "Instead of a release: a local SAE, a folder of them, or a params.npz."}
-    )
-    sae_allow_mismatch: bool = field(
-        default=False, metadata={"help": "Accept SAEs that were trained on a model of another name."}
-    )
-    sae_placement: str = field(
-        default="all",
-        metadata={"help": "SAEs in memory at a time: all of them on every process; by_layer: one, with a pass over the "
-                  "data for each; sharded: each process has those of some layers, and reads all data for these."},
-    )  # fmt: skip
-    subspace_path: str | None = field(
-        default=None, metadata={"help": "A saved subspace to start from; discovery is not run."}
-    )
-    contrast: str | None = field(
-        default=None,
-        metadata={
-            "help": "What is compared: response (chosen against rejected responses), prompt (harmless against harmful "
-            "prompts), both together, or split: modules that read take what harmful prompts activate more, modules "
-            "that write take the response contrast."
-        },
-    )
-    prompt_tokens: str | None = field(
-        default=None,
-        metadata={"help": "Tokens of a prompt that are averaged: all of the last user turn, or last (where it ends)."},
-    )
-    score: str | None = field(
-        default=None,
-        metadata={"help": "Score of a latent: mean_diff (the paper's) or standardized (by the pooled deviation)."},
-    )
-    top_k: int | None = field(default=None, metadata={"help": "Latents kept in each layer."})
-    weighting: bool | None = field(
-        default=None, metadata={"help": "Weight decoder directions by their score before the PCA."}
-    )
-    center: bool | None = field(
-        default=None, metadata={"help": "Subtract the mean direction before the PCA, as a literal PCA does."}
-    )
-    tau: float | None = field(default=None, metadata={"help": "Share of the variance the PCA keeps, in (0, 1]."})
-    benign_whitening: bool | None = field(
-        default=None,
-        metadata={"help": "Rank what modules read against the variance of harmless conversations (generalised "
-                  "eigenvectors), so that adapters see little of those."},
-    )  # fmt: skip
-    layer_map: str | None = field(
-        default=None,
-        metadata={"help": "Layers without an SAE take the subspace of the nearest one (nearest), or have no adapter "
-                  "(sae_only); from_onset: nearest, but blocks before the first layer that tells harmful prompts from "
-                  "harmless ones have none."},
-    )  # fmt: skip
-    fold_norm: bool | None = field(
-        default=None,
-        metadata={"help": "Divide directions by the RMSNorm gain between the residual stream and the module."},
-    )
-    init_scale: float | None = field(default=None, metadata={"help": "Norm of each initial direction."})
-    subspace_mode: str | None = field(
-        default=None,
-        metadata={"help": "init (train on freely), freeze the side in the subspace, freeze_readers (only of modules "
-                  "that read), or decay towards it."},
-    )  # fmt: skip
-    max_discovery_examples: int = field(
-        default=2000, metadata={"help": "Examples of each side used to find the subspace, at most."}
-    )
 
-    given: frozenset[str] = field(init=False, repr=False, default=frozenset())
-    """The options of the preset that were given, so that they are obeyed or refused, never adjusted."""
+@dataclass(frozen=True)
+class DiscoveryOptions:
+    """What discovery averages, keeps and spans; the defaults are the preset's."""
+
+    contrast: str = "split"
+    prompt_tokens: str = "last"
+    score: str = "mean_diff"
+    top_k: int = 64
+    weighting: bool = True
+    center: bool = False
+    tau: float = 1.0
+    benign_whitening: bool = True
+    layer_map: str = "from_onset"
+    """With `from_onset`, the first layer that tells harmful from harmless prompts is looked for."""
+    max_discovery_examples: int = 2000
+    rank: int = 16
+    """Directions of methods that could have any number of them."""
+    max_length: int = 1024
+    seed: int = 0
+    sae_placement: str = "all"
+    progress: bool = True
+    given: frozenset[str] = frozenset()
+    """The options that the user named: they are obeyed or refused, never adjusted to the data."""
 
     def __post_init__(self) -> None:
         check_choices(self, CHOICES)
-        self.given = frozenset(name for name in PRESETS[self.preset] if getattr(self, name) is not None)
-        for name, value in PRESETS[self.preset].items():
-            if getattr(self, name) is None:
-                setattr(self, name, value)
-        check_choices(self, CHOICES)
-        assert self.tau is not None
-        assert self.top_k is not None
         if not 0.0 < self.tau <= 1.0:
             raise InputError(f"tau is {self.tau}, but it is a share of the variance: choose a value in (0, 1]")
         if self.top_k < 1:
             raise InputError(f"top_k is {self.top_k}, but at least one latent must be kept: choose 1 or more")
-        if self.init_scale is None or not 0.0 < self.init_scale < float("inf"):
-            raise InputError(f"init_scale is {self.init_scale}, but it is the norm of a direction: choose above 0")
-        if self.max_discovery_examples < 1:
-            raise InputError(f"max_discovery_examples is {self.max_discovery_examples}; choose 1 or more")
-        if self.adapter_path is not None and self.init is not None:
-            raise InputError("--adapter_path and --init are both given, but training starts from one; leave one out")
-
-    @property
-    def uses_subspace(self) -> bool:
-        """Whether adapters start in a subspace."""
-        return self.init in SUBSPACE_INITS
-
-    def subspace_options(self) -> dict[str, Any]:
-        """The options that decide the subspace: what its artifact is keyed by."""
-        names = ("init", "contrast", "prompt_tokens", "score", "top_k", "weighting", "center", "tau")
-        return {name: getattr(self, name) for name in (*names, "benign_whitening", "max_discovery_examples")}
+        check_least(self, max_discovery_examples=1)
 
 
 @dataclass

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from sails_align.initializers.baselines import ActivationStats, ActivationSums
-from sails_align.subspace.statistics import check_finite
+from sails_align.subspace.statistics import ActivationStats, ActivationSums, check_finite
 
 BENIGN = "benign"
 """The contrast, of an aligned side alone, that holds the responses to harmless prompts."""

@@ -116,6 +116,59 @@ class Stats(Generic[Sums]):
         return cls({key: cls.sums_class(**named) for key, named in parts.items()})  # type: ignore[arg-type]
 
 
+@dataclass(frozen=True)
+class ActivationSums(SideSums):
+    """Sums over the tokens of one side, of the hidden states themselves. float64."""
+
+    sum: Tensor
+    """(D,)"""
+    second_moment: Tensor
+    """(D, D): sum of the outer products; (0, 0) if they were not asked for."""
+
+
+@dataclass(frozen=True)
+class ActivationStats(Stats[ActivationSums]):
+    """The first two moments of the hidden states, for each (contrast, layer, side)."""
+
+    kind = "activation_stats"
+    sums_class = ActivationSums
+
+
+class ActivationFitter:
+    """Adds up the hidden states and their outer products. Its memory does not depend on the number of tokens."""
+
+    def __init__(self, *, second_moment: bool = True) -> None:
+        """Choose what to add up.
+
+        Args:
+            second_moment: also the outer products, which a PCA needs and a difference of means does not: at d_model
+                3584 they take 0.1 GB for each (contrast, layer, side).
+        """
+        self._second_moment = second_moment
+        self._sums: dict[Key, ActivationSums] = {}
+
+    @torch.no_grad()
+    def update(self, contrast: str, side: str, layer: int, hidden_TD: Tensor) -> None:
+        """Add tokens to a side; the arguments are those of `FeatureFitter.update`."""
+        # Some dimensions of a residual stream are hundreds of times larger than the rest: in float32 the products of
+        # those would round away the others' covariance.
+        hidden_TD = hidden_TD.double()
+        key = (contrast, layer, side)
+        if key not in self._sums:
+            sum_D = hidden_TD.new_zeros(hidden_TD.shape[1])
+            products_DD = torch.outer(sum_D, sum_D) if self._second_moment else sum_D.new_zeros(0, 0)
+            self._sums[key] = ActivationSums(token_count(0, hidden_TD.device), sum_D, products_DD)
+        sums = self._sums[key]
+        sums.n_tokens.add_(hidden_TD.shape[0])
+        sums.sum.add_(hidden_TD.sum(0))
+        if self._second_moment:
+            sums.second_moment.addmm_(hidden_TD.T, hidden_TD)
+
+    def result(self) -> ActivationStats:
+        """What was added so far; the fitter can go on."""
+        return ActivationStats({key: sums.copy() for key, sums in self._sums.items()})
+
+
 def contrasts_of(contrast: str) -> tuple[str, ...]:
     """The contrasts that an option value stands for: one, or all of them for "both" and "split".
 

@@ -36,7 +36,7 @@ from sails_align.models.language_model import copy_processor
 from sails_align.subspace.basis import Subspace
 from sails_align.training.callbacks.options import DecayOptions
 from sails_align.training.dataset import Source, identity_of
-from sails_align.training.options import CHANGES_BASE, Arguments
+from sails_align.training.options import Arguments
 from sails_align.training.trainer import INITIAL_ADAPTER, PAIRS, AlignmentTrainer
 
 logger = logging.getLogger(__name__)
@@ -379,7 +379,7 @@ def save_model(args: Arguments, trainer: AlignmentTrainer, output_dir: Path) -> 
             if not args.model.use_peft:
                 model: Any = _unwrapped(trainer)
                 copy_processor(str(args.model.model_name_or_path), model.config, part, args.model.model_revision)
-            if args.sails.init in CHANGES_BASE:
+            if args.sails.initializer.changes_base:
                 _subtract_initial_adapter(trainer, output_dir, part)
     if trainer.is_world_process_zero():
         shutil.rmtree(output_dir / PAIRS, ignore_errors=True)

@@ -18,16 +18,12 @@ from sails_align.core.errors import InputError
 from sails_align.core.options import to_json
 from sails_align.data.options import DataOptions
 from sails_align.data.transforms import TRANSFORMS
-from sails_align.subspace.options import PRESETS, DPOArguments, Method, SailsArguments
+from sails_align.initializers.options import SailsArguments
+from sails_align.subspace.options import PRESETS, DPOArguments, Method
 from sails_align.training.callbacks import CALLBACKS
 
 logger = logging.getLogger(__name__)
 
-CHANGES_BASE = ("pissa", "olora")
-"""Initialisations that take the adapter's first product out of the base weights, and so change these."""
-NOT_EXACT = (*CHANGES_BASE, "orthogonal")
-"""Initialisations whose first forward pass is the base model's only up to rounding, or not with the adapter off."""
-NEEDS_WHOLE_WEIGHTS = (*CHANGES_BASE, "eva")
 _TINY = sys.float_info.min
 RANGES = {  # option -> smallest value, and the first one that is too large
     "learning_rate": (_TINY, math.inf, "a positive number"),
@@ -123,7 +119,7 @@ class Arguments:
         """
         sails = self.sails
         if self.model.use_peft and sails.init is None and sails.adapter_path is None:
-            sails.init = "sails"
+            sails = self.sails = sails.replaced(init="sails")
         if not self.model.use_peft:
             given = [name for name in ("init", "adapter_path", "subspace_path") if getattr(sails, name) is not None]
             if given:
@@ -179,7 +175,7 @@ class Arguments:
         init, engine = self.sails.init, self.engine
         if self._asks_for_fsdp and engine == "ddp" and process_index() == 0:
             logger.warning("accelerate has no FSDP on CPUs: this runs as DDP")
-        if init in NEEDS_WHOLE_WEIGHTS and engine in ("zero3", "fsdp"):
+        if self.sails.initializer.needs_whole_weights and engine in ("zero3", "fsdp"):
             raise InputError(
                 f"--init {init} is computed from whole weights, but {engine} splits them;\n"
                 "use ZeRO-2 or DDP (accelerate_configs/zero2.yaml), or another --init"

@@ -21,7 +21,7 @@ from trl import SFTConfig
 
 from sails_align.core.errors import InputError
 from sails_align.models.attention import exact_attention
-from sails_align.training.options import NOT_EXACT, Arguments
+from sails_align.training.options import Arguments
 
 FLASH_WITH_SOFT_CAP = "2.6"
 """The first version of flash-attn with a soft-cap; transformers leaves it out with an older one."""
@@ -66,7 +66,9 @@ def _check_quantization(args: Arguments, option: str) -> None:
         raise InputError(
             f"{option} is true with --use_peft false, but rounded weights cannot be trained; leave one out"
         )
-    if init in NOT_EXACT:  # the base would be rounded once more; PEFT has no orthogonal one on rounded weights
+    if (
+        not args.sails.initializer.exact
+    ):  # the base would be rounded once more; PEFT has no orthogonal one on rounded weights
         raise InputError(f"--init {init} needs base weights that are not rounded; use another, or leave {option} out")
     if engine not in ("single", "ddp"):
         raise InputError(

@@ -28,9 +28,9 @@ from sails_align.core.errors import InputError
 from sails_align.data.options import DataOptions
 from sails_align.export.card import write_card
 from sails_align.export.hub import push
+from sails_align.initializers.options import SailsArguments
 from sails_align.models.adapters import check_complete
-from sails_align.subspace.discovery import DiscoveryOptions, find_subspace
-from sails_align.subspace.options import DPOArguments, Method, SailsArguments
+from sails_align.subspace.options import DPOArguments, Method
 from sails_align.testbed.build import MODEL_NAME, Testbed, is_testbed, resolve_testbed
 from sails_align.testbed.evaluate import alignment_data
 from sails_align.training.checkpoints import (
@@ -46,6 +46,7 @@ from sails_align.training.measure import MeasureStart, count_parameters, measure
 from sails_align.training.options import Arguments, extra_options
 from sails_align.training.performance import check_machine, check_options
 from sails_align.training.record import write_record
+from sails_align.training.subspace import find_subspace
 from sails_align.training.table import show
 from sails_align.training.trainer import build_trainer, left_out
 
@@ -145,7 +146,7 @@ def run(args: Arguments, output_dir: Path) -> dict[str, Any]:
     subspace = None
     if args.sails.uses_subspace:
         with cost.of("subspace"):
-            subspace = find_subspace(args.sails, source, discovery_options(args), output_dir / "subspace")
+            subspace = find_subspace(args, source, output_dir / "subspace")
     with cost.of("prepare"), disk_errors(output_dir):
         trainer, _ = build_trainer(args, source, subspace)
         identity = run_identity(args, source, subspace)
@@ -227,8 +228,8 @@ def load_source(args: Arguments) -> tuple[Source, Testbed | None]:
         return _assembled(args, data), None
     testbed = resolve_testbed(args.model.model_name_or_path)
     args.model.model_name_or_path = testbed.model_path
-    if args.sails.sae_release is None and args.sails.sae_path is None:
-        args.sails.sae_path = testbed.sae_path
+    if not args.sails.saes().named:
+        args.sails = args.sails.replaced(sae_path=testbed.sae_path)
     if args.script.dataset_name is not None:
         data = load_data(args.script, args.data, training.seed)
     else:
@@ -249,19 +250,4 @@ def _assembled(args: Arguments, data: tuple[Any, ...], name: str | None = None) 
         name=name,
         chat_template_path=args.chat_template_path,
         transforms=args.extras,
-    )
-
-
-def discovery_options(args: Arguments) -> DiscoveryOptions:
-    """What discovery takes from the trainer's options."""
-    training = args.training
-    return DiscoveryOptions(
-        rank=args.model.lora_r,
-        max_length=training.max_length or 1024,
-        seed=training.seed,
-        dtype=args.model.dtype or "float32",
-        device=str(training.device),
-        revision=args.model.model_revision,
-        trust_remote_code=training.trust_remote_code,
-        progress=not training.disable_tqdm,
     )

@@ -14,7 +14,7 @@ from sails_align.core.errors import InputError
 from sails_align.models.attention import exact_attention
 from sails_align.models.hooks import decoder_layers
 from sails_align.models.language_model import freeze_outside_decoder, outside_decoder
-from sails_align.training.options import NOT_EXACT, Arguments
+from sails_align.training.options import Arguments
 from sails_align.training.starts import DEFAULT_TARGETS, check_rank
 
 
@@ -171,7 +171,7 @@ def setup_of(args: Arguments, config: PreTrainedConfig) -> Setup:
     if isinstance(training, DPOConfig) and not training.precompute_ref_log_probs:
         if args.dpo.ref_model_name_or_path is not None or not model.use_peft:
             reference = "model"
-        elif args.sails.adapter_path is not None or args.sails.init in NOT_EXACT:
+        elif args.sails.adapter_path is not None or not args.sails.initializer.exact:
             reference = "adapter"
     weight_bytes = loaded_dtype(args, config).itemsize
     return Setup(

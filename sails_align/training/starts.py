@@ -1,16 +1,17 @@
-"""What an adapter starts from besides a subspace: PEFT's own initialisations, and adapters that are already trained."""
+"""The adapter of a training: its configuration, the model it is made on, and adapters that are already trained."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import EvaConfig, LoraConfig, PeftConfig, PeftModel, get_peft_model, initialize_lora_eva_weights
-from torch.utils.data import DataLoader
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from trl import get_peft_config, get_quantization_config
 
 from sails_align.core.errors import InputError
 from sails_align.data.tokens import TokenizedSide, tokenize_response
+from sails_align.initializers import leaves_base_alone
+from sails_align.initializers.peft import PeftInitializer
 from sails_align.initializers.targets import target_modules_for
 from sails_align.models.adapters import check_complete, read_json
 from sails_align.models.attention import exact_attention
@@ -18,14 +19,12 @@ from sails_align.models.language_model import outside_decoder
 from sails_align.models.load import model_errors, not_partitioned
 from sails_align.models.quantized import use_one_layout
 from sails_align.subspace.basis import Subspace
-from sails_align.subspace.forward import padded
-from sails_align.subspace.options import PLAIN_INITS, SUBSPACE_INITS
 from sails_align.training.dataset import Source
-from sails_align.training.options import NOT_EXACT, Arguments
+from sails_align.training.options import Arguments
 
 DEFAULT_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 """With rank 16 these are 0.19% of Gemma-2-9B's parameters and 0.24% of 2B's: the shares the paper reports."""
-EVA_EXAMPLES, EVA_BATCH = 512, 8
+N_EXAMPLES = 512
 
 
 def model_init_kwargs(args: Arguments, source: Source) -> dict[str, Any]:
@@ -54,10 +53,8 @@ def lora_config(args: Arguments, source: Source, subspace: Subspace | None) -> L
         InputError: if the rank does not suit the model or the initialisation, or (with a subspace) a module cannot
             start in it.
     """
-    model_args, init = args.model, args.sails.init
+    model_args = args.model
     check_rank(args, source.model_config, source.name)
-    if init == "orthogonal" and model_args.lora_r % 2:
-        raise InputError(f"lora_r is {model_args.lora_r}, but --init orthogonal needs an even one; choose one")
     wanted: Any = model_args.lora_target_modules or DEFAULT_TARGETS
     # For PEFT alone, also "all-linear" or a regular expression; but TRL makes a list of one module a string.
     names: Any = [wanted] if isinstance(wanted, str) and wanted.isidentifier() else wanted
@@ -73,10 +70,9 @@ def lora_config(args: Arguments, source: Source, subspace: Subspace | None) -> L
     config = get_peft_config(model_args)
     assert isinstance(config, LoraConfig)
     config.exclude_modules = outside_decoder(skeleton)
-    if init not in (*SUBSPACE_INITS, "default"):
-        config.init_lora_weights = init  # pyright: ignore[reportAttributeAccessIssue]
-    if init == "eva":
-        config.eva_config = EvaConfig(rho=1.0)  # no module gets another rank than the one asked for
+    if subspace is None:
+        initializer: PeftInitializer = args.sails.initializer.load()
+        initializer.configure(config)
     return config
 
 
@@ -100,7 +96,7 @@ def loaded_model(args: Arguments, source: Source, config: LoraConfig | None) -> 
 
     A quantized model is loaded here, too, since it is to be prepared before TRL computes with it.
     """
-    wrapped = args.sails.adapter_path is not None or (args.method == "dpo" and args.sails.init in NOT_EXACT)
+    wrapped = args.sails.adapter_path is not None or (args.method == "dpo" and not args.sails.initializer.exact)
     quantized = is_few_bits(args, source)
     if not wrapped and not quantized:
         return source.model_name
@@ -170,38 +166,10 @@ def _check_adapter(folder: Path, args: Arguments, source: Source) -> None:
 
 def _is_plain(config: LoraConfig) -> bool:
     extras = config.use_dora or config.lora_bias or config.bias != "none" or config.modules_to_save
-    return config.init_lora_weights in PLAIN_INITS and not extras
+    return leaves_base_alone(config.init_lora_weights) and not extras
 
 
-def start_by_eva(model: PeftModel, source: Source, max_length: int) -> None:
-    """Run PEFT's EVA (arXiv 2410.07170) over training examples: lora_A becomes what varies most in a module's input.
-
-    Every process reads the same examples and finds the same.
-
-    Raises:
-        InputError: if there are too few tokens for the rank.
-    """
-    rows = source.train.select(range(min(EVA_EXAMPLES, len(source.train))))
-    sides = [tokenize_response(source.tokenizer, row["prompt"], row["chosen"], max_length) for row in rows]  # pyright: ignore[reportArgumentType, reportCallIssue]
-    usable = [side for side in sides if any(side.mask)]
-    loader = DataLoader(usable, batch_size=EVA_BATCH, collate_fn=_collated, drop_last=len(usable) > EVA_BATCH)  # pyright: ignore[reportArgumentType]
-    device = next(model.parameters()).device
-    try:
-        initialize_lora_eva_weights(
-            model,
-            [{name: value.to(device) for name, value in batch.items()} for batch in loader],
-            gather_distributed_inputs=False,
-            show_progress_bar=False,
-        )
-    except ValueError as error:
-        raise InputError(f"EVA cannot find directions: {error};\ngive more data, or a smaller --lora_r") from error
-    config = model.peft_config["default"]
-    assert isinstance(config, LoraConfig)
-    config.init_lora_weights, config.eva_config = True, None  # from here on it is plain LoRA
-
-
-def _collated(batch: list[TokenizedSide]) -> dict[str, torch.Tensor]:
-    input_ids_BS, attention_mask_BS, positions_T = padded(batch)
-    labels_BS = torch.full_like(input_ids_BS, -100)
-    labels_BS.view(-1)[positions_T] = input_ids_BS.view(-1)[positions_T]
-    return {"input_ids": input_ids_BS, "attention_mask": attention_mask_BS, "labels": labels_BS}
+def initialization_examples(source: Source, max_length: int) -> list[TokenizedSide]:
+    """Training examples for an initialization that looks at some; the same on every process."""
+    rows = source.train.select(range(min(N_EXAMPLES, len(source.train))))
+    return [tokenize_response(source.tokenizer, row["prompt"], row["chosen"], max_length) for row in rows]  # pyright: ignore[reportArgumentType, reportCallIssue]

@@ -21,8 +21,8 @@ from sails_align.models.quantized import is_quantized, train_in_float32, trained
 from sails_align.subspace.basis import Subspace
 from sails_align.training.callbacks import CALLBACKS
 from sails_align.training.dataset import Source
-from sails_align.training.options import CHANGES_BASE, Arguments
-from sails_align.training.starts import loaded_model, lora_config, model_init_kwargs, start_by_eva
+from sails_align.training.options import Arguments
+from sails_align.training.starts import initialization_examples, loaded_model, lora_config, model_init_kwargs
 
 logger = logging.getLogger(__name__)
 
@@ -57,9 +57,9 @@ def build_trainer(
     model: Any = trainer.model
     if not args.model.use_peft:
         freeze_outside_decoder(model)
-    if args.sails.init == "eva":
-        start_by_eva(model, source, args.training.max_length or 1024)
-    if args.sails.init in CHANGES_BASE:
+    if args.sails.initializer.needs_data:
+        args.sails.initializer.load().finish(model, initialization_examples(source, args.training.max_length or 1024))
+    if args.sails.initializer.changes_base:
         _keep_initial_adapter(args, model)
     if subspace is None:
         _attach_callbacks(trainer, args, None)

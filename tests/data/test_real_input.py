@@ -25,8 +25,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sails_align.cli.train_sae import main as train_sae
 from sails_align.saes.train import SAEReport
 from sails_align.subspace.basis import Subspace
-from sails_align.subspace.discovery import find_subspace
 from sails_align.training import run as align
+from sails_align.training.subspace import find_subspace
 from sails_align.training.trainer import build_trainer
 
 pytestmark = pytest.mark.slow
@@ -178,7 +178,7 @@ def test_training_starts_as_the_base_model(real: Real, metrics: dict[str, Any], 
     written = artifact.stat().st_mtime_ns
     args = align.parse("sft", real.argv(tmp_path))
     source, _ = align.load_source(args)
-    subspace = find_subspace(args.sails, source, align.discovery_options(args), real.run / "subspace")
+    subspace = find_subspace(args, source, real.run / "subspace")
     assert artifact.stat().st_mtime_ns == written
     trainer, _ = build_trainer(args, source, subspace)
     adapted: Any = trainer.model

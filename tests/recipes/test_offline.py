@@ -28,8 +28,8 @@ from transformers import AutoModelForCausalLM
 from sails_align.initializers.targets import source_layer
 from sails_align.models.adapters import check_complete
 from sails_align.subspace.basis import Subspace
-from sails_align.subspace.discovery import find_subspace
 from sails_align.training import run as align
+from sails_align.training.subspace import find_subspace
 from sails_align.training.trainer import build_trainer
 
 SLOW = "gemma-2-9b"
@@ -147,7 +147,7 @@ def test_the_run_started_as_the_base_model(run: Run) -> None:
     """The run is made once more up to its first step; discovery is not, since its subspace is there."""
     args = align.parse(run.method, run.argv)  # pyright: ignore[reportArgumentType]
     source, _ = align.load_source(args)
-    subspace = find_subspace(args.sails, source, align.discovery_options(args), run.folder / "subspace")
+    subspace = find_subspace(args, source, run.folder / "subspace")
     trainer, init = build_trainer(args, source, subspace)
     model: Any = trainer.model
     ids_BS = torch.arange(5, 105).view(4, 25)

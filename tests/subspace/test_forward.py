@@ -13,11 +13,11 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from sails_align.core.errors import InputError
 from sails_align.data.tokens import TokenizedSide
-from sails_align.initializers.baselines import ActivationFitter
 from sails_align.models.hooks import decoder_layers
 from sails_align.subspace import forward as discover_module
 from sails_align.subspace.forward import batches, discover
 from sails_align.subspace.selection import FeatureFitter, FeatureStats, select_features
+from sails_align.subspace.statistics import ActivationFitter
 
 D_MODEL, D_SAE, LAYER = 32, 24, 1
 TOKENS = range(10, 22)  # latent i reads the direction of the i-th one's embedding

@@ -10,7 +10,9 @@ import pytest
 from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
 from sails_align.core.options import to_json
-from sails_align.subspace.options import CHOICES, PRESETS, SailsArguments
+from sails_align.initializers import INITIALIZERS
+from sails_align.initializers.options import SailsArguments
+from sails_align.subspace.options import CHOICES, PRESETS
 
 
 def test_presets_give_the_same_options():
@@ -48,6 +50,19 @@ def test_choices(name):
         assert getattr(SailsArguments(**{name: value}), name) == value
     with pytest.raises(InputError, match=rf"{name} is 'other', which is not one of: {CHOICES[name][0]}"):
         SailsArguments(**{name: "other"})
+
+
+def test_the_initializers_are_the_choices_of_init():
+    for name in INITIALIZERS.names():
+        assert SailsArguments(init=name).init == name
+    with pytest.raises(InputError, match="init is 'other', which is not one of: sails"):
+        SailsArguments(init="other")
+
+
+def test_replaced_options_are_not_taken_for_given_ones():
+    args = SailsArguments(preset="paper", tau=0.5).replaced(init="sails", sae_path="here")
+    assert (args.init, args.sae_path, args.tau) == ("sails", "here", 0.5)
+    assert args.given == {"tau"}
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ from scipy.linalg import eigh
 
 from sails_align.core.errors import InputError
 from sails_align.core.linalg import principal_angles
-from sails_align.initializers.baselines import ActivationFitter, ActivationStats
 from sails_align.subspace.basis import principal
 from sails_align.subspace.separation import BENIGN, benign_covariance, onset_of, separation
+from sails_align.subspace.statistics import ActivationFitter, ActivationStats
 
 D_MODEL = 12
 

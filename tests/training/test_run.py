@@ -13,6 +13,7 @@ from sails_align.core.errors import InputError
 from sails_align.subspace import discovery as subspaces
 from sails_align.subspace.basis import Subspace
 from sails_align.training import run as align
+from sails_align.training.subspace import find_subspace
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def test_discovery_is_skipped_on_the_same_inputs(
     def find(*more: str) -> Subspace:
         args = align.parse("sft", project.argv(tmp_path, *more))
         source, _ = align.load_source(args)
-        return subspaces.find_subspace(args.sails, source, align.discovery_options(args), folder)
+        return find_subspace(args, source, folder)
 
     first = find()
     assert found == ["again"]

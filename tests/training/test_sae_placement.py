@@ -18,14 +18,15 @@ from tiny import SAE_LAYERS, Project
 
 from sails_align.subspace import selection as features
 from sails_align.subspace.basis import Subspace
-from sails_align.subspace.discovery import Pass, find_subspace
+from sails_align.subspace.discovery import Pass
 from sails_align.training import run as align
+from sails_align.training.subspace import find_subspace
 
 
 def found(project: Project, folder: Path, *more: str) -> Subspace:
     args = align.parse("sft", project.argv(folder, *more))
     source, _ = align.load_source(args)
-    return find_subspace(args.sails, source, align.discovery_options(args), folder)
+    return find_subspace(args, source, folder)
 
 
 def n_saes() -> int:

@@ -10,14 +10,15 @@ from safetensors.torch import load_file
 from tiny import RANK, SAE_LAYERS, Built, Project, adapter_weights, base_logits, build, distance, logits
 from transformers import AutoModelForCausalLM
 
-from sails_align.subspace.options import PEFT_INITS, SUBSPACE_INITS, Method
+from sails_align.initializers import INITIALIZERS, subspace_initializers
+from sails_align.subspace.options import Method
 from sails_align.training import run as align
 from sails_align.training.checkpoints import save_model
 
 # What training starts from
 
 
-ADDED = ("default", "gaussian", "eva", *SUBSPACE_INITS)
+ADDED = [name for name, entry in INITIALIZERS.items() if entry.exact]
 """Initialisations that add exactly zero to an untouched base."""
 
 
@@ -32,7 +33,7 @@ def test_starts_as_the_base_model_and_learns(project: Project, tmp_path: Path, i
     built = build(project.argv(tmp_path, "--init", init))
     expected = base_logits(project)
     assert torch.equal(logits(built.trainer.model), expected)
-    assert (built.init is None) == (built.subspace is None) == (init in PEFT_INITS)
+    assert (built.init is None) == (built.subspace is None) == (init not in subspace_initializers())
     built.trainer.train()
     assert not torch.allclose(logits(built.trainer.model), expected, atol=1e-3)
     with built.trainer.model.disable_adapter():
@@ -50,7 +51,7 @@ def test_others_start_as_the_base_model_up_to_rounding(project: Project, tmp_pat
 
 
 @pytest.mark.parametrize("precompute", ["false", "true"])
-@pytest.mark.parametrize("start", [*SUBSPACE_INITS, *PEFT_INITS, "full"])
+@pytest.mark.parametrize("start", [*INITIALIZERS.names(), "full"])
 def test_dpo_starts_at_its_reference(project: Project, tmp_path: Path, start: str, precompute: str) -> None:
     option = ["--use_peft", "false"] if start == "full" else ["--init", start]
     argv = project.dpo_argv(tmp_path, *option, "--precompute_ref_log_probs", precompute)

@@ -173,11 +173,8 @@ def _saes(of: Reproduction) -> Iterator[Finding]:
     for args in _different(of, lambda args: (args.sails.sae_release, args.sails.sae_path), with_saes):
         sails, name = args.sails, str(args.model.model_name_or_path)
         if sails.sae_path is not None or constants.HF_HUB_OFFLINE:  # they are here
-            which = {"release": sails.sae_release, "path": sails.sae_path, "sae_ids": sails.sae_ids or ()}
             config = load_model_config(args.model, args.training)
-            saes = SAESet.load(
-                **which, keep=False, model_config=config, model_name=name, allow_mismatch=sails.sae_allow_mismatch
-            )
+            saes = SAESet.load(sails.saes(), keep=False, model_config=config, model_name=name)
             source = sails.sae_release or sails.sae_path
             yield Finding("SAEs", "ok", f"{source}: layers {', '.join(map(str, saes))} of {name}")
             continue

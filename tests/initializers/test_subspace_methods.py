@@ -1,4 +1,4 @@
-"""Each rival finds what is planted for it, misses what is not there, and gives orthonormal bases."""
+"""Each method finds what is planted for it, misses what is not there, and gives orthonormal bases."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,16 +10,13 @@ from hypothesis import strategies as st
 
 from sails_align.core.errors import InputError
 from sails_align.core.linalg import energy_inside, orthonormalize, principal_angles
-from sails_align.initializers.baselines import (
-    ActivationFitter,
-    ActivationStats,
-    activation_pca,
-    mean_diff,
-    random_basis,
-    random_features,
-)
+from sails_align.initializers.activation_pca import activation_pca
+from sails_align.initializers.mean_difference import mean_difference
+from sails_align.initializers.random_basis import random_basis
+from sails_align.initializers.random_features import random_features
 from sails_align.subspace.basis import Subspace, build_subspace
 from sails_align.subspace.selection import FeatureFitter, FeatureStats, rank_features, select_features
+from sails_align.subspace.statistics import ActivationFitter, ActivationStats
 
 D_MODEL, D_SAE = 24, 60
 
@@ -145,7 +142,7 @@ def test_activation_pca_of_both_contrasts_pools_them() -> None:
 
 def test_mean_diff_finds_the_planted_difference_and_points_to_the_aligned_side() -> None:
     planted_D = directions(1, 9)[:, 0]
-    found = mean_diff(
+    found = mean_difference(
         response(noise(500, 0) + 2 * planted_D, noise(400, 1), layer=6), contrast="response", provenance={"seed": 1}
     )
     assert_orthonormal(found)
@@ -154,7 +151,7 @@ def test_mean_diff_finds_the_planted_difference_and_points_to_the_aligned_side()
     assert found.provenance["difference_norms"]["6"] == [pytest.approx(2.0, rel=0.2)]
     assert found.provenance["seed"] == 1
 
-    control = mean_diff(response(noise(500, 2), noise(400, 3)), contrast="response", provenance={})
+    control = mean_difference(response(noise(500, 2), noise(400, 3)), contrast="response", provenance={})
     assert abs((control.bases[0][:, 0] @ planted_D).item()) < 0.8
 
 
@@ -163,7 +160,7 @@ def test_mean_diff_needs_no_second_moments() -> None:
     for side, hidden_TD in (("aligned", noise(30, 0)), ("unaligned", noise(30, 1))):
         for fitter in (with_them, without):
             fitter.update("response", side, 4, hidden_TD)
-    a, b = (mean_diff(fitter.result(), contrast="response", provenance={}) for fitter in (with_them, without))
+    a, b = (mean_difference(fitter.result(), contrast="response", provenance={}) for fitter in (with_them, without))
     assert torch.equal(a.bases[4], b.bases[4])
     assert without.result().sums["response", 4, "aligned"].second_moment.numel() == 0
     with pytest.raises(AssertionError, match="second_moment"):
@@ -187,7 +184,7 @@ def two_contrasts(response_D: torch.Tensor, prompt_D: torch.Tensor) -> Activatio
 def test_mean_diff_of_both_spans_both_and_begins_with_what_they_share(scale: float, angle: float) -> None:
     u_D, v_D = directions(2, 4).T
     second_D = torch.cos(torch.tensor(angle)) * u_D + torch.sin(torch.tensor(angle)) * v_D
-    found = mean_diff(two_contrasts(u_D, scale * second_D), contrast="both", provenance={})
+    found = mean_difference(two_contrasts(u_D, scale * second_D), contrast="both", provenance={})
     assert_orthonormal(found)
     assert found.bases[0].shape == (D_MODEL, 2)
     assert principal_angles(found.bases[0], torch.stack([u_D, v_D], 1)).max() < 1e-2
@@ -198,7 +195,7 @@ def test_mean_diff_of_both_spans_both_and_begins_with_what_they_share(scale: flo
 
 def test_mean_diff_of_two_equal_contrasts_is_one_direction() -> None:
     u_D = directions(1, 4)[:, 0]
-    found = mean_diff(two_contrasts(u_D, 3 * u_D), contrast="both", provenance={})
+    found = mean_difference(two_contrasts(u_D, 3 * u_D), contrast="both", provenance={})
     assert found.bases[0].shape == (D_MODEL, 1)
     assert torch.allclose(found.bases[0][:, 0], u_D, atol=1e-6)
 
@@ -263,7 +260,7 @@ def test_random_features_go_the_same_way_as_chosen_ones(
 
 
 def test_saved_as_any_subspace(tmp_path: Path) -> None:
-    found = mean_diff(response(noise(50, 0) + 1, noise(50, 1)), contrast="response", provenance={})
+    found = mean_difference(response(noise(50, 0) + 1, noise(50, 1)), contrast="response", provenance={})
     found.save(tmp_path / "subspace", "hash")
     loaded = Subspace.load(tmp_path / "subspace")
     assert torch.equal(loaded.bases[0], found.bases[0])
@@ -278,11 +275,11 @@ def test_bad_input_is_named() -> None:
     with pytest.raises(InputError, match="rank 0"):
         activation_pca(stats, contrast="response", rank=0, provenance={})
     with pytest.raises(InputError, match="'prompt' contrast has no tokens"):
-        mean_diff(stats, contrast="both", provenance={})
+        mean_difference(stats, contrast="both", provenance={})
     with pytest.raises(InputError, match="same mean"):
-        mean_diff(response(constant_TD, constant_TD), contrast="response", provenance={})
+        mean_difference(response(constant_TD, constant_TD), contrast="response", provenance={})
     with pytest.raises(InputError, match="do not vary"):
         activation_pca(response(constant_TD, constant_TD), contrast="response", rank=1, provenance={})
-    for rival in (mean_diff, lambda stats, **options: activation_pca(stats, rank=1, **options)):
+    for method in (mean_difference, lambda stats, **options: activation_pca(stats, rank=1, **options)):
         with pytest.raises(InputError, match="not finite"):
-            rival(response(constant_TD * torch.nan, constant_TD), contrast="response", provenance={})
+            method(response(constant_TD * torch.nan, constant_TD), contrast="response", provenance={})

@@ -1,0 +1,150 @@
+"""Options of where adapters start: SAEs and subspace, and how the adapters take it.
+
+A field whose default is None takes its value from the preset.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from sails_align.core.errors import InputError
+from sails_align.core.options import check_choices
+from sails_align.initializers import INITIALIZERS, NO_INITIALIZER, Initializer
+from sails_align.saes.source import SAESource
+from sails_align.subspace.options import CHOICES, DECIDES_SUBSPACE, PRESETS, DiscoveryOptions
+
+
+@dataclass(frozen=True)
+class SailsArguments:
+    """Where the safety subspace comes from, and how adapters start in it."""
+
+    init: str | None = field(
+        default=None,
+        metadata={
+            "help": "What the adapters start from: sails (SAE features; what is used if nothing is said), a baseline "
+            "subspace (random_basis, random_features, activation_pca, mean_diff), or one of PEFT's own "
+            "initialisations: default (plain LoRA), gaussian, orthogonal, pissa, olora, eva."
+        },
+    )
+    adapter_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "A trained LoRA adapter of the model to start from, such as the folder of an SFT run. For DPO the "
+            "reference is then the model with that adapter."
+        },
+    )
+    preset: str = field(
+        default="default",
+        metadata={"help": "Gives every option left out: default (measured best on the testbed) or paper."},
+    )
+    sae_release: str | None = field(
+        default=None, metadata={"help": "A release of sae-lens, such as gemma-scope-2b-pt-res-canonical."}
+    )
+    sae_ids: list[str] | None = field(
+        default=None, metadata={"help": "Which SAEs of the release (or sub-folders of --sae_path), one a layer."}
+    )
+    sae_path: str | None = field(
+        default=None, metadata={"help": "Instead of a release: a local SAE, a folder of them, or a params.npz."}
+    )
+    sae_allow_mismatch: bool = field(
+        default=False, metadata={"help": "Accept SAEs that were trained on a model of another name."}
+    )
+    sae_placement: str = field(
+        default="all",
+        metadata={"help": "SAEs in memory at a time: all of them on every process; by_layer: one, with a pass over the "
+                  "data for each; sharded: each process has those of some layers, and reads all data for these."},
+    )  # fmt: skip
+    subspace_path: str | None = field(
+        default=None, metadata={"help": "A saved subspace to start from; discovery is not run."}
+    )
+    contrast: str | None = field(
+        default=None,
+        metadata={
+            "help": "What is compared: response (chosen against rejected responses), prompt (harmless against harmful "
+            "prompts), both together, or split: modules that read take what harmful prompts activate more, modules "
+            "that write take the response contrast."
+        },
+    )
+    prompt_tokens: str | None = field(
+        default=None,
+        metadata={"help": "Tokens of a prompt that are averaged: all of the last user turn, or last (where it ends)."},
+    )
+    score: str | None = field(
+        default=None,
+        metadata={"help": "Score of a latent: mean_diff (the paper's) or standardized (by the pooled deviation)."},
+    )
+    top_k: int | None = field(default=None, metadata={"help": "Latents kept in each layer."})
+    weighting: bool | None = field(
+        default=None, metadata={"help": "Weight decoder directions by their score before the PCA."}
+    )
+    center: bool | None = field(
+        default=None, metadata={"help": "Subtract the mean direction before the PCA, as a literal PCA does."}
+    )
+    tau: float | None = field(default=None, metadata={"help": "Share of the variance the PCA keeps, in (0, 1]."})
+    benign_whitening: bool | None = field(
+        default=None,
+        metadata={"help": "Rank what modules read against the variance of harmless conversations (generalised "
+                  "eigenvectors), so that adapters see little of those."},
+    )  # fmt: skip
+    layer_map: str | None = field(
+        default=None,
+        metadata={"help": "Layers without an SAE take the subspace of the nearest one (nearest), or have no adapter "
+                  "(sae_only); from_onset: nearest, but blocks before the first layer that tells harmful prompts from "
+                  "harmless ones have none."},
+    )  # fmt: skip
+    fold_norm: bool | None = field(
+        default=None,
+        metadata={"help": "Divide directions by the RMSNorm gain between the residual stream and the module."},
+    )
+    init_scale: float | None = field(default=None, metadata={"help": "Norm of each initial direction."})
+    subspace_mode: str | None = field(
+        default=None,
+        metadata={"help": "init (train on freely), freeze the side in the subspace, freeze_readers (only of modules "
+                  "that read), or decay towards it."},
+    )  # fmt: skip
+    max_discovery_examples: int = field(
+        default=2000, metadata={"help": "Examples of each side used to find the subspace, at most."}
+    )
+
+    given: frozenset[str] = field(init=False, repr=False, default=frozenset())
+    """The options of the preset that were given, so that they are obeyed or refused, never adjusted."""
+
+    def __post_init__(self) -> None:
+        check_choices(self, {**CHOICES, "init": INITIALIZERS.names()})
+        preset = PRESETS[self.preset]
+        # What was given, and what the preset gives: settled here, while the options are made, and never after.
+        object.__setattr__(self, "given", frozenset(name for name in preset if getattr(self, name) is not None))
+        for name in preset.keys() - self.given:
+            object.__setattr__(self, name, preset[name])
+        self.discovery()
+        if self.init_scale is None or not 0.0 < self.init_scale < float("inf"):
+            raise InputError(f"init_scale is {self.init_scale}, but it is the norm of a direction: choose above 0")
+        if self.adapter_path is not None and self.init is not None:
+            raise InputError("--adapter_path and --init are both given, but training starts from one; leave one out")
+
+    @property
+    def initializer(self) -> Initializer:
+        """What adapters start from; `NO_INITIALIZER` if none is made."""
+        return NO_INITIALIZER if self.init is None else INITIALIZERS.get(self.init)
+
+    @property
+    def uses_subspace(self) -> bool:
+        """Whether adapters start in a subspace."""
+        return self.initializer.makes_subspace
+
+    def replaced(self, **changes: Any) -> "SailsArguments":
+        """The same options but for some; what the preset gave it gives again."""
+        unset = {name: None for name in PRESETS[self.preset] if name not in self.given}
+        return replace(self, **(unset | changes))
+
+    def subspace_options(self) -> dict[str, Any]:
+        """The options that decide the subspace."""
+        return {name: getattr(self, name) for name in ("init", *DECIDES_SUBSPACE)}
+
+    def discovery(self, **more: Any) -> DiscoveryOptions:
+        """What discovery takes; `more` is of the trainer's options."""
+        names = (*DECIDES_SUBSPACE, "layer_map", "sae_placement", "given")
+        return DiscoveryOptions(**{name: getattr(self, name) for name in names}, **more)
+
+    def saes(self) -> SAESource:
+        """The SAEs that are named."""
+        return SAESource(self.sae_release, tuple(self.sae_ids or ()), self.sae_path, self.sae_allow_mismatch)

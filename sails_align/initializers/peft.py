@@ -1,0 +1,90 @@
+"""PEFT's own initializations, by the values of `LoraConfig.init_lora_weights`.
+
+Shapes: B batch, S sequence, T positions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from peft import EvaConfig, LoraConfig, PeftModel, initialize_lora_eva_weights
+from torch.utils.data import DataLoader
+
+from sails_align.core.errors import InputError
+from sails_align.data.tokens import TokenizedSide, padded
+
+EVA_BATCH = 8
+
+
+@dataclass(frozen=True)
+class PeftInitializer:
+    """One that PEFT runs as it makes the adapter."""
+
+    init_lora_weights: bool | str
+
+    def configure(self, config: LoraConfig) -> None:
+        """Ask PEFT for it, in place.
+
+        Raises:
+            InputError: if the configuration does not suit it.
+        """
+        config.init_lora_weights = self.init_lora_weights  # pyright: ignore[reportAttributeAccessIssue]
+
+    def finish(self, model: PeftModel, sequences: Sequence[TokenizedSide]) -> None:
+        """Do what takes training examples, once the adapter is made."""
+
+
+class Orthogonal(PeftInitializer):
+    """Orthogonal A and B, whose product is zero."""
+
+    def configure(self, config: LoraConfig) -> None:
+        """As for any; but half of the rank is for A and half for B."""
+        if config.r % 2:
+            raise InputError(f"lora_r is {config.r}, but --init orthogonal needs an even one; choose one")
+        super().configure(config)
+
+
+class Eva(PeftInitializer):
+    """EVA (arXiv 2410.07170): lora_A becomes what varies most in a module's input."""
+
+    def configure(self, config: LoraConfig) -> None:
+        """As for any, without other ranks than the one asked for."""
+        super().configure(config)
+        config.eva_config = EvaConfig(rho=1.0)
+
+    def finish(self, model: PeftModel, sequences: Sequence[TokenizedSide]) -> None:
+        """Run the examples. Every process is given the same, and finds the same.
+
+        Raises:
+            InputError: if there are too few tokens for the rank.
+        """
+        usable = [sequence for sequence in sequences if any(sequence.mask)]
+        loader = DataLoader(usable, batch_size=EVA_BATCH, collate_fn=_collated, drop_last=len(usable) > EVA_BATCH)  # pyright: ignore[reportArgumentType]
+        device = next(model.parameters()).device
+        try:
+            initialize_lora_eva_weights(
+                model,
+                [{name: value.to(device) for name, value in batch.items()} for batch in loader],
+                gather_distributed_inputs=False,
+                show_progress_bar=False,
+            )
+        except ValueError as error:
+            raise InputError(f"EVA cannot find directions: {error};\ngive more data, or a smaller --lora_r") from error
+        config = model.peft_config["default"]
+        assert isinstance(config, LoraConfig)
+        config.init_lora_weights, config.eva_config = True, None  # from here on it is plain LoRA
+
+
+def _collated(batch: list[TokenizedSide]) -> dict[str, torch.Tensor]:
+    input_ids_BS, attention_mask_BS, positions_T = padded(batch)
+    labels_BS = torch.full_like(input_ids_BS, -100)
+    labels_BS.view(-1)[positions_T] = input_ids_BS.view(-1)[positions_T]
+    return {"input_ids": input_ids_BS, "attention_mask": attention_mask_BS, "labels": labels_BS}
+
+
+DEFAULT = PeftInitializer(True)
+GAUSSIAN = PeftInitializer("gaussian")
+ORTHOGONAL = Orthogonal("orthogonal")
+PISSA = PeftInitializer("pissa")
+OLORA = PeftInitializer("olora")
+EVA = Eva("eva")

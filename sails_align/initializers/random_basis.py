@@ -1,0 +1,48 @@
+"""Uniformly random directions: what a subspace is worth if nothing is known.
+
+Shapes: D d_model, R rank.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from sails_align.core.linalg import orthonormalize
+from sails_align.subspace.basis import Subspace
+from sails_align.subspace.methods import MethodInputs, check_rank, layer_generator
+from sails_align.subspace.selection import Encoder
+
+
+def random_basis(
+    d_model: int, layers: Sequence[int], rank: int, seed: int, *, provenance: Mapping[str, Any]
+) -> Subspace:
+    """Uniformly random orthonormal directions; other ones in each layer.
+
+    Raises:
+        InputError: if rank is not within 1 and d_model.
+    """
+    check_rank(rank, d_model)
+    bases = {}
+    for layer in layers:
+        random_DR = torch.randn(d_model, rank, generator=layer_generator(seed, layer), dtype=torch.float64)
+        bases[layer] = orthonormalize(random_DR).float()
+    ones = {layer: torch.ones(rank) for layer in layers}
+    return Subspace(bases, ones, {**provenance, "method": "random_basis", "rank": rank, "seed": seed})
+
+
+class RandomBasis:
+    """`random_basis` as a method of discovery."""
+
+    name = "random_basis"
+
+    def fitter(self, saes: Mapping[int, Encoder], layers: Sequence[int]) -> None:
+        """Nothing is added up."""
+
+    def build(self, inputs: MethodInputs) -> Subspace:
+        """The same directions whatever the data says."""
+        options = inputs.options
+        return random_basis(inputs.d_model, inputs.layers, options.rank, options.seed, provenance=inputs.provenance)
+
+
+METHOD = RandomBasis()

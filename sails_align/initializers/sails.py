@@ -1,0 +1,41 @@
+"""SAILS (arXiv 2512.23260): the span of the SAE features that tell the aligned from the unaligned side.
+
+A latent's score is the difference of its mean activation on the two sides; the decoder directions of the latents with
+the highest scores go through a PCA that keeps a share tau of their variance.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from sails_align.subspace.basis import Subspace, build_subspace
+from sails_align.subspace.methods import MethodInputs
+from sails_align.subspace.selection import Encoder, FeatureFitter, FeatureStats, select_features
+
+
+class Sails:
+    """Features with the highest scores -> PCA of their decoder directions."""
+
+    name = "sails"
+
+    def fitter(self, saes: Mapping[int, Encoder], layers: Sequence[int]) -> FeatureFitter:
+        """The latents' activations."""
+        return FeatureFitter({layer: saes[layer] for layer in layers})
+
+    def build(self, inputs: MethodInputs) -> Subspace:
+        """Select and span."""
+        assert isinstance(inputs.stats, FeatureStats)
+        options = inputs.options
+        selection = select_features(
+            inputs.stats, contrast=inputs.contrast, score=options.score, top_k=options.top_k, side=inputs.side
+        )
+        return build_subspace(
+            selection,
+            inputs.decoders,
+            tau=options.tau,
+            weighting=options.weighting,
+            center=options.center,
+            provenance={**inputs.provenance, "method": self.name},
+            benign=inputs.benign,
+        )
+
+
+METHOD = Sails()

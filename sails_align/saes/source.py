@@ -1,0 +1,37 @@
+"""Which SAEs are meant: of a release, or in a folder. Naming them loads nothing."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SAE_FILES = ("cfg.json", "sae_weights.safetensors", "params.npz")
+"""The files that a local SAE consists of, in sae-lens' format and Gemma Scope's."""
+
+
+@dataclass(frozen=True)
+class SAESource:
+    """SAEs by name; see `load_saes` for the fields."""
+
+    release: str | None = None
+    sae_ids: tuple[str, ...] = ()
+    path: str | None = None
+    allow_mismatch: bool = False
+
+    @property
+    def named(self) -> bool:
+        """Whether any are."""
+        return self.release is not None or self.path is not None
+
+    def identity(self) -> dict[str, Any]:
+        """What identifies them, without sae-lens: the hashes of local files, or a release and its ids."""
+        from sails_align.core.artifacts import file_hash
+
+        if not self.named:
+            return {}
+        named: dict[str, Any] = {"ids": list(self.sae_ids) or None, "allow_mismatch": self.allow_mismatch}
+        if self.path is None:
+            return {**named, "release": self.release}
+        path = Path(self.path)
+        files = [path] if path.is_file() else sorted(path.rglob("*"))
+        of_saes = [file for file in files if file.name in SAE_FILES]
+        return {**named, "files": {str(file.relative_to(path)): file_hash(file) for file in of_saes}}

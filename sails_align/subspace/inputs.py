@@ -1,0 +1,152 @@
+"""What discovery starts from: a model to look at, and data with two sides."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from sails_align.core.errors import InputError
+from sails_align.data.tokens import TokenizedSide, tokenize_prompt, tokenize_response
+from sails_align.subspace.options import DiscoveryOptions
+from sails_align.subspace.separation import BENIGN
+from sails_align.subspace.statistics import contrasts_of
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DiscoveryModel:
+    """A model that is looked at: in memory, or what `from_pretrained` takes, of which the needed blocks are loaded."""
+
+    name: str
+    """What it is called, in messages and by SAEs that were trained on it."""
+    config: PreTrainedConfig
+    identity: dict[str, Any]
+    """What it is: hashes of its files, or a commit on the hub. Adds to what a cached subspace is keyed by."""
+    path: str | None = None
+    loaded: PreTrainedModel | None = None
+    """In place of the path."""
+    dtype: str = "float32"
+    device: str = "cpu"
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    @property
+    def d_model(self) -> int:
+        return self.config.get_text_config().hidden_size
+
+    @property
+    def n_layers(self) -> int:
+        return self.config.get_text_config().num_hidden_layers
+
+
+@dataclass(frozen=True)
+class DiscoveryData:
+    """The two sides, as conversations."""
+
+    tokenizer: PreTrainedTokenizerBase
+    pairs: Dataset
+    """Harmful requests (`prompt`, messages) with a `chosen` response and, for the response contrast, a `rejected`."""
+    harmless: Dataset | None
+    """Harmless requests with a `chosen` response."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Rows that could not be used, counted by cause."""
+
+
+class Sides:
+    """Sequences of one side of a contrast, tokenised as they are asked for."""
+
+    def __init__(self, dataset: Dataset, tokenize: Any) -> None:
+        self.dataset, self.tokenize = dataset, tokenize
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __iter__(self) -> Iterator[TokenizedSide]:
+        return (self.tokenize(row) for row in self.dataset)
+
+
+def contrast_data(
+    data: DiscoveryData,
+    options: DiscoveryOptions,
+    share: tuple[int, int] = (0, 1),
+    *,
+    with_benign: bool = False,
+) -> dict[str, dict[str, Sides]]:
+    """A share (its number, and how many there are) of the contrasts' sequences: chosen against rejected responses,
+    harmless against harmful prompts; `with_benign`, the prompts in any case, and the responses to harmless ones."""
+    tokenizer, max_length = data.tokenizer, options.max_length
+
+    def response(column: str) -> Any:
+        return lambda row: tokenize_response(tokenizer, row["prompt"], row[column], max_length)
+
+    def prompt(row: dict[str, Any]) -> TokenizedSide:
+        return tokenize_prompt(tokenizer, row["prompt"], max_length, tokens=options.prompt_tokens)  # pyright: ignore[reportArgumentType]
+
+    def some(dataset: Dataset) -> Dataset:
+        n = min(options.max_discovery_examples, len(dataset))
+        chosen = dataset if n == len(dataset) else dataset.shuffle(seed=options.seed).select(range(n))
+        return chosen if share[1] == 1 else chosen.select(range(share[0], n, share[1]))
+
+    pairs = some(data.pairs)
+    contrasts: dict[str, dict[str, Sides]] = {}
+    wanted = contrasts_of(options.contrast)
+    if "response" in wanted:
+        contrasts["response"] = {
+            "aligned": Sides(pairs, response("chosen")),
+            "unaligned": Sides(pairs, response("rejected")),
+        }
+    if "prompt" in wanted or with_benign:
+        assert data.harmless is not None
+        harmless = some(data.harmless)
+        contrasts["prompt"] = {"aligned": Sides(harmless, prompt), "unaligned": Sides(pairs, prompt)}
+        if with_benign:
+            contrasts[BENIGN] = {"aligned": Sides(harmless, response("chosen"))}
+    return contrasts
+
+
+def suited_to_data(options: DiscoveryOptions, data: DiscoveryData) -> DiscoveryOptions:
+    """The options with a contrast that the data has both sides of.
+
+    Raises:
+        InputError: if it lacks one of a contrast that was asked for.
+    """
+    contrast = options.contrast
+    if contrast != "response" and data.harmless is None:
+        if "contrast" in options.given:
+            raise InputError(
+                f"contrast is {contrast}, but there are no harmless prompts to compare harmful ones with;\n"
+                "give --helpful_dataset_name, or use --contrast response"
+            )
+        logger.warning("no helpful data: the contrast is that of the responses alone (--contrast response)")
+        contrast = "response"
+    if contrast != "prompt" and "rejected" not in data.pairs.column_names:
+        raise InputError(
+            f"contrast {contrast} compares chosen with rejected responses, but the data has no rejected ones;\n"
+            "give preference data, or use --contrast prompt with --helpful_dataset_name"
+        )
+    return replace(options, contrast=contrast)
+
+
+def needs_moments(options: DiscoveryOptions, data: DiscoveryData) -> bool:
+    """Whether harmful and harmless prompts are to be compared by hidden states, too.
+
+    Raises:
+        InputError: if that was asked for and there are no harmless prompts.
+    """
+    asked = {"benign_whitening": options.benign_whitening, "layer_map": options.layer_map == "from_onset"}
+    if not any(asked.values()):
+        return False
+    if data.harmless is not None:
+        return True
+    given = [name for name, is_asked in asked.items() if is_asked and name in options.given]
+    if given:
+        raise InputError(
+            f"{given[0]} is {getattr(options, given[0])}, but there are no harmless prompts to look at;\n"
+            "give --helpful_dataset_name, or leave it out"
+        )
+    logger.warning("no helpful data: all blocks have adapters, and nothing is ranked against harmless conversations")
+    return False

@@ -1,0 +1,69 @@
+"""Ways to find the subspace of a contrast: what each adds up over tokens, and what it makes of the sums.
+
+Shapes: D d_model, F d_sae.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from sails_align.core.errors import InputError
+from sails_align.subspace.basis import Subspace
+from sails_align.subspace.options import DiscoveryOptions
+from sails_align.subspace.selection import Encoder, FeatureFitter, FeatureStats
+from sails_align.subspace.statistics import ActivationFitter, ActivationStats
+
+RANK_TOLERANCE = 1e-6
+"""Lengths below this share of the largest are rounding, not directions."""
+
+
+@dataclass(frozen=True)
+class MethodInputs:
+    """All that a method may use for one contrast."""
+
+    contrast: str
+    side: str | None
+    """Only features that are more active on this side; None: all."""
+    stats: FeatureStats | ActivationStats | None
+    """What the method's fitter has added up; None if it has none."""
+    decoders: Mapping[int, Tensor]
+    """W_dec (F, D) of each SAE; empty without SAEs."""
+    benign: Mapping[int, Tensor] | None
+    """Covariances (D, D) that directions are ranked against; see `basis.principal`."""
+    layers: list[int]
+    d_model: int
+    options: DiscoveryOptions
+    provenance: dict[str, Any]
+
+
+class SubspaceMethod(Protocol):
+    """A way to find a subspace."""
+
+    @property
+    def name(self) -> str: ...
+
+    def fitter(self, saes: Mapping[int, Encoder], layers: Sequence[int]) -> FeatureFitter | ActivationFitter | None:
+        """What adds up the tokens of the contrast in these layers; None if the data is not looked at."""
+        ...
+
+    def build(self, inputs: MethodInputs) -> Subspace:
+        """The subspace; `provenance["method"]` is the name."""
+        ...
+
+
+def layer_generator(seed: int, layer: int) -> torch.Generator:
+    """Random numbers of a layer's own, whichever other layers there are."""
+    return torch.Generator().manual_seed(seed * 100_003 + layer)
+
+
+def check_rank(rank: int, d_model: int) -> None:
+    """Refuse a rank that the model has no room for.
+
+    Raises:
+        InputError: if it is not within 1 and d_model.
+    """
+    if not 1 <= rank <= d_model:
+        raise InputError(f"rank {rank} is out of range; choose 1 to d_model, {d_model}")
