@@ -1,10 +1,14 @@
 """Dataclasses of options: checks of their values, and their form in JSON."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
 from sails_align.core.errors import InputError
+
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+"""Of a model or a data set on the hub."""
 
 
 def check_choice(option: str, value: str, choices: Sequence[str]) -> None:

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +11,9 @@ from datasets import config as datasets_config
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
 from sails_align.core.errors import InputError
+from sails_align.core.options import HUB_ID
 
 BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def load_rows(

@@ -6,7 +6,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from sails_align.core.artifacts import file_hash
 from sails_align.core.errors import InputError
-from sails_align.data.loading import HUB_ID
+from sails_align.core.options import HUB_ID
 from sails_align.evaluation.records import ModelSpec
 from sails_align.models.adapters import check_complete, load_base_config, read_adapter
 from sails_align.models.load import check_whole, model_errors

@@ -14,7 +14,7 @@ from yaml import YAMLError
 
 from sails_align.core.artifacts import read_header
 from sails_align.core.errors import InputError
-from sails_align.data.loading import HUB_ID
+from sails_align.core.options import HUB_ID
 from sails_align.models.adapters import CONFIG, read_json
 
 LICENSES = {

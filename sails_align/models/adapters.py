@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from sails_align.core.errors import InputError
-from sails_align.data.loading import HUB_ID
+from sails_align.core.options import HUB_ID
 from sails_align.models.load import model_errors, not_partitioned
 
 KNOWN: dict[str, Any] = {

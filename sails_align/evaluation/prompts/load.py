@@ -14,7 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from sails_align.core.errors import InputError
-from sails_align.data.loading import HUB_ID, load_rows
+from sails_align.core.options import HUB_ID
+from sails_align.data.loading import load_rows
 from sails_align.evaluation.prompts.rows import Row, Table, choose_columns, parse, table_of
 from sails_align.evaluation.prompts.sets import COLUMNS, PROMPT_SETS, Part, PromptSet
 from sails_align.evaluation.records import Kind, Prompt
