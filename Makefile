@@ -39,7 +39,6 @@ check: $(STAMP)
 	$(BIN)/lint-imports --no-cache
 
 docs: $(STAMP)
-	$(BIN)/python docs/messages.py
 	$(BIN)/python -m mkdocs build --strict
 
 format: $(STAMP)
