@@ -1,22 +1,22 @@
 # %% [markdown]
 # # A tour of SAILS on the testbed
 #
-# Features are discovered, looked at, steered with; an adapter is initialised in the subspace they span and trained; and
-# what changed is shown. Run it as a script (about a minute on two cores)
+# This tour discovers features, inspects them and steers the model with them. Then it initializes an adapter in the
+# subspace they span, trains it, and shows what changed. Run it as a script (about a minute on two cores)
 #
 #     python recipes/tour.py
 #
-# or cell by cell in an editor that knows `# %%` cells. Each step ends with what to notice (`->`), computed from the
-# results of this very run. Pictures and numbers are in `runs/tour`. What the testbed is: docs/testbed.md.
+# or cell by cell in an editor that supports `# %%` cells. Each step ends with what to notice (`->`), computed from the
+# results of this run. Pictures and numbers are saved in `runs/tour`. docs/testbed.md describes the testbed.
 
 # %%
-"""A tour of the method on the testbed: discover, look, steer, initialise, train, see what changed.
+"""A tour of the method on the testbed: discover, inspect, steer, initialize, train, compare.
 
 python recipes/tour.py --seed 1
 
 <output_dir>/tour.json     the numbers
-<output_dir>/steering.png  what steering does, by strength
-<output_dir>/run/          the training, as recipes/sft_sails.py leaves it
+<output_dir>/steering.png  the effect of steering, by strength
+<output_dir>/run/          the run directory of the training, as of recipes/sft_sails.py
 """
 
 import random
@@ -58,17 +58,19 @@ logging.disable_progress_bar()
 disable_progress_bars()
 torch.set_num_threads(1)  # the model is tiny: threads would wait for each other
 N_VALIDATION, N_TEST = 32, 64
-"""Prompts of each of the four sets: to choose a steering strength on, and to report."""
+"""Prompts of each of the four sets: to choose a steering strength, and to report."""
 N_DRAWS = 5
-"""Random directions, and random subspaces, that controls are means over."""
+"""Number of random directions, and of random subspaces, that each control averages over."""
 STRENGTHS = (-1.0, -0.8, -0.6, -0.4, -0.2, 0.2, 0.4, 0.6, 0.8, 1.0)
-"""Norms of what is added, as shares of the mean norm of the residual stream there."""
+"""Norms of the added direction, as shares of the mean norm of the residual stream at that layer."""
 console = Console(highlight=False)
 tour: dict[str, Any] = {}
 
-parser = CommandParser(description="Discover, look at, steer with, train and compare: the method on the testbed.")
-parser.add_argument("--seed", type=int, default=0, help="of the data's choice and the training (default 0)")
-parser.add_argument("--output_dir", type=Path, default=Path("runs/tour"), help="default runs/tour")
+parser = CommandParser(
+    description="Run the whole method on the testbed: discover, inspect, steer, initialize, train, compare."
+)
+parser.add_argument("--seed", type=int, default=0, help="seed of the data and the training (default 0)")
+parser.add_argument("--output_dir", type=Path, default=Path("runs/tour"), help="output folder (default runs/tour)")
 with exit_on_input_error():
     given = parser.parse_args([] if "ipykernel" in sys.modules else None)
     options = ["--seed", str(given.seed), "--output_dir", str(given.output_dir / "run"), "--disable_tqdm", "true"]
@@ -95,8 +97,8 @@ def percent(value: float) -> str:
 # %% [markdown]
 # ## 1. Discover
 #
-# The model reads harmful and harmless requests; the SAEs turn its residual stream into features. Those that tell the
-# two sides apart are kept, layer by layer, and PCA makes a few directions of their decoder vectors.
+# The model reads harmful and harmless requests, and the SAEs turn its residual stream into features. In each layer, the
+# features that differ most between the two are kept. PCA reduces their decoder vectors to a few directions.
 
 # %%
 subspace = find_subspace(args, source, given.output_dir / "run" / "subspace")
@@ -114,17 +116,17 @@ tour["discovered"] = {
 }
 apart = ", ".join(f"{value:.1f} at layer {layer}" for layer, value in separations.items())
 notice(
-    f"Harmful and harmless requests are {apart} standard deviations apart: from layer {onset} on (the onset) the model "
-    f"tells them apart about as well as it ever does. Feature {best} of that layer is active in "
+    f"Harmful and harmless requests are {apart} standard deviations apart. From layer {onset} on (the onset) the model "
+    f"separates them almost as well as in its best layer. Feature {best} of that layer is active in "
     f"{percent(about['rate_unaligned'][0])} of harmful requests and {percent(about['rate_aligned'][0])} of harmless "
     "ones."
 )
 
 # %% [markdown]
-# ## 2. Look at the features
+# ## 2. Inspect the features
 #
-# What a feature means shows in the words that its decoder direction promotes (the logit lens) and in the texts that it
-# is active in. The testbed knows which words tell of harm.
+# Two things show the meaning of a feature: the words that its decoder direction promotes (the logit lens), and the
+# texts in which it is active. The testbed knows which words describe harm.
 
 # %%
 base: Any = AutoModelForCausalLM.from_pretrained(source.model_name, dtype=torch.float32)
@@ -134,7 +136,7 @@ HARM_WORDS -= {word for theme in BENIGN_THEMES.values() for word in theme} | set
 texts = list(explaining.texts_of(source, 128, args.training.max_length or 1024))
 told = meanings(base, source.tokenizer, saes, {onset: about["ids"][:6]}, texts)
 table = Table(title=f"the features of layer {onset} with the highest scores")
-for heading in ("feature", "promotes", "text that it is most active in, up to where it is"):
+for heading in ("feature", "promotes", "text with the highest activation, up to that token"):
     table.add_column(heading, overflow="fold")
 
 
@@ -150,18 +152,18 @@ console.print(table)
 n_harm = {meaning.id: len(HARM_WORDS & {word.strip() for word in meaning.promoted}) for meaning in told}
 tour["harm_words_promoted"] = n_harm
 notice(
-    f"Words of harm among the six that each promotes: {', '.join(f'{n} (feature {of})' for of, n in n_harm.items())}. "
-    f"{sum(n >= 3 for n in n_harm.values())} of these {len(told)} features promote as many words of harm as others, or "
-    "more."
+    f"Harm words among the six that each promotes: {', '.join(f'{n} (feature {of})' for of, n in n_harm.items())}. "
+    f"For {sum(n >= 3 for n in n_harm.values())} of these {len(told)} features, at least half of the words are harm "
+    "words."
 )
 
 # %% [markdown]
 # ## 3. Steer with them
 #
-# A multiple of a feature's decoder direction is added to the residual stream at its layer while the model answers. The
-# base answers everything; the one thing it was taught to refuse is what takes hands ("please split the lamp for me").
-# So there are two kinds of features to try: the best feature of harm, and in each layer the one that tells what the
-# base refuses from what it answers. A random direction of the same norm is the control.
+# Steering adds a multiple of a feature's decoder direction to the residual stream at its layer while the model answers.
+# The base answers everything except requests that need hands ("please split the lamp for me"). So the tour tries two
+# kinds of features: the best feature for harm, and in each layer the feature that best separates the requests that the
+# base refuses from those it answers. A random direction of the same norm is the control.
 
 # %%
 HANDS = 128
@@ -191,7 +193,7 @@ draws = torch.randn(N_DRAWS, base.config.hidden_size, generator=torch.Generator(
 
 
 def shares(judged: Sequence[Judged], *splits: str) -> dict[str, float]:
-    """Of the answers to requests of some sets: refused, of no help to a harmful request, right."""
+    """Shares of the answers to requests of some sets: refused, not helpful to a harmful request, correct."""
     verdicts = [item.verdict for item in judged if item.split in splits]
     is_so = {
         "refused": [verdict.refused for verdict in verdicts],
@@ -204,7 +206,7 @@ def shares(judged: Sequence[Judged], *splits: str) -> dict[str, float]:
 def answers(
     model: Any, editing: AbstractContextManager[None], part: str = "test", n: int = N_TEST
 ) -> tuple[dict[str, float], list[Judged]]:
-    """Shares of refusals, answers that do not help, right answers and words of harm; and the judged answers."""
+    """Shares of refusals, unhelpful answers, correct answers and harm words; and the judged answers."""
     with editing:
         judged = respond(model, source.tokenizer, world, n, part=part)
     of_harmful, of_harmless = shares(judged, *HARMFUL), shares(judged, *HARMLESS)
@@ -222,7 +224,7 @@ def answers(
 
 
 def mean_of(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Of each share."""
+    """Mean of each share."""
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
 
@@ -237,7 +239,7 @@ def on_validation(layer: int, direction_D: Tensor) -> dict[float, dict[str, floa
 
 
 def selectivity(numbers: dict[str, float]) -> float:
-    """How much more of harmful requests than of harmless ones is refused."""
+    """Refusal rate of harmful requests minus that of harmless ones."""
     return numbers["harmful_refused"] - numbers["harmless_refused"]
 
 
@@ -250,16 +252,16 @@ control = f"random, layer {layer}"
 sweep[control] = on_validation(layer, draws[0])
 
 # %% [markdown]
-# Direction and strength were chosen on validation prompts, by how much more of harmful than of harmless requests is
-# refused. These are the test prompts.
+# Direction and strength were chosen on validation prompts, by the refusal rate of harmful requests minus that of
+# harmless ones. The table is for test prompts.
 
 # %%
 COLUMNS = {
     "harmful_refused": "harmful refused",
     "harmful_not_helped": "harmful not helped",
-    "harm_named": "harm named in answers",
+    "harm_named": "answers with harm words",
     "harmless_refused": "harmless refused",
-    "harmless_correct": "harmless right",
+    "harmless_correct": "harmless correct",
 }
 
 
@@ -296,18 +298,20 @@ tour["steering"] = {
 }
 worth, worth_plain = ((of["harmful_not_helped"] + of["harmless_correct"]) / 2 for of in (with_it, plain))
 notice(
-    f"With {chosen} added at {strength:+} of the stream's norm {percent(with_it['harmful_refused'])} of harmful "
-    f"requests and {percent(with_it['harmless_refused'])} of harmless ones are refused; with random directions of the "
-    f"same norm {percent(by_control['harmful_refused'])} and {percent(by_control['harmless_refused'])}. Right answers "
-    f"to harmless requests: {percent(plain['harmless_correct'])} before, {percent(with_it['harmless_correct'])} with "
-    f"it, {percent(by_control['harmless_correct'])} with random directions. By the mean of harmful requests not helped "
-    f"with and harmless ones answered rightly this is {'better' if worth > worth_plain else 'no better'} than leaving "
-    f"the model alone ({percent(worth)} against {percent(worth_plain)})."
+    f"With {chosen} added at {strength:+} of the residual stream's norm, the model refuses "
+    f"{percent(with_it['harmful_refused'])} of harmful requests and {percent(with_it['harmless_refused'])} of harmless "
+    f"ones. With random directions of the same norm it refuses {percent(by_control['harmful_refused'])} and "
+    f"{percent(by_control['harmless_refused'])}. Correct answers to harmless requests: "
+    f"{percent(plain['harmless_correct'])} without steering, {percent(with_it['harmless_correct'])} with it, "
+    f"{percent(by_control['harmless_correct'])} with random directions. By the mean of harmful requests not helped "
+    f"with and harmless requests answered correctly, this is {'better' if worth > worth_plain else 'no better'} "
+    f"than no steering ({percent(worth)} against {percent(worth_plain)})."
 )
 notice(
-    f"The feature of harm, subtracted, makes {percent(less['harmful_refused'])} of harmful requests refused, and added "
-    f"{percent(more['harmful_refused'])}. What the answers tell: harm is named in {percent(less['harm_named'])} and "
-    f"{percent(more['harm_named'])} of them (not steered {percent(plain['harm_named'])})."
+    f"With the feature for harm subtracted, {percent(less['harmful_refused'])} of harmful requests are refused, and "
+    f"with it added {percent(more['harmful_refused'])}. It changes the content of answers: "
+    f"{percent(less['harm_named'])} and {percent(more['harm_named'])} of them contain harm words (without "
+    f"steering {percent(plain['harm_named'])})."
 )
 
 
@@ -322,21 +326,19 @@ def draw(figure: Figure, ink: str, grid: str) -> None:
             axes.plot(list(found), values, line, color=colour, marker="o", markersize=3, label=f"{COLUMNS[column]} (%)")
         axes.set_title(name, fontsize=9)
         axes.grid(visible=True, linewidth=0.5)
-    figure.supxlabel("added norm, as a share of the residual stream's", fontsize=9)
+    figure.supxlabel("added norm as a share of the residual stream's norm", fontsize=9)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=9)
 
 
-picture("steering", "What is refused and what is right, by the strength of steering", (10.0, 3.4), draw).write(
-    given.output_dir
-)
+picture("steering", "Refusals and correct answers by strength of steering", (10.0, 3.4), draw).write(given.output_dir)
 console.print(f"picture   {given.output_dir}/steering.png\n", soft_wrap=True)
 
 # %% [markdown]
-# ## 4. Initialise
+# ## 4. Initialize
 #
-# LoRA adapters take the subspace's directions: modules that read the residual stream as rows of `lora_A`, modules that
-# write to it as columns of `lora_B`. The other factor is zero, so nothing changes yet. (Where the subspace has fewer
-# directions than the rank, random ones orthogonal to it are the rest.)
+# LoRA adapters take the subspace's directions: as rows of `lora_A` in modules that read the residual stream, and as
+# columns of `lora_B` in modules that write to it. The other factor is zero, so nothing changes yet. (If the subspace
+# has fewer directions than the rank, random ones orthogonal to it are added.)
 
 # %%
 trainer, init = build_trainer(args, source, subspace)
@@ -357,16 +359,16 @@ tour["initialised"] = {
 notice(
     f"The first forward pass is {'exactly' if first == 0 else 'not'} the base's: over {len(plain_judged)} prompts the "
     f"largest difference of logits is {first:g}; the largest entry of B A is {delta:g}. {len(init.modules)} modules "
-    f"have adapters; {in_span} of their {n_filled} directions are the subspace's. {n_trainable:,} of {n_all:,} "
-    "parameters can train."
+    f"have adapters; {in_span} of their {n_filled} directions are from the subspace. {n_trainable:,} of {n_all:,} "
+    "parameters are trainable."
 )
 del trainer, adapted
 
 # %% [markdown]
 # ## 5. Train
 #
-# The recipe's own code, `recipes/sft_sails.py`, on 256 harmful requests with refusals and 256 harmless ones with right
-# answers. It finds the subspace of step 1 in its folder and takes it.
+# This runs the recipe `recipes/sft_sails.py` on 256 harmful requests with refusals and 256 harmless ones with correct
+# answers. It finds the subspace of step 1 in its folder and uses it.
 
 # %%
 with exit_on_input_error():
@@ -376,18 +378,18 @@ tour["trained"] = {"base": before, "trained": after, "seconds": metrics["cost"][
 safer = after["safety_rate"]["value"] - before["safety_rate"]["value"]
 gained = after["correct_answer_rate"]["value"] - before["correct_answer_rate"]["value"]
 notice(
-    f"Training changed the safety rate by {100 * safer:+.0f} points and right answers by {100 * gained:+.0f}. "
-    f"Steering, in step 3, changed them by "
+    f"Training changed the safety rate by {100 * safer:+.0f} points and correct answers by {100 * gained:+.0f}. "
+    f"Steering (step 3) changed them by "
     f"{100 * (with_it['harmful_not_helped'] - plain['harmful_not_helped']):+.0f} and "
     f"{100 * (with_it['harmless_correct'] - plain['harmless_correct']):+.0f}."
 )
 
 # %% [markdown]
-# ## 6. See what changed
+# ## 6. Compare
 #
-# The features before and after, how far the adapter left the subspace, some answers side by side; and whether the
-# trained model's refusals need the directions that the adapters started from: these are taken out of the residual
-# stream, and for comparison as many random ones.
+# This step shows the features before and after training, how far the adapter left the subspace, and some answers side
+# by side. It also tests whether the trained model's refusals depend on the initial directions of the adapters: it
+# removes these from the residual stream, and, for comparison, as many random ones.
 
 # %%
 found = explaining.main(["--run", str(given.output_dir / "run"), "--n_texts", "128"])
@@ -400,8 +402,8 @@ most = max(changed, key=lambda feature: abs(changed[feature]))
 tour["changed"] = {"drift": drift, "layer": max(saes), "activation_on_harmful": changed}
 notice(
     f"{percent(drift['adapter_energy_inside'])} of the adapter's update lies in the subspace; its directions turned by "
-    f"{drift['adapter_largest_angle'] * 180 / torch.pi:.0f} degrees at most. On harmful requests feature {most} of "
-    f"layer {max(saes)} changed most of those shown there, by {changed[most]:+.2f}."
+    f"at most {drift['adapter_largest_angle'] * 180 / torch.pi:.0f} degrees. Of the listed features of layer "
+    f"{max(saes)}, the activation of feature {most} on harmful requests changed most, by {changed[most]:+.2f}."
 )
 
 # %%
@@ -412,30 +414,30 @@ others = [random_basis(base.config.hidden_size, list(deep), rank, seed, provenan
 now, now_judged = answers(trained, nullcontext())
 without = {
     "base": plain,
-    "base, subspace taken out": answers(base, removed(base, deep))[0],
+    "base, subspace removed": answers(base, removed(base, deep))[0],
     "trained": now,
-    "trained, subspace taken out": answers(trained, removed(trained, deep))[0],
-    f"trained, random directions taken out (mean of {N_DRAWS})": mean_of(
+    "trained, subspace removed": answers(trained, removed(trained, deep))[0],
+    f"trained, random directions removed (mean of {N_DRAWS})": mean_of(
         [answers(trained, removed(trained, bases))[0] for bases in others]
     ),
 }
 n_out = ", ".join(f"{basis_DR.shape[1]} of {len(basis_DR)} at layer {layer}" for layer, basis_DR in deep.items())
-console.print(table_of(without, f"directions taken out of the stream ({n_out})"))
+console.print(table_of(without, f"directions removed from the residual stream ({n_out})"))
 tour["ablation"] = without
 subspace_out, random_out = list(without.values())[3:]
 fall = now["harmful_refused"] - subspace_out["harmful_refused"]
 random_fall = now["harmful_refused"] - random_out["harmful_refused"]
 notice(
-    f"The trained model refuses {percent(now['harmful_refused'])} of harmful requests, without the subspace "
-    f"{percent(subspace_out['harmful_refused'])}, without as many random directions "
-    f"{percent(random_out['harmful_refused'])}: its refusals "
-    f"{'need the subspace more than others' if fall > random_fall + 0.05 else 'do not need the subspace above others'}."
-    f" Right answers to harmless requests: {percent(now['harmless_correct'])}, "
+    f"The trained model refuses {percent(now['harmful_refused'])} of harmful requests; with the subspace removed "
+    f"{percent(subspace_out['harmful_refused'])}; with as many random directions removed "
+    f"{percent(random_out['harmful_refused'])}. Its refusals "
+    f"{'depend' if fall > random_fall + 0.05 else 'do not depend'} on the subspace more than on random directions."
+    f" Correct answers to harmless requests: {percent(now['harmless_correct'])}, "
     f"{percent(subspace_out['harmless_correct'])} and {percent(random_out['harmless_correct'])}."
 )
 
 # %%
-table = Table(title="the same requests, answered by the base, the steered base and the trained model")
+table = Table(title="answers of the base, the steered base and the trained model to the same requests")
 for heading in ("request", "base", "steered", "trained"):
     table.add_column(heading, overflow="fold")
 for split in (*HARMFUL, *HARMLESS):
@@ -444,7 +446,7 @@ for split in (*HARMFUL, *HARMLESS):
     table.add_row(f"{plain_judged[place].request.prompt} ({split})", *(item.response for item in columns))
 console.print(table)
 table = Table(title=f"base -> trained on the four test sets, {N_TEST} requests each")
-for heading in ("set", "refused", "not helped", "right answers"):
+for heading in ("set", "refused", "not helped", "correct"):
     table.add_column(heading, justify="left" if heading == "set" else "right")
 by_set = {split: [shares(judged, split) for judged in (plain_judged, now_judged)] for split in (*HARMFUL, *HARMLESS)}
 for split, (of_base, of_trained) in by_set.items():
@@ -452,10 +454,10 @@ for split, (of_base, of_trained) in by_set.items():
 console.print(table)
 tour["by_set"] = by_set
 notice(
-    f"The trained model refuses {percent(by_set['harmful'][1]['refused'])} of harmful requests in the categories that "
-    f"it was trained on and {percent(by_set['ood'][1]['refused'])} in new ones. Of harmless requests it refuses "
-    f"{percent(by_set['benign'][1]['refused'])} with objects that are only harmless, and "
-    f"{percent(by_set['dual_use'][1]['refused'])} with objects that harm can be done with."
+    f"The trained model refuses {percent(by_set['harmful'][1]['refused'])} of harmful requests in trained categories "
+    f"and {percent(by_set['ood'][1]['refused'])} in held-out categories. Of harmless requests it refuses "
+    f"{percent(by_set['benign'][1]['refused'])} about harmless objects and {percent(by_set['dual_use'][1]['refused'])} "
+    "about dual-use objects."
 )
 write_json(given.output_dir / "tour.json", tour)
 console.print(f"numbers   {given.output_dir}/tour.json", soft_wrap=True, markup=False)

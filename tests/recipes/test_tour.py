@@ -56,7 +56,7 @@ def test_the_numbers(toured: tuple[Path, str]) -> None:
     # The model loaded from the run answers as the one in training did.
     refused = tour["ablation"]["trained"]["harmful_not_helped"]
     assert refused == pytest.approx(trained["safety_rate"]["value"], abs=0.02)
-    assert tour["ablation"]["trained, subspace taken out"]["harmful_refused"] < refused
+    assert tour["ablation"]["trained, subspace removed"]["harmful_refused"] < refused
     assert 0 < tour["changed"]["drift"]["adapter_energy_inside"] <= 1
     assert all(value != 0 for value in tour["changed"]["activation_on_harmful"].values())
 
