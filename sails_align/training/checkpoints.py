@@ -88,6 +88,7 @@ def run_identity(args: Arguments, source: Source, subspace: Subspace | None) -> 
         "init_scale": sails.init_scale,
         "subspace_mode": sails.subspace_mode,
         "subspace_decay": args.of(DecayOptions).subspace_decay,
+        "loss": args.loss,
         "lora_r": model.lora_r,
         "lora_alpha": model.lora_alpha,
         "lora_target_modules": model.lora_target_modules,

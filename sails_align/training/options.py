@@ -21,6 +21,8 @@ from sails_align.data.transforms import TRANSFORMS
 from sails_align.initializers.options import SailsArguments
 from sails_align.subspace.options import PRESETS, DPOArguments, Method
 from sails_align.training.callbacks import CALLBACKS
+from sails_align.training.losses import LOSSES
+from sails_align.training.losses.options import LossOptions
 
 logger = logging.getLogger(__name__)
 
@@ -48,9 +50,9 @@ LORA_OPTIONS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "
 
 
 def extra_options() -> list[type]:
-    """The options that transforms of the data and callbacks bring."""
-    entries = [entry for registry in (TRANSFORMS, CALLBACKS) for _, entry in registry.items()]
-    return [entry.options for entry in entries if entry.options is not None]
+    """The options that transforms of the data, callbacks and losses bring."""
+    entries = [entry for registry in (TRANSFORMS, CALLBACKS, LOSSES) for _, entry in registry.items()]
+    return [LossOptions, *(entry.options for entry in entries if entry.options is not None)]
 
 
 @dataclass
@@ -61,7 +63,7 @@ class Arguments:
     sails: SailsArguments
     data: DataOptions
     extras: tuple[Any, ...]
-    """Options of transforms and callbacks, one of each class in `extra_options`."""
+    """Options of transforms, callbacks and losses, one of each class in `extra_options`."""
     script: ScriptArguments
     training: SFTConfig | DPOConfig
     model: ModelConfig
@@ -74,6 +76,24 @@ class Arguments:
     def of(self, options: type | None) -> Any:
         """The options of an entry, by their class; None of one that has none."""
         return next((each for each in self.extras if options is not None and isinstance(each, options)), None)
+
+    @property
+    def loss(self) -> dict[str, Any] | None:
+        """The loss that is built on TRL's, with its options; None: TRL's own."""
+        name = self.of(LossOptions).loss
+        if name is None:
+            return None
+        own = LOSSES.get(name).options
+        return {"name": name, **({} if own is None else to_json(self.of(own)))}
+
+    def make_loss(self) -> Any:
+        """The loss that is called in training; None: TRL's own.
+
+        Raises:
+            InputError: if there is no loss of that name, or it does not suit the other options.
+        """
+        name = self.of(LossOptions).loss
+        return None if name is None else LOSSES.get(name).load()(self.of(LOSSES.get(name).options), self.training)
 
     @property
     def start(self) -> str:
@@ -104,10 +124,11 @@ class Arguments:
     def to_json(self) -> dict[str, Any]:
         """Every option, resolved. Secrets are masked by transformers."""
         training = {name: _as_json(value) for name, value in self.training.to_dict().items()}
-        parts = {"sails": to_json(self.sails), "data": to_json(self.data), "training": training}
+        parts: dict[str, Any] = {"sails": to_json(self.sails), "data": to_json(self.data), "training": training}
         for entries, part in ((TRANSFORMS, "data"), (CALLBACKS, "callbacks")):
             own = [to_json(self.of(entry.options)) for _, entry in entries.items() if entry.options is not None]
             parts[part] = {**parts.get(part, {}), **{name: value for options in own for name, value in options.items()}}
+        parts["loss"] = self.loss
         parts |= {"script": vars(self.script), "model": vars(self.model), "dpo": vars(self.dpo)}
         return {"method": self.method, **parts}
 
@@ -137,6 +158,7 @@ class Arguments:
                 "save_total_limit is 1: while a checkpoint is written there is no other whole one;\nchoose 2 or more"
             )
         self._check_values()
+        self.make_loss()
         adapter, output_dir = sails.adapter_path, self.training.output_dir
         if adapter is not None and output_dir is not None and Path(adapter).resolve() == Path(output_dir).resolve():
             raise InputError(f"--adapter_path is {adapter}, where the new adapter would go; give another --output_dir")

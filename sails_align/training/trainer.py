@@ -21,6 +21,7 @@ from sails_align.models.quantized import is_quantized, train_in_float32, trained
 from sails_align.subspace.basis import Subspace
 from sails_align.training.callbacks import CALLBACKS
 from sails_align.training.dataset import Source
+from sails_align.training.losses.compose import with_loss
 from sails_align.training.options import Arguments
 from sails_align.training.starts import initialization_examples, loaded_model, lora_config, model_init_kwargs
 
@@ -104,11 +105,13 @@ def _trainer(
     if isinstance(training, DPOConfig):
         train, held_out = (_preferences(args, source, part) for part in ("train", "held_out"))
         reference = _reference_model(args, source, init_kwargs)
-        trainer = DPOTrainer(ref_model=reference, args=training, train_dataset=train, eval_dataset=held_out, **common)
+        made = with_loss(DPOTrainer, args.make_loss())
+        trainer = made(ref_model=reference, args=training, train_dataset=train, eval_dataset=held_out, **common)
     else:
         training.chat_template_path = None  # it is in the tokenizer already
         train, held_out = to_sft(source.train), to_sft(source.held_out)
-        trainer = SFTTrainer(args=training, train_dataset=train, eval_dataset=held_out, **common)
+        made = with_loss(SFTTrainer, args.make_loss())
+        trainer = made(args=training, train_dataset=train, eval_dataset=held_out, **common)
     trained: Any = trainer.model
     if is_quantized(trained):
         train_in_float32(trained, values)

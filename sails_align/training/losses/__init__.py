@@ -1,0 +1,19 @@
+"""Losses of a training, one file each, built on TRL's own.
+
+A loss is a class `NAME(options, training)`, made from its options and TRL's configuration, which refuses what it cannot
+work with. Called with a `LossStep`, it returns the loss of a batch. `--loss NAME` chooses one.
+"""
+
+from sails_align.core.registry import Entry, Registry
+from sails_align.training.losses.options import FirstTokensOptions
+
+LOSSES = Registry(
+    "loss",
+    {
+        "first_tokens": Entry(
+            "sails_align.training.losses.first_tokens:FirstTokens",
+            "Weight the first tokens of each response more.",
+            FirstTokensOptions,
+        ),
+    },
+)

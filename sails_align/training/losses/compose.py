@@ -1,0 +1,86 @@
+"""Put a loss into TRL's SFTTrainer or DPOTrainer.
+
+TRL advises to override `compute_loss`. The loss is given what TRL has computed: its own loss, and the outputs of the
+model's forward pass (with the log-probability of each token), so that most losses need no pass of their own. In
+evaluations TRL's loss stays, so that held-out losses can be compared.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from trl import DPOTrainer, SFTTrainer
+
+
+@dataclass(frozen=True, eq=False)
+class LossStep:
+    """What TRL has computed of a batch in training.
+
+    Shapes: B batch (for DPO the chosen responses, then the rejected ones), S sequence.
+    """
+
+    trainer: Any
+    """The SFTTrainer or DPOTrainer."""
+    model: Any
+    """What to call for another forward pass; wrapped, if the training is distributed."""
+    batch: dict[str, Any]
+    """The inputs: `input_ids` (B, S), and so on."""
+    loss: Tensor
+    """TRL's own loss."""
+    outputs: Any
+    """Of the model's forward pass: `log_probs` and `label_mask` (B, S - 1) of the next tokens, and `entropy` (SFT)."""
+    num_items_in_batch: Tensor | int | None
+    """Tokens that are trained on in the whole optimizer step, on all processes; None: the batch is averaged alone."""
+
+    @property
+    def per_token_scale(self) -> Tensor:
+        """What TRL's SFT loss multiplies a sum over tokens by."""
+        n = self.outputs.label_mask.sum() if self.num_items_in_batch is None else self.num_items_in_batch
+        # DDP averages gradients over the processes, and the count is of all of them.
+        is_of_all = self.trainer.args.average_tokens_across_devices and self.num_items_in_batch is not None
+        n_processes = self.trainer.accelerator.num_processes if is_of_all else 1
+        return n_processes / torch.as_tensor(n).clamp(min=1)
+
+    def log(self, name: str, value: Tensor) -> None:
+        """Add a number to the next row of logs: its mean over batches and processes."""
+        mean = self.trainer.accelerator.gather_for_metrics(value.detach()).mean().item()
+        self.trainer._metrics["train"][name].append(mean)  # as TRL's own losses do
+
+
+Loss = Callable[[LossStep], Tensor]
+T = TypeVar("T", SFTTrainer, DPOTrainer)
+
+
+def with_loss(trainer_class: type[T], loss: Loss | None) -> type[T]:
+    """Return the trainer's class with another loss (None: the class as it is)."""
+    if loss is None:
+        return trainer_class
+
+    def compute_loss(
+        self: Any, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        own = trainer_class.compute_loss
+        if not self.model.training:
+            return own(self, model, inputs, return_outputs, num_items_in_batch)
+        recorded = _Recorded(model)
+        result = own(self, recorded, inputs, return_outputs, num_items_in_batch)  # pyright: ignore[reportArgumentType]
+        own_loss = result[0] if return_outputs else result
+        # DPO's first call is of the policy; the reference, if it is called in the step, comes after it.
+        value = loss(LossStep(self, model, inputs, own_loss, recorded.outputs[0], num_items_in_batch))
+        return (value, result[1]) if return_outputs else value
+
+    # The name is kept, since TRL writes it into tags and cards.
+    return type(trainer_class.__name__, (trainer_class,), {"compute_loss": compute_loss})
+
+
+class _Recorded:
+    """Call a model and keep what it returns."""
+
+    def __init__(self, model: Any) -> None:
+        self._model, self.outputs = model, []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.outputs.append(self._model(*args, **kwargs))
+        return self.outputs[-1]

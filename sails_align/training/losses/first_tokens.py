@@ -1,0 +1,55 @@
+"""Weight the first tokens of each response more than the others.
+
+Qi et al. 2024 (arXiv 2406.05946) find that safety training changes little beyond the first few tokens of a response,
+and these decide whether a model refuses. Here their cross-entropy counts more (or, below 1, less):
+
+    loss = 1 / N * sum over tokens t of w(t) * -log p(t),    w(t) = weight for the first k tokens of a response, else 1
+
+where N is TRL's count of tokens, which the weights do not change: with weight 1 it is TRL's loss bit for bit.
+"""
+
+import torch
+from torch import Tensor
+from trl import DPOConfig, SFTConfig
+
+from sails_align.core.errors import InputError
+from sails_align.training.losses.compose import LossStep
+from sails_align.training.losses.options import FirstTokensOptions
+
+
+class FirstTokens:
+    """SFT's cross-entropy with another weight for the first tokens of responses."""
+
+    def __init__(self, options: FirstTokensOptions, training: SFTConfig | DPOConfig) -> None:
+        """Check that TRL's loss is the cross-entropy.
+
+        Raises:
+            InputError: if it is not.
+        """
+        if not isinstance(training, SFTConfig):
+            raise InputError("loss is first_tokens, which is for SFT only; leave it out")
+        if training.loss_type not in (None, "nll"):
+            raise InputError(f"loss is first_tokens, but loss_type is {training.loss_type}; leave one of them out")
+        if training.label_smoothing_factor > 0:
+            raise InputError("loss is first_tokens, but label_smoothing_factor is above 0; leave one of them out")
+        self._options = options
+
+    def __call__(self, step: LossStep) -> Tensor:
+        """Return the weighted loss, and log that of the first tokens."""
+        is_first_BS = first_tokens(step.batch, self._options.first_tokens)
+        first = -(step.outputs.log_probs * is_first_BS).sum()
+        step.log("first_tokens_loss", first / is_first_BS.sum().clamp(min=1))
+        return step.loss + (self._options.first_tokens_weight - 1) * first * step.per_token_scale.to(first.device)
+
+
+def first_tokens(batch: dict[str, Tensor], k: int) -> Tensor:
+    """Which next tokens are among the first k that are trained on in their example. (B, S - 1)
+
+    With packing a row holds several examples, each of which begins where the position is 0.
+    """
+    trained_BS = (batch["labels"] != -100).long()
+    before_BS = trained_BS.cumsum(dim=1) - trained_BS  # trained tokens of the row before this one
+    if "position_ids" in batch:
+        begins_BS = batch["position_ids"] == 0
+        before_BS = before_BS - torch.where(begins_BS, before_BS, 0).cummax(dim=1).values
+    return ((trained_BS == 1) & (before_BS < k))[:, 1:]
