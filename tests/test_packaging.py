@@ -39,6 +39,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return wheel, archive
 
 
+@pytest.mark.wheel
 def test_the_wheel_holds_the_package_and_nothing_else(built: tuple[Path, Path]) -> None:
     with zipfile.ZipFile(built[0]) as file:
         names = {name for name in file.namelist() if ".dist-info/" not in name}
@@ -51,6 +52,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(built: tuple[Path, Path]) 
     assert built[0].stat().st_size < 10e6
 
 
+@pytest.mark.wheel
 def test_the_source_distribution_holds_what_a_checkout_does(built: tuple[Path, Path]) -> None:
     with tarfile.open(built[1]) as file:
         names = {name.partition("/")[2] for name in file.getnames()}
@@ -67,6 +69,7 @@ def metadata(wheel: Path) -> Message:
         return email.message_from_bytes(file.read(name))
 
 
+@pytest.mark.wheel
 def test_what_it_says_of_itself(built: tuple[Path, Path]) -> None:
     said = metadata(built[0])
     assert (said["Name"], said["Version"], said["License-Expression"]) == (

@@ -2,6 +2,7 @@
 
 import errno
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -119,7 +120,7 @@ def test_tensors_hash_tells_names_shapes_dtypes_and_values_apart():
 
 def test_package_versions_name_what_is_missing(monkeypatch):
     monkeypatch.setattr(artifacts, "PACKAGES", ["torch", "no-such-package"])
-    assert package_versions() == {"torch": torch.__version__, "no-such-package": None}
+    assert package_versions() == {"torch": version("torch"), "no-such-package": None}
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.ENOTDIR])

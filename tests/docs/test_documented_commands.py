@@ -8,7 +8,8 @@ import shlex
 from pathlib import Path
 
 import pytest
-from documented import DOCUMENTS, ROOT, blocks
+from documented import DOCUMENTS, blocks
+from paths import ROOT
 
 from sails_align.cli.compare import ReportArguments
 from sails_align.cli.eval_harness import HarnessArguments

@@ -17,8 +17,6 @@ import pytest
 from documented import DOCUMENTS, NEEDS, blocks
 from paths import ROOT, SHARED
 
-pytestmark = [pytest.mark.slow, pytest.mark.distributed]
-
 TRAINING = "--max_steps 4 --max_train_examples 16 --eval_examples 4 --disable_tqdm true"
 COMPARISON = "--runs base sft-sails --n_seeds 1 --n_prompts 4 --n_examples 8 --learning_rates 1e-3 --n_attacked 0"
 COMPARISON += " --n_capability 0 --relearning false --processes 1 --progress false"
@@ -85,6 +83,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Copy:
     return copy
 
 
+@pytest.mark.documents
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_commands_run(document: str, copy: Copy) -> None:
     for block in blocks(document):

@@ -11,6 +11,8 @@ from urllib.parse import unquote
 import pytest
 from paths import ROOT
 
+pytestmark = pytest.mark.documents
+
 LOADED = re.compile(
     r"""<(?:script|img)\b[^>]*?\bsrc=["']?([^"'\s>]+)|<link\b[^>]*?rel=["']?stylesheet[^>]*?href=["']?([^"'\s>]+)"""
 )

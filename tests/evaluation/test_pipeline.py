@@ -188,6 +188,7 @@ def test_no_prompts_is_an_error(server: StubServer, tmp_path: Path) -> None:
         eval_safety.main(argv(server, tmp_path / "none.jsonl", tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_killed_at_any_point_it_loses_no_verdict(prompts: Path, tmp_path: Path) -> None:
     random.seed(0)
     with StubServer(answer, latency=0.02) as server:
@@ -207,6 +208,7 @@ def test_killed_at_any_point_it_loses_no_verdict(prompts: Path, tmp_path: Path) 
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_cache(prompts: Path, tmp_path: Path) -> None:
     with StubServer(answer, latency=0.01) as server:
         commands = [

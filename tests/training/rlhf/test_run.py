@@ -100,6 +100,7 @@ def test_metrics_are_of_base_warm_start_and_trained_model(finished: Path) -> Non
 # Determinism, stopping and going on
 
 
+@pytest.mark.slow
 def test_the_run_directory_repeats_the_run(finished: Path, tmp_path: Path) -> None:
     rlhf.main(["--config", str(finished / "config.yaml"), "--output_dir", str(tmp_path / "again")])
     assert distance(tmp_path / "again", finished) == 0
@@ -107,6 +108,7 @@ def test_the_run_directory_repeats_the_run(finished: Path, tmp_path: Path) -> No
     assert ours["trained"] == theirs["trained"]
 
 
+@pytest.mark.slow
 def test_another_seed_is_another_run(finished: Path, tmp_path: Path) -> None:
     rlhf.main(argv(tmp_path, seed=1))
     assert distance(tmp_path, finished) > 1e-4
@@ -143,6 +145,7 @@ def test_a_checkpoint_of_another_run_is_refused(copy: Path, name: str, value: ob
 # Learning
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("learning_rate", "learns"), [(1e-3, True), (0.0, False)])
 def test_reinforcement_raises_the_reward(tmp_path: Path, learning_rate: float, learns: bool) -> None:
     """Harmful requests alone: the short way to more reward is to refuse. Without a learning rate nothing changes."""
