@@ -12,21 +12,25 @@ class DataOptions:
 
     helpful_dataset_name: str | None = field(
         default=None,
-        metadata={"help": "Data of harmless requests, mixed into the training data; its prompts are the harmless side "
-                  "of the prompt contrast."},
+        metadata={"help": "Dataset of harmless requests. It is mixed into the training data, and its prompts are "
+                          "the harmless side of the prompt contrast."},
     )  # fmt: skip
-    helpful_dataset_config: str | None = field(default=None, metadata={"help": "Its configuration."})
-    helpful_dataset_split: str = field(default="train", metadata={"help": "Its split."})
+    helpful_dataset_config: str | None = field(default=None, metadata={"help": "Configuration of that dataset."})
+    helpful_dataset_split: str = field(default="train", metadata={"help": "Split of that dataset."})
     max_train_examples: int | None = field(
-        default=None, metadata={"help": "Safety examples to train on, at most, chosen by --seed."}
+        default=None, metadata={"help": "Maximum number of safety examples to train on, chosen by --seed."}
     )
     eval_examples: int = field(
         default=256,
-        metadata={"help": "Held-out pairs for the loss (taken from the training split where there is no test split); "
-                  "on the testbed, prompts of each test set."},
+        metadata={"help": "Number of held-out pairs for the loss (taken from the training split if there is no test "
+                          "split); on the testbed, prompts of each test set."},
     )  # fmt: skip
     on_bad_rows: str = field(
-        default="error", metadata={"help": "Rows that cannot be used: error (named and counted) or skip (counted)."}
+        default="error",
+        metadata={
+            "help": "What to do with unusable rows: error (stop and report them) or skip "
+            "(leave them out and count them)."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -43,24 +47,21 @@ class ContaminateOptions:
 
     contamination: float = field(
         default=0.0,
-        metadata={"help": "Share of safety pairs, chosen by --seed, whose chosen and rejected change places: to study "
-                  "what wrong labels do."},
+        metadata={"help": "Share of safety pairs, chosen by --seed, whose chosen and rejected responses are "
+                          "swapped, to study the effect of wrong labels."},
     )  # fmt: skip
 
     def __post_init__(self) -> None:
         if not 0 <= self.contamination <= 1:
-            raise InputError(f"contamination is {self.contamination}, but it is a share: choose 0 to 1")
+            raise InputError(f"contamination is {self.contamination}, but it is a share; choose a value from 0 to 1")
 
 
 @dataclass(frozen=True)
 class MixOptions:
     """Options of the transform `mix`."""
 
-    helpful_ratio: float = field(default=1.0, metadata={"help": "Helpful examples for each safety example."})
+    helpful_ratio: float = field(default=1.0, metadata={"help": "Number of helpful examples for each safety example."})
 
     def __post_init__(self) -> None:
         if not 0 <= self.helpful_ratio < float("inf"):
-            raise InputError(
-                f"helpful_ratio is {self.helpful_ratio}, but it is helpful examples for each safety example: choose 0 "
-                "or more"
-            )
+            raise InputError(f"helpful_ratio is {self.helpful_ratio}, but it must not be negative; choose 0 or more")

@@ -38,11 +38,11 @@ NO_INITIALIZER = Initializer(f"{_PEFT}:DEFAULT", "A trained adapter, or full fin
 INITIALIZERS: Registry[Initializer] = Registry(
     "initializer",
     {
-        "sails": _subspace("sails", "Start in the span of the SAE features with the highest scores.", needs_saes=True),
-        "random_basis": _subspace("random_basis", "Start in random orthonormal directions."),
-        "random_features": _subspace("random_features", "Start in random SAE features.", needs_saes=True),
-        "activation_pca": _subspace("activation_pca", "Start where hidden states vary most."),
-        "mean_diff": _subspace("mean_difference", "Start in the difference of the two sides' mean hidden states."),
+        "sails": _subspace("sails", "SAILS: the span of the SAE features with the highest scores.", needs_saes=True),
+        "random_basis": _subspace("random_basis", "Random orthonormal directions."),
+        "random_features": _subspace("random_features", "Random SAE features.", needs_saes=True),
+        "activation_pca": _subspace("activation_pca", "The directions in which hidden states vary most."),
+        "mean_diff": _subspace("mean_difference", "The difference between the two sides' mean hidden states."),
         "default": Initializer(f"{_PEFT}:DEFAULT", "Plain LoRA: random A, zero B."),
         "gaussian": Initializer(f"{_PEFT}:GAUSSIAN", "A from a normal distribution.", init_lora_weights="gaussian"),
         "orthogonal": Initializer(
@@ -66,7 +66,7 @@ INITIALIZERS: Registry[Initializer] = Registry(
         ),
         "eva": Initializer(
             f"{_PEFT}:EVA",
-            "What varies most in each module's input (arXiv 2410.07170).",
+            "The directions of largest variance in each module's input (arXiv 2410.07170).",
             needs_data=True,
             needs_whole_weights=True,
             init_lora_weights="eva",

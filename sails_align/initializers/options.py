@@ -20,76 +20,77 @@ class SailsArguments:
     init: str | None = field(
         default=None,
         metadata={
-            "help": "What the adapters start from: sails (SAE features; what is used if nothing is said), a baseline "
-            "subspace (random_basis, random_features, activation_pca, mean_diff), or one of PEFT's own "
-            "initialisations: default (plain LoRA), gaussian, orthogonal, pissa, olora, eva."
+            "help": "Initialization of the adapters: sails (SAE features, the default), a baseline subspace "
+            "(random_basis, random_features, activation_pca, mean_diff), or one of PEFT's: default (plain "
+            "LoRA), gaussian, orthogonal, pissa, olora, eva."
         },
     )
     adapter_path: str | None = field(
         default=None,
         metadata={
-            "help": "A trained LoRA adapter of the model to start from, such as the folder of an SFT run. For DPO the "
-            "reference is then the model with that adapter."
+            "help": "A trained LoRA adapter of the model to continue from, such as the folder of an SFT run. For "
+            "DPO the reference is then the model with that adapter."
         },
     )
     preset: str = field(
         default="default",
-        metadata={"help": "Gives every option left out: default (measured best on the testbed) or paper."},
+        metadata={
+            "help": "Values for the method's options that are not given: default (best on the testbed) or paper."
+        },
     )
     sae_release: str | None = field(
-        default=None, metadata={"help": "A release of sae-lens, such as gemma-scope-2b-pt-res-canonical."}
+        default=None, metadata={"help": "A release that sae-lens knows, such as gemma-scope-2b-pt-res-canonical."}
     )
     sae_ids: list[str] | None = field(
-        default=None, metadata={"help": "Which SAEs of the release (or sub-folders of --sae_path), one a layer."}
+        default=None, metadata={"help": "SAEs of the release (or sub-folders of --sae_path), one per layer."}
     )
     sae_path: str | None = field(
-        default=None, metadata={"help": "Instead of a release: a local SAE, a folder of them, or a params.npz."}
+        default=None, metadata={"help": "A local SAE, a folder of SAEs, or a params.npz, instead of a release."}
     )
     sae_allow_mismatch: bool = field(
-        default=False, metadata={"help": "Accept SAEs that were trained on a model of another name."}
+        default=False, metadata={"help": "Accept SAEs that were trained on a model with another name."}
     )
     sae_placement: str = field(
         default="all",
-        metadata={"help": "SAEs in memory at a time: all of them on every process; by_layer: one, with a pass over the "
-                  "data for each; sharded: each process has those of some layers, and reads all data for these."},
+        metadata={"help": "SAEs in memory: all of them on every process; by_layer: one at a time, with one pass "
+                          "over the data for each; sharded: each process holds those of some layers, and reads all "
+                          "data for them."},
     )  # fmt: skip
-    subspace_path: str | None = field(
-        default=None, metadata={"help": "A saved subspace to start from; discovery is not run."}
-    )
+    subspace_path: str | None = field(default=None, metadata={"help": "A saved subspace; discovery is skipped."})
     contrast: str | None = field(
         default=None,
         metadata={
-            "help": "What is compared: response (chosen against rejected responses), prompt (harmless against harmful "
-            "prompts), both together, or split: modules that read take what harmful prompts activate more, modules "
-            "that write take the response contrast."
+            "help": "What is compared: response (chosen against rejected responses), prompt (harmless against "
+            "harmful prompts), both, or split (modules that read use features that harmful prompts activate "
+            "more, modules that write use the response contrast)."
         },
     )
     prompt_tokens: str | None = field(
         default=None,
-        metadata={"help": "Tokens of a prompt that are averaged: all of the last user turn, or last (where it ends)."},
+        metadata={"help": "Prompt tokens that are averaged: all of the last user turn, or only the last one."},
     )
     score: str | None = field(
         default=None,
         metadata={"help": "Score of a latent: mean_diff (the paper's) or standardized (by the pooled deviation)."},
     )
-    top_k: int | None = field(default=None, metadata={"help": "Latents kept in each layer."})
+    top_k: int | None = field(default=None, metadata={"help": "Number of latents kept in each layer."})
     weighting: bool | None = field(
         default=None, metadata={"help": "Weight decoder directions by their score before the PCA."}
     )
     center: bool | None = field(
         default=None, metadata={"help": "Subtract the mean direction before the PCA, as a literal PCA does."}
     )
-    tau: float | None = field(default=None, metadata={"help": "Share of the variance the PCA keeps, in (0, 1]."})
+    tau: float | None = field(default=None, metadata={"help": "Share of the variance that the PCA keeps, in (0, 1]."})
     benign_whitening: bool | None = field(
         default=None,
-        metadata={"help": "Rank what modules read against the variance of harmless conversations (generalised "
-                  "eigenvectors), so that adapters see little of those."},
+        metadata={"help": "Rank the directions for readers against the variance of harmless conversations "
+                          "(generalized eigenvectors), so that adapters respond little to these."},
     )  # fmt: skip
     layer_map: str | None = field(
         default=None,
-        metadata={"help": "Layers without an SAE take the subspace of the nearest one (nearest), or have no adapter "
-                  "(sae_only); from_onset: nearest, but blocks before the first layer that tells harmful prompts from "
-                  "harmless ones have none."},
+        metadata={"help": "Layers without an SAE use the subspace of the nearest one (nearest), or have no adapter "
+                          "(sae_only); from_onset: nearest, but blocks before the first layer that separates "
+                          "harmful from harmless prompts have no adapter."},
     )  # fmt: skip
     fold_norm: bool | None = field(
         default=None,
@@ -98,11 +99,11 @@ class SailsArguments:
     init_scale: float | None = field(default=None, metadata={"help": "Norm of each initial direction."})
     subspace_mode: str | None = field(
         default=None,
-        metadata={"help": "init (train on freely), freeze the side in the subspace, freeze_readers (only of modules "
-                  "that read), or decay towards it."},
+        metadata={"help": "init: train freely; freeze: freeze the factor in the subspace; freeze_readers: freeze it "
+                          "only in modules that read; decay: pull it back towards the subspace."},
     )  # fmt: skip
     max_discovery_examples: int = field(
-        default=2000, metadata={"help": "Examples of each side used to find the subspace, at most."}
+        default=2000, metadata={"help": "Maximum number of examples on each side of the contrast."}
     )
 
     given: frozenset[str] = field(init=False, repr=False, default=frozenset())
@@ -117,7 +118,9 @@ class SailsArguments:
             object.__setattr__(self, name, preset[name])
         self.discovery()
         if self.init_scale is None or not 0.0 < self.init_scale < float("inf"):
-            raise InputError(f"init_scale is {self.init_scale}, but it is the norm of a direction: choose above 0")
+            raise InputError(
+                f"init_scale is {self.init_scale}, but it is the norm of a direction; choose a value above 0"
+            )
         if self.adapter_path is not None and self.init is not None:
             raise InputError("--adapter_path and --init are both given, but training starts from one; leave one out")
 

@@ -105,9 +105,9 @@ class DPOArguments:
 
     ref_model_name_or_path: str | None = field(
         default=None,
-        metadata={"help": "Reference model, of the same vocabulary (default: the model that training starts from)."},
+        metadata={"help": "Reference model with the same vocabulary (default: the model before training)."},
     )
     chat_template_path: str | None = field(
         default=None,
-        metadata={"help": "A Jinja file, or human_assistant: the chat template, if the tokenizer has none."},
+        metadata={"help": "Chat template for a tokenizer without one: a Jinja file, or human_assistant."},
     )

@@ -10,9 +10,11 @@ from sails_align.training.callbacks.options import DecayOptions
 CALLBACKS = Registry(
     "callback",
     {
-        "drift": Entry("sails_align.training.callbacks.drift:attach", "Log how far the adapter has left its subspace."),
+        "drift": Entry(
+            "sails_align.training.callbacks.drift:attach", "Log how far the adapter has moved out of its subspace."
+        ),
         "decay": Entry(
-            "sails_align.training.callbacks.decay:attach", "Pull the adapter back to that subspace.", DecayOptions
+            "sails_align.training.callbacks.decay:attach", "Pull the adapter back towards its subspace.", DecayOptions
         ),
     },
 )
