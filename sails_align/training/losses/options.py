@@ -11,7 +11,7 @@ class LossOptions:
 
     loss: str | None = field(
         default=None,
-        metadata={"help": "A loss built on TRL's: first_tokens. Default: TRL's own (see --loss_type)."},
+        metadata={"help": "A loss built on TRL's: first_tokens. Default: TRL's own loss (see --loss_type)."},
     )
 
 
@@ -20,9 +20,12 @@ class FirstTokensOptions:
     """Options of the loss `first_tokens`."""
 
     first_tokens: int = field(
-        default=5, metadata={"help": "Tokens at the start of each response that --loss first_tokens weights."}
+        default=5,
+        metadata={"help": "Number of tokens at the beginning of each response that --loss first_tokens weights."},
     )
-    first_tokens_weight: float = field(default=3.0, metadata={"help": "Their weight; that of the other tokens is 1."})
+    first_tokens_weight: float = field(
+        default=3.0, metadata={"help": "Weight of these tokens; the other tokens have weight 1."}
+    )
 
     def __post_init__(self) -> None:
         if self.first_tokens < 1:
