@@ -1,7 +1,7 @@
-"""What mkdocs does besides: the README becomes the home page, and links to files of the repository lead to copies.
+"""Make the README the home page of the site, and turn links to other files of the repository into links to copies.
 
-Documents are written for readers of the repository, so they link to `../README.md` or `../recipes/...`. On the site the
-first is the home page; other files of the repository are put into it as they are, under `files/`.
+The documents link to `../README.md` or `../recipes/...`, for readers of the repository. On the site, the README is the
+home page, and other files of the repository are copied to `files/`.
 """
 
 import posixpath
@@ -29,7 +29,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Turn links of the repository into those of the site."""
+    """Turn links of the repository into links of the site."""
     uri = page.file.src_uri
 
     def of_site(link: re.Match[str]) -> str:
@@ -45,19 +45,19 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 
 
 def _target(uri: str, link: str) -> str:
-    """The path, from the repository's folder, of what a page links to."""
+    """Return the path of a page's link target, relative to the repository."""
     source = "README.md" if uri == HOME else posixpath.join("docs", uri)
     return posixpath.normpath(posixpath.join(posixpath.dirname(source), link))
 
 
 def _outside(uri: str, link: str) -> str | None:
-    """A file of the repository that is not in docs/, or that mkdocs leaves out; None for all else."""
+    """Return the path of a file that is not in docs/ or that mkdocs skips; None for other links."""
     target = _target(uri, link)
     is_page_or_picture = target.startswith("docs/") and not target.endswith((".py", ".json"))
     return target if target != "README.md" and not is_page_or_picture and (ROOT / target).is_file() else None
 
 
 def _copied(path: str) -> str:
-    """Where a file of the repository is on the site. What has no name of a type that browsers show is shown as text."""
+    """Return the path of a copied file on the site. Files of types that browsers do not show become text files."""
     is_shown = path.endswith((".json", ".txt"))
     return f"files/{path}" if is_shown else f"files/{path}.txt"
