@@ -1,4 +1,4 @@
-"""Artifacts: a stage's result as a folder of tensors and provenance, written atomically and checked when read.
+"""Save a stage's result as a folder of tensors and provenance, written atomically and checked when read.
 
 <folder>/<kind>.safetensors   the tensors
 <folder>/<kind>.json          kind, format, sha256 of the tensors, input_hash, provenance
@@ -40,18 +40,18 @@ PACKAGES = (
 
 
 def content_hash(value: Any) -> str:
-    """SHA-256 (hex) of a JSON-able value in canonical form: the order of keys does not matter."""
+    """Return the SHA-256 (hex) of a JSON-able value in canonical form, independent of the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 (hex) of a file's bytes, read in chunks."""
+    """Return the SHA-256 (hex) of a file's bytes, read in chunks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def tensors_hash(tensors: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 (hex) of named tensors: names, dtypes, shapes and bytes, in the order of the names."""
+    """Return the SHA-256 (hex) of named tensors: names, dtypes, shapes and bytes, in the order of the names."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -61,7 +61,7 @@ def tensors_hash(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def package_versions() -> dict[str, str | None]:
-    """Installed versions of the packages a result depends on; None for one that is not installed."""
+    """Return the installed versions of the packages that affect a result; None for a missing package."""
     versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
@@ -99,7 +99,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def _error_number(error: Exception) -> int | None:
-    """The system's error number, if that is what an exception is about."""
+    """Return the system's error number of an exception, if it has one."""
     if isinstance(error, OSError):
         return error.errno
     if found := re.search(r"\(os error (\d+)\)", str(error)):  # in the text: safetensors and tokenizers
@@ -119,7 +119,7 @@ def _make_folder(folder: Path) -> None:
 
 @contextmanager
 def output_folder(folder: Path) -> Iterator[Path]:
-    """Make a folder if it is not there; if the block fails, the folders made go again, but for what was put there."""
+    """Create a folder; if the block fails, remove the created folders again, unless they have contents."""
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     _make_folder(folder)
     try:
@@ -133,7 +133,7 @@ def output_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Keep a second run out of a folder while the block lasts. The system forgets the lock of a killed process.
+    """Lock a folder against a second run within the block. The system releases the lock of a killed process.
 
     Raises:
         InputError: if another process has the folder.
@@ -158,7 +158,7 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def work_folder(folder: Path) -> Iterator[Path]:
-    """`output_folder`, for one run at a time.
+    """Open an `output_folder` for one run at a time.
 
     Raises:
         InputError: if another process has the folder.
@@ -169,7 +169,7 @@ def work_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def turn(path: Path) -> Iterator[None]:
-    """Within the block this process alone has the lock file; others wait. A killed process's lock is forgotten."""
+    """Hold an exclusive file lock within the block; other processes wait. A killed process releases it."""
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("w")
@@ -184,7 +184,7 @@ OF_TRAINING = ("run.json", "adapter_config.json", "config.json", "checkpoint-*",
 
 
 def refuse_trained(folder: Path) -> Path:
-    """The folder, where results of something else than a training are to go.
+    """Refuse a folder that holds a training, for results of something else.
 
     Raises:
         InputError: if it holds a model or a training, whose results would be replaced.
@@ -199,7 +199,7 @@ def refuse_trained(folder: Path) -> Path:
 
 
 def cache_folder() -> Path:
-    """$SAILS_CACHE, or `sails-align` in $XDG_CACHE_HOME (by default ~/.cache)."""
+    """Return $SAILS_CACHE, or `sails-align` in $XDG_CACHE_HOME (default ~/.cache)."""
     if "SAILS_CACHE" in os.environ:
         return Path(os.environ["SAILS_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sails-align"
@@ -207,7 +207,7 @@ def cache_folder() -> Path:
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its place when the block ends, and vanishes if it fails."""
+    """Yield a temporary folder that replaces `folder` when the block ends, and is removed if it fails."""
     _make_folder(folder.parent)
     with disk_errors(folder):
         if folder.exists() and not folder.is_dir():
@@ -294,7 +294,7 @@ def save_artifact(
 
 
 def read_header(folder: Path, kind: str) -> dict[str, Any] | None:
-    """The JSON of an artifact, or None where there is no such artifact.
+    """Read the JSON of an artifact; return None if there is no artifact.
 
     Raises:
         InputError: if the JSON is damaged, or of another kind or format.
@@ -315,7 +315,7 @@ def read_header(folder: Path, kind: str) -> dict[str, Any] | None:
 
 
 def load_artifact(folder: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors and header of an artifact.
+    """Load the tensors and header of an artifact.
 
     Raises:
         InputError: if it is missing, of another kind, or its tensors are not the ones that were written.

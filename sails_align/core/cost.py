@@ -1,4 +1,4 @@
-"""What a training cost: seconds by stage, and memory."""
+"""Measure the cost of a training: seconds by stage, and memory."""
 
 import time
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import torch
 
 @dataclass
 class Cost:
-    """Seconds spent by stage. A stage within another one is not counted as the outer one's."""
+    """Seconds by stage. Time in a nested stage is not counted for the outer one."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     _open: list[float] = field(default_factory=lambda: [0.0])
@@ -18,7 +18,7 @@ class Cost:
 
     @contextmanager
     def of(self, stage: str) -> Iterator[None]:
-        """Add the time the block takes to a stage."""
+        """Add the time of the block to a stage."""
         started = time.perf_counter()
         self._open.append(0.0)
         try:
@@ -31,7 +31,7 @@ class Cost:
 
 
 def peak_memory_mb() -> float:
-    """Peak memory of this process so far, in MiB: of the GPU if one is used, else resident."""
+    """Return the peak memory of this process in MiB: of the GPU if one is used, otherwise resident memory."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     import resource

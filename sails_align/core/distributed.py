@@ -1,4 +1,4 @@
-"""What several processes of one training do together. With one process all of this does nothing.
+"""Coordinate the processes of one training. With one process, these functions do nothing.
 
 The processes are those of `accelerate launch` or `torchrun`; they meet once transformers' training arguments are made.
 """
@@ -17,12 +17,12 @@ T = TypeVar("T")
 
 
 def n_processes() -> int:
-    """How many processes there are."""
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def process_index() -> int:
-    """The rank of this process; 0 is the main one."""
+    """Return the rank of this process; 0 is the main process."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -50,7 +50,7 @@ def plain_cpu(training: TrainingArguments) -> None:
 
 
 def from_main(compute: Callable[[], T]) -> T:
-    """What the main process computes, on every process. Its `InputError` is raised on every process, too.
+    """Compute a value in the main process and return it in all. An `InputError` is raised in all of them.
 
     `compute` must not itself wait for other processes, which do not run it.
     """
@@ -70,7 +70,7 @@ def from_main(compute: Callable[[], T]) -> T:
 
 
 def gathered(value: T) -> list[T]:
-    """The value of every process, in the order of ranks."""
+    """Return the values of all processes in the order of ranks."""
     values: list[Any] = [value]
     if n_processes() > 1:
         values = [None] * n_processes()

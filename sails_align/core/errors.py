@@ -1,4 +1,4 @@
-"""The one exception a user is meant to see, and how a command ends on it."""
+"""Define the exception for bad input, and how a command exits on it."""
 
 import argparse
 import hashlib
@@ -11,19 +11,19 @@ from typing import NoReturn
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used.
+    """Bad input from the user.
 
     The message is one to three lines: the value, why it cannot be used, and what to do instead.
     """
 
 
 def without_password(text: str) -> str:
-    """A text that may be shown: URLs in it are without user and password."""
+    """Remove user names and passwords from the URLs in a text."""
     return re.sub(r"(\w://)[^/\s@]*@", r"\1", text)
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Errors are `InputError`s, without argparse's usage text, which for hundreds of options fills the screen."""
+    """Raise `InputError` on bad arguments, without argparse's usage text: it is too long for hundreds of options."""
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; --help lists the options")
@@ -31,7 +31,7 @@ class CommandParser(argparse.ArgumentParser):
 
 @contextmanager
 def exit_on_input_error() -> Iterator[None]:
-    """End the process with the message on standard error and exit code 2, without a traceback, on an `InputError`.
+    """On an `InputError`, print the message to standard error and exit with code 2, without a traceback.
 
     On Ctrl-C, with exit code 130.
     """
@@ -47,7 +47,7 @@ def exit_on_input_error() -> Iterator[None]:
 
 
 def _is_first_to_say(message: str) -> bool:
-    """Whether no other process of this launch has this message: what one cannot use, mostly none of them can.
+    """Return whether no other process of this launch has printed this message yet.
 
     The processes of `accelerate launch` and `torchrun` share a store of the launcher's from their start.
     """

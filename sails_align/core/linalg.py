@@ -1,4 +1,4 @@
-"""Small pieces of linear algebra on subspaces of the residual stream.
+"""Linear algebra on subspaces of the residual stream.
 
 Shapes: D d_model, R rank, K directions. A basis is (D, R) with orthonormal columns.
 """
@@ -13,7 +13,7 @@ def orthonormalize(directions_DK: torch.Tensor) -> torch.Tensor:
 
 
 def complete_basis(basis_DR: torch.Tensor, rank: int, generator: torch.Generator) -> torch.Tensor:
-    """The first `rank` columns of the basis; missing ones are random, orthonormal and orthogonal to it. (D, rank)
+    """Return the first `rank` columns of the basis, completed by random orthonormal ones. (D, rank)
 
     Args:
         basis_DR: orthonormal columns; R may be 0.
@@ -32,13 +32,13 @@ def complete_basis(basis_DR: torch.Tensor, rank: int, generator: torch.Generator
 
 
 def principal_angles(basis_a_DR: torch.Tensor, basis_b_DR: torch.Tensor) -> torch.Tensor:
-    """Principal angles in radians, ascending, between two subspaces given by orthonormal bases. (min(R_a, R_b),)"""
+    """Return the principal angles (radians, ascending) between two orthonormal bases. (min(R_a, R_b),)"""
     cosines = torch.linalg.svdvals(basis_a_DR.T.double() @ basis_b_DR.double())
     return torch.arccos(cosines.clamp(-1.0, 1.0))
 
 
 def energy_inside(matrix_DK: torch.Tensor, basis_DR: torch.Tensor) -> float:
-    """Share, 0 to 1, of a matrix's squared Frobenius norm that lies in the span of the basis; 0 for a zero matrix."""
+    """Return the share (0 to 1) of a matrix's squared Frobenius norm in the span of the basis; 0 for a zero matrix."""
     total = matrix_DK.double().square().sum()
     inside = (basis_DR.double().T @ matrix_DK.double()).square().sum()
     return (inside / total).item() if total > 0 else 0.0

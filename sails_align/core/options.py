@@ -1,4 +1,4 @@
-"""Dataclasses of options: checks of their values, and their form in JSON."""
+"""Check the values of option dataclasses, and convert options to JSON."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -38,5 +38,5 @@ def check_least(options: Any, **least: float) -> None:
 
 
 def to_json(options: Any) -> dict[str, Any]:
-    """Options as JSON."""
+    """Convert options to JSON."""
     return {name: value for name, value in asdict(options).items() if name != "given"}

@@ -1,11 +1,11 @@
-"""The progress bar of long work: on standard error, with an estimate of the time left."""
+"""Show a progress bar for long work on standard error, with the estimated time left."""
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
 def progress_bar(shown: bool) -> Progress:
-    """A bar with a row for each task: description, share, count, time spent and time left.
+    """Create a bar with a row for each task: description, share, count, elapsed time and time left.
 
     Args:
         shown: False makes it silent.

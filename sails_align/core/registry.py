@@ -1,4 +1,4 @@
-"""Name the things of one kind, such as initializers or judges, without importing any of them.
+"""Register things of one kind, such as initializers or judges, by name, without importing them.
 
 Each folder of such things has one registry in its `__init__.py`:
 
@@ -20,7 +20,7 @@ from sails_align.core.errors import InputError
 
 @dataclass(frozen=True)
 class Entry:
-    """Point to the code of one thing, with what help says of it."""
+    """Point to the code of one thing, with its help text."""
 
     target: str
     """`package.module:object`: imported by `load`, and not before."""
@@ -57,11 +57,11 @@ class Registry(Generic[E]):
         self._entries = dict(entries)
 
     def names(self) -> tuple[str, ...]:
-        """All names, in order."""
+        """Return all names, in order."""
         return tuple(self._entries)
 
     def items(self) -> Iterable[tuple[str, E]]:
-        """All names with their entries, in order."""
+        """Return all names with their entries, in order."""
         return self._entries.items()
 
     def __contains__(self, name: object) -> bool:

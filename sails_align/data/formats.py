@@ -1,4 +1,4 @@
-"""Rows of the data formats in use -> a prompt, a chosen response and, where there is one, a rejected response.
+"""Parse rows of the supported data formats into a prompt, a chosen response and, if there is one, a rejected response.
 
 Plain Python on one row at a time; `data.py` applies it to data sets. Every format is read in the same way: its columns
 are put together to whole conversations that must end in an assistant turn, and that turn is the response.
@@ -21,12 +21,12 @@ the `target` beside `goal` (AdvBench, JailbreakBench) is the compliance an attac
 
 
 class BadRowError(Exception):
-    """A row that cannot be used; the text is the cause, worded so that rows with the same cause can be counted."""
+    """An unusable row. The text is the cause; rows with the same cause share it, so they can be counted."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """What a row says: the prompt ends with a user turn; the responses are the assistant's text."""
+    """A parsed row: the prompt ends with a user turn; the responses are the assistant's text."""
 
     prompt: list[Message]
     chosen: str
@@ -35,7 +35,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Format:
-    """A data format, known by its columns (in lower case)."""
+    """A data format, identified by its columns (in lower case)."""
 
     prompt: str | None
     """Column of the prompt; None: the conversation in `chosen` begins with it."""
@@ -44,7 +44,7 @@ class Format:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns a data set of this format must have."""
+        """Return the columns that a dataset of this format must have."""
         return tuple(column for column in (self.prompt, self.chosen, self.rejected) if column)
 
     def parse(self, row: Mapping[str, Any]) -> Example:
@@ -82,13 +82,13 @@ FORMATS = (
 
 
 def find_format(columns: Iterable[str]) -> Format | None:
-    """The first format all of whose columns are there, so the richest comes first."""
+    """Return the first format whose columns are all present; the richest comes first."""
     present = set(columns)
     return next((form for form in FORMATS if present.issuperset(form.columns)), None)
 
 
 def parse_prompt(row: Mapping[str, Any], column: str) -> list[Message]:
-    """The prompt in a column: messages, one user turn, or a transcript ending in "Assistant:".
+    """Parse the prompt in a column: messages, one user turn, or a transcript that ends in "Assistant:".
 
     An `instruction` is followed, after a blank line, by the row's `input` where there is one.
 
@@ -108,12 +108,12 @@ def parse_prompt(row: Mapping[str, Any], column: str) -> list[Message]:
 
 
 def user(content: str) -> Message:
-    """A user turn."""
+    """Create a user turn."""
     return {"role": "user", "content": content}
 
 
 def assistant(content: str) -> Message:
-    """An assistant turn."""
+    """Create an assistant turn."""
     return {"role": "assistant", "content": content}
 
 

@@ -1,4 +1,4 @@
-"""Data sets from the hub, local folders and local files, with errors a user can act on."""
+"""Load datasets from the hub, local folders and local files, with helpful errors."""
 
 import errno
 import json
@@ -19,7 +19,7 @@ BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parqu
 def load_rows(
     name_or_path: str, *, config: str | None = None, split: str = "train", revision: str | None = None
 ) -> Dataset:
-    """Load a data set as it is. Code from the hub is never run.
+    """Load a dataset as it is. Code from the hub is never run.
 
     Args:
         name_or_path: a local file (json, jsonl, csv, parquet; also .gz), a local folder (of such files, or written by
@@ -73,7 +73,7 @@ def _load_folder(path: Path, config: str | None, split: str) -> Dataset:
 
 @contextmanager
 def _load_errors(name: str, split: str) -> Iterator[None]:
-    """Turn what `load_dataset` raises on a data set that cannot be loaded into an `InputError`."""
+    """Turn errors of `load_dataset` into an `InputError`."""
     try:
         with cache_errors():
             yield

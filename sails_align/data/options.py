@@ -1,4 +1,4 @@
-"""Options of the data, and of what changes it (`data/transforms`)."""
+"""Options of the data and of its transforms (`data/transforms`)."""
 
 from dataclasses import dataclass, field
 
@@ -8,7 +8,7 @@ from sails_align.core.options import check_choices
 
 @dataclass(frozen=True)
 class DataOptions:
-    """The data, besides TRL's own `--dataset_name`, `--dataset_config` and the splits."""
+    """Options of the data, in addition to TRL's `--dataset_name`, `--dataset_config` and the splits."""
 
     helpful_dataset_name: str | None = field(
         default=None,

@@ -1,4 +1,4 @@
-"""Data sets -> preference pairs, SFT examples and prompts, each a `datasets.Dataset` on disk rather than in memory.
+"""Convert datasets to preference pairs, SFT examples and prompts, each a `datasets.Dataset` on disk.
 
 rows = load_rows("data/pairs.jsonl.gz")            # a hub id, a folder, or a json, jsonl, csv or parquet file
 pairs = normalize(rows).dataset                    # prompt, chosen, rejected; perhaps category and harmful
@@ -21,7 +21,7 @@ from sails_align.data.rows import EXTRAS, MESSAGES, Normalized, OnBadRows, Parse
 
 @dataclass(frozen=True)
 class AlignmentExamples:
-    """Normalised examples of one training."""
+    """Normalized examples of one training."""
 
     safety: Dataset
     """Pairs of harmful requests: the response contrast, and the harmful side of the prompt contrast."""
@@ -34,7 +34,7 @@ class AlignmentExamples:
 def normalize(
     dataset: Dataset, *, name: str = "the data set", on_bad_rows: OnBadRows = "error", need_rejected: bool = False
 ) -> Normalized:
-    """Bring a data set of any format in `formats.FORMATS` into one form.
+    """Convert a dataset of any format in `formats.FORMATS` to one common form.
 
     Args:
         dataset: rows as they were loaded.
@@ -66,7 +66,7 @@ def load_prompts(
     revision: str | None = None,
     on_bad_rows: OnBadRows = "error",
 ) -> Dataset:
-    """Load only the prompts of a data set: a set of prompts (AdvBench, JailbreakBench, StrongREJECT), or any format.
+    """Load only the prompts of a dataset: a prompt set (AdvBench, JailbreakBench, StrongREJECT), or any format.
 
     Returns:
         columns `prompt` (messages), and those of `category`, `harmful` and `target` (the start of a compliant answer,
@@ -124,7 +124,9 @@ def _not_understood(dataset: Dataset, columns: Mapping[str, str], name: str) -> 
 
 
 def to_sft(dataset: Dataset) -> Dataset:
-    """Normalised rows -> TRL's conversational prompt-completion form, on whose completion alone `SFTTrainer` trains."""
+    """Convert normalized rows to TRL's conversational prompt-completion form. `SFTTrainer` trains on the completion
+    only.
+    """
 
     def convert(row: dict[str, Any]) -> dict[str, Any]:
         return {"prompt": row["prompt"], "completion": [assistant(row["chosen"])]}
@@ -133,7 +135,7 @@ def to_sft(dataset: Dataset) -> Dataset:
 
 
 def to_preference(dataset: Dataset) -> Dataset:
-    """Normalised rows -> TRL's conversational preference form, with explicit prompts.
+    """Convert normalized rows to TRL's conversational preference form, with explicit prompts.
 
     Raises:
         InputError: if the rows have no rejected responses.
@@ -158,7 +160,7 @@ def _convert(dataset: Dataset, convert: Callable[[dict[str, Any]], dict[str, Any
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """SHA-256 (hex) of the rows in their order, wherever they are cached and in whatever order their columns are.
+    """Return the SHA-256 (hex) of the rows in order, independent of their cache location and the order of columns.
 
     The rows must be JSON-able, as those of normalised data sets are; they are read in batches.
     """

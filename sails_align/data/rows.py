@@ -1,4 +1,4 @@
-"""Reads the rows of a data set in batches with a parser, and counts those that cannot be used by cause."""
+"""Parse the rows of a dataset in batches, and count unusable rows by cause."""
 
 import importlib.metadata
 import logging
@@ -28,7 +28,7 @@ OnBadRows = Literal["error", "skip"]
 
 @dataclass(frozen=True)
 class Normalized:
-    """A data set in the one form that everything else reads."""
+    """A dataset in the common form that all other code reads."""
 
     dataset: Dataset
     """Columns `prompt` (messages, the last one of the user), `chosen` (text), `rejected` (text; only if the source has
@@ -62,7 +62,7 @@ class _BatchReader:
         return {column: [row[column] for row in rows] for column in self.kept}
 
     def report(self) -> str:
-        """The causes, with counts and the first rows of each."""
+        """Return the causes with counts and the first rows of each."""
         return "; ".join(
             f"{cause}: {count} (row {', '.join(map(str, self.first_rows[cause]))}{', ...' if count > 3 else ''})"
             for cause, count in self.dropped.most_common()
@@ -79,7 +79,7 @@ def _extras(row: Mapping[str, Any]) -> dict[str, Any]:
 def read_rows(
     dataset: Dataset, read: Iterable[str], kept: list[str], parser: Parser, name: str, on_bad_rows: OnBadRows
 ) -> Normalized:
-    """Parse every row; what is kept is written to the cache of data sets, next to the source.
+    """Parse every row and write the usable ones to the cache of datasets, next to the source.
 
     Args:
         dataset: rows as they were loaded.

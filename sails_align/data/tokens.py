@@ -1,4 +1,4 @@
-"""Conversations -> token ids through the model's chat template, with masks of the tokens that discovery averages.
+"""Tokenize conversations with the model's chat template, and mask the tokens that discovery averages.
 
 The span of a text in the rendered conversation is found by rendering it twice, once with a mark in the text's place:
 what comes before and after the mark is the template's. So it does not matter whether a template trims the text, puts
@@ -35,19 +35,19 @@ class TokenizedSide:
 
 
 def special_token_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Ids of all tokens marked as special: BOS, EOS, padding, and added ones such as `<start_of_turn>`."""
+    """Return the ids of all special tokens: BOS, EOS, padding, and added ones such as `<start_of_turn>`."""
     added = (token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special)
     return frozenset([*tokenizer.all_special_ids, *added])
 
 
 def content_token_mask(tokenizer: PreTrainedTokenizerBase, input_ids: Sequence[int]) -> list[bool]:
-    """True for every token that is not special."""
+    """Return a mask that is True for tokens that are not special."""
     special = special_token_ids(tokenizer)
     return [token_id not in special for token_id in input_ids]
 
 
 def read_chat_template(path: str) -> str:
-    """A chat template from a Jinja file, or one that comes with the package, by its name.
+    """Read a chat template from a Jinja file, or a template of the package by its name.
 
     Raises:
         InputError: if it is none, or cannot be read.
@@ -95,7 +95,7 @@ def tokenize_prompt(
     max_length: int,
     tokens: Literal["all", "last"] = "all",
 ) -> TokenizedSide:
-    """Tokenize a prompt with the generation prompt after it.
+    """Tokenize a prompt followed by the generation prompt.
 
     Args:
         tokenizer: with the chat template and the special tokens of the model.

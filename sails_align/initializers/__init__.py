@@ -1,4 +1,4 @@
-"""Where adapters start: one file for each way, listed here with what must be known of it before it is imported.
+"""Initializations of adapters, one file each, with what must be known before one is imported.
 
 To add one that starts in a subspace, write `initializers/NAME.py` with a `SubspaceMethod` (see `subspace.methods`) and
 list it here; `--init NAME` and `sails_align.discover(init="NAME")` follow from the entry.
@@ -11,7 +11,7 @@ from sails_align.core.registry import Entry, Registry
 
 @dataclass(frozen=True)
 class Initializer(Entry):
-    """An initialization: what it needs, and what it does to the model."""
+    """Describe an initialization: what it needs, and what it does to the model."""
 
     makes_subspace: bool = False
     """The object is a `SubspaceMethod`: adapters start in the subspace that it builds. Else a `PeftInitializer`."""
@@ -21,7 +21,7 @@ class Initializer(Entry):
     needs_whole_weights: bool = False
     """Is computed from base weights that no engine may have split."""
     changes_base: bool = False
-    """Takes the adapter's first product out of the base weights, and so changes these."""
+    """Subtracts the adapter's initial product from the base weights, and so changes them."""
     exact: bool = True
     """The first forward pass is the base model's bit for bit, and so it is with the adapter off."""
     init_lora_weights: bool | str = True
@@ -76,12 +76,12 @@ INITIALIZERS: Registry[Initializer] = Registry(
 
 
 def subspace_initializers() -> tuple[str, ...]:
-    """Names of the initializations that build a subspace."""
+    """Return the names of the initializations that build a subspace."""
     return tuple(name for name, entry in INITIALIZERS.items() if entry.makes_subspace)
 
 
 def leaves_base_alone(init_lora_weights: object) -> bool:
-    """Whether an adapter with this value in its configuration fits the base model as it is published.
+    """Return whether an adapter with this value in its configuration fits the published base model.
 
     Others take something out of the base weights (pissa, olora, corda, lora_ga), or train on rounded ones (loftq).
     """

@@ -1,4 +1,4 @@
-"""The directions in which hidden states vary most: what the SAEs are worth.
+"""Initialize adapters with the directions in which hidden states vary most, to measure the value of SAEs.
 
 Shapes: D d_model, K directions, R rank.
 """
@@ -24,7 +24,7 @@ def activation_pca(
     provenance: Mapping[str, Any],
     benign: Mapping[int, Tensor] | None = None,
 ) -> Subspace:
-    """The directions in which the hidden states of the contrast vary most: both sides pooled, their mean subtracted.
+    """Return the directions of largest variance of the contrast's hidden states, both sides pooled and centred.
 
     Args:
         stats: of the hidden states.
@@ -67,7 +67,7 @@ def _principal(covariance_DD: Tensor, noise: float) -> tuple[Tensor, Tensor]:
 
 
 class ActivationPca:
-    """`activation_pca` as a method of discovery."""
+    """Use `activation_pca` as a method of discovery."""
 
     name = "activation_pca"
 

@@ -1,4 +1,4 @@
-"""Start LoRA adapters inside a subspace of the residual stream, without changing what the model computes.
+"""Initialize LoRA adapters inside a subspace of the residual stream, without changing the model's output.
 
 A module that reads the residual stream (q, k, v, gate, up) takes the directions as rows of `lora_A`, with `lora_B` = 0;
 one that writes to it (o, down) takes them as columns of `lora_B`, with `lora_A` = 0. Either way B @ A = 0.
@@ -29,7 +29,7 @@ SubspaceMode = Literal["init", "freeze", "freeze_readers", "decay"]
 
 @dataclass(frozen=True)
 class ModuleInit:
-    """How one module was initialised."""
+    """How one module was initialized."""
 
     name: str
     "Of the module within the PEFT model."
@@ -44,7 +44,7 @@ class ModuleInit:
 
 @dataclass(frozen=True, eq=False)
 class AdapterInit:
-    """How an adapter was initialised: what callbacks need to watch or to constrain it."""
+    """How an adapter was initialized: what callbacks need to watch or constrain it."""
 
     adapter_name: str
     subspace_mode: SubspaceMode
@@ -198,7 +198,7 @@ def _write(module: LoraLayer, side: Side, adapter_name: str, directions_DR: torc
 
 
 def _freeze(module: LoraLayer, side: Side, adapter_name: str) -> None:
-    """Keep one factor from training, by the mechanism of PEFT's MiCA.
+    """Freeze one factor with the mechanism of PEFT's MiCA.
 
     `requires_grad_(False)` alone is undone by `disable_adapter()` and `set_adapter()`, both of which run in DPO's
     reference pass. The dict is replaced, not changed: PEFT's default is shared by the class.

@@ -20,7 +20,7 @@ def discover_subspace(
     options: DiscoveryOptions,
     folder: Path | None = None,
 ) -> Subspace:
-    """Run `find_subspace` with the method that an initialization stands for.
+    """Run `find_subspace` with the method of an initialization.
 
     Raises:
         InputError: if it builds no subspace or lacks the SAEs it needs, and as `find_subspace`.

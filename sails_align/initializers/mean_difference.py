@@ -1,4 +1,4 @@
-"""The difference of the two sides' mean hidden states: the simplest direction that tells them apart.
+"""Initialize adapters with the difference of the two sides' mean hidden states.
 
 It is one direction (two for both contrasts); the adapter fills the other ranks with random orthogonal ones.
 
@@ -25,7 +25,7 @@ def mean_difference(
     provenance: Mapping[str, Any],
     benign: Mapping[int, Tensor] | None = None,
 ) -> Subspace:
-    """The direction from the mean of the unaligned side to that of the aligned side; for "both", of each contrast.
+    """Return the direction from the unaligned to the aligned side's mean; for "both", one per contrast.
 
     With "both" the basis spans the two unit directions: first what they share. The singular values are those of the
     unit directions side by side.
@@ -71,7 +71,7 @@ def _difference(stats: ActivationStats, contrast: str, layer: int) -> Tensor:
 
 
 class MeanDifference:
-    """`mean_difference` as a method of discovery."""
+    """Use `mean_difference` as a method of discovery."""
 
     name = "mean_diff"
 

@@ -1,4 +1,4 @@
-"""Options of where adapters start: SAEs and subspace, and how the adapters take it.
+"""Options of the initialization: SAEs, subspace, and how adapters use it.
 
 A field whose default is None takes its value from the preset.
 """
@@ -15,7 +15,7 @@ from sails_align.subspace.options import CHOICES, DECIDES_SUBSPACE, PRESETS, Dis
 
 @dataclass(frozen=True)
 class SailsArguments:
-    """Where the safety subspace comes from, and how adapters start in it."""
+    """Options of the safety subspace and of the adapters' initialization in it."""
 
     init: str | None = field(
         default=None,
@@ -126,12 +126,12 @@ class SailsArguments:
 
     @property
     def initializer(self) -> Initializer:
-        """What adapters start from; `NO_INITIALIZER` if none is made."""
+        """Return the initialization; `NO_INITIALIZER` if there is none."""
         return NO_INITIALIZER if self.init is None else INITIALIZERS.get(self.init)
 
     @property
     def uses_subspace(self) -> bool:
-        """Whether adapters start in a subspace."""
+        """Return whether adapters are initialized in a subspace."""
         return self.initializer.makes_subspace
 
     def replaced(self, **changes: Any) -> "SailsArguments":
@@ -140,7 +140,7 @@ class SailsArguments:
         return replace(self, **(unset | changes))
 
     def subspace_options(self) -> dict[str, Any]:
-        """The options that decide the subspace."""
+        """Return the options that affect the subspace."""
         return {name: getattr(self, name) for name in ("init", *DECIDES_SUBSPACE)}
 
     def discovery(self, **more: Any) -> DiscoveryOptions:
@@ -149,5 +149,5 @@ class SailsArguments:
         return DiscoveryOptions(**{name: getattr(self, name) for name in names}, **more)
 
     def saes(self) -> SAESource:
-        """The SAEs that are named."""
+        """Return the named SAEs."""
         return SAESource(self.sae_release, tuple(self.sae_ids or ()), self.sae_path, self.sae_allow_mismatch)

@@ -1,4 +1,4 @@
-"""PEFT's own initializations, by the values of `LoraConfig.init_lora_weights`.
+"""PEFT's own initializations, selected by `LoraConfig.init_lora_weights`.
 
 Shapes: B batch, S sequence, T positions.
 """
@@ -18,7 +18,7 @@ EVA_BATCH = 8
 
 @dataclass(frozen=True)
 class PeftInitializer:
-    """One that PEFT runs as it makes the adapter."""
+    """An initialization that PEFT runs when it creates the adapter."""
 
     init_lora_weights: bool | str
 
@@ -45,7 +45,7 @@ class Orthogonal(PeftInitializer):
 
 
 class Eva(PeftInitializer):
-    """EVA (arXiv 2410.07170): lora_A becomes what varies most in a module's input."""
+    """EVA (arXiv 2410.07170): lora_A holds the directions of largest variance in a module's input."""
 
     def configure(self, config: LoraConfig) -> None:
         """As for any, without other ranks than the one asked for."""

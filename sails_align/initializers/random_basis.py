@@ -1,4 +1,4 @@
-"""Uniformly random directions: what a subspace is worth if nothing is known.
+"""Initialize adapters with uniformly random directions, a control without any knowledge.
 
 Shapes: D d_model, R rank.
 """
@@ -17,7 +17,7 @@ from sails_align.subspace.selection import Encoder
 def random_basis(
     d_model: int, layers: Sequence[int], rank: int, seed: int, *, provenance: Mapping[str, Any]
 ) -> Subspace:
-    """Uniformly random orthonormal directions; other ones in each layer.
+    """Return uniformly random orthonormal directions, different in each layer.
 
     Raises:
         InputError: if rank is not within 1 and d_model.
@@ -32,7 +32,7 @@ def random_basis(
 
 
 class RandomBasis:
-    """`random_basis` as a method of discovery."""
+    """Use `random_basis` as a method of discovery."""
 
     name = "random_basis"
 

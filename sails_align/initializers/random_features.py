@@ -1,4 +1,4 @@
-"""SAILS with random features: what their choice by score is worth.
+"""Initialize adapters as SAILS does, with random features, to measure the value of selection by score.
 
 Shapes: F d_sae, D d_model, K chosen latents.
 """
@@ -61,7 +61,7 @@ def random_features(
 
 
 class RandomFeatures(Sails):
-    """`random_features` as a method of discovery."""
+    """Use `random_features` as a method of discovery."""
 
     name = "random_features"
 

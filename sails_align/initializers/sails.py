@@ -1,4 +1,4 @@
-"""SAILS (arXiv 2512.23260): the span of the SAE features that tell the aligned from the unaligned side.
+"""SAILS (arXiv 2512.23260): the span of the SAE features that separate the aligned from the unaligned side.
 
 A latent's score is the difference of its mean activation on the two sides; the decoder directions of the latents with
 the highest scores go through a PCA that keeps a share tau of their variance.
@@ -12,7 +12,7 @@ from sails_align.subspace.selection import Encoder, FeatureFitter, FeatureStats,
 
 
 class Sails:
-    """Features with the highest scores -> PCA of their decoder directions."""
+    """Select the features with the highest scores, and span their decoder directions by PCA."""
 
     name = "sails"
 

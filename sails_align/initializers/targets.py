@@ -1,4 +1,4 @@
-"""Which modules of a decoder can take directions of the residual stream, through which LoRA factor, and of which layer.
+"""Decide which modules take directions of the residual stream, through which LoRA factor, from which layer.
 
 Index: layer l of a subspace is the output of block l. A writer (o, down) of block l writes to it, so it takes the
 directions of layer l; a reader (q, k, v, gate, up) of block l reads the output of block l - 1, so it takes those of
@@ -48,7 +48,7 @@ class Target:
 def source_layer(
     block: int, path: str, layers: Collection[int], layer_map: LayerMap, onset: int | None = None
 ) -> int | None:
-    """The layer of the subspace whose directions a module takes; None if it is to have no adapter.
+    """Return the layer of the subspace whose directions a module takes; None if it gets no adapter.
 
     Args:
         block: index of the decoder block.
@@ -105,7 +105,7 @@ def target_modules_for(
 
 
 def find_targets(model: PeftModel, adapter_name: str) -> list[Target]:
-    """The LoRA layers of an adapter.
+    """Find the LoRA layers of an adapter.
 
     Raises:
         InputError: if one of them is not at a supported place in the decoder.

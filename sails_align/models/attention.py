@@ -4,7 +4,7 @@ from transformers import PreTrainedConfig
 
 
 def exact_attention(config: PreTrainedConfig) -> str | None:
-    """The attention implementation a model must be loaded with to compute what it was trained to; None: the default.
+    """Return the attention implementation that computes what the model was trained with; None: the default.
 
     transformers' default for Gemma 2, SDPA, leaves out the soft-capping of the attention logits without a word
     (`integrations/sdpa_attention.py` takes no `softcap`, as of 5.17), so hidden states would not be those that the

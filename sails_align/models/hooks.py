@@ -22,7 +22,7 @@ class _StopForward(Exception):  # noqa: N818 -- it is no error
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The decoder blocks of a Hugging Face causal language model (or of its base model, or of a PEFT model).
+    """Return the decoder blocks of a causal language model (or of its base model, or of a PEFT model).
 
     Raises:
         InputError: if the model has no `layers` list in its decoder, with the module lists that were found.
@@ -55,7 +55,7 @@ def check_layers(model: nn.Module, layers: Iterable[int]) -> nn.ModuleList:
 
 @contextmanager
 def capture(model: nn.Module, layers: Sequence[int]) -> Iterator[dict[int, torch.Tensor]]:
-    """Within the block, every forward pass fills the yielded dict with the output (B, S, D) of each block asked for.
+    """Fill the yielded dict with the outputs (B, S, D) of the given blocks in every forward pass in the block.
 
     Raises:
         InputError: if a layer is not in the model.
@@ -106,7 +106,7 @@ def hidden_states_at(
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Within the block the model is in evaluation mode (no dropout); its own mode is restored."""
+    """Put the model in evaluation mode (no dropout) within the block, then restore its mode."""
     was_training = model.training
     model.eval()
     try:

@@ -39,7 +39,7 @@ _LAYOUTS = {
 
 
 def norm_gain(block: nn.Module, path: str) -> torch.Tensor | None:
-    """Gain (D,) of the norm between the residual stream and a module, float32 on the CPU; None if there is no norm.
+    """Return the gain (D,) of the norm before a module, float32 on the CPU; None without a norm.
 
     Args:
         block: a decoder block.

@@ -1,4 +1,4 @@
-"""A base model in 4 or 8 bits (QLoRA), as bitsandbytes keeps it: what adapters on it need besides what TRL does."""
+"""Support base models in 4 or 8 bits (QLoRA) by bitsandbytes: what adapters need in addition to TRL."""
 
 import math
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ def quantization_of(options: Mapping[str, Any]) -> BitsAndBytesConfig | None:
 
 
 def is_quantized(model: nn.Module) -> bool:
-    """Whether bitsandbytes holds a model's weights; also where an adapter is around it."""
+    """Return whether bitsandbytes holds a model's weights, also below an adapter."""
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     return bool(getattr(inner, "is_loaded_in_4bit", False) or getattr(inner, "is_loaded_in_8bit", False))
 

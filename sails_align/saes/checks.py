@@ -1,4 +1,4 @@
-"""Does an SAE fit the model: the block whose output it reads, the width, and the model it was trained on."""
+"""Check that an SAE fits the model: the block it reads, its width, and the model it was trained on."""
 
 import logging
 import re
@@ -25,7 +25,7 @@ _SIZE = re.compile(r"\d+(\.\d+)?[bmk]")
 
 
 def layer_of_hook(hook_name: str) -> int | None:
-    """The block whose output a hook point is, -1 for the embeddings, or None where it is not in the residual stream.
+    """Return the block whose output a hook point is; -1 for embeddings, None outside the residual stream.
 
     The input of block l (`hook_resid_pre`) is the output of block l - 1.
     """
@@ -36,7 +36,7 @@ def layer_of_hook(hook_name: str) -> int | None:
 
 
 def layer_of_sae(source: str, hook_names: list[str]) -> int:
-    """The block (0-based) whose output an SAE reads, from all the hook names its configuration gives.
+    """Return the block (0-based) whose output an SAE reads, from all hook names in its configuration.
 
     Raises:
         InputError: if a hook is not the output of a block, or the names disagree.
@@ -95,7 +95,7 @@ def check_fits(info: "SAEInfo", model_config: PretrainedConfig, model_name: str,
 
 
 def compare_names(sae_model: str | None, model: str) -> Literal["same", "variant", "unknown", "different"]:
-    """How the model an SAE was trained on relates to a model, by name.
+    """Compare by name the model an SAE was trained on with another model.
 
     Args:
         sae_model: TransformerLens or Hugging Face name in the SAE's configuration (`gemma-2-2b`), or a path.

@@ -1,5 +1,4 @@
-"""What features mean, by what can be seen of them: the texts they are active in, the words their directions promote,
-their neighbours, and how training changed their activations.
+"""Describe features by their texts, promoted words, neighbours, and how training changed their activations.
 
 Shapes: N sequences, S sequence, T tokens of all sequences, D d_model, F d_sae, K features, V vocabulary.
 """
@@ -30,7 +29,7 @@ NEURONPEDIA = "https://www.neuronpedia.org"
 
 @dataclass(frozen=True)
 class Context:
-    """A text that a feature is active in."""
+    """A text in which a feature is active."""
 
     tokens: list[str]
     activations: list[float]
@@ -39,7 +38,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Meaning:
-    """What can be seen of a feature."""
+    """Observations about a feature."""
 
     layer: int
     id: int
@@ -56,7 +55,7 @@ class Meaning:
     """What Neuronpedia says that it means, if that is in the cache (`neuronpedia_label`)."""
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON."""
+        """Convert to JSON."""
         return asdict(self)
 
 
@@ -68,7 +67,7 @@ def meanings(
     features: Mapping[int, Sequence[int]],
     sequences: Sequence[TokenizedSide],
 ) -> list[Meaning]:
-    """What the features mean, layer by layer, in the order given.
+    """Describe the features, layer by layer, in the given order.
 
     Args:
         model: with its head.
@@ -108,7 +107,7 @@ def meanings(
 
 
 def words(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> list[str]:
-    """Each token as text."""
+    """Return each token as text."""
     return [str(tokenizer.decode([token])) for token in token_ids]
 
 
@@ -151,7 +150,7 @@ def logit_lens(model: PreTrainedModel, directions_KD: Tensor) -> Tensor:
 
 
 def neighbours(W_dec_FD: Tensor, feature: int) -> list[tuple[int, float]]:
-    """The latents whose decoder directions are closest to a feature's, and the cosines."""
+    """Find the latents whose decoder directions are closest to a feature's, with their cosines."""
     directions_FD = normalize(W_dec_FD, dim=1)
     cosines_F = directions_FD @ directions_FD[feature]
     cosines_F[feature] = -2.0
@@ -160,7 +159,7 @@ def neighbours(W_dec_FD: Tensor, feature: int) -> list[tuple[int, float]]:
 
 
 def neuronpedia_page(sae: ResidualSAE, feature: int) -> str | None:
-    """The feature's page, if sae-lens knows one of its SAE."""
+    """Return the address of the feature's page, if sae-lens knows one for its SAE."""
     name = neuronpedia_id(sae)
     return None if name is None else f"{NEURONPEDIA}/{name}/{feature}"
 

@@ -1,4 +1,4 @@
-"""Where SAEs come from: a release that sae-lens knows, folders in sae-lens' format, or Gemma Scope's own files.
+"""Load SAEs from a release of sae-lens, folders in sae-lens format, or Gemma Scope's own files.
 
 Only safetensors and npz files are read.
 """
@@ -26,7 +26,7 @@ _DAMAGE = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorErr
 
 
 def saes_of_release(release: str, sae_ids: Sequence[str], device: str) -> Iterator[tuple[str, "SAE[Any]"]]:
-    """(`release/sae_id`, SAE) for each id, downloaded or from the hub's cache, in float32.
+    """Yield (`release/sae_id`, SAE) for each id, from the hub or its cache, in float32.
 
     Args:
         release: a release of sae-lens' directory, or the id of a hub repository with SAEs in sae-lens' format.
@@ -62,7 +62,7 @@ def saes_of_release(release: str, sae_ids: Sequence[str], device: str) -> Iterat
 
 
 def saes_of_path(path: Path, sae_ids: Sequence[str], device: str) -> Iterator[tuple[str, "SAE[Any]"]]:
-    """(path, SAE) for each SAE at a local path, in float32.
+    """Yield (path, SAE) for each SAE at a local path, in float32.
 
     Args:
         path: an SAE's folder (cfg.json and sae_weights.safetensors), a Gemma Scope file (params.npz or, of Gemma
@@ -92,7 +92,7 @@ def saes_of_path(path: Path, sae_ids: Sequence[str], device: str) -> Iterator[tu
 
 
 def check_release(release: str, sae_ids: Sequence[str]) -> str | None:
-    """The model that the SAEs of a release were trained on, as sae-lens' directory has it; None if it does not.
+    """Return the model of a release's SAEs according to sae-lens' directory; None if unknown.
 
     Raises:
         InputError: if release or id is unknown, no id is given, or the SAEs are pickles.

@@ -1,4 +1,4 @@
-"""Gemma Scope's own files: `params.npz`, and `params.safetensors` of Gemma Scope 2. Shapes: D d_model, F d_sae."""
+"""Read Gemma Scope's own files: `params.npz`, and `params.safetensors` of Gemma Scope 2. Shapes: D d_model, F d_sae."""
 
 import re
 from pathlib import Path

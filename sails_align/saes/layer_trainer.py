@@ -1,4 +1,4 @@
-"""One layer's SAE in training, by sae-lens' `SAETrainer`, in steps that can be stopped, saved and resumed.
+"""Train one layer's SAE with sae-lens' `SAETrainer`, in steps that can be stopped, saved and resumed.
 
 What comes out is an inference SAE whose input scaling and decoder norms are folded into the weights: it takes raw
 block outputs, and its decoder rows are unit vectors of the residual stream.
@@ -25,7 +25,7 @@ DEAD_AFTER = 0.05
 
 @dataclass(frozen=True)
 class SAETrainingOptions:
-    """How an SAE is trained; everything but the data."""
+    """Options of an SAE training, except the data."""
 
     d_sae: int
     """Number of latents."""
@@ -57,7 +57,7 @@ class SAETrainingOptions:
 
 
 class LayerTrainer:
-    """Trains one SAE on hidden states of one layer, a buffer at a time.
+    """Train one SAE on hidden states of one layer, one buffer at a time.
 
     The first buffer sets the input scaling (mean norm -> sqrt(D), so that one learning rate suits all layers) and
     starts the decoder bias at the mean.
@@ -154,7 +154,7 @@ class LayerTrainer:
         return tensors, counters
 
     def load_state(self, tensors: dict[str, Tensor], counters: dict[str, Any]) -> None:
-        """Continue where `state` was taken."""
+        """Continue from a saved `state`."""
         trainer = self.trainer
         sae_state = {name.removeprefix("sae."): tensor for name, tensor in tensors.items() if name.startswith("sae.")}
         trainer.sae.load_state_dict(sae_state)

@@ -1,4 +1,4 @@
-"""Sparse autoencoders (SAEs) of the residual stream, through sae-lens.
+"""Load sparse autoencoders (SAEs) of the residual stream with sae-lens.
 
 `load_saes` reads them, refuses those that do not fit the model, and puts all into one convention: `encode` takes the
 output of block l as the Hugging Face model gives it, and `acts_TF @ W_dec_FD` is in the units of that output.
@@ -30,7 +30,7 @@ _NOT_OF_ONE_TOKEN = {"temporal", "transcoder", "skip_transcoder", "jumprelu_tran
 
 @dataclass(frozen=True)
 class SAEInfo:
-    """What is known of an SAE."""
+    """Metadata of an SAE."""
 
     layer: int
     """The block (0-based) whose output it reads and writes."""
@@ -62,12 +62,12 @@ class ResidualSAE:
 
     @torch.no_grad()
     def encode(self, hidden_TD: Tensor) -> Tensor:
-        """Activations (T, F) in float32, on the SAE's device, of raw block outputs of any dtype and on any device."""
+        """Return the activations (T, F) in float32, on the SAE's device, of block outputs of any dtype and device."""
         return self.sae.encode(hidden_TD.to(self.sae.W_dec.device))
 
     @torch.no_grad()
     def decode(self, acts_TF: Tensor) -> Tensor:
-        """Reconstruction (T, D) in float32, in the residual stream's units.
+        """Return the reconstruction (T, D) in float32, in the residual stream's units.
 
         Where `info.normalize_activations` is not "none", it is that of the tokens last encoded.
         """
@@ -75,7 +75,7 @@ class ResidualSAE:
 
     @property
     def W_dec_FD(self) -> Tensor:
-        """Decoder directions (F, D) in the residual stream, float32.
+        """Return the decoder directions (F, D) in the residual stream, float32.
 
         `acts_TF @ W_dec_FD + b_dec` is the reconstruction, so a row's norm times the activation is the latent's
         contribution; rows are not unit vectors in general (Llama Scope's are not, Gemma Scope's are). Constant input
@@ -95,7 +95,7 @@ def load_saes(
     device: str = "cpu",
     allow_mismatch: bool = False,
 ) -> dict[int, ResidualSAE]:
-    """SAEs by layer: layer l is the output of block l.
+    """Load SAEs by layer; layer l is the output of block l.
 
     Args:
         release: a release of sae-lens (`gemma-scope-2b-pt-res-canonical`), or a hub repository in sae-lens' format.
@@ -118,7 +118,7 @@ def load_saes(
 def loaded_one_by_one(
     source: SAESource, *, model_config: PretrainedConfig, model_name: str, device: str = "cpu"
 ) -> Iterator[ResidualSAE]:
-    """The SAEs of `load_saes` in the order they are named, each loaded when it is asked for.
+    """Yield the SAEs of `load_saes` in the order of their names, each loaded on demand.
 
     Raises:
         InputError: as `load_saes`.

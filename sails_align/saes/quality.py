@@ -1,4 +1,4 @@
-"""How good an SAE is, on tokens it was not trained on.
+"""Measure the quality of an SAE on held-out tokens.
 
 Shapes: B batch, S positions, T content tokens, D d_model, F d_sae, V vocabulary.
 """
@@ -110,7 +110,7 @@ def _losses(
 def spliced(
     model: nn.Module, layer: int, edit: Callable[[Tensor], Tensor] | None, content_BS: Tensor
 ) -> Iterator[None]:
-    """Within the block, a layer's output (T, D) at the content positions is replaced by `edit` of it."""
+    """Replace a layer's output (T, D) at the content positions by `edit` of it, within the block."""
 
     def hook(module: nn.Module, args: tuple, output: Tensor | tuple) -> Tensor | tuple | None:
         if edit is None:

@@ -1,4 +1,4 @@
-"""The SAEs of several layers, in memory together or loaded anew each time one is asked for.
+"""Hold the SAEs of several layers, in memory together or loaded on demand.
 
 A Gemma Scope SAE of 16k latents takes 0.3 GB in Gemma-2-2B and 0.5 GB in 9B, one of Llama Scope 1.1 GB.
 """

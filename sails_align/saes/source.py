@@ -1,4 +1,4 @@
-"""Which SAEs are meant: of a release, or in a folder. Naming them loads nothing."""
+"""Name SAEs, of a release or in a folder, without loading them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ class SAESource:
 
     @property
     def named(self) -> bool:
-        """Whether any are."""
+        """Return whether any SAEs are named."""
         return self.release is not None or self.path is not None
 
     def identity(self) -> dict[str, Any]:

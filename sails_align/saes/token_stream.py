@@ -1,4 +1,4 @@
-"""Texts -> token sequences in memory -> hidden states of their tokens, a buffer at a time, in a reproducible order.
+"""Turn texts into token sequences and buffers of hidden states, in a reproducible order.
 
 Token ids are held in memory (4 bytes each); hidden states never are, beyond one buffer.
 
@@ -141,7 +141,7 @@ def _is_token_ids(row: object) -> bool:
 
 @dataclass(frozen=True)
 class SplitCorpus:
-    """A corpus, and which of its windows are trained on and which are held out."""
+    """A corpus with the indices of its training and held-out windows."""
 
     corpus: TokenCorpus
     train: Tensor

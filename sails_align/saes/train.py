@@ -1,4 +1,4 @@
-"""Train SAEs on the residual stream of any Hugging Face causal language model: `sails train-sae`.
+"""Train SAEs on the residual stream of any Hugging Face causal language model (`sails train-sae`).
 
     texts -> token windows -> hidden states of all layers wanted, from one forward pass, a buffer at a time
           -> one step of each layer's SAE on each batch -> <output_dir>/layer_<l>/ + report.json
@@ -184,7 +184,7 @@ class _Run:
         return self.output_dir / f".layer_{layer}.checkpoint"
 
     def check(self, layers: Sequence[int], context_size: int, eval_tokens: int) -> None:
-        """Refuse what `SAETrainingOptions` cannot know to be wrong."""
+        """Check what `SAETrainingOptions` cannot check."""
         depth = len(decoder_layers(self.model))
         if not layers or len(set(layers)) < len(layers):
             raise InputError(f"layers {list(layers)}: give at least one, each once")
@@ -240,7 +240,7 @@ class _Run:
         return SAEReport(**report)
 
     def train(self, jobs: Sequence[_Job], data: SplitCorpus, bar: Progress) -> None:
-        """Train the layers side by side, on one stream of hidden states."""
+        """Train the layers together on one stream of hidden states."""
         task = bar.add_task("training SAEs", total=self.options.n_steps * len(jobs))
         tokens = max(self.options.batch_size, min(self.buffer_tokens, self.options.n_tokens))
         stream = buffers(data.corpus, data.train, tokens, self.options.seed)

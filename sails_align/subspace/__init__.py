@@ -1,1 +1,1 @@
-"""The method: sparse-autoencoder features -> safety subspace -> adapter initialisation."""
+"""Find the safety subspace from SAE features."""

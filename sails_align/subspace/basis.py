@@ -1,4 +1,4 @@
-"""From chosen features to a subspace of the residual stream, one orthonormal basis for each layer that has an SAE.
+"""Turn chosen features into a subspace, with one orthonormal basis for each layer with an SAE.
 
 Decoder directions of the chosen features -> (weighted) PCA keeping a share tau of the variance -> QR
 (SAILS, arXiv 2512.23260).
@@ -168,7 +168,7 @@ def _weights(layer: int, chosen: LayerSelection) -> torch.Tensor:
 def principal(
     layer: int, directions_KD: torch.Tensor, *, tau: float, center: bool, benign_DD: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """What the directions have most of, as PCA has it: an orthonormal basis (D, R) float64, most important first.
+    """Return an orthonormal basis (D, R) of the principal directions, float64, most important first.
 
     Args:
         layer: for messages.

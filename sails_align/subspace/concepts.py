@@ -1,5 +1,4 @@
-"""How many of a subspace's features are concepts of harm, by their activations on harmful and on harmless requests, and
-what training did to those.
+"""Count the features of a subspace that are concepts of harm, before and after training.
 
 Shapes: N requests, D d_model, F d_sae, K features or directions.
 """
@@ -18,7 +17,7 @@ from sails_align.saes.load import ResidualSAE
 from sails_align.subspace.basis import Subspace
 
 N_SHOWN = 8
-"""Features of a layer whose meaning is told."""
+"""Number of features per layer that are described."""
 SAFETY_SHARE = 0.8
 """Of a feature's activation, that is on harmful requests if it is a concept of harm."""
 BATCH_SIZE = 16
@@ -32,7 +31,7 @@ def concepts(
     before: tuple[States, States],
     after: tuple[States, States],
 ) -> dict[str, Any]:
-    """What the features are that a subspace was made of; JSON-able.
+    """Describe the features of a subspace (JSON-able).
 
     Args:
         subspace: of SAE features.
@@ -52,7 +51,7 @@ def concepts(
 
 
 def shown(subspace: Subspace) -> dict[int, list[int]]:
-    """The features whose meaning is told: layer -> ids, those with the highest scores first."""
+    """Select the features to describe: layer -> ids, highest scores first."""
     of_layers = subspace.provenance["features"]["layers"]
     return {int(layer): about["ids"][:N_SHOWN] for layer, about in of_layers.items()}
 
@@ -99,7 +98,7 @@ def _of_layer(
 
 
 def harm_share(harmful_NK: Tensor, harmless_NK: Tensor) -> Tensor:
-    """Share of the mean activation that is on harmful requests; 0 for what is never active. (K,)"""
+    """Return the share of the mean activation that is on harmful requests; 0 for inactive features. (K,)"""
     harmful_K, harmless_K = harmful_NK.mean(0), harmless_NK.mean(0)
     both_K = harmful_K + harmless_K
     return torch.where(both_K > 0, harmful_K / both_K.clamp(min=1e-12), 0.0)
@@ -113,7 +112,7 @@ def last_token_states(
     requests: Sequence[list[Message]],
     max_length: int = 1024,
 ) -> States:
-    """Hidden states at the last token of each request, in float32 on the CPU."""
+    """Return the hidden states at the last token of each request, in float32 on the CPU."""
     sides = [tokenize_prompt(tokenizer, request, max_length, tokens="last") for request in requests]
     found: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     with evaluation_mode(model):

@@ -1,4 +1,4 @@
-"""The stage that finds a subspace: taken from a folder if nothing changed, or built and saved there."""
+"""Find a subspace: load it from a folder if its inputs are unchanged, otherwise build and save it."""
 
 import gc
 import logging
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Statistics:
-    """What the data says."""
+    """Statistics of the data."""
 
     found: FeatureStats | ActivationStats | None
     """Of the latents, or of hidden states, at the tokens of the contrast; None for a random basis."""
@@ -55,7 +55,7 @@ def find_subspace(
     options: DiscoveryOptions,
     folder: Path | None = None,
 ) -> Subspace:
-    """The subspace that a method finds in a model.
+    """Find the subspace of a model with a method.
 
     Args:
         model: that is looked at.
@@ -103,7 +103,7 @@ def find_subspace(
 
 
 def load_subspace(path: Path, model: DiscoveryModel, method: str, *, allow_mismatch: bool = False) -> Subspace:
-    """A saved subspace.
+    """Load a saved subspace.
 
     Raises:
         InputError: if it is damaged, of another model, or found by another method.
@@ -237,7 +237,7 @@ def _feed(
     layers: list[int],
     options: DiscoveryOptions,
 ) -> None:
-    """Give each fitter the contrasts that it is for."""
+    """Give each fitter its contrasts."""
     for name, sides in sequences.items():
         fed = [fitter] if fitter is not None and name in contrasts_of(options.contrast) else []
         fed += [moments] if moments is not None and name in ("prompt", BENIGN) else []

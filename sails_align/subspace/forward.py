@@ -1,4 +1,4 @@
-"""Run the contrasts through the model and feed the fitters: one truncated forward pass for each batch.
+"""Run the contrasts through the model and feed the fitters, with one truncated forward pass per batch.
 
 Everything streams. At any time a window of sequences, one batch and the fitters' sums are in memory, so memory does
 not depend on the number of examples.
@@ -24,7 +24,7 @@ WINDOW = 512
 
 
 class Fitter(Protocol):
-    """What takes the hidden states: `FeatureFitter`, `ActivationFitter`."""
+    """A consumer of hidden states: `FeatureFitter`, `ActivationFitter`."""
 
     def update(self, contrast: str, side: str, layer: int, hidden_TD: Tensor) -> None: ...
 

@@ -1,4 +1,4 @@
-"""What discovery starts from: a model to look at, and data with two sides."""
+"""Define the inputs of discovery: a model, and data with two sides."""
 
 import logging
 from collections.abc import Iterator
@@ -19,10 +19,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DiscoveryModel:
-    """A model that is looked at: in memory, or what `from_pretrained` takes, of which the needed blocks are loaded."""
+    """A model for discovery: in memory, or named for `from_pretrained`; only the needed blocks are loaded."""
 
     name: str
-    """What it is called, in messages and by SAEs that were trained on it."""
+    """Its name, in messages and in the metadata of SAEs trained on it."""
     config: PreTrainedConfig
     identity: dict[str, Any]
     """What it is: hashes of its files, or a commit on the hub. Adds to what a cached subspace is keyed by."""
@@ -45,7 +45,7 @@ class DiscoveryModel:
 
 @dataclass(frozen=True)
 class DiscoveryData:
-    """The two sides, as conversations."""
+    """The two sides of the contrasts, as conversations."""
 
     tokenizer: PreTrainedTokenizerBase
     pairs: Dataset
@@ -109,7 +109,7 @@ def contrast_data(
 
 
 def suited_to_data(options: DiscoveryOptions, data: DiscoveryData) -> DiscoveryOptions:
-    """The options with a contrast that the data has both sides of.
+    """Return the options with a contrast for which the data has both sides.
 
     Raises:
         InputError: if it lacks one of a contrast that was asked for.
@@ -132,7 +132,7 @@ def suited_to_data(options: DiscoveryOptions, data: DiscoveryData) -> DiscoveryO
 
 
 def needs_moments(options: DiscoveryOptions, data: DiscoveryData) -> bool:
-    """Whether harmful and harmless prompts are to be compared by hidden states, too.
+    """Return whether harmful and harmless prompts are also compared by hidden states.
 
     Raises:
         InputError: if that was asked for and there are no harmless prompts.

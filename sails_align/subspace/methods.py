@@ -1,4 +1,4 @@
-"""Ways to find the subspace of a contrast: what each adds up over tokens, and what it makes of the sums.
+"""Define the interface of methods that find a subspace from sums over tokens.
 
 Shapes: D d_model, F d_sae.
 """
@@ -22,7 +22,7 @@ RANK_TOLERANCE = 1e-6
 
 @dataclass(frozen=True)
 class MethodInputs:
-    """All that a method may use for one contrast."""
+    """Inputs of a method for one contrast."""
 
     contrast: str
     side: str | None
@@ -40,27 +40,27 @@ class MethodInputs:
 
 
 class SubspaceMethod(Protocol):
-    """A way to find a subspace."""
+    """A method to find a subspace."""
 
     @property
     def name(self) -> str: ...
 
     def fitter(self, saes: Mapping[int, Encoder], layers: Sequence[int]) -> FeatureFitter | ActivationFitter | None:
-        """What adds up the tokens of the contrast in these layers; None if the data is not looked at."""
+        """Return what sums up the tokens of the contrast in these layers; None if the data is not used."""
         ...
 
     def build(self, inputs: MethodInputs) -> Subspace:
-        """The subspace; `provenance["method"]` is the name."""
+        """Build the subspace; `provenance["method"]` is the method's name."""
         ...
 
 
 def layer_generator(seed: int, layer: int) -> torch.Generator:
-    """Random numbers of a layer's own, whichever other layers there are."""
+    """Return a random generator for a layer, independent of the other layers."""
     return torch.Generator().manual_seed(seed * 100_003 + layer)
 
 
 def check_rank(rank: int, d_model: int) -> None:
-    """Refuse a rank that the model has no room for.
+    """Check that a rank is within 1 and d_model.
 
     Raises:
         InputError: if it is not within 1 and d_model.

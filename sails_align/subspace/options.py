@@ -1,4 +1,4 @@
-"""Options of discovery, in the order in which they act, and the presets that give their defaults."""
+"""Options of discovery, in the order in which they act, and the presets with their defaults."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -101,7 +101,7 @@ class DiscoveryOptions:
 
 @dataclass
 class DPOArguments:
-    """Options of DPO besides TRL's own."""
+    """Options of DPO in addition to TRL's."""
 
     ref_model_name_or_path: str | None = field(
         default=None,

@@ -1,4 +1,4 @@
-"""Which SAE latents tell the aligned side from the unaligned one.
+"""Select the SAE latents that separate the aligned side from the unaligned side.
 
 `FeatureFitter.update` (streaming) -> `FeatureStats` (sums) -> `select_features` -> `FeatureSelection`.
 The score is SAILS' (arXiv 2512.23260): the difference, between the two sides, of a latent's mean activation.
@@ -32,7 +32,7 @@ VARIANCE_FLOOR = 1e-6
 
 
 class EncoderInfo(Protocol):
-    """What a fitter must know of an encoder."""
+    """What a fitter needs to know about an encoder."""
 
     @property
     def d_sae(self) -> int: ...
@@ -75,7 +75,7 @@ class FeatureStats(Stats[LatentSums]):
 
 
 class FeatureFitter:
-    """Adds up the activations of every latent. Its memory does not depend on the number of tokens."""
+    """Sum up the activations of every latent. Memory does not depend on the number of tokens."""
 
     def __init__(self, encoders: Mapping[int, Encoder]) -> None:
         """Take the SAE of each layer."""
@@ -157,7 +157,7 @@ class FeatureSelection:
 def select_features(
     stats: FeatureStats, *, contrast: str, score: str, top_k: int, side: str | None = None
 ) -> FeatureSelection:
-    """The latents of each layer that differ most between the sides.
+    """Select the latents of each layer that differ most between the sides.
 
     Args:
         stats: sums over both sides of the contrast.
@@ -185,7 +185,7 @@ def select_features(
 
 
 def rank_features(stats: FeatureStats, *, contrast: str, score: str, side: str | None = None) -> FeatureSelection:
-    """All latents of each layer that fire on some token, those with the highest score first; ties by id.
+    """Rank all active latents of each layer, highest score first; ties by id.
 
     Args:
         stats: sums over both sides of the contrast.

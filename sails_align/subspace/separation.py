@@ -1,5 +1,4 @@
-"""What hidden states alone say of harmful and harmless prompts: how well each layer tells them apart, and how harmless
-conversations vary.
+"""Measure from hidden states how layers separate harmful from harmless prompts, and how harmless text varies.
 
 Shape: D d_model.
 """
@@ -21,7 +20,7 @@ ONSET_SHARE = 0.8
 
 
 def separation(stats: ActivationStats, layer: int) -> float:
-    """The distance of the means of harmful and harmless prompts in standard deviations within the two (Mahalanobis').
+    """Return the Mahalanobis distance between the means of harmful and harmless prompts.
 
     Raises:
         InputError: if a side has no tokens, or activations were not finite.
@@ -35,7 +34,7 @@ def separation(stats: ActivationStats, layer: int) -> float:
 
 
 def onset_of(separations: Mapping[int, float]) -> int:
-    """The first layer that separates harmful from harmless prompts about as well as the best one.
+    """Return the first layer whose separation is close to that of the best layer.
 
     Args:
         separations: by layer, at least one.
@@ -45,7 +44,7 @@ def onset_of(separations: Mapping[int, float]) -> int:
 
 
 def benign_covariance(stats: ActivationStats, layer: int) -> Tensor:
-    """How hidden states vary over harmless prompts and the responses to them. (D, D) float64, positive definite.
+    """Return the covariance of hidden states over harmless conversations. (D, D) float64, positive definite.
 
     Raises:
         InputError: if there are no harmless prompts, or activations were not finite.

@@ -1,4 +1,4 @@
-"""Sums over tokens, kept for each (contrast, layer, side): what a fitter hands over, adds up and saves.
+"""Sum hidden states over tokens for each (contrast, layer, side), and save the sums.
 
 Everything is a plain sum, so the statistics of several processes or shards are added with `+`.
 """
@@ -54,7 +54,7 @@ class Stats(Generic[Sums]):
         return sorted({layer for _, layer, _ in self.sums})
 
     def pair(self, contrast: str, layer: int) -> tuple[Sums, Sums]:
-        """The sums of the aligned and of the unaligned side.
+        """Return the sums of the aligned and of the unaligned side.
 
         Raises:
             InputError: if a side had no tokens.
@@ -135,7 +135,7 @@ class ActivationStats(Stats[ActivationSums]):
 
 
 class ActivationFitter:
-    """Adds up the hidden states and their outer products. Its memory does not depend on the number of tokens."""
+    """Sum up the hidden states and their outer products. Memory does not depend on the number of tokens."""
 
     def __init__(self, *, second_moment: bool = True) -> None:
         """Choose what to add up.
@@ -170,7 +170,7 @@ class ActivationFitter:
 
 
 def contrasts_of(contrast: str) -> tuple[str, ...]:
-    """The contrasts that an option value stands for: one, or all of them for "both" and "split".
+    """Return the contrasts of an option value: one, or all of them for "both" and "split".
 
     Raises:
         InputError: if there is no such contrast.
@@ -188,7 +188,7 @@ def token_count(n_tokens: int, device: torch.device) -> Tensor:
 
 
 def check_finite(values: Tensor, layer: int) -> None:
-    """Refuse sums that a NaN or an infinity has entered.
+    """Check that sums contain no NaN or infinity.
 
     Raises:
         InputError: then.

@@ -1,4 +1,4 @@
-"""Changes of the training data, one file each, applied in this order.
+"""Transforms of the training data, one file each, applied in this order.
 
 A transform is a function `transform(examples, options, seed)` from `AlignmentExamples` to `AlignmentExamples`. With its
 options left out it changes nothing, or does what every training does.

@@ -1,4 +1,4 @@
-"""Give some safety pairs wrong labels, to study what these do.
+"""Give some safety pairs wrong labels, to study their effect.
 
 Of a share of the pairs, which the seed chooses, the chosen and the rejected response change places.
 """
@@ -23,7 +23,7 @@ def transform(examples: AlignmentExamples, options: ContaminateOptions, seed: in
 
 
 def contaminate(pairs: Dataset, share: float, seed: int) -> Dataset:
-    """Pairs, of a share of which (rounded to whole pairs) the chosen and the rejected response have changed places.
+    """Swap the chosen and rejected responses of a share of the pairs (rounded to whole pairs).
 
     Raises:
         InputError: if there are no rejected responses.

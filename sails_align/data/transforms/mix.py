@@ -1,4 +1,4 @@
-"""Mix helpful examples into the safety examples, so that the model learns to answer, too."""
+"""Mix helpful examples into the safety examples, so that the model also learns to answer."""
 
 import math
 from dataclasses import replace
@@ -12,7 +12,7 @@ from sails_align.data.pairs import AlignmentExamples
 
 
 def transform(examples: AlignmentExamples, options: MixOptions, seed: int) -> AlignmentExamples:
-    """Mix what is trained on with as many helpful examples as the ratio asks for."""
+    """Add helpful examples to the training examples, as many as the ratio says."""
     needed = round(options.helpful_ratio * len(examples.safety))
     if examples.helpful is None or needed == 0:
         return examples
@@ -22,7 +22,7 @@ def transform(examples: AlignmentExamples, options: MixOptions, seed: int) -> Al
 
 
 def mix(safety: Dataset, helpful: Dataset, ratio: float, seed: int) -> Dataset:
-    """All safety examples and `ratio` times as many helpful ones, in an order that the seed decides.
+    """Combine all safety examples with `ratio` times as many helpful ones, in an order given by the seed.
 
     Args:
         safety: normalised.
