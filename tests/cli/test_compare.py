@@ -56,6 +56,7 @@ def main_plan(folder: Path) -> Plan:
     return plan
 
 
+@pytest.mark.slow
 def test_every_number_of_the_report_comes_from_a_cell(finished: Path) -> None:
     studies, command = comparing.read_plan(finished / "plan.json")
     assert [study.kind for study in studies] == ["main", "examples"]
@@ -94,6 +95,7 @@ def test_every_number_of_the_report_comes_from_a_cell(finished: Path) -> None:
         assert "sails compare --runs base" in text
 
 
+@pytest.mark.slow
 def test_a_cell_is_what_the_recipe_makes(finished: Path, tmp_path: Path) -> None:
     from sails_align.training import run as align
 
@@ -111,6 +113,7 @@ def test_a_cell_is_what_the_recipe_makes(finished: Path, tmp_path: Path) -> None
         assert result["numbers"][name]["value"] == pytest.approx(overall[name]["value"]), name
 
 
+@pytest.mark.slow
 def test_the_report_can_be_made_again_and_is_the_same(finished: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy)
@@ -127,6 +130,7 @@ def test_the_report_can_be_made_again_and_is_the_same(finished: Path, tmp_path: 
         comparing.report_main(["--output_dir", str(copy)])
 
 
+@pytest.mark.slow
 def test_the_page_is_one_file_without_network(finished: Path) -> None:
     text = (finished / "report.html").read_text()
     assert not re.search(r"""(?:src|href|srcset)=["'](?!data:|#)""", text)
@@ -134,6 +138,7 @@ def test_the_page_is_one_file_without_network(finished: Path) -> None:
     assert "<script" not in text
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium: apt-get install chromium")
 @pytest.mark.parametrize("width", [400, 1100])
 def test_the_page_in_a_browser(finished: Path, tmp_path: Path, width: int) -> None:

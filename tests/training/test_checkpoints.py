@@ -155,6 +155,7 @@ def kill(argv: list[str], ready: Callable[[], bool]) -> None:
     assert process.returncode == -signal.SIGKILL, stderr.decode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["between checkpoints", "while one is written"])
 def test_killed_and_resumed_is_as_uninterrupted(project: Project, finished: Path, tmp_path: Path, moment: str) -> None:
     common = ["--subspace_path", str(finished / "subspace"), "--lora_dropout", "0.1"]
@@ -179,6 +180,7 @@ def test_killed_and_resumed_is_as_uninterrupted(project: Project, finished: Path
     assert [row["step"] for row in history if "loss" in row] == list(range(5, 56, 5))  # none twice, none left out
 
 
+@pytest.mark.slow
 def test_killed_ten_times_and_resumed_is_as_uninterrupted(project: Project, finished: Path, tmp_path: Path) -> None:
     common = ["--subspace_path", str(finished / "subspace"), "--lora_dropout", "0.1", "--eval_examples", "1"]
     common += ["--max_steps", "60", "--save_steps", "3", "--logging_steps", "1"]
