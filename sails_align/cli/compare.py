@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,14 @@ from rich.table import Table
 
 from sails_align.core.artifacts import output_folder, package_versions, refuse_trained, work_folder, write_json
 from sails_align.core.command_line import CommandLine
-from sails_align.core.errors import InputError
 from sails_align.experiments.commands import check
-from sails_align.experiments.jobs import cells_named, check_there, names_of, prefix_of
-from sails_align.experiments.options import read_plans
-from sails_align.experiments.plan import Cell, Measures, Plan, Protocol, Run
-from sails_align.experiments.runner import Failure, Results, n_slots, run_cells
-from sails_align.experiments.studies import Study, option_groups
+from sails_align.experiments.jobs import Failure
+from sails_align.experiments.launchers import Launcher, available_slots, launcher_of
+from sails_align.experiments.options import ReportOptions
+from sails_align.experiments.plan import Cell, Plan, option_groups
+from sails_align.experiments.results import Results, cells_named, check_there, names_of, prefix_of, read_plan
+from sails_align.experiments.runner import run_jobs
+from sails_align.experiments.studies import Study, read_plans
 from sails_align.experiments.summary import MEASURES, Row, to_json, with_numbers
 from sails_align.testbed.build import resolve_testbed
 from sails_align.training.record import git_commit
@@ -47,13 +48,6 @@ SHOWN = (
 )
 
 
-@dataclass
-class ReportArguments:
-    """Of which comparison."""
-
-    output_dir: str = field(default="runs/compare", metadata={"help": "Of `sails compare`."})
-
-
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str, Any]:
     """Parse, compute what is missing, report. Returns what is in `results.json`; nothing for cells alone.
 
@@ -62,20 +56,22 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
         SystemExit: with code 1 if cells failed; the others' results stay, and the same command tries these again.
     """
     line = CommandLine.read(argv)
-    args, studies = read_plans(line, prog)
+    args, launching, studies = read_plans(line, prog)
     if args.list_cells:
         with suppress(BrokenPipeError):  # of `| head`
             print(*names_of(studies), sep="\n", flush=True)
         return {}
     folder = refuse_trained(Path(args.output_dir))
     results, n_processes = Results(folder), args.processes or _n_processes(studies)
+    n = launching.slurm_gpus
+    launcher = launcher_of(launching, folder, n_processes, {"none": 0, "one": n, "share": n, "all": n})
     plan = {"studies": [asdict(study) for study in studies], "command": _command(line)}
     with output_folder(folder) if args.cell else work_folder(folder):  # cells may be computed side by side
         if args.cell:
             cells = cells_named(args.cell, studies, results)
             _prepare(cells)
             write_json(folder / "plan.json", plan)
-            _compute(cells, results, "cells", n_processes, args.progress)
+            _compute(cells, results, "cells", launcher, args.progress)
             return {}
         _prepare([cell for study in studies for _, of in study.plans for cell in of.test_cells({})])
         write_json(folder / "plan.json", plan)
@@ -83,9 +79,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
         for study in studies:
             plans = [plan for _, plan in study.plans]
             tuning = [cell for plan in plans for cell in plan.tuning_cells()]
-            _compute(tuning, results, f"{study.kind}: learning rates", n_processes, args.progress)
+            _compute(tuning, results, f"{study.kind}: learning rates", launcher, args.progress)
             cells = [cell for plan in plans for cell in plan.test_cells(plan.choose(results.all(plan.tuning_cells())))]
-            _compute(cells, results, f"{study.kind}: trainings", n_processes, args.progress)
+            _compute(cells, results, f"{study.kind}: trainings", launcher, args.progress)
         about = {"seconds_of_the_last_call": round(time.time() - started), "processes": n_processes}
         return report(studies, results, folder, str(plan["command"]), about)
 
@@ -105,20 +101,20 @@ def _prepare(cells: Sequence[Cell]) -> None:
 def _n_processes(studies: Sequence[Study]) -> int:
     """Trainings at a time: one that is launched on several GPUs has them all."""
     protocol = studies[0].plans[0][1].protocol
-    return 1 if protocol is not None and protocol.launch else n_slots()
+    return 1 if protocol is not None and protocol.launch else available_slots()
 
 
 def _command(line: CommandLine) -> str:
     """What makes the report, once all cells are there."""
     config = [] if line.path is None else ["--config", line.path]
-    options = {name: values for name, values in option_groups(line.options).items() if name != "--cell"}
+    how = ("--cell", "--launcher", "--slurm_")  # which decides nothing
+    options = {name: values for name, values in option_groups(line.options).items() if not name.startswith(how)}
     words = [word for name, values in options.items() for word in (name, *values)]
     return shlex.join(["sails", "compare", *config, *words])
 
 
-def _compute(cells: Sequence[Cell], results: Results, title: str, n_processes: int, progress: bool) -> None:
-    different = list({cell.key: cell for cell in cells}.values())
-    _stop_on(run_cells(different, results, title=title, n_processes=n_processes, progress=progress))
+def _compute(cells: Sequence[Cell], results: Results, title: str, launcher: Launcher, progress: bool) -> None:
+    _stop_on(run_jobs(results.jobs(cells), launcher, title=title, progress=progress))
 
 
 def _stop_on(failures: Sequence[Failure]) -> None:
@@ -131,7 +127,7 @@ def _stop_on(failures: Sequence[Failure]) -> None:
 
 def report_main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str, Any]:
     """Make a comparison's report from the results there are."""
-    (args,) = CommandLine.read(argv).parse([ReportArguments], prog=prog)
+    (args,) = CommandLine.read(argv).parse([ReportOptions], prog=prog)
     folder = Path(args.output_dir)
     studies, command = read_plan(folder / "plan.json")
     return report(studies, Results(folder), folder, command, _told_before(folder))
@@ -144,38 +140,6 @@ def _told_before(folder: Path) -> dict[str, Any]:
         return {name: provenance[name] for name in ("seconds_of_the_last_call", "processes") if name in provenance}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
-
-
-def read_plan(path: Path) -> tuple[list[Study], str]:
-    """A comparison's plans and the command that it was started by.
-
-    Raises:
-        InputError: if there is none.
-    """
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        studies = [
-            Study(study["kind"], tuple((label, _plan(values)) for label, values in study["plans"]))
-            for study in stored["studies"]
-        ]
-        if not studies or not all(study.plans for study in studies):
-            raise ValueError("nothing is compared")
-        return studies, str(stored["command"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path} is no plan of a comparison ({type(error).__name__}: {error}); give the folder of `sails compare`"
-        ) from error
-
-
-def _plan(stored: Mapping[str, Any]) -> Plan:
-    values = dict(stored)
-    runs = tuple(Run(**{**run, "options": tuple(run["options"])}) for run in values.pop("runs"))
-    rates, measures = tuple(values.pop("learning_rates")), Measures(**values.pop("measures"))
-    protocol = values.pop("protocol", None)
-    if protocol is not None:
-        evaluate = tuple((part, kind, tuple(options)) for part, kind, options in protocol["evaluate"])
-        protocol = Protocol(**{**protocol, "evaluate": evaluate, "launch": tuple(protocol["launch"])})
-    return Plan(runs=runs, learning_rates=rates, measures=measures, protocol=protocol, **values)
 
 
 def report(

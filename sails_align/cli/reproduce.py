@@ -7,16 +7,18 @@
 <output_dir>/table.md                      the results, beside what the paper reports
 """
 
-import argparse
 import os
 import shlex
+from argparse import SUPPRESS
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sails_align.core.errors import CommandParser, InputError, without_password
+from sails_align.experiments.options import LauncherOptions, ReproduceOptions
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         InputError: for options and files that cannot be used.
         SystemExit: with code 1, if a check or a step failed.
     """
-    options = _parse(argv)
+    options, launching = _parse(argv)
     unreachable = None if options.skip_checks else _why_offline()
     if unreachable is not None:
         os.environ["HF_HUB_OFFLINE"] = "1"  # before the libraries are imported that would try for minutes
@@ -54,16 +56,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.dry_run:
         return
     from sails_align.core.artifacts import work_folder, write_text
+    from sails_align.experiments.launchers import launcher_of
     from sails_align.experiments.reproduction.results import table
-    from sails_align.experiments.reproduction.running import run_steps
+    from sails_align.experiments.runner import run_jobs
 
     of = planned.of
+    say = partial(console.print, highlight=False, soft_wrap=True, markup=False)
+    launcher = launcher_of(launching, of.output_dir, max(1, of.num_gpus), of.n_gpus)
     with work_folder(of.output_dir):
-        is_done = run_steps(steps, of, console)
+        failures = run_jobs(of.jobs(), launcher, keeps_going=False, say=say)
         write_text(of.output_dir / "table.md", table(of))
     console.print(f"\n{table(of)}", highlight=False, soft_wrap=True, markup=False)
     console.print(f"table     {of.output_dir / 'table.md'}", highlight=False, soft_wrap=True, markup=False)
-    if not is_done:
+    if failures:
         raise SystemExit(FAILED)
 
 
@@ -87,25 +92,24 @@ def _why_offline() -> str | None:
     return None
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def _parse(argv: Sequence[str] | None) -> tuple[ReproduceOptions, LauncherOptions]:
+    """The options, without an import that could ask the hub."""
     parser = CommandParser(prog="reproduce.py", allow_abbrev=False, description=main.__doc__.split("\n")[0])  # pyright: ignore
-
-    def add(name: str, **how: Any) -> None:
-        parser.add_argument(f"--{name}", *([f"--{name.replace('_', '-')}"] if "_" in name else []), **how)
-
-    add("model", required=True, help=f"a folder of {CONFIGS} (gemma-2-9b), or a file like their compare.yaml")
-    add("dry_run", action="store_true", help="show the plan and check what it needs, and run nothing")
-    add("num_gpus", type=int, default=8, help="GPUs of this machine (default 8); 0: its CPUs, to try things out")
-    add("gpu_memory_gib", type=float, default=80.0, help="memory of a GPU in GiB (default 80)")
-    add("tflops", type=float, default=300.0, help="10^12 operations a second that a GPU reaches (default 300)")
-    add("steps", nargs="+", default=[], help="only those whose names begin so, such as train/sft-sails evaluate")
-    add("skip_checks", action="store_true", help="go on without the checks")
-    add("output_dir", type=Path, help="default: runs/reproduce-<model>")
-    options = parser.parse_args(argv)
-    for name, least in (("num_gpus", 0), ("gpu_memory_gib", 1), ("tflops", 1)):
-        if not least <= getattr(options, name) < float("inf"):
-            raise InputError(f"{name} is {getattr(options, name)}; choose {least} or more")
-    return options
+    classes = (ReproduceOptions, LauncherOptions)
+    for option in (option for options in classes for option in fields(options)):
+        kind = str(option.type)
+        if kind == str(bool):
+            how: dict[str, Any] = {"action": "store_true"}
+        else:
+            types = (number for number in (int, float) if number.__name__ in kind)
+            how = {"type": next(types, str), "nargs": "+" if "list" in kind else None}
+        names = dict.fromkeys((f"--{option.name}", f"--{option.name.replace('_', '-')}"))
+        required = option.default is MISSING and option.default_factory is MISSING
+        parser.add_argument(*names, **how, required=required, default=SUPPRESS, help=option.metadata["help"])
+    given = vars(parser.parse_args(argv))
+    of_classes = ({option.name for option in fields(options)} & given.keys() for options in classes)
+    reproduce, launcher = ({name: given[name] for name in names} for names in of_classes)
+    return ReproduceOptions(**reproduce), LauncherOptions(**launcher)
 
 
 @dataclass(frozen=True)
@@ -119,24 +123,24 @@ class _Planned:
     """What, and why."""
 
 
-def _planned(options: argparse.Namespace) -> _Planned:
+def _planned(options: ReproduceOptions) -> _Planned:
     from sails_align.core.command_line import CommandLine
-    from sails_align.experiments.options import read_plans
     from sails_align.experiments.reproduction.costs import fitting_engine
     from sails_align.experiments.reproduction.plan import Reproduction
+    from sails_align.experiments.studies import read_plans
     from sails_align.training.dataset import load_model_config
     from sails_align.training.estimate import GIB
     from sails_align.training.memory import Engine
 
     file, stem = _file(options.model)
-    plan = read_plans(CommandLine.read(["--config", str(file)]), None)[1][0].plans[0][1]
+    plan = read_plans(CommandLine.read(["--config", str(file)]), None)[2][0].plans[0][1]
     if plan.protocol is None:
         raise InputError(f"{file} compares methods on the testbed; give a file with `runs` and `evaluate`")
     unknown: Engine = "single" if options.num_gpus < 2 else "zero2"
     # Replaced below, in place, where the model's shape is known: it takes the reproduction to know the options.
     engines: dict[str, Engine] = {run.name: unknown for run in plan.runs if run.trainer != "none"}
-    folder = options.output_dir or Path("runs") / f"reproduce-{stem}"
-    of = Reproduction(plan.runs, plan.protocol, folder, options.num_gpus, engines, tuple(options.steps))
+    folder, only = options.folder(stem), tuple(options.steps)
+    of = Reproduction(plan.runs, plan.protocol, folder, options.num_gpus, engines, only)
     if not of.arguments:
         raise InputError(f"{file} trains nothing; give a file with a run that has `train: sft` or `train: dpo`")
     some = next(iter(of.arguments.values()))
@@ -160,7 +164,7 @@ def _check(
     planned: _Planned,
     steps: "Sequence[Step]",
     costs: "Sequence[Costs]",
-    options: argparse.Namespace,
+    options: ReproduceOptions,
     unreachable: str | None,
 ) -> int:
     """Look at everything, and show it; how many checks failed."""
@@ -199,7 +203,7 @@ def _file(model: str) -> tuple[Path, str]:
 
 
 def _show_plan(
-    console: "Console", steps: "Sequence[Step]", planned: _Planned, options: argparse.Namespace
+    console: "Console", steps: "Sequence[Step]", planned: _Planned, options: ReproduceOptions
 ) -> "Sequence[Costs]":
     """Show commands and costs; returns these."""
     from rich.table import Table

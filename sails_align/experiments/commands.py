@@ -24,8 +24,7 @@ from sails_align.core.errors import InputError
 from sails_align.evaluation.helpfulness import ReferenceArguments
 from sails_align.evaluation.judges.options import JudgeArguments
 from sails_align.evaluation.options import PromptArguments, ResponseArguments, RunArguments
-from sails_align.experiments.plan import Cell, Evaluation, Protocol, Run
-from sails_align.experiments.studies import option_groups
+from sails_align.experiments.plan import Cell, Evaluation, Protocol, Run, option_groups
 from sails_align.subspace.basis import Subspace
 from sails_align.testbed.build import is_testbed
 from sails_align.testbed.evaluate import HARMFUL, HARMLESS

@@ -1,70 +1,168 @@
-"""Cells by name, so that each can be a job of its own, on another machine.
+"""One job of an experiment: a command or a function, and the file that holds its result once it has ended well."""
 
-validation/sft-sails/0.001/1000     a run, its learning rate and seed, on the validation part
-test/sft-sails/0                    a run and its seed on the test part, at the learning rate that was chosen
-ablations/ablations/test/k-16/0     likewise in a side study
-"""
+import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
-import difflib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+import psutil
 
+from sails_align.core.artifacts import disk_errors, turn, write_json
 from sails_align.core.errors import InputError
-from sails_align.experiments.plan import Cell, Plan
-from sails_align.experiments.runner import Results
-from sails_align.experiments.studies import Study
+
+Gpus = Literal["none", "one", "share", "all"]
+"""What a job gets: none in particular, exactly one, its share if there are more GPUs than jobs, or all of them."""
+PROGRAMS = {
+    "python": (),
+    "sails": ("-m", "sails_align"),
+    "accelerate": ("-m", "accelerate.commands.accelerate_cli"),
+    "hf": ("-m", "huggingface_hub.cli.hf"),
+}
+"""Programs as modules of this Python, so that they need not be on the PATH."""
+LOG_TAIL = 1500
+"""Characters of a failed job's log that are shown."""
 
 
-def names_of(studies: Sequence[Study]) -> Iterator[str]:
-    """All cells' names; in each study those of the validation part, which must be done first, before the others."""
-    for prefix, plan in _plans(studies):
-        for cell in (*plan.tuning_cells(), *plan.test_cells({})):
-            yield prefix + cell.name
+@dataclass(frozen=True)
+class Job:
+    """A piece of work that is done once. It can be sent to another process or machine."""
+
+    name: str
+    work: tuple[str, ...] | Callable[[], dict[str, Any]]
+    """A command (of `PROGRAMS`), or a function without arguments that returns the result."""
+    result: Path
+    """A JSON file, written whole or not at all."""
+    log: Path
+    """What it printed."""
+    record: Mapping[str, Any] | None = None
+    """What decides the result of a command. It is stored as the result: with another record the job is done again."""
+    folder: Path | None = None
+    """What must still be there for the result to count."""
+    gpus: Gpus = "one"
+    after: tuple[str, ...] = ()
+    """Names of jobs that must have ended well before, if they are among those to be done."""
+    outdates: tuple[Path, ...] = ()
+    """Results that are built on this one. They are deleted when the job is done again."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    keeps_log: bool = False
+    """Whether the log of a job that ended well stays."""
+
+    @property
+    def lock(self) -> Path:
+        """The file that keeps two machines from doing the same job."""
+        return self.log.with_suffix(".lock")
+
+    def is_done(self) -> bool:
+        """Whether the result is there, whole, and of this very job."""
+        try:
+            stored = json.loads(self.result.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        is_ours = isinstance(stored, dict) if self.record is None else stored == self.record
+        return is_ours and (self.folder is None or self.folder.is_dir())
+
+    def prepare(self) -> None:
+        """Make the log's folder, and delete results that will be out of date."""
+        with disk_errors(self.log):
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            for path in self.outdates:
+                path.unlink(missing_ok=True)
+
+    def start(self, gpus: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+        """Start the command. It prints to the log."""
+        assert isinstance(self.work, tuple)
+        program, *words = self.work
+        environment = {**os.environ, **self.variables(gpus)}
+        with self.log.open("wb") as log:
+            command = [sys.executable, *PROGRAMS[program], *words]
+            return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Write the result, and remove what is no longer needed."""
+        write_json(self.result, result)
+        for path in (self.lock,) if self.keeps_log else (self.lock, self.log):
+            path.unlink(missing_ok=True)
+
+    def variables(self, gpus: Sequence[str]) -> dict[str, str]:
+        """The environment of the work, besides what it inherits."""
+        return {**self.environment, **({"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {})}
 
 
-def _plans(studies: Sequence[Study]) -> Iterator[tuple[str, Plan]]:
-    for study in studies:
-        for label, plan in study.plans:
-            yield prefix_of(study, label), plan
+@dataclass(frozen=True)
+class Failure:
+    """A job that ended without a result."""
+
+    job: Job
+    code: int
+
+    def __str__(self) -> str:
+        log = self.job.log
+        tail = log.read_text(errors="replace")[-LOG_TAIL:].strip() if log.is_file() else "killed"
+        return f"{self.job.name}: {tail}\n({log})"
 
 
-def cells_named(names: Sequence[str], studies: Sequence[Study], results: Results) -> list[Cell]:
-    """The cells of some names.
+def perform(job: Job, gpus: Sequence[str] = ()) -> None:
+    """Do a job in this process, which does nothing else, unless another machine has done it meanwhile.
 
     Raises:
-        InputError: if there is none of a name, or the learning rate of one cannot be chosen yet.
+        InputError: if it fails because of something the user can correct, or if its command fails.
     """
-    known = set(names_of(studies))
-    for name in names:
-        if name not in known:
-            close = difflib.get_close_matches(name, sorted(known), n=1)
-            raise InputError(
-                f"there is no cell {name!r}{f'; did you mean {close[0]}' if close else ''}; --list_cells true lists all"
-            )
-    found = []
-    for prefix, plan in _plans(studies):
-        found += [cell for cell in plan.tuning_cells() if prefix + cell.name in names]
-        asked = {cell.run.name for cell in plan.test_cells({}) if prefix + cell.name in names}
-        if asked:
-            of_runs = replace(plan, runs=tuple(run for run in plan.runs if run.name in asked))
-            tuned = results.all(of_runs.tuning_cells())
-            check_there(of_runs.tuning_cells(), tuned, prefix)
-            cells = of_runs.test_cells(of_runs.choose(tuned))
-            found += [cell for cell in cells if prefix + cell.name in names]
-    return found
+    with turn(job.lock):
+        if job.is_done():
+            return
+        job.prepare()
+        if isinstance(job.work, tuple):
+            with job.start(gpus) as process:
+                _wait(job, process)
+            job.finish(job.record or {})
+            return
+        os.environ.update(job.variables(gpus))
+        with job.log.open("w") as log:
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+        try:
+            job.finish(job.work())
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            raise
 
 
-def check_there(cells: Sequence[Cell], found: Mapping[str, Any], prefix: str = "") -> None:
-    """Refuse, with an `InputError`, to go on without results of some cells; their names begin with the prefix."""
-    missing = [cell for cell in cells if cell.key not in found]
-    if missing:
-        raise InputError(
-            f"{len(missing)} of {len(cells)} results are missing, such as of {prefix}{missing[0].name};\n"
-            "run `sails compare` with the same options and --output_dir"
-        )
+def _wait(job: Job, process: subprocess.Popen[bytes]) -> None:
+    try:
+        code = process.wait()
+    except BaseException:  # this process is to end
+        end_tree(process.pid)
+        raise
+    if code != 0:
+        raise InputError(f"{job.name} ended with exit code {code}; read {job.log}")
 
 
-def prefix_of(study: Study, label: str) -> str:
-    """What the names of a plan's cells begin with."""
-    return "" if study.kind == "main" else f"{study.kind}/{label}/"
+def perform_in_fork(job: Job, gpus: Sequence[str]) -> None:
+    """`perform`, in a process that was forked for this one job."""
+    gc.freeze()  # what was imported before stays; looking through it would take a second of each job
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that its commands end, too
+    try:
+        perform(job, gpus)
+    except InputError:
+        raise SystemExit(2) from None
+
+
+def end_tree(pid: int, *, at_once: bool = False) -> None:
+    """End a process and all that it started: a launcher ends without its workers.
+
+    Args:
+        pid: of the process.
+        at_once: do not let them clean up.
+    """
+    with suppress(psutil.NoSuchProcess):
+        launched = psutil.Process(pid)
+        for each in (launched, *launched.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                each.kill() if at_once else each.terminate()

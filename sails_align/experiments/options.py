@@ -1,28 +1,30 @@
-"""The options of `sails compare`, and the plans that they mean."""
+"""The options of `sails compare`, `sails report` and `recipes/reproduce.py`."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
-from sails_align.core.options import check_least
-from sails_align.experiments.plan import LEARNING_RATES, RUNS, Measures, Plan, Protocol, Run, runs_named
-from sails_align.experiments.protocol import KEYS, read_protocol
-from sails_align.experiments.studies import Study, ablations, examples, worlds
-from sails_align.testbed.build import is_testbed
+from sails_align.core.options import check_choice, check_least
 
+LAUNCHERS = ("local", "slurm", "submitit-local")
+LEARNING_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 OF_TESTBED = ("world", "n_prompts", "n_attacked", "n_attacked_seeds", "n_capability", "relearning")
-"""Options that say nothing about other models: a file's `evaluate` does."""
+"""Options that only the testbed has: for other models `evaluate` in the file says how they are evaluated."""
 
 
-@dataclass
-class CompareArguments:
+@dataclass(frozen=True)
+class CompareOptions:
     """What is compared, and on what."""
 
     runs: list[str] | None = field(
-        default=None, metadata={"help": f"Of {', '.join(RUNS)}, or of those that the file names; default: all."}
+        default=None,
+        metadata={
+            "help": "Of base, sft-lora, sft-sails, sft-full, dpo-lora, dpo-sails, dpo-full, rlhf, or of those that the "
+            "file names; default: all."
+        },
     )
-    n_seeds: int = field(default=5, metadata={"help": "Seeds of initialisation and data that are reported."})
+    n_seeds: int = field(default=5, metadata={"help": "Seeds of initialization and data that are reported."})
     first_seed: int = field(default=0, metadata={"help": "The first of them."})
     n_tuning_seeds: int = field(default=1, metadata={"help": "Other seeds, that learning rates are chosen with."})
     learning_rates: list[float] = field(
@@ -35,7 +37,7 @@ class CompareArguments:
     )
     n_prompts: int = field(default=256, metadata={"help": "Test prompts in each of the four sets."})
     n_attacked: int = field(default=8, metadata={"help": "Harmful prompts that GCG is tried on; 0: none."})
-    n_attacked_seeds: int = field(default=5, metadata={"help": "Of the seeds, that GCG is tried on."})
+    n_attacked_seeds: int = field(default=5, metadata={"help": "How many of the seeds GCG is tried on."})
     n_capability: int = field(default=50, metadata={"help": "Items of each lm-eval task of the testbed; 0: none."})
     relearning: bool = field(
         default=True, metadata={"help": "Also measure what safety is left after training on harmless or harmful data."}
@@ -74,11 +76,6 @@ class CompareArguments:
             n_side_seeds=1,
             n_attacked_seeds=0,
         )
-        if not is_testbed(self.world):
-            raise InputError(
-                f"world is {self.world!r}; give testbed, testbed:N or a testbed's folder;\n"
-                "other models are compared by --config (docs/comparison.md)"
-            )
         for name in ("worlds", "examples", "learning_rates"):
             if not isinstance(getattr(self, name), list):
                 raise InputError(f"{name} is {getattr(self, name)!r}, but it must be a list; correct it")
@@ -87,55 +84,88 @@ class CompareArguments:
         if any(number < 1 for number in self.examples):
             raise InputError(f"examples are {self.examples}; choose 1 or more")
 
-    def studies(self, defined: tuple[tuple[Run, ...], Protocol] | None = None) -> list[Study]:
-        """The comparison that the options name, first, and what is asked besides.
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Of which comparison a report is made."""
+
+    output_dir: str = field(default="runs/compare", metadata={"help": "Of `sails compare`."})
+
+
+@dataclass(frozen=True)
+class LauncherOptions:
+    """Where trainings and evaluations are done."""
+
+    launcher: str = field(
+        default="local",
+        metadata={
+            "help": "local: processes on this machine; slurm: jobs of a cluster's queue, which are waited for; "
+            "submitit-local: as slurm, but on this machine, to try it out."
+        },
+    )
+    slurm_partition: str | None = field(default=None, metadata={"help": "Of the cluster."})
+    slurm_account: str | None = field(default=None, metadata={"help": "That is charged."})
+    slurm_qos: str | None = field(default=None, metadata={"help": "Quality of service."})
+    slurm_time: int = field(
+        default=240, metadata={"help": "Minutes that a job may take. One that needs longer is queued again."}
+    )
+    slurm_gpus: int = field(default=1, metadata={"help": "GPUs of a job of `sails compare`; 0: none."})
+    slurm_cpus: int = field(default=4, metadata={"help": "Cores of a job."})
+    slurm_mem_gb: int | None = field(default=None, metadata={"help": "Memory of a job; default: the cluster's."})
+    slurm_max_jobs: int | None = field(default=None, metadata={"help": "Jobs in the queue at a time; default: all."})
+    slurm_options: list[str] = field(
+        default_factory=list, metadata={"help": "Other options of sbatch, such as constraint=h100 nice=100."}
+    )
+    slurm_setup: list[str] = field(
+        default_factory=list, metadata={"help": "Shell commands before each job, such as 'module load cuda'."}
+    )
+
+    def __post_init__(self) -> None:
+        check_choice("launcher", self.launcher, LAUNCHERS)
+        check_least(self, slurm_time=1, slurm_gpus=0, slurm_cpus=1, slurm_mem_gb=1, slurm_max_jobs=1)
+        if wrong := [option for option in self.slurm_options if not all(option.partition("="))]:
+            raise InputError(f"slurm_options has {wrong[0]!r}; give NAME=VALUE, such as constraint=h100")
+
+    def parameters(self) -> dict[str, Any]:
+        """The options as `submitit.AutoExecutor.update_parameters` takes them."""
+        more = dict(option.split("=", 1) for option in self.slurm_options)
+        return {
+            "timeout_min": self.slurm_time,
+            "cpus_per_task": self.slurm_cpus,
+            "mem_gb": self.slurm_mem_gb,
+            "slurm_partition": self.slurm_partition,
+            "slurm_account": self.slurm_account,
+            "slurm_qos": self.slurm_qos,
+            "slurm_additional_parameters": more or None,
+            "slurm_setup": self.slurm_setup or None,
+        }
+
+
+@dataclass(frozen=True)
+class ReproduceOptions:
+    """What is reproduced, and for which machine it is planned."""
+
+    model: str = field(
+        metadata={"help": "A folder of recipes/configs (gemma-2-9b), or a file like their compare.yaml."}
+    )
+    dry_run: bool = field(default=False, metadata={"help": "Show the plan and check what it needs, and run nothing."})
+    num_gpus: int = field(default=8, metadata={"help": "GPUs of this machine; 0: its CPUs, to try things out."})
+    gpu_memory_gib: float = field(default=80.0, metadata={"help": "Memory of a GPU in GiB."})
+    tflops: float = field(default=300.0, metadata={"help": "10^12 operations a second that a GPU reaches."})
+    steps: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Only those whose names begin so, such as train/sft-sails evaluate; default: all."},
+    )
+    skip_checks: bool = field(default=False, metadata={"help": "Go on without the checks."})
+    output_dir: str | None = field(default=None, metadata={"help": "Default: runs/reproduce-<model>."})
+
+    def __post_init__(self) -> None:
+        check_least(self, num_gpus=0, gpu_memory_gib=1, tflops=1)
+
+    def folder(self, stem: str) -> Path:
+        """Where the results go.
 
         Args:
-            defined: runs and protocol of models that are no testbed.
+            stem: what the reproduction is named by.
         """
-        runs, protocol = defined or (tuple(RUNS.values()), None)
-        world = self.world if protocol is None else protocol.model
-        plan = Plan(
-            runs=runs if self.runs is None else tuple(runs_named(self.runs, runs)),
-            learning_rates=tuple(self.learning_rates),
-            n_seeds=self.n_seeds,
-            n_tuning_seeds=self.n_tuning_seeds,
-            first_seed=self.first_seed,
-            n_attacked_seeds=self.n_attacked_seeds,
-            world=world,
-            measures=self._measures() if protocol is None else Measures(self.n_examples, 0, 0, 0, relearning=False),
-            protocol=protocol,
-        )
-        found = [Study("main", ((world, plan),))]
-        if self.ablations:
-            found.append(ablations(plan, self.n_side_seeds))
-        if self.examples:
-            found.append(examples(plan, self.examples, self.n_side_seeds))
-        if self.worlds:
-            found.append(worlds(plan, self.worlds))
-        return found
-
-    def _measures(self) -> Measures:
-        """What is measured on the testbed."""
-        n_examples = 128 if self.n_examples is None else self.n_examples
-        return Measures(n_examples, self.n_prompts, self.n_attacked, self.n_capability, relearning=self.relearning)
-
-
-def read_plans(line: CommandLine, prog: str | None) -> tuple[CompareArguments, list[Study]]:
-    """The options, and what they mean.
-
-    Raises:
-        InputError: for options that cannot be used, and for a file that is not understood.
-    """
-    is_of_models = isinstance(line.from_file.get("runs"), dict) or "evaluate" in line.from_file
-    if not is_of_models:
-        (args,) = line.parse([CompareArguments], prog=prog)
-        return args, args.studies()
-    of_file: dict[str, Any] = {name: value for name, value in line.from_file.items() if name in KEYS}
-    options = {name: value for name, value in line.from_file.items() if name not in KEYS}
-    line = CommandLine(line.options, line.path, options)
-    (args,) = line.parse([CompareArguments], prog=prog)
-    for name in OF_TESTBED:
-        if name in line.given:
-            raise InputError(f"{name} is of the testbed; in {line.path} `evaluate` says how models are evaluated")
-    return args, args.studies(read_protocol(str(line.path), of_file))
+        return Path(self.output_dir or f"runs/reproduce-{stem}")

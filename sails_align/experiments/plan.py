@@ -11,12 +11,13 @@ from typing import Any, Literal
 
 from sails_align.core.artifacts import content_hash, package_versions
 from sails_align.core.errors import InputError
+from sails_align.experiments.options import LEARNING_RATES
 
 Trainer = Literal["none", "sft", "dpo", "rlhf"]
 Part = Literal["validation", "test"]
 Evaluation = Literal["safety", "helpfulness", "harness"]
 FIRST_TUNING_SEED = 1000
-"""Of initialisation and data where learning rates are chosen: none of those that are reported."""
+"""Of initialization and data where learning rates are chosen: none of those that are reported."""
 FORMAT = 2
 """Of a cell's result."""
 
@@ -69,7 +70,7 @@ class Cell:
     learning_rate: float | None
     """None: the recipe's own, or there is no training."""
     seed: int
-    """Of initialisation and data."""
+    """Of initialization and data."""
     part: Part
     world: str
     """A testbed's name (`resolve_testbed`) or folder; with a protocol, the model's name."""
@@ -153,7 +154,6 @@ RUNS: Mapping[str, Run] = {
 }
 """The default comparison. The RLHF reference's own learning rate was chosen on the validation split (docs/rlhf.md); it
 takes as long as seven of the others, so there is one of it."""
-LEARNING_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 
 
 @dataclass(frozen=True)
@@ -262,3 +262,16 @@ def runs_named(names: Sequence[str], runs: Sequence[Run]) -> Iterator[Run]:
         if name not in known:
             raise InputError(f"there is no run {name!r}; choose among {', '.join(known)}")
         yield known[name]
+
+
+def option_groups(options: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Options and their values, in order; the last of an option given twice."""
+    groups: dict[str, tuple[str, ...]] = {}
+    name = ""
+    for word in options:
+        if word.startswith("--"):
+            name, equals, value = word.partition("=")
+            groups[name] = (value,) if equals else ()
+        else:
+            groups[name] = (*groups.get(name, ()), word)
+    return groups

@@ -1,14 +1,17 @@
-"""What a comparison asks besides its main question: what each part of the method does, how many examples it takes, and
-in which worlds it helps. Each is a set of plans, whose cells are kept beside those of the main one.
+"""What a comparison asks: the main question, and what each part of the method does, how many examples it takes, and in
+which worlds it helps. Each is a set of plans, whose cells are kept in one folder.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from sails_align.core.artifacts import content_hash
+from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
-from sails_align.experiments.plan import RUNS, Plan, Protocol, Run
+from sails_align.experiments.options import OF_TESTBED, CompareOptions, LauncherOptions
+from sails_align.experiments.plan import RUNS, Measures, Plan, Protocol, Run, option_groups, runs_named
+from sails_align.experiments.protocol import KEYS, read_protocol
 from sails_align.testbed.build import PARAMETERS, is_testbed, parse_parameters, parse_world
 from sails_align.training import run as align
 
@@ -31,19 +34,6 @@ class Change:
         options = option_groups(run.options) | option_groups(self.options)
         words = tuple(word for name, values in options.items() for word in (name, *values))
         return replace(run, name=self.name, label=self.label, options=words)
-
-
-def option_groups(options: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Options and their values, in order; the last of an option given twice."""
-    groups: dict[str, tuple[str, ...]] = {}
-    name = ""
-    for word in options:
-        if word.startswith("--"):
-            name, equals, value = word.partition("=")
-            groups[name] = (value,) if equals else ()
-        else:
-            groups[name] = (*groups.get(name, ()), word)
-    return groups
 
 
 ABLATIONS: tuple[Change, ...] = (
@@ -89,7 +79,7 @@ LORA_LAST_BLOCKS = Change(
 )
 """Of the testbed, whose last two of five blocks SAILS trains."""
 SMALL = ("sft-lora", "sft-sails", "sft-full")
-RIVALS = (
+BASELINES = (
     Change("basis-mean-diff", "mean difference", ("--init", "mean_diff")),
     Change("basis-pca", "activation PCA", ("--init", "activation_pca")),
 )
@@ -105,6 +95,88 @@ class Study:
     kind: StudyKind
     plans: tuple[tuple[str, Plan], ...]
     """Each with what it is called."""
+
+
+def studies_of(
+    options: CompareOptions, path: str | None, from_file: Mapping[str, Any], given: Collection[str]
+) -> list[Study]:
+    """The comparison that the options name, first, and what is asked besides.
+
+    Args:
+        options: of `sails compare`.
+        path: of the file that names other models than the testbed; None: there is none.
+        from_file: what it says (`protocol.KEYS`).
+        given: names of the options that the user gave.
+
+    Raises:
+        InputError: for options that cannot be used together, and for a file that is not understood.
+    """
+    if path is None:
+        plan = _on_testbed(options)
+    else:
+        for name in OF_TESTBED:
+            if name in given:
+                raise InputError(f"{name} is of the testbed; in {path} `evaluate` says how models are evaluated")
+        plan = _of_models(options, *read_protocol(path, from_file))
+    found = [Study("main", ((plan.world, plan),))]
+    if options.ablations:
+        found.append(ablations(plan, options.n_side_seeds))
+    if options.examples:
+        found.append(examples(plan, options.examples, options.n_side_seeds))
+    if options.worlds:
+        found.append(worlds(plan, options.worlds))
+    return found
+
+
+def _on_testbed(options: CompareOptions) -> Plan:
+    if not is_testbed(options.world):
+        raise InputError(
+            f"world is {options.world!r}; give testbed, testbed:N or a testbed's folder;\n"
+            "other models are compared by --config (docs/comparison.md)"
+        )
+    measures = Measures(
+        128 if options.n_examples is None else options.n_examples,
+        options.n_prompts,
+        options.n_attacked,
+        options.n_capability,
+        relearning=options.relearning,
+    )
+    return _plan(options, tuple(RUNS.values()), options.world, measures, None)
+
+
+def _of_models(options: CompareOptions, runs: tuple[Run, ...], protocol: Protocol) -> Plan:
+    measures = Measures(options.n_examples, 0, 0, 0, relearning=False)
+    return _plan(options, runs, protocol.model, measures, protocol)
+
+
+def _plan(
+    options: CompareOptions, runs: tuple[Run, ...], world: str, measures: Measures, protocol: Protocol | None
+) -> Plan:
+    return Plan(
+        runs=runs if options.runs is None else tuple(runs_named(options.runs, runs)),
+        learning_rates=tuple(options.learning_rates),
+        n_seeds=options.n_seeds,
+        n_tuning_seeds=options.n_tuning_seeds,
+        first_seed=options.first_seed,
+        n_attacked_seeds=options.n_attacked_seeds,
+        world=world,
+        measures=measures,
+        protocol=protocol,
+    )
+
+
+def read_plans(line: CommandLine, prog: str | None) -> tuple[CompareOptions, LauncherOptions, list[Study]]:
+    """The options of a command line and its file, and the plans that they mean.
+
+    Raises:
+        InputError: for options that cannot be used, and for a file that is not understood.
+    """
+    is_of_models = isinstance(line.from_file.get("runs"), dict) or "evaluate" in line.from_file
+    of_models = {name: value for name, value in line.from_file.items() if is_of_models and name in KEYS}
+    own = {name: value for name, value in line.from_file.items() if name not in of_models}
+    line = CommandLine(line.options, line.path, own)
+    options, launcher = line.parse([CompareOptions, LauncherOptions], prog=prog)
+    return options, launcher, studies_of(options, line.path if is_of_models else None, of_models, line.given)
 
 
 def ablations(plan: Plan, n_seeds: int) -> Study:
@@ -156,7 +228,7 @@ def worlds(plan: Plan, names: Sequence[str]) -> Study:
     Raises:
         InputError: if a parameter is not known or its value cannot be used.
     """
-    runs = (*_named(plan, SMALL), *(change.of(_sails(plan)) for change in RIVALS))
+    runs = (*_named(plan, SMALL), *(change.of(_sails(plan)) for change in BASELINES))
     return Study("worlds", tuple((name, _world(replace(_alone(plan), runs=runs), name)) for name in names))
 
 

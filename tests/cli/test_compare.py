@@ -15,8 +15,10 @@ from paths import RECIPES, ROOT
 
 from sails_align.cli import compare as comparing
 from sails_align.core.errors import InputError
+from sails_align.experiments.launchers import Local
 from sails_align.experiments.plan import RUNS, Measures, Plan, Run
-from sails_align.experiments.runner import Results, run_cells
+from sails_align.experiments.results import Results, read_plan
+from sails_align.experiments.runner import run_jobs
 
 SMALL = ["--n_examples", "16", "--n_prompts", "8", "--n_attacked", "2", "--n_capability", "4"]
 SMALL += ["--learning_rates", "1e-3", "1e-2", "--n_seeds", "2", "--progress", "false"]
@@ -52,13 +54,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def main_plan(folder: Path) -> Plan:
-    ((_, plan),) = comparing.read_plan(folder / "plan.json")[0][0].plans
+    ((_, plan),) = read_plan(folder / "plan.json")[0][0].plans
     return plan
 
 
 @pytest.mark.slow
 def test_every_number_of_the_report_comes_from_a_cell(finished: Path) -> None:
-    studies, command = comparing.read_plan(finished / "plan.json")
+    studies, command = read_plan(finished / "plan.json")
     assert [study.kind for study in studies] == ["main", "examples"]
     plan = main_plan(finished)
     assert command.startswith("sails compare --runs base")
@@ -168,11 +170,11 @@ def test_a_cell_that_fails_leaves_the_others_and_is_told(tmp_path: Path, capsys:
     measures = Measures(n_examples=16, n_prompts=4, n_attacked=0, n_capability=0)
     plan = Plan(runs=(RUNS["base"], wrong), n_seeds=1, learning_rates=(1e-3,), measures=measures)
     results = Results(tmp_path)
-    failures = run_cells(plan.tuning_cells(), results, title="", n_processes=2, progress=False)
-    assert [failure.cell.run.name for failure in failures] == ["wrong"]
+    failures = run_jobs(results.jobs(plan.tuning_cells()), Local(2))
+    assert [failure.job.name for failure in failures] == ["wrong, seed 1000, learning rate 0.001"]
     assert "nonsense" in str(failures[0])
     cells = [cell for cell in plan.test_cells({"wrong": 1e-3}) if cell.run.name == "base"]
-    assert run_cells(cells, results, title="", n_processes=2, progress=False) == []
+    assert run_jobs(results.jobs(cells), Local(2)) == []
     assert results.get(cells[0]) is not None
     with pytest.raises(SystemExit) as ended:
         comparing._stop_on(failures)

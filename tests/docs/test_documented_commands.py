@@ -11,7 +11,6 @@ import pytest
 from documented import DOCUMENTS, blocks
 from paths import ROOT
 
-from sails_align.cli.compare import ReportArguments
 from sails_align.cli.eval_harness import HarnessArguments
 from sails_align.cli.judge_check import LabelArguments
 from sails_align.cli.train_sae import SAEArguments
@@ -20,8 +19,9 @@ from sails_align.evaluation.attacks import options as attack_options
 from sails_align.evaluation.helpfulness import ReferenceArguments
 from sails_align.evaluation.judges.options import JudgeArguments
 from sails_align.evaluation.options import PromptArguments, ResponseArguments, RunArguments
-from sails_align.experiments.jobs import names_of
-from sails_align.experiments.options import read_plans
+from sails_align.experiments.options import ReportOptions
+from sails_align.experiments.results import names_of
+from sails_align.experiments.studies import read_plans
 from sails_align.training import run as align
 
 LAUNCH = re.compile(r"(?:accelerate launch(?P<launch>.*?)|python) recipes/(?P<method>sft|dpo)_sails\.py(?P<options>.*)")
@@ -37,7 +37,7 @@ CLASSES = {
     "helpfulness": [*COMMON, ReferenceArguments],
     "harness": [HarnessArguments],
     "judge-check": [LabelArguments, JudgeArguments, RunArguments],
-    "report": [ReportArguments],
+    "report": [ReportOptions],
     "train-sae": [SAEArguments],
 }
 
@@ -87,7 +87,7 @@ def test_evaluations(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
         if name == "attack":
             assert attack_options.parse(options, "sails attack").method == options[0]
         elif name == "compare":
-            args, studies = read_plans(CommandLine.read(options), None)
+            args, _, studies = read_plans(CommandLine.read(options), None)
             assert set(args.cell or ()) <= set(names_of(studies))
         else:
             CommandLine.read(options).parse(CLASSES[name])

@@ -14,11 +14,11 @@ from sails_align.core.artifacts import turn, write_json
 from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
 from sails_align.experiments.commands import by_category, capability, check, training
-from sails_align.experiments.jobs import cells_named, names_of
-from sails_align.experiments.options import read_plans
+from sails_align.experiments.launchers import Local, share_of
 from sails_align.experiments.plan import RUNS, Measures, Plan, Protocol, helpfulness, merit
-from sails_align.experiments.runner import Results, run_cells, share_of
-from sails_align.experiments.studies import Study
+from sails_align.experiments.results import Results, cells_named, names_of
+from sails_align.experiments.runner import run_jobs
+from sails_align.experiments.studies import Study, read_plans
 
 MODELS = ("gemma-2-2b", "gemma-2-9b", "llama-3.1-8b", "gemma-3-4b")
 SAFETY = {"safety": {"prompts": ["jailbreakbench", "xstest"], "judge": "rules", "n_prompts": 4}}
@@ -41,7 +41,7 @@ def studies_of(folder: Path, monkeypatch: pytest.MonkeyPatch, *options: str, **c
     monkeypatch.chdir(folder)
     (folder / "sails.yaml").write_text(RECIPE)
     (folder / "compare.yaml").write_text(yaml.safe_dump({**FILE, **changes}, sort_keys=False))
-    return read_plans(CommandLine.read(["--config", "compare.yaml", *options]), None)[1]
+    return read_plans(CommandLine.read(["--config", "compare.yaml", *options]), None)[2]
 
 
 def main_plan(studies: list[Study]) -> Plan:
@@ -52,7 +52,7 @@ def main_plan(studies: list[Study]) -> Plan:
 def test_files_of_real_models_can_be_used(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)  # vLLM is in an environment of its own
-    _, studies = read_plans(CommandLine.read(["--config", f"recipes/configs/{model}/compare.yaml"]), None)
+    _, _, studies = read_plans(CommandLine.read(["--config", f"recipes/configs/{model}/compare.yaml"]), None)
     plan = main_plan(studies)
     assert plan.protocol is not None
     check(plan.runs, plan.protocol)
@@ -69,7 +69,7 @@ def test_the_documented_file_can_be_used(tmp_path: Path, monkeypatch: pytest.Mon
     start = lines.index("    model: google/gemma-2-9b")
     end = next(index for index in range(start, len(lines)) if not lines[index].startswith("    "))
     (tmp_path / "compare.yaml").write_text("\n".join(line[4:] for line in lines[start:end]))
-    plan = main_plan(read_plans(CommandLine.read(["--config", str(tmp_path / "compare.yaml")]), None)[1])
+    plan = main_plan(read_plans(CommandLine.read(["--config", str(tmp_path / "compare.yaml")]), None)[2])
     assert plan.protocol is not None
     check(plan.runs, plan.protocol)
     assert [run.label for run in plan.runs] == ["base", "SFT, LoRA", "SFT, SAILS", "Gemma-2-9B-it"]
@@ -108,7 +108,7 @@ def test_other_evaluations_need_no_other_training(tmp_path: Path, monkeypatch: p
     launched = cell_of(launch=["--num_processes", "2"])
     assert launched.training_key != cell.training_key
     (tmp_path / "sails.yaml").write_text(RECIPE + "num_train_epochs: 2\n")
-    _, studies = read_plans(CommandLine.read(["--config", "compare.yaml"]), None)
+    _, _, studies = read_plans(CommandLine.read(["--config", "compare.yaml"]), None)
     assert main_plan(studies).tuning_cells()[-1].training_key != cell.training_key
 
 
@@ -308,7 +308,7 @@ def test_cells_of_one_key_are_computed_once(tmp_path: Path) -> None:
     results = Results(tmp_path)
     pool = ThreadPoolExecutor()
     with turn(results.path(cell, ".lock")):
-        waiting = pool.submit(run_cells, [cell], results, title="", n_processes=1, progress=False)
+        waiting = pool.submit(run_jobs, results.jobs([cell]), Local(1))
         with pytest.raises(FutureTimeout):
             waiting.result(timeout=20)
         write_json(results.path(cell), {"cell": "of the other job"})

@@ -26,8 +26,8 @@ from sails_align.evaluation.options import PromptArguments
 from sails_align.evaluation.prompts.sets import PROMPT_SETS
 from sails_align.evaluation.records import Item, Prompt
 from sails_align.experiments.commands import OPTIONS, check
+from sails_align.experiments.plan import option_groups
 from sails_align.experiments.reproduction.plan import DATA, Reproduction, is_hh_rlhf
-from sails_align.experiments.studies import option_groups
 from sails_align.saes.checks import compare_names
 from sails_align.saes.files import check_release
 from sails_align.saes.sets import SAESet

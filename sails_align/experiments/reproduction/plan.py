@@ -11,11 +11,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from sails_align.core.artifacts import file_hash
 from sails_align.core.errors import InputError
 from sails_align.evaluation.options import PromptArguments
-from sails_align.experiments.commands import AGAIN, evaluation, options_of
-from sails_align.experiments.plan import Protocol, Run
-from sails_align.experiments.studies import option_groups
+from sails_align.experiments.commands import AGAIN, OPTIONS, evaluation, options_of
+from sails_align.experiments.jobs import Gpus, Job
+from sails_align.experiments.plan import Protocol, Run, option_groups
 from sails_align.subspace.options import Method
 from sails_align.testbed.build import is_testbed
 from sails_align.training import run as align
@@ -49,7 +50,7 @@ class Step:
     """What it is about; with the stage it names the step."""
     argv: tuple[str, ...]
     """As it is typed in the repository's folder."""
-    gpus: Literal["none", "one", "all"]
+    gpus: Gpus
     kind: str = ""
     """Of an evaluation."""
 
@@ -57,6 +58,24 @@ class Step:
     def name(self) -> str:
         """Of the step, unlike all others'."""
         return "/".join(part for part in (self.stage, self.run, self.kind) if part)
+
+    @property
+    def file_name(self) -> str:
+        """Of its log and its result, without a suffix."""
+        return self.name.replace("/", ".")
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What decides its result: its command, and what is in the file that it reads options from."""
+        (config,) = option_groups(self.argv).get("--config", ("",))
+        sha256 = file_hash(Path(config)) if Path(config).is_file() else None
+        return {"argv": list(self.argv), "config": sha256}
+
+    @property
+    def folder(self) -> Path:
+        """Where its results are."""
+        options = option_groups(self.argv)
+        return Path(*options.get("--output_dir", options.get("--local-dir", (".",))))
 
 
 @dataclass(frozen=True)
@@ -81,6 +100,61 @@ class Reproduction:
         """Those that are wanted, in an order in which they can be run."""
         found = [*self._data(), *self._discovery(), *self._trainings(), *self._evaluations(), *self._attacks()]
         return [step for step in found if not self.only or step.name.startswith(self.only)]
+
+    def jobs(self) -> list[Job]:
+        """The wanted steps as jobs: each a command, with a file in `done/` once it has ended well."""
+        return [self.job(step) for step in self.steps()]
+
+    def job(self, step: Step) -> Job:
+        """A step as a job."""
+        return Job(
+            name=step.name,
+            work=step.argv,
+            result=self._done(step.file_name),
+            log=self.output_dir / "logs" / f"{step.file_name}.log",
+            record=step.record,
+            folder=step.folder,
+            gpus=step.gpus,
+            after=self._needs(step),
+            outdates=tuple(self._done(name) for name in self._built_on(step)),
+            keeps_log=True,
+        )
+
+    @property
+    def n_gpus(self) -> dict[Gpus, int]:
+        """GPUs of a job on a cluster, by what it needs."""
+        one = min(1, self.num_gpus)
+        return {"none": 0, "one": one, "share": one, "all": self.num_gpus}
+
+    def _done(self, file_name: str) -> Path:
+        return self.output_dir / "done" / f"{file_name}.json"
+
+    def _needs(self, step: Step) -> tuple[str, ...]:
+        """Names of the steps that another one cannot do without."""
+        data = ["data/hh-rlhf", *(f"data/{model.rpartition('/')[2]}" for model in self.hub_models)]
+        match step.stage:
+            case "data":
+                return ()
+            case "discover":
+                return tuple(data)
+            case "train":
+                starts = step.run in {run.name for run in self.with_subspace}
+                return (*data, *(["discover/sails"] if starts else []))
+            case "evaluate" | "attack":
+                return (*data, f"train/{step.run}")
+
+    def _built_on(self, step: Step) -> Iterator[str]:
+        """File names of the steps that start from a step's results."""
+        match step.stage:
+            case "discover":
+                runs = [run.name for run in self.with_subspace]
+                yield from (f"train.{run}" for run in runs)
+            case "train":
+                runs = [step.run]
+            case _:
+                return
+        for run in runs:
+            yield from (*(f"evaluate.{run}.{kind}" for kind in OPTIONS), f"attack.{run}.gcg")
 
     @property
     def model(self) -> str:

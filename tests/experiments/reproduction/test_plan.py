@@ -15,11 +15,11 @@ from transformers import PreTrainedConfig
 from sails_align.cli import reproduce as reproducing
 from sails_align.core.command_line import CommandLine
 from sails_align.experiments.commands import check
-from sails_align.experiments.options import read_plans
 from sails_align.experiments.reproduction.checks import repositories
 from sails_align.experiments.reproduction.costs import costs_of, fitting_engine
 from sails_align.experiments.reproduction.plan import Reproduction, Step
 from sails_align.experiments.reproduction.results import table
+from sails_align.experiments.studies import read_plans
 
 DOCUMENT = "docs/reproduction.md"
 RUNS = ("sft-lora", "sft-sails", "sft-full", "dpo-lora", "dpo-sails", "dpo-full")
@@ -33,7 +33,7 @@ def repository(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def planned(model: str, num_gpus: int = 8, gpu_memory_gib: float = 80.0) -> Reproduction:
     line = CommandLine.read(["--config", f"recipes/configs/{model}/compare.yaml"])
-    plan = read_plans(line, None)[1][0].plans[0][1]
+    plan = read_plans(line, None)[2][0].plans[0][1]
     assert plan.protocol is not None
     folder = Path("runs") / f"reproduce-{model}"
     of = Reproduction(plan.runs, plan.protocol, folder, num_gpus, {})
@@ -179,7 +179,40 @@ def test_what_the_attacks_need_is_looked_at_if_there_are_some() -> None:
 def test_memory_is_that_of_the_wanted_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sails_align.training.dataset.load_model_config", lambda *_: parse(CONFIGS["gemma-2-9b"]))
     options = ["--model", "gemma-2-9b", "--num_gpus", "1"]
-    everything = reproducing._planned(reproducing._parse(options))
-    adapter = reproducing._planned(reproducing._parse([*options, "--steps", "train/sft-sails"]))
+    everything = reproducing._planned(reproducing._parse(options)[0])
+    adapter = reproducing._planned(reproducing._parse([*options, "--steps", "train/sft-sails"])[0])
     assert [step.name for step in adapter.of.steps()] == ["train/sft-sails"]
     assert adapter.memory_gib < 60 < 150 < everything.memory_gib
+
+
+def test_steps_wait_for_what_they_start_from() -> None:
+    jobs = {job.name: job for job in planned("gemma-2-9b").jobs()}
+    assert "discover/sails" in jobs["train/sft-sails"].after
+    assert "discover/sails" not in jobs["train/sft-lora"].after
+    assert jobs["evaluate/sft-sails/safety"].after[-1] == "train/sft-sails"
+    names = list(jobs)
+    for place, job in enumerate(jobs.values()):
+        assert all(names.index(name) < place for name in job.after if name in jobs)
+    outdated = {path.stem for path in jobs["discover/sails"].outdates}
+    assert {"train.sft-sails", "evaluate.dpo-sails.harness", "attack.sft-sails.gcg"} <= outdated
+    assert not any("lora" in name for name in outdated)
+
+
+def test_what_counts_as_done(tmp_path: Path) -> None:
+    of, config, results = replace(planned("gemma-2-9b"), output_dir=tmp_path), tmp_path / "c.yaml", tmp_path / "results"
+    config.write_text("lora_r: 8")
+    argv = ("sails", "train", "sft", "--config", str(config), "--output_dir", str(results))
+    step = Step("train", "sft-sails", argv, "all")
+    job = of.job(step)
+    assert not job.is_done()
+    job.finish(job.record or {})
+    assert not job.is_done()  # its results were deleted
+    results.mkdir()
+    assert job.is_done()
+    config.write_text("lora_r: 16")
+    assert not of.job(step).is_done()
+    config.unlink()
+    assert not of.job(step).is_done()
+    for damaged in (b"", b"{", b"[1]", b"\xff", b'{"argv": 1}'):
+        job.result.write_bytes(damaged)
+        assert not job.is_done()

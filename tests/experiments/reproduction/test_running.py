@@ -12,13 +12,11 @@ import psutil
 import pytest
 import yaml
 from paths import ROOT
+from processes import is_at_work
 from small_comparison import write_comparison
 
 from sails_align.cli.reproduce import main
-from sails_align.core.artifacts import write_json
 from sails_align.core.errors import InputError
-from sails_align.experiments.reproduction.plan import Step
-from sails_align.experiments.reproduction.running import _asked, _end, _is_done
 
 
 @pytest.fixture(scope="module")
@@ -117,11 +115,6 @@ def test_an_endpoint_or_proxy_that_is_none(variable: str, value: str, monkeypatc
     assert "s3cret" not in str(refused.value)
 
 
-def is_at_work(process: psutil.Process) -> bool:
-    """Whether a process has not ended; one whose parent is gone may wait for long to be forgotten."""
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-
-
 def test_a_terminated_run_ends_its_commands(folder: Path, tmp_path: Path) -> None:
     process = subprocess.Popen([*command(folder, "--skip_checks"), "--output_dir", str(tmp_path)], cwd=ROOT)
     deadline = time.monotonic() + 120
@@ -132,40 +125,6 @@ def test_a_terminated_run_ends_its_commands(folder: Path, tmp_path: Path) -> Non
     assert started
     assert not any(map(is_at_work, started))
     assert not (tmp_path / ".lock").exists()
-
-
-def test_what_a_launcher_started_ends_with_it() -> None:
-    launcher = subprocess.Popen(["sh", "-c", "sleep 60 & echo; wait"], stdout=subprocess.PIPE)
-    with launcher:
-        assert launcher.stdout is not None
-        launcher.stdout.readline()
-        (worker,) = psutil.Process(launcher.pid).children()
-        _end(launcher)
-        assert launcher.wait(10) == -signal.SIGTERM
-    deadline = time.monotonic() + 10
-    while is_at_work(worker) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not is_at_work(worker)
-    _end(launcher)  # which is gone
-
-
-def test_what_counts_as_done(tmp_path: Path) -> None:
-    config, results, marker = tmp_path / "sft.yaml", tmp_path / "sft-sails", tmp_path / "done.json"
-    config.write_text("lora_r: 8")
-    argv = ("sails", "train", "sft", "--config", str(config), "--output_dir", str(results))
-    step = Step("train", "sft-sails", argv, "all")
-    assert not _is_done(marker, step)
-    write_json(marker, _asked(step))
-    assert not _is_done(marker, step)  # its results were deleted
-    results.mkdir()
-    assert _is_done(marker, step)
-    config.write_text("lora_r: 16")
-    assert not _is_done(marker, step)
-    config.unlink()
-    assert not _is_done(marker, step)
-    for damaged in (b"", b"{", b"[1]", b"\xff", b'{"argv": 1}'):
-        marker.write_bytes(damaged)
-        assert not _is_done(marker, step)
 
 
 @pytest.mark.slow

@@ -1,0 +1,231 @@
+"""Where jobs are done: in processes on this machine, or handed to a cluster by submitit."""
+
+import importlib.util
+import multiprocessing
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from sails_align.core.artifacts import write_text
+from sails_align.core.errors import InputError
+from sails_align.experiments.jobs import Gpus, Job, end_tree, perform, perform_in_fork
+from sails_align.experiments.options import LauncherOptions
+
+PRELOADED = [
+    "sails_align.experiments.cells",
+    "sails_align.training.run",
+    "sails_align.training.rlhf.run",
+    "sails_align.evaluation.attacks.gcg",
+    "lm_eval.models.huggingface",
+    "peft",
+    "sae_lens",
+]
+"""What the server of processes imports once, so that no job on this machine pays for it."""
+
+
+class Running(Protocol):
+    """A job that was started."""
+
+    def poll(self) -> int | None:
+        """The exit code; None while it is at work."""
+        ...
+
+    def end(self) -> None:
+        """End it and all that it started."""
+        ...
+
+
+class Launcher(Protocol):
+    """Something that does jobs."""
+
+    poll_seconds: float
+    """How often to ask whether a job has ended."""
+
+    def start(self, job: Job) -> Running | None:
+        """Start a job; None if there is no room for it now."""
+        ...
+
+
+class Local:
+    """Processes on this machine, each with its share of the GPUs.
+
+    A function is run in a process that is forked from a server, which has imported everything once. A command's output
+    folder must be held by this process alone: it needs no lock then.
+
+    Args:
+        n_slots: jobs at a time.
+    """
+
+    poll_seconds = 0.05
+
+    def __init__(self, n_slots: int) -> None:
+        self._n_slots = n_slots
+        self._taken: dict[int, Running] = {}
+
+    def start(self, job: Job) -> Running | None:
+        """Start a job in its slot; one that needs all GPUs waits until it is alone."""
+        self._taken = {slot: running for slot, running in self._taken.items() if running.poll() is None}
+        free = [slot for slot in range(self._n_slots) if slot not in self._taken]
+        wanted = self._n_slots if job.gpus == "all" else 1
+        if len(free) < wanted:
+            return None
+        gpus = gpus_for(job.gpus, free[0], self._n_slots)
+        running = _LocalCommand(job, gpus) if isinstance(job.work, tuple) else _LocalFunction(job, gpus)
+        self._taken |= dict.fromkeys(free[:wanted], running)
+        return running
+
+
+class _LocalCommand:
+    def __init__(self, job: Job, gpus: Sequence[str]) -> None:
+        job.prepare()
+        self._job, self._process = job, job.start(gpus)
+        self._is_finished = False
+
+    def poll(self) -> int | None:
+        code = self._process.poll()
+        if code == 0 and not self._is_finished:
+            self._job.finish(self._job.record or {})
+            self._is_finished = True
+        return code
+
+    def end(self) -> None:
+        end_tree(self._process.pid)
+
+
+class _LocalFunction:
+    def __init__(self, job: Job, gpus: Sequence[str]) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+        self._process = context.Process(target=perform_in_fork, args=(job, gpus))
+        self._process.start()
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def end(self) -> None:
+        if self._process.pid is not None and self._process.exitcode is None:
+            end_tree(self._process.pid)
+
+
+def gpus_for(wanted: Gpus, slot: int, n_slots: int) -> list[str]:
+    """The GPUs, as CUDA_VISIBLE_DEVICES names them, of one of several jobs. Empty: those that this process sees."""
+    if wanted in ("none", "all"):
+        return []
+    share = share_of(slot, n_slots)
+    return share[:1] if wanted == "one" else share
+
+
+def share_of(slot: int, n_slots: int) -> list[str]:
+    """The GPUs of one of several jobs; none without GPUs."""
+    import torch
+
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    gpus = visible or [str(index) for index in range(torch.cuda.device_count())]
+    if not gpus:
+        return []
+    each = len(gpus) // n_slots
+    return gpus[slot * each : (slot + 1) * each] if each else [gpus[slot % len(gpus)]]
+
+
+def available_slots() -> int:
+    """Jobs at a time on this machine: one for each GPU, else for each core this process may use."""
+    import torch
+
+    return torch.cuda.device_count() or len(os.sched_getaffinity(0))
+
+
+class Cluster:
+    """Jobs of a cluster's queue, through submitit. A job that meets its time limit is queued again and goes on.
+
+    Args:
+        options: of the queue.
+        folder: for submitit's own files; on a disk that all machines share.
+        n_gpus: of a job, by what it needs.
+
+    Raises:
+        InputError: if submitit or the queue's commands are missing, or an option cannot be used.
+    """
+
+    def __init__(self, options: LauncherOptions, folder: Path, n_gpus: Mapping[Gpus, int]) -> None:
+        if importlib.util.find_spec("submitit") is None:
+            raise InputError(
+                f"launcher is {options.launcher}, but submitit is not installed; pip install 'sails-align[slurm]'"
+            )
+        if options.launcher == "slurm" and shutil.which("sbatch") is None:
+            raise InputError(
+                "launcher is slurm, but this machine has no sbatch command; run this on a login node of the cluster, "
+                "or use --launcher local"
+            )
+        from submitit import AutoExecutor
+
+        self._is_local = options.launcher == "submitit-local"
+        self.poll_seconds = 0.2 if self._is_local else 5.0
+        self._executor = AutoExecutor(folder, cluster="local" if self._is_local else "slurm")
+        self._executor.update_parameters(**options.parameters())
+        self._n_gpus, self._max_jobs = n_gpus, options.slurm_max_jobs
+        self._queued: list[Running] = []
+
+    def start(self, job: Job) -> Running | None:
+        """Hand a job to the queue, unless as many as are allowed are in it."""
+        self._queued = [running for running in self._queued if running.poll() is None]
+        if self._max_jobs is not None and len(self._queued) >= self._max_jobs:
+            return None
+        self._executor.update_parameters(name="sails", gpus_per_node=self._n_gpus[job.gpus])
+        running = _Queued(job, self._executor.submit(Performance(job)), self._is_local)
+        self._queued.append(running)
+        return running
+
+
+class _Queued:
+    def __init__(self, job: Job, submitted: Any, is_local: bool) -> None:
+        self._job, self._submitted, self._is_local = job, submitted, is_local
+
+    def poll(self) -> int | None:
+        if not self._submitted.done():
+            return None
+        error = self._submitted.exception()
+        if error is not None and not self._job.log.is_file():  # it did not come as far as that
+            write_text(self._job.log, str(error))
+        return 0 if error is None else 1
+
+    def end(self) -> None:
+        self._submitted.cancel(check=False)
+        if self._is_local:  # where submitit's processes ignore SIGTERM
+            end_tree(int(self._submitted.job_id), at_once=True)
+
+
+class Performance:
+    """A job as submitit calls it; after its time limit it is queued again.
+
+    Args:
+        job: to be done.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+    def __call__(self) -> None:
+        """Do the job."""
+        perform(self._job)
+
+    def checkpoint(self, *args: Any) -> Any:
+        """What is queued in place of a job that was cut off: it goes on from its last checkpoint."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def launcher_of(options: LauncherOptions, folder: Path, n_slots: int, n_gpus: Mapping[Gpus, int]) -> Launcher:
+    """The launcher that the options name.
+
+    Args:
+        options: as the user gave them.
+        folder: of the experiment.
+        n_slots: jobs at a time on this machine.
+        n_gpus: of a job on a cluster, by what it needs.
+    """
+    if options.launcher == "local":
+        return Local(n_slots)
+    return Cluster(options, folder / "submitit", n_gpus)
