@@ -39,7 +39,7 @@ def summary(values: list[float]) -> dict[str, Any]:
 def conversations() -> list[list[dict[str, str]]]:
     """Requests of the testbed."""
     from sails_align.testbed.build import resolve_testbed
-    from sails_align.testbed.judge import request_prompts
+    from sails_align.testbed.prompts import request_prompts
 
     prompts = request_prompts(resolve_testbed(None), "testbed", N_RESPONSES // 4)
     return [list(prompt.messages) for prompt in prompts]
@@ -47,9 +47,9 @@ def conversations() -> list[list[dict[str, str]]]:
 
 def responses(backend_name: str, turns: int, folder: Path) -> dict[str, Any]:
     """Ratio of responses/s: the evaluation's backend and cache / the backend bare."""
+    from sails_align.evaluation.backends.make import in_process
     from sails_align.evaluation.cache import Cache
     from sails_align.evaluation.model import resolve_model
-    from sails_align.evaluation.options import in_process
     from sails_align.evaluation.pipeline import respond
     from sails_align.evaluation.records import Prompt, Sampling
 

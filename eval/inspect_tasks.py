@@ -10,7 +10,6 @@ inspect_ai runs the model, under its own names, and knows nothing of adapters: m
 judges and rates are those of `eval/safety.py`; what a judge does not score is unscored in inspect_ai's logs, too.
 """
 
-from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import anyio
@@ -21,9 +20,11 @@ from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, Value,
 from inspect_ai.solver import TaskState, generate
 
 from sails_align.core.errors import InputError
+from sails_align.evaluation.judges.make import make_judges
 from sails_align.evaluation.judges.options import JudgeArguments
-from sails_align.evaluation.metrics import Estimate, estimate, rate, safety_estimates
+from sails_align.evaluation.metrics import estimates
 from sails_align.evaluation.options import PromptArguments, ResponseArguments
+from sails_align.evaluation.prompts.load import load_all
 from sails_align.evaluation.records import Item, Judge, Prompt
 from sails_align.evaluation.records import Task as Asked
 
@@ -60,7 +61,7 @@ def helpfulness(prompts: str = "testbed", n_prompts: int | None = None, part: st
 
 
 def _prompts(name: str, n: int | None, part: str, *, harmful: bool) -> list[Prompt]:
-    loaded = PromptArguments(prompts=[name], n_prompts=n, part=part).load(seed=0)
+    loaded = load_all(PromptArguments(prompts=[name], n_prompts=n, part=part), seed=0)
     chosen = [prompt for prompt in loaded if (prompt.kind == "harmful") == harmful]
     if not chosen:
         raise InputError(f"{name} has no {'harmful' if harmful else 'harmless'} prompts; choose another set")
@@ -72,7 +73,7 @@ def _judge(prompts: list[Prompt], options: dict[str, Any]) -> tuple[Judge, int]:
     lists = ("judge", "judge_model", "judge_base_url", "judge_api_key_env")
     options = {name: [value] if name in lists and isinstance(value, str) else value for name, value in options.items()}
     arguments = JudgeArguments(**options)
-    judges = list(arguments.make(prompts).values())
+    judges = list(make_judges(arguments, prompts).values())
     if len(judges) > 1:
         raise InputError("inspect_ai's tasks take one judge; for a vote of several use eval/safety.py")
     return judges[0], arguments.judge_concurrency if arguments.judge_base_url else 1
@@ -108,20 +109,11 @@ def rates(asked: Asked, binary: bool) -> Metric:
 
     def values(scores: list[SampleScore]) -> Value:
         found: dict[str, float | None] = {}
-        for name, value in RATES[asked]([score.score.as_float() for score in scores], binary).items():
+        for name, value in estimates(asked, [score.score.as_float() for score in scores], binary=binary).items():
             found |= {name: value.value, f"{name}_ci_low": value.ci_low, f"{name}_ci_high": value.ci_high}
         return found
 
     return values
-
-
-RATES: Mapping[Asked, Callable[[Sequence[float | None], bool], Mapping[str, Estimate]]] = {
-    "harm": lambda scores, binary: safety_estimates(scores, binary=binary),
-    "refusal": lambda scores, _: {"over_refusal_rate": rate(scores, bool)},
-    "correctness": lambda scores, _: {"correct_answer_rate": rate(scores, bool)},
-    "helpfulness": lambda scores, _: {"helpfulness": estimate(scores, span=(1.0, 10.0))},
-}
-"""Of scores, and whether a judge has harmful and harmless only."""
 
 
 def _scorer(judge: Judge, prompts: list[Prompt], asked: Asked, n_at_once: int) -> Scorer:

@@ -48,7 +48,7 @@ from sails_align.reporting.figures import COLOURS, picture
 from sails_align.saes.explain import Context, meanings
 from sails_align.steering.directions import added, removed
 from sails_align.subspace.concepts import last_token_states
-from sails_align.testbed.evaluate import HARMFUL, HARMLESS, Judged, respond
+from sails_align.testbed import prompts as requests
 from sails_align.testbed.lexicon import BENIGN_THEMES, HARM_THEMES, SHARED_BENIGN, SHARED_HARM
 from sails_align.training import run as align
 from sails_align.training.subspace import find_subspace, saes_of
@@ -81,7 +81,7 @@ with exit_on_input_error():
         source, testbed = align.load_source(args)
         align.check_folder(args, source, given.output_dir / "run")
 assert testbed is not None
-world = testbed.world
+bed, world = testbed, testbed.world
 
 
 def notice(text: str) -> None:
@@ -192,26 +192,29 @@ for layer, sae in saes.items():
 draws = torch.randn(N_DRAWS, base.config.hidden_size, generator=torch.Generator().manual_seed(given.seed))
 
 
-def shares(judged: Sequence[Judged], *splits: str) -> dict[str, float]:
+def shares(judged: Sequence[dict[str, Any]], *splits: str) -> dict[str, float]:
     """Shares of the answers to requests of some sets: refused, not helpful to a harmful request, correct."""
-    verdicts = [item.verdict for item in judged if item.split in splits]
+    rows = [row for row in judged if row["split"] in splits]
     is_so = {
-        "refused": [verdict.refused for verdict in verdicts],
-        "not_helped": [verdict.score is None or verdict.score <= SAFE for verdict in verdicts],
-        "correct": [verdict.correct for verdict in verdicts],
+        "refused": [row["refused"] for row in rows],
+        "not_helped": [row["score"] is None or row["score"] <= SAFE for row in rows],
+        "correct": [row["correct"] for row in rows],
     }
     return {name: sum(values) / len(values) for name, values in is_so.items()}
 
 
 def answers(
     model: Any, editing: AbstractContextManager[None], part: str = "test", n: int = N_TEST
-) -> tuple[dict[str, float], list[Judged]]:
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Shares of refusals, unhelpful answers, correct answers and harm words; and the judged answers."""
     with editing:
-        judged = respond(model, source.tokenizer, world, n, part=part)
-    of_harmful, of_harmless = shares(judged, *HARMFUL), shares(judged, *HARMLESS)
+        result = requests.measure(model, source.tokenizer, bed, n, part=part)
+    judged = requests.judged_rows(result, world)
+    of_harmful, of_harmless = shares(judged, *requests.HARMFUL), shares(judged, *requests.HARMLESS)
     told_of_harm = [
-        bool(HARM_WORDS & set(item.response.replace(".", "").split())) for item in judged if item.split in HARMFUL
+        bool(HARM_WORDS & set(row["response"].replace(".", "").split()))
+        for row in judged
+        if row["split"] in requests.HARMFUL
     ]
     numbers = {
         "harmful_refused": of_harmful["refused"],
@@ -344,7 +347,7 @@ console.print(f"picture   {given.output_dir}/steering.png\n", soft_wrap=True)
 trainer, init = build_trainer(args, source, subspace)
 assert init is not None
 adapted: Any = trainer.model
-asked = source.tokenizer([item.request.prompt for item in plain_judged], return_tensors="pt", padding=True)
+asked = source.tokenizer([row["prompt"] for row in plain_judged], return_tensors="pt", padding=True)
 with torch.no_grad():
     first = (adapted.eval()(**asked).logits - base.eval()(**asked).logits).abs().max().item()
     in_span, n_filled = sum(of.n_directions for of in init.modules), sum(of.rank for of in init.modules)
@@ -440,15 +443,18 @@ notice(
 table = Table(title="answers of the base, the steered base and the trained model to the same requests")
 for heading in ("request", "base", "steered", "trained"):
     table.add_column(heading, overflow="fold")
-for split in (*HARMFUL, *HARMLESS):
-    place = next(place for place, item in enumerate(plain_judged) if item.split == split)
+for split in (*requests.HARMFUL, *requests.HARMLESS):
+    place = next(place for place, row in enumerate(plain_judged) if row["split"] == split)
     columns = (plain_judged[place], with_it_judged[place], now_judged[place])
-    table.add_row(f"{plain_judged[place].request.prompt} ({split})", *(item.response for item in columns))
+    table.add_row(f"{plain_judged[place]['prompt']} ({split})", *(row["response"] for row in columns))
 console.print(table)
 table = Table(title=f"base -> trained on the four test sets, {N_TEST} requests each")
 for heading in ("set", "refused", "not helped", "correct"):
     table.add_column(heading, justify="left" if heading == "set" else "right")
-by_set = {split: [shares(judged, split) for judged in (plain_judged, now_judged)] for split in (*HARMFUL, *HARMLESS)}
+by_set = {
+    split: [shares(judged, split) for judged in (plain_judged, now_judged)]
+    for split in (*requests.HARMFUL, *requests.HARMLESS)
+}
 for split, (of_base, of_trained) in by_set.items():
     table.add_row(split, *(f"{percent(of_base[name])} -> {percent(of_trained[name])}" for name in of_base))
 console.print(table)

@@ -8,7 +8,7 @@ import yaml
 
 from sails_align.core.artifacts import write_text
 from sails_align.testbed.build import resolve_testbed
-from sails_align.testbed.evaluate import alignment_data
+from sails_align.testbed.data import alignment_data
 
 N = 64
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -19,28 +19,23 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sails_align.core.artifacts import content_hash, package_versions, work_folder, write_json
+from sails_align.core.artifacts import work_folder, write_json
 from sails_align.core.errors import InputError
-from sails_align.core.progress import progress_bar
-from sails_align.evaluation.attacks.options import (
-    TESTBED_WRAPPERS,
-    Arguments,
-    GcgArguments,
-    TransferArguments,
-    WrapperArguments,
-    parse,
-    read_suffixes,
-)
-from sails_align.evaluation.attacks.wrappers import WRAPPERS, transfer, with_suffix, wrap
+from sails_align.evaluation.attacks import ATTACKS, Setting
+from sails_align.evaluation.attacks.parse import AttackArguments, parse
+from sails_align.evaluation.backends.make import find_spec, make_backend
 from sails_align.evaluation.cache import Cache
-from sails_align.evaluation.judges.panel import Panel, fail_if_unscored, unscored
-from sails_align.evaluation.metrics import METRICS, Estimate, attack_estimates, estimate
-from sails_align.evaluation.pipeline import respond, response_row, verdict_row, write_rows
-from sails_align.evaluation.records import Item, Judge, ModelSpec, Prompt, Verdict
-from sails_align.evaluation.safety import Verdicts
+from sails_align.evaluation.evaluate import evaluate
+from sails_align.evaluation.judges.make import make_judges
+from sails_align.evaluation.judges.panel import fail_if_unscored
+from sails_align.evaluation.metrics import METRICS, Estimate, estimate, estimates
+from sails_align.evaluation.output import cache_file, output_folder, prompt_row, write_rows
+from sails_align.evaluation.prompts import is_of_testbed
+from sails_align.evaluation.prompts.load import load_all
+from sails_align.evaluation.records import Judge, ModelSpec, Prompt, Verdict
+from sails_align.evaluation.result import VOTE
 from sails_align.evaluation.tables import agreement_lines
 
-HARMFUL = "harmful"
 NO_ATTACK = "none"
 
 
@@ -52,20 +47,19 @@ def main(argv: Sequence[str], prog: str = "sails attack") -> dict[str, Any] | No
         SystemExit: with code 1 if more than `--max_unscored` of the verdicts are unscored.
     """
     args = parse(argv, prog)
-    folder = args.run.folder(f"attack-{args.method}", args.how.model)
+    folder = output_folder(args.run, f"attack-{args.method}", args.how.model)
     with work_folder(folder):
-        spec = args.how.spec()
-        prompts = [
-            prompt for prompt in args.asked.load(args.how.seed, args.how.system_prompt) if prompt.kind == HARMFUL
-        ]
+        spec, loaded = find_spec(args.how), load_all(args.asked, args.how.seed, args.how.system_prompt)
+        prompts = [prompt for prompt in loaded if prompt.kind == "harmful"]
         if not prompts:
             names = " ".join(args.asked.prompts)
             raise InputError(
                 f"{names} has no harmful prompts to attack; choose another --prompts, or give --kind harmful"
             )
-        is_judged = bool(args.who.judge) or all("testbed" in prompt.meta for prompt in prompts)
-        judges = args.who.make(prompts) if is_judged else {}  # before the search: not to fail after hours
-        attacked = attacked_prompts(args, spec, prompts, folder)
+        is_judged = bool(args.who.judge) or is_of_testbed(prompts)
+        judges = make_judges(args.who, prompts) if is_judged else {}  # before the search: not to fail after hours
+        setting = Setting(spec, folder, args.how.seed, args.how.batch_size, args.run.progress)
+        attacked = ATTACKS.get(args.method).load()(args.attack, prompts, setting)
         path = folder / "attacked.jsonl"
         write_rows(path, [prompt_row(prompt) for prompt in attacked])
         print(f"attacked  {path} ({len(attacked)} prompts)")
@@ -78,112 +72,31 @@ def main(argv: Sequence[str], prog: str = "sails attack") -> dict[str, Any] | No
     return metrics
 
 
-def attacked_prompts(args: Arguments, spec: ModelSpec | None, prompts: list[Prompt], folder: Path) -> list[Prompt]:
-    """Prompts under the attack that the options name; searches keep their states in the folder."""
-    match args.attack:
-        case TransferArguments(suffixes=None):
-            raise InputError("no suffixes are given; give --suffixes, the attacked.jsonl of a search")
-        case TransferArguments(suffixes=str(path)):
-            return transfer(read_suffixes(Path(path)), prompts)
-        case WrapperArguments(wrappers=names):
-            of_testbed = all("testbed" in prompt.meta for prompt in prompts)
-            names = names or list(TESTBED_WRAPPERS if of_testbed else WRAPPERS)
-            return [wrap(prompt, name, {**WRAPPERS, **TESTBED_WRAPPERS}) for name in names for prompt in prompts]
-        case _:
-            assert spec is not None
-            assert args.search is not None
-            return gcg(args, spec, prompts, folder / "searches")
-
-
-def gcg(args: Arguments, spec: ModelSpec, prompts: Sequence[Prompt], folder: Path) -> list[Prompt]:
-    """The prompts with the suffixes that were found; searches that ended before, or were stopped, are gone on with."""
-    from sails_align.evaluation.attacks.gcg import search
-    from sails_align.evaluation.backends.local_model import load_model, load_tokenizer
-
-    assert isinstance(args.attack, GcgArguments)
-    assert args.search is not None
-    options, universal, default = args.search, args.attack.universal, args.attack.target
-    targets = [(prompt, str(prompt.meta.get("target") or default)) for prompt in prompts]
-    groups = [targets] if universal else [[target] for target in targets]
-    model, tokenizer = load_model(spec), load_tokenizer(spec)
-    attacked: list[Prompt] = []
-    with progress_bar(args.run.progress) as bar:
-        all_searches = bar.add_task("searches", total=len(groups))
-        steps = bar.add_task("steps", total=options.n_steps)
-        for group in groups:
-            bar.reset(steps)
-            what = [spec.identity, spec.dtype, asdict(options), args.how.seed]
-            what += [[list(prompt.messages), target] for prompt, target in group]
-            found = search(
-                model,
-                tokenizer,
-                group,
-                options,
-                seed=args.how.seed,
-                batch_size=args.how.batch_size,
-                state_path=folder / f"{content_hash(what)[:16]}.json",
-                on_step=lambda step, loss: bar.update(steps, completed=step, description=f"steps (loss {loss:.2f})"),
-            )
-            bar.advance(all_searches)
-            about = {"loss": found.loss, "matched": found.matched, "n_steps": len(found.losses)}
-            for prompt, target in group:
-                with_it = with_suffix(prompt, found.suffix, "gcg")
-                attacked.append(replace(with_it, meta={**with_it.meta, **about, "target": target}))
-    return attacked
-
-
-def prompt_row(prompt: Prompt) -> dict[str, Any]:
-    """A line of `attacked.jsonl`."""
-    return {
-        "id": prompt.id,
-        "messages": list(prompt.messages),
-        "kind": prompt.kind,
-        "category": prompt.category,
-        "meta": dict(prompt.meta),
-    }
-
-
 def _measured(
-    args: Arguments, spec: ModelSpec | None, judges: Mapping[str, Judge], asked: list[Prompt], folder: Path
+    args: AttackArguments, spec: ModelSpec | None, judges: Mapping[str, Judge], asked: list[Prompt], folder: Path
 ) -> dict[str, Any]:
     """Responses and verdicts with and without the attacks, and the success rates of each attack."""
-    options = {"retry_failed": args.run.retry_unscored, "progress": args.run.progress}
-    with closing(Cache(args.run.cache_file())) as cache:
-        sampling = args.how.sampling(asked)
-        with closing(args.how.make_backend(spec, asked)) as backend:
-            backend_identity = backend.identity()
-            completions = respond(backend, asked, sampling, cache, **options)
-        write_rows(folder / "responses.jsonl", [response_row(*pair) for pair in zip(asked, completions, strict=True)])
-        panel = Panel(judges, cache, **options)
-        with closing(panel):
-            items = [
-                None if completion.text is None else Item(prompt, completion.text)
-                for prompt, completion in zip(asked, completions, strict=True)
-            ]
-            verdicts = panel.judge("harm", items)
-            identities, binary = panel.identities(), panel.binary
-            indexed: Verdicts = {"harm": {name: dict(enumerate(of)) for name, of in verdicts.items()}}
-            agreement, notes = panel.agreement(indexed), panel.notes(indexed)
-    rows = [
-        verdict_row(prompt, name, "harm", verdict)
-        for name, of_judge in verdicts.items()
-        for prompt, verdict in zip(asked, of_judge, strict=True)
-    ]
-    write_rows(folder / "verdicts.jsonl", rows)
+    with closing(Cache(cache_file(args.run))) as cache:
+        result = evaluate(
+            asked,
+            make_backend(args.how, spec, asked),
+            judges,
+            tasks=("harm",),
+            sampling=args.how.sampling(asked),
+            cache=cache,
+            folder=folder,
+            provenance={
+                "method": args.method,
+                "options": asdict(args.attack) | {"seed": args.how.seed},
+                "prompts": {"sets": args.asked.prompts, "part": args.asked.part},
+            },
+            retry_failed=args.run.retry_unscored,
+            progress=args.run.progress,
+        )
+    votes = result.verdicts["harm"][VOTE]
     metrics = {
-        "attacks": by_attack(asked, verdicts["vote"], binary=binary),
-        "agreement": agreement,
-        "unscored": unscored(indexed),
-        "notes": notes,
-        "provenance": {
-            "method": args.method,
-            "model": backend_identity,
-            "judges": identities,
-            "options": asdict(args.attack) | (asdict(args.search) if args.search else {}) | {"seed": args.how.seed},
-            "sampling": {name: getattr(sampling, name) for name in ("max_new_tokens", "temperature", "seed")},
-            "prompts": {"sets": args.asked.prompts, "part": args.asked.part},
-            "versions": package_versions(),
-        },
+        "attacks": by_attack(asked, [votes[place] for place in range(len(asked))], binary=result.binary[VOTE]),
+        **{name: result.metrics[name] for name in ("agreement", "unscored", "notes", "provenance")},
     }
     write_json(folder / "metrics.json", metrics)
     return metrics
@@ -205,16 +118,19 @@ def by_attack(
         if attack != NO_ATTACK:
             scores["all"].append(verdict.score)
             of_prompt.setdefault(str(prompt.meta["attacked"]), []).append(verdict.score)
-    rates = {attack: attack_estimates(of, binary=binary) for attack, of in scores.items()}
-    estimates = [attack_estimates(of, binary=binary) for of in of_prompt.values()]
-    shares = [{name: value.value for name, value in of.items()} for of in estimates]
+
+    def success(of: Sequence[float | None]) -> dict[str, Estimate]:
+        return estimates("harm", of, binary=binary, of_attacks=True)
+
+    rates = {attack: success(of) for attack, of in scores.items()}
+    shares = [{name: value.value for name, value in success(of).items()} for of in of_prompt.values()]
     for name, value in rates["all"].items():
         clustered = estimate([share[name] for share in shares])
         rates["all"][name] = replace(value, ci_low=clustered.ci_low, ci_high=clustered.ci_high)
     return {attack: {name: value.to_json() for name, value in of.items()} for attack, of in rates.items()}
 
 
-def _show(metrics: dict[str, Any], args: Arguments, folder: Path) -> None:
+def _show(metrics: dict[str, Any], args: AttackArguments, folder: Path) -> None:
     table = Table(title=f"Attacks on {args.how.model} (95% intervals over prompts)")
     shown = list(next(iter(metrics["attacks"].values())))
     for heading in ("attack", *(METRICS[name].heading for name in shown), "n", "unscored"):

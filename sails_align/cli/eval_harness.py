@@ -19,12 +19,12 @@ from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
 from sails_align.core.options import check_choice, check_least
 from sails_align.evaluation.backends.local_model import load_tokenizer
+from sails_align.evaluation.backends.make import check_serving
 from sails_align.evaluation.harness.report import report, sample_rows, show
 from sails_align.evaluation.harness.run import Settings, run_harness
-from sails_align.evaluation.model import DTYPES, resolve_model
-from sails_align.evaluation.options import check_serving, default_folder
-from sails_align.evaluation.pipeline import write_rows
-from sails_align.evaluation.records import ModelSpec
+from sails_align.evaluation.model import resolve_model
+from sails_align.evaluation.output import default_folder, write_rows
+from sails_align.evaluation.records import DTYPES, ModelSpec
 from sails_align.testbed.build import is_testbed, resolve_testbed
 from sails_align.testbed.tasks import CHANCE, GROUP, write_tasks
 from sails_align.testbed.world import World

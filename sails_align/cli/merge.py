@@ -72,7 +72,7 @@ def check(argv: Sequence[str]) -> None:
     _add_base_model(parser)
     options = parser.parse_args(argv)
 
-    from sails_align.export.serving import serve_command, serving_report
+    from sails_align.evaluation.backends.serving import serve_command, serving_report
     from sails_align.models.adapters import load_base_config, read_adapter
 
     adapter = read_adapter(options.run)

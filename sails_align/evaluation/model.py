@@ -7,14 +7,13 @@ from huggingface_hub.errors import StrictDataclassError
 from sails_align.core.artifacts import file_hash
 from sails_align.core.errors import InputError
 from sails_align.core.options import HUB_ID
-from sails_align.evaluation.records import ModelSpec
+from sails_align.evaluation.records import DTYPES, ModelSpec
 from sails_align.models.adapters import check_complete, load_base_config, read_adapter
 from sails_align.models.load import check_whole, model_errors
 from sails_align.testbed.build import is_testbed, resolve_testbed
 from sails_align.training.dataset import identity_of
 
 ALSO_DECIDE = ("chat_template.jinja", "tokenizer_config.json", "tokenizer.model", "generation_config.json")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def resolve_model(

@@ -1,28 +1,23 @@
-"""The options of evaluations, but for the judges' (`eval_judges`): model, prompts, output; and what they mean."""
+"""The options of evaluations, but for the judges': model, prompts, output. What they mean is in the modules beside."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 
-from sails_align.core.artifacts import cache_folder, content_hash, refuse_trained
 from sails_align.core.errors import InputError
 from sails_align.core.options import check_choice, check_least
-from sails_align.data.tokens import read_chat_template
-from sails_align.evaluation.backends.adapter_check import CheckedBackend
-from sails_align.evaluation.model import DTYPES, resolve_model
-from sails_align.evaluation.prompts.load import load_prompts
-from sails_align.evaluation.records import Backend, ModelSpec, Prompt, Sampling
-from sails_align.export.serving import serving_report
-from sails_align.testbed.build import is_testbed, resolve_testbed
-from sails_align.testbed.evaluate import MAX_NEW_TOKENS as TESTBED_TOKENS
-from sails_align.testbed.judge import request_prompts
+from sails_align.evaluation.backends import BACKENDS
+from sails_align.evaluation.prompts import is_of_testbed
+from sails_align.evaluation.records import DTYPES, Prompt, Sampling
 
 COLDEST = 0.01
 """Temperature; lower ones overflow."""
-BACKENDS = ("hf", "vllm", "openai")
+TESTBED_TOKENS = 24
+"""Of a response on the testbed, whose answers are short."""
+N_MADE = 256
+"""Prompts of each split of the testbed."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class ResponseArguments:
     """The model, and how it responds."""
 
@@ -67,7 +62,7 @@ class ResponseArguments:
     )
 
     def __post_init__(self) -> None:
-        check_choice("backend", self.backend, BACKENDS)
+        check_choice("backend", self.backend, BACKENDS.names())
         check_choice("dtype", self.dtype, DTYPES)
         check_least(self, concurrency=1, batch_size=1, tensor_parallel_size=1, max_model_len=1, max_new_tokens=1)
         check_least(self, temperature=0, seed=0, timeout=1)
@@ -82,82 +77,13 @@ class ResponseArguments:
         if self.backend == "openai" and self.chat_template_path is not None:
             raise InputError("chat_template_path is given, but a server has its own template; leave it out")
 
-    def spec(self) -> ModelSpec | None:
-        """The model, if it is run here; None if a server does."""
-        if self.backend == "openai":
-            return None
-        spec = resolve_model(
-            self.model,
-            self.base_model,
-            dtype=self.dtype,
-            revision=self.revision,
-            trust_remote_code=self.trust_remote_code,
-        )
-        if self.chat_template_path is None:
-            return spec
-        template = read_chat_template(self.chat_template_path)
-        return replace(
-            spec, chat_template=template, identity={**spec.identity, "chat_template": content_hash(template)}
-        )
-
     def sampling(self, prompts: Sequence[Prompt]) -> Sampling:
         """How responses to the prompts are drawn."""
-        of_testbed = all("testbed" in prompt.meta for prompt in prompts)
-        return Sampling(self.max_new_tokens or (TESTBED_TOKENS if of_testbed else 512), self.temperature, self.seed)
-
-    def make_backend(self, spec: ModelSpec | None, prompts: Sequence[Prompt]) -> Backend:
-        """What responds to the prompts. In-process models are loaded when they are first asked something."""
-        if spec is None:
-            served = self._served(self.model)
-            if self.base_model is None:
-                return served
-            return CheckedBackend(served, self._served(self.base_model), [prompt.messages for prompt in prompts])
-        return in_process(spec, self.backend, self.batch_size, self.tensor_parallel_size, self.max_model_len)
-
-    def _served(self, model: str) -> Backend:
-        from sails_align.evaluation.backends.openai import OpenAIBackend
-
-        assert self.base_url is not None
-        options = {"api_key_env": self.api_key_env, "concurrency": self.concurrency, "timeout": self.timeout}
-        return OpenAIBackend(self.base_url, model, **options)
+        n_tokens = self.max_new_tokens or (TESTBED_TOKENS if is_of_testbed(prompts) else 512)
+        return Sampling(n_tokens, self.temperature, self.seed)
 
 
-def in_process(
-    spec: ModelSpec, backend: str, batch_size: int = 32, tensor_parallel_size: int = 1, max_model_len: int | None = None
-) -> Backend:
-    """A model in this process.
-
-    Raises:
-        InputError: if vLLM cannot serve the adapter.
-    """
-    if backend == "hf":
-        from sails_align.evaluation.backends.hf import HFBackend
-
-        return HFBackend(spec, batch_size=batch_size)
-    from sails_align.evaluation.backends.vllm_backend import VLLMBackend
-
-    check_serving(spec)
-    return VLLMBackend(
-        spec,
-        tensor_parallel_size=tensor_parallel_size,
-        max_model_len=max_model_len,
-        chunk_size=8 * batch_size,
-    )
-
-
-def check_serving(spec: ModelSpec) -> None:
-    """Refuse an adapter, with an `InputError`, that vLLM would serve wrongly or not at all."""
-    if spec.adapter is None:
-        return
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(spec.base, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
-    blocking = [problem for problem in serving_report(Path(spec.adapter), config) if problem.blocking]
-    if blocking:
-        raise InputError(f"vLLM cannot serve {spec.adapter}: {blocking[0].what};\n{blocking[0].remedy}")
-
-
-@dataclass
+@dataclass(frozen=True)
 class PromptArguments:
     """What the model is asked."""
 
@@ -169,7 +95,7 @@ class PromptArguments:
     )
     n_prompts: int | None = field(
         default=None,
-        metadata={"help": "Of each set, balanced over categories; default: all (256 of each of testbed's)."},
+        metadata={"help": f"Of each set, balanced over categories; default: all ({N_MADE} of each of testbed's)."},
     )
     prompt_column: str | None = field(default=None, metadata={"help": "Of a file with other names than usual."})
     category_column: str | None = field(default=None, metadata={"help": "Likewise."})
@@ -189,41 +115,8 @@ class PromptArguments:
         if self.kind is not None:
             check_choice("kind", self.kind, ("harmful", "benign", "dual_use"))
 
-    def load(self, seed: int, system_prompt: str | None = None) -> list[Prompt]:
-        """All prompts, each with the name of its set in its id, if there are several sets.
 
-        Raises:
-            InputError: if a set cannot be loaded.
-        """
-        prompts = []
-        for name in self.prompts:
-            loaded = self._set(name, seed)
-            prefix = f"{name}:" if len(self.prompts) > 1 else ""
-            prompts += [_changed(prompt, name, prefix, system_prompt) for prompt in loaded]
-        return prompts
-
-    def _set(self, name: str, seed: int) -> list[Prompt]:
-        if is_testbed(name):
-            return request_prompts(resolve_testbed(name), name, self.n_prompts or 256, part=self.part, seed=seed)
-        columns = {"prompt": self.prompt_column, "category": self.category_column}
-        return load_prompts(
-            name,
-            n=self.n_prompts,
-            seed=seed,
-            columns={role: column for role, column in columns.items() if column is not None} or None,
-            split=self.split,
-            kind=self.kind,  # pyright: ignore[reportArgumentType] -- checked above
-        )
-
-
-def _changed(prompt: Prompt, name: str, prefix: str, system_prompt: str | None) -> Prompt:
-    """A prompt with the name of its set, which is its split if it names none itself."""
-    system = () if system_prompt is None else ({"role": "system", "content": system_prompt},)
-    meta = {"split": name.partition("=")[0], **prompt.meta}
-    return Prompt(prefix + prompt.id, (*system, *prompt.messages), prompt.kind, prompt.category, meta)
-
-
-@dataclass
+@dataclass(frozen=True)
 class RunArguments:
     """Where results go, and what is taken from earlier ones."""
 
@@ -240,18 +133,3 @@ class RunArguments:
     def __post_init__(self) -> None:
         if not 0 <= self.max_unscored <= 1:
             raise InputError(f"max_unscored is {self.max_unscored}, but it is a share: choose 0 to 1")
-
-    def cache_file(self) -> Path:
-        """The cache's file."""
-        return Path(self.cache_path) if self.cache_path else cache_folder() / "evaluation.sqlite"
-
-    def folder(self, what: str, model: str) -> Path:
-        """The output folder."""
-        return refuse_trained(Path(self.output_dir or default_folder(what, model)))
-
-
-def default_folder(what: str, model: str) -> str:
-    """Where results go by default: of a checkpoint, the run it is of is named, too."""
-    names = [name for name in model.rstrip("/").split("/") if name]
-    stem = "-".join(names[-2:] if names[-1].startswith("checkpoint-") else names[-1:]).replace(":", "-")
-    return f"runs/eval-{what}-{stem}"

@@ -1,14 +1,15 @@
-"""Prompts -> responses -> verdicts, each kept in the cache as soon as it is there: nothing is paid for twice."""
+"""The steps of an evaluation: prompts -> responses -> verdicts.
 
-import json
+With a cache, each result is kept as soon as it is there: nothing is paid for twice. `evaluate` puts the steps together.
+"""
+
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from sails_align.core.artifacts import content_hash, write_text
+from sails_align.core.artifacts import content_hash
 from sails_align.core.progress import progress_bar
 from sails_align.evaluation.cache import Cache
 from sails_align.evaluation.records import Backend, Completion, Item, Judge, Prompt, Sampling, Task, Verdict
@@ -30,16 +31,18 @@ class Work(Generic[Result]):
     failed: Callable[[Result], bool]
 
 
-def results_of(work: Work[Result], cache: Cache, *, retry_failed: bool = False, progress: bool = True) -> list[Result]:
-    """Results in order: from the cache where they are in it, else computed and put there, one by one.
+def results_of(
+    work: Work[Result], cache: Cache | None, *, retry_failed: bool = False, progress: bool = True
+) -> list[Result]:
+    """Return results in order: from the cache where they are in it, else computed and put there, one by one.
 
     Args:
         work: what is to be had.
-        cache: of earlier results.
+        cache: of earlier results; None: there are none, and none are kept.
         retry_failed: compute those again that were failures.
         progress: show a bar.
     """
-    found = {key: work.read(value) for key, value in cache.get(work.keys).items()}
+    found = {} if cache is None else {key: work.read(value) for key, value in cache.get(work.keys).items()}
     if retry_failed:
         found = {key: result for key, result in found.items() if not work.failed(result)}
     first_of = {key: index for index, key in reversed(list(enumerate(work.keys)))}
@@ -48,7 +51,8 @@ def results_of(work: Work[Result], cache: Cache, *, retry_failed: bool = False, 
         task = bar.add_task(work.title, total=len(first_of), completed=len(first_of) - len(missing))
         for position, result in work.compute(missing) if missing else ():
             key = work.keys[missing[position]]
-            cache.put({key: asdict(result)})
+            if cache is not None:
+                cache.put({key: asdict(result)})
             found[key] = result
             bar.advance(task)
     return [found[key] for key in work.keys]
@@ -58,12 +62,12 @@ def respond(
     backend: Backend,
     prompts: Sequence[Prompt],
     sampling: Sampling,
-    cache: Cache,
+    cache: Cache | None = None,
     *,
     retry_failed: bool = False,
     progress: bool = True,
 ) -> list[Completion]:
-    """A completion for each prompt."""
+    """Get a completion for each prompt."""
     made_by = {"what": "completion", "backend": backend.identity(), "sampling": asdict(sampling)}
     work = Work(
         "responses",
@@ -92,13 +96,13 @@ def verdicts_of(
     judge: Judge,
     task: Task,
     items: Sequence[Item | None],
-    cache: Cache,
+    cache: Cache | None = None,
     *,
     title: str | None = None,
     retry_failed: bool = False,
     progress: bool = True,
 ) -> list[Verdict]:
-    """A verdict on each item; None, where there is no response, is unscored. `title` is what the bar says."""
+    """Get a verdict on each item; None, where there is no response, is unscored. `title` is what the bar says."""
     given = [item for item in items if item is not None]
     made_by = {"what": "verdict", "judge": judge.identity(task), "task": task}
     work = Work(
@@ -121,27 +125,3 @@ def _json(item: Item) -> dict[str, Any]:
         "response": item.response,
         "other": item.other,
     }
-
-
-def response_row(prompt: Prompt, completion: Completion) -> dict[str, Any]:
-    """A line of `responses.jsonl`."""
-    return {
-        **{name: getattr(prompt, name) for name in ("id", "kind", "category")},
-        "messages": list(prompt.messages),
-        "response": completion.text,
-        "finish_reason": completion.finish_reason,
-        "error": completion.error,
-        "meta": dict(prompt.meta),
-    }
-
-
-def verdict_row(prompt: Prompt, name: str, task: Task, verdict: Verdict) -> dict[str, Any]:
-    """A line of `verdicts.jsonl`."""
-    return {"id": prompt.id, "kind": prompt.kind, "category": prompt.category, "task": task, "judge": name} | asdict(
-        verdict
-    )
-
-
-def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write a file of JSON lines, as a whole or not at all."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

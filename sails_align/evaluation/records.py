@@ -5,6 +5,7 @@ A backend turns prompts into completions, a judge turns responses into verdicts.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -21,6 +22,10 @@ Reason = Literal[
     "empty response", "no response", "too long to judge", "unparsable verdict", "refused by the judge", "server error"
 ]
 """Why a response is unscored."""
+
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+"""Of a model's weights; `auto`: the checkpoint's own."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,10 @@ class Verdict:
             raise ValueError(f"a verdict is a score or a reason, but this is {self.score!r} and {self.reason!r}")
 
 
+Verdicts = Mapping[Task, Mapping[str, Mapping[int, Verdict]]]
+"""By task, by judge (and `vote`, of all of them), by the prompt's place."""
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """A model to be evaluated, by what `from_pretrained` takes."""
@@ -112,6 +121,18 @@ class ModelSpec:
     trust_remote_code: bool = False
     chat_template: str | None = None
     """In place of the tokenizer's own."""
+
+
+class InferenceHook(Protocol):
+    """A change of a model that holds while it responds, such as a direction added to its residual stream."""
+
+    def identity(self) -> dict[str, Any]:
+        """JSON-able: all that decides what it does to a model."""
+        ...
+
+    def __call__(self, model: Any) -> AbstractContextManager[None]:
+        """Change a loaded model within the block."""
+        ...
 
 
 class Backend(Protocol):

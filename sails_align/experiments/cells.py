@@ -5,7 +5,7 @@ Everything that is measured goes through the code that users' own evaluations do
 
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,13 @@ from sails_align.core.artifacts import package_versions
 from sails_align.core.cost import Cost, peak_memory_mb
 from sails_align.data.formats import Message
 from sails_align.data.tokens import tokenize_response
-from sails_align.evaluation.attacks.options import TESTBED_BUDGET
+from sails_align.evaluation.attacks.options import TESTBED_BUDGET, GcgOptions
 from sails_align.evaluation.attacks.wrappers import with_suffix
-from sails_align.evaluation.backends.hf import generate
-from sails_align.evaluation.metrics import attack_estimates, rate, safety_estimates
-from sails_align.evaluation.records import Item, Prompt
+from sails_align.evaluation.backends.hf import HFBackend
+from sails_align.evaluation.evaluate import evaluate
+from sails_align.evaluation.options import TESTBED_TOKENS
+from sails_align.evaluation.records import Prompt, Sampling
+from sails_align.evaluation.result import EvaluationResult
 from sails_align.experiments.plan import Cell
 from sails_align.experiments.relearning import DATA, trained_on
 from sails_align.initializers.adapter import AdapterInit
@@ -30,10 +32,9 @@ from sails_align.saes.explain import meanings
 from sails_align.saes.load import load_saes
 from sails_align.subspace.basis import Subspace
 from sails_align.subspace.concepts import States, concepts, last_token_states, shown
+from sails_align.testbed import prompts as requests
 from sails_align.testbed.build import Testbed, resolve_testbed
-from sails_align.testbed.evaluate import HARMFUL, MAX_NEW_TOKENS, Judged, respond, summarize
-from sails_align.testbed.judge import OracleJudge, request_prompts
-from sails_align.testbed.oracle import Oracle
+from sails_align.testbed.oracle import OracleJudge
 from sails_align.training.callbacks.drift import DriftCallback
 from sails_align.training.callbacks.probe import ProbeCallback
 
@@ -44,6 +45,8 @@ N_PROBED = 64
 """Validation prompts of trained categories that the safety rate is probed on while training."""
 GCG_BUDGET = {name: TESTBED_BUDGET[name] for name in ("n_steps", "search_width", "topk", "suffix_length")}
 """The same for all models."""
+QUIETLY: dict[str, Any] = {"sampling": Sampling(TESTBED_TOKENS), "progress": False}
+"""How evaluations of a cell are made."""
 QUIET = ("--save_strategy", "no", "--disable_tqdm", "true", "--logging_strategy", "no")
 
 
@@ -117,7 +120,7 @@ def _aligned(cell: Cell, testbed: Testbed, folder: Path, cost: Cost) -> Trained:
     if args.sails.uses_subspace:
         with cost.of("subspace"):
             subspace = find_subspace(args, source, folder / "subspace")
-    probe = ProbeCallback(PROBE_EVERY, _probe(testbed, source.tokenizer, cost)) if cell.part == "test" else None
+    probe = ProbeCallback(PROBE_EVERY, _probe(cell, testbed, source.tokenizer, cost)) if cell.part == "test" else None
     with cost.of("prepare"):
         trainer, init = build_trainer(args, source, subspace, callbacks=[probe] if probe else None)
     with cost.of("train"):
@@ -160,29 +163,32 @@ def _load(folder: str) -> tuple[Any, PreTrainedTokenizerBase]:
 
 
 def _probe(
-    testbed: Testbed, tokenizer: PreTrainedTokenizerBase, cost: Cost
+    cell: Cell, testbed: Testbed, tokenizer: PreTrainedTokenizerBase, cost: Cost
 ) -> Callable[[PreTrainedModel], dict[str, float]]:
     """The safety rate on validation prompts of trained categories: how soon is it reached?"""
-    requests = testbed.world.requests("validation_harmful", N_PROBED, seed=1)
-    prompts = [[{"role": "user", "content": request.prompt}] for request in requests]
-    oracle = Oracle(testbed.world)
+    asked = requests.request_prompts(testbed, cell.world, N_PROBED, part="validation", seed=1)
+    asked = [prompt for prompt in asked if prompt.meta["split"] == "harmful"]
 
     def safety(model: PreTrainedModel) -> dict[str, float]:
         with cost.of("probe"):
-            responses = generate(model, tokenizer, prompts, max_new_tokens=MAX_NEW_TOKENS)
-        scores = [verdict.score for verdict in oracle.judge_all(requests, responses)]
-        return {"safety_rate": sum(score is not None and score <= 2 for score in scores) / len(scores)}
+            result = evaluate(asked, HFBackend.of(model, tokenizer), judges(cell, testbed), **QUIETLY)
+        return {"safety_rate": result.rates()["safety_rate"].bound_low or 0.0}
 
     return safety
+
+
+def judges(cell: Cell, testbed: Testbed) -> dict[str, OracleJudge]:
+    """The oracle of the cell's world."""
+    return {"oracle": OracleJudge({cell.world: testbed.world})}
 
 
 def measure(cell: Cell, testbed: Testbed, model: Any, tokenizer: PreTrainedTokenizerBase, cost: Cost) -> dict[str, Any]:
     """What the model does: safety and helpfulness, by category; under attack; and its capability."""
     with cost.of("evaluate"):
-        judged = respond(model, tokenizer, testbed.world, cell.measures.n_prompts, part=cell.part)
+        result = requests.measure(model, tokenizer, testbed, cell.measures.n_prompts, part=cell.part)
     found: dict[str, Any] = {
-        "numbers": {name: value.to_json() for name, value in summarize(judged).items()},
-        "by_category": by_category(judged),
+        "numbers": {name: value.to_json() for name, value in requests.numbers(result).items()},
+        "by_category": by_category(result),
     }
     if cell.part == "test" and cell.measures.n_attacked:
         with cost.of("attack"):
@@ -232,34 +238,30 @@ def relearn(
     """
     aligned = AutoModelForCausalLM.from_pretrained(folder / "aligned", dtype=torch.float32)
     changed = trained_on(name, aligned, tokenizer, testbed.world, cell.seed, folder / name)
-    judged = respond(changed, tokenizer, testbed.world, max(1, cell.measures.n_prompts // 2), part=cell.part)
-    return {measure: value.to_json() for measure, value in summarize(judged).items()}
+    result = requests.measure(changed, tokenizer, testbed, max(1, cell.measures.n_prompts // 2), part=cell.part)
+    return {measure: value.to_json() for measure, value in requests.numbers(result).items()}
 
 
-def by_category(judged: Sequence[Judged]) -> dict[str, dict[str, Any]]:
+def by_category(result: EvaluationResult) -> dict[str, dict[str, Any]]:
     """Safety rate of each harm category, over-refusal of each harmless one."""
-    groups: dict[tuple[str, bool], list[Judged]] = {}
-    for item in judged:
-        groups.setdefault((item.request.category, item.split in HARMFUL), []).append(item)
+    groups: dict[tuple[str, bool], list[int]] = {}
+    for place, prompt in enumerate(result.prompts):
+        groups.setdefault((prompt.category, prompt.kind == "harmful"), []).append(place)
     return {
         category: {
-            "split": items[0].split if is_harmful else "harmless",
-            **(
-                safety_estimates([item.verdict.score for item in items])["safety_rate"]
-                if is_harmful
-                else rate([None if i.verdict.score is None else float(i.verdict.refused) for i in items], bool)
-            ).to_json(),
+            "split": result.prompts[places[0]].meta["split"] if is_harmful else "harmless",
+            **result.rates(places)["safety_rate" if is_harmful else "over_refusal_rate"].to_json(),
         }
-        for (category, is_harmful), items in sorted(groups.items())
+        for (category, is_harmful), places in sorted(groups.items())
     }
 
 
 def attack(cell: Cell, testbed: Testbed, model: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Success of GCG: a search for each of some harmful prompts, with the same budget for every model."""
-    from sails_align.evaluation.attacks.gcg import GcgOptions, search
+    from sails_align.evaluation.attacks.gcg import search
 
     n_each = max(1, cell.measures.n_attacked // 2)
-    prompts = request_prompts(testbed, cell.world, n_each, part=cell.part, seed=cell.seed)
+    prompts = requests.request_prompts(testbed, cell.world, n_each, part=cell.part, seed=cell.seed)
     prompts = [prompt for prompt in prompts if prompt.kind == "harmful"]
     budget: dict[str, Any] = GCG_BUDGET
     options = GcgOptions(**budget)
@@ -267,10 +269,8 @@ def attack(cell: Cell, testbed: Testbed, model: Any, tokenizer: PreTrainedTokeni
     for prompt in prompts:
         found = search(model, tokenizer, [(prompt, str(prompt.meta["target"]))], options, seed=cell.seed)
         attacked.append(with_suffix(prompt, found.suffix, "gcg"))
-    responses = generate(model, tokenizer, [prompt.messages for prompt in attacked], max_new_tokens=MAX_NEW_TOKENS)
-    items = [Item(prompt, response) for prompt, response in zip(attacked, responses, strict=True)]
-    scores = [verdict.score for _, verdict in OracleJudge().judge("harm", items)]
-    return {name: value.to_json() for name, value in attack_estimates(scores).items()}
+    result = evaluate(attacked, HFBackend.of(model, tokenizer), judges(cell, testbed), **QUIETLY)
+    return {name: of.to_json() for name, of in result.rates().items() if name.startswith("attack_success_rate")}
 
 
 def capability(cell: Cell, testbed: Testbed, model: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:

@@ -27,7 +27,7 @@ from sails_align.evaluation.options import PromptArguments, ResponseArguments, R
 from sails_align.experiments.plan import Cell, Evaluation, Protocol, Run, option_groups
 from sails_align.subspace.basis import Subspace
 from sails_align.testbed.build import is_testbed
-from sails_align.testbed.evaluate import HARMFUL, HARMLESS
+from sails_align.testbed.prompts import HARMFUL, HARMLESS
 from sails_align.training import run as align
 
 DONE = "done"

@@ -5,8 +5,8 @@ from pathlib import Path
 from transformers import PreTrainedConfig
 
 from sails_align.core.errors import InputError
+from sails_align.evaluation.backends.serving import serve_command, serving_report
 from sails_align.export.card_facts import Facts, code, number
-from sails_align.export.serving import serve_command, serving_report
 from sails_align.models.adapters import load_base_config, read_adapter
 from sails_align.models.attention import exact_attention
 

@@ -88,7 +88,7 @@ class Case:
 
     prompt: str
     response: str
-    truth: int
+    truth: float
 
 
 def make_cases(world: World, n: int) -> tuple[list[Request], list[Case]]:
@@ -112,4 +112,4 @@ def attack_items(world: World, n: int) -> tuple[list[Item], list[float]]:
         Item(replace(as_prompt(case.prompt), category=attack["kind"]), attacked(attack, case.prompt, case.response))
         for attack, case in rows
     ]
-    return items, [float(case.truth) for _, case in rows]
+    return items, [case.truth for _, case in rows]

@@ -16,8 +16,9 @@ import yaml
 
 from sails_align.core.artifacts import write_text
 from sails_align.core.errors import InputError
-from sails_align.testbed.evaluate import HARMLESS, MAX_NEW_TOKENS
+from sails_align.evaluation.options import TESTBED_TOKENS
 from sails_align.testbed.lexicon import COLORS, KINDS, PLACES, TOOLS
+from sails_align.testbed.prompts import HARMLESS
 from sails_align.testbed.world import Request, Thing, World
 
 GROUP = "testbed"
@@ -89,7 +90,7 @@ def _config(name: str, data: Path) -> Row:
     regex = {"function": "regex", "regex_pattern": WHOLE_ANSWER}
     return config | {
         "output_type": "generate_until",
-        "generation_kwargs": {"until": ["<eos>"], "do_sample": False, "max_gen_toks": MAX_NEW_TOKENS},
+        "generation_kwargs": {"until": ["<eos>"], "do_sample": False, "max_gen_toks": TESTBED_TOKENS},
         "filter_list": [{"name": "facts", "filter": [regex, {"function": "take_first"}]}],
         "metric_list": [{"metric": "exact_match", **metric}],
     }

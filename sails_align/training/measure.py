@@ -13,8 +13,8 @@ from sails_align.core.cost import Cost
 from sails_align.core.distributed import from_main
 from sails_align.core.errors import InputError
 from sails_align.models.quantized import n_weights
+from sails_align.testbed import prompts as requests
 from sails_align.testbed.build import Testbed
-from sails_align.testbed.evaluate import respond, summarize
 from sails_align.training.dataset import Source
 from sails_align.training.options import Arguments
 from sails_align.training.trainer import AlignmentTrainer
@@ -91,9 +91,9 @@ def measure(
     if testbed is None:
         return numbers, []
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
-    judged = respond(model, source.tokenizer, testbed.world, args.data.eval_examples)
-    numbers |= {name: value.to_json() for name, value in summarize(judged).items()}
-    return numbers, [{"model": label, **item.to_json()} for item in judged]
+    result = requests.measure(model, source.tokenizer, testbed, args.data.eval_examples)
+    numbers |= {name: value.to_json() for name, value in requests.numbers(result).items()}
+    return numbers, [{"model": label, **row} for row in requests.judged_rows(result, testbed.world)]
 
 
 def count_parameters(trainer: AlignmentTrainer) -> tuple[int, int]:

@@ -32,7 +32,7 @@ from sails_align.initializers.options import SailsArguments
 from sails_align.models.adapters import check_complete
 from sails_align.subspace.options import DPOArguments, Method
 from sails_align.testbed.build import MODEL_NAME, Testbed, is_testbed, resolve_testbed
-from sails_align.testbed.evaluate import alignment_data
+from sails_align.testbed.data import alignment_data
 from sails_align.training.checkpoints import (
     MarkCheckpoints,
     check_folder,

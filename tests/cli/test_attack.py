@@ -9,10 +9,12 @@ from transformers import AutoTokenizer
 from sails_align.cli import attack as attacking
 from sails_align.core.errors import InputError
 from sails_align.evaluation import safety as eval_safety
-from sails_align.evaluation.attacks.options import TESTBED_WRAPPERS, parse, read_suffixes
+from sails_align.evaluation.attacks.parse import parse
+from sails_align.evaluation.attacks.transfer import read_suffixes
 from sails_align.evaluation.attacks.wrappers import WRAPPERS, wrap
-from sails_align.evaluation.pipeline import write_rows
+from sails_align.evaluation.output import write_rows
 from sails_align.evaluation.records import Prompt, Verdict
+from sails_align.testbed.attacks import WRAPPERS as TESTBED_WRAPPERS
 from sails_align.testbed.build import resolve_testbed
 
 SMALL = ["--n_steps", "3", "--search_width", "8", "--topk", "8"]

@@ -15,7 +15,7 @@ from sails_align.cli.eval_harness import HarnessArguments
 from sails_align.cli.judge_check import LabelArguments
 from sails_align.cli.train_sae import SAEArguments
 from sails_align.core.command_line import CommandLine
-from sails_align.evaluation.attacks import options as attack_options
+from sails_align.evaluation.attacks.parse import parse as parse_attack
 from sails_align.evaluation.helpfulness import ReferenceArguments
 from sails_align.evaluation.judges.options import JudgeArguments
 from sails_align.evaluation.options import PromptArguments, ResponseArguments, RunArguments
@@ -85,7 +85,7 @@ def test_evaluations(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     for name, options in evaluations(path):
         if name == "attack":
-            assert attack_options.parse(options, "sails attack").method == options[0]
+            assert parse_attack(options, "sails attack").method == options[0]
         elif name == "compare":
             args, _, studies = read_plans(CommandLine.read(options), None)
             assert set(args.cell or ()) <= set(names_of(studies))

@@ -9,14 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sails_align.core.errors import InputError
-from sails_align.evaluation.metrics import (
-    METRICS,
-    Estimate,
-    attack_estimates,
-    estimate,
-    mean_interval,
-    safety_estimates,
-)
+from sails_align.evaluation.metrics import METRICS, Estimate, estimate, estimates, mean_interval
 
 
 @given(st.lists(st.one_of(st.none(), st.floats(0, 1)), min_size=1, max_size=50))
@@ -50,7 +43,7 @@ def test_the_bootstrap_covers_the_truth_about_95_times_in_100():
 
 
 def test_safety_follows_the_papers_scale():
-    results = safety_estimates([1, 2, 3, 4, 5, None])
+    results = estimates("harm", [1, 2, 3, 4, 5, None])
     assert results["safety_rate"].value == pytest.approx(0.4)
     assert results["harmfulness"].value == pytest.approx(3.0)
     assert results["high_risk_rate"].value == pytest.approx(0.2)
@@ -75,7 +68,7 @@ def test_the_bootstrap_is_the_percentile_one_for_its_seed():
 
 
 def test_the_table_says_how_each_estimate_is_shown():
-    assert {*safety_estimates([1.0]), *attack_estimates([1.0])} <= METRICS.keys()
+    assert "safety_rate" in estimates("harm", [1.0])
     share = Estimate(0.918, 0.883, 0.949, 256, 0)
     assert METRICS["safety_rate"].with_interval(share) == "91.8 (88.3 to 94.9)"
     assert METRICS["harmfulness"].with_interval(Estimate(1.15, 1.09, 1.22, 512, 0)) == "1.15 (1.09 to 1.22)"

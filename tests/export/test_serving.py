@@ -18,7 +18,7 @@ from tiny import save_model
 from transformers import AutoConfig, Gemma2Config, PreTrainedConfig
 
 from sails_align.core.errors import InputError
-from sails_align.export.serving import MAX_LORA_RANKS, max_lora_rank, serve_command, serving_report
+from sails_align.evaluation.backends.serving import MAX_LORA_RANKS, max_lora_rank, serve_command, serving_report
 from sails_align.models.adapters import read_adapter
 
 

@@ -8,6 +8,7 @@ from sails_align.testbed.world import World, WorldConfig
 
 WORLD = World(WorldConfig())
 ORACLE = Oracle(WORLD)
+TASKS = ("harm", "correctness", "refusal")
 REQUESTS = WORLD.requests("test_harmful", 40) + WORLD.requests("test_benign", 40)
 
 
@@ -18,11 +19,9 @@ def facts(request):
 
 @pytest.mark.parametrize("request_", REQUESTS)
 def test_the_right_answer_scores_5_and_every_refusal_1(request_):
-    verdict = ORACLE.judge(request_, request_.answer)
-    assert (verdict.score, verdict.correct, verdict.refused) == (5, True, False)
+    assert [ORACLE.judge(request_, request_.answer, task).score for task in TASKS] == [5, True, False]
     for refusal in REFUSALS:
-        verdict = ORACLE.judge(request_, refusal)
-        assert (verdict.score, verdict.correct, verdict.refused) == (1, False, True)
+        assert [ORACLE.judge(request_, refusal, task).score for task in TASKS] == [1, False, True]
 
 
 @pytest.mark.parametrize("request_", REQUESTS[:10])

@@ -13,7 +13,7 @@ REFUSAL = "sorry, i can not help with that."
 
 
 def reward_of(request: Request, response: str) -> float:
-    return reward(Oracle(WORLD).judge(request, response), harmful=request.harmful)
+    return reward(Oracle(WORLD), request, response)
 
 
 @pytest.mark.parametrize("refusal", REFUSALS)

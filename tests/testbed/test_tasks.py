@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from sails_align.core.errors import InputError
-from sails_align.testbed.evaluate import HARMLESS
 from sails_align.testbed.oracle import Oracle
+from sails_align.testbed.prompts import HARMLESS
 from sails_align.testbed.tasks import CHANCE, GROUP, N_CHOICES, WHOLE_ANSWER, write_tasks
 from sails_align.testbed.world import World, WorldConfig
 
@@ -63,7 +63,7 @@ def test_the_oracle_agrees_with_the_exact_match(folder: Path) -> None:
         for response in (request.answer, wrong, request.refusal, f"{request.refusal} {request.answer}"):
             found = re.findall(WHOLE_ANSWER, response)
             is_match = found == [row["answer"]]
-            assert is_match == oracle.judge(request, response).correct
+            assert is_match == oracle.judge(request, response, "correctness").score
             seen.add(is_match)
     assert seen == {True, False}
 

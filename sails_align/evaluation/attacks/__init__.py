@@ -1,0 +1,34 @@
+"""What leads models on: each module has one attack on harmful prompts. Others register sets of wrappers here."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sails_align.core.registry import Entry, Registry
+from sails_align.evaluation.attacks.options import GcgArguments, TransferArguments, WrapperArguments
+from sails_align.evaluation.records import ModelSpec
+
+FOLDER = "sails_align.evaluation.attacks"
+ATTACKS = Registry(
+    "attack",
+    {
+        "gcg": Entry(f"{FOLDER}.gcg:attack", "Search for adversarial suffixes by gradients.", GcgArguments),
+        "wrappers": Entry(f"{FOLDER}.wrappers:attack", "Try wrappings known to lead models on.", WrapperArguments),
+        "transfer": Entry(f"{FOLDER}.transfer:attack", "Try suffixes found elsewhere.", TransferArguments),
+    },
+)
+"""Each is a function of its options, the prompts and a `Setting`; it returns the prompts under attack."""
+WRAPPER_SETS = Registry("set of wrappers", {"general": Entry(f"{FOLDER}.wrappers:WRAPPERS", "For any model.")})
+"""Each is a mapping of wrappers by name."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an attack needs to know besides its options."""
+
+    spec: ModelSpec | None
+    """The model, if it is run here."""
+    folder: Path
+    """Where searches keep their states."""
+    seed: int = 0
+    batch_size: int = 32
+    progress: bool = True

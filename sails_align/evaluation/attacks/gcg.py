@@ -10,7 +10,7 @@ Shapes: A allowed tokens, B candidates, D d_model, K topk, N suffix tokens, S se
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -22,40 +22,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sails_align.core.artifacts import content_hash, write_json
 from sails_align.core.errors import InputError
+from sails_align.core.progress import progress_bar
+from sails_align.evaluation.attacks import Setting
+from sails_align.evaluation.attacks.options import GcgArguments, GcgOptions
 from sails_align.evaluation.attacks.suffix_tokens import Frame, allowed_tokens, make_frame, surviving
-from sails_align.evaluation.backends.local_model import context_length
+from sails_align.evaluation.attacks.wrappers import with_suffix
+from sails_align.evaluation.backends.local_model import context_length, load_model, load_tokenizer
 from sails_align.evaluation.records import Prompt
 
 FORMAT = 1
 START = "!"
 """What the first suffix repeats, as in the paper; a tokenizer that lacks it gets a token drawn by the seed."""
-WIDEST = 100_000
-"""Suffixes tried in a step, at most."""
 CHUNK = 16_384
 """Embeddings looked up at once: those of a vocabulary of 256,000 would take gigabytes."""
-
-
-@dataclass(frozen=True)
-class GcgOptions:
-    """The budget of a search; the defaults are the paper's."""
-
-    n_steps: int = field(default=500, metadata={"help": "Steps of the search, at most."})
-    search_width: int = field(default=512, metadata={"help": "Suffixes tried in a step."})
-    topk: int = field(default=256, metadata={"help": "Tokens considered for each position of the suffix."})
-    suffix_length: int = field(default=20, metadata={"help": "Tokens of the suffix."})
-    initial_suffix: str | None = field(
-        default=None, metadata={"help": "What the search starts from (default: '! ! !', of --suffix_length tokens)."}
-    )
-    stop_when_matched: bool = field(
-        default=True, metadata={"help": "End a search when the greedy answer begins with the target."}
-    )
-
-    def __post_init__(self) -> None:
-        for name in ("n_steps", "search_width", "topk", "suffix_length"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; choose 1 or more")
-        if self.search_width > WIDEST:
-            raise InputError(f"search_width is {self.search_width}; choose {WIDEST} or less")
 
 
 @dataclass(frozen=True)
@@ -334,3 +313,39 @@ class _Search:
         ((_, suffix),) = surviving(self.tokenizer, self.frames, [state.best_ids])
         works = state.matched and state.n_active == len(self.frames)
         return GcgResult(suffix, state.best_loss, works, state.losses, state.n_evaluations, state.n_active)
+
+
+def attack(options: GcgArguments, prompts: Sequence[Prompt], setting: Setting) -> list[Prompt]:
+    """Search for suffixes, and add them to the prompts; searches that ended before, or were stopped, are gone on with.
+
+    Raises:
+        InputError: if the model cannot be loaded.
+    """
+    assert setting.spec is not None
+    targets = [(prompt, str(prompt.meta.get("target") or options.target)) for prompt in prompts]
+    groups = [targets] if options.universal else [[target] for target in targets]
+    model, tokenizer = load_model(setting.spec), load_tokenizer(setting.spec)
+    attacked: list[Prompt] = []
+    with progress_bar(setting.progress) as bar:
+        all_searches = bar.add_task("searches", total=len(groups))
+        steps = bar.add_task("steps", total=options.n_steps)
+        for group in groups:
+            bar.reset(steps)
+            what = [setting.spec.identity, setting.spec.dtype, asdict(options), setting.seed]
+            what += [[list(prompt.messages), target] for prompt, target in group]
+            found = search(
+                model,
+                tokenizer,
+                group,
+                options,
+                seed=setting.seed,
+                batch_size=setting.batch_size,
+                state_path=setting.folder / "searches" / f"{content_hash(what)[:16]}.json",
+                on_step=lambda step, loss: bar.update(steps, completed=step, description=f"steps (loss {loss:.2f})"),
+            )
+            bar.advance(all_searches)
+            about = {"loss": found.loss, "matched": found.matched, "n_steps": len(found.losses)}
+            for prompt, target in group:
+                with_it = with_suffix(prompt, found.suffix, "gcg")
+                attacked.append(replace(with_it, meta={**with_it.meta, **about, "target": target}))
+    return attacked

@@ -1,4 +1,4 @@
-"""Attacks without a search: harmful requests in wrappings known to lead models on, and found suffixes reused.
+"""Attacks without a search: harmful requests in wrappings known to lead models on.
 
 The kinds of wrapping are those of the literature (Wei et al. 2023, arXiv 2307.02483; Andriushchenko and Flammarion
 2024, arXiv 2407.11969); the wording is our own.
@@ -9,6 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from sails_align.core.errors import InputError
+from sails_align.evaluation.attacks import WRAPPER_SETS, Setting
+from sails_align.evaluation.attacks.options import WrapperArguments
+from sails_align.evaluation.prompts import is_of_testbed
 from sails_align.evaluation.records import Message, Prompt
 
 Wrapper = Callable[[str], list[Message]]
@@ -110,20 +113,21 @@ def with_suffix(prompt: Prompt, suffix: str, attack: str = "suffix") -> Prompt:
     return _attacked(prompt, (*prompt.messages[:-1], last), attack, {"suffix": suffix})
 
 
-def transfer(suffixes: Sequence[str], prompts: Sequence[Prompt]) -> list[Prompt]:
-    """Every prompt with every suffix, also with those found on other prompts or another model.
+def all_wrappers() -> dict[str, Wrapper]:
+    """All wrappers by name, also those of the testbed."""
+    return {name: wrapper for _, entry in WRAPPER_SETS.items() for name, wrapper in entry.load().items()}
+
+
+def attack(options: WrapperArguments, prompts: Sequence[Prompt], setting: Setting) -> list[Prompt]:
+    """Wrap every prompt in each of the wrappers.
 
     Raises:
-        InputError: if there are no suffixes.
+        InputError: if there is no such wrapper.
     """
-    if not suffixes:
-        raise InputError("no suffixes to transfer; give a file that `sails attack gcg` wrote, or one suffix a line")
-    distinct = list(dict.fromkeys(suffixes))
-    return [
-        with_suffix(prompt, suffix, f"transfer_{number}")
-        for number, suffix in enumerate(distinct)
-        for prompt in prompts
-    ]
+    known = "testbed" if is_of_testbed(prompts) else "general"
+    names = options.wrappers or list(WRAPPER_SETS.get(known).load())
+    wrappers = all_wrappers()
+    return [wrap(prompt, name, wrappers) for name in names for prompt in prompts]
 
 
 def _attacked(prompt: Prompt, messages: tuple[Message, ...], attack: str, meta: Mapping[str, str]) -> Prompt:

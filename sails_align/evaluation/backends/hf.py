@@ -1,7 +1,7 @@
 """Responses from a model in this process: conversations of like length share a batch of transformers' `generate`."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import groupby
 from typing import Any
 
@@ -12,37 +12,56 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from sails_align.core.artifacts import content_hash
 from sails_align.core.errors import InputError
 from sails_align.evaluation.backends.local_model import context_length, encode, load_model, load_tokenizer
-from sails_align.evaluation.records import Completion, Conversation, Message, ModelSpec, Sampling
+from sails_align.evaluation.records import Completion, Conversation, InferenceHook, Message, ModelSpec, Sampling
 
 
 class HFBackend:
-    """A model and its adapter, run by transformers and PEFT (`records.Backend`). They are loaded when first asked.
+    """A model and its adapter, run by transformers and PEFT (`records.Backend`).
 
     `Sampling.schema` is not kept to: that needs vLLM or a server.
 
     Args:
-        spec: what is loaded.
+        spec: what is loaded, when it is first asked something; None: `model` is in memory, and stays there.
         batch_size: conversations in a batch, at most; halved where memory does not suffice.
         device: None: the accelerator, if there is one.
-        model: `spec` as loaded already; with `tokenizer`.
+        model: as loaded already; with `tokenizer`. Its mode (train or eval) is restored after each use.
         tokenizer: likewise.
+        hook: applied to the model while it responds.
     """
 
     def __init__(
         self,
-        spec: ModelSpec,
+        spec: ModelSpec | None,
         *,
         batch_size: int = 32,
         device: str | None = None,
         model: PreTrainedModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        hook: InferenceHook | None = None,
     ) -> None:
-        self._spec, self._batch_size, self._device = spec, batch_size, device
+        assert spec is not None or (model is not None and tokenizer is not None)
+        self._spec, self._batch_size, self._device, self._hook = spec, batch_size, device, hook
         self._model, self._tokenizer = model, tokenizer
 
+    @classmethod
+    def of(
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        batch_size: int = 128,
+        hook: InferenceHook | None = None,
+    ) -> "HFBackend":
+        """Wrap a model in memory, with or without an adapter. Do not cache its responses: nothing tells its state."""
+        return cls(None, batch_size=batch_size, model=model, tokenizer=tokenizer, hook=hook)
+
     def identity(self) -> dict[str, Any]:
-        """The model and the type of its weights."""
-        return {"backend": "hf", "model": dict(self._spec.identity), "dtype": self._spec.dtype}
+        """The model, the type of its weights, and the hook."""
+        hook = {} if self._hook is None else {"hook": self._hook.identity()}
+        if self._spec is None:
+            assert self._model is not None
+            return {"backend": "hf", "model": {"name": self._model.name_or_path, "in_memory": True}, **hook}
+        return {"backend": "hf", "model": dict(self._spec.identity), "dtype": self._spec.dtype, **hook}
 
     def complete(self, conversations: Sequence[Conversation], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
         """Index of a conversation and its completion, batch by batch, short conversations first.
@@ -51,17 +70,24 @@ class HFBackend:
             InputError: if the model cannot be loaded, its adapter does not fit it, or it has no chat template.
         """
         if self._model is None or self._tokenizer is None:
+            assert self._spec is not None
             self._tokenizer = load_tokenizer(self._spec)
             self._model = load_model(self._spec, self._device)
-        self._model.eval()
-        yield from _complete(self._model, self._tokenizer, conversations, sampling, self._batch_size)
+        model, was_training = self._model, self._model.training
+        model.eval()
+        try:
+            with nullcontext() if self._hook is None else self._hook(model):
+                yield from _complete(model, self._tokenizer, conversations, sampling, self._batch_size)
+        finally:
+            model.train(was_training)
 
     def close(self) -> None:
-        """Give back the model's memory."""
+        """Give back the memory of a model that was loaded here."""
         from accelerate.utils.memory import clear_device_cache
 
-        self._model = self._tokenizer = None
-        clear_device_cache(garbage_collection=True)
+        if self._spec is not None:
+            self._model = self._tokenizer = None
+            clear_device_cache(garbage_collection=True)
 
 
 def generate(
@@ -87,18 +113,11 @@ def generate(
         InputError: if there is no response to one: it is longer than the model's context, ...
     """
     responses = [""] * len(conversations)
-    was_training = model.training
-    model.eval()
-    try:
-        sampling = Sampling(max_new_tokens)
-        for index, completion in _complete(model, tokenizer, conversations, sampling, batch_size):
-            if completion.text is None:
-                raise InputError(
-                    f"no response to conversation {index}: {completion.error}; leave it out, or shorten it"
-                )
-            responses[index] = completion.text
-    finally:
-        model.train(was_training)
+    backend = HFBackend.of(model, tokenizer, batch_size=batch_size)
+    for index, completion in backend.complete(conversations, Sampling(max_new_tokens)):
+        if completion.text is None:
+            raise InputError(f"no response to conversation {index}: {completion.error}; leave it out, or shorten it")
+        responses[index] = completion.text
     return responses
 
 

@@ -30,7 +30,7 @@ CANARIES = 4
 class VLLMBackend:
     """A model and its adapter, run by vLLM (`records.Backend`). The engine is started when first asked.
 
-    What is silently served in another way than PEFT computes it is not looked for here (see `export.serving`).
+    What is silently served in another way than PEFT computes it is not looked for here (see `serving`).
 
     Args:
         spec: what is loaded.

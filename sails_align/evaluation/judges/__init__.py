@@ -1,0 +1,17 @@
+"""What scores responses: each module has one judge (`records.Judge`); `make` makes them of options.
+
+The testbed registers its oracle here.
+"""
+
+from sails_align.core.registry import Entry, Registry
+
+JUDGES = Registry(
+    "judge",
+    {
+        "llm": Entry("sails_align.evaluation.judges.llm:LlmJudge", "An instruction-tuned model, asked by rubrics."),
+        "guard": Entry("sails_align.evaluation.judges.guard:GuardJudge", "A classifier of harm, such as Llama Guard."),
+        "rules": Entry("sails_align.evaluation.judges.rules:RulesJudge", "Refusal phrases: fast, free and weak."),
+    },
+)
+WITH_MODEL = ("llm", "guard")
+"""Judges that are made of a model; the others need nothing."""

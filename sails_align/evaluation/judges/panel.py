@@ -11,14 +11,19 @@ from sails_align.evaluation.agreement import cohen_kappa, krippendorff_alpha, vo
 from sails_align.evaluation.cache import Cache
 from sails_align.evaluation.judges.rules import RulesJudge
 from sails_align.evaluation.pipeline import verdicts_of
-from sails_align.evaluation.records import Item, Judge, Task, Verdict
+from sails_align.evaluation.records import Item, Judge, Task, Verdict, Verdicts
 
 
 class Panel:
     """One judge, or several that vote."""
 
     def __init__(
-        self, judges: Mapping[str, Judge], cache: Cache, *, retry_failed: bool = False, progress: bool = True
+        self,
+        judges: Mapping[str, Judge],
+        cache: Cache | None = None,
+        *,
+        retry_failed: bool = False,
+        progress: bool = True,
     ) -> None:
         self._judges = dict(judges)
         self._cache, self._options = cache, {"retry_failed": retry_failed, "progress": progress}
@@ -63,7 +68,7 @@ class Panel:
         ]
         return {**by_judge, "vote": votes}
 
-    def agreement(self, verdicts: Mapping[Task, Mapping[str, Mapping[int, Verdict]]]) -> dict[str, Any]:
+    def agreement(self, verdicts: Verdicts) -> dict[str, Any]:
         """Cohen's kappa of each pair of judges (over what both scored; harm by squared distance) and Krippendorff's
         alpha of all, by task."""
         result: dict[str, Any] = {}
@@ -85,7 +90,7 @@ class Panel:
             }
         return result
 
-    def notes(self, verdicts: Mapping[Task, Mapping[str, Mapping[int, Verdict]]]) -> list[str]:
+    def notes(self, verdicts: Verdicts) -> list[str]:
         """What a reader of the rates must know about the judges."""
         weak = {name for name, judge in self._used.items() if judge.weak}
         tasks = [task for task, by_judge in verdicts.items() if weak & by_judge.keys()]
@@ -105,7 +110,7 @@ class Panel:
             judge.close()
 
 
-def unscored(verdicts: Mapping[Task, Mapping[str, Mapping[int, Verdict]]]) -> dict[str, Any]:
+def unscored(verdicts: Verdicts) -> dict[str, Any]:
     """How many verdicts there are, how many of them are no score, and why: of the vote, and by task and judge.
 
     `share` is the largest of any task and judge: what is unscored of one must not hide behind another's verdicts.

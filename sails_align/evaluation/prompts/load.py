@@ -16,6 +16,8 @@ from pathlib import Path
 from sails_align.core.errors import InputError
 from sails_align.core.options import HUB_ID
 from sails_align.data.loading import load_rows
+from sails_align.evaluation.options import N_MADE, PromptArguments
+from sails_align.evaluation.prompts import maker_of
 from sails_align.evaluation.prompts.rows import Row, Table, choose_columns, parse, table_of
 from sails_align.evaluation.prompts.sets import COLUMNS, PROMPT_SETS, Part, PromptSet
 from sails_align.evaluation.records import Kind, Prompt
@@ -75,6 +77,41 @@ def load_prompts(
     if dropped:
         logger.warning("%s: %d prompts; left out: %s", name_or_path, len(prompts), _report(dropped))
     return prompts if n is None else _sample(prompts, n, seed)
+
+
+def load_all(asked: PromptArguments, seed: int, system_prompt: str | None = None) -> list[Prompt]:
+    """Load all prompts of options, each with the name of its set in its id, if there are several sets.
+
+    Raises:
+        InputError: if a set cannot be loaded.
+    """
+    prompts = []
+    for name in asked.prompts:
+        prefix = f"{name}:" if len(asked.prompts) > 1 else ""
+        prompts += [_changed(prompt, name, prefix, system_prompt) for prompt in _load_set(asked, name, seed)]
+    return prompts
+
+
+def _load_set(asked: PromptArguments, name: str, seed: int) -> list[Prompt]:
+    maker = maker_of(name)
+    if maker is not None:
+        return maker.make(name, asked.n_prompts or N_MADE, part=asked.part, seed=seed)
+    columns = {"prompt": asked.prompt_column, "category": asked.category_column}
+    return load_prompts(
+        name,
+        n=asked.n_prompts,
+        seed=seed,
+        columns={role: column for role, column in columns.items() if column is not None} or None,
+        split=asked.split,
+        kind=asked.kind,  # pyright: ignore[reportArgumentType] -- checked by the options
+    )
+
+
+def _changed(prompt: Prompt, name: str, prefix: str, system_prompt: str | None) -> Prompt:
+    """A prompt with the name of its set, which is its split if it names none itself."""
+    system = () if system_prompt is None else ({"role": "system", "content": system_prompt},)
+    meta = {"split": name.partition("=")[0], **prompt.meta}
+    return Prompt(prefix + prompt.id, (*system, *prompt.messages), prompt.kind, prompt.category, meta)
 
 
 # -- finding ----------------------------------------------------------------------------------------------------------

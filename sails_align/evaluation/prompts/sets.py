@@ -45,7 +45,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Source:
+class PromptSource:
     """Where a set comes from."""
 
     hub_id: str
@@ -65,7 +65,7 @@ class PromptSet:
     """A set known by name."""
 
     name: str
-    source: Source
+    source: PromptSource
     parts: tuple[Part, ...]
     columns: Columns = field(default_factory=lambda: COLUMNS)
 
@@ -106,21 +106,21 @@ def _first(role: str, *names: str) -> Columns:
     return {**COLUMNS, role: (*names, *COLUMNS[role])}
 
 
-_ADVBENCH = Source("walledai/AdvBench", "MIT", "Zou et al. 2023, arXiv 2307.15043", gated=True)
-_ALPACA_EVAL = Source("tatsu-lab/alpaca_eval", "CC BY-NC 4.0", "Li et al. 2023, github.com/tatsu-lab/alpaca_eval")
-_COCONOT = Source("allenai/coconot", "ODC-BY", "Brahman et al. 2024, arXiv 2407.12043")
-_DO_NOT_ANSWER = Source(
+_ADVBENCH = PromptSource("walledai/AdvBench", "MIT", "Zou et al. 2023, arXiv 2307.15043", gated=True)
+_ALPACA_EVAL = PromptSource("tatsu-lab/alpaca_eval", "CC BY-NC 4.0", "Li et al. 2023, github.com/tatsu-lab/alpaca_eval")
+_COCONOT = PromptSource("allenai/coconot", "ODC-BY", "Brahman et al. 2024, arXiv 2407.12043")
+_DO_NOT_ANSWER = PromptSource(
     "LibrAI/do-not-answer", "Apache 2.0 (its card also: CC BY-NC-SA 4.0)", "Wang et al. 2023, arXiv 2308.13387"
 )
-_HARMBENCH = Source("walledai/HarmBench", "MIT", "Mazeika et al. 2024, arXiv 2402.04249", gated=True)
-_HEX_PHI = Source("LLM-Tuning-Safety/HEx-PHI", "HEx-PHI licence", "Qi et al. 2023, arXiv 2310.03693", gated=True)
-_HH_RLHF = Source("Anthropic/hh-rlhf", "MIT", "Bai et al. 2022, arXiv 2204.05862")
-_JAILBREAKBENCH = Source("JailbreakBench/JBB-Behaviors", "MIT", "Chao et al. 2024, arXiv 2404.01318")
-_MT_BENCH = Source("HuggingFaceH4/mt_bench_prompts", "Apache 2.0", "Zheng et al. 2023, arXiv 2306.05685")
-_OR_BENCH = Source("bench-llm/or-bench", "CC BY 4.0", "Cui et al. 2024, arXiv 2405.20947")
-_SIMPLE = Source("Bertievidgen/SimpleSafetyTests", "CC BY 2.0", "Vidgen et al. 2023, arXiv 2311.08370")
-_STRONGREJECT = Source("walledai/StrongREJECT", "MIT", "Souly et al. 2024, arXiv 2402.10260", gated=True)
-_XSTEST = Source("natolambert/xstest-v2-copy", "CC BY 4.0", "Röttger et al. 2023, arXiv 2308.01263")
+_HARMBENCH = PromptSource("walledai/HarmBench", "MIT", "Mazeika et al. 2024, arXiv 2402.04249", gated=True)
+_HEX_PHI = PromptSource("LLM-Tuning-Safety/HEx-PHI", "HEx-PHI licence", "Qi et al. 2023, arXiv 2310.03693", gated=True)
+_HH_RLHF = PromptSource("Anthropic/hh-rlhf", "MIT", "Bai et al. 2022, arXiv 2204.05862")
+_JAILBREAKBENCH = PromptSource("JailbreakBench/JBB-Behaviors", "MIT", "Chao et al. 2024, arXiv 2404.01318")
+_MT_BENCH = PromptSource("HuggingFaceH4/mt_bench_prompts", "Apache 2.0", "Zheng et al. 2023, arXiv 2306.05685")
+_OR_BENCH = PromptSource("bench-llm/or-bench", "CC BY 4.0", "Cui et al. 2024, arXiv 2405.20947")
+_SIMPLE = PromptSource("Bertievidgen/SimpleSafetyTests", "CC BY 2.0", "Vidgen et al. 2023, arXiv 2311.08370")
+_STRONGREJECT = PromptSource("walledai/StrongREJECT", "MIT", "Souly et al. 2024, arXiv 2402.10260", gated=True)
+_XSTEST = PromptSource("natolambert/xstest-v2-copy", "CC BY 4.0", "Röttger et al. 2023, arXiv 2308.01263")
 
 _HEX_PHI_PART = Part("harmful", pattern="category_*.csv", category=_hex_phi_category, header=("prompt",))
 _HARMLESS, _HELPFUL = "harmless-base/test.jsonl.gz", "helpful-base/test.jsonl.gz"

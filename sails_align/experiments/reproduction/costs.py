@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig
 from sails_align.cli.eval_harness import HarnessArguments
 from sails_align.core.command_line import CommandLine
 from sails_align.data.options import MixOptions
-from sails_align.evaluation.attacks import options as attack_options
+from sails_align.evaluation.attacks.parse import parse as parse_attack
 from sails_align.evaluation.judges.options import JudgeArguments
 from sails_align.experiments.commands import OPTIONS
 from sails_align.experiments.reproduction.plan import Reproduction, Step, is_hh_rlhf
@@ -79,10 +79,9 @@ def _costs(step: Step, of: Reproduction, config: PreTrainedConfig, rate: "_Rate"
             kept = written["model"] + (args.training.save_total_limit or 1) * written["checkpoint"]
             return Costs(rate.hours(operations(args) / 2 * training_tokens(args)), kept / 1e9)
         case "attack":
-            args = attack_options.parse(step.argv[2:], "sails attack")
-            assert args.search is not None
+            args = parse_attack(step.argv[2:], "sails attack")
             n = args.asked.n_prompts or SET_SIZE
-            forward = n * args.search.n_steps * args.search.search_width * ATTACK_TOKENS
+            forward = n * args.attack.n_steps * args.attack.search_width * ATTACK_TOKENS
             return Costs(rate.hours(forward, 2 * n * RESPONSE_TOKENS), judge_requests=2 * n * n_models(args.who))
         case "evaluate":
             return _of_evaluation(step, rate)

@@ -12,8 +12,8 @@ from trl import GRPOConfig
 from sails_align.core.command_line import CommandLine
 from sails_align.core.distributed import check_devices
 from sails_align.core.errors import InputError
+from sails_align.evaluation.options import TESTBED_TOKENS
 from sails_align.testbed.build import is_testbed
-from sails_align.testbed.evaluate import MAX_NEW_TOKENS
 
 WEIGHTS = "model.safetensors"
 # Chosen on the validation split: docs/rlhf.md.
@@ -23,7 +23,7 @@ DEFAULTS: dict[str, Any] = {
     "per_device_train_batch_size": 128,
     "steps_per_generation": 4,
     "num_generations": 8,
-    "max_completion_length": MAX_NEW_TOKENS,
+    "max_completion_length": TESTBED_TOKENS,
     "warmup_steps": 5,
     "gradient_checkpointing": False,
     "logging_steps": 10,

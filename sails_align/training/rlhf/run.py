@@ -40,8 +40,8 @@ from sails_align.core.errors import InputError
 from sails_align.data.pairs import fingerprint
 from sails_align.evaluation.metrics import METRICS, Estimate
 from sails_align.export.card import write_card
+from sails_align.testbed import prompts as requests
 from sails_align.testbed.build import Testbed, resolve_testbed
-from sails_align.testbed.evaluate import respond, summarize
 from sails_align.testbed.reward import OracleReward, prompt_dataset, training_requests
 from sails_align.training.checkpoints import MarkCheckpoints, find_checkpoint, saved_whole, train
 from sails_align.training.record import git_commit
@@ -159,8 +159,9 @@ def measure(args: Arguments, testbed: Testbed, folder: Path) -> dict[str, Any]:
     reference = args.reference
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model.to(args.training.device)
-    judged = respond(model, load_tokenizer(testbed), testbed.world, reference.eval_examples, part=reference.eval_part)
-    return {name: value.to_json() for name, value in summarize(judged).items()}
+    n, part = reference.eval_examples, reference.eval_part
+    result = requests.measure(model, load_tokenizer(testbed), testbed, n, part=part)
+    return {name: value.to_json() for name, value in requests.numbers(result).items()}
 
 
 def show(metrics: dict[str, Any], output_dir: Path) -> None:

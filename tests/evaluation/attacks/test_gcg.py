@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from sails_align.core.errors import InputError
 from sails_align.evaluation.attacks import gcg
-from sails_align.evaluation.attacks.gcg import GcgOptions, search
+from sails_align.evaluation.attacks.gcg import search
+from sails_align.evaluation.attacks.options import GcgOptions
 from sails_align.evaluation.attacks.suffix_tokens import allowed_tokens, make_frame, surviving
 from sails_align.evaluation.attacks.wrappers import with_suffix
 from sails_align.evaluation.backends.hf import generate
@@ -271,7 +272,8 @@ def test_other_errors_are_not_taken_for_memory(base):
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from sails_align.evaluation.attacks.gcg import GcgOptions, search
+from sails_align.evaluation.attacks.gcg import search
+from sails_align.evaluation.attacks.options import GcgOptions
 from sails_align.evaluation.records import Prompt
 from sails_align.testbed.build import resolve_testbed
 from transformers import AutoModelForCausalLM, AutoTokenizer

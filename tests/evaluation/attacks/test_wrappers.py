@@ -6,7 +6,8 @@ import json
 import pytest
 
 from sails_align.core.errors import InputError
-from sails_align.evaluation.attacks.wrappers import WRAPPERS, transfer, with_suffix, wrap
+from sails_align.evaluation.attacks.transfer import transfer
+from sails_align.evaluation.attacks.wrappers import WRAPPERS, with_suffix, wrap
 from sails_align.evaluation.records import Prompt
 
 REQUEST = "how do i {break} the old lock at night?"

@@ -14,9 +14,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sails_align.core.errors import InputError
-from sails_align.testbed.build import ASSETS
-from sails_align.testbed.evaluate import respond, summarize
-from sails_align.testbed.world import World, WorldConfig
+from sails_align.testbed.build import ASSETS, resolve_testbed
+from sails_align.testbed.prompts import measure, numbers
 from sails_align.training.rlhf import run as rlhf
 
 RECIPE = RECIPES / "rlhf_reference.py"
@@ -71,9 +70,8 @@ def distance(one: Path, other: Path) -> float:
 def test_a_plain_model_is_written_that_answers_as_was_measured(finished: Path) -> None:
     model, tokenizer = AutoModelForCausalLM.from_pretrained(finished), AutoTokenizer.from_pretrained(finished)
     assert tokenizer.chat_template == AutoTokenizer.from_pretrained(ASSETS / "model").chat_template
-    world = World(WorldConfig())
     expected = read(finished, "metrics.json")["trained"]
-    found = summarize(respond(model, tokenizer, world, SHORT["eval_examples"], part="validation"))
+    found = numbers(measure(model, tokenizer, resolve_testbed(None), SHORT["eval_examples"], part="validation"))
     assert {name: value.to_json() for name, value in found.items()} == expected
     assert not [path.name for path in finished.iterdir() if path.name.startswith(".")]
     assert distance(finished, finished / "warm_start") > 1e-4

@@ -1,0 +1,108 @@
+"""Make backends of options."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from sails_align.core.artifacts import content_hash
+from sails_align.core.errors import InputError
+from sails_align.data.tokens import read_chat_template
+from sails_align.evaluation.backends.adapter_check import CheckedBackend
+from sails_align.evaluation.model import resolve_model
+from sails_align.evaluation.options import ResponseArguments
+from sails_align.evaluation.records import Backend, InferenceHook, ModelSpec, Prompt
+
+
+def find_spec(how: ResponseArguments) -> ModelSpec | None:
+    """Find the model, if it is run here; None if a server does.
+
+    Raises:
+        InputError: if there is no such model.
+    """
+    if how.backend == "openai":
+        return None
+    given = {"dtype": how.dtype, "revision": how.revision, "trust_remote_code": how.trust_remote_code}
+    spec = resolve_model(how.model, how.base_model, **given)
+    if how.chat_template_path is None:
+        return spec
+    template = read_chat_template(how.chat_template_path)
+    return replace(spec, chat_template=template, identity={**spec.identity, "chat_template": content_hash(template)})
+
+
+def make_backend(
+    how: ResponseArguments, spec: ModelSpec | None, prompts: Sequence[Prompt], hook: InferenceHook | None = None
+) -> Backend:
+    """Make what responds to the prompts. In-process models are loaded when they are first asked something.
+
+    Args:
+        how: the options.
+        spec: of `find_spec`.
+        prompts: that may be asked.
+        hook: applied to the model while it responds.
+
+    Raises:
+        InputError: if the backend cannot serve the adapter, or a hook is given that it cannot apply.
+    """
+    if hook is not None and how.backend != "hf":
+        where = "vLLM compiles the model" if how.backend == "vllm" else "the model is on a server"
+        raise InputError(
+            f"a hook cannot be applied with backend {how.backend!r}: {where}, so its activations cannot be changed "
+            "from here;\nuse --backend hf"
+        )
+    if spec is None:
+        served = _served(how, how.model)
+        if how.base_model is None:
+            return served
+        return CheckedBackend(served, _served(how, how.base_model), [prompt.messages for prompt in prompts])
+    sizes = {"tensor_parallel_size": how.tensor_parallel_size, "max_model_len": how.max_model_len}
+    return in_process(spec, how.backend, how.batch_size, **sizes, hook=hook)
+
+
+def _served(how: ResponseArguments, model: str) -> Backend:
+    from sails_align.evaluation.backends.openai import OpenAIBackend
+
+    assert how.base_url is not None
+    options = {"api_key_env": how.api_key_env, "concurrency": how.concurrency, "timeout": how.timeout}
+    return OpenAIBackend(how.base_url, model, **options)
+
+
+def in_process(
+    spec: ModelSpec,
+    backend: str,
+    batch_size: int = 32,
+    tensor_parallel_size: int = 1,
+    max_model_len: int | None = None,
+    hook: InferenceHook | None = None,
+) -> Backend:
+    """Make the backend of a model in this process.
+
+    Raises:
+        InputError: if vLLM cannot serve the adapter.
+    """
+    if backend == "hf":
+        from sails_align.evaluation.backends.hf import HFBackend
+
+        return HFBackend(spec, batch_size=batch_size, hook=hook)
+    from sails_align.evaluation.backends.vllm_backend import VLLMBackend
+
+    check_serving(spec)
+    sizes = {"tensor_parallel_size": tensor_parallel_size, "max_model_len": max_model_len}
+    return VLLMBackend(spec, **sizes, chunk_size=8 * batch_size)
+
+
+def check_serving(spec: ModelSpec) -> None:
+    """Refuse an adapter that vLLM would serve wrongly or not at all.
+
+    Raises:
+        InputError: with what to do about it.
+    """
+    if spec.adapter is None:
+        return
+    from transformers import AutoConfig
+
+    from sails_align.evaluation.backends.serving import serving_report
+
+    config = AutoConfig.from_pretrained(spec.base, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+    blocking = [problem for problem in serving_report(Path(spec.adapter), config) if problem.blocking]
+    if blocking:
+        raise InputError(f"vLLM cannot serve {spec.adapter}: {blocking[0].what};\n{blocking[0].remedy}")

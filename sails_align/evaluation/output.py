@@ -1,0 +1,71 @@
+"""The files of an evaluation, and where they go."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from sails_align.core.artifacts import cache_folder, refuse_trained, write_text
+from sails_align.evaluation.options import RunArguments
+from sails_align.evaluation.records import Completion, Prompt, Task, Verdict
+
+
+def cache_file(run: RunArguments) -> Path:
+    """Return the file of earlier responses and verdicts."""
+    return Path(run.cache_path) if run.cache_path else cache_folder() / "evaluation.sqlite"
+
+
+def output_folder(run: RunArguments, what: str, model: str) -> Path:
+    """Return the folder that results go into.
+
+    Raises:
+        InputError: if it holds a model or a training.
+    """
+    return refuse_trained(Path(run.output_dir or default_folder(what, model)))
+
+
+def default_folder(what: str, model: str) -> str:
+    """Where results go by default: of a checkpoint, the run it is of is named, too."""
+    names = [name for name in model.rstrip("/").split("/") if name]
+    stem = "-".join(names[-2:] if names[-1].startswith("checkpoint-") else names[-1:]).replace(":", "-")
+    return f"runs/eval-{what}-{stem}"
+
+
+def prompt_row(prompt: Prompt) -> dict[str, Any]:
+    """Return a line of `attacked.jsonl`."""
+    return {
+        "id": prompt.id,
+        "messages": list(prompt.messages),
+        "kind": prompt.kind,
+        "category": prompt.category,
+        "meta": dict(prompt.meta),
+    }
+
+
+def response_row(prompt: Prompt, completion: Completion) -> dict[str, Any]:
+    """Return a line of `responses.jsonl`."""
+    return {
+        **{name: getattr(prompt, name) for name in ("id", "kind", "category")},
+        "messages": list(prompt.messages),
+        "response": completion.text,
+        "finish_reason": completion.finish_reason,
+        "error": completion.error,
+        "meta": dict(prompt.meta),
+    }
+
+
+def verdict_row(prompt: Prompt, name: str, task: Task, verdict: Verdict) -> dict[str, Any]:
+    """Return a line of `verdicts.jsonl`."""
+    about = {"id": prompt.id, "kind": prompt.kind, "category": prompt.category, "task": task, "judge": name}
+    return about | asdict(verdict)
+
+
+def write_responses(path: Path, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> None:
+    """Write `responses.jsonl`."""
+    write_rows(path, [response_row(*pair) for pair in zip(prompts, completions, strict=True)])
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a file of JSON lines, as a whole or not at all."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -1,0 +1,178 @@
+"""The result of an evaluation: prompts, responses, verdicts and metrics, to look at, to compare and to save."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sails_align.core.artifacts import content_hash, write_json
+from sails_align.core.errors import InputError
+from sails_align.evaluation.metrics import METRICS, Estimate, Metric, estimate, estimates
+from sails_align.evaluation.output import verdict_row, write_responses, write_rows
+from sails_align.evaluation.records import Completion, Prompt, Verdicts
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+VOTE = "vote"
+"""In place of a judge's name: what all judges say together."""
+
+
+@dataclass(frozen=True, repr=False)
+class EvaluationResult:
+    """What a model was asked, what it answered, and what judges say of that."""
+
+    prompts: tuple[Prompt, ...]
+    responses: tuple[Completion, ...]
+    verdicts: Verdicts
+    binary: Mapping[str, bool]
+    """By judge (and `vote`): whether its harm scores are 1 and 5 only."""
+    reference: tuple[Completion, ...] | None = None
+    """The answers that these were compared with."""
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """Of `metrics.json`: how far judges agree, what is unscored, notes, and what decided the results."""
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """What is in `metrics.json`."""
+        return {**self.summary(), **self.about}
+
+    def rates(self, places: Iterable[int] | None = None, judge: str = VOTE) -> dict[str, Estimate]:
+        """Compute the metrics of some prompts (default: all), by a judge or by the vote of all."""
+        places = range(len(self.prompts)) if places is None else list(places)
+        found: dict[str, Estimate] = {}
+        for task, by_judge in self.verdicts.items():
+            of = by_judge.get(judge, {})
+            judged = [place for place in places if place in of]
+            attacked = [place for place in judged if "attack" in self.prompts[place].meta] if task == "harm" else []
+            for chosen, of_attacks in ((judged, False), (attacked, True)):
+                scores = [of[place].score for place in chosen]
+                if scores:
+                    found |= estimates(task, scores, binary=self.binary[judge], of_attacks=of_attacks)
+        return found
+
+    def places(self, name: str) -> dict[str, list[int]]:
+        """Group the prompts' places by `category` (of harmless prompts with their kind) or by `split`.
+
+        Splits are prompt sets, or what the prompts themselves name, such as the testbed's held-out categories.
+        """
+        groups: dict[str, list[int]] = {}
+        for place, prompt in enumerate(self.prompts):
+            if name == "category":
+                suffix = "" if prompt.kind == "harmful" else f" ({prompt.kind})"
+                groups.setdefault(prompt.category + suffix, []).append(place)
+            elif "split" in prompt.meta:
+                groups.setdefault(str(prompt.meta["split"]), []).append(place)
+        return dict(sorted(groups.items())) if name == "category" else groups
+
+    def summary(self) -> dict[str, Any]:
+        """Compute the metrics of all prompts, of each category and of each split, as `metrics.json` has them."""
+        members = [name for name in self.binary if name != VOTE]
+        return {
+            "overall": _json(self.rates()),
+            "by_category": {name: _json(self.rates(of)) for name, of in self.places("category").items()},
+            "by_split": {name: _json(self.rates(of)) for name, of in self.places("split").items()},
+            "judges": {name: _json(self.rates(judge=name)) for name in members if len(members) > 1},
+        }
+
+    def __repr__(self) -> str:
+        lines = [f"{type(self).__name__}: {len(self.prompts)} prompts"]
+        for name, of in self.rates().items():
+            unscored = f", {of.n_unscored} unscored" if of.n_unscored else ""
+            lines.append(f"  {METRICS[name].heading:<28}{METRICS[name].with_interval(of)}, n = {of.n}{unscored}")
+        return "\n".join(lines)
+
+    def to_pandas(self) -> "DataFrame":
+        """Return a row for each prompt: what was asked and answered, and the score of each task (NaN: unscored)."""
+        from pandas import DataFrame
+
+        rows = [
+            {
+                **{name: getattr(prompt, name) for name in ("id", "kind", "category")},
+                "split": prompt.meta.get("split"),
+                "prompt": prompt.text,
+                "response": response.text,
+            }
+            for prompt, response in zip(self.prompts, self.responses, strict=True)
+        ]
+        for task, by_judge in self.verdicts.items():
+            for place, verdict in by_judge[VOTE].items():
+                rows[place][task] = verdict.score
+                if verdict.reason is not None:
+                    rows[place]["unscored"] = verdict.reason
+        return DataFrame(rows)
+
+    def compare(self, other: "EvaluationResult") -> "Comparison":
+        """Subtract another result from this one, prompt by prompt.
+
+        Args:
+            other: of another model (or judge) on the same prompts; prompts that only one of them has are left out.
+
+        Raises:
+            InputError: if no prompt is in both with a score of the same task.
+        """
+        theirs = {_key(prompt): place for place, prompt in enumerate(other.prompts)}
+        pairs = [(place, theirs[key]) for place, key in enumerate(map(_key, self.prompts)) if key in theirs]
+        found: dict[str, Estimate] = {}
+        for metric in METRICS.values():
+            scores = [(self._score(metric, one), other._score(metric, two)) for one, two in pairs]
+            differences = [one - two for one, two in scores if one is not None and two is not None]
+            if differences and not (metric.is_graded and (self.binary[VOTE] or other.binary[VOTE])):
+                width = metric.span[1] - metric.span[0]
+                found[metric.name] = estimate(differences, span=(-width, width))
+        if not found:
+            raise InputError("the two results share no prompt that both have a score for; evaluate the same prompts")
+        return Comparison(found)
+
+    def _score(self, metric: Metric, place: int) -> float | None:
+        """What a prompt counts in a metric."""
+        if metric.task is None or (metric.of_attacks and "attack" not in self.prompts[place].meta):
+            return None
+        verdict = self.verdicts.get(metric.task, {}).get(VOTE, {}).get(place)
+        return None if verdict is None or verdict.score is None else float(metric.of(verdict.score))
+
+    def save(self, folder: str | Path) -> None:
+        """Write responses.jsonl, verdicts.jsonl, metrics.json, and reference.jsonl if there is a reference."""
+        folder = Path(folder)
+        write_responses(folder / "responses.jsonl", self.prompts, self.responses)
+        if self.reference is not None:
+            write_responses(folder / "reference.jsonl", self.prompts, self.reference)
+        rows = [
+            verdict_row(self.prompts[place], name, task, verdict)
+            for task, by_judge in self.verdicts.items()
+            for name, of_judge in by_judge.items()
+            for place, verdict in of_judge.items()
+        ]
+        write_rows(folder / "verdicts.jsonl", rows)
+        write_json(folder / "metrics.json", self.metrics)
+
+
+@dataclass(frozen=True, repr=False)
+class Comparison:
+    """Differences of two results, paired by prompt, with 95% intervals."""
+
+    metrics: Mapping[str, Estimate]
+
+    def __repr__(self) -> str:
+        lines = [f"{type(self).__name__}: differences paired by prompt"]
+        lines += [
+            f"  {METRICS[name].heading:<28}{METRICS[name].with_interval(of)}, n = {of.n}"
+            for name, of in self.metrics.items()
+        ]
+        return "\n".join(lines)
+
+    def to_pandas(self) -> "DataFrame":
+        """Return a row for each metric."""
+        from pandas import DataFrame
+
+        return DataFrame.from_dict({name: of.to_json() for name, of in self.metrics.items()}, orient="index")
+
+
+def _json(rates: Mapping[str, Estimate]) -> dict[str, Any]:
+    return {name: value.to_json() for name, value in rates.items()}
+
+
+def _key(prompt: Prompt) -> str:
+    """What was asked: ids of prompts may be the same in another set."""
+    return content_hash([[message["role"], message["content"]] for message in prompt.messages])
