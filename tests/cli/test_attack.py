@@ -189,6 +189,6 @@ def test_a_weak_judge_is_called_weak_and_has_no_degrees(tmp_path, capsys):
 
 def test_the_testbeds_budget_is_for_its_prompts_alone(tmp_path):
     (tmp_path / "config.yaml").write_text("prompts: [testbed]\n")
-    of_testbed = parse(["gcg", "--config", str(tmp_path / "config.yaml")], "sails attack").search
-    mixed = parse(["gcg", "--prompts", "testbed", "advbench"], "sails attack").search
+    of_testbed = parse(["gcg", "--config", str(tmp_path / "config.yaml")], "sails attack").attack
+    mixed = parse(["gcg", "--prompts", "testbed", "advbench"], "sails attack").attack
     assert (of_testbed.suffix_length, mixed.suffix_length) == (2, 20)

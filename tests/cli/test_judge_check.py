@@ -79,5 +79,5 @@ def test_labels_that_cannot_be_used(tmp_path: Path, text: str, says: str) -> Non
     (tmp_path / "labels.csv").write_text(text)
     with pytest.raises(InputError, match=says):
         check(tmp_path / "run", "--judge", "rules", "--labels", str(tmp_path / "labels.csv"))
-    with pytest.raises(InputError, match="which judge is to be checked"):
+    with pytest.raises(InputError, match="no judge to check is given"):
         check(tmp_path / "run")
