@@ -40,6 +40,8 @@ ENGINES = {
 # Sums over two halves of a batch round differently from one over the whole; ZeRO-3 also adds up in other buffers.
 LOSS_TOLERANCE = {"ddp": 1e-5, "zero1": 1e-5, "zero2": 1e-5, "zero3": 1e-4, "fsdp": 1e-5}
 WEIGHT_TOLERANCE = {"ddp": 1e-4, "zero1": 1e-4, "zero2": 1e-4, "zero3": 1e-3, "fsdp": 1e-4}
+# Logits move ten times as far as weights do; how sums are rounded, and so how far, depends on the processor.
+LOGIT_TOLERANCE = {"ddp": 3e-4, "zero1": 3e-4, "zero2": 3e-4, "zero3": 1e-3, "fsdp": 3e-4}
 MODES = {"sft": ["--subspace_mode", "freeze"], "dpo": ["--gradient_checkpointing", "true"]}
 N_STEPS = 8
 
@@ -128,7 +130,7 @@ def test_two_processes_are_as_one(
     for folder in (run, alone):
         base = AutoModelForCausalLM.from_pretrained(project.folder / "tiny")
         reloaded.append(logits(PeftModel.from_pretrained(base, str(folder))))
-    torch.testing.assert_close(*reloaded, atol=WEIGHT_TOLERANCE[engine], rtol=WEIGHT_TOLERANCE[engine])
+    torch.testing.assert_close(*reloaded, atol=LOGIT_TOLERANCE[engine], rtol=LOGIT_TOLERANCE[engine])
     assert not torch.allclose(reloaded[0], start["base"], atol=1e-3)
     for name in ("base", "trained"):
         ours, theirs = (read(folder, "metrics.json")[name]["held_out_loss"] for folder in (run, alone))
