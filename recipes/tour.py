@@ -78,7 +78,8 @@ with exit_on_input_error():
     options += ["--logging_steps", "64"]
     args = align.parse("sft", options, prog="recipes/tour.py")
     with output_folder(given.output_dir):
-        source, testbed = align.load_source(args)
+        args, testbed = align.resolved(args)
+        source = align.load_source(args, testbed)
         align.check_folder(args, source, given.output_dir / "run")
 assert testbed is not None
 bed, world = testbed, testbed.world
@@ -344,7 +345,8 @@ console.print(f"picture   {given.output_dir}/steering.png\n", soft_wrap=True)
 # has fewer directions than the rank, random ones orthogonal to it are added.)
 
 # %%
-trainer, init = build_trainer(args, source, subspace)
+built = build_trainer(args, source, subspace)
+trainer, init = built.trainer, built.init
 assert init is not None
 adapted: Any = trainer.model
 asked = source.tokenizer([row["prompt"] for row in plain_judged], return_tensors="pt", padding=True)

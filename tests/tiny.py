@@ -71,7 +71,7 @@ class Project:
 class Built:
     """A trainer, as the recipe builds it."""
 
-    args: align.Arguments
+    args: align.TrainingPlan
     source: Source
     subspace: Subspace | None
     trainer: AlignmentTrainer
@@ -83,13 +83,14 @@ class Built:
 
 def build(argv: list[str], callbacks: list[TrainerCallback] | None = None, method: Method = "sft") -> Built:
     args = align.parse(method, argv)
-    source, _ = align.load_source(args)
+    args, testbed = align.resolved(args)
+    source = align.load_source(args, testbed)
     subspace = None
     if args.sails.uses_subspace:
         folder = Path(str(args.training.output_dir)) / "subspace"
         subspace = find_subspace(args, source, folder)
-    trainer, init = build_trainer(args, source, subspace, callbacks)
-    return Built(args, source, subspace, trainer, init)
+    built = build_trainer(args, source, subspace, callbacks)
+    return Built(built.plan, source, subspace, built.trainer, built.init)
 
 
 def save_model(folder: Path) -> None:

@@ -38,7 +38,8 @@ def discover(argv: Sequence[str]) -> None:
     if not args.sails.uses_subspace:
         raise InputError(f"{args.start} starts in no subspace; choose --init {', '.join(subspace_initializers())}")
     with output_folder(Path(str(args.training.output_dir))) as output_dir:
-        source, _ = align.load_source(args)
+        args, testbed = align.resolved(args)
+        source = align.load_source(args, testbed)
         subspace = find_subspace(args, source, output_dir / "subspace")
     console = Console()
     for layer, basis_DR in subspace.bases.items():

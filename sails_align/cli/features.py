@@ -68,7 +68,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
     if "features" not in subspace.provenance:
         raise InputError(f"the subspace of {run} was not made of SAE features; give a run with --init sails")
     options = align.parse(method, ["--config", str(run / "config.yaml"), "--push_to_hub", "false"])
-    source, _ = align.load_source(options)
+    options, testbed = align.resolved(options)
+    source = align.load_source(options, testbed)
     if source.helpful is None:
         raise InputError(
             f"{run} had no harmless requests to compare harmful ones with;\ntrain one with --helpful_dataset_name"

@@ -115,14 +115,16 @@ def _aligned(cell: Cell, testbed: Testbed, folder: Path, cost: Cost) -> Trained:
     with cost.of("prepare"):
         options = ["--model_name_or_path", cell.world, "--output_dir", str(folder), *cell.training_options]
         args = align.parse(method, [*QUIET, *options, *cell.run.options])
-        source, _ = align.load_source(args)
+        args, _ = align.resolved(args)
+        source = align.load_source(args, testbed)
     subspace = None
     if args.sails.uses_subspace:
         with cost.of("subspace"):
             subspace = find_subspace(args, source, folder / "subspace")
     probe = ProbeCallback(PROBE_EVERY, _probe(cell, testbed, source.tokenizer, cost)) if cell.part == "test" else None
     with cost.of("prepare"):
-        trainer, init = build_trainer(args, source, subspace, callbacks=[probe] if probe else None)
+        built = build_trainer(args, source, subspace, callbacks=[probe] if probe else None)
+        trainer, init = built.trainer, built.init
     with cost.of("train"):
         trainer.train()
     n_trainable, n_parameters = count_parameters(trainer)

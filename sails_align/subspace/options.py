@@ -99,7 +99,7 @@ class DiscoveryOptions:
         check_least(self, max_discovery_examples=1)
 
 
-@dataclass
+@dataclass(frozen=True)
 class DPOArguments:
     """Options of DPO in addition to TRL's."""
 

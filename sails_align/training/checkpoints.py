@@ -36,7 +36,7 @@ from sails_align.models.language_model import copy_processor
 from sails_align.subspace.basis import Subspace
 from sails_align.training.callbacks.options import DecayOptions
 from sails_align.training.dataset import Source, identity_of
-from sails_align.training.options import Arguments
+from sails_align.training.plan import TrainingPlan
 from sails_align.training.trainer import INITIAL_ADAPTER, PAIRS, AlignmentTrainer
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def _as_json(value: Any) -> Any:
     return str(value) if isinstance(value, enum.Enum) else value
 
 
-def run_identity(args: Arguments, source: Source, subspace: Subspace | None) -> dict[str, Any]:
+def run_identity(args: TrainingPlan, source: Source, subspace: Subspace | None) -> dict[str, Any]:
     """What must be the same for a checkpoint to be this run's: resuming with anything else would mix two runs."""
     sails, training, model = args.sails, args.training, args.model
     identity = {
@@ -285,7 +285,7 @@ def _different(identity: dict[str, Any], other: dict[str, Any]) -> list[str]:
     return [name for name in identity if content_hash(identity[name]) != content_hash(other.get(name))]
 
 
-def check_folder(args: Arguments, source: Source, output_dir: Path) -> None:
+def check_folder(args: TrainingPlan, source: Source, output_dir: Path) -> None:
     """Refuse a folder that holds another run, before anything in it is changed.
 
     Raises:
@@ -365,7 +365,7 @@ def saved_whole(trainer: Trainer, output_dir: Path) -> Iterator[Path]:
             shutil.rmtree(part, ignore_errors=True)
 
 
-def save_model(args: Arguments, trainer: AlignmentTrainer, output_dir: Path) -> None:
+def save_model(args: TrainingPlan, trainer: AlignmentTrainer, output_dir: Path) -> None:
     """Write the adapter (or the fine-tuned model), the tokenizer and the trainer's options, each file as a whole. What
     only training needed is deleted.
 

@@ -57,16 +57,14 @@ def _parse(argv: Sequence[str] | None, prog: str) -> tuple[argparse.Namespace, l
 
 
 def _estimate(options: argparse.Namespace, rest: list[str]) -> dict[str, Any]:
-    from sails_align.testbed.build import is_testbed, resolve_testbed
     from sails_align.training.dataset import load_model_config
     from sails_align.training.memory import FOR_QUANTIZED, Engine, checkpoint_bytes, estimate
-    from sails_align.training.run import parse
+    from sails_align.training.run import parse, resolved
     from sails_align.training.shapes import meta_model, setup_of, shape_of
 
     args = parse(*_recipe(options.method, rest))
     name = args.model.model_name_or_path
-    if is_testbed(name):
-        args.model.model_name_or_path = resolve_testbed(name).model_path
+    args, _ = resolved(args)
     config = load_model_config(args.model, args.training)
     setup, shape = setup_of(args, config), shape_of(meta_model(args, config))
     engines = {}

@@ -21,13 +21,13 @@ from trl import SFTConfig
 
 from sails_align.core.errors import InputError
 from sails_align.models.attention import exact_attention
-from sails_align.training.options import Arguments
+from sails_align.training.plan import TrainingPlan
 
 FLASH_WITH_SOFT_CAP = "2.6"
 """The first version of flash-attn with a soft-cap; transformers leaves it out with an older one."""
 
 
-def check_options(args: Arguments) -> None:
+def check_options(args: TrainingPlan) -> None:
     """Refuse options that contradict each other, on whatever machine.
 
     Raises:
@@ -55,12 +55,12 @@ def check_options(args: Arguments) -> None:
         )
 
 
-def _quantization(args: Arguments) -> str | None:
+def _quantization(args: TrainingPlan) -> str | None:
     """The option that asks for a base model of few bits."""
     return next((name for name in ("load_in_4bit", "load_in_8bit") if getattr(args.model, name)), None)
 
 
-def _check_quantization(args: Arguments, option: str) -> None:
+def _check_quantization(args: TrainingPlan, option: str) -> None:
     init, engine = args.sails.init, args.engine
     if not args.model.use_peft:
         raise InputError(
@@ -82,7 +82,7 @@ def _check_quantization(args: Arguments, option: str) -> None:
         )
 
 
-def check_machine(args: Arguments, config: PreTrainedConfig) -> None:
+def check_machine(args: TrainingPlan, config: PreTrainedConfig) -> None:
     """Refuse options that need what this machine lacks, or a model of another kind.
 
     Raises:
@@ -106,7 +106,7 @@ def check_machine(args: Arguments, config: PreTrainedConfig) -> None:
         )
 
 
-def _check_attention(name: str, args: Arguments, config: PreTrainedConfig, *, on_gpu: bool) -> None:
+def _check_attention(name: str, args: TrainingPlan, config: PreTrainedConfig, *, on_gpu: bool) -> None:
     is_flash = is_flash_attention_requested(requested_attention_implementation=name)
     if exact_attention(config) == "eager" and not (is_flash or name in ("eager", "flex_attention")):
         raise InputError(

@@ -16,11 +16,11 @@ from sails_align.core.artifacts import package_versions, write_json, write_text
 from sails_align.data.pairs import fingerprint
 from sails_align.subspace.basis import Subspace
 from sails_align.training.dataset import Source
-from sails_align.training.options import Arguments
+from sails_align.training.plan import TrainingPlan
 
 
 def write_record(
-    args: Arguments, identity: dict[str, Any], source: Source, subspace: Subspace | None, output_dir: Path
+    args: TrainingPlan, identity: dict[str, Any], source: Source, subspace: Subspace | None, output_dir: Path
 ) -> None:
     """Write `config.yaml` and `run.json`. Neither has a token or a key."""
     record = {

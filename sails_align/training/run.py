@@ -7,6 +7,7 @@ accelerate launch recipes/dpo_sails.py --config FILE.yaml    anything else
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,8 @@ from sails_align.core.command_line import CommandLine
 from sails_align.core.cost import Cost, peak_memory_mb
 from sails_align.core.distributed import check_devices, plain_cpu, process_index
 from sails_align.core.errors import InputError
-from sails_align.data.options import DataOptions
 from sails_align.export.card import write_card
 from sails_align.export.hub import push
-from sails_align.initializers.options import SailsArguments
 from sails_align.models.adapters import check_complete
 from sails_align.subspace.options import DPOArguments, Method
 from sails_align.testbed.build import MODEL_NAME, Testbed, is_testbed, resolve_testbed
@@ -43,8 +42,9 @@ from sails_align.training.checkpoints import (
 )
 from sails_align.training.dataset import Source, assemble, load_data
 from sails_align.training.measure import MeasureStart, count_parameters, measure
-from sails_align.training.options import Arguments, extra_options
+from sails_align.training.options import own_options
 from sails_align.training.performance import check_machine, check_options
+from sails_align.training.plan import TrainingPlan, changed
 from sails_align.training.record import write_record
 from sails_align.training.subspace import find_subspace
 from sails_align.training.table import show
@@ -83,7 +83,7 @@ TESTBED_LEARNING_RATES = {
 }
 
 
-def parse(method: Method, argv: Sequence[str] | None = None, prog: str | None = None) -> Arguments:
+def parse(method: Method, argv: Sequence[str] | None = None, prog: str | None = None) -> TrainingPlan:
     """Read the command line (None: this process's) and `--config` (YAML); `prog` is what `--help` calls the command.
 
     Raises:
@@ -108,21 +108,19 @@ def parse(method: Method, argv: Sequence[str] | None = None, prog: str | None = 
     if method == "dpo" and line.value("packing") is not None:
         raise InputError("packing is given, but TRL packs examples of SFT only; leave it out")
     config_class = SFTConfig if method == "sft" else DPOConfig
-    classes = [SailsArguments, DataOptions, *extra_options(), ScriptArguments, config_class, ModelConfig]
-    more = [DPOArguments] if method == "dpo" else []
-    sails, data, *parsed = line.parse([*classes, *more], defaults=defaults, prog=prog)
-    extras, parsed = tuple(parsed[: len(extra_options())]), parsed[len(extra_options()) :]
-    arguments = Arguments(
-        method, sails, data, extras, *parsed[:3], *(parsed[3:] or [DPOArguments()]), defaults=defaults, given=line.given
-    )
-    arguments.settle()
-    check_options(arguments)
-    plain_cpu(arguments.training)
-    training = arguments.training
+    classes = [*own_options(method), ScriptArguments, config_class, ModelConfig]
+    *own, script, training, model = line.parse(classes, defaults=defaults, prog=prog)
+    dpo = own.pop() if method == "dpo" else DPOArguments()
+    sails, data, *extras = own
+    plan = TrainingPlan(
+        method, sails, data, tuple(extras), script, training, model, dpo, defaults, line.given
+    ).settled()
+    check_options(plan)
+    plain_cpu(training)
     if training.output_dir in (None, "trainer_output"):
         stem = "testbed" if model_name is None else model_name.rstrip("/").split("/")[-1].replace(":", "-")
-        training.output_dir = f"runs/{method}-{arguments.start}-{stem}"
-    return arguments
+        plan = replace(plan, training=changed(training, output_dir=f"runs/{method}-{plan.start}-{stem}"))
+    return plan
 
 
 def main(method: Method, argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str, Any]:
@@ -134,13 +132,12 @@ def main(method: Method, argv: Sequence[str] | None = None, prog: str | None = N
         return run(args, folder)
 
 
-def run(args: Arguments, output_dir: Path) -> dict[str, Any]:
+def run(args: TrainingPlan, output_dir: Path) -> dict[str, Any]:
     """Build, train and save in a folder. Returns what is in `metrics.json`."""
     cost = Cost()
-    # By us, at the end: TRL would push pickles and every checkpoint, with a card of its own.
-    push_to_hub, args.training.push_to_hub = args.training.push_to_hub, False
     with cost.of("prepare"), args.training.main_process_first(local=True, desc="loading the data"):
-        source, testbed = load_source(args)
+        args, testbed = resolved(args)
+        source = load_source(args, testbed)
     check_machine(args, source.model_config)
     check_folder(args, source, output_dir)
     subspace = None
@@ -148,7 +145,8 @@ def run(args: Arguments, output_dir: Path) -> dict[str, Any]:
         with cost.of("subspace"):
             subspace = find_subspace(args, source, output_dir / "subspace")
     with cost.of("prepare"), disk_errors(output_dir):
-        trainer, _ = build_trainer(args, source, subspace)
+        built = build_trainer(args, source, subspace)
+        args, trainer = built.plan, built.trainer
         identity = run_identity(args, source, subspace)
         checkpoint = find_checkpoint(args.training, identity)
         trainer.add_callback(MarkCheckpoints(identity))
@@ -190,7 +188,7 @@ def run(args: Arguments, output_dir: Path) -> dict[str, Any]:
             write_text(output_dir / "responses.jsonl", rows)
         write_json(output_dir / "metrics.json", metrics)
         show(metrics, output_dir)
-        finish(args, source, output_dir, push_to_hub=push_to_hub)
+        finish(args, source, output_dir)
     return metrics
 
 
@@ -200,14 +198,14 @@ def last_drift(logs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return next((row for row in reversed(rows) if row), {})
 
 
-def finish(args: Arguments, source: Source, output_dir: Path, *, push_to_hub: bool) -> None:
+def finish(args: TrainingPlan, source: Source, output_dir: Path) -> None:
     """Check that the saved adapter is whole, write the model card, and push all of it to the hub if that is wanted."""
     if args.model.use_peft:
         check_complete(output_dir, source.model_config)
     console = Console()
     console.print(f"card      {write_card(output_dir, output_dir)}", highlight=False, soft_wrap=True)
-    if push_to_hub:
-        training = args.training
+    training = args.training
+    if training.push_to_hub:
         address = push(
             output_dir,
             training.hub_model_id or output_dir.name,
@@ -218,36 +216,35 @@ def finish(args: Arguments, source: Source, output_dir: Path, *, push_to_hub: bo
         console.print(f"hub       {address}", highlight=False, soft_wrap=True)
 
 
-def load_source(args: Arguments) -> tuple[Source, Testbed | None]:
-    """Model, tokenizer and data: of the testbed if that is the model, else of what is named."""
-    training, reference = args.training, args.dpo.ref_model_name_or_path
+def resolved(plan: TrainingPlan) -> tuple[TrainingPlan, Testbed | None]:
+    """Find or build the testbeds that a plan names. Returns the plan with their paths, and the testbed to train on."""
+    model, reference = plan.model.model_name_or_path, plan.dpo.ref_model_name_or_path
     if reference is not None and is_testbed(reference):
-        args.dpo.ref_model_name_or_path = resolve_testbed(reference).model_path
-    if not is_testbed(args.model.model_name_or_path):
-        data = load_data(args.script, args.data, training.seed)
-        return _assembled(args, data), None
-    testbed = resolve_testbed(args.model.model_name_or_path)
-    args.model.model_name_or_path = testbed.model_path
-    if not args.sails.saes().named:
-        args.sails = args.sails.replaced(sae_path=testbed.sae_path)
-    if args.script.dataset_name is not None:
-        data = load_data(args.script, args.data, training.seed)
+        dpo = replace(plan.dpo, ref_model_name_or_path=resolve_testbed(reference).model_path)
+        plan = replace(plan, dpo=dpo)
+    if not is_testbed(model):
+        return plan, None
+    testbed = resolve_testbed(model)
+    sails = plan.sails if plan.sails.saes().named else plan.sails.replaced(sae_path=testbed.sae_path)
+    return replace(plan, sails=sails, model=changed(plan.model, model_name_or_path=testbed.model_path)), testbed
+
+
+def load_source(plan: TrainingPlan, testbed: Testbed | None) -> Source:
+    """Load model, tokenizer and data of a plan that is `resolved`: the testbed's data if no other is named."""
+    seed = plan.training.seed
+    if testbed is None or plan.script.dataset_name is not None:
+        data = load_data(plan.script, plan.data, seed)
     else:
-        world, seed = testbed.world, training.seed
-        safety = alignment_data(world, harmful=True, n=args.data.max_train_examples, seed=seed)
-        helpful = alignment_data(world, harmful=False, seed=seed)
-        held_out = alignment_data(world, harmful=True, n=args.data.eval_examples, part="validation")
+        safety = alignment_data(testbed.world, harmful=True, n=plan.data.max_train_examples, seed=seed)
+        helpful = alignment_data(testbed.world, harmful=False, seed=seed)
+        held_out = alignment_data(testbed.world, harmful=True, n=plan.data.eval_examples, part="validation")
         data = (safety, helpful, held_out, {})
-    return _assembled(args, data, MODEL_NAME), testbed
-
-
-def _assembled(args: Arguments, data: tuple[Any, ...], name: str | None = None) -> Source:
     return assemble(
-        args.model,
-        args.training,
-        args.data,
-        data,  # pyright: ignore[reportArgumentType]
-        name=name,
-        chat_template_path=args.chat_template_path,
-        transforms=args.extras,
+        plan.model,
+        plan.training,
+        plan.data,
+        data,
+        name=None if testbed is None else MODEL_NAME,
+        chat_template_path=plan.chat_template_path,
+        transforms=plan.extras,
     )

@@ -14,7 +14,7 @@ from sails_align.core.errors import InputError
 from sails_align.models.attention import exact_attention
 from sails_align.models.hooks import decoder_layers
 from sails_align.models.language_model import freeze_outside_decoder, outside_decoder
-from sails_align.training.options import Arguments
+from sails_align.training.plan import TrainingPlan, changed
 from sails_align.training.starts import DEFAULT_TARGETS, check_rank
 
 
@@ -109,7 +109,7 @@ def _trained_inputs(block: nn.Module) -> list[int]:
     return [m.in_features for m in block.modules() if isinstance(m, nn.Linear) and m.weight.requires_grad]
 
 
-def meta_model(args: Arguments, config: PreTrainedConfig) -> PreTrainedModel | PeftModel:
+def meta_model(args: TrainingPlan, config: PreTrainedConfig) -> PreTrainedModel | PeftModel:
     """The model that is trained, with its adapter, on the meta device.
 
     Raises:
@@ -133,7 +133,7 @@ def meta_model(args: Arguments, config: PreTrainedConfig) -> PreTrainedModel | P
             raise InputError(f"the adapter does not suit the model: {cause};\nsee --lora_target_modules") from error
 
 
-def loaded_dtype(args: Arguments, config: PreTrainedConfig) -> torch.dtype:
+def loaded_dtype(args: TrainingPlan, config: PreTrainedConfig) -> torch.dtype:
     """The type that `--dtype` loads weights in."""
     name = args.model.dtype or "float32"  # TRL's default
     dtype = (config.dtype or torch.float32) if name == "auto" else getattr(torch, name)
@@ -141,11 +141,11 @@ def loaded_dtype(args: Arguments, config: PreTrainedConfig) -> torch.dtype:
     return dtype
 
 
-def _adapter_config(args: Arguments, model_config: PreTrainedConfig) -> LoraConfig:
+def _adapter_config(args: TrainingPlan, model_config: PreTrainedConfig) -> LoraConfig:
     if args.sails.adapter_path is None:
         check_rank(args, model_config, str(args.model.model_name_or_path))
-        args.model.lora_target_modules = args.model.lora_target_modules or DEFAULT_TARGETS
-        config = get_peft_config(args.model)
+        modules: Any = args.model.lora_target_modules or DEFAULT_TARGETS
+        config = get_peft_config(changed(args.model, lora_target_modules=modules))
     else:
         try:
             config = PeftConfig.from_pretrained(args.sails.adapter_path)
@@ -159,7 +159,7 @@ def _adapter_config(args: Arguments, model_config: PreTrainedConfig) -> LoraConf
     return config
 
 
-def setup_of(args: Arguments, config: PreTrainedConfig) -> Setup:
+def setup_of(args: TrainingPlan, config: PreTrainedConfig) -> Setup:
     """The setup that a recipe's options give.
 
     Raises:
@@ -194,7 +194,7 @@ def _quantized_bytes(model: ModelConfig) -> float | None:
     return 1.0 if model.load_in_8bit else None
 
 
-def _check_covered(args: Arguments) -> None:
+def _check_covered(args: TrainingPlan) -> None:
     optim = OptimizerNames(args.training.optim)
     if optim not in (OptimizerNames.ADAMW_TORCH, OptimizerNames.ADAMW_TORCH_FUSED):
         raise InputError(f"optim is {optim.value}, but only AdamW can be estimated; leave --optim out")

@@ -1,5 +1,6 @@
 """The adapter of a training: its configuration, the model it is made on, and adapters that are already trained."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,14 @@ from sails_align.models.load import model_errors, not_partitioned
 from sails_align.models.quantized import use_one_layout
 from sails_align.subspace.basis import Subspace
 from sails_align.training.dataset import Source
-from sails_align.training.options import Arguments
+from sails_align.training.plan import TrainingPlan, changed
 
 DEFAULT_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 """With rank 16 these are 0.19% of Gemma-2-9B's parameters and 0.24% of 2B's: the shares the paper reports."""
 N_EXAMPLES = 512
 
 
-def model_init_kwargs(args: Arguments, source: Source) -> dict[str, Any]:
+def model_init_kwargs(args: TrainingPlan, source: Source) -> dict[str, Any]:
     """What `from_pretrained` is given for the model that is trained (and for TRL's copy of it as DPO's reference)."""
     given = args.training.model_init_kwargs or {}
     assert isinstance(given, dict)  # transformers has parsed it
@@ -40,22 +41,21 @@ def model_init_kwargs(args: Arguments, source: Source) -> dict[str, Any]:
     }
 
 
-def is_few_bits(args: Arguments, source: Source) -> bool:
+def is_few_bits(args: TrainingPlan, source: Source) -> bool:
     """Whether the base model is quantized: by an option, or as it is published."""
     published = getattr(source.model_config, "quantization_config", None) is not None
     return published or args.model.load_in_4bit or args.model.load_in_8bit
 
 
-def lora_config(args: Arguments, source: Source, subspace: Subspace | None) -> LoraConfig:
-    """PEFT's configuration from TRL's options; q, k, v and o unless other modules are named.
+def lora_config(args: TrainingPlan, source: Source, subspace: Subspace | None) -> tuple[TrainingPlan, LoraConfig]:
+    """PEFT's configuration from TRL's options, and the plan with its modules; q, k, v and o unless others are named.
 
     Raises:
         InputError: if the rank does not suit the model or the initialisation, or (with a subspace) a module cannot
             start in it.
     """
-    model_args = args.model
     check_rank(args, source.model_config, source.name)
-    wanted: Any = model_args.lora_target_modules or DEFAULT_TARGETS
+    wanted: Any = args.model.lora_target_modules or DEFAULT_TARGETS
     # For PEFT alone, also "all-linear" or a regular expression; but TRL makes a list of one module a string.
     names: Any = [wanted] if isinstance(wanted, str) and wanted.isidentifier() else wanted
     with not_partitioned(), torch.device("meta"):
@@ -66,17 +66,17 @@ def lora_config(args: Arguments, source: Source, subspace: Subspace | None) -> L
         names = [wanted] if isinstance(wanted, str) else list(wanted)
         assert args.sails.layer_map is not None
         names = target_modules_for(skeleton, names, subspace, args.sails.layer_map)  # pyright: ignore[reportArgumentType]
-    model_args.lora_target_modules = names
-    config = get_peft_config(model_args)
+    args = replace(args, model=changed(args.model, lora_target_modules=names))
+    config = get_peft_config(args.model)
     assert isinstance(config, LoraConfig)
     config.exclude_modules = outside_decoder(skeleton)
     if subspace is None:
         initializer: PeftInitializer = args.sails.initializer.load()
         initializer.configure(config)
-    return config
+    return args, config
 
 
-def check_rank(args: Arguments, config: PretrainedConfig, name: str) -> None:
+def check_rank(args: TrainingPlan, config: PretrainedConfig, name: str) -> None:
     """Refuse a rank above the model's width.
 
     Raises:
@@ -87,7 +87,7 @@ def check_rank(args: Arguments, config: PretrainedConfig, name: str) -> None:
         raise InputError(f"lora_r is {args.model.lora_r}, but {name} has d_model {d_model}: choose at most that")
 
 
-def loaded_model(args: Arguments, source: Source, config: LoraConfig | None) -> PreTrainedModel | PeftModel | str:
+def loaded_model(args: TrainingPlan, source: Source, config: LoraConfig | None) -> PreTrainedModel | PeftModel | str:
     """What TRL's trainer is given as the model: a name, or a model where TRL could not make the right one.
 
     TRL makes an adapter from a configuration, and DPO's reference is then the model with the adapter off. That is not
@@ -120,16 +120,19 @@ def loaded_model(args: Arguments, source: Source, config: LoraConfig | None) -> 
         config.init_lora_weights = True  # else TRL's copy would change the base once more
         return model
     _check_adapter(Path(args.sails.adapter_path), args, source)
-    model = PeftModel.from_pretrained(base, args.sails.adapter_path, is_trainable=True, autocast_adapter_dtype=cast)
-    adopted = model.peft_config["default"]
-    assert isinstance(adopted, LoraConfig)
-    args.model.lora_r, args.model.lora_alpha = adopted.r, adopted.lora_alpha
-    args.model.lora_dropout = adopted.lora_dropout
-    args.model.lora_target_modules = sorted(adopted.target_modules or ())
-    return model
+    return PeftModel.from_pretrained(base, args.sails.adapter_path, is_trainable=True, autocast_adapter_dtype=cast)
 
 
-def _check_adapter(folder: Path, args: Arguments, source: Source) -> None:
+def adopted(plan: TrainingPlan, model: PeftModel) -> TrainingPlan:
+    """The plan with the shape of the trained adapter that training starts from."""
+    config = model.peft_config["default"]
+    assert isinstance(config, LoraConfig)
+    shape = {"lora_r": config.r, "lora_alpha": config.lora_alpha, "lora_dropout": config.lora_dropout}
+    modules = sorted(config.target_modules or ())
+    return replace(plan, model=changed(plan.model, **shape, lora_target_modules=modules))
+
+
+def _check_adapter(folder: Path, args: TrainingPlan, source: Source) -> None:
     """Refuse a folder without an adapter, one that is not plain LoRA, and one that was trained on another model.
 
     Raises:

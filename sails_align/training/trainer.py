@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from sails_align.subspace.basis import Subspace
 from sails_align.training.callbacks import CALLBACKS
 from sails_align.training.dataset import Source
 from sails_align.training.losses.compose import with_loss
-from sails_align.training.options import Arguments
-from sails_align.training.starts import initialization_examples, loaded_model, lora_config, model_init_kwargs
+from sails_align.training.plan import TrainingPlan, changed
+from sails_align.training.starts import adopted, initialization_examples, loaded_model, lora_config, model_init_kwargs
 
 logger = logging.getLogger(__name__)
 
@@ -34,9 +35,20 @@ INITIAL_ADAPTER = "initial_adapter"
 """In the run directory while it trains: what is subtracted at the end, if the initialisation changed the base."""
 
 
+@dataclass(frozen=True, eq=False)
+class BuiltTrainer:
+    """A trainer that is ready to train."""
+
+    trainer: AlignmentTrainer
+    init: AdapterInit | None
+    """How the adapter starts in the subspace; None: in none."""
+    plan: TrainingPlan
+    """With the modules that are adapted, and the shape of a trained adapter that training starts from."""
+
+
 def build_trainer(
-    args: Arguments, source: Source, subspace: Subspace | None, callbacks: list[TrainerCallback] | None = None
-) -> tuple[AlignmentTrainer, AdapterInit | None]:
+    args: TrainingPlan, source: Source, subspace: Subspace | None, callbacks: list[TrainerCallback] | None = None
+) -> BuiltTrainer:
     """A TRL trainer whose adapter starts in the subspace (None: where `--init`, `--adapter_path` or PEFT says).
 
     The reference of DPO is what training starts from: for a new adapter the model with the adapter off, which is the
@@ -48,7 +60,7 @@ def build_trainer(
     """
     try:
         with cache_errors(), model_errors(source.model_name):
-            trainer = _trainer(args, source, subspace, callbacks or [])
+            trainer, args = _trainer(args, source, subspace, callbacks or [])
     except InputError:
         raise
     except (ValueError, TypeError, ImportError) as error:  # of TRL's, PEFT's and transformers' own checks of options
@@ -64,7 +76,7 @@ def build_trainer(
         _keep_initial_adapter(args, model)
     if subspace is None:
         _attach_callbacks(trainer, args, None)
-        return trainer, None
+        return BuiltTrainer(trainer, None, args)
     assert args.sails.init_scale is not None
     init = initialize_adapter(
         model,
@@ -76,26 +88,32 @@ def build_trainer(
         seed=args.training.seed,
     )
     _attach_callbacks(trainer, args, init)
-    return trainer, init
+    return BuiltTrainer(trainer, init, args)
 
 
-def _attach_callbacks(trainer: AlignmentTrainer, args: Arguments, init: AdapterInit | None) -> None:
+def _attach_callbacks(trainer: AlignmentTrainer, args: TrainingPlan, init: AdapterInit | None) -> None:
     for _, entry in CALLBACKS.items():
         entry.load()(trainer, init, args.of(entry.options))
 
 
 def _trainer(
-    args: Arguments, source: Source, subspace: Subspace | None, callbacks: list[TrainerCallback]
-) -> AlignmentTrainer:
+    args: TrainingPlan, source: Source, subspace: Subspace | None, callbacks: list[TrainerCallback]
+) -> tuple[AlignmentTrainer, TrainingPlan]:
     training = args.training
     if getattr(source.model_config, "quantization_config", None) is None:
         trust = training.trust_remote_code
         from_main(lambda: check_whole(source.model_name, args.model.model_revision, trust_remote_code=trust))
-    config = lora_config(args, source, subspace) if args.model.use_peft else None
+    config = None
+    if args.model.use_peft:
+        args, config = lora_config(args, source, subspace)
     model = loaded_model(args, source, config)
+    if isinstance(model, PeftModel) and args.sails.adapter_path is not None:
+        args = adopted(args, model)
     values = {} if isinstance(model, str) else trained_values(model)
     init_kwargs = model_init_kwargs(args, source)
-    training.model_init_kwargs = init_kwargs if isinstance(model, str) else None
+    # We push at the end: TRL would push pickles and every checkpoint, with a card of its own.
+    own = {"push_to_hub": False, "model_init_kwargs": init_kwargs if isinstance(model, str) else None}
+    training = changed(training, **own)
     common: dict[str, Any] = {
         "model": model,
         "processing_class": source.tokenizer,
@@ -108,17 +126,17 @@ def _trainer(
         made = with_loss(DPOTrainer, args.make_loss())
         trainer = made(ref_model=reference, args=training, train_dataset=train, eval_dataset=held_out, **common)
     else:
-        training.chat_template_path = None  # it is in the tokenizer already
+        training = changed(training, chat_template_path=None)  # it is in the tokenizer already
         train, held_out = to_sft(source.train), to_sft(source.held_out)
         made = with_loss(SFTTrainer, args.make_loss())
         trainer = made(args=training, train_dataset=train, eval_dataset=held_out, **common)
     trained: Any = trainer.model
     if is_quantized(trained):
         train_in_float32(trained, values)
-    return trainer
+    return trainer, args
 
 
-def _preferences(args: Arguments, source: Source, part: str) -> Dataset:
+def _preferences(args: TrainingPlan, source: Source, part: str) -> Dataset:
     """TRL's preference form; what DPO learns from is pairs, of harmless requests as well."""
     rows: Dataset = getattr(source, part)
     if "rejected" not in rows.column_names:
@@ -143,7 +161,7 @@ def _written_afresh(pairs: Dataset, folder: Path) -> None:
     pairs.save_to_disk(folder)
 
 
-def _reference_model(args: Arguments, source: Source, init_kwargs: dict[str, Any]) -> PreTrainedModel | None:
+def _reference_model(args: TrainingPlan, source: Source, init_kwargs: dict[str, Any]) -> PreTrainedModel | None:
     """DPO's reference, if it is not what training starts from.
 
     Raises:
@@ -170,7 +188,7 @@ def _reference_model(args: Arguments, source: Source, init_kwargs: dict[str, Any
     return model
 
 
-def _keep_initial_adapter(args: Arguments, model: PeftModel) -> None:
+def _keep_initial_adapter(args: TrainingPlan, model: PeftModel) -> None:
     """Save the adapter as it starts; the adapter that is saved in the end is the difference, a plain LoRA one."""
     config = model.peft_config["default"]
     config.init_lora_weights = True  # pyright: ignore[reportAttributeAccessIssue]

@@ -177,10 +177,11 @@ def test_training_starts_as_the_base_model(real: Real, metrics: dict[str, Any], 
     artifact = real.run / "subspace" / "subspace.safetensors"
     written = artifact.stat().st_mtime_ns
     args = align.parse("sft", real.argv(tmp_path))
-    source, _ = align.load_source(args)
+    args, testbed = align.resolved(args)
+    source = align.load_source(args, testbed)
     subspace = find_subspace(args, source, real.run / "subspace")
     assert artifact.stat().st_mtime_ns == written
-    trainer, _ = build_trainer(args, source, subspace)
+    trainer = build_trainer(args, source, subspace).trainer
     adapted: Any = trainer.model
     assert torch.equal(logits(adapted, real), logits(base_model(real), real))
     assert trainer.evaluate()["eval_loss"] == pytest.approx(metrics["base"]["held_out_loss"], abs=1e-6)
@@ -201,8 +202,9 @@ def test_peft_alone_loads_what_was_trained(real: Real, metrics: dict[str, Any], 
     assert saved.keys() == last.keys()
     assert all(torch.equal(saved[name], last[name]) for name in saved)
     args = align.parse("sft", real.argv(tmp_path, "--init", "default"))
-    source, _ = align.load_source(args)
-    trainer, _ = build_trainer(args, source, None)
+    args, testbed = align.resolved(args)
+    source = align.load_source(args, testbed)
+    trainer = build_trainer(args, source, None).trainer
     trained: Any = trainer.model
     missing = trained.load_state_dict(
         {name.replace(".weight", ".default.weight"): value for name, value in saved.items()}, strict=False

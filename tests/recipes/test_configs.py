@@ -20,7 +20,7 @@ from sails_align.initializers.targets import SIDES, target_modules_for
 from sails_align.subspace.basis import Subspace
 from sails_align.subspace.options import PRESETS
 from sails_align.training import run as align
-from sails_align.training.options import Arguments
+from sails_align.training.plan import TrainingPlan
 from sails_align.training.shapes import meta_model
 
 FOLDER = RECIPES / "configs"
@@ -44,7 +44,7 @@ def values_of(file: str) -> dict[str, Any]:
     return yaml.safe_load((FOLDER / file).read_text())
 
 
-def parsed(file: str, *more: str) -> Arguments:
+def parsed(file: str, *more: str) -> TrainingPlan:
     method = Path(file).name.partition("_")[0]
     return align.parse(method, ["--config", str(FOLDER / file), *more])  # pyright: ignore[reportArgumentType]
 

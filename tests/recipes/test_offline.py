@@ -146,9 +146,11 @@ def test_the_adapter_is_on_every_block_of_the_language_model(run: Run, place: Pa
 def test_the_run_started_as_the_base_model(run: Run) -> None:
     """The run is made once more up to its first step; discovery is not, since its subspace is there."""
     args = align.parse(run.method, run.argv)  # pyright: ignore[reportArgumentType]
-    source, _ = align.load_source(args)
+    args, testbed = align.resolved(args)
+    source = align.load_source(args, testbed)
     subspace = find_subspace(args, source, run.folder / "subspace")
-    trainer, init = build_trainer(args, source, subspace)
+    built = build_trainer(args, source, subspace)
+    trainer, init = built.trainer, built.init
     model: Any = trainer.model
     ids_BS = torch.arange(5, 105).view(4, 25)
     with torch.no_grad():

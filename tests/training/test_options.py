@@ -9,7 +9,7 @@ from sails_align.core.distributed import check_devices
 from sails_align.core.errors import InputError
 from sails_align.subspace.options import Method
 from sails_align.training import run as align
-from sails_align.training.options import Arguments
+from sails_align.training.plan import TrainingPlan
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_what_an_engine_cannot_do(
     said: str,
 ) -> None:
     for engine in ("single", "ddp", "zero1", "zero2", "zero3", "fsdp"):
-        monkeypatch.setattr(Arguments, "engine", engine)
+        monkeypatch.setattr(TrainingPlan, "engine", engine)
         if engine in engines:
             with pytest.raises(InputError, match=said):
                 align.parse("sft", project.argv(tmp_path, *options))

@@ -3,12 +3,14 @@
 import json
 import subprocess
 import time
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 
 import pytest
 import yaml
 from safetensors.torch import load_file
 from tiny import Project, distance
+from transformers import AutoTokenizer
 
 import sails_align
 from sails_align.subspace.options import Method
@@ -47,6 +49,27 @@ def test_a_run_is_repeated_from_its_configuration(
     training = [record["options"]["training"] for record in records]
     assert {name for name in training[0] if training[0][name] != training[1][name]} <= {"output_dir", "logging_dir"}
     assert "--use_peft" in options or records[0]["saes"].keys() == {"0", "1"}
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+def test_what_was_decided_is_recorded_and_training_changes_no_option(
+    project: Project, tmp_path: Path, method: Method
+) -> None:
+    """The chat template's path, the push, and the modules; TRL's trainer has a configuration of its own."""
+    template = str(tmp_path / "template.jinja")
+    Path(template).write_text(AutoTokenizer.from_pretrained(project.folder / "tiny").chat_template)
+    argv = project.dpo_argv(tmp_path / "run", "--chat_template_path", template, "--max_steps", "1")
+    plan = align.parse(method, argv)
+    before = plan.to_json()
+    align.run(plan, tmp_path / "run")
+    assert plan.to_json() == before
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    options = record["options"]
+    assert options["training" if method == "sft" else "dpo"]["chat_template_path"] == template
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["chat_template_path"] == template
+    assert options["model"]["lora_target_modules"] == record["identity"]["lora_target_modules"]
+    with pytest.raises(FrozenInstanceError):
+        plan.method = "sft"  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_no_token_is_written(project: Project, tmp_path: Path) -> None:

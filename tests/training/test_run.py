@@ -42,7 +42,8 @@ def test_discovery_is_skipped_on_the_same_inputs(
 
     def find(*more: str) -> Subspace:
         args = align.parse("sft", project.argv(tmp_path, *more))
-        source, _ = align.load_source(args)
+        args, testbed = align.resolved(args)
+        source = align.load_source(args, testbed)
         return find_subspace(args, source, folder)
 
     first = find()

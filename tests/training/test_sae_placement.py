@@ -25,7 +25,8 @@ from sails_align.training.subspace import find_subspace
 
 def found(project: Project, folder: Path, *more: str) -> Subspace:
     args = align.parse("sft", project.argv(folder, *more))
-    source, _ = align.load_source(args)
+    args, testbed = align.resolved(args)
+    source = align.load_source(args, testbed)
     return find_subspace(args, source, folder)
 
 

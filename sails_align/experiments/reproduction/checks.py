@@ -34,7 +34,7 @@ from sails_align.saes.checks import compare_names
 from sails_align.saes.files import check_release
 from sails_align.saes.sets import SAESet
 from sails_align.training.dataset import load_model_config, load_tokenizer
-from sails_align.training.options import Arguments
+from sails_align.training.plan import TrainingPlan
 
 Status = Literal["ok", "later", "failed"]
 N_ROWS = 200
@@ -191,7 +191,7 @@ def _saes(of: Reproduction) -> Iterator[Finding]:
 
 def _data(of: Reproduction) -> Iterator[Finding]:
     """That data sets can be read, and have the columns that the method needs."""
-    needed: dict[str, tuple[Arguments, bool]] = {}
+    needed: dict[str, tuple[TrainingPlan, bool]] = {}
     for args in of.arguments.values():
         for name in (args.script.dataset_name, args.data.helpful_dataset_name):
             if name is not None:
@@ -210,13 +210,13 @@ def _data(of: Reproduction) -> Iterator[Finding]:
         yield Finding(what, "ok", f"{len(rows):,} rows; of the first {len(some)}, {len(found)} can be used")
 
 
-def _contrasts_responses(args: Arguments) -> bool:
+def _contrasts_responses(args: TrainingPlan) -> bool:
     return args.sails.uses_subspace and args.sails.contrast != "prompt"
 
 
 def _different(
-    of: Reproduction, key: Callable[[Arguments], Any], among: list[Arguments] | None = None
-) -> list[Arguments]:
+    of: Reproduction, key: Callable[[TrainingPlan], Any], among: list[TrainingPlan] | None = None
+) -> list[TrainingPlan]:
     """One training of each kind."""
     return list({key(args): args for args in (list(of.arguments.values()) if among is None else among)}.values())
 

@@ -21,7 +21,7 @@ from sails_align.experiments.commands import OPTIONS
 from sails_align.experiments.reproduction.plan import Reproduction, Step, is_hh_rlhf
 from sails_align.training.estimate import fits
 from sails_align.training.memory import FOR_QUANTIZED, Engine, Memory, checkpoint_bytes, estimate
-from sails_align.training.options import Arguments
+from sails_align.training.plan import TrainingPlan
 from sails_align.training.shapes import meta_model, setup_of, shape_of
 
 ROWS = {"harmless-base": 42_537, "helpful-base": 43_835}
@@ -106,13 +106,13 @@ def _n_parameters(of: Reproduction, config: PreTrainedConfig) -> int:
     return shape.n_parameters - (shape.n_trainable if args.model.use_peft else 0)
 
 
-def operations(args: Arguments) -> int:
+def operations(args: TrainingPlan) -> int:
     """Of a training, for each parameter and token of an example (of DPO: of one of its two responses)."""
     passes = 2 + (2 if args.model.use_peft else 4) + (2 if args.training.gradient_checkpointing else 0)
     return passes if args.method == "sft" else 2 * (passes + 2)  # the reference reads both responses, too
 
 
-def training_tokens(args: Arguments) -> float:
+def training_tokens(args: TrainingPlan) -> float:
     """Of all epochs; 0 for data whose size is not known."""
     safety, helpful = (
         ROWS.get(Path(str(name)).name, 0) if is_hh_rlhf(name) else 0
@@ -123,7 +123,7 @@ def training_tokens(args: Arguments) -> float:
     return n_examples * TOKENS * args.training.num_train_epochs
 
 
-def sae_bytes(args: Arguments, config: PreTrainedConfig) -> int:
+def sae_bytes(args: TrainingPlan, config: PreTrainedConfig) -> int:
     """Of a release's SAEs on disk, in fp32: an encoder and a decoder each. 0 for SAEs that are here already."""
     d_model = config.get_text_config().hidden_size
     total = 0
@@ -156,7 +156,7 @@ def _of_evaluation(step: Step, rate: _Rate) -> Costs:
 
 
 def fitting_engine(
-    args: Arguments, config: PreTrainedConfig, num_gpus: int, gpu_memory_gib: float
+    args: TrainingPlan, config: PreTrainedConfig, num_gpus: int, gpu_memory_gib: float
 ) -> tuple[Engine, Memory, bool]:
     """The first launch configuration in which a training fits, of those that suit it (docs/fits.md); else the last one,
     and False.

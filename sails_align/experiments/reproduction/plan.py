@@ -22,7 +22,7 @@ from sails_align.testbed.build import is_testbed
 from sails_align.training import run as align
 from sails_align.training.estimate import as_on_gpu
 from sails_align.training.memory import Engine
-from sails_align.training.options import Arguments
+from sails_align.training.plan import TrainingPlan
 
 LAUNCH: dict[Engine, str] = {
     "single": "single_gpu.yaml",
@@ -168,7 +168,7 @@ class Reproduction:
         return [model for model in models if not Path(model).exists() and not is_testbed(model)]
 
     @cached_property
-    def arguments(self) -> dict[str, Arguments]:
+    def arguments(self) -> dict[str, TrainingPlan]:
         """Of each training its options, as its recipe and the file have them, on the machine that is planned for."""
         return {
             run.name: align.parse(run.trainer, as_on_gpu(run.options) if self.num_gpus else list(run.options))  # pyright: ignore[reportArgumentType]
@@ -264,7 +264,7 @@ class Reproduction:
         return [word for name, value in GCG.items() for word in (f"--{name}", value)]
 
 
-def _decides_subspace(args: Arguments) -> dict[str, Any]:
+def _decides_subspace(args: TrainingPlan) -> dict[str, Any]:
     """The options that the found subspace depends on."""
     sails, names = args.sails, ("sae_release", "sae_path", "sae_ids")
     return {

@@ -32,8 +32,8 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-@dataclass
-class ReferenceArguments:
+@dataclass(frozen=True)
+class RlhfOptions:
     """The testbed, its requests, and the warm start."""
 
     model_name_or_path: str | None = field(
@@ -83,17 +83,17 @@ class ReferenceArguments:
             )
 
 
-@dataclass
-class Arguments:
+@dataclass(frozen=True)
+class RlhfPlan:
     """All options of one run."""
 
-    reference: ReferenceArguments
+    reference: RlhfOptions
     training: GRPOConfig
     given: dict[str, Any]
     """The options that were given or have a default of ours, as `--config` takes them."""
 
 
-def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> Arguments:
+def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> RlhfPlan:
     """Read the command line (None: this process's) and `--config` (YAML); `prog` is what `--help` calls the command.
 
     Raises:
@@ -108,7 +108,7 @@ def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> Argumen
         raise InputError("num_generations is 0, but GRPO compares the answers to a prompt; choose 2 or more")
     if line.value("generation_batch_size") is not None and line.value("steps_per_generation") is None:
         del defaults["steps_per_generation"]  # TRL takes one of the two
-    reference, training = line.parse([ReferenceArguments, GRPOConfig], defaults=defaults, prog=prog)
+    reference, training = line.parse([RlhfOptions, GRPOConfig], defaults=defaults, prog=prog)
     if training.output_dir in (None, "trainer_output"):
         name = reference.model_name_or_path or "testbed"
         training.output_dir = f"runs/rlhf-{name.rstrip('/').split('/')[-1].replace(':', '-')}"
@@ -119,4 +119,4 @@ def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> Argumen
             "the testbed's model is too small to be split: DeepSpeed and FSDP are not supported here;\n"
             "launch one process, or several with accelerate_configs/cpu.yaml or multi_gpu.yaml"
         )
-    return Arguments(reference, training, {**defaults, **line.given})
+    return RlhfPlan(reference, training, {**defaults, **line.given})

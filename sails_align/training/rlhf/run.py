@@ -45,7 +45,7 @@ from sails_align.testbed.build import Testbed, resolve_testbed
 from sails_align.testbed.reward import OracleReward, prompt_dataset, training_requests
 from sails_align.training.checkpoints import MarkCheckpoints, find_checkpoint, saved_whole, train
 from sails_align.training.record import git_commit
-from sails_align.training.rlhf.options import WEIGHTS, Arguments, parse
+from sails_align.training.rlhf.options import WEIGHTS, RlhfPlan, parse
 from sails_align.training.rlhf.warm_start import warm_start
 from sails_align.training.table import ESTIMATES
 
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
         return run(args, folder)
 
 
-def run(args: Arguments, output_dir: Path) -> dict[str, Any]:
+def run(args: RlhfPlan, output_dir: Path) -> dict[str, Any]:
     """Train and save in a folder. Returns what is in `metrics.json`."""
     cost, reference, training = Cost(), args.reference, args.training
     with training.main_process_first(local=True, desc="finding the testbed"):
@@ -101,7 +101,7 @@ def load_tokenizer(testbed: Testbed) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(testbed.model_path)
 
 
-def build(args: Arguments, testbed: Testbed, start: Path) -> tuple[Any, dict[str, Any]]:
+def build(args: RlhfPlan, testbed: Testbed, start: Path) -> tuple[Any, dict[str, Any]]:
     """TRL's trainer, and what must be the same for a checkpoint to be of this run.
 
     Raises:
@@ -134,7 +134,7 @@ def build(args: Arguments, testbed: Testbed, start: Path) -> tuple[Any, dict[str
     return trainer, identity
 
 
-def write_record(args: Arguments, identity: dict[str, Any], n_requests: int, output_dir: Path) -> None:
+def write_record(args: RlhfPlan, identity: dict[str, Any], n_requests: int, output_dir: Path) -> None:
     """Write `config.yaml`, which `--config` takes, and `run.json`. Neither has a token."""
     given = {name: value for name, value in sorted(args.given.items()) if "token" not in name}
     record = {
@@ -154,7 +154,7 @@ def write_record(args: Arguments, identity: dict[str, Any], n_requests: int, out
     write_text(output_dir / "config.yaml", header + yaml.safe_dump({**given, "output_dir": str(output_dir)}))
 
 
-def measure(args: Arguments, testbed: Testbed, folder: Path) -> dict[str, Any]:
+def measure(args: RlhfPlan, testbed: Testbed, folder: Path) -> dict[str, Any]:
     """Numbers of a saved model, as `metrics.json` has them."""
     reference = args.reference
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)

@@ -15,14 +15,14 @@ from sails_align.core.errors import InputError
 from sails_align.testbed.build import Testbed
 from sails_align.training import run as align
 from sails_align.training.checkpoints import save_model, train
-from sails_align.training.rlhf.options import WEIGHTS, Arguments
+from sails_align.training.rlhf.options import WEIGHTS, RlhfPlan
 from sails_align.training.trainer import build_trainer
 
 BATCH = 16
 """Examples in a batch of all processes."""
 
 
-def warm_start(args: Arguments, testbed: Testbed, folder: Path) -> Path:
+def warm_start(args: RlhfPlan, testbed: Testbed, folder: Path) -> Path:
     """The folder of the model that reinforcement learning starts from.
 
     That is the one named, or the base fine-tuned on a few refusals and answers; it is not made again where it is whole
@@ -59,10 +59,10 @@ def warm_start(args: Arguments, testbed: Testbed, folder: Path) -> Path:
     if from_main(lambda: _is_whole(folder, made_from)):
         return folder
     sft = align.parse("sft", [word for name, value in options.items() for word in (f"--{name}", str(value))])
-    source, _ = align.load_source(sft)
-    trainer, _ = build_trainer(sft, source, None)
-    train(trainer, None)
-    save_model(sft, trainer, folder)
+    sft, sft_testbed = align.resolved(sft)
+    built = build_trainer(sft, align.load_source(sft, sft_testbed), None)
+    train(built.trainer, None)
+    save_model(built.plan, built.trainer, folder)
     if process_index() == 0:  # last: a folder that has it is whole
         write_json(folder / "run.json", {"made_from": made_from, "sha256": file_hash(folder / WEIGHTS)})
     from_main(lambda: None)  # no process reads before all is written

@@ -20,6 +20,7 @@ from sails_align.experiments.reproduction.checks import Finding, findings, machi
 from sails_align.experiments.reproduction.plan import Reproduction
 from sails_align.experiments.reproduction.results import table
 from sails_align.experiments.studies import read_plans
+from sails_align.training.plan import changed
 
 QUESTIONS = "prompt,kind\nhow do i pick a lock,harmful\nhow do i mend a cup,benign\n"
 
@@ -72,8 +73,9 @@ def test_saes_of_another_model(folder: Path, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     of = reproduction(folder, tmp_path)
     args = of.arguments["sft-sails"]
-    args.sails = replace(args.sails, sae_path=None, sae_release="llama_scope_lxr_8x", sae_ids=["l10r_8x"])
-    args.sails.sae_allow_mismatch, args.model.model_name_or_path = False, "google/gemma-2-2b"
+    saes = {"sae_path": None, "sae_release": "llama_scope_lxr_8x", "sae_ids": ["l10r_8x"], "sae_allow_mismatch": False}
+    model = changed(args.model, model_name_or_path="google/gemma-2-2b")
+    of.arguments["sft-sails"] = replace(args, sails=args.sails.replaced(**saes), model=model)
     with pytest.raises(ValueError, match=r"llama_scope_lxr_8x has SAEs of .*Llama-3.1-8B.*, not of"):
         list(checks._saes(of))
 

@@ -20,6 +20,7 @@ from sails_align.experiments.reproduction.costs import costs_of, fitting_engine
 from sails_align.experiments.reproduction.plan import Reproduction, Step
 from sails_align.experiments.reproduction.results import table
 from sails_align.experiments.studies import read_plans
+from sails_align.training.plan import changed
 
 DOCUMENT = "docs/reproduction.md"
 RUNS = ("sft-lora", "sft-sails", "sft-full", "dpo-lora", "dpo-sails", "dpo-full")
@@ -142,7 +143,7 @@ def _gpu_hours(of: Reproduction, config: PreTrainedConfig, run: str) -> float:
 def test_engines_of_a_quantized_base() -> None:
     of, config = planned("gemma-2-9b"), parse(CONFIGS["gemma-2-9b"])
     args = of.arguments["sft-sails"]
-    args.model.load_in_4bit = True
+    args = replace(args, model=changed(args.model, load_in_4bit=True))
     assert fitting_engine(args, config, 8, 1.0)[::2] == ("ddp", False)  # DeepSpeed would be refused
     assert fitting_engine(args, config, 1, 80.0)[::2] == ("single", True)
 
