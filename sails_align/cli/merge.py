@@ -32,6 +32,7 @@ def merge(argv: Sequence[str]) -> None:
     import torch
 
     from sails_align.edits.merge import merge_adapter
+    from sails_align.export.card import write_card
     from sails_align.models.adapters import read_json
 
     merged = merge_adapter(
@@ -40,6 +41,7 @@ def merge(argv: Sequence[str]) -> None:
         base_model=_resolved(options.base_model),
         dtype=getattr(torch, options.dtype) if options.dtype else None,
         device=_checked_device(options.device),
+        finish=lambda folder: write_card(options.run, folder, merged=True),
     )
     name = str(merged.dtype).removeprefix("torch.")
     print(f"merged    {merged.folder}/ ({merged.n_parameters:,} parameters, {name}), from {merged.base_model}")

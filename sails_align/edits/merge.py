@@ -6,6 +6,7 @@ when they are written.
 Shapes: B batch, S sequence, V vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, 
 
 from sails_align.core.artifacts import atomic_folder, file_hash
 from sails_align.core.errors import InputError
+from sails_align.edits.options import MergeOptions
 from sails_align.edits.quantized_base import quantized_logits
-from sails_align.export.card import write_card
 from sails_align.initializers import leaves_base_alone
 from sails_align.models.adapters import AdapterFiles, check_complete, load_base_config, read_adapter
 from sails_align.models.attention import exact_attention
@@ -49,10 +50,23 @@ class Merged:
     was not quantized, or bitsandbytes is not here."""
 
 
+def edit(run: Path, output: Path, options: MergeOptions, finish: Callable[[Path], object] | None = None) -> Merged:
+    """Merge as `merge_adapter`, by options."""
+    dtype = None if options.dtype is None else getattr(torch, options.dtype)
+    where = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return merge_adapter(run, output, base_model=options.base_model, dtype=dtype, device=where, finish=finish)
+
+
 def merge_adapter(
-    folder: Path, output: Path, *, base_model: str | None = None, dtype: torch.dtype | None = None, device: str = "cpu"
+    folder: Path,
+    output: Path,
+    *,
+    base_model: str | None = None,
+    dtype: torch.dtype | None = None,
+    device: str = "cpu",
+    finish: Callable[[Path], object] | None = None,
 ) -> Merged:
-    """Merge the adapter in a folder into its base model, check the result, and write it with tokenizer and model card.
+    """Merge the adapter in a folder into its base model, check the result, and write it with its tokenizer.
 
     Args:
         folder: of a finished run, or of any LoRA adapter.
@@ -60,6 +74,7 @@ def merge_adapter(
         base_model: in place of the one that the adapter names.
         dtype: of the weights that are written; None: the base model's own.
         device: where the models are run; it must hold the model in float32.
+        finish: called with the folder before it appears, to add a model card.
 
     Raises:
         InputError: if the adapter is damaged, not plain LoRA, or of another model; the base model is missing or
@@ -88,7 +103,8 @@ def merge_adapter(
         merged, written_BSV = _merge(unmerged, ids_BS, dtype, device, temporary)
         _save_tokenizer(folder, name, revision, temporary)
         copy_processor(name, base_config, temporary, revision)
-        write_card(folder, temporary, merged=True)
+        if finish is not None:
+            finish(temporary)
         for file in temporary.iterdir():
             file.chmod(0o644)  # safetensors makes it private
     trained_BSV = quantized_logits(adapter, base_model, ids_BS)

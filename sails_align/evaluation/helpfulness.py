@@ -28,6 +28,8 @@ from sails_align.evaluation.pipeline import respond
 from sails_align.evaluation.prompts.load import load_all
 from sails_align.evaluation.records import Completion, Judge, Prompt
 from sails_align.evaluation.tables import show_rates
+from sails_align.steering import hook_of
+from sails_align.steering.options import SteeringOptions
 
 IN_SET = "set"
 """`--reference set`: the answers that come with the prompts."""
@@ -54,8 +56,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> Mapping[
         SystemExit: with code 1 if more than `--max_unscored` of the verdicts are unscored.
     """
     line = CommandLine.read(argv)
-    classes = [ResponseArguments, PromptArguments, JudgeArguments, RunArguments, ReferenceArguments]
-    how, asked, who, run, against = line.parse(classes, prog=prog)
+    classes = [ResponseArguments, PromptArguments, JudgeArguments, RunArguments, ReferenceArguments, SteeringOptions]
+    how, asked, who, run, against, steering = line.parse(classes, prog=prog)
     folder = output_folder(run, "helpfulness", how.model)
     options = {"retry_failed": run.retry_unscored, "progress": run.progress}
     with work_folder(folder), closing(Cache(cache_file(run))) as cache:
@@ -68,7 +70,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> Mapping[
         reference = _reference(against.reference, how, prompts, cache, options)
         result = evaluate(
             prompts,
-            make_backend(how, spec, prompts),
+            make_backend(how, spec, prompts, hook_of(steering)),
             judges,
             tasks=HELPFULNESS,
             sampling=how.sampling(prompts),

@@ -24,6 +24,8 @@ from sails_align.evaluation.options import PromptArguments, ResponseArguments, R
 from sails_align.evaluation.output import cache_file, output_folder
 from sails_align.evaluation.prompts.load import load_all
 from sails_align.evaluation.tables import show_rates
+from sails_align.steering import hook_of
+from sails_align.steering.options import SteeringOptions
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> Mapping[str, Any]:
@@ -34,14 +36,15 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> Mapping[
         SystemExit: with code 1 if more than `--max_unscored` of the verdicts are unscored.
     """
     line = CommandLine.read(argv)
-    how, asked, who, run = line.parse([ResponseArguments, PromptArguments, JudgeArguments, RunArguments], prog=prog)
+    classes = [ResponseArguments, PromptArguments, JudgeArguments, RunArguments, SteeringOptions]
+    how, asked, who, run, steering = line.parse(classes, prog=prog)
     folder = output_folder(run, "safety", how.model)
     with work_folder(folder), closing(Cache(cache_file(run))) as cache:
         spec, prompts = find_spec(how), load_all(asked, how.seed, how.system_prompt)
         judges = make_judges(who, prompts)
         result = evaluate(
             prompts,
-            make_backend(how, spec, prompts),
+            make_backend(how, spec, prompts, hook_of(steering)),
             judges,
             tasks=SAFETY,
             sampling=how.sampling(prompts),

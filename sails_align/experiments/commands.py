@@ -25,6 +25,7 @@ from sails_align.evaluation.helpfulness import ReferenceArguments
 from sails_align.evaluation.judges.options import JudgeArguments
 from sails_align.evaluation.options import PromptArguments, ResponseArguments, RunArguments
 from sails_align.experiments.plan import Cell, Evaluation, Protocol, Run, option_groups
+from sails_align.steering.options import SteeringOptions
 from sails_align.subspace.basis import Subspace
 from sails_align.testbed.build import is_testbed
 from sails_align.testbed.prompts import HARMFUL, HARMLESS
@@ -42,8 +43,8 @@ SAILS = ("-m", "sails_align")
 PYTHON = (sys.executable, *SAILS)
 _JUDGED = (ResponseArguments, PromptArguments, JudgeArguments, RunArguments)
 OPTIONS: dict[Evaluation, tuple[type, ...]] = {
-    "safety": _JUDGED,
-    "helpfulness": (*_JUDGED, ReferenceArguments),
+    "safety": (*_JUDGED, SteeringOptions),
+    "helpfulness": (*_JUDGED, ReferenceArguments, SteeringOptions),
     "harness": (HarnessArguments,),
 }
 """What evaluations can be told."""

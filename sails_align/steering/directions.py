@@ -32,7 +32,7 @@ def added(model: nn.Module, directions: Mapping[int, Tensor]) -> Iterator[None]:
     """
     for layer, direction_D in directions.items():
         _check_shape(model, layer, direction_D.shape, 1)
-    with _edited(model, {layer: partial(_add, of) for layer, of in directions.items()}):
+    with edited(model, {layer: partial(_add, of) for layer, of in directions.items()}):
         yield
 
 
@@ -49,7 +49,7 @@ def removed(model: nn.Module, bases: Mapping[int, Tensor]) -> Iterator[None]:
     """
     for layer, basis_DR in bases.items():
         _check_shape(model, layer, basis_DR.shape, 2)
-    with _edited(model, {layer: partial(_remove, of) for layer, of in bases.items()}):
+    with edited(model, {layer: partial(_remove, of) for layer, of in bases.items()}):
         yield
 
 
@@ -72,7 +72,21 @@ def _check_shape(model: nn.Module, layer: int, shape: torch.Size, n_dimensions: 
 
 
 @contextmanager
-def _edited(model: nn.Module, edits: Mapping[int, Edit]) -> Iterator[None]:
+def edited(model: nn.Module, edits: Mapping[int, Edit], d_model: int | None = None) -> Iterator[None]:
+    """Within the block each layer's output is what its edit makes of it.
+
+    Args:
+        model: as `hooks.decoder_layers` takes it.
+        edits: by layer.
+        d_model: width that the edits are for; None: it is checked elsewhere.
+
+    Raises:
+        InputError: if a layer is not in the model, or it has another width.
+    """
+    if d_model is not None:
+        for layer in edits:
+            _check_shape(model, layer, torch.Size([d_model]), 1)
+
     def hook(edit: Edit, module: nn.Module, args: tuple, output: Tensor | tuple) -> Tensor | tuple:
         return (edit(output[0]), *output[1:]) if isinstance(output, tuple) else edit(output)
 

@@ -22,6 +22,7 @@ from sails_align.evaluation.options import PromptArguments, ResponseArguments, R
 from sails_align.experiments.options import ReportOptions
 from sails_align.experiments.results import names_of
 from sails_align.experiments.studies import read_plans
+from sails_align.steering.options import SteeringOptions
 from sails_align.training import run as align
 
 LAUNCH = re.compile(r"(?:accelerate launch(?P<launch>.*?)|python) recipes/(?P<method>sft|dpo)_sails\.py(?P<options>.*)")
@@ -33,8 +34,8 @@ EVALUATE = re.compile(
 )
 COMMON = [ResponseArguments, PromptArguments, JudgeArguments, RunArguments]
 CLASSES = {
-    "safety": COMMON,
-    "helpfulness": [*COMMON, ReferenceArguments],
+    "safety": [*COMMON, SteeringOptions],
+    "helpfulness": [*COMMON, ReferenceArguments, SteeringOptions],
     "harness": [HarnessArguments],
     "judge-check": [LabelArguments, JudgeArguments, RunArguments],
     "report": [ReportOptions],

@@ -15,9 +15,11 @@ from safetensors.torch import load_file, save_file
 from tiny import logits, save_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from sails_align import edits
 from sails_align.cli import merge as exporting
 from sails_align.core.errors import InputError, exit_on_input_error
 from sails_align.edits.merge import check_logits, merge_adapter
+from sails_align.edits.options import MergeOptions
 from sails_align.models.adapters import load_base_config, read_adapter
 from sails_align.testbed.build import ASSETS
 from sails_align.training import run as align
@@ -131,7 +133,7 @@ def test_what_is_printed(adapter: Path, tmp_path: Path, capsys: pytest.CaptureFi
 )
 def test_adapters_of_a_llama(base: Path, tmp_path: Path, options: dict[str, Any]) -> None:
     folder = save_adapter(tmp_path / "adapter", base, **options)
-    merged = merge_adapter(folder, tmp_path / "merged")
+    merged = edits.run("merge", folder, tmp_path / "merged", MergeOptions(device="cpu"))
     expected = logits(unmerged(folder, base))
     assert largest(logits(AutoModelForCausalLM.from_pretrained(merged.folder)), expected) <= 1e-5
     assert 0 <= merged.difference <= 1e-5

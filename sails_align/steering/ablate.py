@@ -1,0 +1,24 @@
+"""Take a subspace out of the residual stream, at every token, wholly or in part.
+
+    h <- h - strength * (h B) B'
+
+where B is the layer's basis. With strength 1 nothing of the subspace is left; Arditi et al. 2024 (arXiv 2406.11717) do
+so for one direction.
+"""
+
+from functools import partial
+
+from torch import Tensor
+
+from sails_align.steering.directions import Edit
+from sails_align.steering.options import SteeringOptions
+
+
+def edit(basis_DR: Tensor, options: SteeringOptions) -> Edit:
+    """Make the function that takes the subspace out."""
+    return partial(_ablate, 1.0 if options.steer_strength is None else options.steer_strength, basis_DR)
+
+
+def _ablate(strength: float, basis_DR: Tensor, hidden_BSD: Tensor) -> Tensor:
+    basis_DR = basis_DR.to(hidden_BSD)
+    return hidden_BSD - strength * (hidden_BSD @ basis_DR) @ basis_DR.T

@@ -1,0 +1,80 @@
+"""Steer a model by a subspace while it runs: from Python, and as the hook of an evaluation."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from sails_align.core.artifacts import tensors_hash
+from sails_align.core.errors import InputError
+from sails_align.steering import HOOKS
+from sails_align.steering.directions import edited
+from sails_align.steering.options import SteeringOptions
+from sails_align.subspace.basis import Subspace
+
+
+@contextmanager
+def steer(
+    model: nn.Module,
+    subspace: Subspace,
+    how: str = "ablate",
+    *,
+    strength: float | None = None,
+    layers: Sequence[int] | None = None,
+    direction: int = 0,
+) -> Iterator[None]:
+    """Steer a model within the block; its `generate` is steered, too. The hooks are removed at the end.
+
+    Args:
+        model: as `hooks.decoder_layers` takes it, with or without an adapter.
+        subspace: of this model, such as `Subspace.load(run / "subspace")`.
+        how: a name in `HOOKS`: `add` or `ablate`.
+        strength: `add`: norm of what is added, as a share of each hidden state's norm (default 0.2); `ablate`: share of
+            the subspace that is taken out (default 1).
+        layers: of the subspace; None: all of them.
+        direction: `add`: the column of each basis; 0 is the most important one.
+
+    Raises:
+        InputError: if there is no such hook, layer or direction, or the subspace is of a model of another width.
+    """
+    options = SteeringOptions(how, "", strength, None if layers is None else list(layers), direction)
+    with Steering(options, subspace)(model):
+        yield
+
+
+@dataclass(frozen=True, eq=False)
+class Steering:
+    """A hook of an evaluation's backend (`evaluation.records.InferenceHook`)."""
+
+    options: SteeringOptions
+    subspace: Subspace
+
+    @classmethod
+    def of(cls, options: SteeringOptions) -> "Steering":
+        """Load the subspace that the options name.
+
+        Raises:
+            InputError: if it is missing or damaged.
+        """
+        assert options.steer_subspace is not None, "checked with the options"
+        return cls(options, Subspace.load(Path(options.steer_subspace)))
+
+    def identity(self) -> dict[str, Any]:
+        """Return all that decides what it does to a model; the subspace by its content, wherever it lies."""
+        named = {name: value for name, value in asdict(self.options).items() if name != "steer_subspace"}
+        return {**named, "subspace": tensors_hash(self.subspace.tensors())}
+
+    def __call__(self, model: Any) -> AbstractContextManager[None]:
+        """Steer a loaded model within the block."""
+        bases, wanted = self.subspace.bases, self.options.steer_layers
+        lacking = sorted(set(wanted or ()) - bases.keys())
+        if lacking:
+            raise InputError(
+                f"steer_layers has {lacking[0]}, which the subspace does not; choose of {', '.join(map(str, bases))}"
+            )
+        make = HOOKS.get(str(self.options.steer)).load()
+        layers = list(bases) if wanted is None else wanted
+        return edited(model, {layer: make(bases[layer], self.options) for layer in layers}, self.subspace.d_model)
