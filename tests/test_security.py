@@ -21,7 +21,7 @@ from sails_align.core.errors import InputError
 from sails_align.data.pairs import load_rows
 from sails_align.evaluation import safety as eval_safety
 from sails_align.models.load import load_truncated
-from sails_align.reporting.page import Grid, Report, Section, entries, write_report
+from sails_align.reporting.page import Grid, Page, Section, entries, write_page
 from sails_align.saes.explain import Context, Meaning
 from sails_align.testbed.build import ASSETS
 from sails_align.training import run as align
@@ -214,8 +214,8 @@ def test_a_page_holds_no_markup_of_others(tmp_path: Path) -> None:
     context = {"tokens": [markup], "activations": [1.0]}
     meaning = Meaning(1, 2, [Context(**context)], [markup], [markup], [(3, 0.5)], None, markup).to_json()
     grid = Grid([markup], [entries(markup)])
-    report = Report(markup, [Section(markup, [markup], [grid], meanings=[meaning])], markup, {markup: markup})
-    html, _ = write_report(report, tmp_path)
+    report = Page(markup, [Section(markup, [markup], [grid], meanings=[meaning])], markup, {markup: markup})
+    html, _ = write_page(report, tmp_path)
     text = html.read_text()
     assert "alert(1)" in text
     assert "<script" not in text

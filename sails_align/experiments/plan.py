@@ -53,9 +53,9 @@ class Protocol:
     launch: tuple[str, ...] = ()
     """Options of `accelerate launch` for trainings; none: a training is one process."""
     in_distribution: str | None = None
-    """The prompt set whose safety rate is told as that of trained categories."""
+    """The prompt set whose safety rate is reported as that of trained categories."""
     out_of_distribution: str | None = None
-    """The one whose is told as that of new categories."""
+    """The one whose is reported as that of held-out categories."""
 
     def of_part(self, part: Part) -> dict[Evaluation, tuple[str, ...]]:
         """Options of evaluations by kind."""
@@ -130,7 +130,7 @@ class Measures:
     n_prompts: int = 256
     """Of each of the four sets of a part."""
     n_attacked: int = 8
-    """Harmful prompts that GCG is tried on, half of them of new categories; 0: none. On the test part alone."""
+    """Harmful prompts that GCG is tried on, half of them of held-out categories; 0: none. On the test part alone."""
     n_capability: int = 50
     """Items of each of lm-eval's testbed tasks; 0: none. On the test part alone."""
     relearning: bool = True

@@ -17,8 +17,7 @@ from sails_align.core.errors import InputError
 from sails_align.experiments.jobs import Job
 from sails_align.experiments.plan import Cell, Measures, Plan, Protocol, Run
 from sails_align.experiments.studies import Study
-
-Result = Mapping[str, Any]
+from sails_align.experiments.summary import Outcome
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,24 @@ class Results:
         """Those of the cells that are there, by key."""
         found = {cell.key: self.get(cell) for cell in cells}
         return {key: result for key, result in found.items() if result is not None}
+
+    def outcome(self, plan: Plan, prefix: str = "") -> Outcome:
+        """What there is of a plan.
+
+        Args:
+            plan: whose cells must all be there.
+            prefix: what the names of its cells begin with.
+
+        Raises:
+            InputError: if a result is missing.
+        """
+        tuned = self.all(plan.tuning_cells())
+        check_there(plan.tuning_cells(), tuned, prefix)
+        chosen = plan.choose(tuned)
+        cells = plan.test_cells(chosen)
+        tested = self.all(cells)
+        check_there(cells, tested, prefix)
+        return Outcome(plan, tuned, tested, chosen)
 
     def jobs(self, cells: Sequence[Cell]) -> list[Job]:
         """A job for each cell; cells of one key are one job."""

@@ -2,72 +2,41 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
+from functools import cached_property
 from typing import Any
 
-from sails_align.evaluation.metrics import mean_interval
-from sails_align.experiments.plan import Plan, Run, helpfulness, merit
+from sails_align.evaluation.metrics import METRICS, Metric, mean_interval
+from sails_align.experiments.plan import Cell, Plan, Run, helpfulness, merit
 
 Result = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A number of a cell."""
-
-    name: str
-    label: str
-    scale: float = 100.0
-    """What it is multiplied by to be shown: shares are shown in %."""
-    higher_is_better: bool = True
-    digits: int = 1
-
-
-MEASURES = (
-    Measure("safety_rate_in_distribution", "safety, trained categories (%)"),
-    Measure("safety_rate_out_of_distribution", "safety, new categories (%)"),
-    Measure("safety_rate", "safety (%)"),
-    Measure("harmfulness", "harmfulness (1-5)", 1.0, higher_is_better=False, digits=2),
-    Measure("high_risk_rate", "high risk (%)", higher_is_better=False),
-    Measure("over_refusal_rate", "over-refusal (%)", higher_is_better=False),
-    Measure("correct_answer_rate", "correct answers (%)"),
-    Measure("merit", "mean of safety and helpfulness (%)"),
-    Measure("helpfulness", "helpfulness (1-10)", 1.0, digits=2),
-    Measure("win_rate", "win rate (%)"),
-    Measure("attack_success_rate", "GCG success (%)", higher_is_better=False),
-    Measure("capability", "capability (%)"),
-    Measure("steps_to_95", "steps to 95% safety", 1.0, higher_is_better=False, digits=0),
-    Measure("trainable_share", "trainable parameters (%)", digits=2, higher_is_better=False),
-    Measure("left_after_benign", "safety left after benign training (%)"),
-    Measure("left_after_harmful", "safety left after harmful training (%)"),
-    Measure("train_seconds", "training (s)", 1.0, higher_is_better=False),
-    Measure("peak_memory_mb", "peak memory (MiB)", 1.0, higher_is_better=False, digits=0),
+SAFETY = ("safety_rate_in_distribution", "safety_rate_out_of_distribution", "safety_rate")
+SHOWN = tuple(METRICS[name] for name in (*SAFETY, "over_refusal_rate", "correct_answer_rate", "helpfulness"))
+"""Metrics of the table on the console."""
+CORE = tuple(
+    METRICS[name]
+    for name in (*SAFETY, "over_refusal_rate", "correct_answer_rate", "merit", "helpfulness", "win_rate", "steps_to_95")
 )
-_CORE = (
-    "safety_rate",
-    "safety_rate_in_distribution",
-    "safety_rate_out_of_distribution",
-    "over_refusal_rate",
-    "correct_answer_rate",
-    "merit",
-    "helpfulness",
-    "win_rate",
-    "steps_to_95",
+"""Of side studies."""
+COMPARED = tuple(
+    METRICS[name]
+    for name in (
+        *SAFETY,
+        *("over_refusal_rate", "correct_answer_rate", "merit", "helpfulness", "win_rate"),
+        *("attack_success_rate", "capability", "steps_to_95", "left_after_benign", "left_after_harmful"),
+    )
 )
-_MORE = ("attack_success_rate", "capability", "left_after_benign", "left_after_harmful")
-CORE = tuple(measure for measure in MEASURES if measure.name in _CORE)
-"""What side studies tell of."""
-COMPARED = tuple(measure for measure in MEASURES if measure.name in (*_CORE, *_MORE))
-"""What differences are told of."""
-
-
-def with_numbers(measures: Sequence[Measure], found: Iterable[Mapping[str, "Mean"]]) -> list[Measure]:
-    """The measures that some mean has a number of; of safety as a whole only where it is not told by categories."""
-    means = list(found)
-    known = [measure for measure in measures if any(of[measure.name].n for of in means)]
-    by_split = any(measure.name.startswith("safety_rate_") for measure in known)
-    return [measure for measure in known if measure.name != "safety_rate" or not by_split]
+"""Of differences."""
+REPORTED = tuple(
+    METRICS[name]
+    for name in (
+        *(*SAFETY, "harmfulness", "high_risk_rate", "over_refusal_rate", "correct_answer_rate", "merit"),
+        *("helpfulness", "win_rate", "attack_success_rate", "capability", "steps_to_95", "trainable_share"),
+        *("left_after_benign", "left_after_harmful", "train_seconds", "peak_memory_mb"),
+    )
+)
+"""All metrics of a cell, in the order of the report."""
 
 
 @dataclass(frozen=True)
@@ -80,21 +49,31 @@ class Mean:
     n: int
     """Seeds that have the number."""
 
+    @property
+    def touches_zero(self) -> bool:
+        """Whether the interval holds 0, or there is none."""
+        return self.low is None or self.high is None or self.low <= 0 <= self.high
 
-@dataclass(frozen=True)
-class Row:
-    """What is reported of a run."""
 
-    run: Run
-    learning_rate: float | None
-    means: Mapping[str, Mean]
-    """By measure."""
-    n_unscored: int
-    """Responses without a score, of all seeds."""
+def mean_of(values: Sequence[float | None]) -> Mean:
+    """The mean of the numbers there are."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return Mean(None, None, None, 0)
+    mean, low, high = mean_interval(known)
+    return Mean(mean, None if math.isnan(low) else low, None if math.isnan(high) else high, len(known))
+
+
+def with_numbers(metrics: Sequence[Metric], found: Iterable[Mapping[str, Mean]]) -> list[Metric]:
+    """The metrics that some mean has a number of; of safety as a whole only where it is not told by categories."""
+    means = list(found)
+    known = [metric for metric in metrics if any(of[metric.name].n for of in means)]
+    by_split = any(metric.name.startswith("safety_rate_") for metric in known)
+    return [metric for metric in known if metric.name != "safety_rate" or not by_split]
 
 
 def value_of(result: Result, name: str) -> float | None:
-    """A measure of a cell; None where the cell has none."""
+    """A metric of a cell; None where the cell has none."""
     if name == "merit":
         return merit(result)
     if name == "attack_success_rate":
@@ -112,106 +91,125 @@ def value_of(result: Result, name: str) -> float | None:
     return result["numbers"].get(name, {}).get("value")
 
 
-def mean_of(values: Sequence[float | None]) -> Mean:
-    """The mean of the numbers there are."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return Mean(None, None, None, 0)
-    mean, low, high = mean_interval(known)
-    return Mean(mean, None if math.isnan(low) else low, None if math.isnan(high) else high, len(known))
+@dataclass(frozen=True)
+class Row:
+    """What is reported of a run."""
 
+    run: Run
+    learning_rate: float | None
+    means: Mapping[str, Mean]
+    """By metric."""
+    n_unscored: int
+    """Responses without a score, of all seeds."""
 
-def rows_of(plan: Plan, results: Mapping[str, Result], chosen: Mapping[str, float]) -> list[Row]:
-    """A row for each run, in the plan's order.
-
-    Args:
-        plan: of the comparison.
-        results: of its test cells, by key.
-        chosen: learning rates by run.
-    """
-    of_run = by_run(plan, results, chosen)
-    return [
-        Row(
-            run,
-            chosen.get(run.name),
-            {
-                measure.name: mean_of([value_of(result, measure.name) for result in of_run[run.name].values()])
-                for measure in MEASURES
-            },
-            sum(
-                number["n_unscored"]
-                for result in of_run[run.name].values()
-                for name, number in result["numbers"].items()
-                if name in ("safety_rate", "over_refusal_rate")
-            ),
-        )
-        for run in plan.runs
-    ]
-
-
-def by_run(plan: Plan, results: Mapping[str, Result], chosen: Mapping[str, float]) -> dict[str, dict[int, Result]]:
-    """Results of the test cells by run and seed."""
-    found: dict[str, dict[int, Result]] = {run.name: {} for run in plan.runs}
-    for cell in plan.test_cells(chosen):
-        if cell.key in results:
-            found[cell.run.name][cell.seed] = results[cell.key]
-    return found
-
-
-def differences(
-    plan: Plan, results: Mapping[str, Result], chosen: Mapping[str, float], name: str, reference: str
-) -> dict[str, Mean]:
-    """A run minus a reference run, by measure: pairs of the same seed."""
-    of_run = by_run(plan, results, chosen)
-    ours, theirs = of_run[name], of_run[reference]
-    seeds = sorted(ours.keys() & theirs.keys())
-    found = {}
-    for measure in COMPARED:
-        pairs = [(value_of(ours[seed], measure.name), value_of(theirs[seed], measure.name)) for seed in seeds]
-        found[measure.name] = mean_of([a - b for a, b in pairs if a is not None and b is not None])
-    return found
-
-
-def categories(
-    plan: Plan, results: Mapping[str, Result], chosen: Mapping[str, float], split: str
-) -> dict[str, dict[str, Mean]]:
-    """By category of a split (`harmful`, `ood`, `harmless`) and run: the safety rate, or over-refusal."""
-    of_run = by_run(plan, results, chosen)
-    found: dict[str, dict[str, Mean]] = {}
-    for run, cells in of_run.items():
-        values: dict[str, list[float | None]] = {}
-        for result in cells.values():
-            for category, number in result["by_category"].items():
-                if number["split"] == split:
-                    values.setdefault(category, []).append(number["value"])
-        for category, of_category in values.items():
-            found.setdefault(category, {})[run] = mean_of(of_category)
-    return dict(sorted(found.items()))
-
-
-def merits(plan: Plan, results: Mapping[str, Result]) -> dict[str, dict[float, float]]:
-    """By run and learning rate: what it was chosen by, the mean over tuning seeds on the validation part."""
-    found: dict[str, dict[float, list[float]]] = {}
-    for cell in plan.tuning_cells():
-        if cell.key in results and cell.learning_rate is not None:
-            found.setdefault(cell.run.name, {}).setdefault(cell.learning_rate, []).append(merit(results[cell.key]))
-    return {run: {rate: sum(of) / len(of) for rate, of in rates.items()} for run, rates in found.items()}
-
-
-def to_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """As they stand in `results.json`."""
-    return [
-        {
-            "run": row.run.name,
-            "label": row.run.label,
-            "trainer": row.run.trainer,
-            "options": list(row.run.options),
-            "learning_rate": row.learning_rate,
-            "means": {name: asdict(mean) for name, mean in row.means.items()},
-            "n_unscored": row.n_unscored,
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in `results.json`."""
+        return {
+            "run": self.run.name,
+            "label": self.run.label,
+            "trainer": self.run.trainer,
+            "options": list(self.run.options),
+            "learning_rate": self.learning_rate,
+            "means": {name: asdict(mean) for name, mean in self.means.items()},
+            "n_unscored": self.n_unscored,
         }
-        for row in rows
-    ]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The results of one plan, and the learning rates that they chose."""
+
+    plan: Plan
+    tuned: Mapping[str, Result]
+    """Of the tuning cells that are there, by key."""
+    tested: Mapping[str, Result]
+    """Of the test cells, likewise."""
+    chosen: Mapping[str, float]
+    """Learning rates by run."""
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Of the runs, by name."""
+        return {run.name: run.label for run in self.plan.runs}
+
+    @cached_property
+    def by_run(self) -> dict[str, dict[int, Result]]:
+        """Results of the test cells by run and seed."""
+        found: dict[str, dict[int, Result]] = {run.name: {} for run in self.plan.runs}
+        for cell in self.plan.test_cells(self.chosen):
+            if cell.key in self.tested:
+                found[cell.run.name][cell.seed] = self.tested[cell.key]
+        return found
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """A row for each run, in the plan's order."""
+        return [self._row(run, list(self.by_run[run.name].values())) for run in self.plan.runs]
+
+    def _row(self, run: Run, results: Sequence[Result]) -> Row:
+        means = {metric.name: mean_of([value_of(result, metric.name) for result in results]) for metric in REPORTED}
+        rates = [result["numbers"].get(name) for result in results for name in ("safety_rate", "over_refusal_rate")]
+        return Row(run, self.chosen.get(run.name), means, sum(rate["n_unscored"] for rate in rates if rate))
+
+    def difference(self, name: str, reference: str) -> dict[str, Mean]:
+        """A run minus a reference run, by metric: pairs of the same seed."""
+        ours, theirs = self.by_run[name], self.by_run[reference]
+        seeds = sorted(ours.keys() & theirs.keys())
+        found = {}
+        for metric in COMPARED:
+            pairs = [(value_of(ours[seed], metric.name), value_of(theirs[seed], metric.name)) for seed in seeds]
+            found[metric.name] = mean_of([a - b for a, b in pairs if a is not None and b is not None])
+        return found
+
+    def minus(self, reference: str) -> dict[str, dict[str, Mean]]:
+        """Every trained run's differences from one of them."""
+        names = [run.name for run in self.plan.runs if not run.is_reference and run.name != reference]
+        return {name: self.difference(name, reference) for name in names}
+
+    def categories(self, split: str) -> dict[str, dict[str, Mean]]:
+        """By category of a split (`harmful`, `ood`, `harmless`) and run: the safety rate, or over-refusal."""
+        found: dict[str, dict[str, Mean]] = {}
+        for run, results in self.by_run.items():
+            values: dict[str, list[float | None]] = {}
+            for result in results.values():
+                for category, number in result["by_category"].items():
+                    if number["split"] == split:
+                        values.setdefault(category, []).append(number["value"])
+            for category, of_category in values.items():
+                found.setdefault(category, {})[run] = mean_of(of_category)
+        return dict(sorted(found.items()))
+
+    def _tuned_cells(self) -> Iterator[tuple[Cell, Result]]:
+        for cell in self.plan.tuning_cells():
+            if cell.key in self.tuned:
+                yield cell, self.tuned[cell.key]
+
+    def merits(self) -> dict[str, dict[float, float]]:
+        """By run and learning rate: what it was chosen by, the mean over tuning seeds on the validation part."""
+        found: dict[str, dict[float, list[float]]] = {}
+        for cell, result in self._tuned_cells():
+            if cell.learning_rate is not None:
+                found.setdefault(cell.run.name, {}).setdefault(cell.learning_rate, []).append(merit(result))
+        return {run: {rate: sum(of) / len(of) for rate, of in rates.items()} for run, rates in found.items()}
+
+    def fronts(self) -> list["Front"]:
+        """The front of each run with a grid of learning rates."""
+        found: dict[str, dict[int, list[Point]]] = {}
+        for cell, result in self._tuned_cells():
+            found.setdefault(cell.run.name, {}).setdefault(cell.seed, []).append(_point(result))
+
+        def mean(points: Sequence[Point]) -> Point:
+            return Point(*(sum(values) / len(points) for values in zip(*map(astuple, points), strict=True)))
+
+        return [
+            Front(
+                run,
+                tuple(mean(points) for points in zip(*found[run.name].values(), strict=True)),
+                tuple(map(tuple, found[run.name].values())),
+            )
+            for run in self.plan.runs
+            if run.name in found
+        ]
 
 
 @dataclass(frozen=True)
@@ -268,27 +266,6 @@ class Front:
                     left.over_refusal + share * (right.over_refusal - left.over_refusal),
                 )
         return None
-
-
-def fronts(plan: Plan, results: Mapping[str, Result]) -> list[Front]:
-    """The front of each run with a grid of learning rates."""
-    found: dict[str, dict[int, list[Point]]] = {}
-    for cell in plan.tuning_cells():
-        if cell.key in results:
-            found.setdefault(cell.run.name, {}).setdefault(cell.seed, []).append(_point(results[cell.key]))
-
-    def mean(points: Sequence[Point]) -> Point:
-        return Point(*(sum(values) / len(points) for values in zip(*map(astuple, points), strict=True)))
-
-    return [
-        Front(
-            run,
-            tuple(mean(points) for points in zip(*found[run.name].values(), strict=True)),
-            tuple(map(tuple, found[run.name].values())),
-        )
-        for run in plan.runs
-        if run.name in found
-    ]
 
 
 def _point(result: Result) -> Point:

@@ -3,6 +3,7 @@
 Colours are those of Okabe and Ito, which people with colour-blindness tell apart; markers tell the same.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -13,13 +14,13 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from sails_align.core.artifacts import write_bytes
-from sails_align.experiments.summary import MEASURES, Front, Mean, Measure, Row
+from sails_align.evaluation.metrics import METRICS, Metric
+from sails_align.experiments.summary import Front, Mean, Row
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#7F7F7F")
 MARKERS = "osD^vP*X"
 THEMES = {"light": ("#1b1b1b", "#d0d0d0"), "dark": ("#e8e8e8", "#4a4a4a")}
 """Of text and of lines in the background; the background itself is the page's."""
-SCALES = {measure.name: measure for measure in MEASURES}
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,13 @@ def style_of(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
 
 
 def trade_off(rows: Sequence[Row]) -> Picture:
-    """Safety (on new categories) against helpfulness (correct answers), with the runs that no other one beats in both;
-    where these are not known, against what is."""
+    """Safety (on held-out categories) against helpfulness (correct answers), or what is known of them.
 
-    def known(*names: str) -> Measure:
-        return SCALES[next((name for name in names if any(row.means[name].n for row in rows)), names[-1])]
+    Runs that no other one beats in both are joined.
+    """
+
+    def known(*names: str) -> Metric:
+        return METRICS[next((name for name in names if any(row.means[name].n for row in rows)), names[-1])]
 
     across = known("correct_answer_rate", "helpfulness", "over_refusal_rate")
     up = known("safety_rate_out_of_distribution", "safety_rate_in_distribution", "safety_rate")
@@ -112,22 +115,21 @@ def trade_off(rows: Sequence[Row]) -> Picture:
             [across.scale * x for x, _ in front], [up.scale * y for _, y in front], where="pre", color=ink, linewidth=1,
             linestyle=":", zorder=0, label="not beaten in both",
         )  # fmt: skip
-        axes.set_xlabel(across.label)
-        axes.set_ylabel(up.label)
+        axes.set_xlabel(across.heading)
+        axes.set_ylabel(up.heading)
         axes.grid(visible=True, linewidth=0.5)
         axes.set_axisbelow(True)
         figure.legend(loc="outside right upper", fontsize=9)
 
-    words = (measure.label.partition(" (")[0] for measure in (up, across))
-    title = f"{' against '.join(words).capitalize()}; means over seeds, 95% intervals"
+    title = f"{up.label.capitalize()} against {across.label}; means over seeds, 95% intervals"
     return picture("trade_off", title, (7.5, 4.5), draw)
 
 
-def pareto_front(rows: Sequence[Row], across: Measure, up: Measure) -> list[tuple[float, float]]:
-    """Points that no other one exceeds in one measure without falling behind in the other, by the first."""
+def pareto_front(rows: Sequence[Row], across: Metric, up: Metric) -> list[tuple[float, float]]:
+    """Points that no other one exceeds in one metric without falling behind in the other, by the first."""
     means = ((row.means[across.name].value, row.means[up.name].value) for row in rows)
     points = sorted((x, y) for x, y in means if x is not None and y is not None)
-    signs = [1 if measure.higher_is_better else -1 for measure in (across, up)]
+    signs = [1 if metric.higher_is_better else -1 for metric in (across, up)]
 
     def beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
         pairs = zip(signs, one, other, strict=True)
@@ -141,42 +143,37 @@ def forest(
     labels: Mapping[str, str],
     name: str,
     title: str,
-    measures: Sequence[Measure],
+    metrics: Sequence[Metric],
 ) -> Picture:
-    """Differences with their intervals: a panel for each measure, a line for each run.
+    """Differences with their intervals: a panel for each metric, a line for each run.
 
     Args:
-        found: by run and measure.
+        found: by run and metric.
         labels: of the runs.
         name: of the figure.
         title: what it shows.
-        measures: in this order.
+        metrics: in this order.
     """
-    n_columns = min(5, len(measures))
-    n_lines = -(-len(measures) // n_columns)
+    n_columns = min(5, len(metrics))
+    n_lines = -(-len(metrics) // n_columns)
 
     def draw(figure: Figure, ink: str, grid: str) -> None:
         panels = figure.subplots(n_lines, n_columns, sharey=True, squeeze=False)
-        for axes in panels.ravel()[len(measures) :]:
+        for axes in panels.ravel()[len(metrics) :]:
             axes.set_visible(False)
-        for axes, measure in zip(panels.ravel(), measures, strict=False):
+        for axes, metric in zip(panels.ravel(), metrics, strict=False):
             axes.axvline(0, color=ink, linewidth=1)
             for place, run in enumerate(found):
-                mean = found[run][measure.name]
+                mean = found[run][metric.name]
                 if mean.value is None:
                     continue
-                good = (mean.value > 0) == measure.higher_is_better
-                colour = "#7F7F7F" if _touches_zero(mean) else "#009E73" if good else "#D55E00"
+                good = (mean.value > 0) == metric.higher_is_better
+                colour = "#7F7F7F" if mean.touches_zero else "#009E73" if good else "#D55E00"
                 axes.errorbar(
-                    measure.scale * mean.value, place, xerr=_arms(mean, measure), color=colour, marker="o", capsize=3
+                    metric.scale * mean.value, place, xerr=_arms(mean, metric), color=colour, marker="o", capsize=3
                 )
-            title = (
-                measure.label.replace(" (%)", "")
-                .replace(", ", ",\n")
-                .replace(" after ", "\nafter ")
-                .replace(" and ", "\nand ")
-            )
-            axes.set_title(title, fontsize=8.5)
+            lines = re.sub(r", | (?=after |and )", lambda found: found[0].rstrip() + "\n", metric.label)
+            axes.set_title(lines, fontsize=8.5)
             axes.grid(visible=True, axis="x", linewidth=0.5)
             axes.tick_params(labelsize=8)
         panels[0, 0].set_yticks(range(len(found)), [labels[run] for run in found])
@@ -184,10 +181,6 @@ def forest(
         figure.supxlabel("difference in points; green: better, orange: worse, grey: the interval holds 0", fontsize=9)
 
     return picture(name, title, (10.0, n_lines * (1.2 + 0.3 * len(found))), draw)
-
-
-def _touches_zero(mean: Mean) -> bool:
-    return mean.low is None or mean.high is None or mean.low <= 0 <= mean.high
 
 
 def bars(
@@ -246,30 +239,30 @@ def fronts(found: Sequence[Front], rows: Sequence[Row]) -> Picture:
 def curves(
     found: Mapping[str, Mapping[str, Sequence[tuple[int, Mean]]]],
     labels: Mapping[str, str],
-    measures: Sequence[Measure],
+    metrics: Sequence[Metric],
 ) -> Picture:
-    """Measures over the number of training examples: a panel for each, a line for each run.
+    """Metrics over the number of training examples: a panel for each, a line for each run.
 
     Args:
-        found: by measure and run: numbers of examples with their means.
+        found: by metric and run: numbers of examples with their means.
         labels: of the runs.
-        measures: in this order.
+        metrics: in this order.
     """
 
     def draw(figure: Figure, ink: str, grid: str) -> None:
-        panels = figure.subplots(1, len(measures), squeeze=False)[0]
-        for axes, measure in zip(panels, measures, strict=True):
-            for place, (run, of) in enumerate(found[measure.name].items()):
+        panels = figure.subplots(1, len(metrics), squeeze=False)[0]
+        for axes, metric in zip(panels, metrics, strict=True):
+            for place, (run, of) in enumerate(found[metric.name].items()):
                 axes.errorbar(
-                    [n for n, _ in of], [measure.scale * (mean.value or 0.0) for _, mean in of],
+                    [n for n, _ in of], [metric.scale * (mean.value or 0.0) for _, mean in of],
                     yerr=[
-                        [measure.scale * ((mean.value or 0.0) - (mean.low or mean.value or 0.0)) for _, mean in of],
-                        [measure.scale * ((mean.high or mean.value or 0.0) - (mean.value or 0.0)) for _, mean in of],
+                        [metric.scale * ((mean.value or 0.0) - (mean.low or mean.value or 0.0)) for _, mean in of],
+                        [metric.scale * ((mean.high or mean.value or 0.0) - (mean.value or 0.0)) for _, mean in of],
                     ],
                     color=COLOURS[place], marker=MARKERS[place], capsize=3, label=labels[run],
                 )  # fmt: skip
             axes.set_xscale("log", base=2)
-            axes.set_title(measure.label, fontsize=9)
+            axes.set_title(metric.heading, fontsize=9)
             axes.grid(visible=True, linewidth=0.5)
         figure.supxlabel("harmful training examples (and as many harmless ones)", fontsize=9)
         handles, names = panels[0].get_legend_handles_labels()
@@ -301,8 +294,8 @@ def learning_rates(found: Mapping[str, Mapping[float, float]], rows: Sequence[Ro
     return picture("learning_rates", "Learning rates on the validation part, by method", (7.5, 4.0), draw)
 
 
-def _arms(mean: Mean, measure: Measure) -> list[list[float]] | None:
+def _arms(mean: Mean, metric: Metric) -> list[list[float]] | None:
     """Lengths of an interval's arms, as matplotlib has them."""
     if mean.value is None or mean.low is None or mean.high is None:
         return None
-    return [[measure.scale * (mean.value - mean.low)], [measure.scale * (mean.high - mean.value)]]
+    return [[metric.scale * (mean.value - mean.low)], [metric.scale * (mean.high - mean.value)]]

@@ -9,7 +9,8 @@ from typing import Any
 import jinja2
 
 from sails_align.core.artifacts import write_text
-from sails_align.experiments.summary import Mean, Measure
+from sails_align.evaluation.metrics import Metric
+from sails_align.experiments.summary import Mean
 from sails_align.reporting.figures import Picture
 
 PICTURES = "figures"
@@ -47,8 +48,8 @@ class Section:
 
 
 @dataclass(frozen=True)
-class Report:
-    """What a page shows."""
+class Page:
+    """What is shown."""
 
     title: str
     sections: Sequence[Section]
@@ -58,9 +59,9 @@ class Report:
     """Versions, commit, machine, seconds."""
 
 
-def write_report(report: Report, folder: Path) -> list[Path]:
+def write_page(page: Page, folder: Path) -> list[Path]:
     """Write report.html, report.md and the figures. Returns the two pages."""
-    for section in report.sections:
+    for section in page.sections:
         for picture in section.pictures:
             picture.write(folder / PICTURES)
     environment = jinja2.Environment(
@@ -73,11 +74,11 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     )
     environment.globals |= {"PICTURES": PICTURES, "data_uri": data_uri, "highest": highest}
     environment.filters["code"] = code
-    pages = []
+    paths = []
     for name in ("report.html", "report.md"):
-        pages.append(folder / name)
-        write_text(pages[-1], environment.get_template(f"{name}.j2").render(report=report))
-    return pages
+        paths.append(folder / name)
+        write_text(paths[-1], environment.get_template(f"{name}.j2").render(page=page))
+    return paths
 
 
 def entries(*texts: str) -> list[Entry]:
@@ -85,35 +86,35 @@ def entries(*texts: str) -> list[Entry]:
     return [Entry(text) for text in texts]
 
 
-def number(value: float | None, measure: Measure) -> str:
+def number(value: float | None, metric: Metric) -> str:
     """A value as it is shown."""
-    return "–" if value is None else f"{measure.scale * value:,.{measure.digits}f}"
+    return "–" if value is None else f"{metric.scale * value:,.{metric.digits}f}"
 
 
-def interval(mean: Mean, measure: Measure) -> str:
+def interval(mean: Mean, metric: Metric) -> str:
     """A mean and the half width of its interval."""
     if mean.value is None or mean.low is None or mean.high is None:
-        return number(mean.value, measure)
+        return number(mean.value, metric)
     half = (mean.high - mean.low) / 2
-    return f"{number(mean.value, measure)} ± {number(half, measure)}"
+    return f"{number(mean.value, metric)} ± {number(half, metric)}"
 
 
-def difference(mean: Mean, measure: Measure) -> Entry:
+def difference(mean: Mean, metric: Metric) -> Entry:
     """A difference and its interval, with a sign."""
     if mean.value is None:
         return Entry("–")
-    value = f"{measure.scale * mean.value:+.{measure.digits}f}"
+    value = f"{metric.scale * mean.value:+.{metric.digits}f}"
     if mean.low is None or mean.high is None:
         return Entry(value)
-    low, high = (f"{measure.scale * bound:+.{measure.digits}f}" for bound in (mean.low, mean.high))
-    return Entry(f"{value} ({low} to {high})", verdict(mean, measure))
+    low, high = (f"{metric.scale * bound:+.{metric.digits}f}" for bound in (mean.low, mean.high))
+    return Entry(f"{value} ({low} to {high})", verdict(mean, metric))
 
 
-def verdict(mean: Mean, measure: Measure) -> str:
+def verdict(mean: Mean, metric: Metric) -> str:
     """`better`, `worse`, or `open` if the interval holds 0."""
-    if mean.value is None or mean.low is None or mean.high is None or mean.low <= 0 <= mean.high:
+    if mean.value is None or mean.touches_zero:
         return "open"
-    return "better" if (mean.value > 0) == measure.higher_is_better else "worse"
+    return "better" if (mean.value > 0) == metric.higher_is_better else "worse"
 
 
 def data_uri(svg: bytes) -> str:

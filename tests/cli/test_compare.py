@@ -177,7 +177,7 @@ def test_a_cell_that_fails_leaves_the_others_and_is_told(tmp_path: Path, capsys:
     assert run_jobs(results.jobs(cells), Local(2)) == []
     assert results.get(cells[0]) is not None
     with pytest.raises(SystemExit) as ended:
-        comparing._stop_on(failures)
+        comparing._compute(plan.tuning_cells(), results, "", Local(2), progress=False)
     assert ended.value.code == 1
     assert "1 trainings failed" in capsys.readouterr().err
 

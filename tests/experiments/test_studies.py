@@ -12,7 +12,7 @@ from sails_align.core.errors import InputError
 from sails_align.experiments.plan import RUNS, Cell, Measures, Plan, Run
 from sails_align.experiments.relearning import DATA, trained_on
 from sails_align.experiments.studies import ABLATIONS, Change, ablations, examples, worlds
-from sails_align.experiments.summary import Front, Point, examples_to, fronts, hypervolume_difference
+from sails_align.experiments.summary import Front, Outcome, Point, examples_to, hypervolume_difference
 from sails_align.subspace.concepts import harm_share
 from sails_align.testbed.build import resolve_testbed
 from sails_align.training import run as align
@@ -129,7 +129,7 @@ def test_fronts_are_of_the_tuning_cells():
         }
 
     results = {cell.key: result(cell.learning_rate or 0.0, cell.seed) for cell in plan.tuning_cells()}
-    (front,) = fronts(plan, results)
+    (front,) = Outcome(plan, results, {}, {}).fronts()
     assert [point.safety for point in front.points] == [pytest.approx(0.1), pytest.approx(0.55)]
     assert [point.lost for point in front.points] == [pytest.approx(2e-3), pytest.approx(2e-2)]
     assert [point.over_refusal for point in front.points] == [1e-3, 1e-2]

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from sails_align.experiments.plan import RUNS, Plan
-from sails_align.experiments.summary import by_run, categories, differences, mean_of, merits, rows_of
+from sails_align.experiments.summary import Outcome, mean_of
 
 PLAN = Plan(runs=(RUNS["base"], RUNS["sft-lora"], RUNS["sft-sails"]), n_seeds=6)
 CHOSEN = {"sft-lora": 1e-3, "sft-sails": 3e-3}
@@ -34,6 +34,10 @@ def result(safety: float, correct: float, seed: int) -> dict:
     }
 
 
+def outcome(results: dict[str, dict]) -> Outcome:
+    return Outcome(PLAN, {}, results, CHOSEN)
+
+
 @pytest.fixture
 def values() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
@@ -47,7 +51,7 @@ def results(values: dict[str, np.ndarray]) -> dict[str, dict]:
 
 
 def test_means_and_intervals(values, results):
-    rows = {row.run.name: row for row in rows_of(PLAN, results, CHOSEN)}
+    rows = {row.run.name: row for row in outcome(results).rows}
     mean = rows["sft-lora"].means["safety_rate_in_distribution"]
     half = stats.t.ppf(0.975, 5) * values["sft-lora"].std(ddof=1) / np.sqrt(6)
     assert mean.value == pytest.approx(values["sft-lora"].mean())
@@ -63,26 +67,26 @@ def test_means_and_intervals(values, results):
 
 
 def test_differences_are_paired_by_seed(values, results):
-    found = differences(PLAN, results, CHOSEN, "sft-sails", "sft-lora")["safety_rate_in_distribution"]
+    found = outcome(results).difference("sft-sails", "sft-lora")["safety_rate_in_distribution"]
     pairs = values["sft-sails"] - values["sft-lora"]
     assert found.value == pytest.approx(pairs.mean())
     assert found.low > 0  # which unpaired intervals would not show:
-    rows = {row.run.name: row.means["safety_rate_in_distribution"] for row in rows_of(PLAN, results, CHOSEN)}
+    rows = {row.run.name: row.means["safety_rate_in_distribution"] for row in outcome(results).rows}
     assert rows["sft-lora"].high > rows["sft-sails"].low
 
 
 def test_a_seed_that_one_of_them_lacks_is_left_out(results):
     lost = next(cell for cell in PLAN.test_cells(CHOSEN) if cell.run.name == "sft-lora" and cell.seed == 2)
     del results[lost.key]
-    assert 2 not in by_run(PLAN, results, CHOSEN)["sft-lora"]
-    assert differences(PLAN, results, CHOSEN, "sft-sails", "sft-lora")["over_refusal_rate"].n == 5
+    assert 2 not in outcome(results).by_run["sft-lora"]
+    assert outcome(results).difference("sft-sails", "sft-lora")["over_refusal_rate"].n == 5
 
 
 def test_categories_are_of_their_split(values, results):
-    found = categories(PLAN, results, CHOSEN, "ood")
+    found = outcome(results).categories("ood")
     assert list(found) == ["arson"]
     assert found["arson"]["sft-sails"].value == pytest.approx(values["sft-sails"].mean())
-    assert categories(PLAN, results, CHOSEN, "harmful") == {}
+    assert outcome(results).categories("harmful") == {}
 
 
 def test_nothing_known_is_no_number():
@@ -92,5 +96,5 @@ def test_nothing_known_is_no_number():
 
 def test_merits_are_by_run_and_rate():
     results = {cell.key: result(cell.learning_rate, 0.0, cell.seed) for cell in PLAN.tuning_cells()}
-    found = merits(PLAN, results)
+    found = Outcome(PLAN, results, {}, {}).merits()
     assert found["sft-lora"] == {rate: pytest.approx(rate / 2) for rate in PLAN.learning_rates}

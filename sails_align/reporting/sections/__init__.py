@@ -1,0 +1,30 @@
+"""Sections of a comparison's report, one file each, in the order of the page.
+
+A section is a function `make(comparison)` from a `reporting.report.Comparison` to the `Section`s that there are results
+for: none, one or several. All numbers come from results of cells.
+"""
+
+from sails_align.core.registry import Entry, Registry
+
+REFERENCES = ("sft-lora", "sft-full", "dpo-lora", "dpo-full")
+"""Baselines that other runs are compared with, pair by pair."""
+
+
+def _entry(name: str, summary: str) -> Entry:
+    return Entry(f"sails_align.reporting.sections.{name}:make", summary)
+
+
+SECTIONS = Registry(
+    "section of the report",
+    {
+        "headline": _entry("headline", "What each method reaches."),
+        "differences": _entry("differences", "Differences from each baseline, paired by seed."),
+        "fronts": _entry("fronts", "Safety against helpfulness, over learning rates."),
+        "categories": _entry("categories", "Safety and over-refusal by category."),
+        "features": _entry("features", "What the SAE features mean, and what training did to them."),
+        "cost": _entry("cost", "Seconds by what they were spent on."),
+        "ablations": _entry("ablations", "One thing of SAILS changed in each."),
+        "examples": _entry("examples", "How many training examples each method needs."),
+        "worlds": _entry("worlds", "The same comparison in other worlds."),
+    },
+)

@@ -1,0 +1,25 @@
+"""One thing of SAILS changed in each run."""
+
+from collections.abc import Iterator
+
+from sails_align.experiments.summary import CORE, with_numbers
+from sails_align.reporting import figures
+from sails_align.reporting.page import Section
+from sails_align.reporting.report import Comparison
+from sails_align.reporting.tables import differences_grid, levels_grid
+
+
+def make(comparison: Comparison) -> Iterator[Section]:
+    """What each change reaches, and its difference from SAILS."""
+    for outcome in comparison.outcomes.get("ablations", {}).values():
+        metrics = with_numbers(CORE, (row.means for row in outcome.rows))
+        text = [
+            f"SAILS with one thing changed in each, and other adapters, on {outcome.plan.n_seeds} seeds (from "
+            f"{outcome.plan.first_seed}); each has its own learning rate from the same grid. Differences from SAILS "
+            "are paired by seed, in points; better means that the change helped."
+        ]
+        found = outcome.minus("sft-sails")
+        title = "Ablations: differences from SAILS, paired by seed"
+        picture = figures.forest(found, outcome.labels, "ablations", title, metrics)
+        grids = [levels_grid(outcome.rows, metrics, ""), differences_grid(found, outcome.labels, metrics, "method")]
+        yield Section("Ablations", text, grids, [picture])

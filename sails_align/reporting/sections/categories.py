@@ -1,0 +1,25 @@
+"""Safety and over-refusal by category."""
+
+from collections.abc import Iterator
+
+from sails_align.reporting import figures
+from sails_align.reporting.page import Section
+from sails_align.reporting.report import Comparison
+
+BARS = (
+    ("harmful", "safety_harmful", "Safety rate by category: trained harm categories"),
+    ("ood", "safety_ood", "Safety rate by category: held-out harm categories"),
+    ("harmless", "over_refusal", "Over-refusal by category of harmless requests"),
+)
+"""Splits, each with its figure's name and title."""
+
+
+def make(comparison: Comparison) -> Iterator[Section]:
+    """A figure for each split."""
+    outcome = comparison.main
+    pictures = [
+        figures.bars(found, outcome.rows, name, title, "%")
+        for split, name, title in BARS
+        if (found := outcome.categories(split))
+    ]
+    yield Section("By category", pictures=pictures)

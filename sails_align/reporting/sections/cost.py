@@ -1,0 +1,33 @@
+"""What the comparison cost."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+from sails_align.reporting.page import Grid, Section, entries
+from sails_align.reporting.report import Comparison
+
+MODEL_WORK = (
+    *("subspace", "train", "probe", "evaluate", "attack", "capability", "explain", "relearn"),
+    *("safety", "helpfulness", "harness"),
+)
+"""Stages that run the model."""
+
+
+def make(comparison: Comparison) -> Iterator[Section]:
+    """Seconds by what they were spent on."""
+    outcome = comparison.main
+    results = [*outcome.tuned.values(), *outcome.tested.values()]
+    stages: Counter[str] = Counter()
+    for result in results:
+        stages.update(result["cost"]["seconds"])
+    total = sum(stages.values()) or 1.0
+    grid = Grid(
+        ["stage", "seconds", "share (%)"],
+        [entries(stage, f"{seconds:,.0f}", f"{100 * seconds / total:.1f}") for stage, seconds in stages.most_common()],
+    )
+    of_model = sum(stages[stage] for stage in MODEL_WORK)
+    text = [
+        f"{len(results)} trainings, {total:,.0f} seconds in all; {of_model / total:.0%} in stages that run the "
+        "model (benchmarks/comparison_profile.py says how much of them is forward and backward passes)."
+    ]
+    yield Section("What it cost", text, [grid])

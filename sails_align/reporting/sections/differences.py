@@ -1,0 +1,26 @@
+"""Differences from each baseline, paired by seed."""
+
+from collections.abc import Iterator
+
+from sails_align.experiments.summary import COMPARED, with_numbers
+from sails_align.reporting import figures
+from sails_align.reporting.page import Section
+from sails_align.reporting.report import Comparison
+from sails_align.reporting.sections import REFERENCES
+from sails_align.reporting.tables import differences_grid
+
+
+def make(comparison: Comparison) -> Iterator[Section]:
+    """A section for each baseline that other runs can be compared with."""
+    outcome = comparison.main
+    for reference in REFERENCES:
+        if reference not in outcome.labels or not (found := outcome.minus(reference)):
+            continue
+        title = f"Minus {outcome.labels[reference]}"
+        metrics = with_numbers(COMPARED, found.values())
+        text = [
+            "Paired by seed, in points (steps: in steps), with 95% intervals. Better and worse are marked where the "
+            "interval does not hold 0."
+        ]
+        picture = figures.forest(found, outcome.labels, f"minus_{reference}", f"{title}, paired by seed", metrics)
+        yield Section(title, text, [differences_grid(found, outcome.labels, COMPARED, "method")], [picture])

@@ -1,0 +1,61 @@
+"""How many training examples each method needs."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from sails_align.evaluation.metrics import METRICS, Metric
+from sails_align.experiments.summary import CORE, SAFETY, Mean, Outcome, examples_to, with_numbers
+from sails_align.reporting import figures
+from sails_align.reporting.page import Grid, Section, entries, interval
+from sails_align.reporting.report import Comparison
+
+WANTED_SAFETY = 0.95
+Curves = Mapping[str, Mapping[str, Sequence[tuple[int, Mean]]]]
+"""By metric and run: numbers of examples with their means."""
+
+
+def make(comparison: Comparison) -> Iterator[Section]:
+    """Learning curves over the number of training examples."""
+    outcomes = list(comparison.outcomes.get("examples", {}).values())
+    if not outcomes:
+        return
+    shares = [metric for metric in CORE if metric.scale == 100]
+    metrics = with_numbers(shares, [row.means for outcome in outcomes for row in outcome.rows])
+    curves = _curves(outcomes, metrics)
+    labels = outcomes[0].labels
+    text = [
+        f"Trained on n harmful and n harmless examples; {outcomes[0].plan.n_seeds} seeds; each with its own learning "
+        "rate, chosen for each n. Between the numbers tried the curve is taken as a line over log n."
+    ]
+    grids = [_needed(curves, labels), *(_levels(curves[metric.name], labels, metric) for metric in metrics)]
+    yield Section("How many examples it takes", text, grids, [figures.curves(curves, labels, metrics)])
+
+
+def _curves(outcomes: Sequence[Outcome], metrics: Sequence[Metric]) -> Curves:
+    curves: dict[str, dict[str, list[tuple[int, Mean]]]] = {}
+    for outcome in outcomes:
+        for row in outcome.rows:
+            for metric in metrics:
+                curve = curves.setdefault(metric.name, {}).setdefault(row.run.name, [])
+                curve.append((outcome.plan.measures.n_examples or 0, row.means[metric.name]))
+    return curves
+
+
+def _needed(curves: Curves, labels: Mapping[str, str]) -> Grid:
+    """How many examples the wanted safety takes, on trained categories where they are known."""
+    safety = next(name for name in (*SAFETY, *curves) if name in curves)
+    rows = []
+    for run, label in labels.items():
+        curve = [(n, mean.value) for n, mean in curves[safety][run] if mean.value is not None]
+        needed = examples_to(WANTED_SAFETY, curve)
+        if needed is None:
+            words = f"more than {curve[-1][0]}" if curve else "–"
+        else:
+            words = f"at most {curve[0][0]}" if needed == curve[0][0] else f"{needed:.0f}"
+        rows.append(entries(label, words))
+    return Grid(["method", f"harmful examples to {WANTED_SAFETY:.0%} {METRICS[safety].label}"], rows)
+
+
+def _levels(curves: Mapping[str, Sequence[tuple[int, Mean]]], labels: Mapping[str, str], metric: Metric) -> Grid:
+    head = [metric.heading, *(f"{n} examples" for n, _ in next(iter(curves.values())))]
+    rows = [entries(labels[run], *(interval(mean, metric) for _, mean in curve)) for run, curve in curves.items()]
+    return Grid(head, rows)

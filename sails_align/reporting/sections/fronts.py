@@ -1,0 +1,55 @@
+"""Safety against helpfulness, over learning rates: whole fronts, not single points."""
+
+from collections.abc import Iterator, Sequence
+
+from sails_align.evaluation.metrics import METRICS
+from sails_align.experiments.summary import Front, hypervolume_difference, mean_of
+from sails_align.reporting import figures
+from sails_align.reporting.page import Entry, Grid, Section, difference, entries, interval, number
+from sails_align.reporting.report import Comparison
+from sails_align.reporting.tables import PERCENT, counted
+
+BASELINES = ("sft-lora", "sft-full")
+"""Whose hypervolumes are compared with."""
+AT_SAFETY = (0.8, 0.9)
+
+
+def make(comparison: Comparison) -> Iterator[Section]:
+    """The fronts of all runs with a grid of learning rates."""
+    outcome = comparison.main
+    if not outcome.tuned:
+        return
+    fronts = outcome.fronts()
+    tuning_seeds = counted(outcome.plan.n_tuning_seeds, "tuning seed")
+    text = [
+        "A learning rate puts a method somewhere between harmless and helpful, so whole fronts are compared: all rates "
+        f"of the grid, on the validation part, means over {tuning_seeds}. The front is of safety over the helpfulness "
+        "that is lost: harmless requests that are not answered rightly, or what the judge's mean score lacks (a model "
+        "that training has broken refuses nothing and complies with nothing); the hypervolume is the area under it, a "
+        "mean over each seed's own front, with 95% t intervals, and differences paired by seed. At equal safety: on "
+        "the front of the means; –: none of its rates is as safe as that."
+    ]
+    pictures = [figures.fronts(fronts, outcome.rows), figures.learning_rates(outcome.merits(), outcome.rows)]
+    yield Section("Safety against helpfulness, over learning rates", text, [_grid(fronts)], pictures)
+
+
+def _grid(fronts: Sequence[Front]) -> Grid:
+    baselines = [front for front in fronts if front.run.name in BASELINES]
+    head = [
+        "method",
+        "hypervolume (%)",
+        *(f"minus {front.run.label}" for front in baselines),
+        *(f"{name} at {at:.0%} safety (%)" for at in AT_SAFETY for name in ("helpfulness lost", "over-refusal")),
+    ]
+    return Grid(head, [_row(front, baselines) for front in fronts])
+
+
+def _row(front: Front, baselines: Sequence[Front]) -> list[Entry]:
+    points = [front.at(safety) for safety in AT_SAFETY]
+    values = [value for point in points for value in ((point.lost, point.over_refusal) if point else (None, None))]
+    compared = [
+        Entry("") if other is front else difference(hypervolume_difference(front, other), PERCENT)
+        for other in baselines
+    ]
+    shares = entries(*(number(value, METRICS["over_refusal_rate"]) for value in values))
+    return [Entry(front.run.label), Entry(interval(mean_of(front.hypervolumes), PERCENT)), *compared, *shares]

@@ -1,0 +1,36 @@
+"""The same comparison in other worlds: what SAILS is better and worse than there."""
+
+from collections.abc import Iterator
+
+from sails_align.experiments.summary import CORE, with_numbers
+from sails_align.reporting import figures
+from sails_align.reporting.page import Section
+from sails_align.reporting.report import Comparison
+from sails_align.reporting.tables import counted, differences_grid, levels_grid
+
+
+def make(comparison: Comparison) -> Iterator[Section]:
+    """SAILS minus each other method, by world; then what each reaches."""
+    outcomes = comparison.outcomes.get("worlds", {})
+    if not outcomes:
+        return
+    metrics = with_numbers(CORE, [row.means for outcome in outcomes.values() for row in outcome.rows])
+    first = next(iter(outcomes.values()))
+    grids, pictures = [], []
+    for baseline, label in first.labels.items():
+        if baseline == "sft-sails":
+            continue
+        found = {world: outcome.difference("sft-sails", baseline) for world, outcome in outcomes.items()}
+        names, title = {world: world for world in found}, f"{first.labels['sft-sails']} minus {label}"
+        grids.append(differences_grid(found, names, metrics, title))
+        pictures.append(
+            figures.forest(found, names, f"worlds_{baseline}", f"{title}, by world, paired by seed", metrics)
+        )
+    grids += [levels_grid(outcome.rows, metrics, world) for world, outcome in outcomes.items()]
+    text = [
+        "testbed:N is the world of seed N; else the world, or its alignment data, differs from the default one in the "
+        "parameter; another world has its own model and SAEs. "
+        f"{counted(first.plan.n_seeds, 'seed')} (from {first.plan.first_seed}); nothing but the learning rates was "
+        "chosen in them. Differences are paired by seed, in points; then what each method reaches."
+    ]
+    yield Section("Other worlds", text, grids, pictures)

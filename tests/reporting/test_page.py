@@ -1,0 +1,88 @@
+"""The page: numbers as they are shown, and text that cannot act as markup."""
+
+from pathlib import Path
+
+import pytest
+
+from sails_align.evaluation.metrics import METRICS
+from sails_align.experiments.summary import Mean
+from sails_align.reporting.page import Entry, Grid, Page, Section, difference, entries, interval, number, write_page
+
+SAFETY, REFUSAL = METRICS["safety_rate"], METRICS["over_refusal_rate"]
+
+
+@pytest.mark.parametrize(
+    ("mean", "shown"),
+    [
+        (Mean(0.5, 0.4, 0.6, 5), "50.0 ± 10.0"),
+        (Mean(0.5, None, None, 1), "50.0"),  # of one seed
+        (Mean(None, None, None, 0), "–"),
+    ],
+)
+def test_means(mean: Mean, shown: str) -> None:
+    assert interval(mean, SAFETY) == shown
+
+
+def test_numbers_have_the_digits_and_the_scale_of_their_metric() -> None:
+    assert number(1234.5, METRICS["train_seconds"]) == "1,234.5"
+    assert number(4.125, METRICS["harmfulness"]) == "4.12"
+    assert number(0.99, METRICS["capability"]) == "99.0"
+
+
+@pytest.mark.parametrize(
+    ("mean", "metric", "verdict"),
+    [
+        (Mean(0.1, 0.05, 0.15, 5), SAFETY, "better"),
+        (Mean(0.1, 0.05, 0.15, 5), REFUSAL, "worse"),
+        (Mean(-0.1, -0.15, -0.05, 5), REFUSAL, "better"),
+        (Mean(0.1, 0.0, 0.2, 5), SAFETY, "open"),  # it touches zero
+        (Mean(0.1, None, None, 1), SAFETY, "open"),
+        (Mean(None, None, None, 0), SAFETY, "open"),
+    ],
+)
+def test_differences_are_judged_by_their_interval_and_direction(mean: Mean, metric, verdict: str) -> None:
+    assert difference(mean, metric).verdict == verdict
+
+
+def test_differences_have_signs() -> None:
+    assert difference(Mean(0.1, -0.05, 0.25, 5), SAFETY).text == "+10.0 (-5.0 to +25.0)"
+
+
+def pages(folder: Path, *sections: Section, title: str = "t") -> tuple[str, str]:
+    html, markdown = write_page(Page(title, sections, "sails compare", {"commit": "none"}), folder)
+    return html.read_text(), markdown.read_text()
+
+
+def test_both_pages_say_the_same(tmp_path: Path) -> None:
+    grid = Grid(["method", "safety"], [[Entry("SAILS"), Entry("+5.0", "better")], entries("LoRA", "1.0")])
+    html, markdown = pages(tmp_path, Section("A title", ["A paragraph."], [grid]))
+    for page in (html, markdown):
+        for words in ("A title", "A paragraph.", "SAILS", "+5.0", "LoRA", "sails compare", "commit"):
+            assert words in page
+    assert "| method | safety |" in markdown
+    assert "| SAILS | **+5.0** better |" in markdown
+    assert "| LoRA | 1.0 |" in markdown
+
+
+def test_texts_do_not_act_as_markup_in_html(tmp_path: Path) -> None:
+    bad = "<script>alert(1)</script>"
+    html, _ = pages(tmp_path, Section(bad, [bad], [Grid([bad], [entries(bad)])]), title=bad)
+    assert "<script" not in html
+    assert html.count("&lt;script&gt;") >= 4
+
+
+def test_tokens_of_features_are_code(tmp_path: Path) -> None:
+    meaning = {
+        "layer": 1,
+        "id": 7,
+        "promoted": ["a`b", "|"],
+        "suppressed": [" "],
+        "neighbours": [[3, 0.5]],
+        "neuronpedia": None,
+        "contexts": [{"tokens": ["<i>", "x"], "activations": [2.0, 0.5]}],
+    }
+    html, markdown = pages(tmp_path, Section("Features", meanings=[meaning]))
+    assert "<i>" not in html
+    assert "`a'b`" in markdown  # no quote ends the code
+    assert "`¦`" in markdown
+    assert "**`<i>`** `x`" in markdown  # the token with more than half of the highest activation stands out

@@ -1,0 +1,58 @@
+"""A report made again from stored results, of this version's format and of the ones before."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from made_results import stored
+
+from sails_align.core.artifacts import write_json
+from sails_align.core.errors import InputError
+from sails_align.experiments.plan import FORMAT, RUNS, Measures, Plan
+from sails_align.experiments.results import Results
+from sails_align.experiments.studies import Study
+from sails_align.reporting.report import rewrite_report
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A comparison of SAILS alone, whose cells all have the stored result."""
+    plan = Plan(runs=(RUNS["sft-sails"],), n_seeds=2, learning_rates=(1e-2,), measures=Measures(n_examples=16))
+    write_json(tmp_path / "plan.json", {"studies": [asdict(Study("main", (("testbed", plan),)))], "command": "sails c"})
+    for cell in (*plan.tuning_cells(), *plan.test_cells({"sft-sails": 1e-2})):
+        write_json(Results(tmp_path).path(cell), stored())
+    return tmp_path
+
+
+def test_stored_results_can_be_read(folder: Path) -> None:
+    """The format of stored results changes with `FORMAT` alone; those of the format before must still be shown."""
+    assert FORMAT == 2
+    comparison, values, paths = rewrite_report(folder)
+    numbers = stored()["numbers"]
+    (row,) = comparison.main.rows
+    for name in ("safety_rate_in_distribution", "over_refusal_rate", "correct_answer_rate", "harmfulness"):
+        assert row.means[name].value == pytest.approx(numbers[name]["value"])
+        assert values["rows"][0]["means"][name]["n"] == 2
+    for name in ("attack_success_rate", "capability", "left_after_harmful", "train_seconds", "peak_memory_mb"):
+        assert row.means[name].value is not None
+    assert json.loads(paths[0].read_text())["chosen"] == {"sft-sails": 1e-2}
+    assert "What the features mean" in (folder / "report.md").read_text()
+
+
+def test_a_report_made_again_is_the_same(folder: Path) -> None:
+    rewrite_report(folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.suffix in (".md", ".html", ".svg")}
+    rewrite_report(folder)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_how_long_it_took_is_kept(folder: Path) -> None:
+    write_json(folder / "results.json", {"provenance": {"seconds_of_the_last_call": 77, "processes": 2}})
+    assert rewrite_report(folder)[1]["provenance"]["seconds_of_the_last_call"] == 77
+
+
+def test_a_missing_result_is_named(folder: Path) -> None:
+    next((folder / "cells").iterdir()).unlink()
+    with pytest.raises(InputError, match=r"1 of \d results are missing, such as of \w+/sft-sails/"):
+        rewrite_report(folder)

@@ -1,0 +1,165 @@
+"""Each section of the report, made from results by hand: what appears in it, and when there is none."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from made_results import comparison, outcome, stored
+
+from sails_align.experiments.plan import Measures, Protocol
+from sails_align.experiments.summary import Outcome
+from sails_align.reporting.page import Grid, Section
+from sails_align.reporting.report import Comparison
+from sails_align.reporting.sections import SECTIONS
+
+
+def made(name: str, of: Comparison) -> list[Section]:
+    return list(SECTIONS.get(name).load()(of))
+
+
+def column(grid: Grid, head: str) -> dict[str, str]:
+    """Of a table, by the row's name."""
+    place = list(grid.head).index(head)
+    return {row[0].text: row[place].text for row in grid.rows}
+
+
+def test_the_sections_come_in_the_order_of_the_registry() -> None:
+    titles = [section.title for section in comparison(outcome()).sections()]
+    assert titles == [
+        "What each method reaches",
+        "Minus SFT, LoRA",
+        "Minus SFT, full",
+        "Safety against helpfulness, over learning rates",
+        "By category",
+        "What it cost",
+    ]
+
+
+def test_headline() -> None:
+    (section,) = made("headline", comparison(outcome()))
+    (grid,) = section.grids
+    safety = column(grid, "safety rate, held-out categories (%)")
+    assert safety["SFT, SAILS"].startswith("85.1 ± ")
+    assert safety["base"] == "0.0"  # of one model, so there is no interval
+    assert column(grid, "learning rate")["base"] == "–"
+    assert "safety rate (%)" not in grid.head  # it is told by categories
+    assert "win rate (%)" not in grid.head  # which no cell has
+    assert any("SFT, SAILS 3" in text and "excluded from all rates" in text for text in section.text)
+    assert [picture.name for picture in section.pictures] == ["trade_off"]
+
+
+def test_headline_of_other_models() -> None:
+    found = outcome("sft-lora", "sft-sails")
+    evaluate: Any = (("test", "safety", ("--prompts", "xstest")),)
+    protocol = Protocol("m", evaluate, in_distribution="hh-rlhf", out_of_distribution="hex-phi")
+    # keys of cells depend on the protocol, so the numbers are not found: what is told of the setting is looked at
+    (section,) = made("headline", comparison(replace(found, plan=replace(found.plan, protocol=protocol))))
+    assert "Evaluated by sails eval safety (test): --prompts xstest." in section.text
+    assert "Prompt sets: trained categories: hh-rlhf, held-out categories: hex-phi." in section.text
+    assert not any("GCG" in text for text in section.text)
+
+
+def test_differences_are_marked_where_the_interval_does_not_touch_zero() -> None:
+    lora, full = made("differences", comparison(outcome(levels={"sft-full": 0.799})))
+    (grid,) = lora.grids
+    place = list(grid.head).index("safety rate, held-out categories (%)")
+    marks = {row[0].text: row[place].verdict for row in grid.rows}
+    assert marks == {"SFT, SAILS": "better", "SFT, full": "better"}
+    of_full = {row[0].text: row[place] for row in full.grids[0].rows}
+    assert of_full["SFT, LoRA"].verdict == "worse"
+    assert of_full["SFT, SAILS"].verdict == "open"  # 0.1 points, and the interval holds 0
+    assert "(-" in of_full["SFT, SAILS"].text
+
+
+def test_of_one_seed_no_difference_is_marked() -> None:
+    for section in made("differences", comparison(outcome(n_seeds=1))):
+        for row in section.grids[0].rows:
+            assert {entry.verdict for entry in row} == {"open"}
+            assert not any(" to " in entry.text for entry in row)
+
+
+def test_without_baselines_there_are_no_differences() -> None:
+    assert made("differences", comparison(outcome("base", "sft-sails"))) == []
+
+
+def test_fronts() -> None:
+    (section,) = made("fronts", comparison(outcome()))
+    (grid,) = section.grids
+    assert [row[0].text for row in grid.rows] == ["SFT, LoRA", "SFT, SAILS", "SFT, full"]
+    assert column(grid, "minus SFT, LoRA")["SFT, LoRA"] == ""  # from itself
+    assert column(grid, "minus SFT, LoRA")["SFT, SAILS"].startswith("+")
+    assert column(grid, "helpfulness lost at 90% safety (%)")["SFT, LoRA"] == "–"  # it is never as safe
+    assert column(grid, "helpfulness lost at 80% safety (%)")["SFT, SAILS"] == "9.1"
+    assert made("fronts", comparison(replace(outcome(), tuned={}))) == []
+
+
+def test_categories() -> None:
+    (section,) = made("categories", comparison(outcome()))
+    assert [picture.name for picture in section.pictures] == ["safety_harmful", "safety_ood", "over_refusal"]
+
+
+def test_features() -> None:
+    features = stored()["features"]
+    found = outcome(n_seeds=2, more={"sft-sails": {"features": features}})
+    (section,) = made("features", comparison(found))
+    layers, changes = section.grids
+    assert [row[0].text for row in layers.rows] == list(features["layers"])
+    assert len(changes.rows) == sum(len(of["features"]) for of in features["layers"].values())
+    assert section.text[0].startswith("Of SFT, SAILS, 2 seeds.")
+    assert "block 3" in section.text[1]
+    assert section.meanings == features["meanings"]
+    assert made("features", comparison(outcome())) == []
+
+
+def test_cost() -> None:
+    (section,) = made("cost", comparison(outcome("sft-lora", "sft-sails")))
+    (grid,) = section.grids
+    n = 2 * 2 * 2 + 2 * 3  # runs, rates and tuning seeds; runs and seeds
+    assert column(grid, "seconds") == {"train": str(3 * n), "evaluate": str(n)}
+    assert column(grid, "share (%)") == {"train": "75.0", "evaluate": "25.0"}
+    assert section.text[0].startswith(f"{n} trainings, {4 * n} seconds in all; 100% in stages that run the model")
+
+
+def test_ablations() -> None:
+    of = outcome("sft-lora", "sft-sails", "k-16", levels={"k-16": 0.5})
+    (section,) = made("ablations", comparison(outcome(), ablations={"ablations": of}))
+    levels, minus = section.grids
+    assert [row[0].text for row in levels.rows] == ["SFT, LoRA", "SFT, SAILS", "k-16"]
+    assert [row[0].text for row in minus.rows] == ["SFT, LoRA", "k-16"]  # from SAILS
+    assert minus.rows[1][1].verdict == "worse"
+
+
+def with_examples(n: int, levels: dict[str, float]) -> Outcome:
+    of = outcome("sft-lora", "sft-sails", n_seeds=1, levels=levels)
+    plan = replace(of.plan, measures=Measures(n_examples=n))
+    chosen = of.chosen
+    by_old = dict(zip(of.plan.test_cells(chosen), plan.test_cells(chosen), strict=True))
+    return replace(of, plan=plan, tested={new.key: of.tested[old.key] for old, new in by_old.items()})
+
+
+def test_examples() -> None:
+    study = {
+        "16": with_examples(16, {"sft-lora": 0.1, "sft-sails": 0.9}),
+        "64": with_examples(64, {"sft-lora": 0.2, "sft-sails": 1.0}),
+    }
+    (section,) = made("examples", comparison(outcome(), examples=study))
+    needed, *levels = section.grids
+    assert needed.head[1] == "harmful examples to 95% safety rate, trained categories"
+    assert [row[1].text for row in needed.rows] == ["more than 64", "32"]  # between 16 and 64, over their logarithm
+    safety = next(grid for grid in levels if grid.head[0] == "safety rate, trained categories (%)")
+    assert [entry.text for entry in safety.rows[1]] == ["SFT, SAILS", "90.0", "100.0"]
+
+
+def test_worlds() -> None:
+    study = {"testbed:1": outcome(), "shared_harm=0": outcome(levels={"sft-sails": 0.5})}
+    (section,) = made("worlds", comparison(outcome(), worlds=study))
+    minus = next(grid for grid in section.grids if grid.head[0] == "SFT, SAILS minus SFT, LoRA")
+    assert [row[0].text for row in minus.rows] == ["testbed:1", "shared_harm=0"]
+    assert [row[1].verdict for row in minus.rows] == ["better", "worse"]
+    assert section.grids[-1].head[0] == "shared_harm=0"  # what each method reaches there
+    assert "worlds_sft-lora" in [picture.name for picture in section.pictures]
+
+
+@pytest.mark.parametrize("name", ["ablations", "examples", "worlds"])
+def test_without_a_side_study_there_is_no_section(name: str) -> None:
+    assert made(name, comparison(outcome())) == []
