@@ -49,9 +49,9 @@ def responses(backend_name: str, turns: int, folder: Path) -> dict[str, Any]:
     """Ratio of responses/s: the evaluation's backend and cache / the backend bare."""
     from sails_align.evaluation.backends.make import in_process
     from sails_align.evaluation.cache import Cache
-    from sails_align.evaluation.model import resolve_model
     from sails_align.evaluation.pipeline import respond
     from sails_align.evaluation.records import Prompt, Sampling
+    from sails_align.models.resolve import resolve_model
 
     asked = conversations()
     prompts = [Prompt(str(n), tuple(messages), "harmful", "all") for n, messages in enumerate(asked)]

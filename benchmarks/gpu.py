@@ -144,8 +144,8 @@ def generation(model: str, shape: str) -> dict[str, Any]:
     """New tokens a second, all rows at a time."""
     import torch
 
-    from sails_align.evaluation.backends.local_model import load_model
-    from sails_align.evaluation.model import resolve_model
+    from sails_align.models.load import load_model
+    from sails_align.models.resolve import resolve_model
 
     size = size_of(shape)
     loaded: Any = load_model(resolve_model(model), device_name())

@@ -40,10 +40,10 @@ from sails_align.cli import features as explaining
 from sails_align.cli.discover import layer_table
 from sails_align.core.artifacts import output_folder, write_json
 from sails_align.core.errors import CommandParser, exit_on_input_error
-from sails_align.evaluation.backends.local_model import load_model
 from sails_align.evaluation.metrics import SAFE
-from sails_align.evaluation.model import resolve_model
 from sails_align.initializers.random_basis import random_basis
+from sails_align.models.load import load_model
+from sails_align.models.resolve import resolve_model
 from sails_align.reporting.figures import COLOURS, picture
 from sails_align.saes.explain import Context, meanings
 from sails_align.steering.directions import added, removed

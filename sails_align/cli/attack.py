@@ -32,9 +32,10 @@ from sails_align.evaluation.metrics import METRICS, Estimate, estimate, estimate
 from sails_align.evaluation.output import cache_file, output_folder, prompt_row, write_rows
 from sails_align.evaluation.prompts import is_of_testbed
 from sails_align.evaluation.prompts.load import load_all
-from sails_align.evaluation.records import Judge, ModelSpec, Prompt, Verdict
+from sails_align.evaluation.records import Judge, Prompt, Verdict
 from sails_align.evaluation.result import VOTE
 from sails_align.evaluation.tables import agreement_lines
+from sails_align.models.spec import ModelSpec
 
 NO_ATTACK = "none"
 

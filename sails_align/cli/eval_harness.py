@@ -18,13 +18,14 @@ from sails_align.core.artifacts import refuse_trained, work_folder, write_json
 from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
 from sails_align.core.options import check_choice, check_least
-from sails_align.evaluation.backends.local_model import load_tokenizer
 from sails_align.evaluation.backends.make import check_serving
 from sails_align.evaluation.harness.report import report, sample_rows, show
 from sails_align.evaluation.harness.run import Settings, run_harness
-from sails_align.evaluation.model import resolve_model
 from sails_align.evaluation.output import default_folder, write_rows
-from sails_align.evaluation.records import DTYPES, ModelSpec
+from sails_align.models import DTYPES
+from sails_align.models.load import load_spec_tokenizer
+from sails_align.models.resolve import resolve_model
+from sails_align.models.spec import ModelSpec
 from sails_align.testbed.build import is_testbed, resolve_testbed
 from sails_align.testbed.tasks import CHANCE, GROUP, write_tasks
 from sails_align.testbed.world import World
@@ -151,7 +152,7 @@ def find_base(args: HarnessArguments, spec: ModelSpec) -> ModelSpec | None:
         base = resolve_model(args.base, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
     else:
         base = replace(spec, name=spec.base, adapter=None, tokenizer=spec.base, identity=spec.identity["base"])
-    same_words = load_tokenizer(base).get_vocab() == load_tokenizer(spec).get_vocab()
+    same_words = load_spec_tokenizer(base).get_vocab() == load_spec_tokenizer(spec).get_vocab()
     return replace(base, tokenizer=spec.tokenizer) if same_words else base
 
 

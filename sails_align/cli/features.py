@@ -22,9 +22,9 @@ from sails_align.core.errors import InputError
 from sails_align.core.options import check_least
 from sails_align.data.formats import Message
 from sails_align.data.tokens import TokenizedSide, tokenize_response
-from sails_align.evaluation.backends.local_model import load_model
-from sails_align.evaluation.model import resolve_model
 from sails_align.models.adapters import read_json
+from sails_align.models.load import load_model
+from sails_align.models.resolve import resolve_model
 from sails_align.saes.explain import meanings
 from sails_align.saes.sets import SAESet
 from sails_align.subspace.basis import Subspace

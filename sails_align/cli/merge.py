@@ -96,9 +96,9 @@ def _add_base_model(parser: argparse.ArgumentParser) -> None:
 
 def _resolved(base_model: str | None) -> str | None:
     """A model's path or id; the testbed can be named as everywhere."""
-    from sails_align.testbed.build import is_testbed, resolve_testbed
+    from sails_align.models.spec import model_path
 
-    return resolve_testbed(base_model).model_path if base_model and is_testbed(base_model) else base_model
+    return model_path(base_model) if base_model else base_model
 
 
 def _checked_device(device: str | None) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sails_align.core.artifacts import output_folder
 from sails_align.core.command_line import CommandLine
@@ -24,8 +24,9 @@ from sails_align.core.options import check_choices
 from sails_align.data.pairs import load_rows, normalize
 from sails_align.data.rows import columns_by_lower_name
 from sails_align.data.tokens import tokenize_response
-from sails_align.models.attention import exact_attention
-from sails_align.models.load import model_errors
+from sails_align.models import DTYPES
+from sails_align.models.load import load_causal_lm, load_tokenizer
+from sails_align.models.spec import model_path
 from sails_align.saes.train import SAEReport, train_saes
 from sails_align.subspace.options import CHOICES
 from sails_align.testbed.build import MODEL_NAME, Testbed, is_testbed, resolve_testbed, sae_rows
@@ -77,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> dict[int, SAEReport]:
     testbed = resolve_testbed(args.model_name_or_path) if is_testbed(args.model_name_or_path) else None
     stem = (args.model_name_or_path or MODEL_NAME).rstrip("/").split("/")[-1].replace(":", "-")
     with output_folder(Path(args.output_dir or f"runs/saes-{stem}")) as output_dir:
-        model, tokenizer = load_model(args, testbed)
+        model, tokenizer = load_model(args)
         reports = train_saes(
             model,
             tokenizer,
@@ -99,23 +100,19 @@ def main(argv: Sequence[str] | None = None) -> dict[int, SAEReport]:
     return reports
 
 
-def load_model(args: SAEArguments, testbed: Testbed | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_model(args: SAEArguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model, on the GPU if there is one, and its tokenizer.
 
     Raises:
         InputError: if there is no such model, or it is not cached and the hub cannot be reached.
     """
-    name = str(args.model_name_or_path) if testbed is None else testbed.model_path
-    options: dict[str, Any] = {"revision": args.model_revision, "trust_remote_code": args.trust_remote_code}
-    if args.dtype not in ("auto", "float32", "bfloat16", "float16"):
-        raise InputError(f"dtype is {args.dtype!r}, which is not one of: auto, float32, bfloat16, float16")
-    with model_errors(name, ValueError):
-        attention = exact_attention(AutoConfig.from_pretrained(name, **options))
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
-        options |= {"dtype": args.dtype, "attn_implementation": attention, "use_safetensors": True}  # no pickles
-        model = AutoModelForCausalLM.from_pretrained(name, **options)
-    device: Any = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device), tokenizer
+    where: dict[str, Any] = {"revision": args.model_revision, "trust_remote_code": args.trust_remote_code}
+    if args.dtype not in DTYPES:
+        raise InputError(f"dtype is {args.dtype!r}, which is not one of: {', '.join(DTYPES)}")
+    name = model_path(args.model_name_or_path or MODEL_NAME)
+    tokenizer = load_tokenizer(name, **where)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return load_causal_lm(name, dtype=args.dtype, device=device, **where), tokenizer
 
 
 def texts_of(

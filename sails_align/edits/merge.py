@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from sails_align.core.artifacts import atomic_folder, file_hash
 from sails_align.core.errors import InputError
@@ -21,9 +21,8 @@ from sails_align.edits.options import MergeOptions
 from sails_align.edits.quantized_base import quantized_logits
 from sails_align.initializers import leaves_base_alone
 from sails_align.models.adapters import AdapterFiles, check_complete, load_base_config, read_adapter
-from sails_align.models.attention import exact_attention
 from sails_align.models.language_model import copy_processor
-from sails_align.models.load import model_errors
+from sails_align.models.load import load_causal_lm, load_tokenizer
 
 TOLERANCE = 1e-5
 """Of logits, relative to the largest one if that is above 1. float32 is no finer: one and the same testbed model
@@ -167,20 +166,15 @@ def _merge(
 def _save_tokenizer(folder: Path, base_model: str, revision: str | None, output: Path) -> None:
     """The run's tokenizer with its chat template; that of the base model for an adapter without one."""
     has_own = (folder / "tokenizer_config.json").is_file()
-    name, options = (str(folder), {}) if has_own else (base_model, {"revision": revision})
-    with model_errors(name, ValueError):
-        AutoTokenizer.from_pretrained(name, **options).save_pretrained(output)
+    tokenizer = load_tokenizer(str(folder)) if has_own else load_tokenizer(base_model, revision=revision)
+    tokenizer.save_pretrained(output)
 
 
 def load_for_logits(
     name: str | Path, dtype: torch.dtype, device: str = "cpu", revision: str | None = None
 ) -> PreTrainedModel:
     """A model in evaluation mode, with the attention that computes what it was trained to (see `exact_attention`)."""
-    with model_errors(name, ValueError):
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, revision=revision, use_safetensors=True)
-    attention = exact_attention(model.config)
-    if attention is not None:
-        model.set_attn_implementation(attention)
+    model = load_causal_lm(str(name), dtype=dtype, revision=revision)
     try:
         return model.to(device).eval()  # pyright: ignore[reportArgumentType]
     except torch.OutOfMemoryError as error:

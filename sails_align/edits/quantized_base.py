@@ -8,12 +8,10 @@ Shapes: B batch, S sequence, V vocabulary.
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
 from transformers.utils import is_bitsandbytes_available
 
 from sails_align.models.adapters import AdapterFiles, load_base_config, read_json
-from sails_align.models.attention import exact_attention
-from sails_align.models.load import model_errors
+from sails_align.models.load import load_causal_lm
 from sails_align.models.quantized import quantization_of, use_one_layout
 
 
@@ -28,16 +26,9 @@ def quantized_logits(adapter: AdapterFiles, base_model: str | None, ids_BS: torc
     quantization = quantization_of(options)
     if quantization is None or not is_bitsandbytes_available():
         return None
-    name, config = load_base_config(adapter, base_model)
-    with model_errors(name, ValueError):
-        base = AutoModelForCausalLM.from_pretrained(
-            name,
-            revision=None if base_model else adapter.revision,
-            dtype=options.get("dtype"),
-            attn_implementation=exact_attention(config),
-            quantization_config=quantization,
-            use_safetensors=True,  # no pickles
-        )
+    name, _ = load_base_config(adapter, base_model)
+    revision = None if base_model else adapter.revision
+    base = load_causal_lm(name, dtype=options.get("dtype"), revision=revision, quantization=quantization)
     use_one_layout(base)
     model = PeftModel.from_pretrained(base, str(adapter.folder)).eval()
     with torch.no_grad():

@@ -7,7 +7,8 @@ from sails_align.core.errors import InputError
 from sails_align.core.options import check_choice, check_least
 from sails_align.evaluation.backends import BACKENDS
 from sails_align.evaluation.prompts import is_of_testbed
-from sails_align.evaluation.records import DTYPES, Prompt, Sampling
+from sails_align.evaluation.records import Prompt, Sampling
+from sails_align.models import DTYPES
 
 COLDEST = 0.01
 """Temperature; lower ones overflow."""

@@ -24,10 +24,6 @@ Reason = Literal[
 """Why a response is unscored."""
 
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-"""Of a model's weights; `auto`: the checkpoint's own."""
-
-
 @dataclass(frozen=True)
 class Prompt:
     """What a model is asked."""
@@ -99,28 +95,6 @@ class Verdict:
 
 Verdicts = Mapping[Task, Mapping[str, Mapping[int, Verdict]]]
 """By task, by judge (and `vote`, of all of them), by the prompt's place."""
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """A model to be evaluated, by what `from_pretrained` takes."""
-
-    name: str
-    """As the user called it."""
-    base: str
-    """A local folder or the id of a model on the hub."""
-    adapter: str | None
-    """A folder with a PEFT adapter for it."""
-    tokenizer: str
-    """A local folder or an id: the adapter's own, if it has one."""
-    identity: Mapping[str, Any]
-    """JSON-able: hashes of local files, or commits on the hub."""
-    dtype: str = "auto"
-    """`float32`, `bfloat16`, `float16`, or `auto`: the checkpoint's own."""
-    revision: str | None = None
-    trust_remote_code: bool = False
-    chat_template: str | None = None
-    """In place of the tokenizer's own."""
 
 
 class InferenceHook(Protocol):

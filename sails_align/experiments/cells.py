@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sails_align.core.artifacts import package_versions
 from sails_align.core.cost import Cost, peak_memory_mb
@@ -28,6 +28,7 @@ from sails_align.evaluation.result import EvaluationResult
 from sails_align.experiments.plan import Cell
 from sails_align.experiments.relearning import DATA, trained_on
 from sails_align.initializers.adapter import AdapterInit
+from sails_align.models.load import load_causal_lm, load_tokenizer
 from sails_align.saes.explain import meanings
 from sails_align.saes.load import load_saes
 from sails_align.subspace.basis import Subspace
@@ -161,7 +162,7 @@ TRAINERS: dict[str, Callable[[Cell, Testbed, Path, Cost], Trained]] = {
 
 
 def _load(folder: str) -> tuple[Any, PreTrainedTokenizerBase]:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
+    return load_causal_lm(folder, dtype=torch.float32), load_tokenizer(folder)
 
 
 def _probe(
@@ -238,7 +239,7 @@ def relearn(
 
     It is loaded, not copied in memory: accelerate has bound the `forward` of a trained model to that very model.
     """
-    aligned = AutoModelForCausalLM.from_pretrained(folder / "aligned", dtype=torch.float32)
+    aligned = load_causal_lm(str(folder / "aligned"), dtype=torch.float32)
     changed = trained_on(name, aligned, tokenizer, testbed.world, cell.seed, folder / name)
     result = requests.measure(changed, tokenizer, testbed, max(1, cell.measures.n_prompts // 2), part=cell.part)
     return {measure: value.to_json() for measure, value in requests.numbers(result).items()}

@@ -1,0 +1,31 @@
+"""Language models: found by name, loaded, looked into.
+
+Names that are no folder, hub id or GGUF file (`testbed`) are resolved by entries that layers above register here, so
+that nothing in this folder knows of them.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sails_align.core.registry import Entry, Registry
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+"""Of weights; `auto` is the checkpoint's own."""
+
+
+@dataclass(frozen=True)
+class Resolver(Entry):
+    """A function from a name to the folder of a model, for `NAME`, `NAME:...`, and folders with a marker file."""
+
+    marker: str = ""
+
+
+RESOLVERS: Registry[Resolver] = Registry("kind of model", {})
+
+
+def resolver_of(name: str) -> Resolver | None:
+    """What knows a name; None for folders, hub ids and files."""
+    for kind, resolver in RESOLVERS.items():
+        if name.partition(":")[0] == kind or (resolver.marker and (Path(name) / resolver.marker).is_file()):
+            return resolver
+    return None

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from sails_align.core.errors import InputError
 from sails_align.core.options import HUB_ID
-from sails_align.models.load import model_errors, not_partitioned
+from sails_align.models.loading import model_errors, not_partitioned
 
 KNOWN: dict[str, Any] = {
     "r": int,

@@ -1,19 +1,140 @@
-"""Load only as many blocks of a model as are to be run."""
+"""Load models: the only place that calls `from_pretrained`, but for TRL's trainers, which take a name.
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+A name here is what `from_pretrained` takes, a folder or a hub id; `spec.model_path` makes one of what a user writes.
+Always exact attention (see `attention`), safetensors and no pickles.
+"""
+
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.integrations import deepspeed
-from transformers.utils import logging as transformers_logging
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import safe_open
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from sails_align.core.errors import InputError
 from sails_align.models.attention import exact_attention
+from sails_align.models.loading import model_errors, no_load_report, not_partitioned
+from sails_align.models.spec import ModelSpec
+
+OF_LOADING = (ValueError, KeyError, RuntimeError, ImportError)
+
+
+def load_config(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """A model's configuration.
+
+    Raises:
+        InputError: if there is no such model, or it is not cached and the hub cannot be reached.
+    """
+    with model_errors(name, ValueError):
+        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+
+
+def load_tokenizer(
+    name: str, *, revision: str | None = None, trust_remote_code: bool = False, chat_template: str | None = None
+) -> PreTrainedTokenizerBase:
+    """A model's tokenizer.
+
+    Args:
+        name: of the model, or of the folder of an adapter.
+        revision: of a model on the hub.
+        trust_remote_code: run code that comes with the model.
+        chat_template: in place of its own.
+
+    Raises:
+        InputError: if there is none.
+    """
+    with model_errors(name, *OF_LOADING, what="tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template
+    return tokenizer
+
+
+def load_causal_lm(
+    name: str,
+    *,
+    dtype: torch.dtype | str | None = "auto",
+    device: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    attention: str | None = None,
+    quantization: Any = None,
+) -> PreTrainedModel:
+    """A causal language model.
+
+    Args:
+        name: of the model.
+        dtype: of the weights; "auto" is the checkpoint's own.
+        device: where it is put; None: on the CPU, or where bitsandbytes wants it.
+        revision: of a model on the hub.
+        trust_remote_code: run code that comes with the model.
+        attention: its implementation; None: the one that computes what the model was trained to.
+        quantization: a configuration of bitsandbytes (QLoRA).
+
+    Raises:
+        InputError: if it cannot be loaded.
+    """
+    where: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    config = load_config(name, **where)
+    options = {"config": config, "dtype": dtype, "attn_implementation": attention or exact_attention(config), **where}
+    options |= {"use_safetensors": True, "quantization_config": quantization}
+    with model_errors(name, *OF_LOADING):
+        return AutoModelForCausalLM.from_pretrained(name, device_map=device, **options)
+
+
+def load_model(spec: ModelSpec, device: str | None = None) -> PreTrainedModel:
+    """A model with its adapter, for inference; on the accelerator, if there is one and no device is given.
+
+    Raises:
+        InputError: if one of them cannot be loaded, or the adapter does not fit the model.
+    """
+    if device is None:
+        device = str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
+    where: dict[str, Any] = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
+    model = load_causal_lm(spec.base, dtype=spec.dtype, device=device, **where)
+    if spec.adapter is not None:
+        model = _add_adapter(model, Path(spec.adapter))
+    return model.eval()
+
+
+def load_spec_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model to be evaluated, with its chat template.
+
+    Raises:
+        InputError: if there is none.
+    """
+    revision = spec.revision if spec.tokenizer == spec.base else None
+    trust, template = spec.trust_remote_code, spec.chat_template
+    return load_tokenizer(spec.tokenizer, revision=revision, trust_remote_code=trust, chat_template=template)
+
+
+def _add_adapter(model: PreTrainedModel, folder: Path) -> Any:
+    weights = folder / "adapter_model.safetensors"
+    if not weights.is_file():
+        raise InputError(f"{weights} is missing; give the folder of a LoRA adapter in safetensors format")
+    with model_errors(folder, *OF_LOADING, what="adapter"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Found missing adapter keys")  # they are an error, below
+        adapted = PeftModel.from_pretrained(model, str(folder))
+        with safe_open(weights, framework="pt") as file:
+            found = {name for name in file.keys() if "lora_" in name}  # noqa: SIM118 -- it is no dict
+    expected = {name for name in get_peft_model_state_dict(adapted, save_embedding_layers=False) if "lora_" in name}
+    if different := sorted(expected ^ found):
+        what = "is not in its file" if different[0] in expected else "is of no module of the model that it adapts"
+        raise InputError(
+            f"the adapter {folder} does not fit the model: {different[0]} {what} ({len(different)} such);\n"
+            "give the model it was trained on; or it is damaged: copy it again"
+        )
+    return adapted
 
 
 def load_truncated(
@@ -40,15 +161,14 @@ def load_truncated(
     Raises:
         InputError: if there is no such model, the layer is not in it, or the checkpoint lacks weights.
     """
-    where = {"revision": revision, "trust_remote_code": trust_remote_code}
-    with model_errors(model_name_or_path):
-        config = AutoConfig.from_pretrained(model_name_or_path, **where)
+    where: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    config = load_config(str(model_name_or_path), **where)
     _truncate(config.get_text_config(decoder=True), deepest_layer, model_name_or_path)
     options = {"config": config, "dtype": dtype, "attn_implementation": exact_attention(config), **where}
     options["use_safetensors"] = (
         True  # else transformers opens pytorch_model.bin, a pickle, where there is nothing else
     )
-    with _no_load_report(), not_partitioned(), model_errors(model_name_or_path):
+    with no_load_report(), not_partitioned(), model_errors(model_name_or_path):
         model, loading = AutoModel.from_pretrained(model_name_or_path, output_loading_info=True, **options)
     _refuse_missing(model_name_or_path, model, loading)
     return model.get_decoder().to(device).eval()
@@ -61,7 +181,7 @@ def check_whole(name: str, revision: str | None = None, *, trust_remote_code: bo
         InputError: then, or if there is no such model.
     """
     where = {"revision": revision, "trust_remote_code": trust_remote_code}
-    with _no_load_report(), not_partitioned(), model_errors(name, RuntimeError):
+    with no_load_report(), not_partitioned(), model_errors(name, RuntimeError):
         model, loading = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
             name, device_map="meta", output_loading_info=True, use_safetensors=True, **where
         )
@@ -76,63 +196,6 @@ def _refuse_missing(name: str | Path, model: PreTrainedModel, loading: dict[str,
         )
 
 
-@contextmanager
-def model_errors(name: str | Path, *more: type[Exception]) -> Iterator[None]:
-    """Turn transformers' errors about a model that is missing, unknown or not whole into one that says what to do.
-
-    Args:
-        name: of the model.
-        more: further exceptions, whose first line then is the cause.
-    """
-    try:
-        yield
-    except InputError:
-        raise
-    except ValueError as error:
-        if "contains custom code" in str(error):
-            raise InputError(
-                f"the model {name} comes with code of its own, which is not run;\n"
-                "read that code, and give --trust_remote_code true if you trust it"
-            ) from error
-        if not isinstance(error, more):
-            raise
-        raise _cannot_load(name, error) from error
-    except (OSError, SafetensorError, *more) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # the system's, not transformers' own
-            raise
-        raise _cannot_load(name, error) from error
-
-
-def _cannot_load(name: str | Path, error: Exception) -> InputError:
-    cause = str(error).strip().splitlines()[0]
-    return InputError(
-        f"cannot load the model {name}: {cause}\ncheck the name, and that the copy is whole; without network, "
-        "download it first (hf download) or give a local folder"
-    )
-
-
-@contextmanager
-def not_partitioned() -> Iterator[None]:
-    """Models made in the block are whole on every process.
-
-    Once training arguments with ZeRO-3 exist, transformers splits the models that it loads; and under FSDP with
-    `fsdp_cpu_ram_efficient_loading` only the first process of a machine gets the weights.
-    """
-    reference = deepspeed._hf_deepspeed_config_weak_ref  # there is a setter and no getter
-    config = None if reference is None else reference()
-    efficient = os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING")
-    deepspeed.unset_hf_deepspeed_config()
-    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
-    try:
-        yield
-    finally:
-        if config is not None:
-            deepspeed.set_hf_deepspeed_config(config)
-        os.environ.pop("FSDP_CPU_RAM_EFFICIENT_LOADING")
-        if efficient is not None:
-            os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = efficient
-
-
 def _truncate(config: PreTrainedConfig, deepest_layer: int, model_name_or_path: str | Path) -> None:
     n_layers = config.num_hidden_layers
     if not 0 <= deepest_layer < n_layers:
@@ -143,17 +206,3 @@ def _truncate(config: PreTrainedConfig, deepest_layer: int, model_name_or_path: 
     for name in ("layer_types", "mlp_layer_types"):  # the lists that hold an entry for each block
         if (of_blocks := getattr(config, name, None)) is not None:
             setattr(config, name, of_blocks[: deepest_layer + 1])
-
-
-@contextmanager
-def _no_load_report() -> Iterator[None]:
-    """Without the table of the unused weights, which here are the ones left out on purpose, and without a bar."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()

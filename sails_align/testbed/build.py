@@ -99,6 +99,11 @@ def resolve_testbed(name: str | None, *, progress: bool = True) -> Testbed:
     return load_testbed(folder)
 
 
+def testbed_model(name: str) -> str:
+    """The folder of a testbed's model, by the testbed's name."""
+    return resolve_testbed(name).model_path
+
+
 def parse_world(name: str) -> WorldConfig:
     """What `testbed:N` and `testbed:parameter=value,...` mean.
 

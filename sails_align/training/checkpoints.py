@@ -33,9 +33,10 @@ from sails_align.core.artifacts import content_hash, tensors_hash, write_json
 from sails_align.core.distributed import from_main, n_processes
 from sails_align.core.errors import InputError
 from sails_align.models.language_model import copy_processor
+from sails_align.models.spec import identity_of
 from sails_align.subspace.basis import Subspace
 from sails_align.training.callbacks.options import DecayOptions
-from sails_align.training.dataset import Source, identity_of
+from sails_align.training.dataset import Source
 from sails_align.training.plan import TrainingPlan
 from sails_align.training.trainer import INITIAL_ADAPTER, PAIRS, AlignmentTrainer
 

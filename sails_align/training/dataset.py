@@ -2,21 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from trl import DPOConfig, ModelConfig, ScriptArguments, SFTConfig
 
-from sails_align.core.artifacts import file_hash
 from sails_align.core.distributed import from_main
 from sails_align.core.errors import InputError
 from sails_align.data.options import DataOptions
 from sails_align.data.pairs import AlignmentExamples, fingerprint, load_rows, normalize
 from sails_align.data.tokens import read_chat_template
 from sails_align.data.transforms import transformed
-from sails_align.models.load import model_errors
+from sails_align.models import load
+from sails_align.models.load import load_config
+from sails_align.models.spec import identity_of
 
 
 @dataclass(frozen=True)
@@ -53,16 +53,6 @@ class Source:
         return fingerprint(self.train)
 
 
-def identity_of(name: str, commit: str | None = None) -> dict[str, Any]:
-    """What a model or an adapter is: the hashes of a local folder's files, or a name and a commit on the hub."""
-    folder = Path(name)
-    if not folder.is_dir():
-        return {"name": name, "commit": commit}
-    names = ("config.json", "adapter_config.json", "tokenizer.json", "*.safetensors", "*.bin")
-    files = sorted(file for pattern in names for file in folder.glob(pattern) if file.name != "training_args.bin")
-    return {"name": folder.name, "files": {file.name: file_hash(file) for file in files}}
-
-
 def load_model_config(model_args: ModelConfig, training_args: SFTConfig | DPOConfig) -> PretrainedConfig:
     """The model's configuration.
 
@@ -71,10 +61,8 @@ def load_model_config(model_args: ModelConfig, training_args: SFTConfig | DPOCon
     """
     name = model_args.model_name_or_path
     assert name is not None
-    with model_errors(name, ValueError):
-        return AutoConfig.from_pretrained(
-            name, revision=model_args.model_revision, trust_remote_code=training_args.trust_remote_code
-        )
+    trust = training_args.trust_remote_code
+    return load_config(name, revision=model_args.model_revision, trust_remote_code=trust)
 
 
 def load_tokenizer(
@@ -87,10 +75,8 @@ def load_tokenizer(
     """
     name = model_args.model_name_or_path
     assert name is not None
-    with model_errors(name, ValueError):
-        tokenizer = AutoTokenizer.from_pretrained(
-            name, revision=model_args.model_revision, trust_remote_code=training_args.trust_remote_code
-        )
+    trust = training_args.trust_remote_code
+    tokenizer = load.load_tokenizer(name, revision=model_args.model_revision, trust_remote_code=trust)
     if template is not None:
         tokenizer.chat_template = read_chat_template(template)
     if not tokenizer.chat_template:

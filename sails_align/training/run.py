@@ -29,6 +29,7 @@ from sails_align.core.errors import InputError
 from sails_align.export.card import write_card
 from sails_align.export.hub import push
 from sails_align.models.adapters import check_complete
+from sails_align.models.spec import model_path
 from sails_align.subspace.options import DPOArguments, Method
 from sails_align.testbed.build import MODEL_NAME, Testbed, is_testbed, resolve_testbed
 from sails_align.testbed.data import alignment_data
@@ -217,13 +218,12 @@ def finish(args: TrainingPlan, source: Source, output_dir: Path) -> None:
 
 
 def resolved(plan: TrainingPlan) -> tuple[TrainingPlan, Testbed | None]:
-    """Find or build the testbeds that a plan names. Returns the plan with their paths, and the testbed to train on."""
+    """Find or make the models that a plan names. Returns the plan with their paths, and the testbed to train on."""
     model, reference = plan.model.model_name_or_path, plan.dpo.ref_model_name_or_path
-    if reference is not None and is_testbed(reference):
-        dpo = replace(plan.dpo, ref_model_name_or_path=resolve_testbed(reference).model_path)
-        plan = replace(plan, dpo=dpo)
-    if not is_testbed(model):
-        return plan, None
+    if reference is not None:
+        plan = replace(plan, dpo=replace(plan.dpo, ref_model_name_or_path=model_path(reference)))
+    if model is not None and not is_testbed(model):
+        return replace(plan, model=changed(plan.model, model_name_or_path=model_path(model))), None
     testbed = resolve_testbed(model)
     sails = plan.sails if plan.sails.saes().named else plan.sails.replaced(sae_path=testbed.sae_path)
     return replace(plan, sails=sails, model=changed(plan.model, model_name_or_path=testbed.model_path)), testbed

@@ -17,7 +17,7 @@ from sails_align.initializers.targets import target_modules_for
 from sails_align.models.adapters import check_complete, read_json
 from sails_align.models.attention import exact_attention
 from sails_align.models.language_model import outside_decoder
-from sails_align.models.load import model_errors, not_partitioned
+from sails_align.models.loading import model_errors, not_partitioned
 from sails_align.models.quantized import use_one_layout
 from sails_align.subspace.basis import Subspace
 from sails_align.training.dataset import Source

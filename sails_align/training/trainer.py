@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import Dataset
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, TrainerCallback
+from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer, get_quantization_config
 
 from sails_align.core.distributed import from_main, n_processes, process_index
@@ -17,7 +17,8 @@ from sails_align.data.loading import cache_errors
 from sails_align.data.pairs import to_preference, to_sft
 from sails_align.initializers.adapter import AdapterInit, initialize_adapter
 from sails_align.models.language_model import freeze_outside_decoder
-from sails_align.models.load import check_whole, model_errors
+from sails_align.models.load import check_whole, load_tokenizer
+from sails_align.models.loading import model_errors
 from sails_align.models.quantized import is_quantized, train_in_float32, trained_values, use_one_layout
 from sails_align.subspace.basis import Subspace
 from sails_align.training.callbacks import CALLBACKS
@@ -173,8 +174,7 @@ def _reference_model(args: TrainingPlan, source: Source, init_kwargs: dict[str, 
         return None
     trust = args.training.trust_remote_code
     from_main(lambda: check_whole(name, trust_remote_code=trust))
-    with model_errors(name, ValueError):
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust)
+    tokenizer = load_tokenizer(name, trust_remote_code=trust)
     if tokenizer.get_vocab() != source.tokenizer.get_vocab():
         raise InputError(
             f"the reference model {name} has another vocabulary ({len(tokenizer)} tokens) than {source.name} "

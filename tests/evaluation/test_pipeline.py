@@ -26,10 +26,10 @@ from sails_align.evaluation.backends.openai import OpenAIBackend
 from sails_align.evaluation.cache import Cache
 from sails_align.evaluation.judges.llm import LlmJudge, questions
 from sails_align.evaluation.judges.rubrics import HARM
-from sails_align.evaluation.model import resolve_model
 from sails_align.evaluation.output import default_folder
 from sails_align.evaluation.pipeline import verdicts_of
 from sails_align.evaluation.records import Item, Prompt
+from sails_align.models.resolve import resolve_model
 from sails_align.testbed.build import resolve_testbed
 
 N = 40

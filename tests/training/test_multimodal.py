@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM
 
 from sails_align.edits.merge import merge_adapter
 from sails_align.evaluation.backends.hf import HFBackend
-from sails_align.evaluation.backends.local_model import load_model
-from sails_align.evaluation.records import ModelSpec, Sampling
-from sails_align.models.load import load_truncated
+from sails_align.evaluation.records import Sampling
+from sails_align.models.load import load_model, load_truncated
+from sails_align.models.spec import ModelSpec
 from sails_align.subspace.options import Method
 from sails_align.training import run as align
 from sails_align.training.estimate import main as estimate

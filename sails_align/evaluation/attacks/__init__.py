@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sails_align.core.registry import Entry, Registry
 from sails_align.evaluation.attacks.options import GcgArguments, TransferArguments, WrapperArguments
-from sails_align.evaluation.records import ModelSpec
+from sails_align.models.spec import ModelSpec
 
 FOLDER = "sails_align.evaluation.attacks"
 ATTACKS = Registry(

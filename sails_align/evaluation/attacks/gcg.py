@@ -27,8 +27,9 @@ from sails_align.evaluation.attacks import Setting
 from sails_align.evaluation.attacks.options import GcgArguments, GcgOptions
 from sails_align.evaluation.attacks.suffix_tokens import Frame, allowed_tokens, make_frame, surviving
 from sails_align.evaluation.attacks.wrappers import with_suffix
-from sails_align.evaluation.backends.local_model import context_length, load_model, load_tokenizer
+from sails_align.evaluation.backends.local_model import context_length
 from sails_align.evaluation.records import Prompt
+from sails_align.models.load import load_model, load_spec_tokenizer
 
 FORMAT = 1
 START = "!"
@@ -324,7 +325,7 @@ def attack(options: GcgArguments, prompts: Sequence[Prompt], setting: Setting) -
     assert setting.spec is not None
     targets = [(prompt, str(prompt.meta.get("target") or options.target)) for prompt in prompts]
     groups = [targets] if options.universal else [[target] for target in targets]
-    model, tokenizer = load_model(setting.spec), load_tokenizer(setting.spec)
+    model, tokenizer = load_model(setting.spec), load_spec_tokenizer(setting.spec)
     attacked: list[Prompt] = []
     with progress_bar(setting.progress) as bar:
         all_searches = bar.add_task("searches", total=len(groups))

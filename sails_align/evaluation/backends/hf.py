@@ -11,8 +11,10 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from sails_align.core.artifacts import content_hash
 from sails_align.core.errors import InputError
-from sails_align.evaluation.backends.local_model import context_length, encode, load_model, load_tokenizer
-from sails_align.evaluation.records import Completion, Conversation, InferenceHook, Message, ModelSpec, Sampling
+from sails_align.evaluation.backends.local_model import context_length, encode
+from sails_align.evaluation.records import Completion, Conversation, InferenceHook, Message, Sampling
+from sails_align.models.load import load_model, load_spec_tokenizer
+from sails_align.models.spec import ModelSpec
 
 
 class HFBackend:
@@ -71,7 +73,7 @@ class HFBackend:
         """
         if self._model is None or self._tokenizer is None:
             assert self._spec is not None
-            self._tokenizer = load_tokenizer(self._spec)
+            self._tokenizer = load_spec_tokenizer(self._spec)
             self._model = load_model(self._spec, self._device)
         model, was_training = self._model, self._model.training
         model.eval()

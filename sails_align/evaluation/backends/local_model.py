@@ -1,93 +1,14 @@
-"""A model of one's own, loaded for inference with its adapter, and conversations as it reads them."""
+"""Conversations as a model of one's own reads them."""
 
 import sys
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from jinja2 import TemplateError
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from sails_align.core.errors import InputError
-from sails_align.evaluation.records import Completion, Conversation, ModelSpec
-from sails_align.models.attention import exact_attention
-
-
-def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model.
-
-    Raises:
-        InputError: if there is none.
-    """
-    from transformers import AutoTokenizer
-
-    revision = spec.revision if spec.tokenizer == spec.base else None
-    with _load_errors(f"the tokenizer {spec.tokenizer}"):
-        tokenizer = AutoTokenizer.from_pretrained(
-            spec.tokenizer, revision=revision, trust_remote_code=spec.trust_remote_code
-        )
-    if spec.chat_template is not None:
-        tokenizer.chat_template = spec.chat_template
-    return tokenizer
-
-
-def load_model(spec: ModelSpec, device: str | None = None) -> PreTrainedModel:
-    """A model with its adapter, for inference.
-
-    Raises:
-        InputError: if one of them cannot be loaded, or the adapter does not fit the model.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    if device is None:
-        device = str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
-    where = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
-    with _load_errors(f"the model {spec.base}"):
-        config = AutoConfig.from_pretrained(spec.base, **where)
-        options = {"config": config, "dtype": spec.dtype, "attn_implementation": exact_attention(config), **where}
-        options["use_safetensors"] = True  # no pickles
-        model = AutoModelForCausalLM.from_pretrained(spec.base, device_map=device, **options)
-    if spec.adapter is not None:
-        model = _add_adapter(model, Path(spec.adapter))
-    return model.eval()
-
-
-def _add_adapter(model: PreTrainedModel, folder: Path) -> Any:
-    from peft import PeftModel, get_peft_model_state_dict
-    from safetensors import safe_open
-
-    weights = folder / "adapter_model.safetensors"
-    if not weights.is_file():
-        raise InputError(f"{weights} is missing; give the folder of a LoRA adapter in safetensors format")
-    with _load_errors(f"the adapter {folder}"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Found missing adapter keys")  # they are an error, below
-        adapted = PeftModel.from_pretrained(model, str(folder))
-        with safe_open(weights, framework="pt") as file:
-            found = {name for name in file.keys() if "lora_" in name}  # noqa: SIM118 -- it is no dict
-    expected = {name for name in get_peft_model_state_dict(adapted, save_embedding_layers=False) if "lora_" in name}
-    if different := sorted(expected ^ found):
-        what = "is not in its file" if different[0] in expected else "is of no module of the model that it adapts"
-        raise InputError(
-            f"the adapter {folder} does not fit the model: {different[0]} {what} ({len(different)} such);\n"
-            "give the model it was trained on; or it is damaged: copy it again"
-        )
-    return adapted
-
-
-@contextmanager
-def _load_errors(what: str) -> Iterator[None]:
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except InputError:
-        raise
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"cannot load {what}: {cause}\ncheck the name, and that the copy is whole") from error
+from sails_align.evaluation.records import Completion, Conversation
 
 
 def context_length(config: PreTrainedConfig) -> int:

@@ -8,9 +8,10 @@ from sails_align.core.artifacts import content_hash
 from sails_align.core.errors import InputError
 from sails_align.data.tokens import read_chat_template
 from sails_align.evaluation.backends.adapter_check import CheckedBackend
-from sails_align.evaluation.model import resolve_model
 from sails_align.evaluation.options import ResponseArguments
-from sails_align.evaluation.records import Backend, InferenceHook, ModelSpec, Prompt
+from sails_align.evaluation.records import Backend, InferenceHook, Prompt
+from sails_align.models.resolve import resolve_model
+from sails_align.models.spec import ModelSpec
 
 
 def find_spec(how: ResponseArguments) -> ModelSpec | None:

@@ -17,7 +17,7 @@ from sails_align.evaluation.backends.vllm_options import MAX_LORA_RANKS, max_lor
 from sails_align.initializers import leaves_base_alone
 from sails_align.models.adapters import AdapterFiles, read_adapter, tensor_faults
 from sails_align.models.hooks import decoder_layers
-from sails_align.models.load import not_partitioned
+from sails_align.models.loading import not_partitioned
 
 DTYPES = ("F32", "F16", "BF16")
 UNREAD = (

@@ -12,7 +12,7 @@ from typing import Any
 from sails_align.core.artifacts import content_hash, file_hash
 from sails_align.core.errors import InputError
 from sails_align.evaluation.backends.adapter_check import ignored_adapter
-from sails_align.evaluation.backends.local_model import encode, load_tokenizer
+from sails_align.evaluation.backends.local_model import encode
 from sails_align.evaluation.backends.vllm_options import (
     NOISE_FACTOR,
     cannot_start,
@@ -21,7 +21,9 @@ from sails_align.evaluation.backends.vllm_options import (
     sampling_params,
     weights_dtype,
 )
-from sails_align.evaluation.records import Completion, Conversation, ModelSpec, Sampling
+from sails_align.evaluation.records import Completion, Conversation, Sampling
+from sails_align.models.load import load_spec_tokenizer
+from sails_align.models.spec import ModelSpec
 
 CANARIES = 4
 """Prompts on which the adapter's log-probabilities are compared with the base model's."""
@@ -99,7 +101,7 @@ class VLLMBackend:
     def _start(self) -> None:
         if self._llm is not None:
             return
-        self._tokenizer = load_tokenizer(self._spec)
+        self._tokenizer = load_spec_tokenizer(self._spec)
         from vllm import LLM  # pyright: ignore[reportMissingImports]
 
         spec = self._spec

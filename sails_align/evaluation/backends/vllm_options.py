@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from sails_align.core.errors import InputError
-from sails_align.evaluation.records import ModelSpec, Sampling
+from sails_align.evaluation.records import Sampling
+from sails_align.models.spec import ModelSpec
 
 MAX_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values of --max-lora-rank."""

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sails_align.core.errors import InputError
 from sails_align.evaluation.backends.vllm_options import MAX_LORA_RANKS, NOISE_FACTOR, checkpoint_dtype, max_lora_rank
-from sails_align.evaluation.records import ModelSpec
 from sails_align.models.attention import exact_attention
+from sails_align.models.spec import ModelSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase

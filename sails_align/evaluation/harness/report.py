@@ -13,7 +13,7 @@ from sails_align.core.artifacts import package_versions
 from sails_align.evaluation.harness.run import HarnessResult
 from sails_align.evaluation.harness.scores import Difference, Score, compare
 from sails_align.evaluation.metrics import estimate
-from sails_align.evaluation.records import ModelSpec
+from sails_align.models.spec import ModelSpec
 from sails_align.testbed.tasks import CHANCE
 
 Evaluated = tuple[ModelSpec, HarnessResult]

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sails_align.core.errors import InputError
-from sails_align.evaluation.backends.local_model import load_tokenizer
 from sails_align.evaluation.backends.vllm_options import cannot_start
 from sails_align.evaluation.harness.model import (
     Engine,
@@ -23,7 +22,8 @@ from sails_align.evaluation.harness.model import (
 )
 from sails_align.evaluation.harness.scores import Score, read_scores
 from sails_align.evaluation.harness.tasks import ROLLING, find_tasks, load_tasks
-from sails_align.evaluation.records import ModelSpec
+from sails_align.models.load import load_spec_tokenizer
+from sails_align.models.spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def run_harness(spec: ModelSpec, settings: Settings) -> HarnessResult:
     _check_installed(settings.backend)
     import lm_eval
 
-    tokenizer, config = load_tokenizer(spec), load_config(spec)
+    tokenizer, config = load_spec_tokenizer(spec), load_config(spec)
     chat_template = uses_chat_template(tokenizer, settings.apply_chat_template)
     if chat_template and settings.system_instruction is not None:
         check_system(tokenizer, settings.system_instruction)

@@ -7,9 +7,9 @@ from sails_align.core.errors import InputError
 from sails_align.evaluation.backends.make import in_process
 from sails_align.evaluation.judges import JUDGES, WITH_MODEL
 from sails_align.evaluation.judges.options import HERE, JudgeArguments
-from sails_align.evaluation.model import resolve_model
 from sails_align.evaluation.prompts import is_of_testbed
 from sails_align.evaluation.records import Backend, Judge, Prompt
+from sails_align.models.resolve import resolve_model
 
 
 def make_judges(who: JudgeArguments, prompts: Sequence[Prompt]) -> dict[str, Judge]:

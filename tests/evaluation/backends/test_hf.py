@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationMixin
 from sails_align.core.errors import InputError
 from sails_align.evaluation.backends.adapter_check import check_adapter_applied
 from sails_align.evaluation.backends.hf import HFBackend, generate
-from sails_align.evaluation.backends.local_model import load_model
-from sails_align.evaluation.records import Completion, Conversation, ModelSpec, Sampling
+from sails_align.evaluation.records import Completion, Conversation, Sampling
+from sails_align.models.load import load_model
+from sails_align.models.spec import ModelSpec
 from sails_align.testbed.build import resolve_testbed
 
 TESTBED = resolve_testbed("testbed")

@@ -34,7 +34,8 @@ from sails_align.evaluation.backends.vllm_backend import VLLMBackend
 from sails_align.evaluation.backends.vllm_options import sampling_params
 from sails_align.evaluation.harness import run as harness
 from sails_align.evaluation.harness.run import Settings, run_harness
-from sails_align.evaluation.records import Backend, Completion, Conversation, ModelSpec, Sampling
+from sails_align.evaluation.records import Backend, Completion, Conversation, Sampling
+from sails_align.models.spec import ModelSpec
 from sails_align.testbed.build import resolve_testbed
 from sails_align.testbed.tasks import write_tasks
 

@@ -9,7 +9,7 @@ from adapters import edit_weights, save_adapter
 from sails_align.core.errors import InputError
 from sails_align.evaluation.backends.vllm_backend import VLLMBackend
 from sails_align.evaluation.backends.vllm_options import is_zero, weights_dtype
-from sails_align.evaluation.records import ModelSpec
+from sails_align.models.spec import ModelSpec
 from sails_align.testbed.build import resolve_testbed
 
 BASE = resolve_testbed("testbed").model_path

@@ -14,13 +14,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, PreTrainedTokenizerFast
 
 from sails_align.core.errors import InputError
-from sails_align.evaluation.backends.local_model import load_tokenizer
 from sails_align.evaluation.harness import model as harness_model
 from sails_align.evaluation.harness import run as harness
 from sails_align.evaluation.harness.model import add_bos_token, check_adapter, check_bos, model_arguments
 from sails_align.evaluation.harness.run import HarnessResult, Settings, run_harness
 from sails_align.evaluation.harness.scores import Score, compare, read_scores
-from sails_align.evaluation.records import ModelSpec
+from sails_align.models.load import load_spec_tokenizer
+from sails_align.models.spec import ModelSpec
 from sails_align.testbed.build import resolve_testbed
 from sails_align.testbed.tasks import CHANCE, write_tasks
 
@@ -92,7 +92,7 @@ def model(weights: dict[str, Path], tmp_path: Path, request: pytest.FixtureReque
 )
 def test_requests_begin_with_exactly_one_bos(model: Path) -> None:
     """For likelihoods, with the continuation, and to generate; with the template if there is one, and without."""
-    tokenizer = load_tokenizer(spec_of(model))
+    tokenizer = load_spec_tokenizer(spec_of(model))
     for chat_template in {False, tokenizer.chat_template is not None}:
         lm = lm_of(model, add_bos_token(tokenizer, model_type(model), chat_template=chat_template, rolling=False))
         context = SENTENCES[0]
@@ -121,7 +121,7 @@ def test_a_bos_that_is_doubled_or_not_the_first_is_found(model: Path) -> None:
     context = f"how <|begin_of_text|> {SENTENCES[0]}"
     with pytest.raises(InputError, match="it has 2 BOS"):
         check_bos(lm_of(model, True), context)
-    tokenizer = load_tokenizer(spec_of(model))
+    tokenizer = load_spec_tokenizer(spec_of(model))
     decided = add_bos_token(tokenizer, "llama", chat_template=True, rolling=False)
     with pytest.raises(InputError, match=r"must begin with exactly one;\ncorrect the chat template"):
         check_bos(lm_of(model, decided), context)
@@ -132,7 +132,7 @@ def test_whole_documents_get_one_from_lm_eval(model: Path) -> None:
     """Perplexity tasks: lm-eval puts the BOS before the first window, so the tokenizer must not."""
     from lm_eval.utils import get_rolling_token_windows
 
-    tokenizer = load_tokenizer(spec_of(model))
+    tokenizer = load_spec_tokenizer(spec_of(model))
     counts = {}
     for rolling in (True, False):
         lm = lm_of(model, add_bos_token(tokenizer, "gemma2", chat_template=False, rolling=rolling))
@@ -146,14 +146,14 @@ def test_whole_documents_get_one_from_lm_eval(model: Path) -> None:
 
 @pytest.mark.parametrize("model", [("gemma", False, "no template")], indirect=True)
 def test_other_families_are_left_as_they_are(model: Path) -> None:
-    tokenizer = load_tokenizer(spec_of(model))
+    tokenizer = load_spec_tokenizer(spec_of(model))
     assert add_bos_token(tokenizer, "qwen2", chat_template=False, rolling=False) is None
     assert add_bos_token(tokenizer, "gemma3_text", chat_template=False, rolling=False) is True
 
 
 @pytest.mark.parametrize("model", [("gemma", True, "BOS")], indirect=True)
 def test_templates_that_are_missing_or_take_no_system_message(model: Path) -> None:
-    tokenizer: Any = load_tokenizer(spec_of(model))
+    tokenizer: Any = load_spec_tokenizer(spec_of(model))
     assert harness_model.uses_chat_template(tokenizer, "auto")
     harness_model.check_system(tokenizer, "be brief")
     tokenizer.chat_template = "{{ raise_exception('no') if messages[0]['role'] == 'system' else '' }}" + PLAIN
@@ -220,7 +220,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
     adapter = save_adapter(folder / "adapter", path, r=2, target_modules=["o_proj"], lora_alpha=4)
     merged: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(path), str(adapter))
     merged.merge_and_unload().save_pretrained(folder / "merged")
-    load_tokenizer(spec_of(path)).save_pretrained(folder / "merged")
+    load_spec_tokenizer(spec_of(path)).save_pretrained(folder / "merged")
     settings = Settings(("testbed",), include_paths=(str(folder / "tasks"),), batch_size=24)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "cache")

@@ -1,4 +1,4 @@
-"""What a user calls a model -> what is loaded: a hub id, a folder, the testbed, or the folder of an adapter."""
+"""What a user calls a model -> what is loaded: a hub id, a folder, a GGUF file, `testbed`, or an adapter's folder."""
 
 from pathlib import Path
 
@@ -7,11 +7,11 @@ from huggingface_hub.errors import StrictDataclassError
 from sails_align.core.artifacts import file_hash
 from sails_align.core.errors import InputError
 from sails_align.core.options import HUB_ID
-from sails_align.evaluation.records import DTYPES, ModelSpec
+from sails_align.models import DTYPES, resolver_of
 from sails_align.models.adapters import check_complete, load_base_config, read_adapter
-from sails_align.models.load import check_whole, model_errors
-from sails_align.testbed.build import is_testbed, resolve_testbed
-from sails_align.training.dataset import identity_of
+from sails_align.models.load import check_whole, load_config
+from sails_align.models.loading import model_errors
+from sails_align.models.spec import ModelSpec, identity_of, is_gguf, model_path
 
 ALSO_DECIDE = ("chat_template.jinja", "tokenizer_config.json", "tokenizer.model", "generation_config.json")
 
@@ -27,7 +27,8 @@ def resolve_model(
     """Find a model and what it is.
 
     Args:
-        name: `testbed`, `testbed:N`, a local folder (of a model, a finished run, or an adapter), or a hub id.
+        name: `testbed`, `testbed:N`, a local folder (of a model, a finished run, or an adapter), a GGUF file, or a
+            hub id.
         base_model: of an adapter, if it is not where the adapter says.
         dtype: of the weights.
         revision: branch, tag or commit of a model on the hub.
@@ -47,10 +48,11 @@ def _resolved(
     if dtype not in DTYPES:
         raise InputError(f"dtype is {dtype!r}, which is not one of: {', '.join(DTYPES)}")
     folder = Path(name)
-    if is_testbed(name):
-        return _plain(name, resolve_testbed(name).model_path, dtype, None, trust_remote_code)
+    if resolver_of(name) is not None or is_gguf(name):
+        return _plain(name, model_path(name), dtype, None, trust_remote_code)
     if (folder / "adapter_config.json").is_file():
-        return _adapted(folder, _base(base_model), dtype, trust_remote_code)
+        base = None if base_model is None else model_path(base_model)
+        return _adapted(folder, base, dtype, trust_remote_code)
     if base_model is not None:
         raise InputError(f"--base_model is given, but {name} is no folder with an adapter; leave it out")
     # A path into a folder that is here is no id of the hub, which would be asked again and again.
@@ -58,13 +60,9 @@ def _resolved(
     if not (folder / "config.json").is_file() and (is_path or not HUB_ID.fullmatch(name)):
         raise InputError(
             f"{name} holds neither a model (config.json) nor an adapter (adapter_config.json);\n"
-            "give testbed, a model's folder, the folder of a finished run, or the id of a model on the hub"
+            "give testbed, a model's folder, a GGUF file, the folder of a finished run, or the id of a model on the hub"
         )
     return _plain(name, name, dtype, revision, trust_remote_code)
-
-
-def _base(name: str | None) -> str | None:
-    return resolve_testbed(name).model_path if name is not None and is_testbed(name) else name
 
 
 def _plain(name: str, path: str, dtype: str, revision: str | None, trust_remote_code: bool) -> ModelSpec:
@@ -97,8 +95,5 @@ def model_identity(path: str, revision: str | None = None, *, trust_remote_code:
     """Hashes of a local model's files, wherever it is; name and commit of one on the hub."""
     if Path(path).is_dir():
         return {"files": _files(Path(path))}
-    from transformers import AutoConfig
-
-    with model_errors(path, ValueError):
-        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+    config = load_config(path, revision=revision, trust_remote_code=trust_remote_code)
     return identity_of(path, getattr(config, "_commit_hash", None))

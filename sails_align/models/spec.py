@@ -1,0 +1,63 @@
+"""What is loaded, and what it is: names, paths and hashes of models. Nothing heavy is imported before it is used."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sails_align.models import resolver_of
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model to be evaluated, by what `from_pretrained` takes."""
+
+    name: str
+    """As the user called it."""
+    base: str
+    """A local folder or the id of a model on the hub."""
+    adapter: str | None
+    """A folder with a PEFT adapter for it."""
+    tokenizer: str
+    """A local folder or an id: the adapter's own, if it has one."""
+    identity: Mapping[str, Any]
+    """JSON-able: hashes of local files, or commits on the hub."""
+    dtype: str = "auto"
+    """`float32`, `bfloat16`, `float16`, or `auto`: the checkpoint's own."""
+    revision: str | None = None
+    trust_remote_code: bool = False
+    chat_template: str | None = None
+    """In place of the tokenizer's own."""
+
+
+def model_path(name: str) -> str:
+    """What `from_pretrained` takes for a model's name: the folder of `testbed` or of a GGUF file, else the name.
+
+    Raises:
+        InputError: if what the name means cannot be made.
+    """
+    resolver = resolver_of(name)
+    if resolver is not None:
+        return resolver.load()(name)
+    if not is_gguf(name):
+        return name
+    from sails_align.models.gguf import gguf_folder
+
+    return str(gguf_folder(Path(name)))
+
+
+def is_gguf(name: str) -> bool:
+    """Whether a model's name means a GGUF file."""
+    return name.endswith(".gguf")
+
+
+def identity_of(name: str, commit: str | None = None) -> dict[str, Any]:
+    """What a model or an adapter is: the hashes of a local folder's files, or a name and a commit on the hub."""
+    from sails_align.core.artifacts import file_hash
+
+    folder = Path(name)
+    if not folder.is_dir():
+        return {"name": name, "commit": commit}
+    names = ("config.json", "adapter_config.json", "tokenizer.json", "*.safetensors", "*.bin")
+    files = sorted(file for pattern in names for file in folder.glob(pattern) if file.name != "training_args.bin")
+    return {"name": folder.name, "files": {file.name: file_hash(file) for file in files}}
