@@ -51,6 +51,7 @@ def finished(folder: Path) -> Path:
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_models_of_the_test_part_are_kept_and_were_measured(finished: Path) -> None:
     (kept,) = finished.glob("models/*/train/adapter_model.safetensors")
     (evaluated,) = kept.parents[1].glob("sft-sails-*")
@@ -69,6 +70,7 @@ def test_models_of_the_test_part_are_kept_and_were_measured(finished: Path) -> N
     assert values["command"] == f"sails compare --config {finished.parent / 'compare.yaml'}"
 
 
+@pytest.mark.slow
 def test_the_report_tells_what_was_measured_and_nothing_else(finished: Path) -> None:
     text = (finished / "report.md").read_text()
     assert text.startswith("# Comparison of alignment methods on my/model\n")
@@ -93,6 +95,7 @@ def test_a_command_that_fails_is_told_with_what_it_printed(folder: Path, tmp_pat
     assert "ended with exit code 2" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_killed_cell_goes_on_with_its_training(folder: Path, tmp_path: Path) -> None:
     values = yaml.safe_load((folder / "compare.yaml").read_text())
     saving = {"save_strategy": "steps", "save_steps": 4, "save_total_limit": 20, "num_train_epochs": 8}

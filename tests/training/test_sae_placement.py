@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,10 @@ def n_saes() -> int:
 
 
 @pytest.fixture
-def in_memory(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many SAEs there were each time that one was used."""
+def in_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """How many SAEs there were each time that one was used, of those made since."""
+    gc.collect()
+    gc.freeze()  # what other tests left is many times more, and would be searched each time
     counts: list[int] = []
     update = features.FeatureFitter.update
 
@@ -47,7 +50,8 @@ def in_memory(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         update(*args, **kwargs)
 
     monkeypatch.setattr(features.FeatureFitter, "update", counted)
-    return counts
+    yield counts
+    gc.unfreeze()
 
 
 @pytest.mark.parametrize("init", ["sails", "random_features"])
