@@ -113,7 +113,7 @@ def measure(hidden, requests, layer: int) -> list[dict]:
 def show(results: list[dict]) -> None:
     """Print a table."""
     table = Table(title="AUC, harmful against harmless dual-use requests")
-    for heading in ("tokens", "layer", "method", "trained categories", "new categories"):
+    for heading in ("tokens", "layer", "method", "trained categories", "held-out categories"):
         table.add_column(heading)
     for row in results:
         table.add_row(

@@ -6,22 +6,22 @@ from typing import Any
 from sails_align.export.card_facts import Facts, code, hub_id, named_rows, number, table
 
 METHODS = {"sft": "supervised fine-tuning (SFT)", "dpo": "direct preference optimisation (DPO)"}
-STARTS = {
+INITIALIZATIONS = {
     "sails": "in a safety subspace, found by sparse autoencoders (SAILS)",
-    "random_basis": "in a random subspace (a rival of SAILS)",
-    "random_features": "in the span of random features of sparse autoencoders (a rival of SAILS)",
-    "activation_pca": "in the main directions of activations (a rival of SAILS)",
-    "mean_diff": "in the difference of mean activations (a rival of SAILS)",
-    "default": "as plain LoRA does",
+    "random_basis": "in a random subspace (a baseline)",
+    "random_features": "in the span of random features of sparse autoencoders (a baseline)",
+    "activation_pca": "in the principal directions of activations (a baseline)",
+    "mean_diff": "in the difference of mean activations (a baseline)",
+    "default": "as in plain LoRA",
     "adapter": "from a trained adapter",
     "full": "from all weights of the base model",
 }
-PARTS = {"safety": "harmful requests", "helpful": "harmless requests", "train": "trained on", "held_out": "held out"}
+PARTS = {"safety": "harmful requests", "helpful": "harmless requests", "train": "training", "held_out": "held out"}
 SHOWN_FEATURES = 5
 RATES = {
     "safety_rate": "safety rate",
     "safety_rate_in_distribution": "safety rate, trained categories",
-    "safety_rate_out_of_distribution": "safety rate, new categories",
+    "safety_rate_out_of_distribution": "safety rate, held-out categories",
     "harmfulness": "harmfulness (1 to 5)",
     "high_risk_rate": "high-risk responses",
     "over_refusal_rate": "harmless requests refused",
@@ -29,8 +29,8 @@ RATES = {
 }
 SCALARS = {
     "held_out_loss": "loss on held-out pairs",
-    "held_out_reward_accuracy": "held-out pairs ranked rightly (share)",
-    "held_out_reward_margin": "margin of rewards on held-out pairs",
+    "held_out_reward_accuracy": "held-out pairs ranked correctly (share)",
+    "held_out_reward_margin": "reward margin on held-out pairs",
 }
 
 
@@ -62,7 +62,9 @@ def method(facts: Facts) -> str:
     rows["reference model"] = hub_id(reference) or (Path(str(reference)).name if reference else None)
     rows |= {name: facts.identity.get(name) for name in ("engine", "n_processes", "dtype")}
     done = METHODS.get(str(facts.method), "fine-tuning")
-    told = f" It starts {STARTS[start]}." if start in STARTS else f" It starts by {code(start)}." if start else ""
+    how = INITIALIZATIONS.get(str(start), f"by {code(start)}")
+    subject = "Training starts" if start in ("adapter", "full") else "The adapter is initialized"
+    told = f" {subject} {how}." if start else ""
     return f"## Method\n\nTrained by {done} with TRL.{told}\n\n{table(['option', 'value'], named_rows(rows))}"
 
 
@@ -74,7 +76,7 @@ def data(facts: Facts) -> str:
     """Names, sizes and hashes of the data, and what was left out of it."""
     known = facts.record.get("data")
     if not known:
-        return "## Data\n\nNot known: there is no run.json of a finished run."
+        return "## Data\n\nUnknown: there is no run.json of a finished run."
     rows = []
     for part, label in PARTS.items():
         found = known.get(part, {})
@@ -88,7 +90,7 @@ def data(facts: Facts) -> str:
     left_out = [(code(cause), number(n, "d")) for cause, n in causes.items() if n]
     told = table(["left out", "rows"], left_out) if left_out else "No rows were left out." * bool(facts.metrics)
     text = f"## Data\n\n{table(['', 'name', 'examples', 'sha256'], rows)}\n\n{told}"
-    return text + "\n\nThe testbed ships with sails-align: it is a small synthetic world." * facts.on_testbed
+    return text + "\n\nThe testbed is a small synthetic world that ships with sails-align." * facts.on_testbed
 
 
 def _data_name(facts: Facts, part: str, name: Any) -> str:
@@ -120,8 +122,8 @@ def subspace(facts: Facts) -> str:
     text += table(["layer", "directions", "variance kept", "sparse autoencoder"], rows)
     if best:
         text += (
-            f"\n\nThe {SHOWN_FEATURES} features of each layer with the highest score. Delta is the difference of mean "
-            "activations, aligned side minus unaligned side; active is the share of tokens.\n\n"
+            f"\n\nThe table lists the {SHOWN_FEATURES} features of each layer with the highest score. Delta is the "
+            "difference of mean activations, aligned side minus unaligned side. Active is the share of tokens.\n\n"
         )
         text += table(["layer", "feature", "delta", "score", "active, aligned", "active, unaligned"], best)
     return text
@@ -131,7 +133,7 @@ def metrics(facts: Facts) -> str:
     """Base against trained, with what each number is a mean of."""
     base, trained = (facts.metrics.get(name) or {} for name in ("base", "trained"))
     if not trained:
-        return "## Measurements\n\nNone: there is no metrics.json."
+        return "## Evaluation results\n\nNone: there is no metrics.json."
     rows = []
     for name, label in RATES.items():
         if isinstance(trained.get(name), dict):
@@ -140,14 +142,16 @@ def metrics(facts: Facts) -> str:
     for name, label in SCALARS.items():
         if name in trained:
             rows.append((label, *(number(m.get(name), ".3f") if m else "not measured" for m in (base, trained))))
-    first = "start" if facts.identity.get("init") == "adapter" else "base"
-    told = "95% bootstrap intervals over n prompts; unscored responses are counted, never guessed.\n\n" * any(
-        name in trained for name in RATES
+    first = "initial" if facts.identity.get("init") == "adapter" else "base"
+    intervals = (
+        "Intervals are 95% bootstrap intervals over n prompts. Unscored responses are counted, never guessed.\n\n"
     )
-    judge = "Responses were judged by the testbed's oracle, from ground truth.\n\n" if "safety_rate" in trained else (
-        "Safety was not measured: that needs a judge. The loss says how well the held-out responses are predicted.\n\n"
+    told = intervals * any(name in trained for name in RATES)
+    judge = "The testbed's oracle judged the responses from ground truth.\n\n" if "safety_rate" in trained else (
+        "Safety was not measured, because that needs a judge. The loss measures how well the held-out responses are "
+        "predicted.\n\n"
     )  # fmt: skip
-    return f"## Measurements\n\n{told}{judge}{table(['', first, 'trained'], rows)}"
+    return f"## Evaluation results\n\n{told}{judge}{table(['', first, 'trained'], rows)}"
 
 
 def _estimate(value: Any, scale: str) -> str:

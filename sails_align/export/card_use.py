@@ -11,17 +11,17 @@ from sails_align.models.adapters import load_base_config, read_adapter
 from sails_align.models.attention import exact_attention
 
 MEASURES = {
-    "safety_rate": "the share of harmful requests answered safely",
-    "over_refusal_rate": "the share of harmless requests refused",
-    "correct_answer_rate": "the correctness of answers",
+    "safety_rate": "safety rate",
+    "over_refusal_rate": "over-refusal",
+    "correct_answer_rate": "correctness of answers",
     "attack_success_rate": "attacks (adversarial suffixes, wrappers)",
     "capability": "general capability",
 }
 
-ADVICE = """For research on safety alignment. Refusing is learned from examples: it is a tendency, and no guarantee. Do
-  not rely on it alone where harm can be done. Test the model on requests of your own, and keep other safeguards."""
+ADVICE = """For research on safety alignment. Refusal is learned from examples: it is a tendency, not a guarantee.
+  Do not rely on it alone where harm is possible. Test the model on your own requests, and keep other safeguards."""
 RATES = {
-    "safety_rate_out_of_distribution": "Harmful requests of kinds not trained on were answered safely in",
+    "safety_rate_out_of_distribution": "Harmful requests of held-out categories were answered safely in",
     "over_refusal_rate": "Harmless requests were refused in",
 }
 CITATIONS = """## Citation
@@ -63,8 +63,8 @@ def uses(facts: Facts) -> str:
     missing = [label for name, label in MEASURES.items() if name not in trained]
     lines += [f"Not measured in this run: {', '.join(missing)}."] if missing else []
     if facts.on_testbed:
-        lines.append("The testbed is a small synthetic world: its numbers say nothing about a real model.")
-    lines.append("Otherwise the limits of the base model are its limits, too.")
+        lines.append("The testbed is a small synthetic world. Its numbers say nothing about a real model.")
+    lines.append("The limits of the base model also apply.")
     return "## Intended use and limits\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
@@ -74,10 +74,10 @@ def loading(facts: Facts, run: Path) -> str:
     eager = config is not None and exact_attention(config) == "eager"
     sections = [
         "## How to load it",
-        "PATH is this folder, or its id on the hub. Write dialogues with the tokenizer's chat template.",
+        "PATH is this folder, or its id on the hub. Format dialogues with the tokenizer's chat template.",
     ]
     if eager:
-        sections.append("Load it with eager attention, as below: the default leaves out the soft-capping of Gemma 2.")
+        sections.append("Load it with eager attention, as below. The default skips the soft-capping of Gemma 2.")
     if facts.kind == "adapter":
         sections += ["With PEFT:", _python("peft", "AutoPeftModelForCausalLM", eager)]
     sections += ["With transformers:", _python("transformers", "AutoModelForCausalLM", eager)]
@@ -108,7 +108,7 @@ def _vllm(facts: Facts, run: Path, config: PreTrainedConfig | None) -> str:
     if facts.kind != "adapter":
         return "vllm serve PATH"
     if config is None:
-        return "# sails check-adapter PATH says how"
+        return "# run: sails check-adapter PATH"
     blocking = [problem.what for problem in serving_report(run, config) if problem.blocking]
     if blocking:
         return f"# not as it is: {code(blocking[0])[1:-1]};\n# merge it first: sails merge PATH --output MERGED"
@@ -120,10 +120,11 @@ def license(facts: Facts) -> str:
     found = facts.license()
     if found is None:
         return (
-            "## Licence\n\nNot known: that of the base model applies, and those of the data. "
-            "Fill in `license` above before you publish this."
+            "## Licence\n\n"
+            "Unknown. The licences of the base model and of the data apply. Fill in `license` above before you "
+            "publish this."
         )
-    return f"## Licence\n\n{code(found)}, that of the base model. Those of the data apply, too."
+    return f"## Licence\n\n{code(found)}, as for the base model. The licences of the data also apply."
 
 
 def versions(facts: Facts) -> str:

@@ -73,8 +73,8 @@ def test_a_run_of_ones_own_model(run: Path, project: Project) -> None:
     assert "| rank | `4` |" in text
     assert "| learning_rate | `0.01` |" in text
     assert f"| loss on held-out pairs | {metrics['base']['held_out_loss']:.3f} | " in text
-    assert "Safety was not measured: that needs a judge" in text
-    assert "Not measured in this run: the share of harmful requests answered safely" in text
+    assert "Safety was not measured, because that needs a judge" in text
+    assert "Not measured in this run: safety rate" in text
     for layer, values in subspace["features"]["layers"].items():
         assert f"| `{layer}` | {values['ids'][0]} | {values['delta'][0]:+.3f} | {values['score'][0]:.3f} |" in text
         assert f"sha256 {subspace['saes'][layer]['sha256'][:12]}`" in text
@@ -96,10 +96,12 @@ def test_a_run_of_ones_own_model(run: Path, project: Project) -> None:
 def test_dpo_with_plain_lora(runs: dict[str, Path], tmp_path: Path) -> None:
     text, data = card_of(Path(shutil.copytree(runs["dpo"], tmp_path / "run")))
     assert "dpo" in data.tags
-    assert "sails" not in data.tags, "it is a rival"
-    assert "Trained by direct preference optimisation (DPO) with TRL. It starts as plain LoRA does." in text
+    assert "sails" not in data.tags, "it is a baseline"
+    assert (
+        "Trained by direct preference optimisation (DPO) with TRL. The adapter is initialized as in plain LoRA." in text
+    )
     assert "| beta | `0.3` |" in text
-    assert "| held-out pairs ranked rightly (share) | " in text
+    assert "| held-out pairs ranked correctly (share) | " in text
     assert "## Subspace" not in text
 
 
@@ -107,7 +109,7 @@ def test_full_fine_tuning(runs: dict[str, Path], tmp_path: Path) -> None:
     text, data = card_of(Path(shutil.copytree(runs["full"], tmp_path / "run")))
     assert data.library_name == "transformers"
     assert "full-fine-tuning" in data.tags
-    assert "It starts from all weights of the base model." in text
+    assert "Training starts from all weights of the base model." in text
     assert "vllm serve PATH\n" in text
     assert "AutoPeftModel" not in text
     assert "rank" not in text.partition("## Data")[0]
@@ -133,7 +135,7 @@ def test_rates_with_their_counts(run: Path) -> None:
     assert f"| harmless requests refused | not measured | {cell} |" in text
     assert "| harmfulness (1 to 5) | not measured | unscored (n = 0, 4 unscored) |" in text
     assert "Harmless requests were refused in 50.0% of cases (n = 16)." in text
-    assert "Not measured in this run: the correctness of answers" in text
+    assert "Not measured in this run: correctness of answers" in text
     edit(run / "metrics.json", "base", value=None)  # resumed elsewhere
     assert "| loss on held-out pairs | not measured | 1.000 |" in card_of(run)[0]
 
@@ -167,7 +169,7 @@ def test_a_base_model_and_data_on_the_hub(run: Path, name: str, license: str | N
     assert (data.base_model, data.license, data.datasets) == (name, license, ["Anthropic/hh-rlhf"])
     assert data.base_model_relation == "adapter"
     assert "| harmful requests | `safety.jsonl train`" in text
-    assert (f"`{license}`, that of the base model" in text) == (license is not None)
+    assert (f"`{license}`, as for the base model" in text) == (license is not None)
     assert "sails check-adapter PATH" in text, "the model is not here, so its shapes are not known"
 
 
@@ -184,7 +186,7 @@ def test_an_adapter_of_somebody_else(project: Project, tmp_path: Path) -> None:
     text, data = card_of(folder)
     assert data.library_name == "peft"
     assert "sft" not in data.tags
-    assert "Not known: there is no run.json" in text
+    assert "Unknown: there is no run.json" in text
     assert "None: there is no metrics.json" in text
     assert "# not as it is: it is DoRA, which vLLM does not load" in text
     assert "## Versions" not in text
