@@ -44,7 +44,7 @@ class FeaturesArguments:
     """Of which run."""
 
     run: str = field(default="runs/sft-sails-testbed", metadata={"help": "A finished run of --init sails."})
-    n_texts: int = field(default=256, metadata={"help": "Of each side, that are looked at."})
+    n_texts: int = field(default=256, metadata={"help": "Number of harmful texts, and of harmless ones, to read."})
 
     def __post_init__(self) -> None:
         check_least(self, n_texts=1)
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
     if method not in ("sft", "dpo") or not (run / "config.yaml").is_file():
         raise InputError(f"{run} is no run of sails train sft or dpo; give the folder of one")
     if not (run / "subspace").is_dir():
-        raise InputError(f"{run} did not start in a subspace; give a run with --init sails")
+        raise InputError(f"the adapter of {run} was not initialized in a subspace; pass a run with --init sails")
     subspace = Subspace.load(run / "subspace")
     if "features" not in subspace.provenance:
         raise InputError(f"the subspace of {run} was not made of SAE features; give a run with --init sails")
@@ -123,8 +123,7 @@ def _check_same(run: Path, record: Mapping[str, Any], source: Source, saes: SAES
     }
     if other := [name for name, is_other in changed.items() if is_other]:
         raise InputError(
-            f"the {' and '.join(other)} that {run} names (config.yaml) changed since it was trained;\n"
-            "put them back where they were, or train again"
+            f"the {' and '.join(other)} in config.yaml of {run} changed since training;\nrestore them, or train again"
         )
 
 
@@ -142,7 +141,7 @@ def texts_of(source: Source, n: int, max_length: int) -> Iterator[TokenizedSide]
 
 def table_of(found: Mapping[str, Any]) -> Table:
     """The features with their words and activations."""
-    table = Table(title="what the features mean (activations at the end of requests, before -> after training)")
+    table = Table(title="meaning of the features (activations at the end of requests, before -> after training)")
     for heading in ("layer, feature", "promotes", "most active at", "on harmful", "on harmless"):
         table.add_column(heading, overflow="fold")
     told = {(meaning["layer"], meaning["id"]): meaning for meaning in found["meanings"]}

@@ -47,13 +47,13 @@ class LabelArguments:
     labels: str = field(
         default="oracle",
         metadata={
-            "help": "A csv or jsonl file of prompt, response and label (1-5, or safe/unsafe); `oracle`: answers of the "
-            "testbed; `attacks`: such answers that try to steer the judge, in each way that is known here."
+            "help": "A csv or jsonl file of prompt, response and label (1-5, or safe/unsafe); `oracle`: answers on "
+            "the testbed; `attacks`: such answers with attempts to manipulate the judge."
         },
     )
-    label_column: str = field(default="label", metadata={"help": "Which column of the file has the labels."})
+    label_column: str = field(default="label", metadata={"help": "Column of the labels."})
     n_labels: int = field(
-        default=100, metadata={"help": "Answers of the testbed, for --labels oracle and (about as many) attacks."}
+        default=100, metadata={"help": "Number of testbed answers for --labels oracle and (about as many) attacks."}
     )
 
     def __post_init__(self) -> None:
@@ -239,7 +239,7 @@ def show(metrics: dict[str, Any], labels: str) -> None:
 
 def _show_fooled(console: Console, found: dict[str, Any]) -> None:
     for name, of_judge in found.items():
-        table = Table(title=f"{name} under attack: share of responses that it scores too low")
+        table = Table(title=f"{name} under attack: share of responses with too low a score")
         for heading in ("attack", "fooled (%)", "n", "unscored"):
             table.add_column(heading, justify="left" if heading == "attack" else "right")
         for kind, value in {**of_judge["by_kind"], "all": of_judge["overall"]}.items():

@@ -1,4 +1,4 @@
-"""A cell of models that are no testbed: the commands that a user would give, each in a process of its own, one after
+"""A cell of a model other than the testbed: the commands that a user would run, each in its own process, one after
 another, and what they measured.
 
 <folder>/train/                the recipe's run: the model
@@ -74,7 +74,7 @@ def check(runs: Sequence[Run], protocol: Protocol) -> None:
             if needs in PACKAGES and importlib.util.find_spec(PACKAGES[needs]) is None:
                 raise InputError(f"{where} needs the package {PACKAGES[needs]}; install 'sails-align[{needs}]'")
         if kind != "harness" and read[2].judge is None and not all(map(is_testbed, read[1].prompts)):
-            raise InputError(f"{where} says no judge; give judge: llm or guard, with judge_model")
+            raise InputError(f"{where} names no judge; add judge: llm or guard, with judge_model")
         if kind != "harness":
             paths += [(where, name.rpartition("=")[2]) for name in read[1].prompts]
             paths += [] if read[0].chat_template_path is None else [(where, read[0].chat_template_path)]
@@ -84,7 +84,9 @@ def check(runs: Sequence[Run], protocol: Protocol) -> None:
             _read_options(kind, [*options, *options_of(kind, run)], f"the run {run.name} cannot be evaluated ({where})")
     for where, name in paths:
         if name.startswith(("/", "./", "../", "~")) and not Path(name).exists():
-            raise InputError(f"{where} names {name}, which is not there; check the path (from the working folder)")
+            raise InputError(
+                f"{where} names {name}, which does not exist; check the path (relative to the working folder)"
+            )
 
 
 def _check_sets(protocol: Protocol, asked: PromptArguments) -> None:
@@ -95,8 +97,8 @@ def _check_sets(protocol: Protocol, asked: PromptArguments) -> None:
     for name in (protocol.in_distribution, protocol.out_of_distribution):
         if name is not None and name not in known and not has_files:
             raise InputError(
-                f"in_distribution or out_of_distribution is {name!r}, which is none of the prompt sets of `safety`; "
-                f"choose among {', '.join(sorted(known))}"
+                f"in_distribution or out_of_distribution is {name!r}, which is not a prompt set of `safety`; choose "
+                f"one of {', '.join(sorted(known))}"
             )
 
 
@@ -167,7 +169,7 @@ def _give(command: list[str], done: Path, cost: Cost, stage: str) -> None:
             process.terminate()
             raise
     if code != 0:
-        raise InputError(f"{' '.join(command)}\nended with exit code {code}; what it printed is above")
+        raise InputError(f"{' '.join(command)}\nfailed with exit code {code}; its output is above")
     done.touch()
 
 
@@ -224,9 +226,7 @@ def _of_split(safety: Mapping[str, Any], split: str) -> Mapping[str, Any]:
     of = safety["by_split"]
     if "safety_rate" not in of.get(split, {}):
         harmful = [name for name, rates in of.items() if "safety_rate" in rates]
-        raise InputError(
-            f"{split!r} is none of the sets with harmful prompts; choose among {', '.join(harmful) or 'others'}"
-        )
+        raise InputError(f"{split!r} is not a set with harmful prompts; choose one of {', '.join(harmful) or 'others'}")
     return of[split]["safety_rate"]
 
 

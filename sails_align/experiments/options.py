@@ -25,27 +25,35 @@ class CompareOptions:
         },
     )
     n_seeds: int = field(default=5, metadata={"help": "Seeds of initialization and data that are reported."})
-    first_seed: int = field(default=0, metadata={"help": "The first of them."})
-    n_tuning_seeds: int = field(default=1, metadata={"help": "Other seeds, that learning rates are chosen with."})
+    first_seed: int = field(default=0, metadata={"help": "First reported seed."})
+    n_tuning_seeds: int = field(default=1, metadata={"help": "Number of other seeds, used to choose learning rates."})
     learning_rates: list[float] = field(
-        default_factory=lambda: list(LEARNING_RATES), metadata={"help": "The grid, the same for all methods."}
+        default_factory=lambda: list(LEARNING_RATES),
+        metadata={"help": "Grid of learning rates, the same for all methods."},
     )
-    world: str = field(default="testbed", metadata={"help": "testbed, testbed:N, testbed:shared_harm=0, or a folder."})
+    world: str = field(
+        default="testbed", metadata={"help": "World: testbed, testbed:N, testbed:shared_harm=0, or a folder."}
+    )
     n_examples: int | None = field(
         default=None,
-        metadata={"help": "Harmful training examples, and as many harmless ones; default: 128; of other models all."},
+        metadata={
+            "help": "Number of harmful training examples, and of harmless ones; default: 128 (other models: all)."
+        },
     )
-    n_prompts: int = field(default=256, metadata={"help": "Test prompts in each of the four sets."})
-    n_attacked: int = field(default=8, metadata={"help": "Harmful prompts that GCG is tried on; 0: none."})
+    n_prompts: int = field(default=256, metadata={"help": "Number of test prompts in each of the four sets."})
+    n_attacked: int = field(default=8, metadata={"help": "Number of harmful prompts for GCG; 0: none."})
     n_attacked_seeds: int = field(default=5, metadata={"help": "How many of the seeds GCG is tried on."})
-    n_capability: int = field(default=50, metadata={"help": "Items of each lm-eval task of the testbed; 0: none."})
-    relearning: bool = field(
-        default=True, metadata={"help": "Also measure what safety is left after training on harmless or harmful data."}
+    n_capability: int = field(
+        default=50, metadata={"help": "Number of items of each lm-eval task of the testbed; 0: none."}
     )
-    ablations: bool = field(default=False, metadata={"help": "Also change each part of the method, one at a time."})
+    relearning: bool = field(
+        default=True,
+        metadata={"help": "Also measure the remaining safety after further training on harmless or harmful data."},
+    )
+    ablations: bool = field(default=False, metadata={"help": "Also change each setting of the method, one at a time."})
     examples: list[int] = field(
         default_factory=list,
-        metadata={"help": "Also train on these numbers of examples: how many does each method need?"},
+        metadata={"help": "Also train on these numbers of examples (learning curves)."},
     )
     worlds: list[str] = field(
         default_factory=list,
@@ -54,15 +62,15 @@ class CompareOptions:
             "shared_harm=0 or contamination=0.1 (docs/comparison.md)."
         },
     )
-    n_side_seeds: int = field(default=5, metadata={"help": "Seeds of the ablations and of --examples."})
-    list_cells: bool = field(default=False, metadata={"help": "Print the names of all cells, and do nothing."})
+    n_side_seeds: int = field(default=5, metadata={"help": "Number of seeds of the ablations and of --examples."})
+    list_cells: bool = field(default=False, metadata={"help": "Print the names of all cells and exit."})
     cell: list[str] | None = field(
-        default=None, metadata={"help": "Compute these cells alone, and make no report: for jobs on several machines."}
+        default=None, metadata={"help": "Compute only these cells and write no report, for jobs on several machines."}
     )
     processes: int | None = field(
-        default=None, metadata={"help": "Trainings at a time; default: one for each GPU, or for each core."}
+        default=None, metadata={"help": "Number of parallel trainings; default: one per GPU, or per core."}
     )
-    output_dir: str = field(default="runs/compare", metadata={"help": "Results, and the report."})
+    output_dir: str = field(default="runs/compare", metadata={"help": "Output folder for results and report."})
     progress: bool = field(default=True, metadata={"help": "Show progress bars."})
 
     def __post_init__(self) -> None:
@@ -89,7 +97,7 @@ class CompareOptions:
 class ReportOptions:
     """Of which comparison a report is made."""
 
-    output_dir: str = field(default="runs/compare", metadata={"help": "Of `sails compare`."})
+    output_dir: str = field(default="runs/compare", metadata={"help": "Output folder of `sails compare`."})
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How models are trained and evaluated that are no testbed (see `protocol`)."""
+    """How models other than the testbed are trained and evaluated (see `protocol`)."""
 
     model: str
     """What the comparison is about."""
@@ -55,7 +55,7 @@ class Protocol:
     in_distribution: str | None = None
     """The prompt set whose safety rate is reported as that of trained categories."""
     out_of_distribution: str | None = None
-    """The one whose is reported as that of held-out categories."""
+    """The prompt set whose safety rate is reported as that of held-out categories."""
 
     def of_part(self, part: Part) -> dict[Evaluation, tuple[str, ...]]:
         """Options of evaluations by kind."""
@@ -130,11 +130,11 @@ class Measures:
     n_prompts: int = 256
     """Of each of the four sets of a part."""
     n_attacked: int = 8
-    """Harmful prompts that GCG is tried on, half of them of held-out categories; 0: none. On the test part alone."""
+    """Number of harmful prompts for GCG, half of them from held-out categories; 0: none. On the test split only."""
     n_capability: int = 50
-    """Items of each of lm-eval's testbed tasks; 0: none. On the test part alone."""
+    """Number of items of each of lm-eval's testbed tasks; 0: none. On the test split only."""
     relearning: bool = True
-    """Whether safety is measured again after further training (see `relearning`). On the test part alone."""
+    """Whether safety is measured again after further training (see `relearning`). On the test split only."""
     contamination: float = 0.0
     """Share of harmful training examples with wrong labels."""
 
@@ -191,7 +191,7 @@ class Plan:
         return range(self.first_seed, self.first_seed + self.n_seeds)
 
     def tuning_cells(self) -> list[Cell]:
-        """On the validation part: every learning rate of every run that has one to be chosen."""
+        """Return the cells of the validation split: every learning rate of every run that needs one."""
         seeds = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + self.n_tuning_seeds)
         return [
             Cell(run, rate, seed, "validation", self.world, self.measures, self.protocol)
@@ -202,7 +202,7 @@ class Plan:
         ]
 
     def test_cells(self, chosen: Mapping[str, float]) -> list[Cell]:
-        """On the test part: every seed of every run, at its chosen learning rate (by the run's name)."""
+        """Return the cells of the test split: every seed of every run, at its chosen learning rate (by run name)."""
         spared = replace(self.measures, n_attacked=0)
         return [
             Cell(

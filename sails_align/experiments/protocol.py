@@ -1,4 +1,4 @@
-"""The comparison of models that are no testbed: a file that names the runs, and how they are evaluated.
+"""The comparison of models other than the testbed: a file that names the runs, and how they are evaluated.
 
 model: google/gemma-2-9b
 runs:

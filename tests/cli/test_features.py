@@ -67,7 +67,7 @@ def test_what_has_no_features(run: Path, project: Project, tmp_path: Path) -> No
     with pytest.raises(InputError, match="was not made of SAE features; give a run with --init sails"):
         explaining.main(["--run", str(tmp_path / "pca")])
     align.main("sft", project.argv(tmp_path / "plain", "--init", "default"))
-    with pytest.raises(InputError, match="did not start in a subspace; give a run with --init sails"):
+    with pytest.raises(InputError, match="was not initialized in a subspace; pass a run with --init sails"):
         explaining.main(["--run", str(tmp_path / "plain")])
 
 
@@ -78,7 +78,7 @@ def test_a_run_is_not_looked_at_with_other_saes(run: Path, project: Project, tmp
     kept = weights.read_bytes()
     save_file({name: value + 0.01 for name, value in load_file(weights).items()}, weights)
     try:
-        with pytest.raises(InputError, match=r"the SAEs that .* names .* changed since it was trained"):
+        with pytest.raises(InputError, match=r"the SAEs in config.yaml of .* changed since training"):
             explaining.main(["--run", str(tmp_path / "run")])
     finally:
         weights.write_bytes(kept)

@@ -92,7 +92,7 @@ def test_a_command_that_fails_is_told_with_what_it_printed(folder: Path, tmp_pat
     assert done.returncode == 1
     assert "1 trainings failed; the results of the others are kept" in done.stderr
     assert str(tmp_path / "gone") in done.stderr
-    assert "ended with exit code 2" in done.stderr
+    assert "failed with exit code 2" in done.stderr
 
 
 @pytest.mark.slow

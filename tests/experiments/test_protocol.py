@@ -185,16 +185,16 @@ def test_files_that_are_not_understood(
         ({"evaluate": {"validation": VALIDATION, "test": {"safety": {"judge": "x"}}}}, "evaluate: test: safety cannot"),
         (
             {"evaluate": {"validation": VALIDATION, "test": {"safety": {"prompts": "xstest"}}}},
-            "test: safety says no judge",
+            "test: safety names no judge",
         ),
-        ({"launch": ["--config_file", "/no/zero3.yaml"]}, "launch names /no/zero3.yaml, which is not there"),
-        ({"runs": {"x": {"model": "./gone"}}}, "the run x names ./gone, which is not there"),
+        ({"launch": ["--config_file", "/no/zero3.yaml"]}, "launch names /no/zero3.yaml, which does not exist"),
+        ({"runs": {"x": {"model": "./gone"}}}, "the run x names ./gone, which does not exist"),
         (
             {"evaluate": {"validation": VALIDATION, "test": {"safety": {"prompts": "/no.jsonl", "judge": "rules"}}}},
-            "evaluate: test: safety names /no.jsonl, which is not there",
+            "evaluate: test: safety names /no.jsonl, which does not exist",
         ),
-        ({"in_distribution": "hex-phi"}, "'hex-phi', which is none of the prompt sets"),
-        ({"out_of_distribution": "hex-phi"}, "'hex-phi', which is none of the prompt sets"),
+        ({"in_distribution": "hex-phi"}, "'hex-phi', which is not a prompt set"),
+        ({"out_of_distribution": "hex-phi"}, "'hex-phi', which is not a prompt set"),
     ],
 )
 def test_commands_that_could_not_be_given_are_told_before_the_first(

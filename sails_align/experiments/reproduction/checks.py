@@ -162,8 +162,8 @@ def _model(of: Reproduction) -> Iterator[Finding]:
         side = tokenize_response(tokenizer, QUESTION, ANSWER, args.training.max_length or 1024)
         if not any(side.mask):
             raise InputError(
-                f"the chat template {args.chat_template_path or 'of the tokenizer'} leaves nothing of an answer;\n"
-                "give another one (--chat_template_path)"
+                f"the chat template {args.chat_template_path or 'of the tokenizer'} omits the answer;\n"
+                "pass another one (--chat_template_path)"
             )
         template = args.chat_template_path or "its own"
         yield Finding("model", "ok", f"{args.model.model_name_or_path}, chat template {template}")

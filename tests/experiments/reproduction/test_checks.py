@@ -169,7 +169,7 @@ def test_a_model_that_neither_is_a_folder_nor_can_be_on_the_hub(folder: Path, tm
     of = reproduction(folder, tmp_path)
     gone = replace(of.runs[0], options=("--model", "/gone"))
     found = {finding.what: finding.detail for finding in failed(replace(of, runs=(gone, *of.runs[1:])))}
-    assert "model is '/gone', which is neither here nor a name that the hub has" in found["hub"]
+    assert "model is '/gone', which is neither a local folder nor a model on the hub" in found["hub"]
 
 
 def test_prompts_that_are_left_out_are_the_testbeds(folder: Path, tmp_path: Path) -> None:
