@@ -42,8 +42,9 @@ class ReferenceArguments:
     reference: str | None = field(
         default=None,
         metadata={
-            "help": "Whose answers to compare with, each pair judged in both orders: a model (as --model, same "
-            "backend), a responses.jsonl of an earlier evaluation, or `set` for the answers that come with the prompts."
+            "help": "Answers to compare with, each pair judged in both orders: a model (like --model, same "
+            "backend), the responses.jsonl of an earlier evaluation, or `set` (the answers that come with "
+            "the prompts)."
         },
     )
 

@@ -25,41 +25,46 @@ class ResponseArguments:
     model: str = field(
         default="testbed",
         metadata={
-            "help": "testbed, testbed:N, a model's folder, a finished run or adapter, or a hub id; with "
-            "--backend openai what the server calls the model."
+            "help": "Model: testbed, testbed:N, a model's folder, a finished run or adapter, or a hub id; with "
+            "--backend openai the model's name on the server."
         },
     )
     base_model: str | None = field(
         default=None,
         metadata={
-            "help": "Of an adapter, if it is not where it says; with --backend openai what the server calls it: the "
-            "adapter must then change some answers, or is taken to be ignored."
+            "help": "Base model of an adapter, if it has moved; with --backend openai its name on the server: if "
+            "the adapter then changes no answer, the command stops."
         },
     )
-    backend: str = field(default="hf", metadata={"help": "hf, vllm (in this process), or openai (a server)."})
-    base_url: str | None = field(default=None, metadata={"help": "Of the server, such as http://localhost:8000/v1."})
+    backend: str = field(
+        default="hf", metadata={"help": "Backend: hf or vllm (in this process), or openai (a server)."}
+    )
+    base_url: str | None = field(
+        default=None, metadata={"help": "URL of the server, such as http://localhost:8000/v1."}
+    )
     api_key_env: str = field(
-        default="OPENAI_API_KEY", metadata={"help": "The environment variable that has the server's key."}
+        default="OPENAI_API_KEY", metadata={"help": "Environment variable that holds the server's API key."}
     )
-    concurrency: int = field(default=16, metadata={"help": "Requests to the server at the same time."})
-    timeout: float = field(default=120.0, metadata={"help": "Seconds to wait for an answer of the server."})
-    dtype: str = field(default="auto", metadata={"help": f"Of the weights: {', '.join(DTYPES)}."})
+    concurrency: int = field(default=16, metadata={"help": "Number of parallel requests to the server."})
+    timeout: float = field(default=120.0, metadata={"help": "Time-out for a response of the server, in seconds."})
+    dtype: str = field(default="auto", metadata={"help": f"Type of the weights: {', '.join(DTYPES)}."})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a model on the hub."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run custom code that comes with the model."})
     batch_size: int = field(
-        default=32, metadata={"help": "Conversations at a time (hf); chunks of 8 times that (vllm)."}
+        default=32, metadata={"help": "Conversations per batch (hf); with vllm, chunks of 8 times this number."}
     )
-    tensor_parallel_size: int = field(default=1, metadata={"help": "GPUs that share the model (vllm)."})
-    max_model_len: int | None = field(default=None, metadata={"help": "Longest context (vllm)."})
+    tensor_parallel_size: int = field(default=1, metadata={"help": "Number of GPUs that share the model (vllm)."})
+    max_model_len: int | None = field(default=None, metadata={"help": "Maximum context length (vllm)."})
     max_new_tokens: int | None = field(
-        default=None, metadata={"help": f"Of a response; default 512, of the testbed {TESTBED_TOKENS}."}
+        default=None,
+        metadata={"help": f"Maximum length of a response in tokens; default 512, on the testbed {TESTBED_TOKENS}."},
     )
-    temperature: float = field(default=0.0, metadata={"help": "0 is greedy."})
-    seed: int = field(default=0, metadata={"help": "Of sampling, and of the choice of prompts."})
+    temperature: float = field(default=0.0, metadata={"help": "Sampling temperature; 0 is greedy."})
+    seed: int = field(default=0, metadata={"help": "Seed for sampling and for the selection of prompts."})
     system_prompt: str | None = field(default=None, metadata={"help": "A system message before each conversation."})
     chat_template_path: str | None = field(
         default=None,
-        metadata={"help": "A Jinja file, or human_assistant: the chat template of a model without one."},
+        metadata={"help": "Chat template for a model without one: a Jinja file, or human_assistant."},
     )
 
     def __post_init__(self) -> None:
@@ -91,20 +96,29 @@ class PromptArguments:
     prompts: list[str] = field(
         default_factory=lambda: ["testbed"],
         metadata={
-            "help": "Prompt sets by name, files, data sets of the hub, or testbed; docs/prompt_sets.md lists them."
+            "help": "Prompt sets: names, files, datasets on the hub, or testbed; docs/prompt_sets.md lists the names."
         },
     )
     n_prompts: int | None = field(
         default=None,
         metadata={"help": f"Of each set, balanced over categories; default: all ({N_MADE} of each of testbed's)."},
     )
-    prompt_column: str | None = field(default=None, metadata={"help": "Of a file with other names than usual."})
-    category_column: str | None = field(default=None, metadata={"help": "Likewise."})
-    kind: str | None = field(
-        default=None, metadata={"help": "harmful, benign or dual_use: what all prompts of a file without `kind` are."}
+    prompt_column: str | None = field(
+        default=None, metadata={"help": "Column of the prompts, if a file does not use a common name."}
     )
-    split: str | None = field(default=None, metadata={"help": "Of a folder or a data set on the hub; default: train."})
-    part: str = field(default="test", metadata={"help": "Of the testbed: test, or validation to choose settings by."})
+    category_column: str | None = field(
+        default=None, metadata={"help": "Column of the categories, if a file does not use a common name."}
+    )
+    kind: str | None = field(
+        default=None,
+        metadata={"help": "Kind of all prompts in a file without a column `kind`: harmful, benign or dual_use."},
+    )
+    split: str | None = field(
+        default=None, metadata={"help": "Split of a folder or a dataset on the hub; default: train."}
+    )
+    part: str = field(
+        default="test", metadata={"help": "Split of the testbed: test, or validation (to choose settings)."}
+    )
 
     def __post_init__(self) -> None:
         check_least(self, n_prompts=1)
@@ -121,13 +135,15 @@ class PromptArguments:
 class RunArguments:
     """Where results go, and what is taken from earlier ones."""
 
-    output_dir: str | None = field(default=None, metadata={"help": "Default: runs/eval-..., named by the model."})
-    cache_path: str | None = field(
-        default=None, metadata={"help": "The file of earlier responses and verdicts; several processes can share it."}
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Output folder; default: runs/eval-..., named after the model."}
     )
-    retry_unscored: bool = field(default=False, metadata={"help": "Ask again for what failed; all else stays."})
+    cache_path: str | None = field(
+        default=None, metadata={"help": "File that caches responses and verdicts; several processes can share it."}
+    )
+    retry_unscored: bool = field(default=False, metadata={"help": "Repeat failed requests only."})
     max_unscored: float = field(
-        default=0.02, metadata={"help": "Share of unscored verdicts from which the command ends with exit code 1."}
+        default=0.02, metadata={"help": "Maximum share of unscored verdicts; above it, the command exits with code 1."}
     )
     progress: bool = field(default=True, metadata={"help": "Show progress bars."})
 

@@ -102,7 +102,7 @@ def _recipe(method: str | None, rest: list[str]) -> tuple[Any, list[str]]:
         prefix = Path(line.path).name.partition("_")[0] if line.path else ""
         if prefix not in ("sft", "dpo"):
             given = f"the name {Path(line.path).name} begins with neither sft_ nor dpo_" if line.path else "no --config"
-            raise InputError(f"it is not known what is to be estimated ({given}); give --method sft or --method dpo")
+            raise InputError(f"cannot infer the method ({given}); pass --method sft or --method dpo")
         method = prefix
     return method, as_on_gpu(rest)
 

@@ -160,7 +160,7 @@ class TrainingPlan:
                 )
         if sails.subspace_path is not None and not sails.uses_subspace:
             raise InputError(f"--subspace_path is given, but {self.start} uses no subspace; leave one of them out")
-        # Not refused: one option is to make a rival of a run whose other options are in a file.
+        # Not refused: one option is enough to make a baseline of a run whose other options are in a file.
         if (ignored := self._ignored()) and process_index() == 0:
             logger.warning("of no effect with %s: %s", self.start, ", ".join(ignored))
         if self.training.save_total_limit == 1:

@@ -199,4 +199,4 @@ def _check_covered(args: TrainingPlan) -> None:
     if optim not in (OptimizerNames.ADAMW_TORCH, OptimizerNames.ADAMW_TORCH_FUSED):
         raise InputError(f"optim is {optim.value}, but only AdamW can be estimated; leave --optim out")
     if args.training.max_length is None:
-        raise InputError("max_length is none, so it is not known how long examples are; give --max_length")
+        raise InputError("max_length is none, so the length of examples is unknown; pass --max_length")

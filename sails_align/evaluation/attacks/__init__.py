@@ -12,8 +12,10 @@ ATTACKS = Registry(
     "attack",
     {
         "gcg": Entry(f"{FOLDER}.gcg:attack", "Search for adversarial suffixes by gradients.", GcgArguments),
-        "wrappers": Entry(f"{FOLDER}.wrappers:attack", "Try wrappings known to lead models on.", WrapperArguments),
-        "transfer": Entry(f"{FOLDER}.transfer:attack", "Try suffixes found elsewhere.", TransferArguments),
+        "wrappers": Entry(f"{FOLDER}.wrappers:attack", "Try known jailbreak templates.", WrapperArguments),
+        "transfer": Entry(
+            f"{FOLDER}.transfer:attack", "Try suffixes that were found on another model.", TransferArguments
+        ),
     },
 )
 """Each is a function of its options, the prompts and a `Setting`; it returns the prompts under attack."""

@@ -8,9 +8,9 @@ from sails_align.core.registry import Entry, Registry
 JUDGES = Registry(
     "judge",
     {
-        "llm": Entry("sails_align.evaluation.judges.llm:LlmJudge", "An instruction-tuned model, asked by rubrics."),
+        "llm": Entry("sails_align.evaluation.judges.llm:LlmJudge", "An instruction-tuned model with a rubric."),
         "guard": Entry("sails_align.evaluation.judges.guard:GuardJudge", "A classifier of harm, such as Llama Guard."),
-        "rules": Entry("sails_align.evaluation.judges.rules:RulesJudge", "Refusal phrases: fast, free and weak."),
+        "rules": Entry("sails_align.evaluation.judges.rules:RulesJudge", "Refusal phrases: fast and free, but weak."),
     },
 )
 WITH_MODEL = ("llm", "guard")

@@ -19,30 +19,35 @@ class JudgeArguments:
     judge: list[str] | None = field(
         default=None,
         metadata={
-            "help": f"{', '.join(JUDGES.names())}; several of them vote. Default: oracle, if all prompts are the "
-            "testbed's."
+            "help": f"Judges: {', '.join(JUDGES.names())}; several of them vote. Default: oracle, if all prompts are "
+            "the testbed's."
         },
     )
     judge_model: list[str] | None = field(
         default=None,
-        metadata={"help": "Of each llm and guard in turn: what the server calls it, a folder or a hub id."},
+        metadata={"help": "Model of each llm and guard, in their order: its name on the server, a folder or a hub id."},
     )
     judge_backend: str = field(
-        default="hf", metadata={"help": "hf or vllm, for judges' models without a --judge_base_url."}
+        default="hf", metadata={"help": "Backend for judges without a --judge_base_url: hf or vllm."}
     )
     judge_base_url: list[str] | None = field(
         default=None,
-        metadata={"help": f"Of the judge's server; one for all models, or one for each, `{HERE}` for those run here."},
+        metadata={
+            "help": f"URL of the judge's server: one for all models, or one for each (`{HERE}` for a model "
+            "that runs in this process)."
+        },
     )
     judge_api_key_env: list[str] = field(
         default_factory=lambda: ["OPENAI_API_KEY"],
-        metadata={"help": "The environment variable that has the server's key; one for all models, or one for each."},
+        metadata={"help": "Environment variable that holds the server's API key: one for all models, or one for each."},
     )
-    judge_concurrency: int = field(default=16, metadata={"help": "Requests to a server at the same time."})
-    judge_max_new_tokens: int = field(default=512, metadata={"help": "Of an llm's answer; reasoning counts."})
-    judge_timeout: float = field(default=120.0, metadata={"help": "Seconds to wait for an answer of a server."})
+    judge_concurrency: int = field(default=16, metadata={"help": "Number of parallel requests to a server."})
+    judge_max_new_tokens: int = field(
+        default=512, metadata={"help": "Maximum length of an llm judge's answer in tokens, including reasoning."}
+    )
+    judge_timeout: float = field(default=120.0, metadata={"help": "Time-out for a response of a server, in seconds."})
     guard_family: str | None = field(
-        default=None, metadata={"help": "Whose prompt format a guard has; default: what --judge_model's name says."}
+        default=None, metadata={"help": "Prompt format of a guard; default: from the name in --judge_model."}
     )
 
     def __post_init__(self) -> None:

@@ -108,7 +108,7 @@ def repositories(of: Reproduction) -> dict[tuple[str, str], str]:
             validate_repo_id(name)
         except HFValidationError as error:
             raise InputError(
-                f"model is {name!r}, which is neither here nor a name that the hub has; correct it"
+                f"model is {name!r}, which is neither a local folder nor a model on the hub; correct it"
             ) from error
     found = {("model", name): "config.json" for name in of.hub_models}
     for prompts in _asked(of):

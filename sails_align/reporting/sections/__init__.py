@@ -17,14 +17,14 @@ def _entry(name: str, summary: str) -> Entry:
 SECTIONS = Registry(
     "section of the report",
     {
-        "headline": _entry("headline", "What each method reaches."),
+        "headline": _entry("headline", "Results of each method."),
         "differences": _entry("differences", "Differences from each baseline, paired by seed."),
         "fronts": _entry("fronts", "Safety against helpfulness, over learning rates."),
         "categories": _entry("categories", "Safety and over-refusal by category."),
-        "features": _entry("features", "What the SAE features mean, and what training did to them."),
-        "cost": _entry("cost", "Seconds by what they were spent on."),
-        "ablations": _entry("ablations", "One thing of SAILS changed in each."),
-        "examples": _entry("examples", "How many training examples each method needs."),
+        "features": _entry("features", "Meaning of the SAE features, and how training changed them."),
+        "cost": _entry("cost", "Time by stage."),
+        "ablations": _entry("ablations", "One setting of SAILS changed in each run."),
+        "examples": _entry("examples", "Learning curves over the number of training examples."),
         "worlds": _entry("worlds", "The same comparison in other worlds."),
     },
 )

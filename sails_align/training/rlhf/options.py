@@ -37,24 +37,30 @@ class RlhfOptions:
     """The testbed, its requests, and the warm start."""
 
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "testbed (the shipped one, the default), testbed:N, or a testbed's folder."}
+        default=None,
+        metadata={"help": "testbed (the shipped one, the default), testbed:N, or the folder of a testbed."},
     )
     max_train_examples: int | None = field(
-        default=None, metadata={"help": "Harmful requests to learn from, at most, chosen by --seed; default: all."}
+        default=None,
+        metadata={"help": "Maximum number of harmful requests to train on, chosen by --seed; default: all."},
     )
-    helpful_ratio: float = field(default=1.0, metadata={"help": "Harmless requests for each harmful one."})
-    eval_examples: int = field(default=256, metadata={"help": "Prompts of each of the four sets at the end."})
+    helpful_ratio: float = field(default=1.0, metadata={"help": "Number of harmless requests for each harmful one."})
+    eval_examples: int = field(
+        default=256, metadata={"help": "Number of prompts in each of the four sets of the final evaluation."}
+    )
     eval_part: str = field(
-        default="test", metadata={"help": "What is measured at the end: test, or validation, to choose settings by."}
+        default="test", metadata={"help": "Split of the final evaluation: test, or validation (to choose settings)."}
     )
     warm_start_path: str | None = field(
-        default=None, metadata={"help": "A testbed's model that was fine-tuned in full, in place of our warm start."}
+        default=None, metadata={"help": "A fully fine-tuned model of the testbed, instead of the built-in warm start."}
     )
     warm_start_examples: int = field(
-        default=128, metadata={"help": "Refusals in the warm start; 0: reinforcement learning alone."}
+        default=128, metadata={"help": "Number of refusals in the warm start; 0: reinforcement learning only."}
     )
-    warm_start_ratio: float = field(default=1.0, metadata={"help": "Answers in the warm start for each refusal."})
-    warm_start_epochs: float = field(default=4.0, metadata={"help": "Passes over them."})
+    warm_start_ratio: float = field(
+        default=1.0, metadata={"help": "Number of answers in the warm start for each refusal."}
+    )
+    warm_start_epochs: float = field(default=4.0, metadata={"help": "Epochs of the warm start."})
     warm_start_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the warm start."})
 
     def __post_init__(self) -> None:
