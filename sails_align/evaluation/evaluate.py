@@ -12,14 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 from sails_align.core.artifacts import package_versions
 from sails_align.evaluation.cache import Cache
+from sails_align.evaluation.judges.options import JudgeArguments
 from sails_align.evaluation.judges.panel import Panel, unscored
+from sails_align.evaluation.options import PromptArguments, ResponseArguments
 from sails_align.evaluation.output import write_responses
 from sails_align.evaluation.pipeline import respond
 from sails_align.evaluation.records import (
     Backend,
     Completion,
+    InferenceHook,
     Item,
     Judge,
+    Kind,
     Prompt,
     Sampling,
     Task,
@@ -30,6 +34,9 @@ from sails_align.evaluation.result import VOTE, EvaluationResult
 
 if TYPE_CHECKING:
     pass
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SAFETY: tuple[Task, ...] = ("harm", "refusal", "correctness")
 HELPFULNESS: tuple[Task, ...] = ("helpfulness", "correctness", "preference")
@@ -129,3 +136,79 @@ def _judge(
         items.append(None if is_lacking else Item(prompts[place], str(text), other))
     by_judge = panel.judge(task, items)
     return {name: dict(zip(places, of_judge, strict=True)) for name, of_judge in by_judge.items()}
+
+
+def evaluate_model(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: "str | Sequence[str | Prompt]",
+    judge: "str | Judge | JudgeArguments | Sequence[str | Judge] | None" = None,
+    *,
+    tasks: Sequence[Task] = SAFETY,
+    n_prompts: int | None = None,
+    kind: Kind | None = None,
+    max_new_tokens: int | None = None,
+    temperature: float = 0.0,
+    seed: int = 0,
+    batch_size: int = 32,
+    hook: InferenceHook | None = None,
+    folder: str | Path | None = None,
+    progress: bool = True,
+) -> EvaluationResult:
+    """Evaluate a model in memory, on the device and with the type that it has.
+
+    Args:
+        model: with or without an adapter; its mode (train or eval) is restored.
+        tokenizer: of the model, with a chat template.
+        prompts: prompt sets by name, files, data sets of the hub, `testbed`, or prompts.
+        judge: `rules`, `oracle`, a judge, several of them (which vote), or options of judges with models of their own.
+            None: the oracle, if all prompts are the testbed's.
+        tasks: what is judged; `HELPFULNESS` for how good answers to benign prompts are.
+        n_prompts: of each set, balanced over categories; None: all (256 of each of the testbed's).
+        kind: of the prompts of files that do not say it: `harmful`, `benign` or `dual_use`.
+        max_new_tokens: of a response; None: 512, or 24 on the testbed.
+        temperature: 0 is greedy.
+        seed: of sampling, and of the choice of prompts.
+        batch_size: prompts at a time.
+        hook: applied to the model while it responds.
+        folder: where responses, verdicts and metrics are written; None: nowhere.
+        progress: show bars.
+
+    Raises:
+        InputError: if prompts or judges cannot be used.
+    """
+    from sails_align.evaluation.backends.hf import HFBackend
+    from sails_align.evaluation.prompts.load import load_all
+
+    given = [prompts] if isinstance(prompts, str) else list(prompts)
+    names = [name for name in given if isinstance(name, str)]
+    asked = [prompt for prompt in given if isinstance(prompt, Prompt)]
+    if names:
+        asked += load_all(PromptArguments(names, n_prompts=n_prompts, kind=kind), seed)
+    how = ResponseArguments(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+    return evaluate(
+        asked,
+        HFBackend.of(model, tokenizer, batch_size=batch_size, hook=hook),
+        _judges(judge, asked),
+        tasks=tasks,
+        sampling=how.sampling(asked),
+        folder=None if folder is None else Path(folder),
+        provenance={"prompts": {"sets": names, "n": len(asked)}},
+        progress=progress,
+    )
+
+
+def _judges(
+    judge: "str | Judge | JudgeArguments | Sequence[str | Judge] | None", prompts: Sequence[Prompt]
+) -> dict[str, Judge]:
+    """Judges by name, of names, of judges, or of options."""
+    from sails_align.evaluation.judges.make import make_judges
+
+    if isinstance(judge, JudgeArguments):
+        return make_judges(judge, prompts)
+    if judge is None or isinstance(judge, str):
+        return make_judges(JudgeArguments(None if judge is None else [judge]), prompts)
+    several = judge if isinstance(judge, Sequence) else [judge]
+    names = [one for one in several if isinstance(one, str)]
+    own = {one.name: one for one in several if not isinstance(one, str)}
+    return own | (make_judges(JudgeArguments(names), prompts) if names else {})

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sails_align.core.errors import InputError
 from sails_align.evaluation.backends.hf import HFBackend
 from sails_align.evaluation.backends.make import make_backend
-from sails_align.evaluation.evaluate import evaluate
+from sails_align.evaluation.evaluate import HELPFULNESS, evaluate, evaluate_model
 from sails_align.evaluation.judges.rules import RulesJudge
 from sails_align.evaluation.options import ResponseArguments
 from sails_align.evaluation.records import Completion, Sampling
@@ -115,3 +115,23 @@ def test_a_hook_holds_while_the_model_responds_and_is_part_of_what_it_is(testbed
 def test_hooks_are_refused_where_they_would_be_ignored(options, prompts):
     with pytest.raises(InputError, match="a hook cannot be applied with backend"):
         make_backend(ResponseArguments(model="m", **options), None, prompts, Silence())
+
+
+def test_a_model_in_memory_by_the_names_of_prompt_sets(testbed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(testbed.model_path)
+    tokenizer = AutoTokenizer.from_pretrained(testbed.model_path)
+    quiet = {"n_prompts": 4, "progress": False}
+    result = evaluate_model(model, tokenizer, ["testbed"], **quiet)
+    assert result.rates()["safety_rate"].value == 0
+    assert not list(tmp_path.iterdir())  # nothing is written
+    (tmp_path / "mine.jsonl").write_text('{"prompt": "what is a dopen?"}\n')
+    both = evaluate_model(model, tokenizer, ["testbed", "mine.jsonl"], "rules", kind="benign", **quiet)
+    assert both.metrics["by_split"]["mine.jsonl"]["over_refusal_rate"]["n"] == 1
+    votes = evaluate_model(model, tokenizer, result.prompts, ["rules", OracleJudge()], folder=tmp_path / "run", **quiet)
+    assert set(votes.metrics["judges"]) == {"rules", "oracle"}
+    assert (tmp_path / "run" / "metrics.json").is_file()
+    helpful = evaluate_model(model, tokenizer, "testbed", tasks=HELPFULNESS, **quiet)
+    assert helpful.metrics["overall"].keys() == {"correct_answer_rate"}
+    with pytest.raises(InputError, match="no judge is given"):
+        evaluate_model(model, tokenizer, "mine.jsonl", kind="benign", **quiet)
