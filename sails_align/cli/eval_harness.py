@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
             base = None if base_spec is None else run_harness(base_spec, settings)
         options = {name: value for name, value in vars(args).items() if name != "output_dir"}
         compared = None if base is None or base_spec is None else (base_spec, base)
-        metrics = report(options, (spec, result), compared)
+        metrics = report(options, (spec, result), compared, CHANCE)
         write_rows(folder / "samples.jsonl", [*sample_rows("model", result), *sample_rows("base", base)])
         write_json(folder / "metrics.json", metrics)
         show(metrics, args.model, folder)

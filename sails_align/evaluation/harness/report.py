@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,20 @@ from sails_align.evaluation.harness.run import HarnessResult
 from sails_align.evaluation.harness.scores import Difference, Score, compare
 from sails_align.evaluation.metrics import estimate
 from sails_align.models.spec import ModelSpec
-from sails_align.testbed.tasks import CHANCE
 
 Evaluated = tuple[ModelSpec, HarnessResult]
 
 
-def report(options: dict[str, Any], model: Evaluated, base: Evaluated | None) -> dict[str, Any]:
-    """What is in `metrics.json`."""
+def report(
+    options: dict[str, Any], model: Evaluated, base: Evaluated | None, chance: Mapping[str, float]
+) -> dict[str, Any]:
+    """Return what is in `metrics.json`; `chance` is the share of right answers by guessing, by task, where known."""
     (spec, result), tasks = model, {}
     for score in result.scores:
-        tasks.setdefault(score.task, {})[score.name] = {"model": _score(score)}
+        tasks.setdefault(score.task, {})[score.name] = {"model": _score(score, chance)}
     if base is not None:
         for found in compare(result.scores, base[1].scores):
-            tasks[found.score.task][found.score.name] |= {"base": _score(found.base), **_difference(found)}
+            tasks[found.score.task][found.score.name] |= {"base": _score(found.base, chance), **_difference(found)}
     return {
         "tasks": tasks,
         "same_requests": None if base is None else result.prompt_hashes == base[1].prompt_hashes,
@@ -39,7 +40,7 @@ def report(options: dict[str, Any], model: Evaluated, base: Evaluated | None) ->
     }
 
 
-def _score(score: Score) -> dict[str, Any]:
+def _score(score: Score, chance: Mapping[str, float]) -> dict[str, Any]:
     items = None if score.by_item is None else estimate(list(score.by_item.values()))
     return {
         "value": _finite(score.value),
@@ -48,7 +49,7 @@ def _score(score: Score) -> dict[str, Any]:
         "stderr": None if score.stderr is None else _finite(score.stderr),
         "n": score.n,
         "higher_is_better": score.higher_is_better,
-        "chance": CHANCE.get(score.task),
+        "chance": chance.get(score.task),
     }
 
 
