@@ -101,7 +101,7 @@ class PromptArguments:
     )
     n_prompts: int | None = field(
         default=None,
-        metadata={"help": f"Of each set, balanced over categories; default: all ({N_MADE} of each of testbed's)."},
+        metadata={"help": f"Prompts from each set, balanced over categories; default: all (testbed: {N_MADE})."},
     )
     prompt_column: str | None = field(
         default=None, metadata={"help": "Column of the prompts, if a file does not use a common name."}

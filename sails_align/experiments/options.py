@@ -20,8 +20,8 @@ class CompareOptions:
     runs: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Of base, sft-lora, sft-sails, sft-full, dpo-lora, dpo-sails, dpo-full, rlhf, or of those that the "
-            "file names; default: all."
+            "help": "Runs to compare: some of base, sft-lora, sft-sails, sft-full, dpo-lora, dpo-sails, dpo-full, "
+            "rlhf, or of those that the file names; default: all."
         },
     )
     n_seeds: int = field(default=5, metadata={"help": "Seeds of initialization and data that are reported."})
@@ -111,11 +111,11 @@ class LauncherOptions:
             "submitit-local: as slurm, but on this machine, to try it out."
         },
     )
-    slurm_partition: str | None = field(default=None, metadata={"help": "Of the cluster."})
-    slurm_account: str | None = field(default=None, metadata={"help": "That is charged."})
+    slurm_partition: str | None = field(default=None, metadata={"help": "Partition of the cluster."})
+    slurm_account: str | None = field(default=None, metadata={"help": "Account that is charged."})
     slurm_qos: str | None = field(default=None, metadata={"help": "Quality of service."})
     slurm_time: int = field(
-        default=240, metadata={"help": "Minutes that a job may take. One that needs longer is queued again."}
+        default=240, metadata={"help": "Time limit of a job in minutes. A longer job is queued again."}
     )
     slurm_gpus: int = field(default=1, metadata={"help": "GPUs of a job of `sails compare`; 0: none."})
     slurm_cpus: int = field(default=4, metadata={"help": "Cores of a job."})

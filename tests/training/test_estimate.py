@@ -99,7 +99,7 @@ def test_the_testbed_and_a_trained_adapter(folder: Path, tmp_path: Path) -> None
         (["--num_gpus", "0", "--method", "sft"], "num_gpus is 0; choose more than 0"),
         (["--num_gpus", "many"], "--help lists the options"),
         (["--gpu_memory_gib", "nan", "--method", "sft"], "gpu_memory_gib is nan"),
-        ([], "(no --config); give --method sft or --method dpo"),
+        ([], "(no --config); pass --method sft or --method dpo"),
         (["--method", "ppo"], "--help lists the options"),
         (["--method", "sft", "--model_name_or_path", "no/such-model"], "cannot load the model no/such-model"),
         (["--method", "sft", "--use_peft", "false", "--init", "sails"], "--use_peft false trains all weights"),
