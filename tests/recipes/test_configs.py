@@ -57,7 +57,7 @@ def test_there_is_one_for_each_row_of_the_comparison() -> None:
 def test_every_value_is_used_as_it_is_written(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     args = parsed(file)
-    parts = [args.sails, args.data, args.script, args.training, args.model, args.dpo]
+    parts = [args.sails, args.data, args.script, args.training, args.model, args.dpo, *args.extras]
     for name, value in values_of(file).items():
         given = [getattr(part, name) for part in parts if hasattr(part, name)]
         assert value in given, f"{name}: {value!r} became {given}"

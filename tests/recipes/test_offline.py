@@ -32,10 +32,10 @@ from sails_align.training import run as align
 from sails_align.training.subspace import find_subspace
 from sails_align.training.trainer import build_trainer
 
-SLOW = "gemma-2-9b"
+QUICK = [("sft", "gemma-2-2b"), ("dpo", "gemma-3-4b")]
 """Of five SAEs of the real shapes: over a minute."""
 RUNS = [("sft", name) for name in CONFIGS] + [("dpo", "gemma-3-4b"), ("dpo", "llama-3.1-8b")]
-PARAMS = [pytest.param(run, marks=pytest.mark.slow if SLOW in run else (), id="-".join(run)) for run in RUNS]
+PARAMS = [pytest.param(run, marks=() if run in QUICK else pytest.mark.slow, id="-".join(run)) for run in RUNS]
 TOP_K, RANK, MODULES = 64, 16, ("q_proj", "k_proj", "v_proj", "o_proj")
 SIZES = {  # in place of what the recipes say; nothing else is changed
     "max_steps": 2,

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from paths import RECIPES, ROOT
 
+pytestmark = pytest.mark.slow
+
 TOUR = RECIPES / "tour.py"
 
 

@@ -107,7 +107,9 @@ def test_identity_follows_the_phrases(monkeypatch: pytest.MonkeyPatch):
     assert judge.identity("harm") != before
 
 
-@pytest.mark.parametrize("module", ["rules", "prompts", "prompt_sets", "guards", "agreement"])
+@pytest.mark.parametrize(
+    "module", ["judges.rules", "judges.guard", "judges.guard_formats", "prompts.load", "prompts.sets", "agreement"]
+)
 def test_modules_of_light_use_do_not_load_torch(module: str):
     code = f"import sys, sails_align.evaluation.{module}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -60,7 +60,7 @@ def test_all_is_there(folder: Path, tmp_path: Path) -> None:
     [
         ({"sae_path": "no/saes"}, "SAEs", "no SAE at no/saes"),
         ({"dataset_name": "no.jsonl"}, "training data", "there is no file or folder no.jsonl"),
-        ({"model_name_or_path": "google/gemma-2-2b"}, "model", "cannot load the model google/gemma-2-2b"),
+        ({"model_name_or_path": "google/gemma-2-2b"}, "model", "cannot load the tokenizer google/gemma-2-2b"),
     ],
 )
 def test_what_is_missing_is_found(folder: Path, tmp_path: Path, recipe: dict[str, Any], what: str, said: str) -> None:
