@@ -4,9 +4,9 @@ python eval/harness.py --model runs/sft-sails-testbed --tasks testbed   # an ada
 python eval/harness.py --model google/gemma-2-2b-it --base google/gemma-2-2b --tasks mmlu,gsm8k --backend vllm
 """
 
-from sails_align.cli.eval_harness import main
-from sails_align.core.errors import exit_on_input_error
+import sys
+
+from sails_align.cli import main
 
 if __name__ == "__main__":
-    with exit_on_input_error():
-        main()
+    main(["eval", "harness", *sys.argv[1:]])

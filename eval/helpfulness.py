@@ -4,9 +4,9 @@ python eval/helpfulness.py --model testbed                          # or runs/mi
 python eval/helpfulness.py --config FILE.yaml                       # options in a file: docs/evaluation.md
 """
 
-from sails_align.core.errors import exit_on_input_error
-from sails_align.evaluation.helpfulness import main
+import sys
+
+from sails_align.cli import main
 
 if __name__ == "__main__":
-    with exit_on_input_error():
-        main()
+    main(["eval", "helpfulness", *sys.argv[1:]])

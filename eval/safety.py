@@ -4,9 +4,9 @@ python eval/safety.py --model testbed                          # or runs/mine, a
 python eval/safety.py --config FILE.yaml                       # options in a file: docs/evaluation.md
 """
 
-from sails_align.core.errors import exit_on_input_error
-from sails_align.evaluation.safety import main
+import sys
+
+from sails_align.cli import main
 
 if __name__ == "__main__":
-    with exit_on_input_error():
-        main()
+    main(["eval", "safety", *sys.argv[1:]])

@@ -4,9 +4,9 @@ python recipes/compare.py                      # the testbed: eight methods, fiv
 python recipes/compare.py --n_seeds 20 --output_dir runs/twenty
 """
 
-from sails_align.cli.compare import main
-from sails_align.core.errors import exit_on_input_error
+import sys
+
+from sails_align.cli import main
 
 if __name__ == "__main__":
-    with exit_on_input_error():
-        main()
+    main(["compare", *sys.argv[1:]])

@@ -4,9 +4,9 @@ accelerate launch recipes/sft_sails.py                                  # the te
 accelerate launch recipes/sft_sails.py --config FILE.yaml               # your own model and data: docs/recipes.md
 """
 
-from sails_align.core.errors import exit_on_input_error
-from sails_align.training.run import main
+import sys
+
+from sails_align.cli import main
 
 if __name__ == "__main__":
-    with exit_on_input_error():
-        main("sft")
+    main(["train", "sft", *sys.argv[1:]])

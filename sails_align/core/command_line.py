@@ -1,7 +1,8 @@
-"""The command line and a YAML file -> dataclasses of options, with errors a user can act on.
+"""Read dataclasses of options from the command line and a YAML file, with errors a user can act on.
 
-This is TRL's `TrlParser`, but that values of the YAML file are read as those of the command line are: TRL makes them
-argparse's defaults, whose types and choices argparse does not check.
+The parser is TRL's `TrlParser`, which imports neither torch nor transformers. Two things differ: values of the YAML
+file are read as those of the command line are (TRL makes them argparse's defaults, whose types and choices argparse
+does not check), and `--help` groups the options.
 """
 
 import argparse
@@ -9,7 +10,7 @@ import difflib
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import yaml
 from trl import TrlParser  # pyright: ignore[reportPrivateImportUsage]
 
 from sails_align.core.errors import CommandParser, InputError
+from sails_align.core.library_options import LibraryOptions
 
 KINDS = {"int": "a whole number", "float": "a number", "string_to_bool": "true or false"}
 
@@ -28,8 +30,6 @@ class CommandLine:
     options: list[str]
     path: str | None
     from_file: dict[str, Any]
-    given: dict[str, Any] = field(default_factory=dict, init=False)
-    """After `parse`: the value of each option on the command line or in the file."""
 
     @classmethod
     def read(cls, argv: Sequence[str] | None) -> "CommandLine":
@@ -46,7 +46,7 @@ class CommandLine:
     def value(self, name: str) -> str | None:
         """What an option is given as, before it is checked; None if it is left out."""
         peek = CommandParser(add_help=False, allow_abbrev=False)
-        peek.add_argument(f"--{name}", f"--{name.replace('_', '-')}", dest="value", nargs="?", const="true")
+        peek.add_argument(*_spellings(name), dest="value", nargs="?", const="true")
         on_line = peek.parse_known_args(self.options)[0].value
         value = self.from_file.get(name) if on_line is None else on_line
         return None if value is None else str(value)
@@ -57,7 +57,13 @@ class CommandLine:
         return default if value is None else value.lower() in ("true", "yes", "t", "y", "1")
 
     def parse(
-        self, classes: Iterable[type], *, defaults: Mapping[str, Any] | None = None, prog: str | None = None
+        self,
+        classes: Iterable[type],
+        *,
+        defaults: Mapping[str, Any] | None = None,
+        prog: str | None = None,
+        groups: Mapping[str, Sequence[str]] | None = None,
+        library: LibraryOptions | None = None,
     ) -> tuple[Any, ...]:
         """An instance of each dataclass. The command line goes before the file, and the file before the defaults.
 
@@ -65,23 +71,16 @@ class CommandLine:
             classes: of options, each of which becomes `--name`.
             defaults: in place of those of the dataclasses.
             prog: what `--help` calls the command.
+            groups: names of options by the title that `--help` shows them under; else it is their dataclass's.
+            library: options of another library to accept without reading their values, before it is imported.
 
         Raises:
             InputError: for an unknown option or a value that cannot be used.
         """
-        parser = _Parser(list(classes), prog=prog, allow_abbrev=False)  # pyright: ignore[reportArgumentType]
-        parser.add_argument("--config", help="A YAML file of options; those on the command line go before it.")
-        known = {name for action in parser._actions for name in action.option_strings}
+        parser = _Parser(classes, prog, groups, library)
+        known = parser.names()
         parser.set_defaults_with_config(**(defaults or {}))
-        values = {name: value for name, value in self.from_file.items() if name != "env"}
-        for name in values:
-            if f"--{name}" not in known - {"--config"}:
-                raise InputError(f"{self.path} has the unknown option {name!r}{_closest(f'--{name}', known)}")
-        checked = {}
-        for action in parser._actions:
-            if action.dest in values and action.dest not in checked:
-                checked[action.dest] = self._checked(action, values[action.dest])
-        parser.set_defaults_with_config(**checked)
+        parser.set_defaults_with_config(**self._of_file(parser, known))
         self._set_environment()
         try:
             *parsed, _, rest = parser.parse_args_into_dataclasses(self.options, return_remaining_strings=True)
@@ -99,18 +98,36 @@ class CommandLine:
             name = rest[0].partition("=")[0]
             raise InputError(f"unknown option {name!r} on the command line{_closest(name, known)}")
         _check_texts(parsed)
-        self.given.update({**checked, **self._on_line(parser)})
         return tuple(parsed)
 
-    def _on_line(self, parser: argparse.ArgumentParser) -> dict[str, Any]:
-        """The values of the options on the command line alone; the parser is of no use for anything else afterwards."""
-        parser._defaults.clear()
+    def given(self, classes: Iterable[type]) -> dict[str, Any]:
+        """The value of each option on the command line or in the file, of a command line that `parse` accepts."""
+        parser = _Parser(classes)
+        of_file = self._of_file(parser, parser.names())
         for action in parser._actions:
             action.default, action.required = argparse.SUPPRESS, False
-        return vars(parser.parse_known_args(self.options)[0])
+        return {**of_file, **vars(parser.parse_known_args(self.options)[0])}
+
+    def without(self, classes: Iterable[type]) -> list[str]:
+        """The options on the command line that are of none of the dataclasses."""
+        parser = _Parser(classes)
+        for action in parser._actions:
+            action.required = False
+        return parser.parse_known_args(self.options)[1]
+
+    def _of_file(self, parser: "_Parser", known: Iterable[str]) -> dict[str, Any]:
+        """The values of the file as argparse would have them."""
+        values = {name: value for name, value in self.from_file.items() if name != "env"}
+        for name in values:
+            if f"--{name}" not in set(known) - {"--config"}:
+                raise InputError(f"{self.path} has the unknown option {name!r}{_closest(f'--{name}', known)}")
+        checked = {}
+        for action in parser._actions:
+            if action.dest in values and action.dest not in checked:
+                checked[action.dest] = self._checked(action, values[action.dest])
+        return checked
 
     def _checked(self, action: argparse.Action, value: Any) -> Any:
-        """A value of the file as argparse would have it."""
         if action.nargs == "+" and value is not None:
             items = value if isinstance(value, list) else [value]
             return [self._converted(action, item) for item in items]
@@ -141,7 +158,111 @@ class CommandLine:
 
 
 class _Parser(CommandParser, TrlParser):
-    pass
+    """TRL's parser with our help, and with positional arguments: fields that have `positional` in their metadata."""
+
+    def __init__(
+        self,
+        classes: Iterable[type],
+        prog: str | None = None,
+        groups: Mapping[str, Sequence[str]] | None = None,
+        library: LibraryOptions | None = None,
+    ) -> None:
+        """Make the parser of some dataclasses; with a library, show of other packages' options the grouped ones."""
+        super().__init__(prog=prog, allow_abbrev=False, formatter_class=_HelpFormatter, add_help=False)
+        self._groups = {title: self.add_argument_group(title) for title in groups or ()}
+        self._title_of = {name: title for title, names in (groups or {}).items() for name in names}
+        self._library = library
+        self.dataclass_types: Any = list(classes)
+        for options in self.dataclass_types:
+            self._options = options
+            self._add_dataclass_arguments(options)
+        for name in () if library is None else library.names():
+            self._group(name).add_argument(
+                *_spellings(name),
+                dest=name,
+                nargs="*",
+                default=argparse.SUPPRESS,
+                metavar="VALUE",
+                help=self._library_help(name),
+            )
+        self.add_argument("--config", metavar="FILE", help="A YAML file of options; the command line goes before it.")
+        self.add_argument("-h", "--help", action="help", help="Show this and exit.")
+        about_all = argparse.SUPPRESS if library is None else "Show the other options of TRL and PEFT, too."
+        self.add_argument("--help-all", action="help", help=about_all)
+        self.add_argument("--list-options", action=_ListOptions, nargs=0, help=argparse.SUPPRESS)
+        self._arrange(groups or {})
+
+    def _arrange(self, groups: Mapping[str, Sequence[str]]) -> None:
+        """Put options in the order of their group's names, and the general ones last."""
+        for title, names in groups.items():
+            self._groups[title]._group_actions.sort(key=lambda action: names.index(action.dest))
+        self._action_groups.append(self._action_groups.pop(self._action_groups.index(self._optionals)))
+        positional = [action.dest.upper() for action in self._actions if not action.option_strings]
+        self.usage = " ".join(["%(prog)s", *positional, "[OPTIONS]"])
+
+    def _group(self, name: str) -> argparse._ArgumentGroup:
+        is_ours = self._options.__module__.startswith("sails_align.")
+        summary = str(self._options.__doc__).split("\n")[0].rstrip(".")
+        title = self._title_of.get(name) or (summary if is_ours else f"others of {self._options.__name__}")
+        if title not in self._groups:
+            self._groups[title] = self.add_argument_group(title)
+        return self._groups[title]
+
+    def _library_help(self, name: str) -> str:
+        return argparse.SUPPRESS if self._library is None else self._library.shown.get(name, argparse.SUPPRESS)
+
+    def _parse_dataclass_field(self, parser: Any, field: Any) -> None:  # pyright: ignore -- TRL's is static
+        group, n_before = self._group(field.name), len(self._actions)
+        if "positional" in field.metadata:
+            group.add_argument(field.name, help=field.metadata["help"], type=field.type)
+            return
+        TrlParser._parse_dataclass_field(group, field)  # pyright: ignore[reportArgumentType]
+        action, *opposite = self._actions[n_before:]
+        if self._library is not None and not self._options.__module__.startswith("sails_align."):
+            action.help = self._library_help(field.name)
+        for no_name in opposite:  # --no_NAME would make the list half as long again
+            no_name.help = argparse.SUPPRESS
+
+    def names(self) -> set[str]:
+        """All spellings of all options."""
+        return {name for action in self._actions for name in action.option_strings}
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Show one spelling of each option, the kind of its value, and its default if it has one."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return action.dest.upper()
+        names = [name for name in action.option_strings if "-" not in name[2:]] or action.option_strings
+        values = {0: "", "+": " {0} ..."}.get(action.nargs, " {0}")
+        return ", ".join(names) + values.format(action.metavar or _kind(action))
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = action.help or ""
+        has_default = bool(action.option_strings) and action.default not in (None, argparse.SUPPRESS, [])
+        return f"{text} (default: %(default)s)" if has_default and "default" not in text.lower() else text
+
+
+def _kind(action: argparse.Action) -> str:
+    """What help calls an option's value."""
+    name = getattr(action.type, "__name__", "str")
+    return {"string_to_bool": "BOOL", "int": "INT", "float": "FLOAT", "str": "TEXT", "Path": "PATH"}.get(name, "VALUE")
+
+
+class _ListOptions(argparse.Action):
+    """Print what shell completion offers: each option, and after a tab the values it may have, if these are known."""
+
+    def __call__(self, parser: Any, *_: Any) -> None:
+        for action in parser._actions:
+            if action.help != argparse.SUPPRESS and action.option_strings:
+                values = ("true", "false") if _kind(action) == "BOOL" else action.choices or ()
+                print(max(action.option_strings, key=len), " ".join(map(str, values)), sep="\t")
+        parser.exit()
+
+
+def _spellings(name: str) -> list[str]:
+    return list(dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}")))
 
 
 def _check_texts(parsed: Sequence[Any]) -> None:

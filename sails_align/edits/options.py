@@ -11,7 +11,9 @@ DTYPES = ("float32", "bfloat16", "float16")
 class MergeOptions:
     """Options of the edit `merge`."""
 
-    dtype: str | None = field(default=None, metadata={"help": "Type of the merged weights. Default: the base model's."})
+    dtype: str | None = field(
+        default=None, metadata={"help": "Type of the merged weights. Default: the base model's.", "choices": DTYPES}
+    )
     device: str | None = field(
         default=None, metadata={"help": "Where to merge, such as cpu or cuda:1. Default: a GPU if there is one."}
     )

@@ -175,8 +175,9 @@ def read_plans(line: CommandLine, prog: str | None) -> tuple[CompareOptions, Lau
     of_models = {name: value for name, value in line.from_file.items() if is_of_models and name in KEYS}
     own = {name: value for name, value in line.from_file.items() if name not in of_models}
     line = CommandLine(line.options, line.path, own)
-    options, launcher = line.parse([CompareOptions, LauncherOptions], prog=prog)
-    return options, launcher, studies_of(options, line.path if is_of_models else None, of_models, line.given)
+    classes = [CompareOptions, LauncherOptions]
+    options, launcher = line.parse(classes, prog=prog)
+    return options, launcher, studies_of(options, line.path if is_of_models else None, of_models, line.given(classes))
 
 
 def ablations(plan: Plan, n_seeds: int) -> Study:

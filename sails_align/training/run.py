@@ -114,7 +114,7 @@ def parse(method: Method, argv: Sequence[str] | None = None, prog: str | None = 
     dpo = own.pop() if method == "dpo" else DPOArguments()
     sails, data, *extras = own
     plan = TrainingPlan(
-        method, sails, data, tuple(extras), script, training, model, dpo, defaults, line.given
+        method, sails, data, tuple(extras), script, training, model, dpo, defaults, line.given(classes)
     ).settled()
     check_options(plan)
     plain_cpu(training)

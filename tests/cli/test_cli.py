@@ -11,7 +11,6 @@ from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer
 
 from sails_align.cli import COMMANDS, main
-from sails_align.cli import discover as commands
 from sails_align.cli import train_sae as sae_training
 from sails_align.core.errors import InputError
 from sails_align.data.pairs import load_rows, normalize
@@ -54,7 +53,7 @@ def data_cache(tmp_path_factory, monkeypatch):
 def test_help_names_every_command(capsys, argv):
     main(argv)
     printed = capsys.readouterr().out
-    assert all(f"\n  {command} " in printed for command in COMMANDS)
+    assert all(f"\n  {command} " in printed for command in COMMANDS.names())
 
 
 def test_help_is_quick_and_loads_no_torch():
@@ -78,8 +77,8 @@ def test_version():
     ("argv", "said"),
     [
         (["trian", "sft"], "there is no command 'trian'"),
-        (["discovr"], "did you mean sails discover?"),
-        (["train", "sfft"], "did you mean sails train sft?"),
+        (["discovr"], "did you mean 'discover'?"),
+        (["train", "sfft"], "did you mean 'train sft'?"),
         (["testbed", "build"], "--output"),
         (["testbed", "build", "--output", "x", "--seed", "-1"], "seed is -1"),
         (["testbed", "build", "--output", "x", "--seed", "one"], "invalid int value: 'one'"),
@@ -98,7 +97,7 @@ def test_commands_that_cannot_be_run(capsys, tmp_path, monkeypatch, argv, said):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", COMMANDS.names())
 def test_help_of_a_command(capsys, command):
     with pytest.raises(SystemExit) as ended:
         main([*command.split(), "--help"])
@@ -225,7 +224,8 @@ def test_train_sae_needs_data(capsys, tmp_path, testbed):
 def test_testbed_build(capsys, tmp_path, monkeypatch):
     """The whole of it, but a short pretraining and short SAE trainings."""
     short = {"n_steps": 3, "sae_tokens": 2000}
-    monkeypatch.setattr(commands, "build_testbed", lambda *args: build.build_testbed(*args, **short))
+    whole = build.build_testbed
+    monkeypatch.setattr(build, "build_testbed", lambda *args: whole(*args, **short))
     main(["testbed", "build", "--seed", "3", "--output", str(tmp_path / "world"), "--shared_harm", "0.25"])
     printed = capsys.readouterr().out
     assert "Testbed of seed 3" in printed

@@ -16,7 +16,8 @@ from tiny import logits, save_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from sails_align import edits
-from sails_align.cli import merge as exporting
+from sails_align.cli import check_adapter, merge
+from sails_align.cli import main as sails
 from sails_align.core.errors import InputError, exit_on_input_error
 from sails_align.edits.merge import check_logits, merge_adapter
 from sails_align.edits.options import MergeOptions
@@ -88,7 +89,7 @@ def largest(a: torch.Tensor, b: torch.Tensor) -> float:
 
 def test_a_run_of_the_testbed(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "deep" / "merged"
-    exporting.merge([str(finished), "--output", str(output)])
+    merge.main([str(finished), "--output", str(output)])
     assert {path.name for path in output.iterdir()} == MERGED_FILES
     assert {path.name for path in output.parent.iterdir()} == {"merged"}
     expected = logits(unmerged(finished, ASSETS / "model"))
@@ -110,7 +111,7 @@ def test_a_run_of_the_testbed(finished: Path, tmp_path: Path, capsys: pytest.Cap
 
 def test_what_is_printed(adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (adapter / "run.json").write_text(json.dumps({"options": {"model": {"load_in_4bit": True}}}))
-    exporting.merge([str(adapter), "--output", str(tmp_path / "merged"), "--dtype", "bfloat16", "--device", "cpu"])
+    merge.main([str(adapter), "--output", str(tmp_path / "merged"), "--dtype", "bfloat16", "--device", "cpu"])
     printed = capsys.readouterr().out
     assert "by at most" in printed
     assert "rounding  to bfloat16 changes logits by up to" in printed
@@ -264,24 +265,24 @@ def test_an_adapter_of_tied_embeddings_is_refused(tmp_path: Path) -> None:
 )
 def test_adapters_that_cannot_be_merged(fails, adapter: Path, tmp_path: Path, change, said: str) -> None:
     change(adapter)
-    assert said in fails(exporting.merge, adapter, "--output", tmp_path / "merged")
+    assert said in fails(merge.main, adapter, "--output", tmp_path / "merged")
     assert {path.name for path in tmp_path.iterdir()} == {"adapter"}
 
 
 def test_bases_that_it_was_not_trained_on(fails, finished: Path, base: Path, tmp_path: Path) -> None:
     output = ["--output", tmp_path / "merged"]
-    assert "does not fit the model" in fails(exporting.merge, finished, *output, "--base_model", base)
+    assert "does not fit the model" in fails(merge.main, finished, *output, "--base_model", base)
     twin = Path(shutil.copytree(ASSETS / "model", tmp_path / "twin"))
     tensors = load_file(twin / "model.safetensors")
     tensors["model.norm.weight"] += 1e-3
     save_file(tensors, twin / "model.safetensors", metadata={"format": "pt"})
-    message = fails(exporting.merge, finished, *output, "--base_model", twin)
+    message = fails(merge.main, finished, *output, "--base_model", twin)
     assert "was trained on another model" in message
     assert "(different: model.safetensors)" in message
     (twin / "model.safetensors").unlink()
-    assert "different: model.safetensors" in fails(exporting.merge, finished, *output, "--base_model", twin)
+    assert "different: model.safetensors" in fails(merge.main, finished, *output, "--base_model", twin)
     assert {path.name for path in tmp_path.iterdir()} == {"twin"}
-    exporting.merge([str(finished), "--output", str(tmp_path / "merged"), "--base_model", "testbed"])
+    merge.main([str(finished), "--output", str(tmp_path / "merged"), "--base_model", "testbed"])
 
 
 def test_commits_of_the_base_are_compared(adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,15 +315,15 @@ def test_a_quantized_base(adapter: Path, base: Path, tmp_path: Path) -> None:
 def test_outputs_and_options(fails, adapter: Path, base: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     for output in (tmp_path, tmp_path / "notes.txt", adapter):
-        assert "exists and is not empty" in fails(exporting.merge, adapter, "--output", output)
+        assert "exists and is not empty" in fails(merge.main, adapter, "--output", output)
     assert (tmp_path / "notes.txt").read_text() == "mine"
     new = ["--output", tmp_path / "merged"]
-    assert "a part of the path is a file" in fails(exporting.merge, adapter, "--output", tmp_path / "notes.txt" / "x")
-    assert "'float8'" in fails(exporting.merge, adapter, *new, "--dtype", "float8")
-    assert "device is 'tpu'" in fails(exporting.merge, adapter, *new, "--device", "tpu")
-    assert "--output" in fails(exporting.merge, adapter)
-    assert "holds a whole model" in fails(exporting.merge, base, *new)
-    assert "there is no folder" in fails(exporting.merge, tmp_path / "nowhere", *new)
+    assert "a part of the path is a file" in fails(merge.main, adapter, "--output", tmp_path / "notes.txt" / "x")
+    assert "'float8'" in fails(merge.main, adapter, *new, "--dtype", "float8")
+    assert "device is 'tpu'" in fails(merge.main, adapter, *new, "--device", "tpu")
+    assert "--output" in fails(merge.main, adapter)
+    assert "holds a whole model" in fails(merge.main, base, *new)
+    assert "there is no folder" in fails(merge.main, tmp_path / "nowhere", *new)
     assert not (tmp_path / "merged").exists()
 
 
@@ -330,7 +331,7 @@ def test_outputs_and_options(fails, adapter: Path, base: Path, tmp_path: Path) -
 
 
 def test_check_adapter(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    exporting.check([str(finished)])
+    check_adapter.main([str(finished)])
     printed = capsys.readouterr().out
     assert "vLLM can serve it:" in printed
     command = f"vllm serve {ASSETS}/model --enable-lora --max-lora-rank 8 --lora-modules run={finished}"
@@ -340,7 +341,7 @@ def test_check_adapter(finished: Path, capsys: pytest.CaptureFixture[str]) -> No
 def test_check_adapter_says_what_is_wrong(fails, adapter: Path, capfd: pytest.CaptureFixture[str]) -> None:
     edit_config(adapter, use_dora=True)
     with pytest.raises(SystemExit) as ended:
-        exporting.check([str(adapter)])
+        check_adapter.main([str(adapter)])
     assert ended.value.code == 1
     printed = capfd.readouterr().out
     assert "problem   it is DoRA" in printed
@@ -349,8 +350,8 @@ def test_check_adapter_says_what_is_wrong(fails, adapter: Path, capfd: pytest.Ca
     assert "vLLM cannot serve it as it is" in printed
     edit_config(adapter, use_dora=False)
     with pytest.raises(SystemExit) as ended:
-        exporting.check(["--help"])
+        sails(["check-adapter", "--help"])
     assert ended.value.code == 0
     assert "usage: sails check-adapter" in capfd.readouterr().out
-    assert "there is no folder" in fails(exporting.check, adapter / "nowhere")
-    assert "there is no model" in fails(exporting.check, adapter, "--base_model", "./nowhere")
+    assert "there is no folder" in fails(check_adapter.main, adapter / "nowhere")
+    assert "there is no model" in fails(check_adapter.main, adapter, "--base_model", "./nowhere")

@@ -14,8 +14,9 @@ from paths import RECIPES, ROOT
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from sails_align.cli.estimate import main
 from sails_align.core.errors import InputError
-from sails_align.training.estimate import GIB, main
+from sails_align.training.estimate import GIB
 
 TINY = LlamaConfig(
     num_hidden_layers=2,
@@ -125,7 +126,7 @@ def test_a_configuration_of_unknown_method(tmp_path: Path) -> None:
 def test_help_is_quick() -> None:
     code = """
 import sys
-from sails_align.training.estimate import main
+from sails_align.cli.estimate import main
 try:
     main(["--help"])
 finally:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from tiny import SENTENCES, Project, make_project
 from transformers import AutoModelForCausalLM
 
+from sails_align.cli.estimate import main as estimate
 from sails_align.edits.merge import merge_adapter
 from sails_align.evaluation.backends.hf import HFBackend
 from sails_align.evaluation.records import Sampling
@@ -22,7 +23,6 @@ from sails_align.models.load import load_model, load_truncated
 from sails_align.models.spec import ModelSpec
 from sails_align.subspace.options import Method
 from sails_align.training import run as align
-from sails_align.training.estimate import main as estimate
 
 TEMPLATE = RECIPES / "templates" / "human_assistant.jinja"
 PROCESSOR = ("preprocessor_config.json", "processor_config.json")

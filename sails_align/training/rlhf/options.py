@@ -114,7 +114,8 @@ def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> RlhfPla
         raise InputError("num_generations is 0, but GRPO compares the answers to a prompt; choose 2 or more")
     if line.value("generation_batch_size") is not None and line.value("steps_per_generation") is None:
         del defaults["steps_per_generation"]  # TRL takes one of the two
-    reference, training = line.parse([RlhfOptions, GRPOConfig], defaults=defaults, prog=prog)
+    classes = [RlhfOptions, GRPOConfig]
+    reference, training = line.parse(classes, defaults=defaults, prog=prog)
     if training.output_dir in (None, "trainer_output"):
         name = reference.model_name_or_path or "testbed"
         training.output_dir = f"runs/rlhf-{name.rstrip('/').split('/')[-1].replace(':', '-')}"
@@ -125,4 +126,4 @@ def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> RlhfPla
             "the testbed's model is too small to be split: DeepSpeed and FSDP are not supported here;\n"
             "launch one process, or several with accelerate_configs/cpu.yaml or multi_gpu.yaml"
         )
-    return RlhfPlan(reference, training, {**defaults, **line.given})
+    return RlhfPlan(reference, training, {**defaults, **line.given(classes)})

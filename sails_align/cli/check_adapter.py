@@ -1,0 +1,42 @@
+"""The command `sails check-adapter`: check whether vLLM can serve an adapter as it is, and by which command."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sails_align.core.command_line import CommandLine
+
+
+@dataclass(frozen=True)
+class AdapterOptions:
+    """The adapter."""
+
+    run: Path = field(
+        metadata={"help": "Folder of a finished run, or any folder with a LoRA adapter.", "positional": True}
+    )
+    base_model: str | None = field(
+        default=None, metadata={"help": "The model it was trained on, if that is no longer where it was."}
+    )
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Print what hinders vLLM. Ends with exit code 1 if it cannot serve the adapter.
+
+    Raises:
+        InputError: if there is no LoRA adapter, its files cannot be read, or its base model is not there.
+    """
+    (options,) = CommandLine.read(argv).parse([AdapterOptions], prog=prog)
+    from sails_align.evaluation.backends.serving import serve_command, serving_report
+    from sails_align.models.adapters import load_base_config, read_adapter
+    from sails_align.models.spec import model_path
+
+    adapter = read_adapter(options.run)
+    base_model, base_config = load_base_config(adapter, model_path(options.base_model) if options.base_model else None)
+    problems = serving_report(options.run, base_config)
+    print(f"adapter   {options.run}/ (rank {adapter.config.r}, {len(adapter.tensors)} tensors), for {base_model}")
+    for problem in problems:
+        print(f"{'problem' if problem.blocking else 'note':<10}{problem.what}\n{'':<10}-> {problem.remedy}")
+    if any(problem.blocking for problem in problems):
+        print("vLLM cannot serve it as it is")
+        raise SystemExit(1)
+    print(f"vLLM can serve it:\n{serve_command(adapter, base_model)}")

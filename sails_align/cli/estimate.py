@@ -1,0 +1,64 @@
+"""The command `sails estimate`: estimate what a training needs of each GPU, before it is started.
+
+sails estimate --config recipes/configs/gemma-2-9b/dpo_full.yaml --num_gpus 8
+
+It takes the options of the training (sails train sft --help), and its own, and estimates every configuration in
+accelerate_configs/.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sails_align.cli.train import check_options
+from sails_align.core.command_line import CommandLine
+from sails_align.core.errors import InputError
+from sails_align.core.options import check_choices
+from sails_align.subspace.options import Method
+from sails_align.training.estimate import Gpus
+
+METHODS: tuple[Method, ...] = ("sft", "dpo")
+
+
+@dataclass(frozen=True)
+class EstimateOptions:
+    """Estimate."""
+
+    method: str | None = field(
+        default=None, metadata={"help": "Default: how the name of the --config file begins.", "choices": METHODS}
+    )
+    output: Path | None = field(default=None, metadata={"help": "A JSON file for the figures, in bytes."})
+
+    def __post_init__(self) -> None:
+        check_choices(self, {"method": METHODS})
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str, Any]:
+    """Parse, count, print. Returns what `--output` holds.
+
+    Raises:
+        InputError: for options that cannot be used, an unknown model, or a training that cannot be estimated.
+    """
+    line = CommandLine.read(argv)
+    method = _method(line)
+    options, gpus = check_options(method or "sft", argv, prog, EstimateOptions, Gpus)
+    if method is None:
+        why = f"the name {Path(line.path).name} begins with neither sft_ nor dpo_" if line.path else "no --config"
+        raise InputError(f"cannot infer the method ({why}); pass --method sft or --method dpo")
+    from sails_align.training.estimate import estimate_training, show
+
+    of_training = line.without([EstimateOptions, Gpus]) + ([] if line.path is None else ["--config", line.path])
+    result = estimate_training(method, of_training, gpus)
+    if options.output is not None:
+        from sails_align.core.artifacts import write_json
+
+        write_json(options.output, result)
+    show(result)
+    return result
+
+
+def _method(line: CommandLine) -> Method | None:
+    """The method that is given, or that the file's name begins with."""
+    given = line.value("method") or (Path(line.path).name.partition("_")[0] if line.path else None)
+    return next((method for method in METHODS if method == given), None)

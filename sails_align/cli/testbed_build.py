@@ -1,0 +1,62 @@
+"""The command `sails testbed build`: make a testbed from scratch, in minutes on two cores."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sails_align.core.command_line import CommandLine
+from sails_align.testbed.world import WorldConfig
+
+
+@dataclass(frozen=True)
+class TestbedOptions:
+    """World and folder of a testbed."""
+
+    output: Path = field(metadata={"help": "The folder to make."})
+    seed: int = field(default=WorldConfig.seed, metadata={"help": "Of the world, the model and the SAEs."})
+    shared_harm: float = field(
+        default=WorldConfig.shared_harm,
+        metadata={"help": "Share of harmful consequences told in words that all harm categories share, 0 to 1."},
+    )
+    n_trained_categories: int = field(
+        default=WorldConfig.n_trained_categories,
+        metadata={"help": "Harm categories in the alignment data, of 14; two more are for validation."},
+    )
+    d_model: int = field(default=WorldConfig.d_model, metadata={"help": "Width of the base model."})
+
+    def world(self) -> WorldConfig:
+        """What decides the world.
+
+        Raises:
+            InputError: if a value cannot be used.
+        """
+        return WorldConfig(
+            seed=self.seed,
+            shared_harm=self.shared_harm,
+            n_trained_categories=self.n_trained_categories,
+            d_model=self.d_model,
+        )
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Build a testbed and print how good its SAEs are.
+
+    Raises:
+        InputError: if an option cannot be used or the folder cannot be written.
+    """
+    (options,) = CommandLine.read(argv).parse([TestbedOptions], prog=prog)
+    world = options.world()
+    from rich.console import Console
+    from rich.table import Table
+
+    from sails_align.testbed.build import build_testbed
+
+    report = build_testbed(options.output, world)
+    table = Table(title=f"Testbed of seed {options.seed}: {report['n_parameters']:,} parameters")
+    for heading in ("SAE of layer", "explained variance", "L0", "dead latents"):
+        table.add_column(heading, justify="right")
+    for layer, sae in report["saes"].items():
+        table.add_row(layer, f"{sae['explained_variance']:.3f}", f"{sae['l0']:.1f}", f"{sae['dead_fraction']:.1%}")
+    console = Console()
+    console.print(table)
+    console.print(f"testbed   {options.output}/  (--model_name_or_path {options.output})", highlight=False)

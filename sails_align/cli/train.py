@@ -1,0 +1,149 @@
+"""The commands `sails train sft`, `sails train dpo` and `sails train rlhf`, also as recipes for `accelerate launch`.
+
+sails train sft                                                            the testbed
+accelerate launch recipes/dpo_sails.py --config FILE.yaml                  your own model and data: docs/recipes.md
+
+Options of ours, and names of TRL's, are checked before TRL and torch are imported.
+"""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+from trl import ModelConfig, ScriptArguments  # of TRL, these two import no torch
+
+from sails_align.core.command_line import CommandLine
+from sails_align.core.library_options import LibraryOptions
+from sails_align.core.registry import Registry
+from sails_align.data.transforms import TRANSFORMS
+from sails_align.subspace.options import Method
+from sails_align.training.callbacks import CALLBACKS
+from sails_align.training.losses import LOSSES
+from sails_align.training.options import own_options
+
+_OF_EVERY_TRAINER = ("trl/trainer/base_config.py", "transformers/training_args.py")
+_SHOWN = {
+    "model_name_or_path": "A folder, or an id of the Hugging Face Hub. Default: the testbed's base model.",
+    "model_revision": "Branch, tag or commit of a model on the hub. Default: main.",
+    "dtype": "Of the weights: float32, bfloat16, float16 or auto. Default: float32.",
+    "attn_implementation": "Such as sdpa, eager or flash_attention_2. Default: the model's own.",
+    "load_in_4bit": "Quantize the base model to 4 bits (QLoRA). Default: false.",
+    "load_in_8bit": "Quantize the base model to 8 bits. Default: false.",
+    "dataset_name": "Training data: a hub id, a file or a folder. Default: the testbed's.",
+    "dataset_config": "Its configuration.",
+    "dataset_train_split": "Its split to train on. Default: train.",
+    "dataset_test_split": "Its split to measure the loss on. Default: test.",
+    "max_length": "Longest example in tokens. Default: 1024, on the testbed 64.",
+    "use_peft": "Train an adapter; false: all weights. Default: true.",
+    "lora_r": "Rank of the adapter. Default: 16, on the testbed 8.",
+    "lora_alpha": "The adapter's output is scaled by lora_alpha / lora_r. Default: 32, on the testbed 16.",
+    "lora_dropout": "Dropout before the adapter. Default: 0.",
+    "lora_target_modules": "Linear modules that get an adapter. Default: PEFT's choice for the model.",
+    "chat_template_path": "A Jinja file, or human_assistant: the chat template, if the tokenizer has none.",
+    "learning_rate": "Highest learning rate. Default: by method, and by what is trained (docs/training.md).",
+    "beta": "How strongly the model is kept near the reference. Default: TRL's.",
+    "num_train_epochs": "Passes over the training data. Default: 3, on the testbed 4.",
+    "max_steps": "Optimizer steps, in place of passes over the data.",
+    "warmup_steps": "Steps in which the learning rate rises; below 1: their share. Default: 0.1.",
+    "per_device_train_batch_size": "Examples that a device handles at a time. Default: 8, on the testbed 16.",
+    "gradient_accumulation_steps": "Such batches in an optimizer step. Default: 1.",
+    "gradient_checkpointing": "Save memory by computing activations twice. Default: true, on the testbed false.",
+    "bf16": "Train in bfloat16. Default: true with a GPU.",
+    "use_cpu": "Train on the CPU. Default: true without a GPU.",
+    "seed": "Seed of initialization, data and training. Default: 42.",
+    "output_dir": "Folder of the run. Default: runs/..., named by method, initialization and model.",
+    "logging_steps": "Steps between two log lines. Default: 10.",
+    "save_steps": "Steps between two checkpoints. Default: 500, on the testbed 20.",
+    "report_to": "Where to log: none, wandb, trackio or tensorboard. Default: none.",
+    "push_to_hub": "Push the finished run to the Hugging Face Hub. Default: false.",
+}
+TRAINER_OPTIONS = {
+    "sft": LibraryOptions(("trl/trainer/sft_config.py", *_OF_EVERY_TRAINER), _SHOWN),
+    "dpo": LibraryOptions(("trl/trainer/dpo_config.py", *_OF_EVERY_TRAINER), _SHOWN),
+    "rlhf": LibraryOptions(("trl/trainer/grpo_config.py", *_OF_EVERY_TRAINER), _SHOWN),
+}
+"""TRL's options of each trainer, and what `--help` says of those that everybody sets."""
+
+
+def _names(registry: Registry) -> list[str]:
+    """The options that a registry's entries bring."""
+    return [option.name for _, entry in registry.items() if entry.options for option in fields(entry.options)]
+
+
+GROUPS = {
+    "model": (
+        *("model_name_or_path", "model_revision", "dtype", "attn_implementation", "load_in_4bit", "load_in_8bit"),
+        *("chat_template_path", "ref_model_name_or_path"),
+    ),
+    "data": (
+        *("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split"),
+        *("helpful_dataset_name", "helpful_dataset_config", "helpful_dataset_split"),
+        *("max_train_examples", "eval_examples", "on_bad_rows", "max_length"),
+        *_names(TRANSFORMS),
+    ),
+    "SAEs and subspace": (
+        *("preset", "sae_release", "sae_ids", "sae_path", "sae_allow_mismatch", "sae_placement", "subspace_path"),
+        *("contrast", "prompt_tokens", "score", "top_k", "weighting", "center", "tau", "benign_whitening"),
+        "max_discovery_examples",
+    ),
+    "adapter": (
+        *("init", "adapter_path", "use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"),
+        *("layer_map", "fold_norm", "init_scale", "subspace_mode"),
+        *_names(CALLBACKS),
+    ),
+    "training": (
+        *("learning_rate", "beta", "num_train_epochs", "max_steps", "warmup_steps", "per_device_train_batch_size"),
+        *("gradient_accumulation_steps", "gradient_checkpointing", "bf16", "use_cpu", "seed"),
+        *("loss", *_names(LOSSES)),
+    ),
+    "output": ("output_dir", "logging_steps", "save_steps", "report_to", "push_to_hub"),
+}
+
+
+def sft(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str, Any]:
+    """Align a model by supervised fine-tuning. Returns what is in `metrics.json`."""
+    return _align("sft", argv, prog)
+
+
+def dpo(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str, Any]:
+    """Align a model by direct preference optimization. Returns what is in `metrics.json`."""
+    return _align("dpo", argv, prog)
+
+
+def rlhf(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str, Any]:
+    """Train the testbed's RLHF reference model. Returns what is in `metrics.json`."""
+    from sails_align.training.rlhf.run import main
+
+    return main(argv, prog)
+
+
+def _align(method: Method, argv: Sequence[str] | None, prog: str | None) -> dict[str, Any]:
+    check_options(method, argv, prog)
+    from sails_align.training.run import main
+
+    return main(method, argv, prog)
+
+
+def check_options(method: Method, argv: Sequence[str] | None, prog: str | None, *more: type) -> tuple[Any, ...]:
+    """Show help, or refuse options that cannot be used, as far as that needs no import of TRL's trainers.
+
+    Args:
+        method: whose options these are.
+        argv: the command line; None: this process's.
+        prog: what help calls the command.
+        more: dataclasses of other options that the command takes.
+
+    Returns:
+        An instance of each of `more`.
+
+    Raises:
+        InputError: for an unknown option, and for a value of ours that cannot be used.
+    """
+    line, library = CommandLine.read(argv), TRAINER_OPTIONS[method]
+    classes = [*more, *own_options(method), ScriptArguments, ModelConfig]
+    if "--help-all" not in line.options and library.names():
+        return line.parse(classes, prog=prog, groups=GROUPS, library=library)[: len(more)]
+    from trl import DPOConfig, SFTConfig
+
+    classes.append(SFTConfig if method == "sft" else DPOConfig)
+    return line.parse(classes, prog=prog, groups=GROUPS, defaults={"bf16": False})[: len(more)]
