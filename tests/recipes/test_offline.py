@@ -33,7 +33,7 @@ from sails_align.training.subspace import find_subspace
 from sails_align.training.trainer import build_trainer
 
 QUICK = [("sft", "gemma-2-2b"), ("dpo", "gemma-3-4b")]
-"""Of five SAEs of the real shapes: over a minute."""
+"""The others, of more and larger SAEs, are slow."""
 RUNS = [("sft", name) for name in CONFIGS] + [("dpo", "gemma-3-4b"), ("dpo", "llama-3.1-8b")]
 PARAMS = [pytest.param(run, marks=() if run in QUICK else pytest.mark.slow, id="-".join(run)) for run in RUNS]
 TOP_K, RANK, MODULES = 64, 16, ("q_proj", "k_proj", "v_proj", "o_proj")
