@@ -36,8 +36,9 @@ from transformer_lens import HookedTransformerConfig
 from transformer_lens.pretrained.weight_conversions.gemma import convert_gemma_weights
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, Gemma2Model
 
-from sails_align.core.artifacts import package_versions, write_json
+from sails_align.core.artifacts import package_versions
 from sails_align.core.errors import InputError, exit_on_input_error
+from sails_align.core.files import write_json
 from sails_align.data.tokens import TokenizedSide, padded
 from sails_align.models.hooks import hidden_states_at
 from sails_align.saes.load import ResidualSAE, load_saes, residual_sae

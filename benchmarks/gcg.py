@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from sails_align.core.artifacts import write_json
+from sails_align.core.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = {"base": None, "LoRA": "default", "SAILS": "sails"}

@@ -24,8 +24,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sails_align.core.artifacts import write_json
 from sails_align.core.errors import exit_on_input_error
+from sails_align.core.files import write_json
 from sails_align.evaluation.backends.openai import OpenAIBackend
 from sails_align.testbed.judge_attacks import load_attacks, make_cases
 from sails_align.testbed.world import World, WorldConfig

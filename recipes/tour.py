@@ -38,8 +38,8 @@ from transformers import AutoModelForCausalLM, logging
 
 from sails_align.cli import features as explaining
 from sails_align.cli.discover import layer_table
-from sails_align.core.artifacts import output_folder, write_json
 from sails_align.core.errors import CommandParser, exit_on_input_error
+from sails_align.core.files import output_folder, write_json
 from sails_align.evaluation.metrics import SAFE
 from sails_align.initializers.random_basis import random_basis
 from sails_align.models.load import load_model

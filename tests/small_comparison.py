@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from sails_align.core.artifacts import write_text
+from sails_align.core.files import write_text
 from sails_align.testbed.build import resolve_testbed
 from sails_align.testbed.data import alignment_data
 

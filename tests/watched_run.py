@@ -25,8 +25,8 @@ from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
-from sails_align.core.artifacts import write_text
 from sails_align.core.errors import exit_on_input_error
+from sails_align.core.files import write_text
 from sails_align.subspace import discovery as subspaces
 from sails_align.training import run as align
 

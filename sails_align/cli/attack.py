@@ -19,8 +19,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sails_align.core.artifacts import work_folder, write_json
 from sails_align.core.errors import InputError
+from sails_align.core.files import work_folder, write_json
 from sails_align.evaluation.attacks import ATTACKS, Setting
 from sails_align.evaluation.attacks.parse import AttackArguments, parse
 from sails_align.evaluation.backends.make import find_spec, make_backend

@@ -21,8 +21,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sails_align.core.artifacts import output_folder, refuse_trained, work_folder, write_json
 from sails_align.core.command_line import CommandLine
+from sails_align.core.files import output_folder, refuse_trained, work_folder, write_json
 from sails_align.experiments.commands import check
 from sails_align.experiments.launchers import Launcher, available_slots, launcher_of
 from sails_align.experiments.options import ReportOptions

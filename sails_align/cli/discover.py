@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     check_options("sft", argv, prog)
     from rich.console import Console
 
-    from sails_align.core.artifacts import output_folder
+    from sails_align.core.files import output_folder
     from sails_align.training.run import load_source, parse, resolved
     from sails_align.training.subspace import find_subspace
 

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
     of_training = line.without([EstimateOptions, Gpus]) + ([] if line.path is None else ["--config", line.path])
     result = estimate_training(method, of_training, gpus)
     if options.output is not None:
-        from sails_align.core.artifacts import write_json
+        from sails_align.core.files import write_json
 
         write_json(options.output, result)
     show(result)

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sails_align.core.artifacts import refuse_trained, work_folder, write_json
 from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
+from sails_align.core.files import refuse_trained, work_folder, write_json
 from sails_align.core.options import check_choice, check_least
 from sails_align.evaluation.backends.make import check_serving
 from sails_align.evaluation.harness.report import report, sample_rows, show

@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from sails_align.core.artifacts import write_json
 from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
+from sails_align.core.files import write_json
 from sails_align.core.options import check_least
 from sails_align.data.formats import Message
 from sails_align.data.tokens import TokenizedSide, tokenize_response

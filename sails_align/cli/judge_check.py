@@ -17,9 +17,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sails_align.core.artifacts import package_versions, work_folder, write_json
+from sails_align.core.artifacts import package_versions
 from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
+from sails_align.core.files import work_folder, write_json
 from sails_align.data.loading import load_rows
 from sails_align.evaluation.agreement import cohen_kappa, confusion
 from sails_align.evaluation.cache import Cache

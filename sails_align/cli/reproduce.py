@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(FAILED)
     if options.dry_run:
         return
-    from sails_align.core.artifacts import work_folder, write_text
+    from sails_align.core.files import work_folder, write_text
     from sails_align.experiments.launchers import launcher_of
     from sails_align.experiments.reproduction.results import table
     from sails_align.experiments.runner import run_jobs

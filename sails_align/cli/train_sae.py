@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> "dict[in
         InputError: if an option, the model or the data cannot be used.
     """
     args: SAEArguments = CommandLine.read(argv).parse([SAEArguments], prog=prog)[0]
-    from sails_align.core.artifacts import output_folder
+    from sails_align.core.files import output_folder
     from sails_align.saes.train import train_saes
     from sails_align.testbed.build import MODEL_NAME, is_testbed, resolve_testbed
 

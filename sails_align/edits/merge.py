@@ -15,8 +15,9 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from sails_align.core.artifacts import atomic_folder, file_hash
+from sails_align.core.artifacts import file_hash
 from sails_align.core.errors import InputError
+from sails_align.core.files import atomic_folder
 from sails_align.edits.options import MergeOptions
 from sails_align.edits.quantized_base import quantized_logits
 from sails_align.initializers import leaves_base_alone

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sails_align.core.artifacts import content_hash, file_hash, work_folder
+from sails_align.core.artifacts import content_hash, file_hash
 from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
+from sails_align.core.files import work_folder
 from sails_align.evaluation.backends.make import find_spec, make_backend
 from sails_align.evaluation.cache import Cache
 from sails_align.evaluation.evaluate import HELPFULNESS, OPTIONAL, evaluate

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sails_align.core.artifacts import cache_folder, refuse_trained, write_text
+from sails_align.core.files import cache_folder, refuse_trained, write_text
 from sails_align.evaluation.options import RunArguments
 from sails_align.evaluation.records import Completion, Prompt, Task, Verdict
 

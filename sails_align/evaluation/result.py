@@ -6,8 +6,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sails_align.core.artifacts import content_hash, write_json
+from sails_align.core.artifacts import content_hash
 from sails_align.core.errors import InputError
+from sails_align.core.files import write_json
 from sails_align.evaluation.metrics import METRICS, Estimate, Metric, estimate, estimates
 from sails_align.evaluation.output import verdict_row, write_responses, write_rows
 from sails_align.evaluation.records import Completion, Prompt, Verdicts

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
-from sails_align.core.artifacts import work_folder
 from sails_align.core.command_line import CommandLine
+from sails_align.core.files import work_folder
 from sails_align.evaluation.backends.make import find_spec, make_backend
 from sails_align.evaluation.cache import Cache
 from sails_align.evaluation.evaluate import SAFETY, evaluate

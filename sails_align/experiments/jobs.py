@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 import psutil
 
-from sails_align.core.artifacts import disk_errors, turn, write_json
 from sails_align.core.errors import InputError
+from sails_align.core.files import disk_errors, exclusive, write_json
 
 Gpus = Literal["none", "one", "share", "all"]
 """What a job gets: none in particular, exactly one, its share if there are more GPUs than jobs, or all of them."""
@@ -114,7 +114,7 @@ def perform(job: Job, gpus: Sequence[str] = ()) -> None:
     Raises:
         InputError: if it fails because of something the user can correct, or if its command fails.
     """
-    with turn(job.lock):
+    with exclusive(job.lock):
         if job.is_done():
             return
         job.prepare()

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from sails_align.core.artifacts import write_text
 from sails_align.core.errors import InputError
+from sails_align.core.files import write_text
 from sails_align.experiments.jobs import Gpus, Job, end_tree, perform, perform_in_fork
 from sails_align.experiments.options import LauncherOptions
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from huggingface_hub import ModelCardData
 
-from sails_align.core.artifacts import write_text
 from sails_align.core.errors import InputError
+from sails_align.core.files import write_text
 from sails_align.export import card_sections, card_use
 from sails_align.export.card_facts import Facts, hub_id, read_facts
 

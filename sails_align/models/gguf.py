@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from sails_align.core.artifacts import atomic_folder, cache_folder, file_hash, turn
+from sails_align.core.artifacts import file_hash
 from sails_align.core.errors import InputError
+from sails_align.core.files import atomic_folder, cache_folder, exclusive
 from sails_align.models.loading import no_load_report, not_partitioned
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ def gguf_folder(file: Path) -> Path:
     if not (folder / "config.json").is_file():
         if importlib.util.find_spec("gguf") is None:
             raise InputError(f"reading {file} needs the package gguf;\npip install 'sails-align[gguf]'")
-        with turn(folder.with_name(f".{folder.name}.lock")):
+        with exclusive(folder.with_name(f".{folder.name}.lock")):
             if not (folder / "config.json").is_file():  # another process may have made it meanwhile
                 _convert(file, folder)
     return folder

@@ -13,7 +13,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from sails_align.core.artifacts import write_bytes
+from sails_align.core.files import write_bytes
 from sails_align.evaluation.metrics import METRICS, Metric
 from sails_align.experiments.summary import Front, Mean, Row
 

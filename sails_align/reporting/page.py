@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 
-from sails_align.core.artifacts import write_text
+from sails_align.core.files import write_text
 from sails_align.evaluation.metrics import Metric
 from sails_align.experiments.summary import Mean
 from sails_align.reporting.figures import Picture

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sails_align.core.artifacts import package_versions, write_json
+from sails_align.core.artifacts import package_versions
+from sails_align.core.files import write_json
 from sails_align.experiments.plan import Plan
 from sails_align.experiments.results import Results, prefix_of, read_plan
 from sails_align.experiments.studies import Study, StudyKind

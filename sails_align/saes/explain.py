@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sails_align.core.artifacts import cache_folder
 from sails_align.core.errors import InputError
+from sails_align.core.files import cache_folder
 from sails_align.data.tokens import TokenizedSide, padded
 from sails_align.models.hooks import evaluation_mode, hidden_states_at
 from sails_align.saes.load import ResidualSAE

@@ -20,18 +20,9 @@ from typing import Any, Literal
 from rich.progress import Progress
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sails_align.core.artifacts import (
-    atomic_folder,
-    content_hash,
-    disk_errors,
-    file_hash,
-    load_artifact,
-    read_header,
-    save_artifact,
-    tensors_hash,
-    write_json,
-)
+from sails_align.core.artifacts import content_hash, file_hash, load_artifact, read_header, save_artifact, tensors_hash
 from sails_align.core.errors import InputError
+from sails_align.core.files import atomic_folder, disk_errors, write_json
 from sails_align.core.progress import progress_bar
 from sails_align.models.hooks import decoder_layers, evaluation_mode
 from sails_align.saes.files import WEIGHTS

@@ -18,8 +18,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sails_align.core.artifacts import atomic_folder, cache_folder, package_versions, turn, write_json
+from sails_align.core.artifacts import package_versions
 from sails_align.core.errors import InputError
+from sails_align.core.files import atomic_folder, cache_folder, exclusive, write_json
 from sails_align.core.progress import progress_bar
 from sails_align.testbed.world import World, WorldConfig
 
@@ -93,7 +94,7 @@ def resolve_testbed(name: str | None, *, progress: bool = True) -> Testbed:
     changed = [words for words in changed if not words.startswith("-seed=")]
     folder = cache_folder() / f"testbed-{FORMAT}-{config.seed}{''.join(changed)}"
     if not (folder / "testbed.json").is_file():
-        with turn(folder.with_name(f".{folder.name}.lock")):
+        with exclusive(folder.with_name(f".{folder.name}.lock")):
             if not (folder / "testbed.json").is_file():  # another process may have built it meanwhile
                 build_testbed(folder, config, progress=progress)
     return load_testbed(folder)

@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from sails_align.core.artifacts import write_text
 from sails_align.core.errors import InputError
+from sails_align.core.files import write_text
 from sails_align.evaluation.options import TESTBED_TOKENS
 from sails_align.testbed.lexicon import COLORS, KINDS, PLACES, TOOLS
 from sails_align.testbed.prompts import HARMLESS

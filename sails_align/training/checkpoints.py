@@ -29,9 +29,10 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import DPOConfig, SFTConfig
 
-from sails_align.core.artifacts import content_hash, tensors_hash, write_json
+from sails_align.core.artifacts import content_hash, tensors_hash
 from sails_align.core.distributed import from_main, n_processes
 from sails_align.core.errors import InputError
+from sails_align.core.files import write_json
 from sails_align.models.language_model import copy_processor
 from sails_align.models.spec import identity_of
 from sails_align.subspace.basis import Subspace

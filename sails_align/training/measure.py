@@ -8,10 +8,11 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from sails_align.core.artifacts import content_hash, write_json
+from sails_align.core.artifacts import content_hash
 from sails_align.core.cost import Cost
 from sails_align.core.distributed import from_main
 from sails_align.core.errors import InputError
+from sails_align.core.files import write_json
 from sails_align.models.quantized import n_weights
 from sails_align.testbed import prompts as requests
 from sails_align.testbed.build import Testbed

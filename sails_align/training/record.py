@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 
 import sails_align
-from sails_align.core.artifacts import package_versions, write_json, write_text
+from sails_align.core.artifacts import package_versions
+from sails_align.core.files import write_json, write_text
 from sails_align.data.pairs import fingerprint
 from sails_align.subspace.basis import Subspace
 from sails_align.training.dataset import Source

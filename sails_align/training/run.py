@@ -15,17 +15,12 @@ import torch
 from rich.console import Console
 from trl import DPOConfig, ModelConfig, ScriptArguments, SFTConfig
 
-from sails_align.core.artifacts import (
-    disk_errors,
-    package_versions,
-    work_folder,
-    write_json,
-    write_text,
-)
+from sails_align.core.artifacts import package_versions
 from sails_align.core.command_line import CommandLine
 from sails_align.core.cost import Cost, peak_memory_mb
 from sails_align.core.distributed import check_devices, plain_cpu, process_index
 from sails_align.core.errors import InputError
+from sails_align.core.files import disk_errors, work_folder, write_json, write_text
 from sails_align.export.card import write_card
 from sails_align.export.hub import push
 from sails_align.models.adapters import check_complete

@@ -13,18 +13,15 @@ from safetensors import SafetensorError
 
 from sails_align.core import artifacts
 from sails_align.core.artifacts import (
-    atomic_folder,
     content_hash,
-    disk_errors,
     load_artifact,
     package_versions,
     read_header,
     save_artifact,
     tensors_hash,
-    write_json,
-    write_text,
 )
 from sails_align.core.errors import InputError, exit_on_input_error
+from sails_align.core.files import atomic_folder, disk_errors, write_json, write_text
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -138,7 +135,7 @@ def test_a_disk_that_fills_up_while_writing_tensors_leaves_nothing_behind(tmp_pa
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(artifacts, "save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(InputError, match="No space left"):
         save_artifact(tmp_path / "a", "k", {"x": torch.ones(1)}, {}, "")
     assert list(tmp_path.iterdir()) == []

@@ -16,8 +16,8 @@ import yaml
 from small_comparison import evaluation, write_comparison
 
 from sails_align.cli import compare as comparing
-from sails_align.core.artifacts import write_text
 from sails_align.core.errors import InputError
+from sails_align.core.files import write_text
 
 
 @pytest.fixture(scope="module")

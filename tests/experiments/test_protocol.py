@@ -10,9 +10,9 @@ import pytest
 import yaml
 from paths import ROOT
 
-from sails_align.core.artifacts import turn, write_json
 from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
+from sails_align.core.files import exclusive, write_json
 from sails_align.experiments.commands import by_category, capability, check, training
 from sails_align.experiments.launchers import Local, share_of
 from sails_align.experiments.plan import RUNS, Measures, Plan, Protocol, helpfulness, merit
@@ -307,7 +307,7 @@ def test_cells_of_one_key_are_computed_once(tmp_path: Path) -> None:
     cell = Plan(runs=(RUNS["base"],), measures=Measures(n_prompts=4, n_attacked=0, n_capability=0)).test_cells({})[0]
     results = Results(tmp_path)
     pool = ThreadPoolExecutor()
-    with turn(results.path(cell, ".lock")):
+    with exclusive(results.path(cell, ".lock")):
         waiting = pool.submit(run_jobs, results.jobs([cell]), Local(1))
         with pytest.raises(FutureTimeout):
             waiting.result(timeout=20)

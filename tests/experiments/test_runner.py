@@ -15,8 +15,8 @@ import psutil
 import pytest
 from processes import is_at_work
 
-from sails_align.core.artifacts import write_json
 from sails_align.core.errors import InputError
+from sails_align.core.files import write_json
 from sails_align.experiments.jobs import Job, end_tree
 from sails_align.experiments.launchers import Cluster, Launcher, Local, launcher_of
 from sails_align.experiments.options import LauncherOptions

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from made_results import stored
 
-from sails_align.core.artifacts import write_json
 from sails_align.core.errors import InputError
+from sails_align.core.files import write_json
 from sails_align.experiments.plan import FORMAT, RUNS, Measures, Plan
 from sails_align.experiments.results import Results
 from sails_align.experiments.studies import Study

@@ -20,8 +20,9 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sails_align.core.artifacts import content_hash, write_json
+from sails_align.core.artifacts import content_hash
 from sails_align.core.errors import InputError
+from sails_align.core.files import write_json
 from sails_align.core.progress import progress_bar
 from sails_align.evaluation.attacks import Setting
 from sails_align.evaluation.attacks.options import GcgArguments, GcgOptions

@@ -26,17 +26,11 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from trl import GRPOTrainer
 
-from sails_align.core.artifacts import (
-    disk_errors,
-    file_hash,
-    package_versions,
-    work_folder,
-    write_json,
-    write_text,
-)
+from sails_align.core.artifacts import file_hash, package_versions
 from sails_align.core.cost import Cost, peak_memory_mb
 from sails_align.core.distributed import from_main, n_processes, process_index
 from sails_align.core.errors import InputError
+from sails_align.core.files import disk_errors, work_folder, write_json, write_text
 from sails_align.data.pairs import fingerprint
 from sails_align.evaluation.metrics import METRICS, Estimate
 from sails_align.export.card import write_card

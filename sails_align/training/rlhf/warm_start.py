@@ -9,9 +9,10 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from sails_align.core.artifacts import content_hash, file_hash, write_json
+from sails_align.core.artifacts import content_hash, file_hash
 from sails_align.core.distributed import from_main, n_processes, process_index
 from sails_align.core.errors import InputError
+from sails_align.core.files import write_json
 from sails_align.testbed.build import Testbed
 from sails_align.training import run as align
 from sails_align.training.checkpoints import save_model, train
