@@ -41,7 +41,7 @@ from sails_align.core.errors import InputError, exit_on_input_error
 from sails_align.core.files import write_json
 from sails_align.data.tokens import TokenizedSide, padded
 from sails_align.models.hooks import hidden_states_at
-from sails_align.saes.load import ResidualSAE, load_saes, residual_sae
+from sails_align.saes.load import ResidualSAE, residual_sae, saes_by_layer
 from sails_align.subspace.forward import batches, discover
 from sails_align.subspace.selection import FeatureFitter
 from sails_align.subspace.statistics import SIDES
@@ -243,7 +243,7 @@ def setting_of(args: argparse.Namespace) -> Setting:
         ).eval()
         if not isinstance(whole, Gemma2ForCausalLM):
             raise InputError(f"{args.model_name_or_path} is a {type(whole).__name__}: only Gemma-2 models are compared")
-        saes = load_saes(path=args.sae_path, model_config=whole.config, model_name=args.model_name_or_path)
+        saes = saes_by_layer(path=args.sae_path, model_config=whole.config, model_name=args.model_name_or_path)
     sides = {side: list(made) for side, made in random_sides(args.examples, whole.config.vocab_size).items()}
     return Setting(whole, truncate(whole, max(saes)), saes, sides)
 

@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> "dict[in
             tokenizer,
             texts_of(args, tokenizer, testbed),
             args.layers,
-            d_sae=args.d_sae or 8 * model.config.get_text_config().hidden_size,
+            d_sae=args.d_sae,
             k=args.k,
             output_dir=output_dir,
             model_name=MODEL_NAME if testbed is not None else str(args.model_name_or_path),

@@ -7,7 +7,7 @@ train = to_sft(pairs)                              # TRL's form; to_preference(p
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +76,38 @@ def load_prompts(
         InputError: as `load_rows` and `normalize`.
     """
     dataset = load_rows(name_or_path, config=config, split=split, revision=revision)
+    return _prompts_of(dataset, name_or_path, on_bad_rows)
+
+
+def requests_of(
+    given: Dataset | Sequence[Any], *, name: str = "the data set", on_bad_rows: OnBadRows = "error"
+) -> Dataset:
+    """Read requests that are in memory, with their responses where they have some.
+
+    Args:
+        given: texts, conversations (lists of messages), rows of any format, things with `messages`; or a data set.
+        name: what messages call it.
+        on_bad_rows: see `normalize`.
+
+    Returns:
+        columns `prompt` (messages), and `chosen` if there are responses.
+
+    Raises:
+        InputError: as `normalize`.
+    """
+    dataset = given if isinstance(given, Dataset) else Dataset.from_list([_row_of(one) for one in given])
+    if find_format(columns_by_lower_name(dataset)) is not None:
+        return normalize(dataset, name=name, on_bad_rows=on_bad_rows).dataset
+    return _prompts_of(dataset, name, on_bad_rows)
+
+
+def _row_of(one: Any) -> dict[str, Any]:
+    if isinstance(one, Mapping):
+        return dict(one)
+    return {"prompt": [dict(message) for message in getattr(one, "messages", one)] if not isinstance(one, str) else one}
+
+
+def _prompts_of(dataset: Dataset, name: str, on_bad_rows: OnBadRows) -> Dataset:
     columns = columns_by_lower_name(dataset)
     form = find_format(columns)
     prompt_column = next((column for column in PROMPT_COLUMNS if column in columns), None)
@@ -85,9 +117,9 @@ def load_prompts(
     elif form is not None:
         parser, read = _PairParser(form), [*form.columns]
     else:
-        raise InputError(_not_understood(dataset, columns, name_or_path))
+        raise InputError(_not_understood(dataset, columns, name))
     kept = ["prompt", *(column for column in EXTRAS if column in columns)]
-    return read_rows(dataset, read, kept, parser, name_or_path, on_bad_rows).dataset
+    return read_rows(dataset, read, kept, parser, name, on_bad_rows).dataset
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,11 @@ EDITS = Registry(
 
 
 def run(
-    name: str, folder: Path, output: Path, options: Any = None, finish: Callable[[Path], object] | None = None
+    name: str,
+    folder: str | Path,
+    output: str | Path,
+    options: Any = None,
+    finish: Callable[[Path], object] | None = None,
 ) -> Any:
     """Run an edit on a finished run.
 
@@ -41,4 +45,4 @@ def run(
     entry = EDITS.get(name)
     if options is None and entry.options is not None:
         options = entry.options()
-    return entry.load()(folder, output, options, finish)
+    return entry.load()(Path(folder), Path(output), options, finish)

@@ -58,8 +58,8 @@ def edit(run: Path, output: Path, options: MergeOptions, finish: Callable[[Path]
 
 
 def merge_adapter(
-    folder: Path,
-    output: Path,
+    folder: str | Path,
+    output: str | Path,
     *,
     base_model: str | None = None,
     dtype: torch.dtype | None = None,
@@ -80,6 +80,7 @@ def merge_adapter(
         InputError: if the adapter is damaged, not plain LoRA, or of another model; the base model is missing or
             quantized; the output folder is not empty; or the merged model does not compute what the unmerged one does.
     """
+    folder, output = Path(folder), Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output} exists and is not empty; give a new folder with --output")
     adapter = read_adapter(folder)

@@ -170,6 +170,21 @@ class Comparison:
         return DataFrame.from_dict({name: of.to_json() for name, of in self.metrics.items()}, orient="index")
 
 
+def compare(results: Mapping[str, EvaluationResult], baseline: str) -> dict[str, Comparison]:
+    """Subtract one of several results from each of the others, prompt by prompt.
+
+    Args:
+        results: of several models on the same prompts, by name.
+        baseline: the name of the one that is subtracted.
+
+    Raises:
+        InputError: if there is no such name, or a result shares no prompt with the baseline.
+    """
+    if baseline not in results:
+        raise InputError(f"there is no result {baseline!r}; choose one of {', '.join(results)}")
+    return {name: of.compare(results[baseline]) for name, of in results.items() if name != baseline}
+
+
 def _json(rates: Mapping[str, Estimate]) -> dict[str, Any]:
     return {name: value.to_json() for name, value in rates.items()}
 

@@ -30,7 +30,7 @@ from sails_align.experiments.relearning import DATA, trained_on
 from sails_align.initializers.adapter import AdapterInit
 from sails_align.models.load import load_causal_lm, load_tokenizer
 from sails_align.saes.explain import meanings
-from sails_align.saes.load import load_saes
+from sails_align.saes.load import saes_by_layer
 from sails_align.subspace.basis import Subspace
 from sails_align.subspace.concepts import States, concepts, last_token_states, shown
 from sails_align.testbed import prompts as requests
@@ -207,7 +207,7 @@ def explain(
 ) -> dict[str, Any]:
     """What the features of a subspace are, on held-out requests of the test part, before and after training."""
     base, world = _load(testbed.model_path)[0].eval(), testbed.world
-    saes = load_saes(path=testbed.sae_path, model_config=base.config, model_name=testbed.model_path)
+    saes = saes_by_layer(path=testbed.sae_path, model_config=base.config, model_name=testbed.model_path)
 
     def asked(*splits: str) -> list[list[Message]]:
         requests = [request for split in splits for request in world.requests(split, N_EXPLAINED // len(splits))]

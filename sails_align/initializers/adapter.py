@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from peft import LoraConfig, PeftModel, PeftType
+from peft import LoraConfig, PeftMixedModel, PeftModel, PeftType
 from peft.tuners.lora import LoraLayer
 from peft.utils.integrations import gather_params_ctx
 from torch.nn.functional import normalize
+from transformers import PreTrainedModel
 
 from sails_align.core.errors import InputError
 from sails_align.core.linalg import complete_basis
@@ -51,6 +52,70 @@ class AdapterInit:
     modules: tuple[ModuleInit, ...]
     initial: dict[str, torch.Tensor]
     "Module name -> initial value of the side that took the directions: (R, D) for A, (D, R) for B, float32."
+
+    def __repr__(self) -> str:
+        layers = sorted({module.source_layer for module in self.modules})
+        return (
+            f"{type(self).__name__}: {len(self.modules)} modules of adapter {self.adapter_name!r} in the directions of "
+            f"layers {', '.join(map(str, layers))}; mode {self.subspace_mode}"
+        )
+
+
+def initialize(
+    model: PeftModel | PeftMixedModel | PreTrainedModel,
+    subspace: Subspace,
+    *,
+    freeze: bool | Literal["readers"] = False,
+    layer_map: LayerMap = "nearest",
+    fold_norm: bool = False,
+    scale: float = 1.0,
+    seed: int = 0,
+    adapter_name: str = "default",
+) -> AdapterInit:
+    """Initialize a fresh LoRA adapter in a subspace, in place. The model computes what it did before.
+
+    Args:
+        model: of `peft.get_peft_model`, with a plain LoRA adapter that was not trained.
+        subspace: of this model.
+        freeze: True keeps the factors that take the directions from training; "readers" only those of modules that read
+            the residual stream (q, k, v, gate, up).
+        layer_map: see `targets.source_layer`.
+        fold_norm: see `initialize_adapter`.
+        scale: norm of each direction.
+        seed: of the random directions that fill the rank.
+        adapter_name: as in PEFT.
+
+    Returns:
+        how each module was initialized: what the callbacks `DriftCallback` and `SubspaceDecay` take.
+
+    Raises:
+        InputError: if there is no such adapter, its product is not zero, or as `initialize_adapter`. Nothing is written
+            then.
+    """
+    if not isinstance(model, PeftModel):
+        raise InputError(
+            f"{type(model).__name__} has no adapter; make one with peft.get_peft_model(model, LoraConfig())"
+        )
+    for target in find_targets(model, adapter_name):
+        lora_A, lora_B = _factors(target.module, adapter_name)
+        if lora_A.any() and lora_B.any():
+            raise InputError(
+                f"the adapter {adapter_name!r} is not zero ({target.name}): it was trained, or initialized by another "
+                "method;\nmake a fresh one with peft.get_peft_model, and leave init_lora_weights at True"
+            )
+    modes: dict[bool | str, SubspaceMode] = {False: "init", True: "freeze", "readers": "freeze_readers"}
+    if freeze not in modes:
+        raise InputError(f"freeze is {freeze!r}; choose True, False or 'readers'")
+    return initialize_adapter(
+        model,
+        subspace,
+        layer_map=layer_map,
+        fold_norm=fold_norm,
+        subspace_mode=modes[freeze],
+        scale=scale,
+        seed=seed,
+        adapter_name=adapter_name,
+    )
 
 
 @torch.no_grad()

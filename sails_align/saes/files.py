@@ -4,6 +4,7 @@ Only safetensors and npz files are read.
 """
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from sae_lens import SAE
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+LAYER = re.compile(r"(?:layer_|blocks\.|\bl)(\d+)")
+"""In the id of an SAE: `layer_5/width_16k/canonical`, `blocks.5.hook_resid_post`, `l5r_8x`."""
+WIDTH = re.compile(r"width_(\d+)([km])")
 # These loaders of sae-lens call torch.load.
 _PICKLED = {"connor_rob_hook_z", "goodfire", "deepseek_r1", "qwen_scope", "dictionary_learning_1"}
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, BadZipFile)
@@ -121,6 +125,44 @@ def check_release(release: str, sae_ids: Sequence[str]) -> str | None:
             f"sae-lens, SAE.from_pretrained({release!r}, {sae_ids[0]!r}).save_model(FOLDER), and give --sae_path FOLDER"
         )
     return directory[release].model if release in directory else None
+
+
+def ids_of_layers(release: str, layers: Sequence[int]) -> list[str]:
+    """Return an id of a release for each layer; of several SAEs of a layer the narrowest.
+
+    Raises:
+        InputError: if the release is unknown, or has none, or several that are equally narrow.
+    """
+    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+
+    directory = get_pretrained_saes_directory()
+    if release not in directory:
+        close = difflib.get_close_matches(release, directory, n=4, cutoff=0.5)
+        raise InputError(
+            f"{release!r} is no folder, and no release that sae-lens knows{_suggestion(close)};\n"
+            "give one of them, or the ids of its SAEs (sae_ids)"
+        )
+    by_layer: dict[int, list[str]] = {}
+    for name in directory[release].saes_map:
+        if found := LAYER.search(name):
+            by_layer.setdefault(int(found[1]), []).append(name)
+    chosen = []
+    for layer in layers:
+        if layer not in by_layer:
+            raise InputError(
+                f"{release} has no SAE of layer {layer}; choose of {', '.join(map(str, sorted(by_layer)))}"
+            )
+        narrowest = min(map(_width, by_layer[layer]))
+        fitting = [name for name in by_layer[layer] if _width(name) == narrowest]
+        if len(fitting) > 1:
+            raise InputError(f"{release} has several SAEs of layer {layer}: {_some(fitting)};\nchoose by sae_ids")
+        chosen += fitting
+    return chosen
+
+
+def _width(sae_id: str) -> int:
+    found = WIDTH.search(sae_id)
+    return 0 if found is None else int(found[1]) * (1000 if found[2] == "m" else 1)
 
 
 def _loader_name(release: str) -> str:

@@ -1,7 +1,7 @@
 """Load sparse autoencoders (SAEs) of the residual stream with sae-lens.
 
-`load_saes` reads them, refuses those that do not fit the model, and puts all into one convention: `encode` takes the
-output of block l as the Hugging Face model gives it, and `acts_TF @ W_dec_FD` is in the units of that output.
+`saes_by_layer` reads them, refuses those that do not fit the model, and puts all into one convention: `encode` takes
+the output of block l as the Hugging Face model gives it, and `acts_TF @ W_dec_FD` is in the units of that output.
 
 Shapes: T tokens, D d_model, F d_sae.
 """
@@ -85,7 +85,7 @@ class ResidualSAE:
         return self.sae.W_dec.detach()
 
 
-def load_saes(
+def saes_by_layer(
     *,
     release: str | None = None,
     sae_ids: Sequence[str] = (),
@@ -118,10 +118,10 @@ def load_saes(
 def loaded_one_by_one(
     source: SAESource, *, model_config: PretrainedConfig, model_name: str, device: str = "cpu"
 ) -> Iterator[ResidualSAE]:
-    """Yield the SAEs of `load_saes` in the order of their names, each loaded on demand.
+    """Yield the SAEs of `saes_by_layer` in the order of their names, each loaded on demand.
 
     Raises:
-        InputError: as `load_saes`.
+        InputError: as `saes_by_layer`.
     """
     if (source.release is None) == (source.path is None):
         raise InputError("both or neither of --sae_release and --sae_path are given; give one")

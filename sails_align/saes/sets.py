@@ -3,14 +3,16 @@
 A Gemma Scope SAE of 16k latents takes 0.3 GB in Gemma-2-2B and 0.5 GB in 9B, one of Llama Scope 1.1 GB.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from sails_align.core.errors import InputError
+from sails_align.saes.files import ids_of_layers
 from sails_align.saes.load import ResidualSAE, SAEInfo, loaded_one_by_one
 from sails_align.saes.source import SAESource
 
@@ -42,7 +44,7 @@ class SAESet(_ByLayer[ResidualSAE]):
     _kept: Mapping[int, ResidualSAE]
     _source: SAESource = NO_SAES
     _options: Mapping[str, Any] | None = None
-    """Of the model, for `load_saes`."""
+    """Of the model, for `saes_by_layer`."""
 
     @classmethod
     def of(cls, saes: Mapping[int, ResidualSAE]) -> "SAESet":
@@ -59,12 +61,12 @@ class SAESet(_ByLayer[ResidualSAE]):
         Args:
             source: of the SAEs.
             keep: hold all of them in memory; else none.
-            model_config: as for `load_saes`.
-            model_name: as for `load_saes`.
-            device: as for `load_saes`.
+            model_config: as for `saes_by_layer`.
+            model_name: as for `saes_by_layer`.
+            device: as for `saes_by_layer`.
 
         Raises:
-            InputError: as `load_saes`.
+            InputError: as `saes_by_layer`.
         """
         kept: dict[int, ResidualSAE] = {}
         infos: dict[int, SAEInfo] = {}
@@ -105,3 +107,50 @@ class Decoders(_ByLayer[Tensor]):
 
     def __getitem__(self, layer: int) -> Tensor:
         return self._saes[layer].W_dec_FD.cpu()
+
+
+def load_saes(
+    release_or_path: str | Path,
+    layers: Sequence[int] | None = None,
+    *,
+    model: PreTrainedModel,
+    sae_ids: Sequence[str] = (),
+    device: str | None = None,
+    allow_mismatch: bool = False,
+) -> SAESet:
+    """Load SAEs of a model that is in memory.
+
+    Args:
+        release_or_path: a folder or file of SAEs, a release of sae-lens (`gemma-scope-2b-pt-res-canonical`), or a hub
+            repository in sae-lens' format.
+        layers: l for the output of block l, 0-based. Of a release the narrowest SAE of each layer is taken; of a folder
+            None takes all.
+        model: that the SAEs are of.
+        sae_ids: in place of `layers`, the names of SAEs in the release, or of sub-folders.
+        device: where the SAEs go, in float32; None: where the model is.
+        allow_mismatch: accept SAEs of a model of another name; width and depth must fit all the same.
+
+    Raises:
+        InputError: if there is no such SAE, there are several of a layer, or one does not fit the model.
+    """
+    if layers is not None and sae_ids:
+        raise InputError("both layers and sae_ids are given; give one of them")
+    name, local = str(release_or_path), Path(release_or_path).expanduser().exists()
+    ids = list(sae_ids) if local or layers is None else ids_of_layers(name, layers)
+    path = str(Path(name).expanduser()) if local else None
+    source = SAESource(None if local else name, tuple(ids), path, allow_mismatch)
+    found = {
+        sae.info.layer: sae
+        for sae in loaded_one_by_one(
+            source,
+            model_config=model.config,
+            model_name=model.config.name_or_path or type(model).__name__,
+            device=str(model.device) if device is None else device,
+        )
+        if layers is None or sae.info.layer in layers
+    }
+    if lacking := set(layers or ()) - found.keys():
+        raise InputError(
+            f"{name} has no SAE of layer {min(lacking)}; it has those of {', '.join(map(str, found)) or 'none'}"
+        )
+    return SAESet.of(found)

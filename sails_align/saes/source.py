@@ -10,7 +10,7 @@ SAE_FILES = ("cfg.json", "sae_weights.safetensors", "params.npz")
 
 @dataclass(frozen=True)
 class SAESource:
-    """SAEs by name; see `load_saes` for the fields."""
+    """SAEs by name; see `saes_by_layer` for the fields."""
 
     release: str | None = None
     sae_ids: tuple[str, ...] = ()

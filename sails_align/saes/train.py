@@ -57,10 +57,10 @@ def train_saes(
     texts: Iterable[str] | Iterable[Sequence[int]],
     layers: Sequence[int],
     *,
-    d_sae: int,
-    k: int,
     output_dir: str | Path,
-    model_name: str,
+    d_sae: int | None = None,
+    k: int = 32,
+    model_name: str | None = None,
     architecture: Literal["topk", "jumprelu"] = "topk",
     lr: float | None = None,
     n_tokens: int = 1_000_000,
@@ -84,10 +84,11 @@ def train_saes(
         texts: strings, or sequences of token ids (taken as they are); may be endless. Texts that hold fewer than
             `n_tokens` are repeated, in another order each time.
         layers: l for the output of block l (0-based).
-        d_sae: number of latents.
+        output_dir: each SAE goes to `layer_<l>/` there, in sae-lens' format, which `load_saes` reads.
+        d_sae: number of latents; None: 8 times d_model.
         k: active latents for each token: exactly (topk), or aimed at (jumprelu).
-        output_dir: each SAE goes to `layer_<l>/` there, in sae-lens' format, which `load_saes(path=...)` reads.
-        model_name: what the SAE says it was trained on; `load_saes` compares it with the model.
+        model_name: what the SAE says it was trained on (None: what the model says); `load_saes` compares it
+            with the model.
         architecture: "topk" or "jumprelu".
         lr: Adam's; by default 2 / sqrt(d_model * d_sae) (0.0003 for 16k latents on Gemma-2-2B, 0.006 on tiny models),
             which suits short trainings: choose less for many more than 10^4 steps.
@@ -109,11 +110,13 @@ def train_saes(
         InputError: if an option is out of range, a layer is not in the model, there is no text or too little, or
             `output_dir` cannot be written or holds something else.
     """
+    d_model = model.config.get_text_config().hidden_size
+    width = 8 * d_model if d_sae is None else d_sae
     options = SAETrainingOptions(
-        d_sae=d_sae,
+        d_sae=width,
         k=k,
         architecture=architecture,
-        lr=2 / (model.config.get_text_config().hidden_size * max(d_sae, 1)) ** 0.5 if lr is None else lr,
+        lr=2 / (d_model * max(width, 1)) ** 0.5 if lr is None else lr,
         n_tokens=n_tokens,
         batch_size=batch_size,
         seed=seed,
@@ -129,7 +132,7 @@ def train_saes(
         bar.update(task, total=int(corpus.content.sum()))
         data = split_corpus(corpus, eval_tokens=eval_tokens, least=batch_size, seed=seed)
         metadata = {
-            "model_name": model_name,
+            "model_name": model.config.name_or_path if model_name is None else model_name,
             "prepend_bos": corpus.prepend_bos,
             "context_size": context_size,
             "dataset_path": dataset_name,

@@ -9,17 +9,22 @@ Shapes: D d_model, F d_sae, K chosen features, R directions kept.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import normalize
 
-from sails_align.core.artifacts import load_artifact, save_artifact
+from sails_align.core.artifacts import content_hash, load_artifact, save_artifact
 from sails_align.core.errors import InputError
 from sails_align.core.linalg import orthonormalize
 from sails_align.subspace.selection import FeatureSelection, LayerSelection
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 KIND = "subspace"
+SHOWN_LAYERS = 6
+"""In the text that `repr` gives."""
 ORTHONORMAL_TOLERANCE = 1e-4  # float32 rounding over some thousand dimensions stays well under it
 
 
@@ -64,20 +69,66 @@ class Subspace:
         named = {f"basis.{layer}": basis_DR for layer, basis_DR in self.bases.items()}
         return named | {f"writers.{layer}": basis_DR for layer, basis_DR in (self.writers or {}).items()}
 
-    def save(self, folder: Path, input_hash: str) -> None:
-        """Write `subspace.safetensors` and `subspace.json` into a folder (see `artifacts`)."""
+    def __repr__(self) -> str:
+        method = self.provenance.get("method", "unknown")
+        onset = (
+            "" if self.onset is None else f", harmful prompts are told from harmless ones from layer {self.onset} on"
+        )
+        lines = [f"{type(self).__name__} found by {method}: d_model {self.d_model}{onset}"]
+        for layer, basis_DR in list(self.bases.items())[:SHOWN_LAYERS]:
+            writers = "" if self.writers is None else f" for readers, {self.writers[layer].shape[1]} for writers"
+            lines.append(f"  layer {layer}: {basis_DR.shape[1]} directions{writers}")
+        if len(self.bases) > SHOWN_LAYERS:
+            lines.append(f"  and {len(self.bases) - SHOWN_LAYERS} more layers")
+        return "\n".join(lines)
+
+    def features(self) -> "DataFrame":
+        """Return a row for each SAE feature that the subspace is made of.
+
+        Columns: `layer`, `used_by` (`readers`, `writers` or `all` modules), `id`, `score` (of its contrast), `promoted`
+        (the tokens that it raises most) and `link` (its page at Neuronpedia). The last two are None where `discover`
+        did not add them, as in runs of the commands.
+
+        Raises:
+            InputError: if it is made of none.
+        """
+        from pandas import DataFrame
+
+        if "features" not in self.provenance:
+            method = self.provenance.get("method")
+            raise InputError(f"the subspace was found by {method}, which uses no SAE features; use sails")
+        roles = {"all": self.provenance} if self.writers is None else {"readers": self.provenance}
+        roles |= {"writers": self.provenance["writers"]} if "writers" in self.provenance else {}
+        rows = []
+        for role, about in roles.items():
+            for layer, of in about.get("features", {"layers": {}})["layers"].items():
+                for place, feature in enumerate(of["ids"]):
+                    row = {"layer": int(layer), "used_by": role, "id": feature, "score": of["score"][place]}
+                    described = of.get("promoted"), of.get("links")
+                    row["promoted"], row["link"] = (None if values is None else values[place] for values in described)
+                    rows.append(row)
+        return DataFrame(rows)
+
+    def save(self, folder: str | Path, input_hash: str | None = None) -> None:
+        """Write `subspace.safetensors` and `subspace.json` into a folder (see `artifacts`).
+
+        Args:
+            folder: to write to.
+            input_hash: of what it was made from; None: of `provenance`.
+        """
+        folder, input_hash = Path(folder), input_hash or content_hash({"subspace": self.provenance})
         values = {f"singular_values.{layer}": values_R for layer, values_R in self.singular_values.items()}
         about = {**self.provenance, "onset": self.onset}
         save_artifact(folder, KIND, self.tensors() | values, about, input_hash)
 
     @classmethod
-    def load(cls, folder: Path) -> "Subspace":
+    def load(cls, folder: str | Path) -> "Subspace":
         """Read a saved subspace.
 
         Raises:
             InputError: if it is missing or damaged, or a basis is not orthonormal.
         """
-        tensors, header = load_artifact(folder, KIND)
+        tensors, header = load_artifact(Path(folder), KIND)
         found: dict[str, dict[int, torch.Tensor]] = {"basis": {}, "writers": {}, "singular_values": {}}
         for name, tensor in sorted(tensors.items(), key=lambda item: int(item[0].rpartition(".")[2])):
             kind, _, layer = name.rpartition(".")

@@ -51,7 +51,7 @@ class DiscoveryData:
     pairs: Dataset
     """Harmful requests (`prompt`, messages) with a `chosen` response and, for the response contrast, a `rejected`."""
     harmless: Dataset | None
-    """Harmless requests with a `chosen` response."""
+    """Harmless requests, with or without a `chosen` response."""
     dropped: dict[str, int] = field(default_factory=dict)
     """Rows that could not be used, counted by cause."""
 
@@ -77,7 +77,7 @@ def contrast_data(
     with_benign: bool = False,
 ) -> dict[str, dict[str, Sides]]:
     """A share (its number, and how many there are) of the contrasts' sequences: chosen against rejected responses,
-    harmless against harmful prompts; `with_benign`, the prompts in any case, and the responses to harmless ones."""
+    harmless against harmful prompts; `with_benign`, the prompts in any case, and responses to harmless ones, if any."""
     tokenizer, max_length = data.tokenizer, options.max_length
 
     def response(column: str) -> Any:
@@ -103,7 +103,7 @@ def contrast_data(
         assert data.harmless is not None
         harmless = some(data.harmless)
         contrasts["prompt"] = {"aligned": Sides(harmless, prompt), "unaligned": Sides(pairs, prompt)}
-        if with_benign:
+        if with_benign and "chosen" in harmless.column_names:
             contrasts[BENIGN] = {"aligned": Sides(harmless, response("chosen"))}
     return contrasts
 

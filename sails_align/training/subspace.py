@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from sails_align.core.artifacts import content_hash
 from sails_align.core.distributed import from_main
 from sails_align.initializers.discover import discover_subspace
 from sails_align.saes.sets import SAESet
@@ -27,7 +26,7 @@ def find_subspace(args: TrainingPlan, source: Source, folder: Path) -> Subspace:
     if sails.subspace_path is not None:
         path = Path(sails.subspace_path)
         subspace = load_subspace(path, model, sails.init, allow_mismatch=sails.sae_allow_mismatch)
-        from_main(lambda: subspace.save(folder, content_hash({"subspace": subspace.provenance})))
+        from_main(lambda: subspace.save(folder))
         return subspace
     training: dict[str, Any] = {"rank": args.model.lora_r, "seed": args.training.seed}
     options = sails.discovery(

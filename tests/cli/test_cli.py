@@ -14,7 +14,7 @@ from sails_align.cli import COMMANDS, main
 from sails_align.cli import train_sae as sae_training
 from sails_align.core.errors import InputError
 from sails_align.data.pairs import load_rows, normalize
-from sails_align.saes.load import load_saes
+from sails_align.saes.load import saes_by_layer
 from sails_align.subspace.basis import Subspace
 from sails_align.testbed import build
 from sails_align.testbed.build import ASSETS, SAE_LAYERS
@@ -154,7 +154,7 @@ def test_train_sae_on_the_testbed(capsys, tmp_path, testbed):
     assert f"{report['explained_variance']:.3f}" in printed
     assert "--sae_path" in printed
     model_config = AutoConfig.from_pretrained(testbed.model_path)
-    saes = load_saes(path=tmp_path / "saes", model_config=model_config, model_name="testbed")
+    saes = saes_by_layer(path=tmp_path / "saes", model_config=model_config, model_name="testbed")
     assert {layer: sae.info.d_sae for layer, sae in saes.items()} == {1: 64}
     weights = tmp_path / "saes" / "layer_1" / "sae_weights.safetensors"
     before = weights.stat().st_mtime_ns

@@ -14,7 +14,7 @@ from sails_align.saes.explain import (
     neuronpedia_label,
     neuronpedia_page,
 )
-from sails_align.saes.load import ResidualSAE, load_saes
+from sails_align.saes.load import ResidualSAE, saes_by_layer
 from sails_align.testbed.build import resolve_testbed
 
 LAYER = 3
@@ -25,7 +25,7 @@ def world():
     testbed = resolve_testbed("testbed")
     model = AutoModelForCausalLM.from_pretrained(testbed.model_path).eval()
     tokenizer = AutoTokenizer.from_pretrained(testbed.model_path)
-    saes = load_saes(path=testbed.sae_path, model_config=model.config, model_name=testbed.model_path)
+    saes = saes_by_layer(path=testbed.sae_path, model_config=model.config, model_name=testbed.model_path)
     requests = testbed.world.requests("train_harmful", 40)
     sides = [
         tokenize_response(tokenizer, [{"role": "user", "content": request.prompt}], request.answer, 64)

@@ -19,7 +19,7 @@ from sails_align.cli.doctor import ASSETS
 from sails_align.core.errors import InputError
 from sails_align.models.hooks import hidden_states_at
 from sails_align.saes.checks import compare_names, layer_of_hook
-from sails_align.saes.load import load_saes
+from sails_align.saes.load import saes_by_layer
 
 D, F = 32, 64
 
@@ -53,7 +53,7 @@ def save_sae_lens(folder: Path, hook_name: str = "blocks.1.hook_resid_post", **o
 
 
 def load(path: Path, config=None, model_name: str = "google/gemma-2-2b", **options):
-    return load_saes(path=path, model_config=config or gemma2(), model_name=model_name, **options)
+    return saes_by_layer(path=path, model_config=config or gemma2(), model_name=model_name, **options)
 
 
 # Releases, through SAE.from_pretrained
@@ -62,7 +62,7 @@ def load(path: Path, config=None, model_name: str = "google/gemma-2-2b", **optio
 def test_gemma_scope_release_at_real_size(cache):
     tensors = sae_tensors(2304, 16384, torch.float16)
     add_gemma_scope(cache, "google/gemma-scope-2b-pt-res", "layer_12/width_16k/average_l0_82", tensors)
-    saes = load_saes(
+    saes = saes_by_layer(
         release="gemma-scope-2b-pt-res-canonical",
         sae_ids=["layer_12/width_16k/canonical"],
         model_config=gemma2(2304),
@@ -92,7 +92,7 @@ def test_llama_scope_folds_its_input_scaling(cache):
     tensors = sae_tensors(D, F)
     repo, folder = "fnlp/Llama3_1-8B-Base-LXR-8x", "Llama3_1-8B-Base-L10R-8x"
     add_llama_scope(cache, repo, folder, tensors, scaling=factor, threshold=0.3)
-    saes = load_saes(
+    saes = saes_by_layer(
         release="llama_scope_lxr_8x",
         sae_ids=["l10r_8x"],
         model_config=LlamaConfig(hidden_size=D, num_hidden_layers=32),
@@ -117,7 +117,7 @@ def test_gemma_scope_2_works_offline(cache):
     file = add_gemma_scope_2(cache, repo, "resid_post/layer_12_width_16k_l0_medium", tensors)
     release = {"release": "gemma-scope-2-270m-pt-res", "sae_ids": ["layer_12_width_16k_l0_medium"]}
     config = Gemma3TextConfig(hidden_size=D, num_hidden_layers=18)
-    saes = load_saes(**release, model_config=config, model_name="google/gemma-3-270m")
+    saes = saes_by_layer(**release, model_config=config, model_name="google/gemma-3-270m")
     assert saes[12].info.model_name == "gemma-3-270m"
     hidden_TD = torch.randn(10, D) * 3
     torch.testing.assert_close(saes[12].encode(hidden_TD).double(), jumprelu(hidden_TD, tensors), atol=1e-4, rtol=1e-4)
@@ -127,7 +127,7 @@ def test_gemma_scope_2_works_offline(cache):
 def test_gemma_scope_2_at_real_size(cache):
     tensors = sae_tensors(2560, 16384, torch.float16)
     add_gemma_scope_2(cache, "google/gemma-scope-2-4b-pt", "resid_post/layer_17_width_16k_l0_medium", tensors)
-    saes = load_saes(
+    saes = saes_by_layer(
         release="gemma-scope-2-4b-pt-res",
         sae_ids=["layer_17_width_16k_l0_medium"],
         model_config=SHAPES["gemma-3-4b"],
@@ -153,7 +153,7 @@ def test_gemma_scope_2_at_real_size(cache):
 )
 def test_releases_that_cannot_be_had(cache, release, sae_ids, said):
     with pytest.raises(InputError, match=said) as error:
-        load_saes(release=release, sae_ids=sae_ids, model_config=gemma2(), model_name="google/gemma-2-2b")
+        saes_by_layer(release=release, sae_ids=sae_ids, model_config=gemma2(), model_name="google/gemma-2-2b")
     assert len(str(error.value).splitlines()) <= 3
 
 
@@ -161,7 +161,7 @@ def test_a_damaged_cached_file_is_named(cache):
     file = add_to_cache(cache, "google/gemma-scope-2b-pt-res", "layer_12/width_16k/average_l0_82/params.npz")
     file.write_bytes(b"not a zip file")
     with pytest.raises(InputError, match=r"layer_12/width_16k/canonical cannot be loaded"):
-        load_saes(
+        saes_by_layer(
             release="gemma-scope-2b-pt-res-canonical",
             sae_ids=["layer_12/width_16k/canonical"],
             model_config=gemma2(),
@@ -172,7 +172,7 @@ def test_a_damaged_cached_file_is_named(cache):
 @pytest.mark.parametrize("choice", [{}, {"release": "r", "path": "p"}])
 def test_either_a_release_or_a_path(choice):
     with pytest.raises(InputError, match="both or neither"):
-        load_saes(**choice, model_config=gemma2(), model_name="google/gemma-2-2b")
+        saes_by_layer(**choice, model_config=gemma2(), model_name="google/gemma-2-2b")
 
 
 # Local paths
@@ -411,4 +411,4 @@ def test_weights_that_are_not_finite(tmp_path, name):
     save_file(tensors, file)
     config = AutoConfig.from_pretrained(ASSETS / "model")
     with pytest.raises(InputError, match=f"has numbers in {name} that are not finite"):
-        list(load_saes(path=tmp_path, model_config=config, model_name="testbed"))
+        list(saes_by_layer(path=tmp_path, model_config=config, model_name="testbed"))

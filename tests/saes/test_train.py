@@ -24,7 +24,7 @@ from transformers import (
 from sails_align.core.errors import InputError
 from sails_align.models.hooks import hidden_states_at
 from sails_align.saes.layer_trainer import LayerTrainer, SAETrainingOptions
-from sails_align.saes.load import load_saes, residual_sae
+from sails_align.saes.load import residual_sae, saes_by_layer
 from sails_align.saes.quality import evaluate_sae
 from sails_align.saes.token_stream import buffers, hidden_states_of, read_corpus, split_corpus
 from sails_align.saes.train import train_saes
@@ -303,7 +303,7 @@ def test_train_and_load(tmp_path, tokenizer):
         assert 0 <= report.dead_fraction < 0.5
         assert report.tokens_trained == 20_000
         assert report.seconds > 0
-    saes = load_saes(path=tmp_path, model_config=model.config, model_name="tiny")
+    saes = saes_by_layer(path=tmp_path, model_config=model.config, model_name="tiny")
     assert list(saes) == [0, 2]
     assert saes[2].info.hook_name == "blocks.2.hook_resid_post"
     assert saes[2].info.prepend_bos
@@ -445,4 +445,4 @@ def test_a_pretrained_model_on_real_text(tmp_path, shared):
         assert report.dead_fraction < 0.05
         assert report.loss_recovered is not None
         assert report.loss_recovered > 0.95
-    assert list(load_saes(path=tmp_path, model_config=model.config, model_name=str(path))) == [1, 3]
+    assert list(saes_by_layer(path=tmp_path, model_config=model.config, model_name=str(path))) == [1, 3]
