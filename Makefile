@@ -15,6 +15,8 @@ VLLM_STAMP := .venv-vllm/.installed
 QUICK := not (slow or distributed or documents or wheel or vllm or gpu)
 OTHERS := (slow or distributed or documents or wheel) and not (vllm or gpu)
 PARALLEL := -n 2 --dist worksteal
+# The commands of a document run in their order, so that a file is one worker's.
+BY_FILE := -n 2 --dist loadfile
 
 .PHONY: demo test test-all test-vllm test-wheel test-versions check docs format
 
@@ -26,7 +28,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest $(PARALLEL) -m "$(QUICK)"
 
 test-all: $(STAMP)
-	$(BIN)/python -m pytest $(PARALLEL) -m "$(OTHERS)"
+	$(BIN)/python -m pytest $(BY_FILE) -m "$(OTHERS)"
 	$(MAKE) test-vllm
 	$(MAKE) test-wheel
 
