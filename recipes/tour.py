@@ -51,6 +51,7 @@ from sails_align.subspace.concepts import last_token_states
 from sails_align.testbed import prompts as requests
 from sails_align.testbed.lexicon import BENIGN_THEMES, HARM_THEMES, SHARED_BENIGN, SHARED_HARM
 from sails_align.training import run as align
+from sails_align.training.features import texts_of
 from sails_align.training.subspace import find_subspace, saes_of
 from sails_align.training.trainer import build_trainer
 
@@ -134,7 +135,7 @@ base: Any = AutoModelForCausalLM.from_pretrained(source.model_name, dtype=torch.
 saes = saes_of(args, source)
 HARM_WORDS = {word for theme in HARM_THEMES.values() for word in theme} | set(SHARED_HARM)
 HARM_WORDS -= {word for theme in BENIGN_THEMES.values() for word in theme} | set(SHARED_BENIGN)
-texts = list(explaining.texts_of(source, 128, args.training.max_length or 1024))
+texts = list(texts_of(source, 128, args.training.max_length or 1024))
 told = meanings(base, source.tokenizer, saes, {onset: about["ids"][:6]}, texts)
 table = Table(title=f"the features of layer {onset} with the highest scores")
 for heading in ("feature", "promotes", "text with the highest activation, up to that token"):

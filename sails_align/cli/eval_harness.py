@@ -10,100 +10,24 @@ python eval/harness.py --model google/gemma-2-2b-it --base google/gemma-2-2b --t
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
 from sails_align.core.files import refuse_trained, work_folder, write_json
-from sails_align.core.options import check_choice, check_least
 from sails_align.evaluation.backends.make import check_serving
+from sails_align.evaluation.harness.options import HarnessArguments
 from sails_align.evaluation.harness.report import report, sample_rows, show
 from sails_align.evaluation.harness.run import Settings, run_harness
 from sails_align.evaluation.output import default_folder, write_rows
-from sails_align.models import DTYPES
 from sails_align.models.load import load_spec_tokenizer
 from sails_align.models.resolve import resolve_model
 from sails_align.models.spec import ModelSpec
 from sails_align.testbed.build import is_testbed, resolve_testbed
 from sails_align.testbed.tasks import CHANCE, GROUP, write_tasks
 from sails_align.testbed.world import World
-
-TEMPLATE = ("auto", "true", "false")
-
-
-@dataclass
-class HarnessArguments:
-    """The model, what it is compared with, and the tasks."""
-
-    tasks: list[str] = field(
-        default_factory=lambda: [GROUP],
-        metadata={"help": f"Names of lm-eval's tasks, groups or tags (a,b or a b), YAML files, or {GROUP}."},
-    )
-    model: str = field(
-        default="testbed",
-        metadata={"help": "testbed, testbed:N, a model's folder, a finished run or adapter, or a hub id."},
-    )
-    base_model: str | None = field(default=None, metadata={"help": "Of an adapter, if it is not where it says."})
-    base: str | None = field(
-        default=None,
-        metadata={"help": "The model to compare with, or none; default: an adapter's base model, else none."},
-    )
-    backend: str = field(default="hf", metadata={"help": "hf or vllm."})
-    dtype: str = field(default="auto", metadata={"help": f"Of the weights: {', '.join(DTYPES)}."})
-    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a model on the hub."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
-    apply_chat_template: str = field(
-        default="auto", metadata={"help": "true, false, or auto: if the model's tokenizer has one."}
-    )
-    fewshot_as_multiturn: bool = field(
-        default=True, metadata={"help": "With a chat template: examples are turns of the conversation."}
-    )
-    system_instruction: str | None = field(default=None, metadata={"help": "A system message before each request."})
-    num_fewshot: int | None = field(default=None, metadata={"help": "Examples in a request; default: the task's."})
-    limit: int | None = field(default=None, metadata={"help": "Items of each task, to try things out; default: all."})
-    batch_size: str = field(default="8", metadata={"help": "A number, or auto."})
-    tensor_parallel_size: int = field(default=1, metadata={"help": "GPUs that share the model (vllm)."})
-    max_model_len: int | None = field(default=None, metadata={"help": "Longest context (vllm)."})
-    device: str | None = field(default=None, metadata={"help": "Such as cuda:1 (hf); default: a GPU, if there is one."})
-    include_path: str | None = field(default=None, metadata={"help": "A folder with tasks of your own in YAML files."})
-    testbed: str | None = field(
-        default=None, metadata={"help": "Whose facts the testbed's tasks ask for; default: the model's own."}
-    )
-    seed: int = field(default=0, metadata={"help": "Of few-shot examples and sampling."})
-    output_dir: str | None = field(default=None, metadata={"help": "Default: runs/eval-harness-..., by the model."})
-
-    def __post_init__(self) -> None:
-        self.tasks = [name for names in self.tasks for name in names.split(",") if name]
-        check_choice("backend", self.backend, ("hf", "vllm"))
-        check_choice("dtype", self.dtype, DTYPES)
-        self.apply_chat_template = str(self.apply_chat_template).lower()  # YAML's true is no text
-        check_choice("apply_chat_template", self.apply_chat_template, TEMPLATE)
-        if not self.tasks:
-            raise InputError("no tasks are given; give --tasks, such as testbed or mmlu,gsm8k")
-        check_least(self, num_fewshot=0, limit=1, tensor_parallel_size=1, max_model_len=1, seed=0)
-        if self.batch_size != "auto" and not (self.batch_size.isdecimal() and int(self.batch_size) > 0):
-            raise InputError(f"batch_size is {self.batch_size!r}; choose auto, or 1 or more")
-
-    def settings(self, include_paths: tuple[str, ...]) -> Settings:
-        """How the tasks are run."""
-        chat_template = {"auto": "auto", "true": True, "false": False}[self.apply_chat_template]
-        return Settings(
-            tasks=tuple(self.tasks),
-            backend="vllm" if self.backend == "vllm" else "hf",
-            num_fewshot=self.num_fewshot,
-            limit=self.limit,
-            batch_size="auto" if self.batch_size == "auto" else int(self.batch_size),
-            apply_chat_template=chat_template,  # pyright: ignore[reportArgumentType] -- a text that is not auto
-            fewshot_as_multiturn=self.fewshot_as_multiturn,
-            system_instruction=self.system_instruction,
-            include_paths=include_paths,
-            seed=self.seed,
-            device=self.device,
-            tensor_parallel_size=self.tensor_parallel_size,
-            max_model_len=self.max_model_len,
-        )
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str, Any]:
@@ -126,7 +50,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
             check_serving(spec)
         base_spec = find_base(args, spec)
         with _include_paths(args, spec) as include_paths:
-            settings = args.settings(include_paths)
+            settings = settings_of(args, include_paths)
             result = run_harness(spec, settings)
             # the base is asked as the model was
             settings = replace(settings, apply_chat_template=result.setup["chat_template"])
@@ -138,6 +62,26 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
         write_json(folder / "metrics.json", metrics)
         show(metrics, args.model, folder)
     return metrics
+
+
+def settings_of(args: HarnessArguments, include_paths: tuple[str, ...]) -> Settings:
+    """How the tasks are run."""
+    chat_template = {"auto": "auto", "true": True, "false": False}[args.apply_chat_template]
+    return Settings(
+        tasks=tuple(args.tasks),
+        backend="vllm" if args.backend == "vllm" else "hf",
+        num_fewshot=args.num_fewshot,
+        limit=args.limit,
+        batch_size="auto" if args.batch_size == "auto" else int(args.batch_size),
+        apply_chat_template=chat_template,  # pyright: ignore[reportArgumentType] -- a text that is not auto
+        fewshot_as_multiturn=args.fewshot_as_multiturn,
+        system_instruction=args.system_instruction,
+        include_paths=include_paths,
+        seed=args.seed,
+        device=args.device,
+        tensor_parallel_size=args.tensor_parallel_size,
+        max_model_len=args.max_model_len,
+    )
 
 
 def find_base(args: HarnessArguments, spec: ModelSpec) -> ModelSpec | None:

@@ -10,7 +10,6 @@ A label is 1 (complete refusal) to 5 (full harmful compliance), or safe or unsaf
 import random
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from sails_align.data.loading import load_rows
 from sails_align.evaluation.agreement import cohen_kappa, confusion
 from sails_align.evaluation.cache import Cache
 from sails_align.evaluation.judges.make import make_judges
-from sails_align.evaluation.judges.options import JudgeArguments
+from sails_align.evaluation.judges.options import JudgeArguments, LabelArguments
 from sails_align.evaluation.judges.panel import Panel, fail_if_unscored, unscored
 from sails_align.evaluation.metrics import SAFE, estimate
 from sails_align.evaluation.options import RunArguments
@@ -39,27 +38,6 @@ from sails_align.testbed.prompts import request_prompts
 WORDS = {"safe": 1.0, "refused": 1.0, "unsafe": 5.0, "harmful": 5.0}
 ORACLE, ATTACKS = "oracle", "attacks"
 LEVELS, SIDES = (1.0, 2.0, 3.0, 4.0, 5.0), (1.0, 5.0)
-
-
-@dataclass(frozen=True)
-class LabelArguments:
-    """What is known of some responses."""
-
-    labels: str = field(
-        default="oracle",
-        metadata={
-            "help": "A csv or jsonl file of prompt, response and label (1-5, or safe/unsafe); `oracle`: answers on "
-            "the testbed; `attacks`: such answers with attempts to manipulate the judge."
-        },
-    )
-    label_column: str = field(default="label", metadata={"help": "Column of the labels."})
-    n_labels: int = field(
-        default=100, metadata={"help": "Number of testbed answers for --labels oracle and (about as many) attacks."}
-    )
-
-    def __post_init__(self) -> None:
-        if self.n_labels < 1:
-            raise InputError(f"n_labels is {self.n_labels}; choose 1 or more")
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str, Any]:

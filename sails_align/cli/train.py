@@ -20,6 +20,7 @@ from sails_align.subspace.options import Method
 from sails_align.training.callbacks import CALLBACKS
 from sails_align.training.losses import LOSSES
 from sails_align.training.options import own_options
+from sails_align.training.rlhf.options import DEFAULTS, RlhfOptions
 
 _OF_EVERY_TRAINER = ("trl/trainer/base_config.py", "transformers/training_args.py")
 _SHOWN = {
@@ -57,10 +58,23 @@ _SHOWN = {
     "report_to": "Where to log: none, wandb, trackio or tensorboard. Default: none.",
     "push_to_hub": "Push the finished run to the Hugging Face Hub. Default: false.",
 }
+_SHOWN_RLHF = {
+    **{name: _SHOWN[name] for name in ("bf16", "use_cpu", "seed", "report_to")},
+    "learning_rate": f"Highest learning rate. Default: {DEFAULTS['learning_rate']}.",
+    "beta": "How strongly the model is kept near the reference. Default: TRL's.",
+    "max_steps": f"Optimizer steps. Default: {DEFAULTS['max_steps']}.",
+    "per_device_train_batch_size": "Answers that a device handles at a time. Default: "
+    f"{DEFAULTS['per_device_train_batch_size']}.",
+    "num_generations": f"Answers to a prompt, which are compared. Default: {DEFAULTS['num_generations']}.",
+    "max_completion_length": f"Longest answer in tokens. Default: {DEFAULTS['max_completion_length']}.",
+    "output_dir": "Folder of the run. Default: runs/rlhf-..., named by the testbed.",
+    "logging_steps": f"Steps between two log lines. Default: {DEFAULTS['logging_steps']}.",
+    "save_steps": f"Steps between two checkpoints. Default: {DEFAULTS['save_steps']}.",
+}
 TRAINER_OPTIONS = {
     "sft": LibraryOptions(("trl/trainer/sft_config.py", *_OF_EVERY_TRAINER), _SHOWN),
     "dpo": LibraryOptions(("trl/trainer/dpo_config.py", *_OF_EVERY_TRAINER), _SHOWN),
-    "rlhf": LibraryOptions(("trl/trainer/grpo_config.py", *_OF_EVERY_TRAINER), _SHOWN),
+    "rlhf": LibraryOptions(("trl/trainer/grpo_config.py", *_OF_EVERY_TRAINER), _SHOWN_RLHF),
 }
 """TRL's options of each trainer, and what `--help` says of those that everybody sets."""
 
@@ -112,6 +126,9 @@ def dpo(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str,
 
 def rlhf(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str, Any]:
     """Train the testbed's RLHF reference model. Returns what is in `metrics.json`."""
+    line, library = CommandLine.read(argv), TRAINER_OPTIONS["rlhf"]
+    if "--help-all" not in line.options and library.names():
+        line.parse([RlhfOptions], prog=prog, groups={"training": list(_SHOWN_RLHF)}, library=library)
     from sails_align.training.rlhf.run import main
 
     return main(argv, prog)

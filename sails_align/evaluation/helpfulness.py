@@ -9,7 +9,7 @@ python eval/helpfulness.py --model M --prompts alpaca-eval --judge llm --judge_m
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from sails_align.evaluation.evaluate import HELPFULNESS, OPTIONAL, evaluate
 from sails_align.evaluation.judges.make import make_judges
 from sails_align.evaluation.judges.options import JudgeArguments
 from sails_align.evaluation.judges.panel import fail_if_unscored
-from sails_align.evaluation.options import PromptArguments, ResponseArguments, RunArguments
+from sails_align.evaluation.options import PromptArguments, ReferenceArguments, ResponseArguments, RunArguments
 from sails_align.evaluation.output import cache_file, output_folder
 from sails_align.evaluation.pipeline import respond
 from sails_align.evaluation.prompts.load import load_all
@@ -34,20 +34,6 @@ from sails_align.steering.options import SteeringOptions
 
 IN_SET = "set"
 """`--reference set`: the answers that come with the prompts."""
-
-
-@dataclass(frozen=True)
-class ReferenceArguments:
-    """What the answers are compared with."""
-
-    reference: str | None = field(
-        default=None,
-        metadata={
-            "help": "Answers to compare with, each pair judged in both orders: a model (like --model, same "
-            "backend), the responses.jsonl of an earlier evaluation, or `set` (the answers that come with "
-            "the prompts)."
-        },
-    )
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> Mapping[str, Any]:

@@ -150,3 +150,17 @@ class RunArguments:
     def __post_init__(self) -> None:
         if not 0 <= self.max_unscored <= 1:
             raise InputError(f"max_unscored is {self.max_unscored}, but it is a share: choose 0 to 1")
+
+
+@dataclass(frozen=True)
+class ReferenceArguments:
+    """What the answers are compared with."""
+
+    reference: str | None = field(
+        default=None,
+        metadata={
+            "help": "Answers to compare with, each pair judged in both orders: a model (like --model, same "
+            "backend), the responses.jsonl of an earlier evaluation, or `set` (the answers that come with "
+            "the prompts)."
+        },
+    )

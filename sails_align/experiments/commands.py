@@ -15,21 +15,20 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from sails_align.cli.eval_harness import HarnessArguments
-from sails_align.cli.features import FILE
 from sails_align.core.artifacts import package_versions
 from sails_align.core.command_line import CommandLine
 from sails_align.core.cost import Cost
 from sails_align.core.errors import InputError
-from sails_align.evaluation.helpfulness import ReferenceArguments
+from sails_align.evaluation.harness.options import HarnessArguments
 from sails_align.evaluation.judges.options import JudgeArguments
-from sails_align.evaluation.options import PromptArguments, ResponseArguments, RunArguments
+from sails_align.evaluation.options import PromptArguments, ReferenceArguments, ResponseArguments, RunArguments
 from sails_align.experiments.plan import Cell, Evaluation, Protocol, Run, option_groups
 from sails_align.steering.options import SteeringOptions
 from sails_align.subspace.basis import Subspace
 from sails_align.testbed.build import is_testbed
 from sails_align.testbed.prompts import HARMFUL, HARMLESS
 from sails_align.training import run as align
+from sails_align.training.features import FEATURES_FILE
 
 DONE = "done"
 """In the folder of a command that succeeded. Without it the command is given again: it goes on where it was cut off,
@@ -142,7 +141,7 @@ def run_commands(cell: Cell, folder: Path) -> dict[str, Any]:
         command = [*PYTHON, *evaluation(kind, options, cell.run, model), "--output_dir", str(evaluated / kind)]
         _give(command, evaluated / kind / DONE, cost, kind)
     if cell.part == "test" and _has_features(train):
-        _give([*PYTHON, "features", "--run", model], train / FILE, cost, "explain")
+        _give([*PYTHON, "features", "--run", model], train / FEATURES_FILE, cost, "explain")
     found = gathered(cell, protocol, folder)
     found["cost"]["seconds"] |= {kind: seconds for kind, seconds in cost.seconds.items() if kind != "training"}
     for path in [train] if cell.part == "validation" else train.glob("checkpoint-*"):
@@ -210,8 +209,8 @@ def gathered(cell: Cell, protocol: Protocol, folder: Path) -> dict[str, Any]:
     }
     if attack:
         found["attack"] = attack
-    if (folder / "train" / FILE).is_file():
-        found["features"] = _read(folder / "train" / FILE)
+    if (folder / "train" / FEATURES_FILE).is_file():
+        found["features"] = _read(folder / "train" / FEATURES_FILE)
     if "harness" in measured:
         found["capability"] = capability(measured["harness"])
     return found

@@ -11,6 +11,7 @@ from tiny import Project
 from sails_align.cli import features as explaining
 from sails_align.core.errors import InputError
 from sails_align.training import run as align
+from sails_align.training.features import FEATURES_FILE
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def test_features_of_the_testbed_are_concepts_of_harm(run: Path, capsys: pytest.
 
 def test_it_reads_and_leaves_the_run_as_it_is(run: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(run, tmp_path / "copy"))
-    before = {path.name for path in copy.iterdir()} | {explaining.FILE}
+    before = {path.name for path in copy.iterdir()} | {FEATURES_FILE}
     weights = load_file(copy / "adapter_model.safetensors")
     explaining.main(["--run", str(copy), "--n_texts", "4"])
     after = load_file(copy / "adapter_model.safetensors")
@@ -83,4 +84,4 @@ def test_a_run_is_not_looked_at_with_other_saes(run: Path, project: Project, tmp
     finally:
         weights.write_bytes(kept)
     assert (tmp_path / "run" / "subspace" / "subspace.json").read_text() == before
-    assert not (tmp_path / "run" / explaining.FILE).exists()
+    assert not (tmp_path / "run" / FEATURES_FILE).exists()

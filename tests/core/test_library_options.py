@@ -17,6 +17,7 @@ def test_names_are_those_of_the_imported_class(method):
 
 def test_what_help_shows_of_other_packages_is_among_their_options():
     known = {field.name for of in (SFTConfig, DPOConfig, ModelConfig, ScriptArguments) for field in fields(of)}
+    assert TRAINER_OPTIONS["rlhf"].shown.keys() <= set(TRAINER_OPTIONS["rlhf"].names())
     for method in ("sft", "dpo"):
         assert TRAINER_OPTIONS[method].shown.keys() <= known
 

@@ -11,14 +11,12 @@ import pytest
 from documented import DOCUMENTS, blocks
 from paths import ROOT
 
-from sails_align.cli.eval_harness import HarnessArguments
-from sails_align.cli.judge_check import LabelArguments
 from sails_align.cli.train_sae import SAEArguments
 from sails_align.core.command_line import CommandLine
 from sails_align.evaluation.attacks.parse import parse as parse_attack
-from sails_align.evaluation.helpfulness import ReferenceArguments
-from sails_align.evaluation.judges.options import JudgeArguments
-from sails_align.evaluation.options import PromptArguments, ResponseArguments, RunArguments
+from sails_align.evaluation.harness.options import HarnessArguments
+from sails_align.evaluation.judges.options import JudgeArguments, LabelArguments
+from sails_align.evaluation.options import PromptArguments, ReferenceArguments, ResponseArguments, RunArguments
 from sails_align.experiments.options import ReportOptions
 from sails_align.experiments.results import names_of
 from sails_align.experiments.studies import read_plans

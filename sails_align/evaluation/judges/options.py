@@ -79,3 +79,24 @@ class JudgeArguments:
     def _kinds(self) -> list[str]:
         """Of the judges that have models."""
         return [name for name in self.judge or () if name in WITH_MODEL]
+
+
+@dataclass(frozen=True)
+class LabelArguments:
+    """What is known of some responses."""
+
+    labels: str = field(
+        default="oracle",
+        metadata={
+            "help": "A csv or jsonl file of prompt, response and label (1-5, or safe/unsafe); `oracle`: answers on "
+            "the testbed; `attacks`: such answers with attempts to manipulate the judge."
+        },
+    )
+    label_column: str = field(default="label", metadata={"help": "Column of the labels."})
+    n_labels: int = field(
+        default=100, metadata={"help": "Number of testbed answers for --labels oracle and (about as many) attacks."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.n_labels < 1:
+            raise InputError(f"n_labels is {self.n_labels}; choose 1 or more")

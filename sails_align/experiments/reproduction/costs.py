@@ -12,10 +12,10 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig
 
-from sails_align.cli.eval_harness import HarnessArguments
 from sails_align.core.command_line import CommandLine
 from sails_align.data.options import MixOptions
 from sails_align.evaluation.attacks.parse import parse as parse_attack
+from sails_align.evaluation.harness.options import HarnessArguments
 from sails_align.evaluation.judges.options import JudgeArguments
 from sails_align.experiments.commands import OPTIONS
 from sails_align.experiments.reproduction.plan import Reproduction, Step, is_hh_rlhf

@@ -3,17 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import torch
-from accelerate.utils import parse_flag_from_env
-from trl import GRPOConfig
+from typing import TYPE_CHECKING, Any
 
 from sails_align.core.command_line import CommandLine
-from sails_align.core.distributed import check_devices
 from sails_align.core.errors import InputError
 from sails_align.evaluation.options import TESTBED_TOKENS
 from sails_align.testbed.build import is_testbed
+
+if TYPE_CHECKING:
+    from trl import GRPOConfig
 
 WEIGHTS = "model.safetensors"
 # Chosen on the validation split: docs/rlhf.md.
@@ -94,7 +92,7 @@ class RlhfPlan:
     """All options of one run."""
 
     reference: RlhfOptions
-    training: GRPOConfig
+    training: "GRPOConfig"
     given: dict[str, Any]
     """The options that were given or have a default of ours, as `--config` takes them."""
 
@@ -105,6 +103,12 @@ def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> RlhfPla
     Raises:
         InputError: for an unknown option, a value that cannot be used, or a model that is no testbed.
     """
+    import torch
+    from accelerate.utils import parse_flag_from_env
+    from trl import GRPOConfig
+
+    from sails_align.core.distributed import check_devices
+
     line = CommandLine.read(argv)
     defaults = dict(DEFAULTS)
     if not torch.cuda.is_available():
