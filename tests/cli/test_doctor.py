@@ -12,6 +12,7 @@ from packaging.requirements import Requirement
 from paths import ROOT
 
 from sails_align.cli import doctor
+from sails_align.core import machine
 
 SECRET = "do-not-show-0123456789"
 
@@ -50,7 +51,7 @@ def test_a_whole_environment_and_no_secrets() -> None:
 
 
 def test_every_requirement_is_looked_at() -> None:
-    core, optional = doctor.packages()
+    core, optional = machine.packages()
     assert {"torch", "trl", "sae-lens", "matplotlib"} <= core.keys()
     assert not core.keys() & optional.keys()
     assert "pytest" not in core
@@ -74,7 +75,8 @@ def test_a_wrong_version_and_a_missing_package(tmp_path: Path) -> None:
 
 
 def test_sources_that_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "NAME", "nowhere-to-be-found")
+    for module in (doctor, machine):
+        monkeypatch.setattr(module, "NAME", "nowhere-to-be-found")
     found = doctor.examine()
     assert (found["version"], found["packages"]) == (None, {})
     assert found["problems"] == [

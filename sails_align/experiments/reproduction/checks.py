@@ -14,10 +14,10 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationE
 from huggingface_hub.utils import validate_repo_id
 from packaging.specifiers import SpecifierSet
 
-from sails_align.cli.doctor import GIB, existing, packages
 from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError, without_password
 from sails_align.core.files import disk_errors
+from sails_align.core.machine import GIB, existing, packages
 from sails_align.data.loading import load_rows
 from sails_align.data.pairs import normalize
 from sails_align.data.tokens import tokenize_response
