@@ -43,9 +43,10 @@ def run_jobs(
     Returns:
         The jobs that failed. Those that depend on them were not started.
     """
-    run = _Run(jobs, launcher, keeps_going, say)
+    signals = _Signals()
+    run = _Run(jobs, launcher, keeps_going, say, signals)
     n_done = sum(job.is_done() for job in jobs)
-    with _terminated_as_interrupted(), progress_bar(progress) as bar:
+    with signals.as_exceptions(), progress_bar(progress) as bar:
         task = bar.add_task(title, total=len(jobs), completed=n_done)
         try:
             while run.start() or run.started:
@@ -69,8 +70,15 @@ class _Started:
 class _Run:
     """The state of one call of the runner."""
 
-    def __init__(self, jobs: Sequence[Job], launcher: Launcher, keeps_going: bool, say: Callable[[str], None]) -> None:
-        self._launcher, self._keeps_going, self._say = launcher, keeps_going, say
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        launcher: Launcher,
+        keeps_going: bool,
+        say: Callable[[str], None],
+        signals: "_Signals",
+    ) -> None:
+        self._launcher, self._keeps_going, self._say, self._signals = launcher, keeps_going, say, signals
         self._waiting = list(enumerate(jobs, 1))
         self._n_jobs = len(jobs)
         self.started: dict[int, _Started] = {}
@@ -91,11 +99,13 @@ class _Run:
                 self.ended.add(number)
                 found_done = True
             else:
-                running = self._launcher.start(job)
+                with self._signals.held():  # a job that was started and is not in the list would never be ended
+                    running = self._launcher.start(job)
+                    if running is not None:
+                        self.started[number] = _Started(job, running, time.monotonic())
                 if running is None:  # there is no room, and later jobs do not overtake this one
                     break
                 self._tell(number, job, str(job.log))
-                self.started[number] = _Started(job, running, time.monotonic())
             self._waiting.remove((number, job))
         return found_done
 
@@ -126,18 +136,46 @@ class _Run:
         self._say(f"{number:3} of {self._n_jobs}  {job.name}: {what}")
 
 
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Within the block SIGTERM is an exception, as Ctrl-C is, so that jobs are ended."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+class _Signals:
+    """SIGTERM and Ctrl-C as exceptions, so that jobs are ended; they wait while a job is being started."""
 
-    def leave(*_: Any) -> None:
-        sys.exit(128 + signal.SIGTERM)
+    def __init__(self) -> None:
+        self._are_held = False
+        self._received: int | None = None
 
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    @contextmanager
+    def as_exceptions(self) -> Iterator[None]:
+        """Handle the signals within the block. Outside the main thread, which alone gets them, do nothing."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        # What runs in the background of a shell ignores Ctrl-C, and goes on doing so.
+        caught = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, self._receive) for number in caught}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let signals wait until the end of the block."""
+        self._are_held = True
+        try:
+            yield
+        finally:
+            self._are_held = False
+        if self._received is not None:
+            self._raise(self._received)
+
+    def _receive(self, number: int, _: Any) -> None:
+        if self._are_held:
+            self._received = number
+        else:
+            self._raise(number)
+
+    def _raise(self, number: int) -> None:
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        sys.exit(128 + number)
