@@ -181,14 +181,16 @@ class Cluster:
 class _Queued:
     def __init__(self, job: Job, submitted: Any, is_local: bool) -> None:
         self._job, self._submitted, self._is_local = job, submitted, is_local
+        self._code: int | None = None
 
     def poll(self) -> int | None:
-        if not self._submitted.done():
-            return None
+        if self._code is not None or not self._submitted.done():
+            return self._code
         error = self._submitted.exception()
         if error is not None and not self._job.log.is_file():  # it did not come as far as that
             write_text(self._job.log, str(error))
-        return 0 if error is None else 1
+        self._code = 0 if error is None else 1  # kept: submitit waits for a result that is not there each time
+        return self._code
 
     def end(self) -> None:
         self._submitted.cancel(check=False)
