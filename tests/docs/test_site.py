@@ -46,7 +46,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_readme_is_the_home_page(site: Path) -> None:
     home = (site / "index.html").read_text()
-    assert "Two commands" in home
+    assert "Quick start" in home
     assert 'href="testbed.html"' in home
     assert 'docs/testbed.md"' not in home
 

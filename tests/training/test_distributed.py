@@ -296,7 +296,7 @@ def test_two_launches_do_not_share_a_folder(project: Project, tmp_path: Path) ->
     """Workers outlive a launcher that is killed; a second launch must not write where they still do."""
     run = tmp_path / "run"
     words = command(
-        "ddp", "tests/watched_run.py", "sft", tmp_path, *options(project, run, "sft", 2), "--max_steps", 500
+        "ddp", "tests/watched_run.py", "sft", tmp_path, *options(project, run, "sft", 2), "--max_steps", 100_000
     )
     process = subprocess.Popen(words, cwd=ROOT, env=environment(project), stderr=subprocess.DEVNULL)
     workers: list[psutil.Process] = []
