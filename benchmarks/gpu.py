@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -219,24 +219,24 @@ def found_subspace(folder: Path) -> None:
         raise SystemExit(f"discover: {done.stderr[-3000:]}")
 
 
-def of_shape(shape: str, pairs: int, peak_tflops: float) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        counts = child("prepare", folder, shape)
-        print(f"{shape}: {counts['parameters']:,} parameters", file=sys.stderr)
-        result: dict[str, Any] = {**counts, "discovery": child("discovery", folder, shape, pairs)}
-        found_subspace(folder)
-        for method in ("sft", "dpo"):
-            print(f"{shape}: {method}", file=sys.stderr)
-            result[method] = training(folder, shape, method, pairs, counts["parameters"])
-        result["merge"] = child("merge", folder / "sft-SAILS", folder / "merged")
-        models = {"base": folder / "model", "adapter": folder / "sft-SAILS", "merged": folder / "merged"}
-        result["generation"] = {name: child("generation", model, shape) for name, model in models.items()}
-    for stage in TARGETS:
-        flops = result[stage]["tokens_per_second"] * result[stage]["flops_per_token"]
-        is_met = result[stage]["ratio"]["median"] <= TARGETS[stage]
-        result[stage] |= {"mfu": flops / (peak_tflops * 1e12), "target": TARGETS[stage], "met": is_met}
-    return result
+def against_target(stage: str, measured: dict[str, Any], peak_tflops: float) -> dict[str, Any]:
+    """The measured figures with MFU and whether the stage's target is met."""
+    flops = measured["tokens_per_second"] * measured["flops_per_token"]
+    is_met = measured["ratio"]["median"] <= TARGETS[stage]
+    return measured | {"mfu": flops / (peak_tflops * 1e12), "target": TARGETS[stage], "met": is_met}
+
+
+def stages(folder: Path, shape: str, pairs: int, peak_tflops: float) -> Iterator[tuple[str, Any]]:
+    """Each figure's name and value, as soon as it is measured."""
+    n_parameters = child("prepare", folder, shape)["parameters"]
+    yield "parameters", n_parameters
+    yield "discovery", against_target("discovery", child("discovery", folder, shape, pairs), peak_tflops)
+    found_subspace(folder)
+    for method in ("sft", "dpo"):
+        yield method, against_target(method, training(folder, shape, method, pairs, n_parameters), peak_tflops)
+    yield "merge", child("merge", folder / "sft-SAILS", folder / "merged")
+    models = {"base": folder / "model", "adapter": folder / "sft-SAILS", "merged": folder / "merged"}
+    yield "generation", {name: child("generation", model, shape) for name, model in models.items()}
 
 
 def show(shape: str, result: dict[str, Any]) -> None:
@@ -275,9 +275,13 @@ def main() -> None:
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     results = {"device": card, "torch": torch.__version__, "peak_tflops": args.peak_tflops, "shapes": {}}
     for shape in args.shapes:
-        results["shapes"][shape] = of_shape(shape, args.pairs, args.peak_tflops)
-        if args.output:  # after each, since those that follow take long
-            args.output.write_text(json.dumps(results, indent=1) + "\n")
+        figures = results["shapes"][shape] = {}
+        with tempfile.TemporaryDirectory() as folder:
+            for name, value in stages(Path(folder), shape, args.pairs, args.peak_tflops):
+                print(f"{shape}: {name} {json.dumps(value)}", file=sys.stderr, flush=True)
+                figures[name] = value
+                if args.output:  # after each, since those that follow take long
+                    args.output.write_text(json.dumps(results, indent=1) + "\n")
     print(f"on {card}")
     for shape, result in results["shapes"].items():
         show(shape, result)
