@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from sails_align.subspace.basis import Subspace
     from sails_align.training.callbacks.decay import SubspaceDecay
     from sails_align.training.callbacks.drift import DriftCallback
-    from sails_align.training.callbacks.probe import ProbeCallback
+    from sails_align.training.callbacks.learning_curve import LearningCurveCallback
 
 _PUBLIC = {
     "DriftCallback": "training.callbacks.drift:DriftCallback",
     "EvaluationResult": "evaluation.result:EvaluationResult",
     "InputError": "core.errors:InputError",
-    "ProbeCallback": "training.callbacks.probe:ProbeCallback",
+    "LearningCurveCallback": "training.callbacks.learning_curve:LearningCurveCallback",
     "Subspace": "subspace.basis:Subspace",
     "SubspaceDecay": "training.callbacks.decay:SubspaceDecay",
     "compare": "evaluation.result:compare",
@@ -53,7 +53,7 @@ __all__ = [
     "DriftCallback",
     "EvaluationResult",
     "InputError",
-    "ProbeCallback",
+    "LearningCurveCallback",
     "Subspace",
     "SubspaceDecay",
     "compare",

@@ -15,7 +15,7 @@ from sails_align.subspace.basis import Subspace
 from sails_align.subspace.options import Method
 from sails_align.training import run as align
 from sails_align.training.checkpoints import run_identity
-from sails_align.training.dataset import Source
+from sails_align.training.dataset import TrainingSource
 from sails_align.training.subspace import find_subspace
 from sails_align.training.trainer import AlignmentTrainer, build_trainer
 
@@ -72,7 +72,7 @@ class Built:
     """A trainer, as the recipe builds it."""
 
     args: align.TrainingPlan
-    source: Source
+    source: TrainingSource
     subspace: Subspace | None
     trainer: AlignmentTrainer
     init: AdapterInit | None

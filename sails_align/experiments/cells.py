@@ -37,7 +37,7 @@ from sails_align.testbed import prompts as requests
 from sails_align.testbed.build import Testbed, resolve_testbed
 from sails_align.testbed.oracle import OracleJudge
 from sails_align.training.callbacks.drift import DriftCallback
-from sails_align.training.callbacks.probe import ProbeCallback
+from sails_align.training.callbacks.learning_curve import LearningCurveCallback
 
 PROBE_EVERY = 8
 N_EXPLAINED = 256
@@ -122,7 +122,11 @@ def _aligned(cell: Cell, testbed: Testbed, folder: Path, cost: Cost) -> Trained:
     if args.sails.uses_subspace:
         with cost.of("subspace"):
             subspace = find_subspace(args, source, folder / "subspace")
-    probe = ProbeCallback(PROBE_EVERY, _probe(cell, testbed, source.tokenizer, cost)) if cell.part == "test" else None
+    probe = (
+        LearningCurveCallback(PROBE_EVERY, _probe(cell, testbed, source.tokenizer, cost))
+        if cell.part == "test"
+        else None
+    )
     with cost.of("prepare"):
         built = build_trainer(args, source, subspace, callbacks=[probe] if probe else None)
         trainer, init = built.trainer, built.init

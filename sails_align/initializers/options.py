@@ -14,7 +14,7 @@ from sails_align.subspace.options import CHOICES, DECIDES_SUBSPACE, PRESETS, Dis
 
 
 @dataclass(frozen=True)
-class SailsArguments:
+class InitializerOptions:
     """Options of the safety subspace and of the adapters' initialization in it."""
 
     init: str | None = field(
@@ -134,7 +134,7 @@ class SailsArguments:
         """Return whether adapters are initialized in a subspace."""
         return self.initializer.makes_subspace
 
-    def replaced(self, **changes: Any) -> "SailsArguments":
+    def replaced(self, **changes: Any) -> "InitializerOptions":
         """The same options but for some; what the preset gave it gives again."""
         unset = {name: None for name in PRESETS[self.preset] if name not in self.given}
         return replace(self, **(unset | changes))

@@ -100,7 +100,7 @@ class DiscoveryOptions:
 
 
 @dataclass(frozen=True)
-class DPOArguments:
+class DPOOptions:
     """Options of DPO in addition to TRL's."""
 
     ref_model_name_or_path: str | None = field(

@@ -37,7 +37,7 @@ from sails_align.models.language_model import copy_processor
 from sails_align.models.spec import identity_of
 from sails_align.subspace.basis import Subspace
 from sails_align.training.callbacks.options import DecayOptions
-from sails_align.training.dataset import Source
+from sails_align.training.dataset import TrainingSource
 from sails_align.training.plan import TrainingPlan
 from sails_align.training.trainer import INITIAL_ADAPTER, PAIRS, AlignmentTrainer
 
@@ -75,7 +75,7 @@ def _as_json(value: Any) -> Any:
     return str(value) if isinstance(value, enum.Enum) else value
 
 
-def run_identity(args: TrainingPlan, source: Source, subspace: Subspace | None) -> dict[str, Any]:
+def run_identity(args: TrainingPlan, source: TrainingSource, subspace: Subspace | None) -> dict[str, Any]:
     """What must be the same for a checkpoint to be this run's: resuming with anything else would mix two runs."""
     sails, training, model = args.sails, args.training, args.model
     identity = {
@@ -287,7 +287,7 @@ def _different(identity: dict[str, Any], other: dict[str, Any]) -> list[str]:
     return [name for name in identity if content_hash(identity[name]) != content_hash(other.get(name))]
 
 
-def check_folder(args: TrainingPlan, source: Source, output_dir: Path) -> None:
+def check_folder(args: TrainingPlan, source: TrainingSource, output_dir: Path) -> None:
     """Refuse a folder that holds another run, before anything in it is changed.
 
     Raises:

@@ -20,7 +20,7 @@ from sails_align.models.spec import identity_of
 
 
 @dataclass(frozen=True)
-class Source:
+class TrainingSource:
     """A model, by what `from_pretrained` takes, and the data."""
 
     model_name: str
@@ -145,7 +145,7 @@ def assemble(
     name: str | None = None,
     chat_template_path: str | None = None,
     transforms: Sequence[Any] = (),
-) -> Source:
+) -> TrainingSource:
     """Put model and data together: cut the safety data to size, and apply the transforms of the data.
 
     Args:
@@ -162,7 +162,7 @@ def assemble(
         safety = safety.shuffle(seed=training_args.seed).select(range(data_args.max_train_examples))
     examples = transformed(AlignmentExamples(safety, helpful, train=safety), transforms, training_args.seed)
     assert model_args.model_name_or_path is not None
-    return Source(
+    return TrainingSource(
         model_name=model_args.model_name_or_path,
         name=name or model_args.model_name_or_path,
         tokenizer=load_tokenizer(model_args, training_args, chat_template_path),

@@ -22,7 +22,7 @@ from sails_align.saes.sets import SAESet
 from sails_align.subspace.basis import Subspace
 from sails_align.subspace.concepts import States, concepts, last_token_states, shown
 from sails_align.training import run as align
-from sails_align.training.dataset import Source
+from sails_align.training.dataset import TrainingSource
 from sails_align.training.subspace import saes_of
 
 FEATURES_FILE = "features.json"
@@ -85,7 +85,7 @@ def explain(run: Path, n_texts: int = 256) -> dict[str, Any]:
     return found
 
 
-def _check_same(run: Path, record: Mapping[str, Any], source: Source, saes: SAESet) -> None:
+def _check_same(run: Path, record: Mapping[str, Any], source: TrainingSource, saes: SAESet) -> None:
     """Refuse to look at a run with another model, other data or other SAEs than it had.
 
     Raises:
@@ -109,7 +109,7 @@ def requests_of(dataset: Dataset, n: int) -> list[list[Message]]:
     return dataset.select(range(min(n, len(dataset))))["prompt"][:]
 
 
-def texts_of(source: Source, n: int, max_length: int) -> Iterator[TokenizedSide]:
+def texts_of(source: TrainingSource, n: int, max_length: int) -> Iterator[TokenizedSide]:
     """Conversations of the training data, to look for features in: harmful requests, then harmless ones."""
     for dataset in (source.safety, source.helpful):
         for row in [] if dataset is None else dataset.select(range(min(n, len(dataset)))).to_list():

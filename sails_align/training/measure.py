@@ -16,7 +16,7 @@ from sails_align.core.files import write_json
 from sails_align.models.quantized import n_weights
 from sails_align.testbed import prompts as requests
 from sails_align.testbed.build import Testbed
-from sails_align.training.dataset import Source
+from sails_align.training.dataset import TrainingSource
 from sails_align.training.plan import TrainingPlan
 from sails_align.training.trainer import AlignmentTrainer
 
@@ -65,7 +65,7 @@ class MeasureStart(TrainerCallback):
 
 
 def measure(
-    trainer: AlignmentTrainer, source: Source, testbed: Testbed | None, args: TrainingPlan, label: str
+    trainer: AlignmentTrainer, source: TrainingSource, testbed: Testbed | None, args: TrainingPlan, label: str
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Numbers of the model as it is now, and the judged responses they come from (on the testbed).
 

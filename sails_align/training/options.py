@@ -2,8 +2,8 @@
 
 from sails_align.data.options import DataOptions
 from sails_align.data.transforms import TRANSFORMS
-from sails_align.initializers.options import SailsArguments
-from sails_align.subspace.options import DPOArguments, Method
+from sails_align.initializers.options import InitializerOptions
+from sails_align.subspace.options import DPOOptions, Method
 from sails_align.training.callbacks import CALLBACKS
 from sails_align.training.losses import LOSSES
 from sails_align.training.losses.options import LossOptions
@@ -17,4 +17,4 @@ def entry_options() -> list[type]:
 
 def own_options(method: Method) -> list[type]:
     """All our options of a training by a method."""
-    return [SailsArguments, DataOptions, *entry_options(), *([DPOArguments] if method == "dpo" else [])]
+    return [InitializerOptions, DataOptions, *entry_options(), *([DPOOptions] if method == "dpo" else [])]

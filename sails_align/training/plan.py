@@ -19,8 +19,8 @@ from sails_align.core.errors import InputError
 from sails_align.core.options import to_json
 from sails_align.data.options import DataOptions
 from sails_align.data.transforms import TRANSFORMS
-from sails_align.initializers.options import SailsArguments
-from sails_align.subspace.options import PRESETS, DPOArguments, Method
+from sails_align.initializers.options import InitializerOptions
+from sails_align.subspace.options import PRESETS, DPOOptions, Method
 from sails_align.training.callbacks import CALLBACKS
 from sails_align.training.losses import LOSSES
 from sails_align.training.losses.options import LossOptions
@@ -65,14 +65,14 @@ class TrainingPlan:
     """All options of one training. What is decided later on makes a new plan (`dataclasses.replace`)."""
 
     method: Method
-    sails: SailsArguments
+    sails: InitializerOptions
     data: DataOptions
     extras: tuple[Any, ...]
     """Options of transforms, callbacks and losses, one of each class in `entry_options`."""
     script: ScriptArguments
     training: SFTConfig | DPOConfig
     model: ModelConfig
-    dpo: DPOArguments
+    dpo: DPOOptions
     defaults: dict[str, Any]
     """Of ours, in place of TRL's and PEFT's."""
     given: dict[str, Any]

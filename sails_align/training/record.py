@@ -16,12 +16,12 @@ from sails_align.core.artifacts import package_versions
 from sails_align.core.files import write_json, write_text
 from sails_align.data.pairs import fingerprint
 from sails_align.subspace.basis import Subspace
-from sails_align.training.dataset import Source
+from sails_align.training.dataset import TrainingSource
 from sails_align.training.plan import TrainingPlan
 
 
 def write_record(
-    args: TrainingPlan, identity: dict[str, Any], source: Source, subspace: Subspace | None, output_dir: Path
+    args: TrainingPlan, identity: dict[str, Any], source: TrainingSource, subspace: Subspace | None, output_dir: Path
 ) -> None:
     """Write `config.yaml` and `run.json`. Neither has a token or a key."""
     record = {

@@ -25,7 +25,7 @@ from sails_align.export.card import write_card
 from sails_align.export.hub import push
 from sails_align.models.adapters import check_complete
 from sails_align.models.spec import model_path
-from sails_align.subspace.options import DPOArguments, Method
+from sails_align.subspace.options import DPOOptions, Method
 from sails_align.testbed.build import MODEL_NAME, Testbed, is_testbed, resolve_testbed
 from sails_align.testbed.data import alignment_data
 from sails_align.training.checkpoints import (
@@ -36,7 +36,7 @@ from sails_align.training.checkpoints import (
     save_model,
     train,
 )
-from sails_align.training.dataset import Source, assemble, load_data
+from sails_align.training.dataset import TrainingSource, assemble, load_data
 from sails_align.training.measure import MeasureStart, count_parameters, measure
 from sails_align.training.options import own_options
 from sails_align.training.performance import check_machine, check_options
@@ -106,7 +106,7 @@ def parse(method: Method, argv: Sequence[str] | None = None, prog: str | None = 
     config_class = SFTConfig if method == "sft" else DPOConfig
     classes = [*own_options(method), ScriptArguments, config_class, ModelConfig]
     *own, script, training, model = line.parse(classes, defaults=defaults, prog=prog)
-    dpo = own.pop() if method == "dpo" else DPOArguments()
+    dpo = own.pop() if method == "dpo" else DPOOptions()
     sails, data, *extras = own
     plan = TrainingPlan(
         method, sails, data, tuple(extras), script, training, model, dpo, defaults, line.given(classes)
@@ -194,7 +194,7 @@ def last_drift(logs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return next((row for row in reversed(rows) if row), {})
 
 
-def finish(args: TrainingPlan, source: Source, output_dir: Path) -> None:
+def finish(args: TrainingPlan, source: TrainingSource, output_dir: Path) -> None:
     """Check that the saved adapter is whole, write the model card, and push all of it to the hub if that is wanted."""
     if args.model.use_peft:
         check_complete(output_dir, source.model_config)
@@ -224,7 +224,7 @@ def resolved(plan: TrainingPlan) -> tuple[TrainingPlan, Testbed | None]:
     return replace(plan, sails=sails, model=changed(plan.model, model_name_or_path=testbed.model_path)), testbed
 
 
-def load_source(plan: TrainingPlan, testbed: Testbed | None) -> Source:
+def load_source(plan: TrainingPlan, testbed: Testbed | None) -> TrainingSource:
     """Load model, tokenizer and data of a plan that is `resolved`: the testbed's data if no other is named."""
     seed = plan.training.seed
     if testbed is None or plan.script.dataset_name is not None:

@@ -20,7 +20,7 @@ from sails_align.models.language_model import outside_decoder
 from sails_align.models.loading import model_errors, not_partitioned
 from sails_align.models.quantized import use_one_layout
 from sails_align.subspace.basis import Subspace
-from sails_align.training.dataset import Source
+from sails_align.training.dataset import TrainingSource
 from sails_align.training.plan import TrainingPlan, changed
 
 DEFAULT_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -28,7 +28,7 @@ DEFAULT_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 N_EXAMPLES = 512
 
 
-def model_init_kwargs(args: TrainingPlan, source: Source) -> dict[str, Any]:
+def model_init_kwargs(args: TrainingPlan, source: TrainingSource) -> dict[str, Any]:
     """What `from_pretrained` is given for the model that is trained (and for TRL's copy of it as DPO's reference)."""
     given = args.training.model_init_kwargs or {}
     assert isinstance(given, dict)  # transformers has parsed it
@@ -41,13 +41,15 @@ def model_init_kwargs(args: TrainingPlan, source: Source) -> dict[str, Any]:
     }
 
 
-def is_few_bits(args: TrainingPlan, source: Source) -> bool:
+def is_few_bits(args: TrainingPlan, source: TrainingSource) -> bool:
     """Whether the base model is quantized: by an option, or as it is published."""
     published = getattr(source.model_config, "quantization_config", None) is not None
     return published or args.model.load_in_4bit or args.model.load_in_8bit
 
 
-def lora_config(args: TrainingPlan, source: Source, subspace: Subspace | None) -> tuple[TrainingPlan, LoraConfig]:
+def lora_config(
+    args: TrainingPlan, source: TrainingSource, subspace: Subspace | None
+) -> tuple[TrainingPlan, LoraConfig]:
     """PEFT's configuration from TRL's options, and the plan with its modules; q, k, v and o unless others are named.
 
     Raises:
@@ -87,7 +89,9 @@ def check_rank(args: TrainingPlan, config: PretrainedConfig, name: str) -> None:
         raise InputError(f"lora_r is {args.model.lora_r}, but {name} has d_model {d_model}: choose at most that")
 
 
-def loaded_model(args: TrainingPlan, source: Source, config: LoraConfig | None) -> PreTrainedModel | PeftModel | str:
+def loaded_model(
+    args: TrainingPlan, source: TrainingSource, config: LoraConfig | None
+) -> PreTrainedModel | PeftModel | str:
     """What TRL's trainer is given as the model: a name, or a model where TRL could not make the right one.
 
     TRL makes an adapter from a configuration, and DPO's reference is then the model with the adapter off. That is not
@@ -132,7 +136,7 @@ def adopted(plan: TrainingPlan, model: PeftModel) -> TrainingPlan:
     return replace(plan, model=changed(plan.model, **shape, lora_target_modules=modules))
 
 
-def _check_adapter(folder: Path, args: TrainingPlan, source: Source) -> None:
+def _check_adapter(folder: Path, args: TrainingPlan, source: TrainingSource) -> None:
     """Refuse a folder without an adapter, one that is not plain LoRA, and one that was trained on another model.
 
     Raises:
@@ -172,7 +176,7 @@ def _is_plain(config: LoraConfig) -> bool:
     return leaves_base_alone(config.init_lora_weights) and not extras
 
 
-def initialization_examples(source: Source, max_length: int) -> list[TokenizedSide]:
+def initialization_examples(source: TrainingSource, max_length: int) -> list[TokenizedSide]:
     """Training examples for an initialization that looks at some; the same on every process."""
     rows = source.train.select(range(min(N_EXAMPLES, len(source.train))))
     return [tokenize_response(source.tokenizer, row["prompt"], row["chosen"], max_length) for row in rows]  # pyright: ignore[reportArgumentType, reportCallIssue]

@@ -9,12 +9,12 @@ from sails_align.saes.sets import SAESet
 from sails_align.subspace.basis import Subspace
 from sails_align.subspace.discovery import load_subspace
 from sails_align.subspace.inputs import DiscoveryData, DiscoveryModel
-from sails_align.training.dataset import Source
+from sails_align.training.dataset import TrainingSource
 from sails_align.training.plan import TrainingPlan
 from sails_align.training.starts import check_rank
 
 
-def find_subspace(args: TrainingPlan, source: Source, folder: Path) -> Subspace:
+def find_subspace(args: TrainingPlan, source: TrainingSource, folder: Path) -> Subspace:
     """The subspace that adapters start in: that of `--subspace_path`, or one that discovery finds; in `folder`.
 
     Raises:
@@ -36,14 +36,14 @@ def find_subspace(args: TrainingPlan, source: Source, folder: Path) -> Subspace:
     return discover_subspace(sails.init, model, data, sails.saes(), options, folder)
 
 
-def saes_of(args: TrainingPlan, source: Source) -> SAESet:
+def saes_of(args: TrainingPlan, source: TrainingSource) -> SAESet:
     """The SAEs that the options name, loaded (with `sae_placement: all`) or ready to be; none if none are named."""
     keep, device = args.sails.sae_placement == "all", str(args.training.device)
     config = source.model_config
     return SAESet.load(args.sails.saes(), keep=keep, model_config=config, model_name=source.name, device=device)
 
 
-def _model(args: TrainingPlan, source: Source) -> DiscoveryModel:
+def _model(args: TrainingPlan, source: TrainingSource) -> DiscoveryModel:
     return DiscoveryModel(
         name=source.name,
         config=source.model_config,

@@ -22,7 +22,7 @@ from sails_align.models.loading import model_errors
 from sails_align.models.quantized import is_quantized, train_in_float32, trained_values, use_one_layout
 from sails_align.subspace.basis import Subspace
 from sails_align.training.callbacks import CALLBACKS
-from sails_align.training.dataset import Source
+from sails_align.training.dataset import TrainingSource
 from sails_align.training.losses.compose import with_loss
 from sails_align.training.plan import TrainingPlan, changed
 from sails_align.training.starts import adopted, initialization_examples, loaded_model, lora_config, model_init_kwargs
@@ -48,7 +48,10 @@ class BuiltTrainer:
 
 
 def build_trainer(
-    args: TrainingPlan, source: Source, subspace: Subspace | None, callbacks: list[TrainerCallback] | None = None
+    args: TrainingPlan,
+    source: TrainingSource,
+    subspace: Subspace | None,
+    callbacks: list[TrainerCallback] | None = None,
 ) -> BuiltTrainer:
     """A TRL trainer whose adapter starts in the subspace (None: where `--init`, `--adapter_path` or PEFT says).
 
@@ -82,7 +85,7 @@ def build_trainer(
     init = initialize_adapter(
         model,
         subspace,
-        layer_map=args.sails.layer_map,  # pyright: ignore[reportArgumentType] -- checked in SailsArguments
+        layer_map=args.sails.layer_map,  # pyright: ignore[reportArgumentType] -- checked in InitializerOptions
         fold_norm=bool(args.sails.fold_norm),
         subspace_mode=args.sails.subspace_mode,  # pyright: ignore[reportArgumentType]
         scale=args.sails.init_scale,
@@ -98,7 +101,7 @@ def _attach_callbacks(trainer: AlignmentTrainer, args: TrainingPlan, init: Adapt
 
 
 def _trainer(
-    args: TrainingPlan, source: Source, subspace: Subspace | None, callbacks: list[TrainerCallback]
+    args: TrainingPlan, source: TrainingSource, subspace: Subspace | None, callbacks: list[TrainerCallback]
 ) -> tuple[AlignmentTrainer, TrainingPlan]:
     training = args.training
     if getattr(source.model_config, "quantization_config", None) is None:
@@ -137,7 +140,7 @@ def _trainer(
     return trainer, args
 
 
-def _preferences(args: TrainingPlan, source: Source, part: str) -> Dataset:
+def _preferences(args: TrainingPlan, source: TrainingSource, part: str) -> Dataset:
     """TRL's preference form; what DPO learns from is pairs, of harmless requests as well."""
     rows: Dataset = getattr(source, part)
     if "rejected" not in rows.column_names:
@@ -162,7 +165,7 @@ def _written_afresh(pairs: Dataset, folder: Path) -> None:
     pairs.save_to_disk(folder)
 
 
-def _reference_model(args: TrainingPlan, source: Source, init_kwargs: dict[str, Any]) -> PreTrainedModel | None:
+def _reference_model(args: TrainingPlan, source: TrainingSource, init_kwargs: dict[str, Any]) -> PreTrainedModel | None:
     """DPO's reference, if it is not what training starts from.
 
     Raises:
@@ -200,7 +203,7 @@ def _keep_initial_adapter(args: TrainingPlan, model: PeftModel) -> None:
     config.init_lora_weights = args.sails.init  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def left_out(trainer: AlignmentTrainer, source: Source) -> dict[str, int]:
+def left_out(trainer: AlignmentTrainer, source: TrainingSource) -> dict[str, int]:
     """How many examples TRL has dropped, because their prompts alone fill `max_length`, of each part of the data.
 
     Of a part that is packed nothing is known: TRL's rows are not examples then.
@@ -214,7 +217,7 @@ def left_out(trainer: AlignmentTrainer, source: Source) -> dict[str, int]:
     return {part: len(given[part]) - len(kept[part]) for part in given}
 
 
-def _check_lengths(trainer: AlignmentTrainer, source: Source) -> None:
+def _check_lengths(trainer: AlignmentTrainer, source: TrainingSource) -> None:
     """Refuse a `max_length` that leaves no example, and say how many it leaves out."""
     assert isinstance(trainer.args, SFTConfig | DPOConfig)
     given = {"training": len(source.train), "held-out": len(source.held_out)}

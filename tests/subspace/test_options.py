@@ -11,13 +11,13 @@ from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
 from sails_align.core.options import to_json
 from sails_align.initializers import INITIALIZERS
-from sails_align.initializers.options import SailsArguments
+from sails_align.initializers.options import InitializerOptions
 from sails_align.subspace.options import CHOICES, PRESETS
 
 
 def test_presets_give_the_same_options():
     """Each gives exactly the options that are otherwise None, so nothing is left without a value."""
-    names = {option.name for option in fields(SailsArguments) if option.init and option.default is None}
+    names = {option.name for option in fields(InitializerOptions) if option.init and option.default is None}
     from_elsewhere = {"init", "adapter_path", "sae_release", "sae_ids", "sae_path", "subspace_path"}
     for preset in PRESETS.values():
         assert set(preset) == names - from_elsewhere
@@ -25,20 +25,20 @@ def test_presets_give_the_same_options():
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_preset(preset):
-    args = SailsArguments(preset=preset)
+    args = InitializerOptions(preset=preset)
     assert {name: getattr(args, name) for name in PRESETS[preset]} == PRESETS[preset]
     assert args.given == frozenset()
 
 
 def test_paper_preset_is_the_papers():
-    args = SailsArguments(preset="paper")
+    args = InitializerOptions(preset="paper")
     assert (args.tau, args.score, args.contrast, args.weighting, args.subspace_mode) == (
         0.8, "mean_diff", "response", False, "init"
     )  # fmt: skip
 
 
 def test_given_options_go_before_the_preset():
-    args = SailsArguments(preset="paper", tau=0.5, weighting=True, top_k=PRESETS["paper"]["top_k"])
+    args = InitializerOptions(preset="paper", tau=0.5, weighting=True, top_k=PRESETS["paper"]["top_k"])
     assert (args.tau, args.weighting) == (0.5, True)
     assert args.given == {"tau", "weighting", "top_k"}, "an option is given even if its value is the preset's"
     assert args.score == PRESETS["paper"]["score"]
@@ -47,20 +47,20 @@ def test_given_options_go_before_the_preset():
 @pytest.mark.parametrize("name", CHOICES)
 def test_choices(name):
     for value in CHOICES[name]:
-        assert getattr(SailsArguments(**{name: value}), name) == value
+        assert getattr(InitializerOptions(**{name: value}), name) == value
     with pytest.raises(InputError, match=rf"{name} is 'other', which is not one of: {CHOICES[name][0]}"):
-        SailsArguments(**{name: "other"})
+        InitializerOptions(**{name: "other"})
 
 
 def test_the_initializers_are_the_choices_of_init():
     for name in INITIALIZERS.names():
-        assert SailsArguments(init=name).init == name
+        assert InitializerOptions(init=name).init == name
     with pytest.raises(InputError, match="init is 'other', which is not one of: sails"):
-        SailsArguments(init="other")
+        InitializerOptions(init="other")
 
 
 def test_replaced_options_are_not_taken_for_given_ones():
-    args = SailsArguments(preset="paper", tau=0.5).replaced(init="sails", sae_path="here")
+    args = InitializerOptions(preset="paper", tau=0.5).replaced(init="sails", sae_path="here")
     assert (args.init, args.sae_path, args.tau) == ("sails", "here", 0.5)
     assert args.given == {"tau"}
 
@@ -81,21 +81,21 @@ def test_replaced_options_are_not_taken_for_given_ones():
 )
 def test_values_out_of_range(bad: dict[str, Any]):
     with pytest.raises(InputError) as error:
-        SailsArguments(**bad)
+        InitializerOptions(**bad)
     assert all(name in str(error.value) for name in bad)
 
 
 def test_what_decides_the_subspace():
     """Its options are what differs between two subspaces, and those of the adapter are not among them."""
-    base = SailsArguments().subspace_options()
-    assert SailsArguments(tau=0.5).subspace_options() != base
+    base = InitializerOptions().subspace_options()
+    assert InitializerOptions(tau=0.5).subspace_options() != base
     of_adapter: list[dict[str, Any]] = [{"layer_map": "sae_only"}, {"init_scale": 2.0}, {"subspace_mode": "freeze"}]
     for same in of_adapter:
-        assert SailsArguments(**same).subspace_options() == base
+        assert InitializerOptions(**same).subspace_options() == base
 
 
 def test_to_json_has_all_options_and_not_how_they_were_given():
-    assert set(to_json(SailsArguments())) == {option.name for option in fields(SailsArguments)} - {"given"}
+    assert set(to_json(InitializerOptions())) == {option.name for option in fields(InitializerOptions)} - {"given"}
 
 
 # The command line and YAML

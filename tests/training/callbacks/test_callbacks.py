@@ -27,7 +27,7 @@ from sails_align.subspace.basis import Subspace
 from sails_align.training.callbacks import drift as drift_module
 from sails_align.training.callbacks.decay import SubspaceDecay
 from sails_align.training.callbacks.drift import DriftCallback, add_first
-from sails_align.training.callbacks.probe import ProbeCallback
+from sails_align.training.callbacks.learning_curve import LearningCurveCallback
 
 D_MODEL, N_LAYERS, RANK = 32, 2, 4
 DRIFT = {
@@ -262,7 +262,7 @@ def test_probe_runs_before_the_first_and_after_every_nth_step(tmp_path):
         seen.append((probed is model, probed.training, torch.is_grad_enabled()))
         return {"norm": DriftCallback(init).measure(probed)["adapter_update_norm"]}
 
-    callback = ProbeCallback(2, probe)
+    callback = LearningCurveCallback(2, probe)
     make_trainer(model, tmp_path, [callback], max_steps=5).train()
     assert [step for step, _ in callback.rows] == [0, 2, 4]
     assert set(seen) == {(True, False, False)}
@@ -276,7 +276,7 @@ def test_probe_runs_before_the_first_and_after_every_nth_step(tmp_path):
 
 def test_a_run_with_probes_is_the_same_run_as_one_without(tmp_path):
     results = []
-    for probes in ([], [ProbeCallback(1, lambda model: {"x": torch.rand(7).sum().item()})]):
+    for probes in ([], [LearningCurveCallback(1, lambda model: {"x": torch.rand(7).sum().item()})]):
         model, _ = make()
         make_trainer(model, tmp_path, probes).train()
         results.append([p.detach().clone() for p in model.parameters()])
@@ -285,7 +285,7 @@ def test_a_run_with_probes_is_the_same_run_as_one_without(tmp_path):
 
 def test_a_resumed_run_is_not_probed_at_its_start():
     model, _ = make()
-    callback = ProbeCallback(2, lambda model: {})
+    callback = LearningCurveCallback(2, lambda model: {})
     state = TrainerState(global_step=3)
     callback.on_train_begin(TrainingArguments(use_cpu=True, report_to="none"), state, TrainerControl(), model=model)
     assert callback.rows == []
@@ -293,4 +293,4 @@ def test_a_resumed_run_is_not_probed_at_its_start():
 
 def test_a_probe_every_zero_steps_is_refused():
     with pytest.raises(InputError, match="every_n_steps is 0"):
-        ProbeCallback(0, lambda model: {})
+        LearningCurveCallback(0, lambda model: {})

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from sails_align.core.errors import InputError
 
 
-class ProbeCallback(TrainerCallback):
+class LearningCurveCallback(TrainerCallback):
     """Measures the model before the first step and after every n steps: how soon is 90% safety reached?
 
     The probe sees the model in evaluation mode and without gradients. PyTorch's random state is put back afterwards,
