@@ -135,9 +135,9 @@ def discovery(folder: Path, shape: str, turns: int) -> dict[str, Any]:
 
 
 def merge(run: Path, output: Path) -> dict[str, Any]:
-    from sails_align.cli.merge import main
+    from sails_align.cli.edit import main
 
-    return {"seconds": timed(lambda: main([str(run), "--output", str(output)])), "peak_gib": peak_gib()}
+    return {"seconds": timed(lambda: main(["merge", str(run), "--output", str(output)])), "peak_gib": peak_gib()}
 
 
 def generation(model: str, shape: str) -> dict[str, Any]:

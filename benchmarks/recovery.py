@@ -33,12 +33,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sails_align.core.linalg import orthonormalize
 from sails_align.evaluation.metrics import mean_interval
-from sails_align.initializers.activation_pca import activation_pca
-from sails_align.initializers.mean_difference import mean_difference
+from sails_align.initializers.activation_pca import ActivationPca
+from sails_align.initializers.mean_difference import MeanDifference
 from sails_align.initializers.random_basis import random_basis
 from sails_align.saes.load import saes_by_layer
 from sails_align.subspace.basis import build_subspace
 from sails_align.subspace.concepts import last_token_states
+from sails_align.subspace.methods import MethodInputs
+from sails_align.subspace.options import DiscoveryOptions
 from sails_align.subspace.selection import FeatureFitter, select_features
 from sails_align.subspace.statistics import ActivationFitter
 from sails_align.testbed.build import resolve_testbed
@@ -106,10 +108,11 @@ def recover(harmful_ND, harmless_ND, encoder, decoder_FD, r: int, seed: int, top
             fitter.update("prompt", side, 0, states_ND)
     selection = select_features(features.result(), contrast="prompt", score="mean_diff", top_k=top_k, side="unaligned")
     pca: dict[str, Any] = {"tau": 1.0, "weighting": True, "center": False}
+    of_activations = MethodInputs("prompt", stats=activations.result(), options=DiscoveryOptions(rank=r))
     found = {
         "SAE features": build_subspace(selection, {0: decoder_FD}, provenance={}, **pca),
-        "mean difference": mean_difference(activations.result(), contrast="prompt", provenance={}),
-        "activation PCA": activation_pca(activations.result(), contrast="prompt", rank=r, provenance={}),
+        "mean difference": MeanDifference().build(of_activations),
+        "activation PCA": ActivationPca().build(of_activations),
         "random": random_basis(harmful_ND.shape[1], [0], r, seed, provenance={}),
     }
     return {route: subspace.bases[0][:, :r] for route, subspace in found.items()}

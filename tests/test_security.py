@@ -14,7 +14,7 @@ from paths import ROOT
 from safetensors.torch import load_file
 
 from sails_align.cli import attack as attacking
-from sails_align.cli import check_adapter, eval_harness, merge
+from sails_align.cli import check_adapter, edit, eval_harness
 from sails_align.cli import train_sae as sae_training
 from sails_align.core.errors import InputError
 from sails_align.data.pairs import load_rows
@@ -146,7 +146,7 @@ def test_pickled_adapters_are_not_opened(run: Path, tmp_path: Path) -> None:
     ways = (
         lambda: eval_safety.main(["--model", str(adapter), "--output_dir", str(tmp_path / "a")]),
         lambda: align.main("dpo", [*TRAIN, "--adapter_path", str(adapter), "--output_dir", str(tmp_path / "b")]),
-        lambda: merge.main([str(adapter), "--output", str(tmp_path / "c")]),
+        lambda: edit.main(["merge", str(adapter), "--output", str(tmp_path / "c")]),
         lambda: check_adapter.main([str(adapter)]),
     )
     for use in ways:

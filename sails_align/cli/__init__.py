@@ -7,9 +7,24 @@ dataclasses of options alone; what computes is imported once the options are kno
 import importlib.metadata
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from sails_align.core.errors import exit_on_input_error
 from sails_align.core.registry import Entry, Registry
+from sails_align.edits import EDITS
+
+
+@dataclass(frozen=True)
+class Command(Entry):
+    """Point to the function of a command."""
+
+    arguments: tuple[str, ...] = ()
+    """Words that the function is given before those of the user."""
+
+    def __call__(self, argv: Sequence[str], prog: str) -> None:
+        """Run the command."""
+        self.load()([*self.arguments, *argv], prog=prog)
+
 
 _COMMANDS = {
     "discover": ("discover:main", "Find the safety subspace of a model, save it, and show its features."),
@@ -18,7 +33,8 @@ _COMMANDS = {
     "train sft": ("train:sft", "Find the subspace, initialize adapters in it, fine-tune, and measure."),
     "train dpo": ("train:dpo", "The same by direct preference optimization (DPO)."),
     "train rlhf": ("train:rlhf", "Train the testbed's RLHF reference model."),
-    "merge": ("merge:main", "Merge a trained adapter into its base model."),
+    **{f"edit {name}": ("edit:main", entry.summary, name) for name, entry in EDITS.items()},
+    "merge": ("edit:main", "Short for sails edit merge.", "merge"),
     "check-adapter": ("check_adapter:main", "Check whether vLLM can serve an adapter, and how."),
     "estimate": ("estimate:main", "Estimate the memory of a training, by engine and number of GPUs."),
     "eval safety": ("evaluate:safety", "Measure safety rate, harmfulness, over-refusal and attack success."),
@@ -35,7 +51,11 @@ _COMMANDS = {
     "completion": ("completion:main", "Print the completion script of a shell."),
 }
 COMMANDS = Registry(
-    "command", {name: Entry(f"{__name__}.{target}", summary) for name, (target, summary) in _COMMANDS.items()}
+    "command",
+    {
+        name: Command(f"{__name__}.{target}", summary, arguments=tuple(arguments))
+        for name, (target, summary, *arguments) in _COMMANDS.items()
+    },
 )
 GROUPS = {name.partition(" ")[0] for name in COMMANDS.names() if " " in name}
 HELP_OPTIONS = ("-h", "--help", "--help-all")
@@ -64,7 +84,7 @@ def dispatch(argv: list[str]) -> None:
         complete(argv[1:])
     else:
         name = " ".join(argv[:n_words])
-        COMMANDS.get(name).load()(argv[n_words:], prog=f"sails {name}")
+        COMMANDS.get(name)(argv[n_words:], prog=f"sails {name}")
 
 
 def help_text() -> str:

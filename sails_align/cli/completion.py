@@ -71,7 +71,7 @@ def _options(command: str) -> dict[str, list[str]]:
     listed = io.StringIO()
     try:
         with redirect_stdout(listed):
-            COMMANDS.get(command).load()(["--list-options"], prog="")
+            COMMANDS.get(command)(["--list-options"], prog="")
     except SystemExit:  # as after --help
         pass
     except InputError:  # there is no such command

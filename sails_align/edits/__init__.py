@@ -1,7 +1,8 @@
 """Edits of trained weights, one file each: a finished run in, a folder with a model or an adapter out.
 
 An edit's module has a function `edit(run, output, options, finish)`, which makes the folder `output`, calls `finish`
-with it before it appears, and returns what it measured.
+with it before it appears, and returns what it measured: an object whose `report()` yields the lines that
+`sails edit NAME` prints.
 """
 
 from collections.abc import Callable
@@ -40,7 +41,7 @@ def run(
         finish: called with the folder before it appears, to add a model card.
 
     Raises:
-        InputError: if there is no such edit, and from the edit.
+        InputError: if there is no such edit; or from the edit.
     """
     entry = EDITS.get(name)
     if options is None and entry.options is not None:

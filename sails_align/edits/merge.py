@@ -3,27 +3,31 @@
 The weights are merged in float32 whatever the model's type (bfloat16 becomes float32 without loss), and rounded once,
 when they are written.
 
+An adapter that was trained on a quantized base (QLoRA) makes up for some of the rounding of its weights. It is merged
+into the weights that are not rounded, which is another model; `Merged.from_quantized` is how far it is from that.
+
 Shapes: B batch, S sequence, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import PeftModel
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import is_bitsandbytes_available
 
 from sails_align.core.artifacts import file_hash
 from sails_align.core.errors import InputError
 from sails_align.core.files import atomic_folder
 from sails_align.edits.options import MergeOptions
-from sails_align.edits.quantized_base import quantized_logits
 from sails_align.initializers import leaves_base_alone
 from sails_align.models.adapters import AdapterFiles, check_complete, load_base_config, read_adapter
 from sails_align.models.language_model import copy_processor
 from sails_align.models.load import load_causal_lm, load_tokenizer
+from sails_align.models.quantized import quantization_of, use_one_layout
+from sails_align.models.spec import model_path
 
 TOLERANCE = 1e-5
 """Of logits, relative to the largest one if that is above 1. float32 is no finer: one and the same testbed model
@@ -45,16 +49,56 @@ class Merged:
     written: float
     """The same between base + adapter in float32 and what was written, loaded again and run in its own type."""
     largest_logit: float
+    is_from_quantized: bool
+    """Whether the adapter was trained on a quantized base."""
     from_quantized: float | None
-    """The same between the quantized base + adapter, which is what was trained, and what was written; None if the base
-    was not quantized, or bitsandbytes is not here."""
+    """The same between the quantized base + adapter and what was written; None if the base was not quantized, or
+    bitsandbytes is not installed."""
+
+    def report(self) -> Iterator[str]:
+        """Yield the lines that the command prints."""
+        name = str(self.dtype).removeprefix("torch.")
+        yield f"merged    {self.folder}/ ({self.n_parameters:,} parameters, {name}), from {self.base_model}"
+        yield (
+            f"checked   its logits differ from the unmerged model's by at most {self.difference:.1e} in float32 "
+            f"(largest logit {self.largest_logit:.1f}; random tokens)"
+        )
+        if self.dtype != torch.float32:
+            yield f"rounding  to {name} changes logits by up to {self.written:.1e}; --dtype float32 keeps all precision"
+        if self.is_from_quantized:
+            yield "note      it was trained on a quantized base model, and is merged into the unquantized one:"
+            distance = "install bitsandbytes to see how far it is from what was trained"
+            if self.from_quantized is not None:
+                distance = f"its logits differ from those of what was trained by up to {self.from_quantized:.2g}"
+            yield f"          {distance}; evaluate the merged model"
 
 
 def edit(run: Path, output: Path, options: MergeOptions, finish: Callable[[Path], object] | None = None) -> Merged:
-    """Merge as `merge_adapter`, by options."""
-    dtype = None if options.dtype is None else getattr(torch, options.dtype)
-    where = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return merge_adapter(run, output, base_model=options.base_model, dtype=dtype, device=where, finish=finish)
+    """Merge as `merge_adapter`, by options.
+
+    Raises:
+        InputError: as `merge_adapter`; or if the device cannot be used.
+    """
+    return merge_adapter(
+        run,
+        output,
+        base_model=model_path(options.base_model) if options.base_model else None,
+        dtype=getattr(torch, options.dtype) if options.dtype else None,
+        device=_checked_device(options.device),
+        finish=finish,
+    )
+
+
+def _checked_device(device: str | None) -> str:
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        if not torch.empty(0, device=device).is_meta:
+            return device
+        cause = "it holds no values"
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        cause = str(error).splitlines()[0]
+    raise InputError(f"device is {device!r}, which cannot be used: {cause}; choose cpu, or cuda")
 
 
 def merge_adapter(
@@ -100,21 +144,38 @@ def merge_adapter(
     dtype = dtype or (own_dtype if isinstance(own_dtype, torch.dtype) else torch.float32)
     ids_BS = _random_ids(base_config)
     with atomic_folder(output) as temporary:
-        unmerged = PeftModel.from_pretrained(load_for_logits(name, torch.float32, device, revision), str(folder)).eval()
-        merged, written_BSV = _merge(unmerged, ids_BS, dtype, device, temporary)
-        _save_tokenizer(folder, name, revision, temporary)
+        base = _loaded(name, torch.float32, device, revision)
+        unmerged_BSV, merged_BSV, n_parameters = _merge(base, folder, ids_BS, dtype, temporary)
+        # What is written is what is checked: tied weights, shards and names are right only if this model is.
+        written_BSV = _logits(_loaded(str(temporary), dtype, device), ids_BS)
+        difference = check_logits(merged_BSV, unmerged_BSV)
+        written = (written_BSV - unmerged_BSV).abs().max().item()
+        if dtype == torch.float32:  # else rounding is reported, not judged
+            check_logits(written_BSV, unmerged_BSV)
+        has_tokenizer = (folder / "tokenizer_config.json").is_file()
+        tokenizer = load_tokenizer(str(folder)) if has_tokenizer else load_tokenizer(name, revision=revision)
+        tokenizer.save_pretrained(temporary)
         copy_processor(name, base_config, temporary, revision)
         if finish is not None:
             finish(temporary)
         for file in temporary.iterdir():
             file.chmod(0o644)  # safetensors makes it private
-    trained_BSV = quantized_logits(adapter, base_model, ids_BS)
-    from_quantized = None if trained_BSV is None else (written_BSV - trained_BSV).abs().max().item()
-    return Merged(output, name, dtype, **merged, from_quantized=from_quantized)
+    trained_BSV = _quantized_logits(adapter, name, revision, ids_BS)
+    return Merged(
+        folder=output,
+        base_model=name,
+        dtype=dtype,
+        n_parameters=n_parameters,
+        difference=difference,
+        written=written,
+        largest_logit=unmerged_BSV.abs().max().item(),
+        is_from_quantized=_quantization(adapter) is not None,
+        from_quantized=None if trained_BSV is None else (written_BSV - trained_BSV).abs().max().item(),
+    )
 
 
 def _random_ids(config: PreTrainedConfig) -> torch.Tensor:
-    """Token ids (B, S), the same in every run."""
+    """Return token ids (B, S), the same in every run."""
     generator = torch.Generator().manual_seed(0)
     n_tokens = config.get_text_config(decoder=True).vocab_size
     return torch.randint(n_tokens, (PROMPTS, PROMPT_LENGTH), generator=generator)
@@ -138,45 +199,47 @@ def _check_base(adapter: AdapterFiles, base: Path, base_config: PreTrainedConfig
 
 
 def _merge(
-    unmerged: PeftModel, ids_BS: torch.Tensor, dtype: torch.dtype, device: str, output: Path
-) -> tuple[dict[str, Any], torch.Tensor]:
-    """Merge, write the model's files, and compare. Returns the measured fields of `Merged`, and the logits (B, S, V) of
-    what was written."""
-    expected_BSV = logits(unmerged, ids_BS)
+    base: PreTrainedModel, folder: Path, ids_BS: torch.Tensor, dtype: torch.dtype, output: Path
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Merge and write the model's files.
+
+    Returns the logits (B, S, V) of the unmerged and of the merged model, and the number of parameters.
+    """
+    unmerged = PeftModel.from_pretrained(base, str(folder)).eval()
+    unmerged_BSV = _logits(unmerged, ids_BS)
     try:
-        merged: Any = unmerged.merge_and_unload(safe_merge=True)
+        merged: PreTrainedModel = unmerged.merge_and_unload(safe_merge=True)  # pyright: ignore
     except ValueError as error:  # PEFT's word for values that are not finite
         raise InputError(f"the adapter cannot be merged: {str(error).splitlines()[0]}; train again") from error
-    difference = check_logits(logits(merged, ids_BS), expected_BSV)
-    merged.to(dtype).save_pretrained(output)
-    # What is written is what is checked: tied weights, shards and names are right only if this model is.
-    written_BSV = logits(load_for_logits(output, dtype, device), ids_BS)
-    if dtype == torch.float32:
-        written = check_logits(written_BSV, expected_BSV)
-    else:
-        written = (written_BSV - expected_BSV).abs().max().item()  # rounding: told, not judged
-    largest = expected_BSV.abs().max().item()
-    measured = {
-        "n_parameters": merged.num_parameters(),
-        "difference": difference,
-        "written": written,
-        "largest_logit": largest,
-    }
-    return measured, written_BSV
+    merged_BSV = _logits(merged, ids_BS)
+    merged.to(dtype).save_pretrained(output)  # pyright: ignore
+    return unmerged_BSV, merged_BSV, merged.num_parameters()
 
 
-def _save_tokenizer(folder: Path, base_model: str, revision: str | None, output: Path) -> None:
-    """The run's tokenizer with its chat template; that of the base model for an adapter without one."""
-    has_own = (folder / "tokenizer_config.json").is_file()
-    tokenizer = load_tokenizer(str(folder)) if has_own else load_tokenizer(base_model, revision=revision)
-    tokenizer.save_pretrained(output)
+def _quantization(adapter: AdapterFiles):
+    """Return how the adapter's run quantized its base model; None if it did not."""
+    return quantization_of(adapter.record.get("options", {}).get("model", {}))
 
 
-def load_for_logits(
-    name: str | Path, dtype: torch.dtype, device: str = "cpu", revision: str | None = None
-) -> PreTrainedModel:
-    """A model in evaluation mode, with the attention that computes what it was trained to (see `exact_attention`)."""
-    model = load_causal_lm(str(name), dtype=dtype, revision=revision)
+def _quantized_logits(
+    adapter: AdapterFiles, base_model: str, revision: str | None, ids_BS: torch.Tensor
+) -> torch.Tensor | None:
+    """Return the logits (B, S, V) of the model as it was trained, computed where bitsandbytes puts it.
+
+    None, if the base model was not quantized, or bitsandbytes is not installed.
+    """
+    quantization = _quantization(adapter)
+    if quantization is None or not is_bitsandbytes_available():
+        return None
+    dtype = adapter.record["options"]["model"].get("dtype")
+    base = load_causal_lm(base_model, dtype=dtype, revision=revision, quantization=quantization)
+    use_one_layout(base)
+    return _logits(PeftModel.from_pretrained(base, str(adapter.folder)).eval(), ids_BS)
+
+
+def _loaded(name: str, dtype: torch.dtype, device: str, revision: str | None = None) -> PreTrainedModel:
+    """Load a model in evaluation mode, with exact attention."""
+    model = load_causal_lm(name, dtype=dtype, revision=revision)
     try:
         return model.to(device).eval()  # pyright: ignore[reportArgumentType]
     except torch.OutOfMemoryError as error:
@@ -184,13 +247,13 @@ def load_for_logits(
 
 
 @torch.no_grad()
-def logits(model: PreTrainedModel | PeftModel, ids_BS: torch.Tensor) -> torch.Tensor:
-    """Logits (B, S, V) of a model, on the CPU and in float32."""
+def _logits(model: PreTrainedModel | PeftModel, ids_BS: torch.Tensor) -> torch.Tensor:
+    """Return the logits (B, S, V) of a model, on the CPU and in float32."""
     return model(input_ids=ids_BS.to(model.device)).logits.float().cpu()
 
 
 def check_logits(found_BSV: torch.Tensor, expected_BSV: torch.Tensor) -> float:
-    """The largest absolute difference of logits.
+    """Return the largest absolute difference of logits.
 
     Raises:
         InputError: if it is more than float32's rounding explains, or not a number.

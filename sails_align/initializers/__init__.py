@@ -5,6 +5,7 @@ list it here; `--init NAME` and `sails_align.discover(init="NAME")` follow from 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from sails_align.core.registry import Entry, Registry
 
@@ -24,16 +25,15 @@ class Initializer(Entry):
     """Subtracts the adapter's initial product from the base weights, and so changes them."""
     exact: bool = True
     """The first forward pass is the base model's bit for bit, and so it is with the adapter off."""
-    init_lora_weights: bool | str = True
-    """PEFT's name for it, as adapter_config.json has it."""
 
 
 def _subspace(module: str, summary: str, *, needs_saes: bool = False) -> Initializer:
     return Initializer(f"{__name__}.{module}:METHOD", summary, makes_subspace=True, needs_saes=needs_saes)
 
 
-_PEFT = f"{__name__}.peft"
-NO_INITIALIZER = Initializer(f"{_PEFT}:DEFAULT", "A trained adapter, or full fine-tuning: nothing is initialized.")
+def _peft(name: str, summary: str, **properties: Any) -> Initializer:
+    return Initializer(f"{__name__}.peft:{name}", summary, **properties)
+
 
 INITIALIZERS: Registry[Initializer] = Registry(
     "initializer",
@@ -43,36 +43,32 @@ INITIALIZERS: Registry[Initializer] = Registry(
         "random_features": _subspace("random_features", "Random SAE features.", needs_saes=True),
         "activation_pca": _subspace("activation_pca", "The directions in which hidden states vary most."),
         "mean_diff": _subspace("mean_difference", "The difference between the two sides' mean hidden states."),
-        "default": Initializer(f"{_PEFT}:DEFAULT", "Plain LoRA: random A, zero B."),
-        "gaussian": Initializer(f"{_PEFT}:GAUSSIAN", "A from a normal distribution.", init_lora_weights="gaussian"),
-        "orthogonal": Initializer(
-            f"{_PEFT}:ORTHOGONAL", "Orthogonal A and B.", exact=False, init_lora_weights="orthogonal"
-        ),
-        "pissa": Initializer(
-            f"{_PEFT}:PISSA",
+        "default": _peft("DEFAULT", "Plain LoRA: random A, zero B."),
+        "gaussian": _peft("GAUSSIAN", "A from a normal distribution."),
+        "orthogonal": _peft("ORTHOGONAL", "Orthogonal A and B.", exact=False),
+        "pissa": _peft(
+            "PISSA",
             "The weights' principal singular vectors (arXiv 2404.02948).",
             needs_whole_weights=True,
             changes_base=True,
             exact=False,
-            init_lora_weights="pissa",
         ),
-        "olora": Initializer(
-            f"{_PEFT}:OLORA",
+        "olora": _peft(
+            "OLORA",
             "A QR decomposition of the weights (arXiv 2406.01775).",
             needs_whole_weights=True,
             changes_base=True,
             exact=False,
-            init_lora_weights="olora",
         ),
-        "eva": Initializer(
-            f"{_PEFT}:EVA",
+        "eva": _peft(
+            "EVA",
             "The directions of largest variance in each module's input (arXiv 2410.07170).",
             needs_data=True,
             needs_whole_weights=True,
-            init_lora_weights="eva",
         ),
     },
 )
+"""PEFT's own initializations have the names that adapter_config.json has for them; `default` is True there."""
 
 
 def subspace_initializers() -> tuple[str, ...]:
@@ -83,7 +79,7 @@ def subspace_initializers() -> tuple[str, ...]:
 def leaves_base_alone(init_lora_weights: object) -> bool:
     """Return whether an adapter with this value in its configuration fits the published base model.
 
-    Others take something out of the base weights (pissa, olora, corda, lora_ga), or train on rounded ones (loftq).
+    Others change the base weights (pissa, olora, corda, lora_ga), or train on rounded ones (loftq).
     """
-    plain = {entry.init_lora_weights for _, entry in INITIALIZERS.items() if not entry.changes_base}
-    return init_lora_weights in (False, *plain)
+    plain = [name for name, entry in INITIALIZERS.items() if not entry.changes_base]
+    return isinstance(init_lora_weights, bool) or init_lora_weights in plain

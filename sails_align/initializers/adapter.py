@@ -25,8 +25,6 @@ from sails_align.models.hooks import decoder_layers
 from sails_align.models.norms import norm_gain
 from sails_align.subspace.basis import Subspace
 
-SubspaceMode = Literal["init", "freeze", "freeze_readers", "decay"]
-
 
 @dataclass(frozen=True)
 class ModuleInit:
@@ -45,22 +43,26 @@ class ModuleInit:
 
 @dataclass(frozen=True, eq=False)
 class AdapterInit:
-    """How an adapter was initialized: what callbacks need to watch or constrain it."""
+    """How an adapter was initialized, for the callbacks that watch or constrain it."""
 
     adapter_name: str
-    subspace_mode: SubspaceMode
     modules: tuple[ModuleInit, ...]
     initial: dict[str, torch.Tensor]
     "Module name -> initial value of the side that took the directions: (R, D) for A, (D, R) for B, float32."
+
+    def factor(self, model: torch.nn.Module, module: ModuleInit, side: str) -> torch.nn.Parameter:
+        """Return lora_A (R, in) or lora_B (out, R) of a module."""
+        return model.get_parameter(f"{module.name}.lora_{side}.{self.adapter_name}.weight")
 
     def __repr__(self) -> str:
         layers = sorted({module.source_layer for module in self.modules})
         return (
             f"{type(self).__name__}: {len(self.modules)} modules of adapter {self.adapter_name!r} in the directions of "
-            f"layers {', '.join(map(str, layers))}; mode {self.subspace_mode}"
+            f"layers {', '.join(map(str, layers))}"
         )
 
 
+@torch.no_grad()
 def initialize(
     model: PeftModel | PeftMixedModel | PreTrainedModel,
     subspace: Subspace,
@@ -74,88 +76,39 @@ def initialize(
 ) -> AdapterInit:
     """Initialize a fresh LoRA adapter in a subspace, in place. The model computes what it did before.
 
+    A basis with more directions than a module's rank gives its first ones; one with fewer is filled with random ones,
+    orthogonal to it and the same on every process (a zero pair of row and column would never get a gradient).
+
     Args:
-        model: of `peft.get_peft_model`, with a plain LoRA adapter that was not trained.
+        model: of `peft.get_peft_model`, with a plain LoRA adapter that was not trained. The rank is read from each
+            module (so `rank_pattern` is honoured).
         subspace: of this model.
         freeze: True keeps the factors that take the directions from training; "readers" only those of modules that read
             the residual stream (q, k, v, gate, up).
         layer_map: see `targets.source_layer`.
-        fold_norm: see `initialize_adapter`.
+        fold_norm: divide by the gain of the RMSNorm between the residual stream and the module, so that the direction
+            read or written in the residual stream is the intended one. Each direction then has the norm `scale` again,
+            but they are no longer orthogonal to each other.
         scale: norm of each direction.
-        seed: of the random directions that fill the rank.
+        seed: of the random directions.
         adapter_name: as in PEFT.
 
     Returns:
         how each module was initialized: what the callbacks `DriftCallback` and `SubspaceDecay` take.
 
     Raises:
-        InputError: if there is no such adapter, its product is not zero, or as `initialize_adapter`. Nothing is written
-            then.
+        InputError: if the adapter is not plain LoRA, is not zero, touches modules that are not supported or (with
+            "sae_only") have no SAE, or does not fit the subspace. Nothing is written then.
     """
     if not isinstance(model, PeftModel):
         raise InputError(
             f"{type(model).__name__} has no adapter; make one with peft.get_peft_model(model, LoraConfig())"
         )
-    for target in find_targets(model, adapter_name):
-        lora_A, lora_B = _factors(target.module, adapter_name)
-        if lora_A.any() and lora_B.any():
-            raise InputError(
-                f"the adapter {adapter_name!r} is not zero ({target.name}): it was trained, or initialized by another "
-                "method;\nmake a fresh one with peft.get_peft_model, and leave init_lora_weights at True"
-            )
-    modes: dict[bool | str, SubspaceMode] = {False: "init", True: "freeze", "readers": "freeze_readers"}
-    if freeze not in modes:
-        raise InputError(f"freeze is {freeze!r}; choose True, False or 'readers'")
-    return initialize_adapter(
-        model,
-        subspace,
-        layer_map=layer_map,
-        fold_norm=fold_norm,
-        subspace_mode=modes[freeze],
-        scale=scale,
-        seed=seed,
-        adapter_name=adapter_name,
-    )
-
-
-@torch.no_grad()
-def initialize_adapter(
-    model: PeftModel,
-    subspace: Subspace,
-    *,
-    layer_map: LayerMap = "nearest",
-    fold_norm: bool = False,
-    subspace_mode: SubspaceMode = "init",
-    scale: float = 1.0,
-    seed: int = 0,
-    adapter_name: str = "default",
-) -> AdapterInit:
-    """Write the directions of a subspace into a LoRA adapter, in place; its first forward pass is the base model's.
-
-    A basis with more directions than the module's rank gives its first ones; one with fewer is filled with random
-    ones, orthogonal to it and the same on every process (a zero pair of row and column would never get a gradient).
-
-    Args:
-        model: with a freshly made LoRA adapter; the rank is read from each module (so `rank_pattern` is honoured).
-        subspace: of this model.
-        layer_map: see `source_layer`.
-        fold_norm: divide by the gain of the RMSNorm between the residual stream and the module, so that the direction
-            read or written in the residual stream is the intended one; then each has the norm `scale` again, but they
-            are no longer orthogonal to each other.
-        subspace_mode: "freeze" keeps the side with the directions from training, "freeze_readers" only that of modules
-            that read (their `lora_A`); "init" and "decay" train it (the decay is a callback).
-        scale: norm of each direction.
-        seed: of the random directions.
-        adapter_name: as in PEFT.
-
-    Raises:
-        InputError: if the adapter is not plain LoRA, touches modules that are not supported or (with "sae_only") have
-            no SAE, or does not fit the subspace. Nothing is written then.
-    """
     check_choice("layer_map", layer_map, get_args(LayerMap))
-    check_choice("subspace_mode", subspace_mode, get_args(SubspaceMode))
+    if freeze not in (False, True, "readers"):
+        raise InputError(f"freeze is {freeze!r}; choose True, False or 'readers'")
     if not 0 < scale < float("inf"):
-        raise InputError(f"scale is {scale}, but must be positive: with 0 the adapter would never get a gradient")
+        raise InputError(f"scale is {scale}; choose a value above 0 (with 0 the adapter would never get a gradient)")
     _check_lora(model, adapter_name)
     blocks = decoder_layers(model)
     if max(subspace.bases) >= len(blocks):
@@ -164,6 +117,7 @@ def initialize_adapter(
             "give one that was found in this model"
         )
     targets = find_targets(model, adapter_name)
+    _check_zero(targets, adapter_name)
     plan = [_plan(target, subspace, layer_map, adapter_name) for target in targets]
     gains = [norm_gain(blocks[target.block], target.path) if fold_norm else None for target in targets]
     initial = {}
@@ -176,13 +130,13 @@ def initialize_adapter(
                 directions_DR = directions_DR / gain_D[:, None]
             initial[init.name] = _write(target.module, init.side, adapter_name, scale * normalize(directions_DR, dim=0))
     for target, init in zip(targets, plan, strict=True):
-        if subspace_mode == "freeze" or (subspace_mode == "freeze_readers" and init.side == "A"):
+        if freeze is True or (freeze == "readers" and init.side == "A"):
             _freeze(target.module, init.side, adapter_name)
-    return AdapterInit(adapter_name, subspace_mode, tuple(plan), initial)
+    return AdapterInit(adapter_name, tuple(plan), initial)
 
 
 def _check_lora(model: PeftModel, adapter_name: str) -> None:
-    """Refuse adapters whose first forward pass would not be the base model's, and those that are not tested."""
+    """Refuse adapters that are missing, not plain LoRA, or that change the base model's first forward pass."""
     if adapter_name not in model.peft_config:
         raise InputError(f"there is no adapter {adapter_name!r}; the model has {', '.join(model.peft_config)}")
     config = model.peft_config[adapter_name]
@@ -210,8 +164,18 @@ def _check_lora(model: PeftModel, adapter_name: str) -> None:
         raise InputError(f"only plain LoRA (rsLoRA included) can be initialised; leave out {', '.join(refused)}")
 
 
+def _check_zero(targets: list[Target], adapter_name: str) -> None:
+    """Refuse an adapter that changes the model already."""
+    for target in targets:
+        if all(factor.any() for factor in _factors(target.module, adapter_name)):
+            raise InputError(
+                f"the adapter {adapter_name!r} is not zero ({target.name}): it was trained, or initialized by another "
+                "method;\nmake a fresh one with peft.get_peft_model, and leave init_lora_weights at True"
+            )
+
+
 def _plan(target: Target, subspace: Subspace, layer_map: LayerMap, adapter_name: str) -> ModuleInit:
-    """What a module is to get."""
+    """Plan the initialization of one module."""
     side = SIDES[target.path]
     width = target.module.in_features if side == "A" else target.module.out_features
     if width != subspace.d_model:
@@ -234,28 +198,28 @@ def _plan(target: Target, subspace: Subspace, layer_map: LayerMap, adapter_name:
 
 
 def _basis(subspace: Subspace, side: Side, layer: int) -> torch.Tensor:
-    """(D, R)"""
+    """Return the basis (D, R) that a side takes from a layer."""
     return (subspace.bases if side == "A" or subspace.writers is None else subspace.writers)[layer]
 
 
 def _seed(seed: int, target: Target) -> int:
-    """A seed of the module's own, which depends neither on the process nor on which other modules have adapters."""
+    """Return a seed for one module that depends neither on the process nor on which other modules have adapters."""
     digest = hashlib.sha256(f"{seed}/{target.block}/{target.path}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def _factors(module: LoraLayer, adapter_name: str) -> tuple[torch.nn.Parameter, torch.nn.Parameter]:
-    """lora_A (R, in) and lora_B (out, R)."""
+    """Return lora_A (R, in) and lora_B (out, R)."""
     return tuple(part.get_parameter(f"{adapter_name}.weight") for part in (module.lora_A, module.lora_B))  # pyright: ignore[reportReturnType]
 
 
 def _write(module: LoraLayer, side: Side, adapter_name: str, directions_DR: torch.Tensor) -> torch.Tensor:
-    """Copy the directions into one factor and zero the other; returns what the factor then holds, in float32."""
+    """Copy the directions into one factor and zero the other. Return the new value of that factor, in float32."""
     lora_A, lora_B = _factors(module, adapter_name)
     kept, zeroed = (lora_A, lora_B) if side == "A" else (lora_B, lora_A)
     kept.copy_(directions_DR.T if side == "A" else directions_DR)
     zeroed.zero_()
-    # Not only ours to get right: a partitioned or shared parameter would take the values and keep others.
+    # A partitioned or shared parameter would take the values and keep others.
     assert not zeroed.any(), "one factor is zero"
     assert torch.isfinite(kept).all(), "the other factor is finite"
     assert kept.any(dim=1 if side == "A" else 0).all(), "and has no zero direction"

@@ -6,7 +6,6 @@ Shapes: D d_model, C contrasts, R rank.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,47 +17,49 @@ from sails_align.subspace.selection import Encoder
 from sails_align.subspace.statistics import ActivationFitter, ActivationStats, check_finite, contrasts_of
 
 
-def mean_difference(
-    stats: ActivationStats,
-    *,
-    contrast: str,
-    provenance: Mapping[str, Any],
-    benign: Mapping[int, Tensor] | None = None,
-) -> Subspace:
-    """Return the direction from the unaligned to the aligned side's mean; for "both", one per contrast.
+class MeanDifference:
+    """Find the direction from the unaligned to the aligned side's mean.
 
-    With "both" the basis spans the two unit directions: first what they share. The singular values are those of the
-    unit directions side by side.
-
-    Args:
-        stats: of the hidden states.
-        contrast: "response", "prompt" or "both".
-        provenance: JSON-able; the norms of the differences are added.
-        benign: as for `build_subspace`; one direction then is that of a linear discriminant.
-
-    Raises:
-        InputError: if a side has no tokens, or both sides have the same mean.
+    With "both" the basis spans the unit directions of the two contrasts: first what they share. The singular values are
+    those of the unit directions side by side. Ranked against benign text, one direction is that of a linear
+    discriminant.
     """
-    bases, singular_values, norms = {}, {}, {}
-    for layer in stats.layers:
-        differences_DC = torch.stack([_difference(stats, name, layer) for name in contrasts_of(contrast)], dim=1)
-        norms_C = differences_DC.norm(dim=0)
-        directions_DC = differences_DC / norms_C
-        if benign is None:
-            left_DR, values_R, _ = torch.linalg.svd(directions_DC, full_matrices=False)
-        else:
-            left_DR, values_R, _ = principal(layer, directions_DC.T, tau=1.0, center=False, benign_DD=benign[layer])
-        n_kept = int((values_R > RANK_TOLERANCE * values_R[0]).sum())
-        towards_aligned_R = torch.where(left_DR.T @ directions_DC.sum(dim=1) < 0, -1.0, 1.0)
-        bases[layer] = (left_DR * towards_aligned_R)[:, :n_kept].float()
-        singular_values[layer] = values_R[:n_kept].float()
-        norms[str(layer)] = norms_C.tolist()
-    own = {"method": "mean_diff", "contrast": contrast, "difference_norms": norms}
-    return Subspace(bases, singular_values, {**provenance, **own})
+
+    name = "mean_diff"
+
+    def fitter(self, saes: Mapping[int, Encoder], layers: Sequence[int]) -> ActivationFitter:
+        """Sum up hidden states."""
+        return ActivationFitter(second_moment=False)
+
+    def build(self, inputs: MethodInputs) -> Subspace:
+        """Return one or two directions for each layer; the norms of the differences are in the provenance.
+
+        Raises:
+            InputError: if a side has no tokens, or both sides have the same mean.
+        """
+        stats, contrast = inputs.stats, inputs.contrast
+        assert isinstance(stats, ActivationStats)
+        bases, singular_values, norms = {}, {}, {}
+        for layer in stats.layers:
+            differences_DC = torch.stack([_difference(stats, name, layer) for name in contrasts_of(contrast)], dim=1)
+            norms_C = differences_DC.norm(dim=0)
+            directions_DC = differences_DC / norms_C
+            if inputs.benign is None:
+                left_DR, values_R, _ = torch.linalg.svd(directions_DC, full_matrices=False)
+            else:
+                benign_DD = inputs.benign[layer]
+                left_DR, values_R, _ = principal(layer, directions_DC.T, tau=1.0, center=False, benign_DD=benign_DD)
+            n_kept = int((values_R > RANK_TOLERANCE * values_R[0]).sum())
+            towards_aligned_R = torch.where(left_DR.T @ directions_DC.sum(dim=1) < 0, -1.0, 1.0)
+            bases[layer] = (left_DR * towards_aligned_R)[:, :n_kept].float()
+            singular_values[layer] = values_R[:n_kept].float()
+            norms[str(layer)] = norms_C.tolist()
+        own = {"method": self.name, "contrast": contrast, "difference_norms": norms}
+        return Subspace(bases, singular_values, {**inputs.provenance, **own})
 
 
 def _difference(stats: ActivationStats, contrast: str, layer: int) -> Tensor:
-    """Mean of the aligned side minus mean of the unaligned side. (D,)"""
+    """Return the mean of the aligned side minus the mean of the unaligned side. (D,)"""
     aligned, unaligned = stats.pair(contrast, layer)
     difference_D = aligned.sum / aligned.n_tokens - unaligned.sum / unaligned.n_tokens
     check_finite(difference_D, layer)
@@ -68,23 +69,6 @@ def _difference(stats: ActivationStats, contrast: str, layer: int) -> Tensor:
             "check that the two sides of the data differ"
         )
     return difference_D
-
-
-class MeanDifference:
-    """Use `mean_difference` as a method of discovery."""
-
-    name = "mean_diff"
-
-    def fitter(self, saes: Mapping[int, Encoder], layers: Sequence[int]) -> ActivationFitter:
-        """The hidden states alone."""
-        return ActivationFitter(second_moment=False)
-
-    def build(self, inputs: MethodInputs) -> Subspace:
-        """Of the contrast, whichever side."""
-        assert isinstance(inputs.stats, ActivationStats)
-        return mean_difference(
-            inputs.stats, contrast=inputs.contrast, provenance=inputs.provenance, benign=inputs.benign
-        )
 
 
 METHOD = MeanDifference()

@@ -4,11 +4,11 @@ A field whose default is None takes its value from the preset.
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from sails_align.core.errors import InputError
 from sails_align.core.options import check_choices
-from sails_align.initializers import INITIALIZERS, NO_INITIALIZER, Initializer
+from sails_align.initializers import INITIALIZERS, Initializer
 from sails_align.saes.source import SAESource
 from sails_align.subspace.options import CHOICES, DECIDES_SUBSPACE, PRESETS, DiscoveryOptions
 
@@ -126,8 +126,13 @@ class InitializerOptions:
 
     @property
     def initializer(self) -> Initializer:
-        """Return the initialization; `NO_INITIALIZER` if there is none."""
-        return NO_INITIALIZER if self.init is None else INITIALIZERS.get(self.init)
+        """Return the initialization; without one (full fine-tuning, a trained adapter) that of plain LoRA."""
+        return INITIALIZERS.get(self.init or "default")
+
+    @property
+    def freeze(self) -> bool | Literal["readers"]:
+        """Return which factors in the subspace are not trained, as `initialize` takes it."""
+        return {"freeze": True, "freeze_readers": "readers"}.get(str(self.subspace_mode), False)  # pyright: ignore[reportReturnType]
 
     @property
     def uses_subspace(self) -> bool:

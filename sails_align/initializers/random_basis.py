@@ -32,15 +32,15 @@ def random_basis(
 
 
 class RandomBasis:
-    """Use `random_basis` as a method of discovery."""
+    """Draw the same directions whatever the data says."""
 
     name = "random_basis"
 
     def fitter(self, saes: Mapping[int, Encoder], layers: Sequence[int]) -> None:
-        """Nothing is added up."""
+        """Sum up nothing."""
 
     def build(self, inputs: MethodInputs) -> Subspace:
-        """The same directions whatever the data says."""
+        """Return `rank` random directions for each layer."""
         options = inputs.options
         return random_basis(inputs.d_model, inputs.layers, options.rank, options.seed, provenance=inputs.provenance)
 

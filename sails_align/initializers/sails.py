@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from sails_align.subspace.basis import Subspace, build_subspace
 from sails_align.subspace.methods import MethodInputs
-from sails_align.subspace.selection import Encoder, FeatureFitter, FeatureStats, select_features
+from sails_align.subspace.selection import Encoder, FeatureFitter, FeatureSelection, FeatureStats, select_features
 
 
 class Sails:
@@ -17,18 +17,22 @@ class Sails:
     name = "sails"
 
     def fitter(self, saes: Mapping[int, Encoder], layers: Sequence[int]) -> FeatureFitter:
-        """The latents' activations."""
+        """Sum up the latents' activations."""
         return FeatureFitter({layer: saes[layer] for layer in layers})
 
+    def select(self, inputs: MethodInputs, stats: FeatureStats) -> FeatureSelection:
+        """Select latents of each layer."""
+        options = inputs.options
+        return select_features(
+            stats, contrast=inputs.contrast, score=options.score, top_k=options.top_k, side=inputs.side
+        )
+
     def build(self, inputs: MethodInputs) -> Subspace:
-        """Select and span."""
+        """Select latents and span their directions."""
         assert isinstance(inputs.stats, FeatureStats)
         options = inputs.options
-        selection = select_features(
-            inputs.stats, contrast=inputs.contrast, score=options.score, top_k=options.top_k, side=inputs.side
-        )
         return build_subspace(
-            selection,
+            self.select(inputs, inputs.stats),
             inputs.decoders,
             tau=options.tau,
             weighting=options.weighting,

@@ -4,7 +4,7 @@ Shapes: D d_model, F d_sae.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -24,19 +24,19 @@ RANK_TOLERANCE = 1e-6
 class MethodInputs:
     """Inputs of a method for one contrast."""
 
-    contrast: str
-    side: str | None
+    contrast: str = "response"
+    side: str | None = None
     """Only features that are more active on this side; None: all."""
-    stats: FeatureStats | ActivationStats | None
-    """What the method's fitter has added up; None if it has none."""
-    decoders: Mapping[int, Tensor]
+    stats: FeatureStats | ActivationStats | None = None
+    """The sums of the method's fitter; None if it has none."""
+    decoders: Mapping[int, Tensor] = field(default_factory=dict)
     """W_dec (F, D) of each SAE; empty without SAEs."""
-    benign: Mapping[int, Tensor] | None
+    benign: Mapping[int, Tensor] | None = None
     """Covariances (D, D) that directions are ranked against; see `basis.principal`."""
-    layers: list[int]
-    d_model: int
-    options: DiscoveryOptions
-    provenance: dict[str, Any]
+    layers: Sequence[int] = ()
+    d_model: int = 0
+    options: DiscoveryOptions = field(default_factory=DiscoveryOptions)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
 class SubspaceMethod(Protocol):

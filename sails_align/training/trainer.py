@@ -15,7 +15,7 @@ from sails_align.core.distributed import from_main, n_processes, process_index
 from sails_align.core.errors import InputError
 from sails_align.data.loading import cache_errors
 from sails_align.data.pairs import to_preference, to_sft
-from sails_align.initializers.adapter import AdapterInit, initialize_adapter
+from sails_align.initializers.adapter import AdapterInit, initialize
 from sails_align.models.language_model import freeze_outside_decoder
 from sails_align.models.load import check_whole, load_tokenizer
 from sails_align.models.loading import model_errors
@@ -78,26 +78,20 @@ def build_trainer(
         args.sails.initializer.load().finish(model, initialization_examples(source, args.training.max_length or 1024))
     if args.sails.initializer.changes_base:
         _keep_initial_adapter(args, model)
-    if subspace is None:
-        _attach_callbacks(trainer, args, None)
-        return BuiltTrainer(trainer, None, args)
-    assert args.sails.init_scale is not None
-    init = initialize_adapter(
-        model,
-        subspace,
-        layer_map=args.sails.layer_map,  # pyright: ignore[reportArgumentType] -- checked in InitializerOptions
-        fold_norm=bool(args.sails.fold_norm),
-        subspace_mode=args.sails.subspace_mode,  # pyright: ignore[reportArgumentType]
-        scale=args.sails.init_scale,
-        seed=args.training.seed,
-    )
-    _attach_callbacks(trainer, args, init)
-    return BuiltTrainer(trainer, init, args)
-
-
-def _attach_callbacks(trainer: AlignmentTrainer, args: TrainingPlan, init: AdapterInit | None) -> None:
+    init = None
+    if subspace is not None:
+        init = initialize(
+            model,
+            subspace,
+            freeze=args.sails.freeze,
+            layer_map=args.sails.layer_map,  # pyright: ignore[reportArgumentType] -- checked in InitializerOptions
+            fold_norm=bool(args.sails.fold_norm),
+            scale=args.sails.init_scale,  # pyright: ignore[reportArgumentType]
+            seed=args.training.seed,
+        )
     for _, entry in CALLBACKS.items():
-        entry.load()(trainer, init, args.of(entry.options))
+        entry.load()(trainer, init, args)
+    return BuiltTrainer(trainer, init, args)
 
 
 def _trainer(

@@ -59,6 +59,8 @@ def test_help_of_every_command():
         (["compare", "--n_seeds", "few"], "invalid int value: 'few'"),
         (["features", "--n_texts", "0"], "n_texts is 0"),
         (["merge"], "the following arguments are required: run, --output"),
+        (["edit", "merge", "run"], "the following arguments are required: --output"),
+        (["edit", "merg", "run"], "did you mean 'edit merge'?"),
     ],
 )
 def test_mistakes_are_found_at_once(argv, said):
@@ -76,12 +78,15 @@ def test_completion():
         ["__complete", "train", "sft", "--sae_allow_mismatch", ""],
         ["__complete", "merge", "--dtype", "float"],
         ["__complete", "nothing", "x"],
+        ["__complete", "edit", ""],
+        ["__complete", "edit", "merge", "--dtype", "b"],
         ["__complete"],
     )
     words = [text.split() for _, text, _ in answers]
     assert words[:3] == [["train-sae", "train"], ["sft"], ["--learning_rate"]]
     assert words[3:6] == [["true", "false"], ["float32", "float16"], []]
-    assert {"discover", "train", "eval", "doctor"} <= set(words[6])
+    assert words[6:8] == [["merge"], ["bfloat16"]]
+    assert {"discover", "train", "eval", "doctor"} <= set(words[8])
     assert answers[-1][2] == []
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tiny import logits, save_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from sails_align import edits
-from sails_align.cli import check_adapter, merge
+from sails_align.cli import check_adapter, edit
 from sails_align.cli import main as sails
 from sails_align.core.errors import InputError, exit_on_input_error
 from sails_align.edits.merge import check_logits, merge_adapter
@@ -89,7 +90,7 @@ def largest(a: torch.Tensor, b: torch.Tensor) -> float:
 
 def test_a_run_of_the_testbed(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "deep" / "merged"
-    merge.main([str(finished), "--output", str(output)])
+    edit.main(["merge", str(finished), "--output", str(output)])
     assert {path.name for path in output.iterdir()} == MERGED_FILES
     assert {path.name for path in output.parent.iterdir()} == {"merged"}
     expected = logits(unmerged(finished, ASSETS / "model"))
@@ -111,7 +112,7 @@ def test_a_run_of_the_testbed(finished: Path, tmp_path: Path, capsys: pytest.Cap
 
 def test_what_is_printed(adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (adapter / "run.json").write_text(json.dumps({"options": {"model": {"load_in_4bit": True}}}))
-    merge.main([str(adapter), "--output", str(tmp_path / "merged"), "--dtype", "bfloat16", "--device", "cpu"])
+    edit.main(["merge", str(adapter), "--output", str(tmp_path / "merged"), "--dtype", "bfloat16", "--device", "cpu"])
     printed = capsys.readouterr().out
     assert "by at most" in printed
     assert "rounding  to bfloat16 changes logits by up to" in printed
@@ -185,6 +186,29 @@ def test_types(base: Path, adapter: Path, tmp_path: Path) -> None:
 def test_a_folder_that_is_there_and_empty_is_filled(adapter: Path, tmp_path: Path) -> None:
     (tmp_path / "merged").mkdir()
     assert (merge_adapter(adapter, tmp_path / "merged").folder / "model.safetensors").is_file()
+
+
+def test_merge_is_short_for_edit_merge(adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    printed = []
+    for command in (["merge"], ["edit", "merge"]):
+        sails([*command, str(adapter), "--output", str(tmp_path / "merged"), "--device", "cpu"])
+        printed.append((capsys.readouterr().out, load_file(tmp_path / "merged" / "model.safetensors")))
+        shutil.rmtree(tmp_path / "merged")
+    (short, short_weights), (long, long_weights) = printed
+    assert short == long
+    assert "card      " in short
+    assert short_weights.keys() == long_weights.keys()
+    assert all(torch.equal(short_weights[name], long_weights[name]) for name in long_weights)
+
+
+def test_help_of_edits(capsys: pytest.CaptureFixture[str]) -> None:
+    sails(["edit", "--help"])
+    listed = capsys.readouterr().out
+    assert all(f"edit {name} " in listed and entry.summary in listed for name, entry in edits.EDITS.items())
+    with pytest.raises(SystemExit):
+        sails(["edit", "merge", "--help"])
+    shown = capsys.readouterr().out
+    assert all(f"--{option.name}" in shown for option in fields(MergeOptions))
 
 
 # What is detected
@@ -265,24 +289,24 @@ def test_an_adapter_of_tied_embeddings_is_refused(tmp_path: Path) -> None:
 )
 def test_adapters_that_cannot_be_merged(fails, adapter: Path, tmp_path: Path, change, said: str) -> None:
     change(adapter)
-    assert said in fails(merge.main, adapter, "--output", tmp_path / "merged")
+    assert said in fails(edit.main, "merge", adapter, "--output", tmp_path / "merged")
     assert {path.name for path in tmp_path.iterdir()} == {"adapter"}
 
 
 def test_bases_that_it_was_not_trained_on(fails, finished: Path, base: Path, tmp_path: Path) -> None:
     output = ["--output", tmp_path / "merged"]
-    assert "does not fit the model" in fails(merge.main, finished, *output, "--base_model", base)
+    assert "does not fit the model" in fails(edit.main, "merge", finished, *output, "--base_model", base)
     twin = Path(shutil.copytree(ASSETS / "model", tmp_path / "twin"))
     tensors = load_file(twin / "model.safetensors")
     tensors["model.norm.weight"] += 1e-3
     save_file(tensors, twin / "model.safetensors", metadata={"format": "pt"})
-    message = fails(merge.main, finished, *output, "--base_model", twin)
+    message = fails(edit.main, "merge", finished, *output, "--base_model", twin)
     assert "was trained on another model" in message
     assert "(different: model.safetensors)" in message
     (twin / "model.safetensors").unlink()
-    assert "different: model.safetensors" in fails(merge.main, finished, *output, "--base_model", twin)
+    assert "different: model.safetensors" in fails(edit.main, "merge", finished, *output, "--base_model", twin)
     assert {path.name for path in tmp_path.iterdir()} == {"twin"}
-    merge.main([str(finished), "--output", str(tmp_path / "merged"), "--base_model", "testbed"])
+    edit.main(["merge", str(finished), "--output", str(tmp_path / "merged"), "--base_model", "testbed"])
 
 
 def test_commits_of_the_base_are_compared(adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,15 +339,17 @@ def test_a_quantized_base(adapter: Path, base: Path, tmp_path: Path) -> None:
 def test_outputs_and_options(fails, adapter: Path, base: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     for output in (tmp_path, tmp_path / "notes.txt", adapter):
-        assert "exists and is not empty" in fails(merge.main, adapter, "--output", output)
+        assert "exists and is not empty" in fails(edit.main, "merge", adapter, "--output", output)
     assert (tmp_path / "notes.txt").read_text() == "mine"
     new = ["--output", tmp_path / "merged"]
-    assert "a part of the path is a file" in fails(merge.main, adapter, "--output", tmp_path / "notes.txt" / "x")
-    assert "'float8'" in fails(merge.main, adapter, *new, "--dtype", "float8")
-    assert "device is 'tpu'" in fails(merge.main, adapter, *new, "--device", "tpu")
-    assert "--output" in fails(merge.main, adapter)
-    assert "holds a whole model" in fails(merge.main, base, *new)
-    assert "there is no folder" in fails(merge.main, tmp_path / "nowhere", *new)
+    assert "a part of the path is a file" in fails(
+        edit.main, "merge", adapter, "--output", tmp_path / "notes.txt" / "x"
+    )
+    assert "'float8'" in fails(edit.main, "merge", adapter, *new, "--dtype", "float8")
+    assert "device is 'tpu'" in fails(edit.main, "merge", adapter, *new, "--device", "tpu")
+    assert "--output" in fails(edit.main, "merge", adapter)
+    assert "holds a whole model" in fails(edit.main, "merge", base, *new)
+    assert "there is no folder" in fails(edit.main, "merge", tmp_path / "nowhere", *new)
     assert not (tmp_path / "merged").exists()
 
 

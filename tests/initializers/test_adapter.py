@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from sails_align.core.errors import InputError
-from sails_align.initializers.adapter import AdapterInit, initialize_adapter
+from sails_align.initializers.adapter import AdapterInit, initialize
 from sails_align.initializers.targets import SIDES, source_layer, target_modules_for
 from sails_align.models.hooks import decoder_layers
 from sails_align.models.language_model import outside_decoder
@@ -81,7 +81,7 @@ def make_subspace(layers: tuple[int, ...] = (1, 2), rank: int = 3, d_model: int 
 
 def adapted(family: str = "llama", **options: Any) -> tuple[PeftModel, AdapterInit]:
     model = with_lora(make_model(family))
-    return model, initialize_adapter(model, make_subspace(), **options)
+    return model, initialize(model, make_subspace(), **options)
 
 
 def lora(model: PeftModel, name: str, side: str, adapter_name: str = "default") -> nn.Parameter:
@@ -116,13 +116,13 @@ def train(model: PeftModel, steps: int = 4, reference: bool = False) -> None:
 
 
 @pytest.mark.parametrize("fold_norm", [False, True])
-@pytest.mark.parametrize("mode", ["init", "freeze", "freeze_readers", "decay"])
+@pytest.mark.parametrize("freeze", [False, True, "readers"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_first_logits_are_bit_equal_to_the_base(family, mode, fold_norm):
+def test_first_logits_are_bit_equal_to_the_base(family, freeze, fold_norm):
     base = make_model(family)
     base_logits = logits(base)
     model = with_lora(base)
-    init = initialize_adapter(model, make_subspace(), subspace_mode=mode, fold_norm=fold_norm)
+    init = initialize(model, make_subspace(), freeze=freeze, fold_norm=fold_norm)
     assert len(init.modules) == 7 * N_LAYERS
     assert torch.equal(logits(model), base_logits)
     with torch.no_grad(), model.disable_adapter():
@@ -137,7 +137,7 @@ def test_first_logits_are_bit_equal_in_bfloat16_and_with_saved_modules():
     base = make_model("llama").bfloat16()
     base_logits = logits(base)
     model = with_lora(base, modules_to_save=["lm_head"], use_rslora=True)
-    initialize_adapter(model, make_subspace())
+    initialize(model, make_subspace())
     assert torch.equal(logits(model), base_logits)
 
 
@@ -145,7 +145,7 @@ def test_base_weights_are_untouched():
     base = make_model("gemma2")
     before = {name: p.clone() for name, p in base.named_parameters()}
     model = with_lora(base)
-    initialize_adapter(model, make_subspace(), fold_norm=True)
+    initialize(model, make_subspace(), fold_norm=True)
     train(model)
     after = {name.replace(".base_layer", ""): p for name, p in model.get_base_model().named_parameters()}
     assert all(torch.equal(value, after[name]) for name, value in before.items())
@@ -182,7 +182,7 @@ def test_sae_only_by_hand():
 def test_readers_take_the_layer_before_in_A_and_writers_their_own_in_B():
     model = with_lora(make_model())
     subspace = make_subspace(layers=(0, 1, 2, 3))
-    init = initialize_adapter(model, subspace, scale=0.5)
+    init = initialize(model, subspace, scale=0.5)
     assert len(init.modules) == 7 * N_LAYERS
     for module in init.modules:
         block = int(module.name.split(".")[4])
@@ -202,7 +202,7 @@ def test_readers_take_the_layer_before_in_A_and_writers_their_own_in_B():
 def test_a_basis_with_more_directions_than_the_rank_gives_its_first_ones():
     model = with_lora(make_model(), rank_pattern={"o_proj": 2, "layers.1.self_attn.q_proj": 6})
     subspace = make_subspace(rank=5)
-    init = initialize_adapter(model, subspace)
+    init = initialize(model, subspace)
     ranks = {module.name: (module.rank, module.n_directions) for module in init.modules}
     assert sorted(set(ranks.values())) == [(2, 2), (4, 4), (6, 5)]
     for module in init.modules:
@@ -222,14 +222,14 @@ def test_the_fill_is_reproducible_differs_between_modules_and_follows_the_seed()
     assert torch.equal(fill[0][q][:3], fill[0][k][:3])
     assert not torch.equal(fill[0][q][3], fill[0][k][3])
     few = with_lora(make_model(), ["v_proj"])  # and does not depend on which other modules have adapters
-    assert all(torch.equal(fill[0][n], v) for n, v in initialize_adapter(few, make_subspace()).initial.items())
+    assert all(torch.equal(fill[0][n], v) for n, v in initialize(few, make_subspace()).initial.items())
 
 
 def test_only_the_named_adapter_is_initialised():
     model = with_lora(make_model())
     model.add_adapter("other", LoraConfig(r=2, target_modules=["q_proj"]))
     before = adapter_values(model)
-    init = initialize_adapter(model, make_subspace(), subspace_mode="freeze", adapter_name="other")
+    init = initialize(model, make_subspace(), freeze=True, adapter_name="other")
     assert {module.rank for module in init.modules} == {2}
     changed = {name for name, value in adapter_values(model).items() if not torch.equal(value, before[name])}
     assert changed == {f"{module.name}.lora_A.other.weight" for module in init.modules}
@@ -250,7 +250,7 @@ def test_both_factors_train_under_init(family):
 @pytest.mark.parametrize("reference", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_only_the_other_factor_trains_under_freeze(family, reference):
-    model, init = adapted(family, subspace_mode="freeze")
+    model, init = adapted(family, freeze=True)
     train(model, reference=reference)
     for module in init.modules:
         kept, trained = ("A", "B") if module.side == "A" else ("B", "A")
@@ -271,7 +271,7 @@ def test_requires_grad_alone_would_not_freeze():
 
 
 def test_frozen_side_stays_frozen_when_a_checkpoint_is_resumed(tmp_path):
-    model, init = adapted(subspace_mode="freeze")
+    model, init = adapted(freeze=True)
     train(model, steps=1)
     model.save_pretrained(tmp_path)
     model.load_adapter(tmp_path, "default", is_trainable=True)  # what Trainer does
@@ -283,10 +283,10 @@ def test_frozen_side_stays_frozen_when_a_checkpoint_is_resumed(tmp_path):
 # --- saving and merging
 
 
-@pytest.mark.parametrize("mode", ["init", "freeze"])
+@pytest.mark.parametrize("freeze", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_reloaded_and_merged_models_compute_the_same(family, mode, tmp_path):
-    model, _ = adapted(family, subspace_mode=mode, fold_norm=True)
+def test_reloaded_and_merged_models_compute_the_same(family, freeze, tmp_path):
+    model, _ = adapted(family, freeze=freeze, fold_norm=True)
     train(model)
     trained_logits = logits(model)
     assert (trained_logits - logits(make_model(family))).abs().max() > 1e-2  # control: something was trained
@@ -336,7 +336,7 @@ def test_gain_is_of_the_norm_that_feeds_a_reader_or_follows_a_writer(family):
 def test_effective_directions_are_those_of_the_basis_if_the_norm_is_folded(family, fold_norm):
     model = with_lora(make_model(family))
     subspace = make_subspace()
-    init = initialize_adapter(model, subspace, fold_norm=fold_norm, scale=2.0)
+    init = initialize(model, subspace, fold_norm=fold_norm, scale=2.0)
     cosines = {"A": [], "B": []}
     for module in init.modules:
         block, path = int(module.name.split(".layers.")[1].split(".")[0]), module.name.split(".", 5)[5]
@@ -397,8 +397,8 @@ def test_an_unknown_arrangement_of_norms_is_refused_only_if_it_matters():
     base_logits = logits(base)
     model = with_lora(base)
     with pytest.raises(InputError, match=r"fold_norm does not know Olmo2DecoderLayer, whose norms are post_attention"):
-        initialize_adapter(model, make_subspace(), fold_norm=True)
-    initialize_adapter(model, make_subspace())
+        initialize(model, make_subspace(), fold_norm=True)
+    initialize(model, make_subspace())
     assert torch.equal(logits(model), base_logits)
 
 
@@ -422,7 +422,7 @@ def test_sae_only_names_each_module_in_full():
     ]
     base_logits = logits(base)
     model = with_lora(base, names)
-    init = initialize_adapter(model, make_subspace((0, 3)), layer_map="sae_only")
+    init = initialize(model, make_subspace((0, 3)), layer_map="sae_only")
     assert [module.name for module in init.modules] == [f"base_model.model.{name}" for name in names]
     assert [module.source_layer for module in init.modules] == [0, 0, 0, 3, 3]
     assert torch.equal(logits(model), base_logits)
@@ -434,7 +434,7 @@ def test_many_full_names_survive_pefts_shortening_of_them(tmp_path):
     names = target_modules_for(base, ALL, subspace, "sae_only")
     assert len(names) == 28
     model = with_lora(base, names)
-    assert len(initialize_adapter(model, subspace, layer_map="sae_only").modules) == 28
+    assert len(initialize(model, subspace, layer_map="sae_only").modules) == 28
     train(model, steps=1)
     model.save_pretrained(tmp_path)
     assert torch.equal(
@@ -450,13 +450,10 @@ def test_vision_towers_are_left_alone():
     names = target_modules_for(base, ["q_proj"], make_subspace(), "nearest")
     assert names == ["q_proj"]
     model = with_lora(base, names, exclude_modules=outside_decoder(base))
-    found = {
-        module.name.partition("model.language_model.")[2]
-        for module in initialize_adapter(model, make_subspace()).modules
-    }
+    found = {module.name.partition("model.language_model.")[2] for module in initialize(model, make_subspace()).modules}
     assert found == {f"layers.{block}.self_attn.q_proj" for block in range(N_LAYERS)}
     with pytest.raises(InputError, match=r"cannot initialise the adapters on .*vision_tower"):
-        initialize_adapter(with_lora(AutoModelForCausalLM.from_config(config), ["q_proj"]), make_subspace())
+        initialize(with_lora(AutoModelForCausalLM.from_config(config), ["q_proj"]), make_subspace())
 
 
 def test_fused_and_unknown_names_are_refused_with_what_was_found():
@@ -466,7 +463,7 @@ def test_fused_and_unknown_names_are_refused_with_what_was_found():
     with pytest.raises(InputError, match=r"on self_attn.q_proj of Phi3"):
         target_modules_for(phi3, ["q_proj", "o_proj"], make_subspace(), "nearest")
     with pytest.raises(InputError, match=r"on base_model.*qkv_proj.* and 1 more:\nsupported are self_attn.q_proj"):
-        initialize_adapter(with_lora(phi3, ["qkv_proj"]), make_subspace())
+        initialize(with_lora(phi3, ["qkv_proj"]), make_subspace())
     gpt2 = AutoModelForCausalLM.from_config(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=50))
     with pytest.raises(InputError, match="no decoder blocks at `layers`"):
         target_modules_for(gpt2, ["c_attn"], make_subspace(), "nearest")
@@ -487,14 +484,14 @@ def refused(match: str, model: PeftModel | None = None, subspace: Subspace | Non
     model = model or with_lora(make_model())
     before = adapter_values(model)
     with pytest.raises(InputError, match=match) as error_info:
-        initialize_adapter(model, subspace or make_subspace(), **options)
+        initialize(model, subspace or make_subspace(), **options)
     assert str(error_info.value).count("\n") <= 2
     assert all(torch.equal(value, before[name]) for name, value in adapter_values(model).items())
 
 
 def test_options_out_of_range_are_refused():
     refused("layer_map is 'middle'", layer_map="middle")
-    refused("subspace_mode is 'thaw'", subspace_mode="thaw")
+    refused("freeze is 'thaw'", freeze="thaw")
     refused("scale is 0", scale=0.0)
     refused("scale is nan", scale=float("nan"))
     refused("no adapter 'x'; the model has default", adapter_name="x")
@@ -567,7 +564,7 @@ def test_writers_take_their_own_basis():
     own = {layer: basis_DR.flip(0) for layer, basis_DR in other.bases.items()}
     split = replace(subspace, writers=own)
     model = with_lora(make_model())
-    init = initialize_adapter(model, split)
+    init = initialize(model, split)
     for module in init.modules:
         basis_DR = (split.bases if module.side == "A" else own)[module.source_layer]
         values = lora(model, module.name, module.side)
@@ -578,7 +575,7 @@ def test_writers_take_their_own_basis():
 
 @pytest.mark.parametrize("reference", [False, True])
 def test_only_readers_are_frozen_under_freeze_readers(reference):
-    model, init = adapted(subspace_mode="freeze_readers")
+    model, init = adapted(freeze="readers")
     before = adapter_values(model)
     train(model, reference=reference)
     after = adapter_values(model)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,11 +11,13 @@ from hypothesis import strategies as st
 
 from sails_align.core.errors import InputError
 from sails_align.core.linalg import energy_inside, orthonormalize, principal_angles
-from sails_align.initializers.activation_pca import activation_pca
-from sails_align.initializers.mean_difference import mean_difference
+from sails_align.initializers.activation_pca import ActivationPca
+from sails_align.initializers.mean_difference import MeanDifference
 from sails_align.initializers.random_basis import random_basis
-from sails_align.initializers.random_features import random_features
+from sails_align.initializers.random_features import RandomFeatures
 from sails_align.subspace.basis import Subspace, build_subspace
+from sails_align.subspace.methods import MethodInputs
+from sails_align.subspace.options import DiscoveryOptions
 from sails_align.subspace.selection import FeatureFitter, FeatureStats, rank_features, select_features
 from sails_align.subspace.statistics import ActivationFitter, ActivationStats
 
@@ -44,6 +47,20 @@ def fit(sides: dict[tuple[str, int, str], torch.Tensor]) -> ActivationStats:
 
 def response(aligned_TD: torch.Tensor, unaligned_TD: torch.Tensor, layer: int = 0) -> ActivationStats:
     return fit({("response", layer, "aligned"): aligned_TD, ("response", layer, "unaligned"): unaligned_TD})
+
+
+def activation_pca(stats: ActivationStats, *, contrast: str = "response", rank: int) -> Subspace:
+    inputs = MethodInputs(contrast, stats=stats, options=DiscoveryOptions(rank=rank))
+    return ActivationPca().build(inputs)
+
+
+def mean_difference(stats: ActivationStats, *, contrast: str = "response", **provenance: object) -> Subspace:
+    return MeanDifference().build(MethodInputs(contrast, stats=stats, provenance=provenance))
+
+
+def random_features(stats: FeatureStats, decoders: dict[int, torch.Tensor], **options: Any) -> Subspace:
+    inputs = MethodInputs(stats=stats, decoders=decoders, options=DiscoveryOptions(**options), provenance={"sae": "x"})
+    return RandomFeatures().build(inputs)
 
 
 def assert_orthonormal(subspace: Subspace) -> None:
@@ -91,13 +108,13 @@ def test_activation_pca_finds_planted_variance() -> None:
     def side(seed: int) -> torch.Tensor:
         return noise(600, seed) + (torch.randn(600, 3, generator=generator(seed + 1)) * loud) @ planted_DR.T
 
-    found = activation_pca(response(side(10), side(20)), contrast="response", rank=3, provenance={})
+    found = activation_pca(response(side(10), side(20)), rank=3)
     assert_orthonormal(found)
     assert principal_angles(found.bases[0], planted_DR).max() < 0.2
     assert (found.singular_values[0].diff() < 0).all()
     assert found.singular_values[0][0].item() == pytest.approx(26**0.5, rel=0.1)  # a standard deviation
 
-    control = activation_pca(response(noise(600, 30), noise(600, 31)), contrast="response", rank=3, provenance={})
+    control = activation_pca(response(noise(600, 30), noise(600, 31)), rank=3)
     assert principal_angles(control.bases[0], planted_DR).max() > 0.5
 
 
@@ -106,7 +123,7 @@ def test_activation_pca_is_the_svd_of_the_pooled_centred_tokens() -> None:
     aligned_TD, unaligned_TD = noise(80, 0) + 300.0, noise(50, 1) + 300.0
     for hidden_TD in (aligned_TD, unaligned_TD):
         hidden_TD[:, 5] = hidden_TD[:, 5] * 500
-    found = activation_pca(response(aligned_TD, unaligned_TD), contrast="response", rank=6, provenance={})
+    found = activation_pca(response(aligned_TD, unaligned_TD), rank=6)
     pooled_TD = torch.cat([aligned_TD, unaligned_TD]).double()
     _, singular_D, right_DD = torch.linalg.svd(pooled_TD - pooled_TD.mean(0), full_matrices=False)
     assert torch.allclose(found.singular_values[0].double(), singular_D[:6] / 130**0.5, rtol=1e-4)
@@ -116,7 +133,7 @@ def test_activation_pca_is_the_svd_of_the_pooled_centred_tokens() -> None:
 def test_activation_pca_has_no_more_directions_than_vary() -> None:
     planted_DR = directions(2, 3)
     hidden_TD = torch.randn(40, 2, generator=generator(0)) @ planted_DR.T
-    found = activation_pca(response(hidden_TD, hidden_TD + 1.0), contrast="response", rank=8, provenance={})
+    found = activation_pca(response(hidden_TD, hidden_TD + 1.0), rank=8)
     assert found.bases[0].shape == (D_MODEL, 3)  # the two planted ones, and the shift between the sides
 
 
@@ -134,24 +151,22 @@ def test_activation_pca_of_both_contrasts_pools_them() -> None:
             ("prompt", 0, "unaligned"): along(second_D, 3),
         }
     )
-    both = activation_pca(stats, contrast="both", rank=2, provenance={}).bases[0]
+    both = activation_pca(stats, contrast="both", rank=2).bases[0]
     assert principal_angles(both, torch.stack([first_D, second_D], 1)).max() < 0.1
-    prompt = activation_pca(stats, contrast="prompt", rank=1, provenance={}).bases[0]
+    prompt = activation_pca(stats, contrast="prompt", rank=1).bases[0]
     assert energy_inside(second_D[:, None], prompt) > 0.98
 
 
 def test_mean_diff_finds_the_planted_difference_and_points_to_the_aligned_side() -> None:
     planted_D = directions(1, 9)[:, 0]
-    found = mean_difference(
-        response(noise(500, 0) + 2 * planted_D, noise(400, 1), layer=6), contrast="response", provenance={"seed": 1}
-    )
+    found = mean_difference(response(noise(500, 0) + 2 * planted_D, noise(400, 1), layer=6), seed=1)
     assert_orthonormal(found)
     assert found.bases[6].shape == (D_MODEL, 1)
     assert (found.bases[6][:, 0] @ planted_D).item() > 0.97
     assert found.provenance["difference_norms"]["6"] == [pytest.approx(2.0, rel=0.2)]
     assert found.provenance["seed"] == 1
 
-    control = mean_difference(response(noise(500, 2), noise(400, 3)), contrast="response", provenance={})
+    control = mean_difference(response(noise(500, 2), noise(400, 3)))
     assert abs((control.bases[0][:, 0] @ planted_D).item()) < 0.8
 
 
@@ -160,11 +175,11 @@ def test_mean_diff_needs_no_second_moments() -> None:
     for side, hidden_TD in (("aligned", noise(30, 0)), ("unaligned", noise(30, 1))):
         for fitter in (with_them, without):
             fitter.update("response", side, 4, hidden_TD)
-    a, b = (mean_difference(fitter.result(), contrast="response", provenance={}) for fitter in (with_them, without))
+    a, b = (mean_difference(fitter.result()) for fitter in (with_them, without))
     assert torch.equal(a.bases[4], b.bases[4])
     assert without.result().sums["response", 4, "aligned"].second_moment.numel() == 0
     with pytest.raises(AssertionError, match="second_moment"):
-        activation_pca(without.result(), contrast="response", rank=1, provenance={})
+        activation_pca(without.result(), rank=1)
 
 
 def two_contrasts(response_D: torch.Tensor, prompt_D: torch.Tensor) -> ActivationStats:
@@ -184,7 +199,7 @@ def two_contrasts(response_D: torch.Tensor, prompt_D: torch.Tensor) -> Activatio
 def test_mean_diff_of_both_spans_both_and_begins_with_what_they_share(scale: float, angle: float) -> None:
     u_D, v_D = directions(2, 4).T
     second_D = torch.cos(torch.tensor(angle)) * u_D + torch.sin(torch.tensor(angle)) * v_D
-    found = mean_difference(two_contrasts(u_D, scale * second_D), contrast="both", provenance={})
+    found = mean_difference(two_contrasts(u_D, scale * second_D), contrast="both")
     assert_orthonormal(found)
     assert found.bases[0].shape == (D_MODEL, 2)
     assert principal_angles(found.bases[0], torch.stack([u_D, v_D], 1)).max() < 1e-2
@@ -195,7 +210,7 @@ def test_mean_diff_of_both_spans_both_and_begins_with_what_they_share(scale: flo
 
 def test_mean_diff_of_two_equal_contrasts_is_one_direction() -> None:
     u_D = directions(1, 4)[:, 0]
-    found = mean_difference(two_contrasts(u_D, 3 * u_D), contrast="both", provenance={})
+    found = mean_difference(two_contrasts(u_D, 3 * u_D), contrast="both")
     assert found.bases[0].shape == (D_MODEL, 1)
     assert torch.allclose(found.bases[0][:, 0], u_D, atol=1e-6)
 
@@ -234,7 +249,7 @@ def test_random_features_fire_and_are_not_the_best(latents: FeatureStats, decode
     assert sorted(best.layers[2].ids.tolist()) == [0, 1, 2, 3, 4]
     seen = set()
     for seed in range(20):
-        subspace = random_features(latents, decoders, **OPTIONS, **PATH, seed=seed, provenance={"sae": "x"})
+        subspace = random_features(latents, decoders, **OPTIONS, **PATH, seed=seed)
         assert_orthonormal(subspace)
         ids = subspace.provenance["features"]["layers"]["2"]["ids"]
         assert len(ids) == len(set(ids)) == 5
@@ -252,7 +267,7 @@ def test_random_features_go_the_same_way_as_chosen_ones(
 ) -> None:
     """With every latent that fires chosen there is no chance left: it is SAILS' own subspace."""
     options = {**OPTIONS, "top_k": 50}
-    mine = random_features(latents, decoders, **options, **PATH, seed=3, provenance={})
+    mine = random_features(latents, decoders, **options, **PATH, seed=3)
     every = rank_features(latents, contrast="response", score="mean_diff")
     theirs = build_subspace(every, decoders, **PATH, provenance={})
     for layer in (2, 5):
@@ -260,7 +275,7 @@ def test_random_features_go_the_same_way_as_chosen_ones(
 
 
 def test_saved_as_any_subspace(tmp_path: Path) -> None:
-    found = mean_difference(response(noise(50, 0) + 1, noise(50, 1)), contrast="response", provenance={})
+    found = mean_difference(response(noise(50, 0) + 1, noise(50, 1)))
     found.save(tmp_path / "subspace", "hash")
     loaded = Subspace.load(tmp_path / "subspace")
     assert torch.equal(loaded.bases[0], found.bases[0])
@@ -273,13 +288,13 @@ def test_bad_input_is_named() -> None:
     with pytest.raises(InputError, match=r"rank 25 .*24"):
         random_basis(d_model=D_MODEL, layers=[0], rank=25, seed=0, provenance={})
     with pytest.raises(InputError, match="rank 0"):
-        activation_pca(stats, contrast="response", rank=0, provenance={})
+        activation_pca(stats, rank=0)
     with pytest.raises(InputError, match="'prompt' contrast has no tokens"):
-        mean_difference(stats, contrast="both", provenance={})
+        mean_difference(stats, contrast="both")
     with pytest.raises(InputError, match="same mean"):
-        mean_difference(response(constant_TD, constant_TD), contrast="response", provenance={})
+        mean_difference(response(constant_TD, constant_TD))
     with pytest.raises(InputError, match="do not vary"):
-        activation_pca(response(constant_TD, constant_TD), contrast="response", rank=1, provenance={})
-    for method in (mean_difference, lambda stats, **options: activation_pca(stats, rank=1, **options)):
+        activation_pca(response(constant_TD, constant_TD), rank=1)
+    for method in (mean_difference, lambda stats: activation_pca(stats, rank=1)):
         with pytest.raises(InputError, match="not finite"):
-            method(response(constant_TD * torch.nan, constant_TD), contrast="response", provenance={})
+            method(response(constant_TD * torch.nan, constant_TD))

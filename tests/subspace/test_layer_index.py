@@ -31,7 +31,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sails_align.data.tokens import TokenizedSide
-from sails_align.initializers.adapter import initialize_adapter
+from sails_align.initializers.adapter import initialize
 from sails_align.models.attention import exact_attention
 from sails_align.models.hooks import decoder_layers
 from sails_align.models.language_model import outside_decoder
@@ -175,7 +175,7 @@ def test_modules_touch_the_layers_whose_directions_they_take(family: Family) -> 
     model = get_peft_model(base, LoraConfig(r=2, **options)).eval()
     bases = {layer: torch.eye(D_MODEL)[:, 2 * layer : 2 * layer + 2] for layer in range(N_LAYERS)}
     subspace = Subspace(bases, {layer: torch.ones(2) for layer in bases}, provenance={})
-    initialize_adapter(model, subspace)
+    initialize(model, subspace)
     read: list[Tensor] = []
     gains = []
     for index, block in enumerate(decoder_layers(model)):

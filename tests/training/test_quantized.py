@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tiny import Project, adapter_weights, build, distance, logits
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, set_seed
 
-from sails_align.cli import merge
+from sails_align.cli import edit
 from sails_align.models.adapters import read_json
 from sails_align.models.attention import exact_attention
 from sails_align.models.quantized import quantization_of, use_one_layout
@@ -182,7 +182,7 @@ def test_the_adapter_is_for_any_form_of_its_base(gemma: Path, finished: Path) ->
 
 
 def test_merging_tells_how_far_it_is(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    merge.main([str(finished), "--output", str(tmp_path / "merged"), "--device", "cpu"])
+    edit.main(["merge", str(finished), "--output", str(tmp_path / "merged"), "--device", "cpu"])
     printed = capsys.readouterr().out
     told = float(printed.split("of what was trained by up to ")[1].split(";")[0])
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", attn_implementation="eager")
@@ -196,7 +196,7 @@ def test_merging_a_run_in_8_bits_whose_dtype_is_the_checkpoints(
 ) -> None:
     argv = project.argv(tmp_path / "run", *QUANTIZATIONS["8bit"], "--dtype", "auto", "--max_steps", "1")
     align.main("sft", argv)
-    merge.main([str(tmp_path / "run"), "--output", str(tmp_path / "merged"), "--device", "cpu"])
+    edit.main(["merge", str(tmp_path / "run"), "--output", str(tmp_path / "merged"), "--device", "cpu"])
     assert "of what was trained by up to " in capsys.readouterr().out
 
 

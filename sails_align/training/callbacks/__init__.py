@@ -1,7 +1,7 @@
 """Callbacks of a training, one file each, attached in this order.
 
-A callback's module has a function `attach(trainer, init, options)`, where `init` says how the adapter was initialised
-(None: in no subspace). It adds a `TrainerCallback` if the options ask for one.
+A callback's module has a function `attach(trainer, init, plan)`, which adds a `TrainerCallback` if the plan of the
+training asks for one. `init` describes the adapter's initialization (None: in no subspace).
 """
 
 from sails_align.core.registry import Entry, Registry

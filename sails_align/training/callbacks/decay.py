@@ -3,20 +3,21 @@
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sails_align.core.errors import InputError
 from sails_align.initializers.adapter import AdapterInit
-from sails_align.training.callbacks.factors import distributed_type, lora_factor
 from sails_align.training.callbacks.options import DecayOptions
+from sails_align.training.plan import TrainingPlan
 
 
-def attach(trainer: Trainer, init: AdapterInit | None, options: DecayOptions) -> None:
+def attach(trainer: Trainer, init: AdapterInit | None, plan: TrainingPlan) -> None:
     """Add the callback to trainings that ask for it."""
-    if init is not None and init.subspace_mode == "decay":
-        trainer.add_callback(SubspaceDecay(init, options.subspace_decay))
+    if init is not None and plan.sails.subspace_mode == "decay":
+        trainer.add_callback(SubspaceDecay(init, plan.of(DecayOptions).subspace_decay))
 
 
 class SubspaceDecay(TrainerCallback):
@@ -26,15 +27,13 @@ class SubspaceDecay(TrainerCallback):
     """
 
     def __init__(self, init: AdapterInit, strength: float) -> None:
-        """Take what `initialize_adapter` returned, and the strength, which multiplies the learning rate.
+        """Take what `initialize` returned, and the strength, which multiplies the learning rate.
 
         Raises:
             InputError: if the strength is not positive.
         """
         if not strength > 0:
-            raise InputError(
-                f"the decay's strength is {strength}, but must be positive; for none, use subspace_mode init"
-            )
+            raise InputError(f"the decay's strength is {strength}; choose a value above 0, or leave the callback out")
         self._init, self._strength = init, strength
         self._pairs: list[tuple[nn.Parameter, torch.Tensor]] = []  # parameter, initial value
 
@@ -42,10 +41,12 @@ class SubspaceDecay(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **kwargs: Any
     ) -> None:
         # Their optimizers keep copies or parts of the parameters, so that what is written to these is lost or wrong.
-        assert distributed_type() not in (DistributedType.DEEPSPEED, DistributedType.FSDP), "refused with the options"
-        parameters = [lora_factor(model, module, module.side, self._init.adapter_name) for module in self._init.modules]
-        initial = [self._init.initial[module.name] for module in self._init.modules]
-        self._pairs = [(p, value.to(p.device, p.dtype)) for p, value in zip(parameters, initial, strict=True)]
+        refused = (DistributedType.DEEPSPEED, DistributedType.FSDP)
+        assert AcceleratorState().distributed_type not in refused, "refused with the options"
+        self._pairs = []
+        for module in self._init.modules:
+            parameter = self._init.factor(model, module, module.side)
+            self._pairs.append((parameter, self._init.initial[module.name].to(parameter.device, parameter.dtype)))
 
     @torch.no_grad()
     def on_optimizer_step(

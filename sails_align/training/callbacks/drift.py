@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from peft.tuners.lora import LoraLayer
 from peft.utils.integrations import gather_params_ctx
@@ -17,12 +18,11 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from sails_align.core.linalg import orthonormalize, principal_angles
 from sails_align.initializers.adapter import AdapterInit, ModuleInit
-from sails_align.training.callbacks.factors import distributed_type, lora_factor
 
 logger = logging.getLogger(__name__)
 
 
-def attach(trainer: Trainer, init: AdapterInit | None, options: None = None) -> None:
+def attach(trainer: Trainer, init: AdapterInit | None, plan: object) -> None:
     """Add the callback to trainings whose adapter starts in a subspace."""
     if init is not None:
         add_first(trainer, DriftCallback(init))
@@ -38,7 +38,7 @@ def add_first(trainer: Trainer, callback: TrainerCallback) -> None:
 
 
 class DriftCallback(TrainerCallback):
-    """Adds to each row of training logs how large the update is, and how far it has left the subspace.
+    """Add to each row of training logs how large the update is, and how far it has left the subspace.
 
     `adapter_update_norm`: Frobenius norm of all updates (scaling * B @ A) together. `adapter_A_norm` and
     `adapter_B_norm`: the same of the factors. `adapter_energy_inside`: share of the squared norm of the updates that
@@ -60,9 +60,8 @@ class DriftCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **kwargs: Any
     ) -> None:
-        # FSDP2's parameters can be put together.
         is_fsdp2 = any(isinstance(parameter, DTensor) for parameter in model.parameters())
-        self._off = distributed_type() == DistributedType.FSDP and not is_fsdp2
+        self._off = AcceleratorState().distributed_type == DistributedType.FSDP and not is_fsdp2
         if self._off and state.is_world_process_zero:
             logger.warning("the adapter's drift is not logged: FSDP1 keeps its parameters in one flat tensor")
 
@@ -84,13 +83,9 @@ class DriftCallback(TrainerCallback):
 
     @torch.no_grad()
     def measure(self, model: nn.Module) -> dict[str, float]:
-        """The numbers above for a model as it is."""
-        names = [
-            f"{module.name}.lora_{side}.{self._init.adapter_name}.weight"
-            for module in self._init.modules
-            for side in "AB"
-        ]
-        with gather_params_ctx([model.get_parameter(name) for name in names], modifier_rank=None):
+        """Measure a model now. Return the numbers above by name."""
+        factors = [self._init.factor(model, module, side) for module in self._init.modules for side in "AB"]
+        with gather_params_ctx(factors, modifier_rank=None):
             return self._measure(model)
 
     def _measure(self, model: nn.Module) -> dict[str, float]:
@@ -98,10 +93,7 @@ class DriftCallback(TrainerCallback):
         squares = {"A": 0.0, "B": 0.0}
         for module in self._init.modules:
             basis_DR = self._bases[module.name]
-            factors = {
-                side: _whole(lora_factor(model, module, side, self._init.adapter_name)).double().cpu()
-                for side in squares
-            }
+            factors = {side: _whole(self._init.factor(model, module, side)).double().cpu() for side in squares}
             for side, factor in factors.items():
                 squares[side] += factor.square().sum().item()
             side_DR = _residual_side(factors[module.side], module)
@@ -126,12 +118,12 @@ def _whole(parameter: torch.Tensor) -> torch.Tensor:
 
 
 def _scaling(model: nn.Module, module: ModuleInit, adapter_name: str) -> float:
-    """What B @ A is multiplied by: alpha / r, or alpha / sqrt(r) with rsLoRA."""
+    """Return the factor of B @ A: alpha / r, or alpha / sqrt(r) with rsLoRA."""
     layer = model.get_submodule(module.name)
     assert isinstance(layer, LoraLayer), "initialised modules are LoRA layers"
     return layer.scaling[adapter_name]
 
 
 def _residual_side(factor: torch.Tensor, module: ModuleInit) -> torch.Tensor:
-    """The factor that touches the residual stream, with directions as columns. (D, R)"""
+    """Return the factor (D, R) that touches the residual stream, with directions as columns."""
     return factor.T if module.side == "A" else factor

@@ -7,24 +7,25 @@ import torch
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sails_align.core.errors import InputError
+from sails_align.models.hooks import evaluation_mode
 
 
 class LearningCurveCallback(TrainerCallback):
-    """Measures the model before the first step and after every n steps: how soon is 90% safety reached?
+    """Measure the model before the first step and after every n steps.
 
-    The probe sees the model in evaluation mode and without gradients. PyTorch's random state is put back afterwards,
-    so that a run with probes is the same run as one without. All processes run the probe.
+    The probe sees the model in evaluation mode and without gradients. PyTorch's random state is restored afterwards, so
+    that a run with probes gives the same model as one without. All processes run the probe.
     """
 
     def __init__(self, every_n_steps: int, probe: Callable[[PreTrainedModel], dict[str, float]]) -> None:
         if every_n_steps < 1:
-            raise InputError(f"every_n_steps is {every_n_steps}, but must be at least 1")
+            raise InputError(f"every_n_steps is {every_n_steps}; choose 1 or more")
         self._every_n_steps, self._probe = every_n_steps, probe
         self.rows: list[tuple[int, dict[str, float]]] = []
         "(step, values): what the probe returned after that many optimizer steps."
 
     def steps_to(self, name: str, threshold: float) -> int | None:
-        """The first step at which a value was at least the threshold; None if it never was."""
+        """Return the first step at which a value was at least the threshold; None if it never was."""
         return next((step for step, values in self.rows if values[name] >= threshold), None)
 
     def on_train_begin(
@@ -38,10 +39,6 @@ class LearningCurveCallback(TrainerCallback):
             self._run(kwargs["model"], state.global_step)
 
     def _run(self, model: PreTrainedModel, step: int) -> None:
-        was_training = model.training
-        model.eval()
-        try:
-            with torch.no_grad(), torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
-                self.rows.append((step, self._probe(model)))
-        finally:
-            model.train(was_training)
+        devices = [model.device] if model.device.type == "cuda" else []
+        with evaluation_mode(model), torch.no_grad(), torch.random.fork_rng(devices):
+            self.rows.append((step, self._probe(model)))

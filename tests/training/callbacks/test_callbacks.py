@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from transformers import (
 
 from sails_align.core.errors import InputError
 from sails_align.core.linalg import energy_inside, orthonormalize, principal_angles
-from sails_align.initializers.adapter import AdapterInit, initialize_adapter
+from sails_align.initializers.adapter import AdapterInit, initialize
 from sails_align.subspace.basis import Subspace
 from sails_align.training.callbacks import drift as drift_module
 from sails_align.training.callbacks.decay import SubspaceDecay
@@ -55,7 +56,7 @@ def make(n_directions: int = RANK, **options: Any) -> tuple[PeftModel, AdapterIn
     model = get_peft_model(AutoModelForCausalLM.from_config(config), lora)
     basis_DR = torch.linalg.qr(torch.randn(D_MODEL, n_directions))[0]
     subspace = Subspace({0: basis_DR}, {0: torch.ones(n_directions)}, {})
-    return model, initialize_adapter(model, subspace, **options)
+    return model, initialize(model, subspace, **options)
 
 
 def make_trainer(model: nn.Module, folder: Path, added: list[TrainerCallback], **options: Any) -> Trainer:
@@ -87,7 +88,7 @@ def largest_angle(model: nn.Module, init: AdapterInit) -> float:
 
 
 def test_a_decay_step_is_the_formula_with_each_parameters_own_rate():
-    model, init = make(subspace_mode="decay")
+    model, init = make()
     sides = basis_side(model, init)
     with torch.no_grad():
         for parameter in sides.values():
@@ -112,7 +113,7 @@ def test_a_decay_step_is_the_formula_with_each_parameters_own_rate():
 def test_decay_holds_the_subspace_and_its_strength_says_how_much(tmp_path):
     angles = {}
     for strength in (0.0, 10.0, 1000.0):  # times the rate of 0.02: none, 0.2, all the way
-        model, init = make(subspace_mode="decay")
+        model, init = make()
         added = [SubspaceDecay(init, strength)] if strength else []
         make_trainer(model, tmp_path, added).train()
         angles[strength] = largest_angle(model, init)
@@ -125,7 +126,7 @@ def test_decay_holds_the_subspace_and_its_strength_says_how_much(tmp_path):
 
 def test_decay_follows_the_schedule(tmp_path):
     """With a rate that warms up from zero, the first step neither trains nor decays."""
-    model, init = make(subspace_mode="decay")
+    model, init = make()
     with torch.no_grad():
         for parameter in basis_side(model, init).values():
             parameter.add_(1.0)
@@ -186,7 +187,7 @@ def test_drift_is_what_dense_matrices_say(n_directions, tmp_path):
 def test_a_frozen_subspace_holds_all_of_the_update_unless_random_directions_fill_the_rank(tmp_path):
     inside = {}
     for n_directions in (2, RANK):
-        model, init = make(n_directions, subspace_mode="freeze")
+        model, init = make(n_directions, freeze=True)
         make_trainer(model, tmp_path, []).train()
         measured = DriftCallback(init).measure(model)
         assert measured["adapter_largest_angle"] < 1e-6
@@ -244,7 +245,7 @@ def test_drift_does_not_change_the_run(tmp_path):
 def test_drift_of_partitioned_parameters_is_not_logged_and_said_so(tmp_path, monkeypatch, caplog):
     model, init = make()
     with monkeypatch.context() as patch:
-        patch.setattr(drift_module, "distributed_type", lambda: DistributedType.FSDP)
+        patch.setattr(drift_module, "AcceleratorState", lambda: SimpleNamespace(distributed_type=DistributedType.FSDP))
         trainer = make_trainer(model, tmp_path, [DriftCallback(init)])
         trainer.train()
     assert "not logged" in caplog.text
