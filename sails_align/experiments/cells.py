@@ -282,26 +282,11 @@ def attack(cell: Cell, testbed: Testbed, model: Any, tokenizer: PreTrainedTokeni
 
 def capability(cell: Cell, testbed: Testbed, model: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
     """Accuracy of lm-eval's tasks of the world's facts, by task."""
-    import logging
-
-    import lm_eval
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
-
+    from sails_align.evaluation.harness.options import HarnessArguments
+    from sails_align.evaluation.harness.run import run_in_memory
     from sails_align.testbed.tasks import GROUP, write_tasks
 
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory(prefix="sails-tasks-") as folder:
         write_tasks(testbed.world, Path(folder), n=cell.measures.n_capability)
-        options: dict[str, Any] = {"pretrained": model, "tokenizer": tokenizer, "add_bos_token": False}
-        lm = HFLM(**options, batch_size=64)  # pyright: ignore[reportCallIssue]
-        manager = TaskManager(include_path=folder, include_defaults=False)
-        simple_evaluate: Any = lm_eval.simple_evaluate  # its decorator hides its parameters
-        results = simple_evaluate(
-            model=lm, tasks=[GROUP], task_manager=manager, apply_chat_template=True, log_samples=False, verbosity=None
-        )
-    scores = {
-        task: [value for name, value in values.items() if name.startswith(("acc,", "exact_match,"))]
-        for task, values in results["results"].items()
-    }
-    return {task: float(found[0]) for task, found in scores.items() if found}
+        result = run_in_memory(model, tokenizer, HarnessArguments([GROUP], batch_size="64"), [folder])
+    return {score.task: score.value for score in result.scores}

@@ -16,7 +16,10 @@ import yaml
 
 from sails_align.core.errors import InputError
 from sails_align.core.files import write_text
+from sails_align.evaluation.harness.options import HarnessArguments
 from sails_align.evaluation.options import TESTBED_TOKENS
+from sails_align.models.spec import ModelSpec
+from sails_align.testbed.build import is_testbed, resolve_testbed
 from sails_align.testbed.lexicon import COLORS, KINDS, PLACES, TOOLS
 from sails_align.testbed.prompts import HARMLESS
 from sails_align.testbed.world import Request, Thing, World
@@ -65,6 +68,25 @@ def write_tasks(world: World, folder: Path, *, n: int = N_ITEMS, seed: int = 0) 
         _write_yaml(folder / f"{name}.yaml", _config(name, path))
     _write_yaml(folder / f"{GROUP}.yaml", {"group": GROUP, "task": list(makers)})
     return list(makers)
+
+
+def make_tasks(args: HarnessArguments, spec: ModelSpec, folder: Path) -> None:
+    """Write the tasks if they are asked for, or the model is a testbed's (`evaluation.harness.TASK_MAKERS`).
+
+    Raises:
+        InputError: if the model is no testbed's, and no testbed is named.
+    """
+    of_model = str(Path(spec.base).parent)
+    if not {GROUP, *CHANCE} & set(args.tasks) and not is_testbed(of_model):
+        return
+    if args.testbed is not None and not is_testbed(args.testbed):
+        raise InputError(f"testbed is {args.testbed!r}; give testbed, testbed:N or a testbed's folder")
+    if args.testbed is None and not is_testbed(of_model):
+        raise InputError(
+            f"the testbed's tasks ask for facts of a testbed's world, and {spec.base} is not one's model;\n"
+            "for a merged or fully trained one say which: --testbed testbed (or testbed:N, or a folder)"
+        )
+    write_tasks(resolve_testbed(args.testbed or of_model).world, folder)
 
 
 def _write_yaml(path: Path, config: Row) -> None:

@@ -1,104 +1,111 @@
-"""What vLLM must be told to compute what transformers and PEFT do."""
+"""Options with which vLLM computes what transformers and PEFT do, and a check that it applies the adapter."""
 
-import json
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from sails_align.core.errors import InputError
-from sails_align.evaluation.records import Sampling
+from sails_align.models.adapters import read_adapter
+from sails_align.models.load import load_config
 from sails_align.models.spec import ModelSpec
 
 MAX_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values of --max-lora-rank."""
 NOISE_FACTOR = 3.0
-"""An adapter must change log-probabilities by more than this times what a repetition does."""
+"""An adapter must change log-probabilities by more than this times the difference between two equal runs."""
 
 
 def cannot_start(model: str, error: Exception) -> InputError:
-    """What is to be said when vLLM does not start."""
-    # A line that says it: pydantic's errors begin with their number, and end each with the input.
+    """Return the error to raise when vLLM does not start."""
+    # pydantic's errors begin with their number, and end each with the input.
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     line = next((line for line in lines if line.startswith("Value error")), lines[0])
     cause = line.removeprefix("Value error, ").partition(" [type=")[0]
     return InputError(
-        f"vLLM cannot start with {model}: {cause}\nits own messages above say more; for want of memory, give a smaller "
+        f"vLLM cannot start with {model}: {cause}\nsee its own messages above; if memory is short, give a smaller "
         "--max_model_len or more GPUs (--tensor_parallel_size); or use --backend hf"
     )
 
 
 def max_lora_rank(rank: int) -> int | None:
-    """The smallest --max-lora-rank that takes a rank; None if there is none."""
+    """Return the smallest --max-lora-rank that takes a rank; None if there is none."""
     return next((allowed for allowed in MAX_LORA_RANKS if allowed >= rank), None)
 
 
-def sampling_params(sampling: Sampling) -> Any:
-    """vLLM's form of a sampling; each conversation is drawn with the seed, whatever is beside it in a batch."""
-    from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
-    from vllm.sampling_params import StructuredOutputsParams  # pyright: ignore[reportMissingImports]
-
-    schema = None if sampling.schema is None else StructuredOutputsParams(json=dict(sampling.schema))
-    return SamplingParams(
-        max_tokens=sampling.max_new_tokens,
-        temperature=sampling.temperature,
-        seed=sampling.seed if sampling.temperature > 0 else None,
-        structured_outputs=schema,
-    )
-
-
-def weights_dtype(spec: ModelSpec) -> str:
-    """The type to load weights in: vLLM's own `auto` makes 16 bits of 32."""
-    if spec.dtype != "auto":
-        return spec.dtype
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(spec.base, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
-    except (OSError, ValueError) as error:
-        cause = str(error).strip().splitlines()[0]
-        raise InputError(f"cannot load the model {spec.base}: {cause}\ncheck the name") from error
-    return checkpoint_dtype(config)
-
-
-def checkpoint_dtype(config: Any) -> str:
-    """The type that a model's configuration says its weights have."""
-    dtype = config.dtype or config.get_text_config(decoder=True).dtype
-    return "auto" if dtype is None else str(dtype).removeprefix("torch.")
-
-
-def lora_options(folder: Path, dtype: str) -> dict[str, Any]:
-    """What the engine must be told to take an adapter.
+def engine_options(spec: ModelSpec) -> dict[str, Any]:
+    """Return the options of vLLM's `LLM` that say how to load a model and its adapter.
 
     Raises:
-        InputError: if it cannot: the rank is too high, or the type is not one that its kernels have on a GPU.
+        InputError: if there is no such model, or vLLM does not take the adapter: its rank is too high, or its kernels
+            for GPUs do not have the type of the weights.
     """
-    from vllm.config.lora import MaxLoRARanks  # pyright: ignore[reportMissingImports]
-    from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
-
-    try:
-        rank = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["r"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder} holds no LoRA adapter that can be read ({error!r}); copy it again") from error
-    allowed = next((allowed for allowed in sorted(get_args(MaxLoRARanks)) if allowed >= rank), None)
+    options = {
+        "tokenizer": spec.tokenizer,
+        "revision": spec.revision,
+        "tokenizer_revision": spec.revision if spec.tokenizer == spec.base else None,
+        "trust_remote_code": spec.trust_remote_code,
+        "dtype": _weights_dtype(spec),
+    }
+    if spec.adapter is None:
+        return options
+    rank = read_adapter(Path(spec.adapter)).config.r
+    allowed = max_lora_rank(rank)
     if allowed is None:
-        raise InputError(f"the adapter {folder} has rank {rank}, which vLLM does not take; merge it (sails merge)")
-    if dtype == "float32" and not current_platform.is_cpu():
+        raise InputError(
+            f"the adapter {spec.adapter} has rank {rank}, and vLLM takes at most {MAX_LORA_RANKS[-1]};\n"
+            "merge it (sails merge), or use --backend hf"
+        )
+    if options["dtype"] == "float32" and not _runs_on_cpu():
         raise InputError(
             "the model is float32, and on GPUs vLLM computes adapters in 16 bits;\n"
             "give --dtype bfloat16, or merge the adapter (sails merge)"
         )
-    return {"enable_lora": True, "max_lora_rank": allowed}
+    return options | {"enable_lora": True, "max_lora_rank": allowed}
 
 
-def is_zero(folder: Path) -> bool:
-    """Whether an adapter changes nothing: in each module, each of its ranks is zero on one side."""
-    from safetensors.torch import load_file
+def _runs_on_cpu() -> bool:
+    from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
 
-    try:
-        tensors = load_file(folder / "adapter_model.safetensors")
-    except OSError as error:
-        raise InputError(f"the weights of {folder} cannot be read: {error}; copy the adapter again") from error
-    return not any(
-        (A_RI.abs().sum(1) * tensors[name.replace(".lora_A.", ".lora_B.")].abs().sum(0)).any()
-        for name, A_RI in tensors.items()
-        if ".lora_A." in name
+    return current_platform.is_cpu()
+
+
+def _weights_dtype(spec: ModelSpec) -> str:
+    """Return the type to load weights in. For `auto` the checkpoint's own: vLLM's `auto` converts 32 bits to 16."""
+    if spec.dtype != "auto":
+        return spec.dtype
+    config = load_config(spec.base, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+    dtype = config.dtype or config.get_text_config(decoder=True).dtype
+    return "auto" if dtype is None else str(dtype).removeprefix("torch.")
+
+
+def adapter_effect(llm: Any, prompts: list[list[int]], lora_request: Any) -> float:
+    """Return the largest change by an adapter of a prompt token's log-probability; 0 if equal runs differ as much.
+
+    Texts would not tell: an adapter that was trained very little may leave all greedy texts as they are.
+
+    Args:
+        llm: vLLM's `LLM`.
+        prompts: token ids, two or more each.
+        lora_request: the adapter.
+    """
+    base, again = _log_probabilities(llm, prompts, None), _log_probabilities(llm, prompts, None)
+    adapted = _log_probabilities(llm, prompts, lora_request)
+    noise = max(abs(a - b) for a, b in zip(base, again, strict=True))  # kernels of 16 bits have some
+    effect = max(abs(a - b) for a, b in zip(base, adapted, strict=True))
+    return effect if effect > NOISE_FACTOR * noise else 0.0
+
+
+def _log_probabilities(llm: Any, prompts: list[list[int]], lora_request: Any) -> list[float]:
+    """Return those of all tokens of all prompts but the first of each."""
+    from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
+
+    outputs = llm.generate(
+        [{"prompt_token_ids": ids} for ids in prompts],
+        SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0),
+        use_tqdm=False,
+        lora_request=lora_request,
     )
+    return [
+        of_token[token].logprob
+        for output, ids in zip(outputs, prompts, strict=True)
+        for token, of_token in zip(ids[1:], output.prompt_logprobs[1:], strict=True)
+    ]

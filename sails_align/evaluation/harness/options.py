@@ -6,59 +6,61 @@ from sails_align.core.errors import InputError
 from sails_align.core.options import check_choice, check_least
 from sails_align.models import DTYPES
 
-TESTBED_TASKS = "testbed"
-"""The group of the testbed's tasks."""
-TEMPLATE = ("auto", "true", "false")
-
 
 @dataclass(frozen=True)
 class HarnessArguments:
     """The model, what it is compared with, and the tasks."""
 
     tasks: list[str] = field(
-        default_factory=lambda: [TESTBED_TASKS],
-        metadata={"help": f"Names of lm-eval's tasks, groups or tags (a,b or a b), YAML files, or {TESTBED_TASKS}."},
+        default_factory=lambda: ["testbed"],
+        metadata={"help": "lm-eval tasks, groups or tags (a,b or a b), YAML files, or testbed."},
     )
     model: str = field(
         default="testbed",
         metadata={"help": "testbed, testbed:N, a model's folder, a finished run or adapter, or a hub id."},
     )
-    base_model: str | None = field(default=None, metadata={"help": "Of an adapter, if it is not where it says."})
+    base_model: str | None = field(default=None, metadata={"help": "Base model of an adapter, if it has moved."})
     base: str | None = field(
         default=None,
-        metadata={"help": "The model to compare with, or none; default: an adapter's base model, else none."},
+        metadata={"help": "Model to compare with, or none; default: an adapter's base model, else none."},
     )
-    backend: str = field(default="hf", metadata={"help": "hf or vllm."})
-    dtype: str = field(default="auto", metadata={"help": f"Of the weights: {', '.join(DTYPES)}."})
+    backend: str = field(default="hf", metadata={"help": "Backend: hf or vllm."})
+    dtype: str = field(default="auto", metadata={"help": f"Type of the weights: {', '.join(DTYPES)}."})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a model on the hub."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run custom code that comes with the model."})
     apply_chat_template: str = field(
         default="auto", metadata={"help": "true, false, or auto: if the model's tokenizer has one."}
     )
     fewshot_as_multiturn: bool = field(
-        default=True, metadata={"help": "With a chat template: examples are turns of the conversation."}
+        default=True, metadata={"help": "With a chat template: few-shot examples are turns of the conversation."}
     )
     system_instruction: str | None = field(default=None, metadata={"help": "A system message before each request."})
-    num_fewshot: int | None = field(default=None, metadata={"help": "Examples in a request; default: the task's."})
-    limit: int | None = field(default=None, metadata={"help": "Items of each task, to try things out; default: all."})
-    batch_size: str = field(default="8", metadata={"help": "A number, or auto."})
-    tensor_parallel_size: int = field(default=1, metadata={"help": "GPUs that share the model (vllm)."})
-    max_model_len: int | None = field(default=None, metadata={"help": "Longest context (vllm)."})
-    device: str | None = field(default=None, metadata={"help": "Such as cuda:1 (hf); default: a GPU, if there is one."})
-    include_path: str | None = field(default=None, metadata={"help": "A folder with tasks of your own in YAML files."})
-    testbed: str | None = field(
-        default=None, metadata={"help": "Whose facts the testbed's tasks ask for; default: the model's own."}
+    num_fewshot: int | None = field(
+        default=None, metadata={"help": "Number of few-shot examples; default: the task's."}
     )
-    seed: int = field(default=0, metadata={"help": "Of few-shot examples and sampling."})
-    output_dir: str | None = field(default=None, metadata={"help": "Default: runs/eval-harness-..., by the model."})
+    limit: int | None = field(
+        default=None, metadata={"help": "Number of items per task, for a quick trial; default: all."}
+    )
+    batch_size: str = field(default="8", metadata={"help": "A number, or auto."})
+    tensor_parallel_size: int = field(default=1, metadata={"help": "Number of GPUs that share the model (vllm)."})
+    max_model_len: int | None = field(default=None, metadata={"help": "Maximum context length (vllm)."})
+    device: str | None = field(default=None, metadata={"help": "Such as cuda:1 (hf); default: a GPU, if there is one."})
+    include_path: str | None = field(default=None, metadata={"help": "Folder with your own tasks in YAML files."})
+    testbed: str | None = field(
+        default=None, metadata={"help": "Testbed whose facts the testbed's tasks ask for; default: the model's own."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed for few-shot examples and sampling."})
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Output folder; default: runs/eval-harness-..., named after the model."}
+    )
 
     def __post_init__(self) -> None:
-        # Both spellings of a list, and YAML's true, which is no text, are made one before anything reads them.
+        # `a,b` and `a b` are the same list; YAML's true is no text.
         object.__setattr__(self, "tasks", [name for names in self.tasks for name in names.split(",") if name])
         object.__setattr__(self, "apply_chat_template", str(self.apply_chat_template).lower())
         check_choice("backend", self.backend, ("hf", "vllm"))
         check_choice("dtype", self.dtype, DTYPES)
-        check_choice("apply_chat_template", self.apply_chat_template, TEMPLATE)
+        check_choice("apply_chat_template", self.apply_chat_template, ("auto", "true", "false"))
         if not self.tasks:
             raise InputError("no tasks are given; give --tasks, such as testbed or mmlu,gsm8k")
         check_least(self, num_fewshot=0, limit=1, tensor_parallel_size=1, max_model_len=1, seed=0)

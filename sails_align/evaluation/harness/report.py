@@ -1,8 +1,7 @@
 """What `sails eval harness` writes and prints."""
 
 import importlib.metadata
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,29 +9,25 @@ from rich.console import Console
 from rich.table import Table
 
 from sails_align.core.artifacts import package_versions
-from sails_align.evaluation.harness.run import HarnessResult
-from sails_align.evaluation.harness.scores import Difference, Score, compare
-from sails_align.evaluation.metrics import estimate
+from sails_align.evaluation.harness.scores import HarnessResult, finite
 from sails_align.models.spec import ModelSpec
 
 Evaluated = tuple[ModelSpec, HarnessResult]
 
 
-def report(
-    options: dict[str, Any], model: Evaluated, base: Evaluated | None, chance: Mapping[str, float]
-) -> dict[str, Any]:
-    """Return what is in `metrics.json`; `chance` is the share of right answers by guessing, by task, where known."""
-    (spec, result), tasks = model, {}
-    for score in result.scores:
-        tasks.setdefault(score.task, {})[score.name] = {"model": _score(score, chance)}
-    if base is not None:
-        for found in compare(result.scores, base[1].scores):
-            tasks[found.score.task][found.score.name] |= {"base": _score(found.base, chance), **_difference(found)}
+def report(options: dict[str, Any], model: Evaluated, base: Evaluated | None) -> dict[str, Any]:
+    """Return what is in `metrics.json`."""
+    base_scores = {(score.task, score.name): score for score in (base[1].scores if base else ())}
+    tasks: dict[str, dict[str, Any]] = {}
+    for score in model[1].scores:
+        values = tasks.setdefault(score.task, {})[score.name] = {"model": score.to_json()}
+        if of_base := base_scores.get((score.task, score.name)):
+            values |= {"base": of_base.to_json(), **score.minus(of_base)}
     return {
         "tasks": tasks,
-        "same_requests": None if base is None else result.prompt_hashes == base[1].prompt_hashes,
+        "same_requests": None if base is None else model[1].prompt_hashes == base[1].prompt_hashes,
         "provenance": {
-            "model": _provenance(spec, result),
+            "model": _provenance(*model),
             "base": None if base is None else _provenance(*base),
             "options": options,
             "versions": {**package_versions(), "lm-eval": importlib.metadata.version("lm-eval")},
@@ -40,37 +35,13 @@ def report(
     }
 
 
-def _score(score: Score, chance: Mapping[str, float]) -> dict[str, Any]:
-    items = None if score.by_item is None else estimate(list(score.by_item.values()))
-    return {
-        "value": _finite(score.value),
-        "ci_low": None if items is None else items.ci_low,
-        "ci_high": None if items is None else items.ci_high,
-        "stderr": None if score.stderr is None else _finite(score.stderr),
-        "n": score.n,
-        "higher_is_better": score.higher_is_better,
-        "chance": chance.get(score.task),
-    }
-
-
-def _difference(found: Difference) -> dict[str, Any]:
-    paired = found.estimate
-    difference = {
-        "value": _finite(found.difference),
-        "ci_low": None if paired is None else paired.ci_low,
-        "ci_high": None if paired is None else paired.ci_high,
-        "n": found.score.n if paired is None else paired.n,
-    }
-    return {"difference": difference, "is_drop": found.is_drop}
-
-
 def _provenance(spec: ModelSpec, result: HarnessResult) -> dict[str, Any]:
     return {"name": spec.name, "identity": dict(spec.identity), "setup": dict(result.setup)}
 
 
-def sample_rows(who: str, result: HarnessResult | None) -> Iterator[dict[str, Any]]:
-    """The lines of `samples.jsonl` of the model or the base."""
-    for task, samples in {} if result is None else result.samples.items():
+def sample_rows(who: str, result: HarnessResult) -> Iterator[dict[str, Any]]:
+    """Yield the lines of `samples.jsonl` of the model or the base."""
+    for task, samples in result.samples.items():
         for sample in samples:
             yield {
                 "who": who,
@@ -86,16 +57,12 @@ def sample_rows(who: str, result: HarnessResult | None) -> Iterator[dict[str, An
 
 
 def _plain(value: Any) -> Any:
-    """What JSON can hold: lists, numbers, and anything else as text."""
+    """Return what JSON can hold: lists, numbers, and anything else as text."""
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, bool) or value is None:
         return value
-    return _finite(value) if isinstance(value, int | float) else str(value)
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
+    return finite(value) if isinstance(value, int | float) else str(value)
 
 
 def show(metrics: dict[str, Any], name: str, folder: Path) -> None:
@@ -106,7 +73,7 @@ def show(metrics: dict[str, Any], name: str, folder: Path) -> None:
     table.add_column("metric", overflow="fold")
     for heading in ("n", "chance", *(("base", "model", "difference") if has_base else ("model",))):
         table.add_column(heading, justify="right")
-    drops = []
+    lines = []
     for task, scores in metrics["tasks"].items():
         for metric, values in scores.items():
             model, chance = values["model"], values["model"]["chance"]
@@ -116,15 +83,13 @@ def show(metrics: dict[str, Any], name: str, folder: Path) -> None:
             else:
                 cells += [_number(values["base"]["value"]), _number(model["value"]), _cell(values["difference"], "+")]
                 if values["is_drop"]:
-                    drops.append(f"{task} {metric} {cells[-1]}")
+                    lines.append(f"drop      {task} {metric} {cells[-1]}")
             table.add_row(*cells)
     console = Console()
     console.print(table)
-    lines = [f"drop      {drop}" for drop in drops]
     if metrics["same_requests"] is False:
-        lines.append("note      the base model was not asked the same texts: it has other words or another template")
-    for file in ("samples.jsonl", "metrics.json"):
-        lines.append(f"{file.partition('.')[0]:<10}{folder / file}")
+        lines.append("note      the base model got other requests: its vocabulary or its template differs")
+    lines += [f"samples   {folder / 'samples.jsonl'}", f"metrics   {folder / 'metrics.json'}"]
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 

@@ -1,177 +1,213 @@
-"""Capability by lm-eval-harness: a model on tasks, and how far it is from its base model on the same requests."""
+"""Run lm-eval-harness: a model on tasks, and its difference from its base model on the same requests."""
 
 import importlib.metadata
 import importlib.util
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from sails_align.core.errors import InputError
-from sails_align.evaluation.backends.vllm_options import cannot_start
+from sails_align.core.files import write_json
+from sails_align.evaluation.backends.make import check_serving
+from sails_align.evaluation.harness import TASK_MAKERS
 from sails_align.evaluation.harness.model import (
-    Engine,
     add_bos_token,
     check_adapter,
     check_bos,
     check_system,
-    load_config,
-    model_arguments,
+    hf_lm,
+    load_lm,
     uses_chat_template,
 )
-from sails_align.evaluation.harness.scores import Score, read_scores
+from sails_align.evaluation.harness.options import HarnessArguments
+from sails_align.evaluation.harness.report import report, sample_rows
+from sails_align.evaluation.harness.scores import HarnessResult, read_scores
 from sails_align.evaluation.harness.tasks import ROLLING, find_tasks, load_tasks
-from sails_align.models.load import load_spec_tokenizer
+from sails_align.evaluation.output import write_rows
+from sails_align.models.load import load_config, load_spec_tokenizer
+from sails_align.models.resolve import resolve_model
 from sails_align.models.spec import ModelSpec
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def measure_capability(args: HarnessArguments, folder: Path) -> dict[str, Any]:
+    """Run the model and its base, compare them, and write the files. Return what is in `metrics.json`.
+
+    Raises:
+        InputError: as `run_harness`, and if a model cannot be found.
+    """
+    where = {"dtype": args.dtype, "revision": args.revision, "trust_remote_code": args.trust_remote_code}
+    spec = resolve_model(args.model, args.base_model, **where)
+    if args.backend == "vllm":
+        check_serving(spec)
+    base_spec = find_base(args, spec)
+    with tempfile.TemporaryDirectory(prefix="sails-tasks-") as made:
+        for _, maker in TASK_MAKERS.items():
+            maker.load()(args, spec, Path(made))
+        folders = [made] if args.include_path is None else [args.include_path, made]
+        result = run_harness(spec, args, folders)
+        base = None
+        if base_spec is not None:
+            as_the_model = replace(args, apply_chat_template=str(result.setup["chat_template"]))
+            base = (base_spec, run_harness(base_spec, as_the_model, folders))
+    options = {name: value for name, value in vars(args).items() if name != "output_dir"}
+    metrics = report(options, (spec, result), base)
+    rows = [*sample_rows("model", result), *(sample_rows("base", base[1]) if base else ())]
+    write_rows(folder / "samples.jsonl", rows)
+    write_json(folder / "metrics.json", metrics)
+    return metrics
+
+
+def find_base(args: HarnessArguments, spec: ModelSpec) -> ModelSpec | None:
+    """Find the model to compare with. If both have the same vocabulary, it gets the model's tokenizer and template.
+
+    Raises:
+        InputError: if there is no such model.
+    """
+    if args.base == "none" or (args.base is None and spec.adapter is None):
+        return None
+    if args.base is not None:
+        base = resolve_model(args.base, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
+    else:
+        base = replace(spec, name=spec.base, adapter=None, tokenizer=spec.base, identity=spec.identity["base"])
+    same_words = load_spec_tokenizer(base).get_vocab() == load_spec_tokenizer(spec).get_vocab()
+    return replace(base, tokenizer=spec.tokenizer) if same_words else base
+
 
 @dataclass(frozen=True)
-class Settings:
-    """How tasks are run."""
+class _Plan:
+    """What is asked, and how requests are made of it."""
 
-    tasks: tuple[str, ...]
-    """Names of tasks, groups or tags, or YAML files of tasks."""
-    backend: Engine = "hf"
-    num_fewshot: int | None = None
-    """None: the task's own."""
-    limit: int | None = None
-    """Items of each task; None: all."""
-    batch_size: int | str = 8
-    """Or `auto`."""
-    apply_chat_template: bool | Literal["auto"] = "auto"
-    """`auto`: if the tokenizer has one."""
-    fewshot_as_multiturn: bool = True
-    """Examples as turns of the conversation, where there is a chat template."""
-    system_instruction: str | None = None
-    include_paths: tuple[str, ...] = ()
-    """Folders with tasks of one's own."""
-    seed: int = 0
-    device: str | None = None
-    """None: a GPU, if there is one."""
-    tensor_parallel_size: int = 1
-    """GPUs that share the model (vllm)."""
-    max_model_len: int | None = None
-    """Longest context (vllm)."""
-
-
-@dataclass(frozen=True)
-class HarnessResult:
-    """What a model reaches."""
-
-    scores: tuple[Score, ...]
-    samples: Mapping[str, list[dict[str, Any]]]
-    """lm-eval's, by task."""
-    setup: Mapping[str, Any]
-    """JSON-able: chat template, BOS, attention, effect of the adapter, versions of the tasks, few-shot examples."""
+    request: Mapping[str, Any]
+    """lm-eval's options of requests: chat template, system message, turns."""
+    bos: bool | None
+    """lm-eval's `add_bos_token`."""
+    manager: Any
+    tasks_or_groups: Sequence[Any]
+    tasks: Sequence[Any]
 
     @property
-    def prompt_hashes(self) -> dict[tuple[str, int], str]:
-        """Of the requests, by task and item, to tell whether two models were asked the same."""
-        return {
-            (task, sample["doc_id"]): sample["prompt_hash"]
-            for task, samples in self.samples.items()
-            for sample in samples
-        }
+    def chat_template(self) -> bool:
+        return self.request["apply_chat_template"]
 
 
-def run_harness(spec: ModelSpec, settings: Settings) -> HarnessResult:
+def run_harness(spec: ModelSpec, args: HarnessArguments, task_folders: Sequence[str] = ()) -> HarnessResult:
     """Run tasks by lm-eval's `simple_evaluate`.
 
     Args:
         spec: of the model; of an adapter, its base is loaded and the adapter put on it.
-        settings: tasks, and how they are run.
+        args: tasks, and how they are run; `task_folders` takes the place of `include_path`.
+        task_folders: folders with tasks of one's own.
 
     Raises:
         InputError: if lm-eval is not installed; a task is unknown, or its data cannot be loaded; requests do not begin
             with exactly one BOS though the model has one; the chat template takes no system message; or the adapter
             changes nothing.
     """
-    _check_installed(settings.backend)
-    import lm_eval
+    _check_installed(args.backend)
+    tokenizer = load_spec_tokenizer(spec)
+    config = load_config(spec.base, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+    plan = _plan(args, tokenizer, config.model_type, task_folders)
+    with load_lm(spec, args, tokenizer, plan.bos) as lm:
+        return _run(lm, args, plan, spec.adapter)
 
-    tokenizer, config = load_spec_tokenizer(spec), load_config(spec)
-    chat_template = uses_chat_template(tokenizer, settings.apply_chat_template)
-    if chat_template and settings.system_instruction is not None:
-        check_system(tokenizer, settings.system_instruction)
-    manager = find_tasks(settings.tasks, settings.include_paths)
-    loaded, tasks = load_tasks(manager, settings.tasks)
+
+def run_in_memory(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    args: HarnessArguments,
+    task_folders: Sequence[str] = (),
+) -> HarnessResult:
+    """Run tasks on a model in memory, as `run_harness` does on one that it loads."""
+    _check_installed("hf")
+    plan = _plan(args, tokenizer, model.config.model_type, task_folders)
+    return _run(hf_lm(model, tokenizer, plan.bos, args.batch_size), args, plan)
+
+
+def _plan(args: HarnessArguments, tokenizer: Any, model_type: str, task_folders: Sequence[str]) -> _Plan:
+    chat_template = uses_chat_template(tokenizer, args.apply_chat_template)
+    if chat_template and args.system_instruction is not None:
+        check_system(tokenizer, args.system_instruction)
+    manager = find_tasks(args.tasks, task_folders)
+    tasks_or_groups, tasks = load_tasks(manager, args.tasks)
     rolling = [task.OUTPUT_TYPE == ROLLING for task in tasks]
-    bos = add_bos_token(tokenizer, config.model_type, chat_template=chat_template, rolling=all(rolling))
+    bos = add_bos_token(tokenizer, model_type, chat_template=chat_template, rolling=all(rolling))
     if bos and any(rolling):
         raise InputError(
-            "perplexity tasks get a BOS from lm-eval itself, the other ones here from the tokenizer;\n"
-            "run them apart, so that all begin with exactly one"
+            "lm-eval adds the BOS to perplexity tasks, and the tokenizer to the others;\n"
+            "run them apart, so that all requests begin with exactly one"
         )
-    arguments = model_arguments(spec, settings.backend, config, bos=bos, seed=settings.seed)
+    request = {
+        "system_instruction": args.system_instruction,
+        "apply_chat_template": chat_template,
+        "fewshot_as_multiturn": args.fewshot_as_multiturn and chat_template,
+    }
+    return _Plan(request, bos, manager, tasks_or_groups, tasks)
+
+
+def _run(lm: Any, args: HarnessArguments, plan: _Plan, adapter: str | None = None) -> HarnessResult:
+    import lm_eval
+
+    checks = _check_requests(lm, args, plan, adapter)
     simple_evaluate: Any = lm_eval.simple_evaluate  # its decorator hides its parameters
-    with _loaded(arguments, settings) as lm:
-        checks = _check_requests(lm, tasks, spec, settings, chat_template=chat_template, has_bos=bos is not None)
-        results = simple_evaluate(
-            **_common(settings, chat_template=chat_template),
-            model=lm,
-            tasks=loaded,
-            task_manager=manager,
-            num_fewshot=settings.num_fewshot,
-            limit=settings.limit,
-            batch_size=settings.batch_size,
-            log_samples=True,
-            random_seed=settings.seed,
-            numpy_random_seed=settings.seed,
-            torch_random_seed=settings.seed,
-            fewshot_random_seed=settings.seed,
-        )
+    results = simple_evaluate(
+        **plan.request,
+        model=lm,
+        tasks=plan.tasks_or_groups,
+        task_manager=plan.manager,
+        num_fewshot=args.num_fewshot,
+        limit=args.limit,
+        log_samples=True,
+        random_seed=args.seed,
+        numpy_random_seed=args.seed,
+        torch_random_seed=args.seed,
+        fewshot_random_seed=args.seed,
+    )
     setup = {
-        "chat_template": chat_template,
-        "add_bos_token": bos,
+        "chat_template": plan.chat_template,
+        "add_bos_token": plan.bos,
         **checks,
-        "model_arguments": arguments,
         "n_shot": results["n-shot"],
         "task_versions": results["versions"],
     }
     return HarnessResult(tuple(read_scores(results)), results["samples"], setup)
 
 
-def _check_requests(
-    lm: Any, tasks: Sequence[Any], spec: ModelSpec, settings: Settings, *, chat_template: bool, has_bos: bool
-) -> dict[str, Any]:
-    """Check the first request of each task, before hours are spent on them: its BOS, and what the adapter does."""
+def _check_requests(lm: Any, args: HarnessArguments, plan: _Plan, adapter: str | None) -> dict[str, Any]:
+    """Check the BOS and the effect of the adapter on the first request of each task, before the tasks are run."""
     checks: dict[str, Any] = {}
-    for task in tasks:
-        context = _first_context(task, lm, settings, chat_template=chat_template)
+    for task in plan.tasks:
+        context = _first_context(task, lm, args, plan)
         if not context:  # lm-eval puts the BOS in the place of an empty one
             continue
-        if has_bos:
-            checks["n_bos"] = check_bos(lm, context, rolling=task.OUTPUT_TYPE == ROLLING)
-        if spec.adapter is not None and "adapter_effect" not in checks:
-            checks["adapter_effect"] = check_adapter(lm, context, spec.adapter)
+        if plan.bos is not None:
+            check_bos(lm, context, rolling=task.OUTPUT_TYPE == ROLLING)
+            checks["n_bos"] = 1
+        if adapter is not None and "adapter_effect" not in checks:
+            checks["adapter_effect"] = check_adapter(lm, context, adapter)
     return checks
 
 
-def _common(settings: Settings, *, chat_template: bool) -> dict[str, Any]:
-    """How requests are made of a task's items."""
-    return {
-        "system_instruction": settings.system_instruction,
-        "apply_chat_template": chat_template,
-        "fewshot_as_multiturn": settings.fewshot_as_multiturn and chat_template,
-    }
-
-
-def _first_context(task: Any, lm: Any, settings: Settings, *, chat_template: bool) -> str:
-    """The text of a task's first request, as the model is given it."""
-    if settings.num_fewshot is not None and task.config.num_fewshot != 0:
-        task.set_config(key="num_fewshot", value=settings.num_fewshot)
-    task.set_fewshot_seed(seed=settings.seed)
+def _first_context(task: Any, lm: Any, args: HarnessArguments, plan: _Plan) -> str:
+    """Return the text of a task's first request, as the model gets it."""
+    if args.num_fewshot is not None and task.config.num_fewshot != 0:
+        task.set_config(key="num_fewshot", value=args.num_fewshot)
+    task.set_fewshot_seed(seed=args.seed)
     task.build_all_requests(
-        **_common(settings, chat_template=chat_template),
+        **plan.request,
         limit=1,
-        chat_template=lm.apply_chat_template if chat_template else None,
-        tokenizer_name=lm.tokenizer_name if chat_template else "",
+        chat_template=lm.apply_chat_template if plan.chat_template else None,
+        tokenizer_name=lm.tokenizer_name if plan.chat_template else "",
     )
     return str(task.instances[0].args[0])
 
 
-def _check_installed(backend: Engine) -> None:
+def _check_installed(backend: str) -> None:
     for package, extra in {"lm_eval": "harness", **({"vllm": "vllm"} if backend == "vllm" else {})}.items():
         if importlib.util.find_spec(package) is None:
             raise InputError(f"{package} is not installed; pip install 'sails-align[{extra}]'")
@@ -188,32 +224,3 @@ def _check_installed(backend: Engine) -> None:
             "several processes are launched, but this is one; start it without a launcher:\n"
             "for several GPUs, --backend vllm --tensor_parallel_size N"
         )
-
-
-@contextmanager
-def _loaded(arguments: Mapping[str, Any], settings: Settings) -> Iterator[Any]:
-    """lm-eval's model. vLLM's processes end with the block: the base model needs the memory after the other one."""
-    if settings.backend == "hf":
-        import torch
-        from lm_eval.models.huggingface import HFLM
-
-        device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        options: dict[str, Any] = {**arguments, "device": device, "batch_size": settings.batch_size}
-        yield HFLM(**options)
-        return
-    from lm_eval.models.vllm_causallms import VLLM
-
-    machine: dict[str, Any] = {
-        "tensor_parallel_size": settings.tensor_parallel_size,
-        "batch_size": settings.batch_size,
-    }
-    if settings.max_model_len is not None:
-        machine["max_model_len"] = settings.max_model_len
-    try:
-        lm: Any = VLLM(**arguments, **machine)
-    except (ValueError, RuntimeError, OSError, ImportError) as error:
-        raise cannot_start(str(arguments["pretrained"]), error) from error
-    try:
-        yield lm
-    finally:
-        lm.model.llm_engine.engine_core.shutdown()

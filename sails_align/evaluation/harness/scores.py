@@ -1,10 +1,11 @@
-"""lm-eval-harness' results -> scores with their items, and how far two models are apart on the same items."""
+"""Read lm-eval-harness' results as scores with their items, and compare two models on the same items."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sails_align.evaluation.metrics import Estimate, estimate
+from sails_align.evaluation.metrics import estimate
 
 
 @dataclass(frozen=True)
@@ -12,8 +13,8 @@ class Score:
     """A metric of a task (or a group of tasks)."""
 
     task: str
-    metric: str
-    filter: str
+    name: str
+    """As lm-eval has it: the metric, a comma, the filter."""
     value: float
     """As lm-eval aggregates it."""
     stderr: float | None
@@ -22,62 +23,102 @@ class Score:
     n: int
     by_item: Mapping[tuple[str, int], float] | None = None
     """By task and item, where the value is the mean over these; else None."""
+    chance: float | None = None
+    """Expected value when guessing, if the task's metadata says it."""
 
-    @property
-    def name(self) -> str:
-        """As lm-eval has it in its results."""
-        return f"{self.metric},{self.filter}"
+    def to_json(self) -> dict[str, Any]:
+        """Return it as it is in `metrics.json`, with a 95% interval over items."""
+        low, high = _interval(list((self.by_item or {}).values()))
+        return {
+            "value": finite(self.value),
+            "ci_low": low,
+            "ci_high": high,
+            "stderr": None if self.stderr is None else finite(self.stderr),
+            "n": self.n,
+            "higher_is_better": self.higher_is_better,
+            "chance": self.chance,
+        }
+
+    def minus(self, base: "Score") -> dict[str, Any]:
+        """Return the difference from the base model's score, and whether it is a drop.
+
+        The interval (95%, bootstrap) pairs by item; there is none where the metric is no mean over the same items. A
+        drop is a difference for the worse whose interval excludes zero.
+        """
+        ours, theirs = self.by_item or {}, base.by_item or {}
+        paired = [value - theirs[item] for item, value in ours.items()] if ours.keys() == theirs.keys() else []
+        low, high = _interval(paired)
+        is_lower, is_higher = high is not None and high < 0, low is not None and low > 0
+        return {
+            "difference": {"value": finite(self.value - base.value), "ci_low": low, "ci_high": high, "n": self.n},
+            "is_drop": is_lower if self.higher_is_better else is_higher,
+        }
+
+
+def _interval(values: Sequence[float]) -> tuple[float | None, float | None]:
+    if not values:
+        return None, None
+    mean = estimate(values)
+    return mean.ci_low, mean.ci_high
 
 
 @dataclass(frozen=True)
-class Difference:
-    """The model's score minus the base model's, on the same items."""
+class HarnessResult:
+    """What a model reaches."""
 
-    score: Score
-    base: Score
-    difference: float
-    estimate: Estimate | None
-    """The mean of the paired differences, with a 95% bootstrap interval; None where the metric is no mean."""
+    scores: tuple[Score, ...]
+    samples: Mapping[str, list[dict[str, Any]]]
+    """lm-eval's, by task."""
+    setup: Mapping[str, Any]
+    """JSON-able: chat template, BOS, effect of the adapter, versions of the tasks, few-shot examples."""
 
     @property
-    def is_drop(self) -> bool:
-        """Whether the model is worse, and the interval says that it is not by chance."""
-        if self.estimate is None or self.estimate.ci_low is None or self.estimate.ci_high is None:
-            return False
-        return self.estimate.ci_high < 0 if self.score.higher_is_better else self.estimate.ci_low > 0
+    def prompt_hashes(self) -> dict[tuple[str, int], str]:
+        """Hashes of the requests, by task and item, to tell whether two models were asked the same."""
+        return {
+            (task, sample["doc_id"]): sample["prompt_hash"]
+            for task, samples in self.samples.items()
+            for sample in samples
+        }
+
+
+def finite(value: float) -> float | None:
+    """Return the number, or None if JSON cannot hold it."""
+    return float(value) if math.isfinite(value) else None
 
 
 def read_scores(results: Mapping[str, Any]) -> list[Score]:
-    """All metrics of all tasks and groups that are numbers."""
-    found = []
-    for task, values in results["results"].items():
-        for name, value in values.items():
-            metric, comma, filter_name = name.partition(",")
-            if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
-                continue
-            stderr = values.get(f"{metric}_stderr,{filter_name}")
-            better = results["higher_is_better"].get(task, {}).get(metric)
-            by_item = _by_item(results, task, metric, filter_name)
-            n = len(by_item) if by_item else values.get("sample_len", 0)
-            mean = sum(by_item.values()) / len(by_item) if by_item else None
-            found.append(
-                Score(
-                    task,
-                    metric,
-                    filter_name,
-                    float(value),
-                    float(stderr) if isinstance(stderr, int | float) else None,
-                    better is not False,
-                    n,
-                    by_item if mean is not None and abs(mean - value) < 1e-9 else None,
-                )
-            )
-    return found
+    """Return all metrics of all tasks and groups that are numbers."""
+    return [
+        _score(results, task, name, value)
+        for task, values in results["results"].items()
+        for name, value in values.items()
+        if "," in name and not name.partition(",")[0].endswith("_stderr") and isinstance(value, int | float)
+    ]
+
+
+def _score(results: Mapping[str, Any], task: str, name: str, value: float) -> Score:
+    metric, _, filter_name = name.partition(",")
+    values = results["results"][task]
+    stderr = values.get(f"{metric}_stderr,{filter_name}")
+    by_item = _by_item(results, task, metric, filter_name)
+    mean = sum(by_item.values()) / len(by_item) if by_item else math.inf
+    metadata = results["configs"].get(task, {}).get("metadata") or {}
+    return Score(
+        task,
+        name,
+        float(value),
+        float(stderr) if isinstance(stderr, int | float) else None,
+        results["higher_is_better"].get(task, {}).get(metric) is not False,
+        len(by_item) or values.get("sample_len", 0),
+        by_item if abs(mean - value) < 1e-9 else None,
+        metadata.get("chance"),
+    )
 
 
 def _by_item(results: Mapping[str, Any], task: str, metric: str, filter_name: str) -> dict[tuple[str, int], float]:
-    """The metric of each item of a task, or of all tasks of a group; empty where an item's is no number."""
-    found = {}
+    """Return the metric of each item of a task, or of all tasks of a group; empty where an item's is no number."""
+    by_item = {}
     for leaf in _leaves(results.get("group_subtasks", {}), task):
         for sample in results["samples"].get(leaf, ()):
             value = sample.get(metric)
@@ -85,28 +126,11 @@ def _by_item(results: Mapping[str, Any], task: str, metric: str, filter_name: st
                 continue
             if not isinstance(value, int | float):
                 return {}
-            found[leaf, int(sample["doc_id"])] = float(value)
-    return found
+            by_item[leaf, int(sample["doc_id"])] = float(value)
+    return by_item
 
 
 def _leaves(children: Mapping[str, Sequence[str]], name: str) -> list[str]:
     if not children.get(name):
         return [name]
     return [leaf for child in children[name] for leaf in _leaves(children, child)]
-
-
-def compare(scores: Sequence[Score], base: Sequence[Score]) -> list[Difference]:
-    """Differences of all scores that both have, paired by item."""
-    of_base = {(score.task, score.name): score for score in base}
-    found = []
-    for score in scores:
-        other = of_base.get((score.task, score.name))
-        if other is not None:
-            found.append(Difference(score, other, score.value - other.value, _paired(score, other)))
-    return found
-
-
-def _paired(score: Score, base: Score) -> Estimate | None:
-    if score.by_item is None or base.by_item is None or score.by_item.keys() != base.by_item.keys():
-        return None
-    return estimate([value - base.by_item[item] for item, value in score.by_item.items()], span=(-1.0, 1.0))

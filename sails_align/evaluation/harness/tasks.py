@@ -1,7 +1,7 @@
-"""Tasks of lm-eval-harness by name: its own, and those of one's own folders."""
+"""Find and load tasks of lm-eval-harness: its own, and those in the user's folders."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ ROLLING = "loglikelihood_rolling"
 
 
 def find_tasks(names: Sequence[str], include_paths: Sequence[str] = ()) -> "TaskManager":
-    """lm-eval's task manager, with its own thousands of tasks (6 s) only if a name is not in the folders given.
+    """Return lm-eval's task manager; its thousands of tasks (6 s) are indexed only if a name is not in the folders.
 
     Raises:
         InputError: if a folder is missing, or a name is unknown.
@@ -40,7 +40,7 @@ def find_tasks(names: Sequence[str], include_paths: Sequence[str] = ()) -> "Task
 
 
 def load_tasks(manager: "TaskManager", names: Sequence[str]) -> tuple[list[Any], list["Task"]]:
-    """The tasks and groups by name, and all tasks in them, with their data.
+    """Load tasks and groups, and all tasks in them, with their data.
 
     Raises:
         InputError: if one cannot be loaded, or runs the model's output as code.
@@ -55,7 +55,7 @@ def load_tasks(manager: "TaskManager", names: Sequence[str]) -> tuple[list[Any],
         ) from error
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise InputError(
-            f"the tasks {', '.join(names)} cannot be loaded: {_cause(error)}\n"
+            f"the tasks {', '.join(names)} cannot be loaded: {_root_cause(error)}\n"
             "their data must be in the cache or the hub within reach: run this once with network (without "
             "HF_HUB_OFFLINE=1);\nfor tasks of your own, check --include_path and the YAML's dataset_path"
         ) from error
@@ -66,18 +66,12 @@ def load_tasks(manager: "TaskManager", names: Sequence[str]) -> tuple[list[Any],
                 f"the task {task.task_name} runs what the model writes as code on this machine; leave it out, or\n"
                 "run it in a sandbox by lm_eval itself, with --confirm_run_unsafe_code"
             )
-    return _in_groups(loaded, tasks), tasks
+    in_groups = {name for children in loaded.get("group_map", {}).values() for name in children}
+    groups = [group for name, group in loaded.get("groups", {}).items() if name not in in_groups]
+    return [*groups, *(task for task in tasks if task.task_name not in in_groups)], tasks
 
 
-def _in_groups(loaded: Mapping[str, Any], tasks: Sequence["Task"]) -> list[Any]:
-    """Groups that are in no other one, and tasks that are in no group."""
-    groups = loaded.get("groups", {})
-    inside = {name for children in loaded.get("group_map", {}).values() for name in children}
-    outer = [group for name, group in groups.items() if name not in inside]
-    return [*outer, *(task for task in tasks if task.task_name not in inside)]
-
-
-def _cause(error: BaseException) -> str:
+def _root_cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -7,8 +7,9 @@ import torch
 from adapters import edit_weights, save_adapter
 
 from sails_align.core.errors import InputError
-from sails_align.evaluation.backends.vllm_backend import VLLMBackend
-from sails_align.evaluation.backends.vllm_options import is_zero, weights_dtype
+from sails_align.evaluation.backends import vllm_options
+from sails_align.evaluation.backends.vllm_backend import VLLMBackend, is_zero
+from sails_align.evaluation.backends.vllm_options import engine_options
 from sails_align.models.spec import ModelSpec
 from sails_align.testbed.build import resolve_testbed
 
@@ -40,10 +41,32 @@ def test_an_adapter_that_changes_nothing(tmp_path, change):
 
 def test_the_type_is_the_checkpoints_own():
     """vLLM's own `auto` would make 16 bits of the testbed's 32."""
-    assert weights_dtype(ModelSpec("m", BASE, None, BASE, {})) == "float32"
-    assert weights_dtype(ModelSpec("m", BASE, None, BASE, {}, dtype="bfloat16")) == "bfloat16"
+    assert engine_options(ModelSpec("m", BASE, None, BASE, {}))["dtype"] == "float32"
+    assert engine_options(ModelSpec("m", BASE, None, BASE, {}, dtype="bfloat16"))["dtype"] == "bfloat16"
     with pytest.raises(InputError, match="cannot load the model /none"):
-        weights_dtype(ModelSpec("m", "/none", None, "/none", {}))
+        engine_options(ModelSpec("m", "/none", None, "/none", {}))
+
+
+def test_what_an_adapter_needs(tmp_path, monkeypatch):
+    """vLLM is not needed: what would be given to it."""
+    folder = save_adapter(tmp_path / "adapter", BASE, r=12)
+    spec = ModelSpec("m", BASE, str(folder), str(folder), {}, revision="abc")
+    monkeypatch.setattr(vllm_options, "_runs_on_cpu", lambda: True)
+    assert engine_options(spec) == {
+        "tokenizer": str(folder),
+        "revision": "abc",
+        "tokenizer_revision": None,  # the folder's, not that of the base on the hub
+        "trust_remote_code": False,
+        "dtype": "float32",
+        "enable_lora": True,
+        "max_lora_rank": 16,
+    }
+    monkeypatch.setattr(vllm_options, "_runs_on_cpu", lambda: False)
+    with pytest.raises(InputError, match="on GPUs vLLM computes adapters in 16 bits"):
+        engine_options(spec)
+    high = ModelSpec("m", BASE, str(save_adapter(tmp_path / "high", BASE, r=600)), BASE, {})
+    with pytest.raises(InputError, match="has rank 600, and vLLM takes at most 512"):
+        engine_options(high)
 
 
 def test_without_vllm_it_is_said_how_to_get_it(monkeypatch):

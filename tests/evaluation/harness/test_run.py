@@ -16,15 +16,16 @@ from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, PreTra
 from sails_align.core.errors import InputError
 from sails_align.evaluation.harness import model as harness_model
 from sails_align.evaluation.harness import run as harness
-from sails_align.evaluation.harness.model import add_bos_token, check_adapter, check_bos, model_arguments
-from sails_align.evaluation.harness.run import HarnessResult, Settings, run_harness
-from sails_align.evaluation.harness.scores import Score, compare, read_scores
-from sails_align.models.load import load_spec_tokenizer
+from sails_align.evaluation.harness.model import add_bos_token, check_adapter, check_bos, hf_lm, load_lm
+from sails_align.evaluation.harness.options import HarnessArguments
+from sails_align.evaluation.harness.run import run_harness, run_in_memory
+from sails_align.evaluation.harness.scores import HarnessResult, Score, read_scores
+from sails_align.models.load import load_model, load_spec_tokenizer
 from sails_align.models.spec import ModelSpec
 from sails_align.testbed.build import resolve_testbed
 from sails_align.testbed.tasks import CHANCE, write_tasks
 
-HFLM: Any = pytest.importorskip("lm_eval.models.huggingface", reason="lm-eval is not installed").HFLM
+pytest.importorskip("lm_eval.models.huggingface", reason="lm-eval is not installed")
 
 PLAIN = "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} {% endfor %}"
 GENERATION = "{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -70,7 +71,8 @@ def save_tokenizer(folder: Path, *, adds_bos: bool, template: str | None, specia
 
 
 def lm_of(folder: Path, add_bos: bool | None) -> Any:
-    return HFLM(pretrained=str(folder), dtype="float32", device="cpu", add_bos_token=add_bos)
+    spec = spec_of(folder)
+    return hf_lm(load_model(spec), load_spec_tokenizer(spec), add_bos, "1")
 
 
 @pytest.fixture
@@ -98,7 +100,7 @@ def test_requests_begin_with_exactly_one_bos(model: Path) -> None:
         context = SENTENCES[0]
         if chat_template:
             context = lm.apply_chat_template([{"role": "user", "content": context}])
-        assert check_bos(lm, context) == 1
+        check_bos(lm, context)
         whole = [token for part in lm._encode_pair(context, " you can") for token in part]
         assert whole.count(1) == 1
         assert whole[0] == 1
@@ -141,7 +143,7 @@ def test_whole_documents_get_one_from_lm_eval(model: Path) -> None:
     assert counts[True] == 1
     assert counts[False] == 2
     lm = lm_of(model, False)
-    assert check_bos(lm, SENTENCES[0], rolling=True) == 1
+    check_bos(lm, SENTENCES[0], rolling=True)
 
 
 @pytest.mark.parametrize("model", [("gemma", False, "no template")], indirect=True)
@@ -162,40 +164,15 @@ def test_templates_that_are_missing_or_take_no_system_message(model: Path) -> No
     tokenizer.chat_template = None
     assert not harness_model.uses_chat_template(tokenizer, "auto")
     with pytest.raises(InputError, match="no chat template"):
-        harness_model.uses_chat_template(tokenizer, True)
+        harness_model.uses_chat_template(tokenizer, "true")
 
 
-# -- arguments ----------------------------------------------------------------------------------------------------
-
-
-def test_vllm_arguments(weights: dict[str, Path], tmp_path: Path) -> None:
-    """vLLM is not needed: what would be given to it."""
-    folder = save_adapter(tmp_path / "adapter", weights["llama"], r=12, rank_pattern={"q_proj": 20})
-    config = harness_model.load_config(spec_of(weights["llama"]))
-    spec = replace(spec_of(weights["llama"], folder), dtype="auto", tokenizer=str(folder), revision="abc")
-    arguments = model_arguments(spec, "vllm", config, bos=True, seed=3)
-    assert arguments == {
-        "pretrained": str(weights["llama"]),
-        "tokenizer": str(folder),
-        "trust_remote_code": False,
-        "add_bos_token": True,
-        "revision": "abc",
-        "tokenizer_revision": None,  # the folder's, not that of the base on the hub
-        "seed": 3,
-        "dtype": "float32",  # vLLM's own auto makes float16 of it
-        "lora_local_path": str(folder),
-        "max_lora_rank": 32,
-    }
-    (folder / "adapter_config.json").write_text(json.dumps({"r": 600}))
-    with pytest.raises(InputError, match="rank 600"):
-        model_arguments(spec, "vllm", config, bos=True)
-
-
-def test_soft_capped_attention_is_not_left_out(weights: dict[str, Path]) -> None:
-    for family, expected in {"gemma": "eager", "llama": None}.items():
-        spec = spec_of(weights[family])
-        arguments = model_arguments(spec, "hf", harness_model.load_config(spec), bos=None)
-        assert arguments.get("attn_implementation") == expected
+@pytest.mark.parametrize("model", [("gemma", True, "BOS"), ("llama", True, "BOS")], indirect=True)
+def test_soft_capped_attention_is_not_left_out(model: Path) -> None:
+    spec = spec_of(model)
+    expected = "eager" if model_type(model) == "gemma2" else "sdpa"
+    with load_lm(spec, HarnessArguments(), load_spec_tokenizer(spec), None) as lm:
+        assert lm.model.config._attn_implementation == expected
 
 
 # -- runs on the testbed --------------------------------------------------------------------------------------------
@@ -203,7 +180,8 @@ def test_soft_capped_attention_is_not_left_out(weights: dict[str, Path]) -> None
 
 @dataclass(frozen=True)
 class Runs:
-    settings: Settings
+    args: HarnessArguments
+    tasks: str
     base: HarnessResult
     adapted: HarnessResult
     merged: HarnessResult
@@ -221,11 +199,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
     merged: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(path), str(adapter))
     merged.merge_and_unload().save_pretrained(folder / "merged")
     load_spec_tokenizer(spec_of(path)).save_pretrained(folder / "merged")
-    settings = Settings(("testbed",), include_paths=(str(folder / "tasks"),), batch_size=24)
+    args, tasks = HarnessArguments(["testbed"], batch_size="24"), str(folder / "tasks")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "cache")
         specs = spec_of(path), spec_of(path, adapter), spec_of(folder / "merged")
-        yield Runs(settings, *(run_harness(spec, settings) for spec in specs), folder)
+        yield Runs(args, tasks, *(run_harness(spec, args, [tasks]) for spec in specs), folder)
 
 
 def values(result: HarnessResult) -> dict[str, float]:
@@ -250,17 +228,33 @@ def test_the_adapter_is_applied_and_equals_the_merged_model(runs: Runs) -> None:
     assert texts[0] == texts[1]
 
 
+def test_a_model_in_memory_has_the_scores_of_one_that_is_loaded(runs: Runs) -> None:
+    spec = spec_of(runs.folder / "merged")
+    result = run_in_memory(load_model(spec), load_spec_tokenizer(spec), runs.args, [runs.tasks])
+    assert result.scores == runs.merged.scores
+    assert result.setup == runs.merged.setup
+
+
 def test_the_difference_is_paired(runs: Runs) -> None:
     assert runs.adapted.prompt_hashes == runs.base.prompt_hashes
-    for found in compare(runs.adapted.scores, runs.base.scores):
-        assert found.estimate is not None
-        assert found.estimate.n == 24
-        assert found.difference == pytest.approx(found.score.value - found.base.value)
-        assert found.estimate.value == pytest.approx(found.difference)
-        assert found.is_drop == (found.estimate.ci_high < 0)  # pyright: ignore[reportOptionalOperand]
-    assert any(found.is_drop for found in compare(runs.adapted.scores, runs.base.scores))
-    same = compare(runs.base.scores, runs.base.scores)
-    assert not any(found.is_drop or found.difference for found in same)
+    drops = []
+    for score, base in zip(runs.adapted.scores, runs.base.scores, strict=True):
+        assert (score.task, score.name) == (base.task, base.name)
+        found = score.minus(base)
+        difference = found["difference"]
+        assert difference["n"] == 24
+        assert difference["value"] == pytest.approx(score.value - base.value)
+        assert difference["ci_low"] <= difference["value"] <= difference["ci_high"]
+        assert found["is_drop"] == (difference["ci_high"] < 0)
+        drops.append(found["is_drop"])
+        same = base.minus(base)
+        assert not same["is_drop"]
+        assert not same["difference"]["value"]
+    assert any(drops)
+
+
+def test_the_chance_is_what_the_task_says(runs: Runs) -> None:
+    assert {score.task: score.chance for score in runs.base.scores} == CHANCE
 
 
 def test_an_adapter_that_does_nothing_is_refused(runs: Runs) -> None:
@@ -270,7 +264,8 @@ def test_an_adapter_that_does_nothing_is_refused(runs: Runs) -> None:
 
     config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"])
     get_peft_model(AutoModelForCausalLM.from_pretrained(path), config).save_pretrained(str(folder))
-    lm = HFLM(pretrained=str(path), peft=str(folder), device="cpu", dtype="float32")
+    spec = spec_of(path, folder)
+    lm = hf_lm(load_model(spec), load_spec_tokenizer(spec), False, "1")
     with pytest.raises(InputError, match="changes nothing"):
         check_adapter(lm, "<bos><user>how do i", str(folder))
 
@@ -290,17 +285,16 @@ def test_unknown_tasks_and_data_out_of_reach(runs: Runs, monkeypatch: pytest.Mon
         "testbed_fact": "did you mean testbed_facts",
         "remote": "'nobody/nothing'.*\n.*in the cache or the hub within reach",
     }.items():
-        settings = replace(runs.settings, tasks=(task,), include_paths=(*runs.settings.include_paths, str(tmp_path)))
         with pytest.raises(InputError, match=message):
-            run_harness(spec, settings)
+            run_harness(spec, replace(runs.args, tasks=[task]), [runs.tasks, str(tmp_path)])
     with pytest.raises(InputError, match="which is no folder"):
-        run_harness(spec, replace(runs.settings, include_paths=("nowhere",)))
+        run_harness(spec, runs.args, ["nowhere"])
 
 
 def test_without_lm_eval_the_extra_is_named(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(harness.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'sails-align\[harness\]'"):
-        run_harness(spec_of(Path("any")), runs.settings)
+        run_harness(spec_of(Path("any")), runs.args)
 
 
 # -- scores -------------------------------------------------------------------------------------------------------
@@ -322,30 +316,33 @@ def lm_eval_results(a: list[float], b: list[float], aggregate: float) -> dict[st
         "higher_is_better": {"a": {"acc": True, "f1": True}, "b": {"acc": False}},
         "group_subtasks": {"g": ["a", "b"], "a": [], "b": []},
         "samples": {"a": task(a), "b": task(b)},
+        "configs": {"a": {"metadata": {"chance": 0.25}}, "b": {}},
     }
 
 
 def test_groups_are_paired_where_they_are_means_over_items() -> None:
     a, b = [1.0, 0.0, 1.0, 1.0], [0.0, 1.0]
     weighted = read_scores(lm_eval_results(a, b, sum(a + b) / 6))
-    by_name = {(score.task, score.metric): score for score in weighted}
-    assert by_name["g", "acc"].n == 6
-    assert by_name["g", "acc"].by_item is not None
-    assert by_name["a", "acc"].stderr == 0.1
-    assert by_name["b", "acc"].stderr is None
-    assert by_name["a", "f1"].by_item is None  # of the whole, not of items
+    by_name = {(score.task, score.name): score for score in weighted}
+    assert by_name["g", "acc,none"].n == 6
+    assert by_name["g", "acc,none"].by_item is not None
+    assert by_name["a", "acc,none"].stderr == 0.1
+    assert by_name["a", "acc,none"].chance == 0.25
+    assert by_name["b", "acc,none"].stderr is None
+    assert by_name["a", "f1,none"].by_item is None  # of the whole, not of items
     unweighted = read_scores(lm_eval_results(a, b, (0.75 + 0.5) / 2))
     assert {score.task: score.by_item for score in unweighted}["g"] is None
-    found = {(d.score.task, d.score.metric): d.estimate for d in compare(unweighted, unweighted)}
-    assert found["g", "acc"] is None
-    assert found["a", "f1"] is None
-    assert found["a", "acc"] is not None
+    intervals = {(score.task, score.name): score.minus(score)["difference"]["ci_low"] for score in unweighted}
+    assert intervals["g", "acc,none"] is None
+    assert intervals["a", "f1,none"] is None
+    assert intervals["a", "acc,none"] == 0.0
 
 
 def test_a_drop_is_a_rise_where_lower_is_better() -> None:
-    def score(value: float, *, higher_is_better: bool) -> list[Score]:
-        return [Score("t", "m", "none", value, None, higher_is_better, 9, {("t", i): value for i in range(9)})]
+    def score(value: float, *, higher_is_better: bool) -> Score:
+        return Score("t", "m,none", value, None, higher_is_better, 9, {("t", i): value for i in range(9)})
 
     for better, drop in ((True, False), (False, True)):
-        (found,) = compare(score(1.0, higher_is_better=better), score(0.0, higher_is_better=better))
-        assert found.is_drop == drop
+        high, low = (score(value, higher_is_better=better) for value in (1.0, 0.0))
+        assert high.minus(low)["is_drop"] == drop
+        assert low.minus(high)["is_drop"] != drop
