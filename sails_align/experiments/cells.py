@@ -282,10 +282,13 @@ def attack(cell: Cell, testbed: Testbed, model: Any, tokenizer: PreTrainedTokeni
 
 def capability(cell: Cell, testbed: Testbed, model: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
     """Accuracy of lm-eval's tasks of the world's facts, by task."""
+    import logging
+
     from sails_align.evaluation.harness.options import HarnessArguments
     from sails_align.evaluation.harness.run import run_in_memory
     from sails_align.testbed.tasks import GROUP, write_tasks
 
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory(prefix="sails-tasks-") as folder:
         write_tasks(testbed.world, Path(folder), n=cell.measures.n_capability)
         result = run_in_memory(model, tokenizer, HarnessArguments([GROUP], batch_size="64"), [folder])

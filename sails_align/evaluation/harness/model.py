@@ -91,7 +91,7 @@ def hf_lm(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", bos: b
     if bos:
         tokenizer.add_bos_token = True  # lm-eval passes it only to tokenizers that it loads itself
     log = logging.getLogger("lm_eval.models.huggingface")
-    log.addFilter(lambda record: "is not of type `str`" not in str(record.msg))  # said of every loaded model
+    log.addFilter(lambda record: "`pretrained`" not in str(record.msg))  # it warns of every model that is loaded
     options: dict[str, Any] = {"tokenizer": tokenizer, "add_bos_token": bos, "batch_size": batch_size}
     return HFLM(model, **options)
 
