@@ -75,8 +75,7 @@ class VLLMBackend:
         Raises:
             InputError: if the engine cannot be started, it ignores the adapter, or there is no chat template.
         """
-        if self._llm is None:
-            self._start()
+        self._start()
         encoded = encode(self._tokenizer, conversations, self._llm.model_config.max_model_len)
         prompts = {index: ids for index, ids in enumerate(encoded) if isinstance(ids, list)}
         yield from ((index, error) for index, error in enumerate(encoded) if isinstance(error, Completion))
@@ -101,6 +100,8 @@ class VLLMBackend:
             gc.collect()
 
     def _start(self) -> None:
+        if self._llm is not None:
+            return
         self._tokenizer = load_spec_tokenizer(self._spec)
         options = engine_options(self._spec) | self._options
         self._checked = self._spec.adapter is None or is_zero(Path(self._spec.adapter))

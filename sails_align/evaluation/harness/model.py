@@ -92,8 +92,8 @@ def hf_lm(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", bos: b
         tokenizer.add_bos_token = True  # lm-eval passes it only to tokenizers that it loads itself
     log = logging.getLogger("lm_eval.models.huggingface")
     log.addFilter(lambda record: "`pretrained`" not in str(record.msg))  # it warns of every model that is loaded
-    options: dict[str, Any] = {"tokenizer": tokenizer, "add_bos_token": bos, "batch_size": batch_size}
-    return HFLM(model, **options)
+    options: dict[str, Any] = {"pretrained": model, "tokenizer": tokenizer, "add_bos_token": bos}
+    return HFLM(**options, batch_size=batch_size)  # pyright: ignore[reportCallIssue] -- its decorator hides them
 
 
 @contextmanager
@@ -113,6 +113,7 @@ def load_lm(
     from lm_eval.models.vllm_causallms import VLLM
 
     options = engine_options(spec) | {
+        "pretrained": spec.base,
         "lora_local_path": spec.adapter,
         "add_bos_token": bos,
         "seed": args.seed,
@@ -121,7 +122,7 @@ def load_lm(
         "batch_size": args.batch_size,
     }
     try:
-        lm: Any = VLLM(spec.base, **options)
+        lm: Any = VLLM(**options)
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         raise cannot_start(spec.base, error) from error
     try:
