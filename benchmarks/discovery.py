@@ -21,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,9 @@ from sails_align.core.errors import InputError, exit_on_input_error
 from sails_align.core.files import write_json
 from sails_align.data.tokens import TokenizedSide, padded
 from sails_align.models.hooks import hidden_states_at
-from sails_align.saes.load import ResidualSAE, residual_sae, saes_by_layer
+from sails_align.saes.load import ResidualSAE, residual_sae
+from sails_align.saes.sets import SAESet
+from sails_align.saes.source import SAESource
 from sails_align.subspace.forward import batches, discover
 from sails_align.subspace.selection import FeatureFitter
 from sails_align.subspace.statistics import SIDES
@@ -67,7 +69,7 @@ class Setting:
     whole: Gemma2ForCausalLM
     truncated: Gemma2Model
     """Shares the weights of the whole model."""
-    saes: dict[int, ResidualSAE]
+    saes: Mapping[int, ResidualSAE]
     sides: dict[str, list[TokenizedSide]]
 
     @property
@@ -190,12 +192,12 @@ def run_cached(setting: Setting, lens: HookedSAETransformer, **options: Any) -> 
     """Mean difference of every latent, by layer, with the activations out of TransformerLens' cache. (F,)"""
     sums = {(layer, side): torch.zeros(sae.info.d_sae) for layer, sae in setting.saes.items() for side in SIDES}
     n_tokens: dict[str, int] = dict.fromkeys(SIDES, 0)
-    for side, (input_ids_BS, _, positions_T) in setting.batches():
+    for side, (input_ids_BS, _, mask_BS) in setting.batches():
         _, cache = lens.run_with_cache(input_ids_BS, **options)
-        n_tokens[side] += len(positions_T)
+        n_tokens[side] += int(mask_BS.sum())
         for layer, sae in setting.saes.items():
             acts_BSF = sae.sae.encode(cache[sae.info.hook_name])
-            sums[layer, side] += acts_BSF.flatten(0, 1)[positions_T].sum(0)
+            sums[layer, side] += acts_BSF[mask_BS].sum(0)
     means = {(layer, side): (sums_F / n_tokens[side]).double() for (layer, side), sums_F in sums.items()}
     return {layer: means[layer, "aligned"] - means[layer, "unaligned"] for layer in setting.layers}
 
@@ -243,7 +245,7 @@ def setting_of(args: argparse.Namespace) -> Setting:
         ).eval()
         if not isinstance(whole, Gemma2ForCausalLM):
             raise InputError(f"{args.model_name_or_path} is a {type(whole).__name__}: only Gemma-2 models are compared")
-        saes = saes_by_layer(path=args.sae_path, model_config=whole.config, model_name=args.model_name_or_path)
+        saes = SAESet.load(SAESource(path=args.sae_path), model_config=whole.config, model_name=args.model_name_or_path)
     sides = {side: list(made) for side, made in random_sides(args.examples, whole.config.vocab_size).items()}
     return Setting(whole, truncate(whole, max(saes)), saes, sides)
 

@@ -36,7 +36,8 @@ from sails_align.evaluation.metrics import mean_interval
 from sails_align.initializers.activation_pca import ActivationPca
 from sails_align.initializers.mean_difference import MeanDifference
 from sails_align.initializers.random_basis import random_basis
-from sails_align.saes.load import saes_by_layer
+from sails_align.saes.sets import SAESet
+from sails_align.saes.source import SAESource
 from sails_align.subspace.basis import build_subspace
 from sails_align.subspace.concepts import last_token_states
 from sails_align.subspace.methods import MethodInputs
@@ -160,7 +161,7 @@ def on_testbed(name: str, n: int, seeds: range) -> list[dict[str, Any]]:
     world = testbed.world
     model = AutoModelForCausalLM.from_pretrained(testbed.model_path).eval()
     tokenizer = AutoTokenizer.from_pretrained(testbed.model_path)
-    saes = saes_by_layer(path=testbed.sae_path, model_config=model.config, model_name=testbed.model_path)
+    saes = SAESet.load(SAESource(path=testbed.sae_path), model_config=model.config, model_name=testbed.model_path)
 
     def states(requests: list[Request]) -> dict[int, torch.Tensor]:
         asked = [[{"role": "user", "content": request.prompt}] for request in requests]

@@ -22,7 +22,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sails_align.data.tokens import tokenize_prompt
 from sails_align.models.hooks import hidden_states_at
-from sails_align.saes.load import saes_by_layer
+from sails_align.saes.sets import SAESet
+from sails_align.saes.source import SAESource
 from sails_align.testbed.build import resolve_testbed
 from sails_align.testbed.world import Request
 
@@ -57,7 +58,7 @@ def main() -> None:
     testbed = resolve_testbed(args.model_name_or_path)
     model = AutoModelForCausalLM.from_pretrained(testbed.model_path).eval()
     tokenizer = AutoTokenizer.from_pretrained(testbed.model_path)
-    saes = saes_by_layer(path=testbed.sae_path, model_config=model.config, model_name=testbed.model_path)
+    saes = SAESet.load(SAESource(path=testbed.sae_path), model_config=model.config, model_name=testbed.model_path)
     layers = list(saes)
     world = testbed.world
     splits = ("train_harmful", "train_benign", "test_harmful", "test_ood", "test_dual_use")

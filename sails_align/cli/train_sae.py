@@ -1,9 +1,9 @@
-"""`sails train-sae`: SAEs for a model that has no public ones.
+"""The command `sails train-sae`: train SAEs for a model that has no public ones.
 
     sails train-sae --model_name_or_path Qwen/Qwen2.5-1.5B --dataset_name data.jsonl --layers 7 14 21
 
-The data set has a column `text`, or is of one of the formats that trainings take: its dialogues, with the chosen and
-the rejected response, then go through the model's chat template (without one, their turns are joined by blank lines).
+The dataset has a column `text`, or is of one of the formats that trainings take: its dialogues, with the chosen and the
+rejected response, then go through the model's chat template (without one, blank lines join their turns).
 """
 
 import logging
@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
 from sails_align.core.options import check_choices
+from sails_align.models import DTYPES
+from sails_align.saes.options import SAETrainingOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,12 +27,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 NO_LIMIT = 2**31
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
 class SAEArguments:
-    """What SAEs are trained on, and how."""
+    """Model and data of an SAE training."""
 
     layers: list[int] = field(metadata={"help": "Layers to train an SAE for: l is the output of block l, from 0."})
     model_name_or_path: str | None = field(
@@ -46,14 +47,6 @@ class SAEArguments:
     dataset_config: str | None = field(default=None, metadata={"help": "Its configuration."})
     dataset_split: str = field(default="train", metadata={"help": "Its split."})
     on_bad_rows: str = field(default="error", metadata={"help": "Rows that cannot be used: error, or skip (counted)."})
-    d_sae: int | None = field(default=None, metadata={"help": "Latents; 8 times d_model if left out."})
-    k: int = field(default=32, metadata={"help": "Latents active at a token: exactly (topk), or aimed at (jumprelu)."})
-    architecture: str = field(default="topk", metadata={"help": "topk or jumprelu."})
-    n_tokens: int = field(default=1_000_000, metadata={"help": "Tokens to train on; texts are repeated if need be."})
-    batch_size: int = field(default=512, metadata={"help": "Tokens in a step."})
-    context_size: int = field(default=128, metadata={"help": "Tokens the model sees at once."})
-    lr: float | None = field(default=None, metadata={"help": "Adam's; 2 / sqrt(d_model d_sae) if left out."})
-    seed: int = field(default=0, metadata={"help": "Of the first weights, the order, and what is held out."})
     output_dir: str | None = field(default=None, metadata={"help": "Default: runs/saes-<model>."})
 
     def __post_init__(self) -> None:
@@ -66,7 +59,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> "dict[in
     Raises:
         InputError: if an option, the model or the data cannot be used.
     """
-    args: SAEArguments = CommandLine.read(argv).parse([SAEArguments], prog=prog)[0]
+    args, options = CommandLine.read(argv).parse([SAEArguments, SAETrainingOptions], prog=prog)
     from sails_align.core.files import output_folder
     from sails_align.saes.train import train_saes
     from sails_align.testbed.build import MODEL_NAME, is_testbed, resolve_testbed
@@ -80,24 +73,17 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> "dict[in
             tokenizer,
             texts_of(args, tokenizer, testbed),
             args.layers,
-            d_sae=args.d_sae,
-            k=args.k,
             output_dir=output_dir,
             model_name=MODEL_NAME if testbed is not None else str(args.model_name_or_path),
-            architecture=args.architecture,  # pyright: ignore[reportArgumentType] -- checked there
-            lr=args.lr,
-            n_tokens=args.n_tokens,
-            batch_size=args.batch_size,
-            context_size=args.context_size,
-            seed=args.seed,
             dataset_name=args.dataset_name,
+            **vars(options),
         )
     show(reports, output_dir)
     return reports
 
 
 def load_model(args: SAEArguments) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """The model, on the GPU if there is one, and its tokenizer.
+    """Return the model, on the GPU if there is one, and its tokenizer.
 
     Raises:
         InputError: if there is no such model, or it is not cached and the hub cannot be reached.
@@ -118,7 +104,7 @@ def load_model(args: SAEArguments) -> "tuple[PreTrainedModel, PreTrainedTokenize
 def texts_of(
     args: SAEArguments, tokenizer: "PreTrainedTokenizerBase", testbed: "Testbed | None"
 ) -> Iterator[str] | Iterator[Sequence[int]]:
-    """What to train on: texts, or token ids.
+    """Return what to train on: texts, or token ids.
 
     Raises:
         InputError: as `load_rows` and `normalize`; or if no data set is named.
@@ -130,7 +116,7 @@ def texts_of(
     name = args.dataset_name
     if name is None:
         if testbed is None:
-            raise InputError("no data: give --dataset_name (a hub id, a file or a folder with a column `text`)")
+            raise InputError("no data; give --dataset_name (a hub id, a file or a folder with a column `text`)")
         return sae_rows(testbed.world, tokenizer)
     rows = load_rows(name, config=args.dataset_config, split=args.dataset_split)
     columns = columns_by_lower_name(rows)

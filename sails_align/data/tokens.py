@@ -5,10 +5,10 @@ what comes before and after the mark is the template's. So it does not matter wh
 an empty thinking block before it, or repeats it. Tokens are then assigned by their character offsets: a token that a
 tokenizer merges over the border (as " Hi" after "Assistant:") belongs to the text it holds a part of.
 
-Shapes: B batch, S sequence, T positions.
+Shapes: B batch, S sequence.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -113,19 +113,38 @@ def tokenize_prompt(
     return TokenizedSide(side.input_ids[:max_length], mask[:max_length])
 
 
+def batches_by_length(
+    sequences: Sequence[TokenizedSide], max_tokens: int, batch_size: int | None = None
+) -> Iterator[list[TokenizedSide]]:
+    """Yield batches of sequences of like length, the longest first, so that a batch too large for memory fails at once.
+
+    Args:
+        sequences: in any order.
+        max_tokens: tokens in a batch with its padding, at most (a longer sequence makes a batch of its own).
+        batch_size: sequences in a batch, at most; None: any number.
+    """
+    ordered = sorted(sequences, key=lambda sequence: len(sequence.input_ids), reverse=True)
+    start = 0
+    while start < len(ordered):
+        size = max(1, max_tokens // len(ordered[start].input_ids))
+        size = size if batch_size is None else min(size, batch_size)
+        yield ordered[start : start + size]
+        start += size
+
+
 def padded(batch: Sequence[TokenizedSide]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask (B, S), padded on the right, and which of the B x S positions are averaged (T,)."""
-    longest = max(len(sequence.input_ids) for sequence in batch)
+    """Return token ids, attention mask (int64) and mask (bool) of a batch, each (B, S), padded on the right."""
+    shape = len(batch), max(len(sequence.input_ids) for sequence in batch)
     # Any id does for padding: attention is causal and padding is on the right, so no real token sees it.
-    input_ids_BS = torch.zeros(len(batch), longest, dtype=torch.int64)
-    attention_mask_BS = torch.zeros_like(input_ids_BS)
-    mask_BS = torch.zeros_like(input_ids_BS)
+    input_ids_BS = torch.zeros(shape, dtype=torch.int64)
+    attention_mask_BS = torch.zeros(shape, dtype=torch.int64)
+    mask_BS = torch.zeros(shape, dtype=torch.bool)
     for row, sequence in enumerate(batch):
         length = len(sequence.input_ids)
         input_ids_BS[row, :length] = torch.tensor(sequence.input_ids)
         attention_mask_BS[row, :length] = 1
         mask_BS[row, :length] = torch.tensor(sequence.mask)
-    return input_ids_BS, attention_mask_BS, mask_BS.flatten().nonzero().squeeze(1)
+    return input_ids_BS, attention_mask_BS, mask_BS
 
 
 def _tokenize(

@@ -6,7 +6,7 @@ Everything that is measured goes through the code that users' own evaluations do
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ from sails_align.experiments.relearning import DATA, trained_on
 from sails_align.initializers.adapter import AdapterInit
 from sails_align.models.load import load_causal_lm, load_tokenizer
 from sails_align.saes.explain import meanings
-from sails_align.saes.load import saes_by_layer
+from sails_align.saes.sets import SAESet
+from sails_align.saes.source import SAESource
 from sails_align.subspace.basis import Subspace
 from sails_align.subspace.concepts import States, concepts, last_token_states, shown
 from sails_align.testbed import prompts as requests
@@ -211,7 +212,8 @@ def explain(
 ) -> dict[str, Any]:
     """What the features of a subspace are, on held-out requests of the test part, before and after training."""
     base, world = _load(testbed.model_path)[0].eval(), testbed.world
-    saes = saes_by_layer(path=testbed.sae_path, model_config=base.config, model_name=testbed.model_path)
+    source = SAESource(path=testbed.sae_path)
+    saes = SAESet.load(source, model_config=base.config, model_name=testbed.model_path)
 
     def asked(*splits: str) -> list[list[Message]]:
         requests = [request for split in splits for request in world.requests(split, N_EXPLAINED // len(splits))]
@@ -233,7 +235,7 @@ def explain(
     ]
     told = meanings(base, tokenizer, saes, shown(subspace), texts)
     found = concepts(subspace, saes, states(base), states(trained))
-    return {**found, "meanings": [meaning.to_json() for meaning in told]}
+    return {**found, "meanings": [asdict(meaning) for meaning in told]}
 
 
 def relearn(

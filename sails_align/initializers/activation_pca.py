@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from sails_align.core.errors import InputError
+from sails_align.saes.load import ResidualSAE
 from sails_align.subspace.basis import Subspace, principal
 from sails_align.subspace.methods import RANK_TOLERANCE, MethodInputs, check_rank
-from sails_align.subspace.selection import Encoder
-from sails_align.subspace.statistics import ActivationFitter, ActivationStats, check_finite, contrasts_of
+from sails_align.subspace.statistics import ActivationFitter, TokenStats, check_finite, contrasts_of
 
 
 class ActivationPca:
@@ -22,7 +22,7 @@ class ActivationPca:
 
     name = "activation_pca"
 
-    def fitter(self, saes: Mapping[int, Encoder], layers: Sequence[int]) -> ActivationFitter:
+    def fitter(self, saes: Mapping[int, ResidualSAE], layers: Sequence[int]) -> ActivationFitter:
         """Sum up hidden states and their outer products."""
         return ActivationFitter()
 
@@ -33,7 +33,7 @@ class ActivationPca:
             InputError: if a side has no tokens, rank is not within 1 and d_model, or nothing varies.
         """
         stats, rank = inputs.stats, inputs.options.rank
-        assert isinstance(stats, ActivationStats)
+        assert stats is not None
         bases, singular_values = {}, {}
         for layer in stats.layers:
             directions_DR, values_R = _varying(stats, inputs.contrast, layer, rank)
@@ -45,7 +45,7 @@ class ActivationPca:
         return Subspace(bases, singular_values, {**inputs.provenance, **own})
 
 
-def _varying(stats: ActivationStats, contrast: str, layer: int, rank: int) -> tuple[Tensor, Tensor]:
+def _varying(stats: TokenStats, contrast: str, layer: int, rank: int) -> tuple[Tensor, Tensor]:
     """Return the directions (D, R) with a variance above rounding, and the standard deviations (R,); descending."""
     sides = [sums for name in contrasts_of(contrast) for sums in stats.pair(name, layer)]
     pooled = sum(sides[1:], start=sides[0])

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from sails_align.core.errors import InputError
+from sails_align.saes.load import ResidualSAE
 from sails_align.subspace.basis import Subspace, principal
 from sails_align.subspace.methods import RANK_TOLERANCE, MethodInputs
-from sails_align.subspace.selection import Encoder
-from sails_align.subspace.statistics import ActivationFitter, ActivationStats, check_finite, contrasts_of
+from sails_align.subspace.statistics import ActivationFitter, TokenStats, check_finite, contrasts_of
 
 
 class MeanDifference:
@@ -27,7 +27,7 @@ class MeanDifference:
 
     name = "mean_diff"
 
-    def fitter(self, saes: Mapping[int, Encoder], layers: Sequence[int]) -> ActivationFitter:
+    def fitter(self, saes: Mapping[int, ResidualSAE], layers: Sequence[int]) -> ActivationFitter:
         """Sum up hidden states."""
         return ActivationFitter(second_moment=False)
 
@@ -38,7 +38,7 @@ class MeanDifference:
             InputError: if a side has no tokens, or both sides have the same mean.
         """
         stats, contrast = inputs.stats, inputs.contrast
-        assert isinstance(stats, ActivationStats)
+        assert stats is not None
         bases, singular_values, norms = {}, {}, {}
         for layer in stats.layers:
             differences_DC = torch.stack([_difference(stats, name, layer) for name in contrasts_of(contrast)], dim=1)
@@ -58,7 +58,7 @@ class MeanDifference:
         return Subspace(bases, singular_values, {**inputs.provenance, **own})
 
 
-def _difference(stats: ActivationStats, contrast: str, layer: int) -> Tensor:
+def _difference(stats: TokenStats, contrast: str, layer: int) -> Tensor:
     """Return the mean of the aligned side minus the mean of the unaligned side. (D,)"""
     aligned, unaligned = stats.pair(contrast, layer)
     difference_D = aligned.sum / aligned.n_tokens - unaligned.sum / unaligned.n_tokens

@@ -76,9 +76,8 @@ class Eva(PeftInitializer):
 
 
 def _collated(batch: list[TokenizedSide]) -> dict[str, torch.Tensor]:
-    input_ids_BS, attention_mask_BS, positions_T = padded(batch)
-    labels_BS = torch.full_like(input_ids_BS, -100)
-    labels_BS.view(-1)[positions_T] = input_ids_BS.view(-1)[positions_T]
+    input_ids_BS, attention_mask_BS, mask_BS = padded(batch)
+    labels_BS = input_ids_BS.masked_fill(~mask_BS, -100)
     return {"input_ids": input_ids_BS, "attention_mask": attention_mask_BS, "labels": labels_BS}
 
 

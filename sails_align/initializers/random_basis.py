@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from sails_align.core.linalg import orthonormalize
+from sails_align.saes.load import ResidualSAE
 from sails_align.subspace.basis import Subspace
 from sails_align.subspace.methods import MethodInputs, check_rank, layer_generator
-from sails_align.subspace.selection import Encoder
 
 
 def random_basis(
@@ -36,7 +36,7 @@ class RandomBasis:
 
     name = "random_basis"
 
-    def fitter(self, saes: Mapping[int, Encoder], layers: Sequence[int]) -> None:
+    def fitter(self, saes: Mapping[int, ResidualSAE], layers: Sequence[int]) -> None:
         """Sum up nothing."""
 
     def build(self, inputs: MethodInputs) -> Subspace:

@@ -10,7 +10,8 @@ import torch
 from sails_align.initializers.sails import Sails
 from sails_align.subspace.basis import Subspace
 from sails_align.subspace.methods import MethodInputs, layer_generator
-from sails_align.subspace.selection import FeatureSelection, FeatureStats, rank_features
+from sails_align.subspace.selection import FeatureSelection, rank_features
+from sails_align.subspace.statistics import TokenStats
 
 
 class RandomFeatures(Sails):
@@ -18,7 +19,7 @@ class RandomFeatures(Sails):
 
     name = "random_features"
 
-    def select(self, inputs: MethodInputs, stats: FeatureStats) -> FeatureSelection:
+    def select(self, inputs: MethodInputs, stats: TokenStats) -> FeatureSelection:
         """Draw latents of each layer; their scores matter only for `weighting`."""
         options = inputs.options
         ranked = rank_features(stats, contrast=inputs.contrast, score=options.score)

@@ -6,9 +6,11 @@ the highest scores go through a PCA that keeps a share tau of their variance.
 
 from collections.abc import Mapping, Sequence
 
+from sails_align.saes.load import ResidualSAE
 from sails_align.subspace.basis import Subspace, build_subspace
 from sails_align.subspace.methods import MethodInputs
-from sails_align.subspace.selection import Encoder, FeatureFitter, FeatureSelection, FeatureStats, select_features
+from sails_align.subspace.selection import FeatureFitter, FeatureSelection, select_features
+from sails_align.subspace.statistics import TokenStats
 
 
 class Sails:
@@ -16,11 +18,11 @@ class Sails:
 
     name = "sails"
 
-    def fitter(self, saes: Mapping[int, Encoder], layers: Sequence[int]) -> FeatureFitter:
+    def fitter(self, saes: Mapping[int, ResidualSAE], layers: Sequence[int]) -> FeatureFitter:
         """Sum up the latents' activations."""
         return FeatureFitter({layer: saes[layer] for layer in layers})
 
-    def select(self, inputs: MethodInputs, stats: FeatureStats) -> FeatureSelection:
+    def select(self, inputs: MethodInputs, stats: TokenStats) -> FeatureSelection:
         """Select latents of each layer."""
         options = inputs.options
         return select_features(
@@ -29,7 +31,7 @@ class Sails:
 
     def build(self, inputs: MethodInputs) -> Subspace:
         """Select latents and span their directions."""
-        assert isinstance(inputs.stats, FeatureStats)
+        assert inputs.stats is not None
         options = inputs.options
         return build_subspace(
             self.select(inputs, inputs.stats),

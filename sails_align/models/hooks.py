@@ -3,18 +3,22 @@
 Index: layer `l` means the output of block `l` (0-based), which is what an SAE with hook point
 `blocks.{l}.hook_resid_post` reads. transformers' `hidden_states` cannot be used: its last one is after the final norm.
 
-Shapes: B batch, S sequence, D d_model.
+Shapes: B batch, S sequence, T tokens in a mask, D d_model.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 
 import torch
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sails_align.core.errors import InputError
+
+Edit = Callable[[Tensor], Tensor]
+"""Of a block's output (B, S, D)."""
 
 
 class _StopForward(Exception):  # noqa: N818 -- it is no error
@@ -41,11 +45,7 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 
 
 def check_layers(model: nn.Module, layers: Iterable[int]) -> nn.ModuleList:
-    """The decoder blocks of a model that has the layers.
-
-    Raises:
-        InputError: if a layer is not in the model, and as `decoder_layers`.
-    """
+    """Return the decoder blocks; raise `InputError` if a layer is not one of them, and as `decoder_layers`."""
     blocks = decoder_layers(model)
     for layer in layers:
         if not 0 <= layer < len(blocks):
@@ -54,54 +54,75 @@ def check_layers(model: nn.Module, layers: Iterable[int]) -> nn.ModuleList:
 
 
 @contextmanager
-def capture(model: nn.Module, layers: Sequence[int]) -> Iterator[dict[int, torch.Tensor]]:
-    """Fill the yielded dict with the outputs (B, S, D) of the given blocks in every forward pass in the block.
+def edited(model: nn.Module, edits: Mapping[int, Edit]) -> Iterator[None]:
+    """Replace the output of each given block by its edit of it, within the `with` block.
 
     Raises:
         InputError: if a layer is not in the model.
     """
-    blocks = check_layers(model, layers)
-    hidden_states: dict[int, torch.Tensor] = {}
 
-    def keep(layer: int):
-        def hook(module: nn.Module, args: tuple, output: torch.Tensor | tuple) -> None:
-            hidden_states[layer] = output[0] if isinstance(output, tuple) else output
+    def hook(edit: Edit, module: nn.Module, args: tuple, output: Tensor | tuple) -> Tensor | tuple:
+        return (edit(output[0]), *output[1:]) if isinstance(output, tuple) else edit(output)
 
-        return hook
-
-    handles = [blocks[layer].register_forward_hook(keep(layer)) for layer in layers]
+    blocks = check_layers(model, edits)
+    handles = [blocks[layer].register_forward_hook(partial(hook, edit)) for layer, edit in edits.items()]
     try:
-        yield hidden_states
+        yield
     finally:
         for handle in handles:
             handle.remove()
 
 
+@contextmanager
+def capture(model: nn.Module, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+    """Fill the yielded dict with the outputs (B, S, D) of the given blocks in every forward pass.
+
+    Raises:
+        InputError: if a layer is not in the model.
+    """
+    hidden_states: dict[int, Tensor] = {}
+
+    def keep(layer: int, hidden_BSD: Tensor) -> Tensor:
+        hidden_states[layer] = hidden_BSD
+        return hidden_BSD
+
+    with edited(model, {layer: partial(keep, layer) for layer in layers}):
+        yield hidden_states
+
+
 @torch.no_grad()
 def hidden_states_at(
-    model: nn.Module, layers: Sequence[int], input_ids: torch.Tensor, attention_mask: torch.Tensor
-) -> dict[int, torch.Tensor]:
-    """Outputs (B, S, D) of the given blocks; blocks deeper than the deepest of them, and the head, are not run.
+    model: nn.Module, layers: Sequence[int], input_ids_BS: Tensor, attention_mask_BS: Tensor
+) -> dict[int, Tensor]:
+    """Return the outputs (B, S, D) of the given blocks; neither deeper blocks nor the head are run.
 
     Args:
-        model: of any precision and on any device.
+        model: of any precision and on any device; the inputs are moved to it.
         layers: at least one.
-        input_ids: (B, S).
-        attention_mask: (B, S), 0 at padding.
+        input_ids_BS: token ids.
+        attention_mask_BS: 0 at padding.
     """
 
-    def stop(module: nn.Module, args: tuple, output: object) -> None:
+    def stop(hidden_BSD: Tensor) -> Tensor:
         raise _StopForward
 
-    with capture(model, layers) as hidden_states:
-        handle = decoder_layers(model)[max(layers)].register_forward_hook(stop)
-        try:
-            model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-        except _StopForward:
-            pass
-        finally:
-            handle.remove()
+    device = next(model.parameters()).device
+    inputs = {"input_ids": input_ids_BS.to(device), "attention_mask": attention_mask_BS.to(device)}
+    with capture(model, layers) as hidden_states, edited(model, {max(layers): stop}), suppress(_StopForward):
+        model(**inputs, use_cache=False)
     return hidden_states
+
+
+def token_states(
+    model: nn.Module, layers: Sequence[int], input_ids_BS: Tensor, attention_mask_BS: Tensor, mask_BS: Tensor
+) -> dict[int, Tensor]:
+    """Return the outputs (T, D) of the given blocks at the tokens in a mask, on each block's device."""
+    hidden_states = hidden_states_at(model, layers, input_ids_BS, attention_mask_BS)
+    positions_T = mask_BS.flatten().nonzero().squeeze(1)
+    return {
+        layer: hidden_BSD.flatten(0, 1).index_select(0, positions_T.to(hidden_BSD.device))
+        for layer, hidden_BSD in hidden_states.items()
+    }
 
 
 @contextmanager

@@ -5,7 +5,7 @@ Shapes: N sequences, S sequence, T tokens of all sequences, D d_model, F d_sae, 
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sails_align.core.errors import InputError
 from sails_align.core.files import cache_folder
 from sails_align.data.tokens import TokenizedSide, padded
-from sails_align.models.hooks import evaluation_mode, hidden_states_at
+from sails_align.models.hooks import evaluation_mode, token_states
 from sails_align.saes.load import ResidualSAE
 
 N_CONTEXTS, N_WORDS, N_NEIGHBOURS = 3, 6, 3
@@ -53,10 +53,6 @@ class Meaning:
     """Its page, if the SAE is public and has one."""
     label: str | None
     """What Neuronpedia says that it means, if that is in the cache (`neuronpedia_label`)."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Convert to JSON."""
-        return asdict(self)
 
 
 @torch.no_grad()
@@ -118,21 +114,21 @@ def activations_of(
     features: Mapping[int, Sequence[int]],
     sequences: Sequence[TokenizedSide],
 ) -> dict[int, list[Tensor]]:
-    """Activations of the features at every token: layer -> for each sequence (S, K). The first token, on which SAEs
-    are not trained, counts as 0."""
+    """Return the activations of the features at every token: layer -> for each sequence (S, K).
+
+    The first token, on which SAEs are not trained, counts as 0.
+    """
     found: dict[int, list[Tensor]] = {layer: [] for layer in features}
     with evaluation_mode(model):
         for start in range(0, len(sequences), BATCH_SIZE):
             batch = sequences[start : start + BATCH_SIZE]
             input_ids_NS, attention_mask_NS, _ = padded(batch)
-            hidden = hidden_states_at(
-                model, list(features), input_ids_NS.to(model.device), attention_mask_NS.to(model.device)
-            )
+            hidden = token_states(model, list(features), input_ids_NS, attention_mask_NS, attention_mask_NS)
             lengths = [len(sequence.input_ids) for sequence in batch]
             for layer, ids in features.items():
-                hidden_TD = hidden[layer][attention_mask_NS.bool().to(hidden[layer].device)].float()
-                acts = [saes[layer].encode(part_TD)[:, list(ids)].cpu() for part_TD in hidden_TD.split(N_ENCODED)]
-                for acts_SK in torch.cat(acts).split(lengths):
+                parts = hidden[layer].float().split(N_ENCODED)
+                acts_TK = torch.cat([saes[layer].encode(part_TD)[:, list(ids)].cpu() for part_TD in parts])
+                for acts_SK in acts_TK.split(lengths):
                     acts_SK[0] = 0.0
                     found[layer].append(acts_SK)
     return found

@@ -5,7 +5,7 @@ Only safetensors and npz files are read.
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from sails_align.core.errors import InputError
 from sails_align.saes import gemma_scope
+from sails_align.saes.source import SAESource
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -29,135 +30,126 @@ _PICKLED = {"connor_rob_hook_z", "goodfire", "deepseek_r1", "qwen_scope", "dicti
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, BadZipFile)
 
 
-def saes_of_release(release: str, sae_ids: Sequence[str], device: str) -> Iterator[tuple[str, "SAE[Any]"]]:
-    """Yield (`release/sae_id`, SAE) for each id, from the hub or its cache, in float32.
+def names_of(source: SAESource) -> list[str]:
+    """Return the name of each SAE: `release/sae_id`, or its path.
 
-    Args:
-        release: a release of sae-lens' directory, or the id of a hub repository with SAEs in sae-lens' format.
-        sae_ids: at least one.
-        device: where the SAEs go.
+    A path is an SAE's folder (cfg.json and sae_weights.safetensors), a Gemma Scope file, or a folder with any number of
+    them below it, of which `sae_ids` chooses sub-folders.
 
     Raises:
-        InputError: if release or id is unknown, neither cached nor reachable, gated, damaged, or pickled.
+        InputError: if the release or an id is unknown or pickled, or there is no SAE at a path.
     """
-    from sae_lens import SAE
-
-    check_release(release, sae_ids)
-    converter = gemma_scope.load_gemma_scope_2 if _loader_name(release) == "gemma_3" else None
-    for sae_id in sae_ids:
-        source = f"{release}/{sae_id}"
-        try:
-            sae = SAE.from_pretrained(release, sae_id, device=device, converter=converter)
-        except InputError:
-            raise
-        except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-            raise InputError(
-                f"SAE {source} is not in the cache ({constants.HF_HUB_CACHE}) and the hub cannot be reached:\n"
-                "run once with network access, or give a local copy with --sae_path"
-            ) from error
-        except GatedRepoError as error:
-            raise InputError(
-                f"SAE {source} is behind a licence; accept it on the hub, and log in with `hf auth login`"
-            ) from error
-        except (*_DAMAGE, EntryNotFoundError) as error:
-            raise InputError(f"SAE {source} cannot be loaded ({_first_line(error)}); is the copy whole?") from error
-        yield source, sae
-        del sae  # before the next one is loaded
-
-
-def saes_of_path(path: Path, sae_ids: Sequence[str], device: str) -> Iterator[tuple[str, "SAE[Any]"]]:
-    """Yield (path, SAE) for each SAE at a local path, in float32.
-
-    Args:
-        path: an SAE's folder (cfg.json and sae_weights.safetensors), a Gemma Scope file (params.npz or, of Gemma
-            Scope 2, params.safetensors), or a folder with any number of them below it.
-        sae_ids: sub-folders to take; all of them if empty.
-        device: where the SAEs go.
-
-    Raises:
-        InputError: if there is no SAE, or one cannot be read.
-    """
-    for root in [path / sae_id for sae_id in sae_ids] or [path]:
+    if (source.release is None) == (source.path is None):
+        raise InputError("both or neither of --sae_release and --sae_path are given; give one")
+    if source.release is not None:
+        check_release(source.release, source.sae_ids)
+        return [f"{source.release}/{sae_id}" for sae_id in source.sae_ids]
+    path = Path(str(source.path))
+    names = []
+    for root in [path / sae_id for sae_id in source.sae_ids] or [path]:
         found = sorted(_saes_below(root))
         if not found:
             raise InputError(
                 f"no SAE at {root};\n"
                 f"give a folder with {CONFIG} and {WEIGHTS}, or Gemma Scope's params.npz, or one above such folders"
             )
-        for place in found:
-            try:
-                sae = _sae_at(place, device)
-            except InputError:
-                raise
-            except _DAMAGE as error:
-                raise InputError(f"SAE {place} cannot be loaded ({_first_line(error)}); is the copy whole?") from error
-            yield str(place), sae
-            del sae
+        names += map(str, found)
+    return names
+
+
+def read_sae(source: SAESource, name: str, device: str) -> "SAE[Any]":
+    """Load the SAE with one of the names of a source, in float32, from a path or from the hub or its cache.
+
+    Raises:
+        InputError: if it is neither cached nor reachable, gated, or damaged.
+    """
+    try:
+        return _read_sae(source.release, name, device)
+    except InputError:
+        raise
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise InputError(
+            f"SAE {name} is not in the cache ({constants.HF_HUB_CACHE}) and the hub cannot be reached;\n"
+            "run once with network access, or give a local copy with --sae_path"
+        ) from error
+    except GatedRepoError as error:
+        raise InputError(
+            f"SAE {name} is behind a licence; accept it on the hub, and log in with `hf auth login`"
+        ) from error
+    except (*_DAMAGE, EntryNotFoundError) as error:
+        lines = str(error).strip().splitlines()
+        cause = f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+        raise InputError(f"SAE {name} cannot be loaded ({cause}); check that the copy is whole") from error
+
+
+def _read_sae(release: str | None, name: str, device: str) -> "SAE[Any]":
+    from sae_lens import SAE
+    from sae_lens.loading.pretrained_sae_loaders import sae_lens_disk_loader
+
+    if release is not None:
+        converter = gemma_scope.load_gemma_scope_2 if _loader_name(release) == "gemma_3" else None
+        return SAE.from_pretrained(release, name.removeprefix(f"{release}/"), device=device, converter=converter)
+    converter = sae_lens_disk_loader if Path(name).is_dir() else gemma_scope.load_gemma_scope
+    return SAE.load_from_disk(name, device=device, dtype="float32", converter=converter)
 
 
 def check_release(release: str, sae_ids: Sequence[str]) -> str | None:
     """Return the model of a release's SAEs according to sae-lens' directory; None if unknown.
 
     Raises:
-        InputError: if release or id is unknown, no id is given, or the SAEs are pickles.
+        InputError: if the release or an id is unknown, no id is given, or the SAEs are pickles.
     """
-    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
-
-    directory = get_pretrained_saes_directory()
-    if release not in directory and "/" not in release:
-        close = difflib.get_close_matches(release, directory, n=4, cutoff=0.5)
-        raise InputError(
-            f"--sae_release {release!r} is not a release that sae-lens knows{_suggestion(close) or OTHERWISE}"
-        )
-    known = list(directory[release].saes_map) if release in directory else []
+    of_release = None if "/" in release and release not in _directory() else _release(release)
+    known = [] if of_release is None else list(of_release.saes_map)
     if not sae_ids:
         some = f": {release} has {_some(known)}" if known else ""
         raise InputError(f"--sae_release {release!r} needs --sae_ids; give one for each layer{some}")
     for sae_id in sae_ids:
         if known and sae_id not in known:
-            close = difflib.get_close_matches(sae_id, known, n=4, cutoff=0.5)
-            raise InputError(
-                f"--sae_ids: {release!r} has no {sae_id!r}{_suggestion(close) or f'; it has {_some(known)}'}"
-            )
+            hint = _closest(sae_id, known) or f"; it has {_some(known)}"
+            raise InputError(f"--sae_ids: {release!r} has no {sae_id!r}{hint}")
     if _loader_name(release) in _PICKLED:
         raise InputError(
-            f"the SAEs of {release!r} are stored as pickles, which are not read here: convert them with\n"
+            f"the SAEs of {release!r} are stored as pickles, which are not read here; convert them with\n"
             f"sae-lens, SAE.from_pretrained({release!r}, {sae_ids[0]!r}).save_model(FOLDER), and give --sae_path FOLDER"
         )
-    return directory[release].model if release in directory else None
+    return None if of_release is None else of_release.model
 
 
 def ids_of_layers(release: str, layers: Sequence[int]) -> list[str]:
-    """Return an id of a release for each layer; of several SAEs of a layer the narrowest.
+    """Return the id of each layer's narrowest SAE in a release.
 
     Raises:
         InputError: if the release is unknown, or has none, or several that are equally narrow.
     """
-    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
-
-    directory = get_pretrained_saes_directory()
-    if release not in directory:
-        close = difflib.get_close_matches(release, directory, n=4, cutoff=0.5)
-        raise InputError(
-            f"{release!r} is no folder, and no release that sae-lens knows{_suggestion(close)};\n"
-            "give one of them, or the ids of its SAEs (sae_ids)"
-        )
     by_layer: dict[int, list[str]] = {}
-    for name in directory[release].saes_map:
+    for name in _release(release).saes_map:
         if found := LAYER.search(name):
             by_layer.setdefault(int(found[1]), []).append(name)
     chosen = []
     for layer in layers:
         if layer not in by_layer:
-            raise InputError(
-                f"{release} has no SAE of layer {layer}; choose of {', '.join(map(str, sorted(by_layer)))}"
-            )
+            choices = ", ".join(map(str, sorted(by_layer)))
+            raise InputError(f"{release} has no SAE of layer {layer}; choose from {choices}")
         narrowest = min(map(_width, by_layer[layer]))
         fitting = [name for name in by_layer[layer] if _width(name) == narrowest]
         if len(fitting) > 1:
             raise InputError(f"{release} has several SAEs of layer {layer}: {_some(fitting)};\nchoose by sae_ids")
         chosen += fitting
     return chosen
+
+
+def _directory() -> dict[str, Any]:
+    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+
+    return get_pretrained_saes_directory()
+
+
+def _release(name: str) -> Any:
+    if name not in _directory():
+        hint = _closest(name, list(_directory())) or "; its names are in sae-lens' table of pretrained SAEs"
+        raise InputError(f"{name!r} is neither a path nor a release that sae-lens knows{hint}")
+    return _directory()[name]
 
 
 def _width(sae_id: str) -> int:
@@ -171,21 +163,14 @@ def _loader_name(release: str) -> str:
     return get_conversion_loader_name(release)
 
 
-OTHERWISE = "; sae-lens' table of pretrained SAEs has their names"
-
-
-def _suggestion(close: Sequence[str]) -> str:
+def _closest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
-def _some(names: Iterable[str], shown: int = 6) -> str:
-    names = list(names)
+def _some(names: Sequence[str]) -> str:
+    shown = 6
     return ", ".join(names[:shown]) + (f", ... ({len(names)} in all)" if len(names) > shown else "")
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__
 
 
 def _saes_below(root: Path) -> Iterator[Path]:
@@ -196,11 +181,3 @@ def _saes_below(root: Path) -> Iterator[Path]:
         for file in root.rglob(pattern):
             if not any(part.startswith(".") for part in file.relative_to(root).parts):
                 yield file.parent if pattern == CONFIG else file
-
-
-def _sae_at(place: Path, device: str) -> "SAE[Any]":
-    from sae_lens import SAE
-
-    if place.is_dir():
-        return SAE.load_from_disk(place, device=device, dtype="float32")
-    return SAE.load_from_disk(place, device=device, dtype="float32", converter=gemma_scope.load_gemma_scope)

@@ -1,59 +1,25 @@
 """Train one layer's SAE with sae-lens' `SAETrainer`, in steps that can be stopped, saved and resumed.
 
-What comes out is an inference SAE whose input scaling and decoder norms are folded into the weights: it takes raw
-block outputs, and its decoder rows are unit vectors of the residual stream.
+The result is an inference SAE whose input scaling and decoder norms are folded into the weights: it takes raw block
+outputs, and its decoder rows are unit vectors of the residual stream.
 
 Shapes: T tokens, D d_model, F d_sae.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sails_align.core.errors import InputError
+from sails_align.saes.algorithms import ALGORITHMS
+from sails_align.saes.options import WARM_UP, SAETrainingOptions
 
-ARCHITECTURES = ("topk", "jumprelu")
-# Shares of the training steps.
-WARM_UP, DECAY = 0.05, 0.3
-# A latent that has not fired for this share of the steps is dead: the auxiliary loss then trains it on what the others
-# leave over (TopK), or pulls its pre-activations up (JumpReLU).
+DECAY = 0.3
+"""Share of the training steps, the last ones."""
 DEAD_AFTER = 0.05
-
-
-@dataclass(frozen=True)
-class SAETrainingOptions:
-    """Options of an SAE training, except the data."""
-
-    d_sae: int
-    """Number of latents."""
-    k: int
-    """Active latents for each token: exactly (TopK), or the mean that the sparsity loss aims at (JumpReLU)."""
-    architecture: Literal["topk", "jumprelu"]
-    lr: float
-    n_tokens: int
-    batch_size: int
-    """Tokens in a step."""
-    seed: int
-
-    def __post_init__(self) -> None:
-        for name in ("d_sae", "k", "n_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}, but it must be at least 1")
-        if self.architecture not in ARCHITECTURES:
-            raise InputError(f"architecture {self.architecture!r} is not one of {', '.join(ARCHITECTURES)}")
-        if self.k > self.d_sae:
-            raise InputError(f"k is {self.k}, but there are only d_sae {self.d_sae} latents: choose a smaller k")
-        if not self.lr > 0:
-            raise InputError(f"lr is {self.lr}, but it must be above 0")
-        if self.n_tokens < self.batch_size:
-            raise InputError(f"n_tokens {self.n_tokens} is less than one batch of {self.batch_size}: raise it")
-
-    @property
-    def n_steps(self) -> int:
-        return self.n_tokens // self.batch_size
+"""A latent that has not fired for this share of the steps is dead: the auxiliary loss then trains it on what the others
+leave over (TopK), or pulls its pre-activations up (JumpReLU)."""
 
 
 class LayerTrainer:
@@ -64,9 +30,9 @@ class LayerTrainer:
 
     Args:
         d_model: width of the hidden states.
-        options: see there.
+        options: with the defaults filled in (`for_width`).
         device: where the SAE is trained.
-        metadata: what the SAE's configuration says of model and hook point.
+        metadata: of the SAE's configuration: model, hook point, data.
     """
 
     def __init__(self, d_model: int, options: SAETrainingOptions, device: str, metadata: dict[str, Any]) -> None:
@@ -74,6 +40,7 @@ class LayerTrainer:
         from sae_lens.training.sae_trainer import SAETrainer
 
         n_steps = options.n_steps
+        assert options.lr is not None
         self.options = options
         self.next_buffer = 0
         self.seconds = 0.0
@@ -101,9 +68,9 @@ class LayerTrainer:
         return self.steps >= self.options.n_steps
 
     def train(self, hidden_TD: Tensor) -> None:
-        """Steps through a buffer of hidden states in random order, until it or the training ends.
+        """Train on a buffer of hidden states in random order, until it or the training ends.
 
-        What does not fill a last batch is left out. The order depends on the seed and the number of the buffer alone.
+        An incomplete last batch is left out. The order depends on the seed and the number of the buffer alone.
 
         Args:
             hidden_TD: of any floating dtype.
@@ -123,18 +90,20 @@ class LayerTrainer:
         self.next_buffer += 1
 
     def save_sae(self, folder: Path) -> None:
-        """Fold scaling and norms into the weights and write an inference SAE. Training is over after that."""
+        """Fold scaling and norms into the weights, and write an inference SAE. Training cannot go on after that."""
+        from sae_lens import TopKTrainingSAE
+
         sae = self.trainer.sae
         scaling = self.trainer.activation_scaler.scaling_factor
         assert scaling is not None
         sae.fold_activation_norm_scaling_factor(scaling)
         sae.fold_W_dec_norm()
-        if self.options.architecture == "topk":
+        if isinstance(sae, TopKTrainingSAE):
             sae.cfg.rescale_acts_by_decoder_norm = False
         sae.save_inference_model(folder)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything a resumed training needs, as tensors and JSON (sae-lens' own trainer state is a pickle)."""
+        """Return all that a resumed training needs, as tensors and JSON (sae-lens' own trainer state is a pickle)."""
         trainer = self.trainer
         tensors = {f"sae.{name}": tensor for name, tensor in trainer.sae.state_dict().items()}
         optimizer = trainer.optimizer.state_dict()
@@ -177,15 +146,9 @@ class LayerTrainer:
 
 
 def _new_sae(d_model: int, options: SAETrainingOptions, device: str, metadata: dict[str, Any]) -> Any:
-    from sae_lens import (
-        JumpReLUTrainingSAE,
-        JumpReLUTrainingSAEConfig,
-        TopKTrainingSAE,
-        TopKTrainingSAEConfig,
-    )
     from sae_lens.saes.sae import SAEMetadata
 
-    common: dict[str, Any] = {
+    common = {
         "d_in": d_model,
         "d_sae": options.d_sae,
         "device": device,
@@ -194,15 +157,4 @@ def _new_sae(d_model: int, options: SAETrainingOptions, device: str, metadata: d
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        if options.architecture == "topk":
-            return TopKTrainingSAE(TopKTrainingSAEConfig(k=options.k, **common))
-        config = JumpReLUTrainingSAEConfig(
-            jumprelu_sparsity_loss_mode="quadratic",
-            target_l0=options.k,
-            l0_warm_up_steps=int(WARM_UP * options.n_steps),
-            # Anthropic's 3e-6 does nothing in 300 steps (a fifth of the latents stay dead); this leaves almost none,
-            # at the same explained variance.
-            pre_act_loss_coefficient=3e-3,
-            **common,
-        )
-        return JumpReLUTrainingSAE(config)
+        return ALGORITHMS.get(options.architecture).load()(options, common)

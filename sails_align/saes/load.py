@@ -1,14 +1,12 @@
 """Load sparse autoencoders (SAEs) of the residual stream with sae-lens.
 
-`saes_by_layer` reads them, refuses those that do not fit the model, and puts all into one convention: `encode` takes
-the output of block l as the Hugging Face model gives it, and `acts_TF @ W_dec_FD` is in the units of that output.
+`load_sae` refuses an SAE that does not fit the model, and brings it into one convention: `encode` takes the output of
+block l as the Hugging Face model gives it, and `acts_TF @ W_dec_FD` is in the units of that output.
 
 Shapes: T tokens, D d_model, F d_sae.
 """
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +16,7 @@ from transformers import PretrainedConfig
 from sails_align.core.artifacts import tensors_hash
 from sails_align.core.errors import InputError
 from sails_align.saes.checks import check_fits, layer_of_sae
-from sails_align.saes.files import saes_of_path, saes_of_release
+from sails_align.saes.files import read_sae
 from sails_align.saes.source import SAESource
 
 if TYPE_CHECKING:
@@ -85,67 +83,28 @@ class ResidualSAE:
         return self.sae.W_dec.detach()
 
 
-def saes_by_layer(
-    *,
-    release: str | None = None,
-    sae_ids: Sequence[str] = (),
-    path: str | Path | None = None,
-    model_config: PretrainedConfig,
-    model_name: str,
-    device: str = "cpu",
-    allow_mismatch: bool = False,
-) -> dict[int, ResidualSAE]:
-    """Load SAEs by layer; layer l is the output of block l.
+def load_sae(
+    source: SAESource, name: str, *, model_config: PretrainedConfig, model_name: str, device: str = "cpu"
+) -> ResidualSAE:
+    """Load one SAE of a source and check that it fits the model.
 
     Args:
-        release: a release of sae-lens (`gemma-scope-2b-pt-res-canonical`), or a hub repository in sae-lens' format.
-        sae_ids: which of the release (`layer_12/width_16k/canonical`); with `path`, sub-folders (all if empty).
-        path: instead of a release, a folder or file (see `saes_of_path`).
+        source: see `SAESource`.
+        name: one of `files.names_of`.
         model_config: of the model whose activations will be encoded.
         model_name: hub id or path of that model, as the user gave it.
-        device: where the SAEs go, in float32.
-        allow_mismatch: accept SAEs of a model of another name; width and depth must fit all the same.
+        device: where the SAE goes, in float32.
 
     Raises:
-        InputError: if an SAE cannot be found or read, is not of the residual stream, does not fit the model, expects
-            an input scaling that is not stored with it, or if two are of one layer.
+        InputError: if the SAE cannot be read, is not of the residual stream, does not fit the model, or expects an
+            input scaling that is not stored with it.
     """
-    source = SAESource(release, tuple(sae_ids), None if path is None else str(path), allow_mismatch)
-    found = loaded_one_by_one(source, model_config=model_config, model_name=model_name, device=device)
-    return {sae.info.layer: sae for sae in sorted(found, key=lambda sae: sae.info.layer)}
-
-
-def loaded_one_by_one(
-    source: SAESource, *, model_config: PretrainedConfig, model_name: str, device: str = "cpu"
-) -> Iterator[ResidualSAE]:
-    """Yield the SAEs of `saes_by_layer` in the order of their names, each loaded on demand.
-
-    Raises:
-        InputError: as `saes_by_layer`.
-    """
-    if (source.release is None) == (source.path is None):
-        raise InputError("both or neither of --sae_release and --sae_path are given; give one")
-    if source.release is not None:
-        found = saes_of_release(source.release, source.sae_ids, device)
-    else:
-        found = saes_of_path(Path(str(source.path)), source.sae_ids, device)
-    sources: dict[int, str] = {}
-    for name, sae in found:
-        encoder = residual_sae(name, sae)
-        del sae  # so that the caller alone holds it
-        check_fits(encoder.info, model_config, model_name, source.allow_mismatch)
-        for weight in ("W_enc", "W_dec"):
-            if not getattr(encoder.sae, weight).isfinite().all():
-                raise InputError(f"SAE {name} has numbers in {weight} that are not finite; load or train it again")
-        layer = encoder.info.layer
-        if layer in sources:
-            raise InputError(
-                f"{sources[layer]} and {name} are both SAEs of layer {layer}:\n"
-                "give one for each layer (with --sae_path, --sae_ids names the sub-folders to take)"
-            )
-        sources[layer] = name
-        yield encoder
-        del encoder
+    sae = residual_sae(name, read_sae(source, name, device))
+    check_fits(sae.info, model_config, model_name, source.allow_mismatch)
+    for weight in ("W_enc", "W_dec"):
+        if not getattr(sae.sae, weight).isfinite().all():
+            raise InputError(f"SAE {name} has numbers in {weight} that are not finite; load or train it again")
+    return sae
 
 
 def residual_sae(source: str, sae: "SAE[Any]") -> ResidualSAE:

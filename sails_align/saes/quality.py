@@ -1,18 +1,19 @@
 """Measure the quality of an SAE on held-out tokens.
 
-Shapes: B batch, S positions, T content tokens, D d_model, F d_sae, V vocabulary.
+Shapes: N sequences, B batch, S positions, T content tokens, D d_model, F d_sae, V vocabulary.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from sails_align.models.hooks import decoder_layers, hidden_states_at
+from sails_align.data.tokens import TokenizedSide, batches_by_length, padded
+from sails_align.models.hooks import Edit, edited, token_states
 from sails_align.saes.load import ResidualSAE
-from sails_align.saes.token_stream import FORWARD_TOKENS, TokenCorpus
+from sails_align.saes.token_stream import FORWARD_TOKENS
 
 LOSS_TOKENS = 20_000
 """Content tokens over which the language model's loss is compared, at most: it takes three whole forward passes."""
@@ -42,18 +43,16 @@ class SAEQuality:
     loss_tokens: int
 
 
-def evaluate_sae(model: nn.Module, sae: ResidualSAE, corpus: TokenCorpus, windows: Sequence[int]) -> SAEQuality:
-    """Measure an SAE of a causal language model on some windows of a corpus."""
+def evaluate_sae(model: nn.Module, sae: ResidualSAE, sequences: Sequence[TokenizedSide]) -> SAEQuality:
+    """Measure an SAE of a causal language model at the masked tokens of some sequences."""
     layer = sae.info.layer
-    device = next(model.parameters()).device
     count, active = 0, 0.0
     residual, squares = 0.0, 0.0
     sum_D = torch.zeros(sae.info.d_model, dtype=torch.float64)
     fired_F = torch.zeros(sae.info.d_sae, dtype=torch.bool)
-    for batch in corpus.batches(windows, FORWARD_TOKENS):
-        input_ids_BS, attention_mask_BS, content_BS = (tensor.to(device) for tensor in corpus.padded(batch))
-        hidden_BSD = hidden_states_at(model, [layer], input_ids_BS, attention_mask_BS)[layer]
-        for hidden_TD in hidden_BSD[content_BS.to(hidden_BSD.device)].float().split(1024):
+    for batch in batches_by_length(sequences, FORWARD_TOKENS):
+        states_TD = token_states(model, [layer], *padded(batch))[layer]
+        for hidden_TD in states_TD.float().split(1024):
             acts_TF = sae.encode(hidden_TD)
             count += len(hidden_TD)
             active += (acts_TF != 0).sum().item()
@@ -62,7 +61,7 @@ def evaluate_sae(model: nn.Module, sae: ResidualSAE, corpus: TokenCorpus, window
             squares += hidden_TD.double().square().sum().item()
             sum_D += hidden_TD.double().sum(0).cpu()
     total = squares - sum_D.square().sum().item() / count
-    clean, spliced, ablated, loss_tokens = _losses(model, sae, corpus, windows)
+    clean, spliced, ablated, loss_tokens = _losses(model, sae, sequences)
     return SAEQuality(
         explained_variance=1 - residual / total,
         l0=active / count,
@@ -77,51 +76,32 @@ def evaluate_sae(model: nn.Module, sae: ResidualSAE, corpus: TokenCorpus, window
 
 
 @torch.no_grad()
-def _losses(
-    model: nn.Module, sae: ResidualSAE, corpus: TokenCorpus, windows: Sequence[int]
-) -> tuple[float, float, float, int]:
-    """Mean loss of content tokens: clean, spliced, zero-ablated; and how many they are."""
+def _losses(model: nn.Module, sae: ResidualSAE, sequences: Sequence[TokenizedSide]) -> tuple[float, float, float, int]:
+    """Return the mean loss of content tokens (clean, spliced, zero-ablated), and their number."""
     device = next(model.parameters()).device
-    edits: list[Callable[[Tensor], Tensor] | None] = [
-        None,
-        lambda hidden_TD: sae.decode(sae.encode(hidden_TD)),
-        torch.zeros_like,
-    ]
     sums = [0.0, 0.0, 0.0]
     count = 0
-    totals_W = corpus.content_counts()[torch.as_tensor(windows)].cumsum(0)
-    some = windows[: int((totals_W <= LOSS_TOKENS).sum()) or 1]
-    for batch in corpus.batches(some, LOGIT_TOKENS):
-        input_ids_BS, attention_mask_BS, content_BS = (tensor.to(device) for tensor in corpus.padded(batch))
+    totals_N = torch.tensor([sum(sequence.mask) for sequence in sequences]).cumsum(0)
+    some = sequences[: int((totals_N <= LOSS_TOKENS).sum()) or 1]
+    for batch in batches_by_length(some, LOGIT_TOKENS):
+        input_ids_BS, attention_mask_BS, content_BS = (tensor.to(device) for tensor in padded(batch))
         targets_BS = input_ids_BS.masked_fill(~content_BS, -100)[:, 1:]
         count += int((targets_BS != -100).sum())
-        for index, edit in enumerate(edits):
-            with spliced(model, sae.info.layer, edit, content_BS):
+        reconstruct = partial(_replaced, content_BS, lambda hidden_TD: sae.decode(sae.encode(hidden_TD)))
+        layer, ablate = sae.info.layer, partial(_replaced, content_BS, torch.zeros_like)
+        for index, edits in enumerate(({}, {layer: reconstruct}, {layer: ablate})):
+            with edited(model, edits):
                 logits_BSV = model(input_ids=input_ids_BS, attention_mask=attention_mask_BS, use_cache=False).logits
             losses = nn.functional.cross_entropy(
                 logits_BSV[:, :-1].flatten(0, 1).float(), targets_BS.flatten(), ignore_index=-100, reduction="sum"
             )
             sums[index] += losses.item()
-    clean, with_sae, ablated = (total / max(count, 1) for total in sums)
-    return clean, with_sae, ablated, count
+    clean, spliced, ablated = (total / max(count, 1) for total in sums)
+    return clean, spliced, ablated, count
 
 
-@contextmanager
-def spliced(
-    model: nn.Module, layer: int, edit: Callable[[Tensor], Tensor] | None, content_BS: Tensor
-) -> Iterator[None]:
-    """Replace a layer's output (T, D) at the content positions by `edit` of it, within the block."""
-
-    def hook(module: nn.Module, args: tuple, output: Tensor | tuple) -> Tensor | tuple | None:
-        if edit is None:
-            return None
-        hidden_BSD = (output[0] if isinstance(output, tuple) else output).clone()
-        mask_BS = content_BS.to(hidden_BSD.device)
-        hidden_BSD[mask_BS] = edit(hidden_BSD[mask_BS]).to(hidden_BSD.dtype)
-        return (hidden_BSD, *output[1:]) if isinstance(output, tuple) else hidden_BSD
-
-    handle = decoder_layers(model)[layer].register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
+def _replaced(content_BS: Tensor, replacement: Edit, hidden_BSD: Tensor) -> Tensor:
+    """Replace hidden states at the content positions; `replacement` takes and returns (T, D)."""
+    hidden_BSD, content_BS = hidden_BSD.clone(), content_BS.to(hidden_BSD.device)
+    hidden_BSD[content_BS] = replacement(hidden_BSD[content_BS]).to(hidden_BSD.dtype)
+    return hidden_BSD

@@ -3,8 +3,9 @@
 A Gemma Scope SAE of 16k latents takes 0.3 GB in Gemma-2-2B and 0.5 GB in 9B, one of Llama Scope 1.1 GB.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,12 +13,11 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from sails_align.core.errors import InputError
-from sails_align.saes.files import ids_of_layers
-from sails_align.saes.load import ResidualSAE, SAEInfo, loaded_one_by_one
+from sails_align.saes.files import ids_of_layers, names_of
+from sails_align.saes.load import ResidualSAE, SAEInfo, load_sae
 from sails_align.saes.source import SAESource
 
 Value = TypeVar("Value")
-NO_SAES = SAESource()
 
 
 class _ByLayer(Mapping[int, Value]):
@@ -37,65 +37,74 @@ class _ByLayer(Mapping[int, Value]):
 
 @dataclass(frozen=True)
 class SAESet(_ByLayer[ResidualSAE]):
-    """SAEs by layer. Those that are not kept are loaded when they are asked for."""
+    """SAEs by layer, in order. Those that are not kept are loaded when they are asked for."""
 
     infos: Mapping[int, SAEInfo]
     """What is known of each; nothing is loaded for it."""
     _kept: Mapping[int, ResidualSAE]
-    _source: SAESource = NO_SAES
-    _options: Mapping[str, Any] | None = None
-    """Of the model, for `saes_by_layer`."""
+    _load: Callable[[str], ResidualSAE] | None = None
+    """By name."""
 
     @classmethod
     def of(cls, saes: Mapping[int, ResidualSAE]) -> "SAESet":
-        """Those that are in memory already."""
+        """Make a set of SAEs in memory."""
         kept = dict(sorted(saes.items()))
         return cls({layer: sae.info for layer, sae in kept.items()}, kept)
 
     @classmethod
     def load(
-        cls, source: SAESource, *, keep: bool, model_config: PreTrainedConfig, model_name: str, device: str = "cpu"
+        cls,
+        source: SAESource,
+        *,
+        model_config: PreTrainedConfig,
+        model_name: str,
+        device: str = "cpu",
+        keep: bool = True,
     ) -> "SAESet":
         """Load and check all SAEs, one after the other; none if none are named.
 
         Args:
             source: of the SAEs.
-            keep: hold all of them in memory; else none.
-            model_config: as for `saes_by_layer`.
-            model_name: as for `saes_by_layer`.
-            device: as for `saes_by_layer`.
+            model_config: of the model whose activations will be encoded.
+            model_name: hub id or path of that model, as the user gave it.
+            device: where the SAEs go, in float32.
+            keep: hold all of them in memory; else load each again when it is asked for.
 
         Raises:
-            InputError: as `saes_by_layer`.
+            InputError: as `names_of` and `load_sae`, or if two SAEs are of one layer.
         """
+        load = partial(load_sae, source, model_config=model_config, model_name=model_name, device=device)
         kept: dict[int, ResidualSAE] = {}
         infos: dict[int, SAEInfo] = {}
-        options = {"model_config": model_config, "model_name": model_name, "device": device}
-        for sae in loaded_one_by_one(source, **options) if source.named else ():
-            infos[sae.info.layer] = sae.info
+        for name in names_of(source) if source.named else ():
+            sae = load(name)
+            layer = sae.info.layer
+            if layer in infos:
+                raise InputError(
+                    f"{infos[layer].source} and {name} are both SAEs of layer {layer};\n"
+                    "give one for each layer (with --sae_path, --sae_ids names the sub-folders to take)"
+                )
+            infos[layer] = sae.info
             if keep:
-                kept[sae.info.layer] = sae
+                kept[layer] = sae
             del sae  # before the next one is loaded
-        return cls(dict(sorted(infos.items())), kept, source, options)
+        return cls(dict(sorted(infos.items())), kept, load)
 
     def __getitem__(self, layer: int) -> ResidualSAE:
         if layer in self._kept:
             return self._kept[layer]
-        one = self.infos[layer].source
-        release = self._source.release
-        which: dict[str, Any] = {"path": str(Path(one)), "sae_ids": ()}
-        if release is not None:
-            which = {"sae_ids": (one.removeprefix(f"{release}/"),)}
-        return next(loaded_one_by_one(replace(self._source, **which), **(self._options or {})))
+        info = self.infos[layer]
+        assert self._load is not None, "a set without it has all SAEs in memory"
+        return self._load(info.source)
 
     def __repr__(self) -> str:
-        lines = [
-            f"  layer {layer}: {of.d_sae} latents, {of.architecture}, {of.source}" for layer, of in self.infos.items()
-        ]
-        return "\n".join([f"SAEs of {len(self)} layer{'' if len(self) == 1 else 's'}", *lines])
+        lines = [f"SAEs of {len(self)} layer{'' if len(self) == 1 else 's'}"]
+        for layer, info in self.infos.items():
+            lines.append(f"  layer {layer}: {info.d_sae} latents, {info.architecture}, {info.source}")
+        return "\n".join(lines)
 
     def identity(self) -> dict[str, Any]:
-        """What identifies them: the hashes of their weights."""
+        """Return the hashes of their weights."""
         return {str(layer): info.sha256 for layer, info in self.infos.items()}
 
 
@@ -139,18 +148,15 @@ def load_saes(
     ids = list(sae_ids) if local or layers is None else ids_of_layers(name, layers)
     path = str(Path(name).expanduser()) if local else None
     source = SAESource(None if local else name, tuple(ids), path, allow_mismatch)
-    found = {
-        sae.info.layer: sae
-        for sae in loaded_one_by_one(
-            source,
-            model_config=model.config,
-            model_name=model.config.name_or_path or type(model).__name__,
-            device=str(model.device) if device is None else device,
-        )
-        if layers is None or sae.info.layer in layers
-    }
+    found = SAESet.load(
+        source,
+        model_config=model.config,
+        model_name=model.config.name_or_path or type(model).__name__,
+        device=str(model.device) if device is None else device,
+        keep=layers is None or not local,
+    )
     if lacking := set(layers or ()) - found.keys():
         raise InputError(
             f"{name} has no SAE of layer {min(lacking)}; it has those of {', '.join(map(str, found)) or 'none'}"
         )
-    return SAESet.of(found)
+    return SAESet.of({layer: found[layer] for layer in (found if layers is None else layers)})

@@ -10,12 +10,15 @@ SAE_FILES = ("cfg.json", "sae_weights.safetensors", "params.npz")
 
 @dataclass(frozen=True)
 class SAESource:
-    """SAEs by name; see `saes_by_layer` for the fields."""
+    """SAEs by name: of a release, or at a path."""
 
     release: str | None = None
+    """Of sae-lens' directory (`gemma-scope-2b-pt-res-canonical`), or a hub repository in sae-lens' format."""
     sae_ids: tuple[str, ...] = ()
+    """In the release (`layer_12/width_16k/canonical`); with a path, sub-folders (all if empty)."""
     path: str | None = None
     allow_mismatch: bool = False
+    """Accept SAEs of a model of another name; width and depth must fit all the same."""
 
     @property
     def named(self) -> bool:
@@ -23,7 +26,7 @@ class SAESource:
         return self.release is not None or self.path is not None
 
     def identity(self) -> dict[str, Any]:
-        """What identifies them, without sae-lens: the hashes of local files, or a release and its ids."""
+        """Return the hashes of local files, or a release and its ids."""
         from sails_align.core.artifacts import file_hash
 
         if not self.named:

@@ -2,7 +2,7 @@
 
 Token ids are held in memory (4 bytes each); hidden states never are, beyond one buffer.
 
-Shapes: N all tokens, W windows (sequences), B batch, S positions, T content tokens, D d_model.
+Shapes: N all tokens, W windows (sequences), T content tokens, D d_model.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from sails_align.core.errors import InputError
-from sails_align.models.hooks import hidden_states_at
+from sails_align.data.tokens import TokenizedSide, batches_by_length, padded
+from sails_align.models.hooks import token_states
 
 TEXTS_AT_ONCE = 256
 HELD_OUT = 0.1
@@ -44,29 +45,10 @@ class TokenCorpus:
         totals_W = self.content.cumsum(0)[self.ends - 1]
         return totals_W.diff(prepend=totals_W.new_zeros(1))
 
-    def padded(self, windows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Token ids, attention mask and content mask of some windows, each (B, S), padded on the right."""
+    def sequences(self, windows: Iterable[int]) -> list[TokenizedSide]:
+        """Return some windows, with content tokens as their mask."""
         spans = [slice(int(self.ends[window - 1]) if window else 0, int(self.ends[window])) for window in windows]
-        shape = len(spans), max(span.stop - span.start for span in spans)
-        # Any id does for padding: attention is causal and padding is on the right, so no real token sees it.
-        input_ids_BS = torch.zeros(shape, dtype=torch.int64)
-        attention_mask_BS = torch.zeros(shape, dtype=torch.int64)
-        content_BS = torch.zeros(shape, dtype=torch.bool)
-        for row, span in enumerate(spans):
-            length = span.stop - span.start
-            input_ids_BS[row, :length] = self.ids[span]
-            attention_mask_BS[row, :length] = 1
-            content_BS[row, :length] = self.content[span]
-        return input_ids_BS, attention_mask_BS, content_BS
-
-    def batches(self, windows: Iterable[int], tokens: int) -> Iterator[list[int]]:
-        """Windows of like length in batches of at most `tokens` tokens with padding, longest first."""
-        lengths_W = self.ends.diff(prepend=self.ends.new_zeros(1)).tolist()
-        by_length = sorted(windows, key=lambda window: lengths_W[window], reverse=True)
-        while by_length:
-            size = max(1, tokens // lengths_W[by_length[0]])
-            yield by_length[:size]
-            by_length = by_length[size:]
+        return [TokenizedSide(self.ids[span].tolist(), self.content[span].tolist()) for span in spans]
 
 
 def read_corpus(
@@ -86,7 +68,7 @@ def read_corpus(
         tokenizer: its special tokens are never content.
         n_tokens: content tokens wanted.
         context_size: tokens in a window, at most.
-        advance: told how many content tokens were read since it was last called.
+        advance: called with the number of content tokens read since the last call.
 
     Raises:
         InputError: if a row is neither text nor token ids, or if there is not a single content token.
@@ -119,7 +101,7 @@ def read_corpus(
 def _token_ids(
     rows: Sequence[tuple[int, str | Sequence[int]]], tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[tuple[Sequence[int], bool]]:
-    """Token ids of each row, and whether it was a text."""
+    """Yield the token ids of each row, and whether it is a text."""
     text = isinstance(rows[0][1], str)
     for index, row in rows:
         if not (isinstance(row, str) if text else _is_token_ids(row)):
@@ -139,18 +121,8 @@ def _is_token_ids(row: object) -> bool:
     return isinstance(row, Sequence) and not isinstance(row, str) and all(isinstance(token, int) for token in row)
 
 
-@dataclass(frozen=True)
-class SplitCorpus:
-    """A corpus with the indices of its training and held-out windows."""
-
-    corpus: TokenCorpus
-    train: Tensor
-    """Indices of windows."""
-    held_out: list[int]
-
-
-def split_corpus(corpus: TokenCorpus, *, eval_tokens: int, least: int, seed: int) -> SplitCorpus:
-    """Hold out windows at random: until they hold `eval_tokens` content tokens, but at most a tenth of the windows.
+def split_windows(corpus: TokenCorpus, *, eval_tokens: int, least: int, seed: int) -> tuple[Tensor, list[int]]:
+    """Hold out windows at random, until they hold `eval_tokens` content tokens or are a tenth of the windows.
 
     Args:
         corpus: at least two windows.
@@ -158,8 +130,11 @@ def split_corpus(corpus: TokenCorpus, *, eval_tokens: int, least: int, seed: int
         least: content tokens that must be left to train on.
         seed: of the choice.
 
+    Returns:
+        the windows to train on, and the held-out ones.
+
     Raises:
-        InputError: if fewer are left.
+        InputError: if too few content tokens are left.
     """
     order_W = torch.randperm(len(corpus), generator=torch.Generator().manual_seed(seed))
     counts_W = corpus.content_counts()[order_W]
@@ -170,11 +145,11 @@ def split_corpus(corpus: TokenCorpus, *, eval_tokens: int, least: int, seed: int
             f"too little text: {left} tokens to train on after holding out a part, less than a batch of {least};\n"
             "give more text or a smaller batch_size"
         )
-    return SplitCorpus(corpus, order_W[count:], order_W[:count].tolist())
+    return order_W[count:], order_W[:count].tolist()
 
 
 def buffers(corpus: TokenCorpus, windows_W: Tensor, tokens: int, seed: int) -> Iterator[list[int]]:
-    """Endless: windows for one buffer after another, at least `tokens` content tokens each, reshuffled every epoch.
+    """Yield windows for one buffer after another, endlessly, reshuffled every epoch.
 
     The order depends on the arguments alone, so a stream can be resumed at any buffer.
 
@@ -197,24 +172,10 @@ def buffers(corpus: TokenCorpus, windows_W: Tensor, tokens: int, seed: int) -> I
                 buffer, held = [], 0
 
 
-def hidden_states_of(
-    model: nn.Module, layers: Sequence[int], corpus: TokenCorpus, windows: Sequence[int]
-) -> dict[int, Tensor]:
-    """Block outputs (T, D) at the content tokens of some windows, in the model's precision, on each block's device.
+def hidden_states_of(model: nn.Module, layers: Sequence[int], sequences: Sequence[TokenizedSide]) -> dict[int, Tensor]:
+    """Return block outputs (T, D) at the masked tokens, in the model's precision, on each block's device.
 
     One forward pass serves all layers; blocks after the deepest of them are not run.
     """
-    device = next(model.parameters()).device
-    total = int(corpus.content_counts()[torch.as_tensor(windows)].sum())
-    result: dict[int, Tensor] = {}
-    filled = 0
-    for batch in corpus.batches(windows, FORWARD_TOKENS):
-        input_ids_BS, attention_mask_BS, content_BS = corpus.padded(batch)
-        hidden_states = hidden_states_at(model, layers, input_ids_BS.to(device), attention_mask_BS.to(device))
-        count = int(content_BS.sum())
-        for layer, hidden_BSD in hidden_states.items():
-            if layer not in result:
-                result[layer] = hidden_BSD.new_empty(total, hidden_BSD.shape[-1])
-            result[layer][filled : filled + count] = hidden_BSD[content_BS.to(hidden_BSD.device)]
-        filled += count
-    return result
+    parts = [token_states(model, layers, *padded(batch)) for batch in batches_by_length(sequences, FORWARD_TOKENS)]
+    return {layer: torch.cat([part.pop(layer) for part in parts]) for layer in layers}

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sails_align.data.formats import Message
 from sails_align.data.tokens import padded, tokenize_prompt
-from sails_align.models.hooks import evaluation_mode, hidden_states_at
+from sails_align.models.hooks import evaluation_mode, token_states
 from sails_align.saes.load import ResidualSAE
 from sails_align.subspace.basis import Subspace
 
@@ -114,11 +114,7 @@ def last_token_states(
 ) -> States:
     """Return the hidden states at the last token of each request, in float32 on the CPU."""
     sides = [tokenize_prompt(tokenizer, request, max_length, tokens="last") for request in requests]
-    found: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+    batches = [sides[start : start + BATCH_SIZE] for start in range(0, len(sides), BATCH_SIZE)]
     with evaluation_mode(model):
-        for start in range(0, len(sides), BATCH_SIZE):
-            input_ids_BS, attention_mask_BS, positions_B = padded(sides[start : start + BATCH_SIZE])
-            hidden = hidden_states_at(model, layers, input_ids_BS.to(model.device), attention_mask_BS.to(model.device))
-            for layer, values_BSD in hidden.items():
-                found[layer].append(values_BSD.flatten(0, 1)[positions_B.to(values_BSD.device)].float().cpu())
-    return {layer: torch.cat(values) for layer, values in found.items()}
+        parts = [token_states(model, layers, *padded(batch)) for batch in batches]
+    return {layer: torch.cat([part[layer].float().cpu() for part in parts]) for layer in layers}

@@ -20,31 +20,13 @@ from sails_align.saes.sets import Decoders, SAESet
 from sails_align.saes.source import SAESource
 from sails_align.subspace.basis import Subspace
 from sails_align.subspace.forward import discover
-from sails_align.subspace.inputs import (
-    DiscoveryData,
-    DiscoveryModel,
-    Sides,
-    contrast_data,
-    needs_moments,
-    suited_to_data,
-)
-from sails_align.subspace.methods import MethodInputs, SubspaceMethod
+from sails_align.subspace.inputs import DiscoveryData, DiscoveryModel, contrast_data, needs_moments, suited_to_data
+from sails_align.subspace.methods import MethodInputs, SubspaceMethod, check_rank
 from sails_align.subspace.options import DECIDES_SUBSPACE, DiscoveryOptions
-from sails_align.subspace.selection import FeatureFitter, FeatureStats
 from sails_align.subspace.separation import BENIGN, benign_covariance, onset_of, separation
-from sails_align.subspace.statistics import ActivationFitter, ActivationStats, contrasts_of
+from sails_align.subspace.statistics import ActivationFitter, TokenStats, contrasts_of
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Statistics of the data."""
-
-    found: FeatureStats | ActivationStats | None
-    """Of the latents, or of hidden states, at the tokens of the contrast; None for a random basis."""
-    moments: ActivationStats | None
-    """Of hidden states of prompts, and of harmless conversations; None if they are not asked for."""
 
 
 def find_subspace(
@@ -58,22 +40,23 @@ def find_subspace(
     """Find the subspace of a model with a method.
 
     Args:
-        model: that is looked at.
-        data: of both sides.
+        model: to look at.
+        data: both sides of the contrasts.
         saes: of the model; loaded only if they are needed.
         method: what is added up over the data, and what is made of it.
         options: of discovery.
-        folder: where it is saved, and taken from if its artifact has the same input hash; None: nowhere.
+        folder: where to save it, and to load it from if its input hash is the same; None: nowhere.
 
     Raises:
         InputError: if the SAEs cannot be had or do not fit the model, or the data lacks a side.
     """
-    _check_rank(options.rank, model)
+    check_rank(options.rank, model.d_model)
     options = suited_to_data(options, data)
     moments = needs_moments(options, data)
+    fingerprints = [fingerprint(rows) for rows in (data.pairs, data.harmless) if rows is not None]
+    deciding = {"init": method.name, **{name: getattr(options, name) for name in DECIDES_SUBSPACE}}
     inputs = {
-        "init": method.name,
-        **{name: getattr(options, name) for name in DECIDES_SUBSPACE},
+        **deciding,
         "moments": moments,
         "rank": options.rank,
         "seed": options.seed,
@@ -82,7 +65,7 @@ def find_subspace(
         "model": model.identity,
         "saes": saes.identity(),
         "chat_template": content_hash(data.tokenizer.chat_template),
-        "data": [fingerprint(part) for part in (data.pairs, data.harmless) if part is not None],
+        "data": fingerprints,
     }
     input_hash = content_hash(inputs)
     # The folder need not be one that all machines see: the main process reads and writes it for all.
@@ -90,11 +73,22 @@ def find_subspace(
     if cached is not None:
         return cached
     loaded = _loaded(saes, model, options)
-    stats = _statistics(model, data, loaded, method, options, with_moments=moments)
-    provenance = _provenance(model, data, loaded, method, options, inputs["data"])
+    provenance = {
+        "model": model.identity,
+        "data": fingerprints,
+        "dropped_rows": data.dropped,
+        "options": deciding,
+        "saes": {
+            str(layer): {"source": info.source, "hook": info.hook_name, "sha256": info.sha256}
+            for layer, info in loaded.infos.items()
+        },
+        "versions": package_versions(),
+    }
+    discovery = _Discovery(model, data, loaded, method, options)
+    stats, moment_stats = discovery.statistics(with_moments=moments)
 
     def build_and_save() -> Subspace:
-        subspace = _build(model, loaded, method, options, stats, provenance)
+        subspace = discovery.build(stats, moment_stats, provenance)
         if folder is not None:
             subspace.save(folder, input_hash)
         return subspace
@@ -125,13 +119,6 @@ def load_subspace(path: Path, model: DiscoveryModel, method: str, *, allow_misma
     return subspace
 
 
-def _check_rank(rank: int, model: DiscoveryModel) -> None:
-    if rank > model.d_model:
-        raise InputError(
-            f"lora_r is {rank}, but {model.path or model.name} has d_model {model.d_model}: choose at most that"
-        )
-
-
 def _cached(folder: Path, input_hash: str) -> Subspace | None:
     header = read_header(folder, "subspace")
     if header is None or header["input_hash"] != input_hash:
@@ -151,31 +138,6 @@ def _loaded(saes: SAESource | SAESet, model: DiscoveryModel, options: DiscoveryO
             f"top_k is {options.top_k}, but the SAE {smallest.source} has {smallest.d_sae} latents: choose at most that"
         )
     return saes
-
-
-def _provenance(
-    model: DiscoveryModel,
-    data: DiscoveryData,
-    saes: SAESet,
-    method: SubspaceMethod,
-    options: DiscoveryOptions,
-    fingerprints: list[str],
-) -> dict[str, Any]:
-    return {
-        "model": model.identity,
-        "data": fingerprints,
-        "dropped_rows": data.dropped,
-        "options": {"init": method.name, **{name: getattr(options, name) for name in DECIDES_SUBSPACE}},
-        "saes": {
-            str(layer): {"source": info.source, "hook": info.hook_name, "sha256": info.sha256}
-            for layer, info in saes.infos.items()
-        },
-        "versions": package_versions(),
-    }
-
-
-def _layers(model: DiscoveryModel, saes: SAESet) -> list[int]:
-    return list(saes) or list(range(model.n_layers))
 
 
 @dataclass(frozen=True)
@@ -199,97 +161,84 @@ class Pass:
         return [cls([layers[own]], process // len(layers), len(range(own, n, len(layers))))]
 
 
-def _statistics(
-    model: DiscoveryModel,
-    data: DiscoveryData,
-    saes: SAESet,
-    method: SubspaceMethod,
-    options: DiscoveryOptions,
-    *,
-    with_moments: bool,
-) -> Statistics:
-    """What the fitters say of the data, each process having read its share: of the examples, or of the layers."""
-    moments = ActivationFitter() if with_moments else None
-    passes = Pass.of_process(options.sae_placement, _layers(model, saes), process_index(), n_processes())
-    decoder, found = None, []
-    for of in passes:
-        fitter = method.fitter(saes, of.layers)
-        if moments is None and fitter is None:
-            return Statistics(None, None)
-        decoder = decoder or _decoder(model, max(max(of.layers) for of in passes))
-        sequences = contrast_data(data, options, (of.share, of.n_shares), with_benign=with_moments)
-        _feed(decoder, sequences, fitter, moments, of.layers, options)
-        found += [] if fitter is None else [fitter.result()]
-        del fitter  # and the SAEs that it has, before others are loaded
-    del decoder
-    gc.collect()
-    return Statistics(
-        reduce(add, found).over_processes() if found else None,
-        None if moments is None else moments.result().over_processes(),
-    )
+@dataclass(frozen=True)
+class _Discovery:
+    """What discovery works on."""
 
+    model: DiscoveryModel
+    data: DiscoveryData
+    saes: SAESet
+    method: SubspaceMethod
+    options: DiscoveryOptions
 
-def _feed(
-    decoder: nn.Module,
-    sequences: Mapping[str, Mapping[str, Sides]],
-    fitter: FeatureFitter | ActivationFitter | None,
-    moments: ActivationFitter | None,
-    layers: list[int],
-    options: DiscoveryOptions,
-) -> None:
-    """Give each fitter its contrasts."""
-    for name, sides in sequences.items():
-        fed = [fitter] if fitter is not None and name in contrasts_of(options.contrast) else []
-        fed += [moments] if moments is not None and name in ("prompt", BENIGN) else []
-        if fed:
-            discover(decoder, {name: sides}, fed, layers, progress=options.progress and process_index() == 0)
+    @property
+    def layers(self) -> list[int]:
+        return list(self.saes) or list(range(self.model.n_layers))
 
+    def statistics(self, *, with_moments: bool) -> tuple[TokenStats | None, TokenStats | None]:
+        """Return the method's statistics, and the moments of hidden states; each process reads its share of the data.
 
-def _decoder(model: DiscoveryModel, deepest_layer: int) -> nn.Module:
-    if model.loaded is not None:
-        return model.loaded
-    return load_truncated(
-        str(model.path),
-        deepest_layer,
-        dtype=model.dtype,
-        device=model.device,
-        revision=model.revision,
-        trust_remote_code=model.trust_remote_code,
-    )
+        The share is of the examples, or of the layers. A method without a fitter has no statistics.
+        """
+        moments = ActivationFitter() if with_moments else None
+        passes = Pass.of_process(self.options.sae_placement, self.layers, process_index(), n_processes())
+        decoder, found = None, []
+        for each in passes:
+            fitter = self.method.fitter(self.saes, each.layers)
+            if moments is None and fitter is None:
+                return None, None
+            decoder = decoder or self._decoder(max(max(one.layers) for one in passes))
+            share = (each.share, each.n_shares)
+            for name, sides in contrast_data(self.data, self.options, share, with_benign=with_moments).items():
+                fed = [fitter] if fitter is not None and name in contrasts_of(self.options.contrast) else []
+                fed += [moments] if moments is not None and name in ("prompt", BENIGN) else []
+                progress = self.options.progress and process_index() == 0
+                if fed:
+                    discover(decoder, {name: sides}, fed, each.layers, progress=progress)
+            found += [] if fitter is None else [fitter.result()]
+            del fitter  # and the SAEs that it has, before others are loaded
+        del decoder
+        gc.collect()
+        stats = reduce(add, found).over_processes() if found else None
+        return stats, None if moments is None else moments.result().over_processes()
 
+    def _decoder(self, deepest_layer: int) -> nn.Module:
+        if self.model.loaded is not None:
+            return self.model.loaded
+        return load_truncated(
+            str(self.model.path),
+            deepest_layer,
+            dtype=self.model.dtype,
+            device=self.model.device,
+            revision=self.model.revision,
+            trust_remote_code=self.model.trust_remote_code,
+        )
 
-def _build(
-    model: DiscoveryModel,
-    saes: SAESet,
-    method: SubspaceMethod,
-    options: DiscoveryOptions,
-    stats: Statistics,
-    provenance: dict[str, Any],
-) -> Subspace:
-    """The subspace of one contrast, or (`split`) of the prompts for readers and of the responses for writers."""
-    moments, onset = stats.moments, None
-    benign: Mapping[int, Tensor] | None = None
-    if moments is not None:
-        separations = {layer: separation(moments, layer) for layer in moments.layers}
-        onset = onset_of(separations)
-        provenance = {**provenance, "separation": {str(layer): value for layer, value in separations.items()}}
-        if options.benign_whitening:
-            benign = {layer: benign_covariance(moments, layer) for layer in moments.layers}
-    inputs = MethodInputs(
-        contrast=options.contrast,
-        side=None,
-        stats=stats.found,
-        decoders=Decoders(saes),
-        benign=benign,
-        layers=_layers(model, saes),
-        d_model=model.d_model,
-        options=options,
-        provenance=provenance,
-    )
-    if options.contrast != "split" or stats.found is None:
-        return replace(method.build(inputs), onset=onset)
-    readers = method.build(replace(inputs, contrast="prompt", side="unaligned"))
-    writers = method.build(replace(inputs, contrast="response", benign=None))
-    of_writers = {name: value for name, value in writers.provenance.items() if name in ("features", "layers")}
-    about = {**readers.provenance, "writers": of_writers}
-    return replace(readers, provenance=about, writers=writers.bases, onset=onset)
+    def build(self, stats: TokenStats | None, moments: TokenStats | None, provenance: dict[str, Any]) -> Subspace:
+        """Build the subspace of one contrast, or (`split`) of the prompts for readers and the responses for writers."""
+        onset = None
+        benign: Mapping[int, Tensor] | None = None
+        if moments is not None:
+            separations = {layer: separation(moments, layer) for layer in moments.layers}
+            onset = onset_of(separations)
+            provenance = {**provenance, "separation": {str(layer): value for layer, value in separations.items()}}
+            if self.options.benign_whitening:
+                benign = {layer: benign_covariance(moments, layer) for layer in moments.layers}
+        inputs = MethodInputs(
+            contrast=self.options.contrast,
+            side=None,
+            stats=stats,
+            decoders=Decoders(self.saes),
+            benign=benign,
+            layers=self.layers,
+            d_model=self.model.d_model,
+            options=self.options,
+            provenance=provenance,
+        )
+        if self.options.contrast != "split" or stats is None:
+            return replace(self.method.build(inputs), onset=onset)
+        readers = self.method.build(replace(inputs, contrast="prompt", side="unaligned"))
+        writers = self.method.build(replace(inputs, contrast="response", benign=None))
+        of_writers = {name: value for name, value in writers.provenance.items() if name in ("features", "layers")}
+        about = {**readers.provenance, "writers": of_writers}
+        return replace(readers, provenance=about, writers=writers.bases, onset=onset)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from sails_align.core.errors import InputError
+from sails_align.saes.load import ResidualSAE
 from sails_align.subspace.basis import Subspace
 from sails_align.subspace.options import DiscoveryOptions
-from sails_align.subspace.selection import Encoder, FeatureFitter, FeatureStats
-from sails_align.subspace.statistics import ActivationFitter, ActivationStats
+from sails_align.subspace.statistics import Fitter, TokenStats
 
 RANK_TOLERANCE = 1e-6
 """Lengths below this share of the largest are rounding, not directions."""
@@ -27,7 +27,7 @@ class MethodInputs:
     contrast: str = "response"
     side: str | None = None
     """Only features that are more active on this side; None: all."""
-    stats: FeatureStats | ActivationStats | None = None
+    stats: TokenStats | None = None
     """The sums of the method's fitter; None if it has none."""
     decoders: Mapping[int, Tensor] = field(default_factory=dict)
     """W_dec (F, D) of each SAE; empty without SAEs."""
@@ -45,7 +45,7 @@ class SubspaceMethod(Protocol):
     @property
     def name(self) -> str: ...
 
-    def fitter(self, saes: Mapping[int, Encoder], layers: Sequence[int]) -> FeatureFitter | ActivationFitter | None:
+    def fitter(self, saes: Mapping[int, ResidualSAE], layers: Sequence[int]) -> Fitter | None:
         """Return what sums up the tokens of the contrast in these layers; None if the data is not used."""
         ...
 
@@ -60,10 +60,6 @@ def layer_generator(seed: int, layer: int) -> torch.Generator:
 
 
 def check_rank(rank: int, d_model: int) -> None:
-    """Check that a rank is within 1 and d_model.
-
-    Raises:
-        InputError: if it is not within 1 and d_model.
-    """
+    """Raise `InputError` if a rank is not within 1 and d_model."""
     if not 1 <= rank <= d_model:
         raise InputError(f"rank {rank} is out of range; choose 1 to d_model, {d_model}")

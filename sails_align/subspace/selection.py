@@ -1,6 +1,6 @@
 """Select the SAE latents that separate the aligned side from the unaligned side.
 
-`FeatureFitter.update` (streaming) -> `FeatureStats` (sums) -> `select_features` -> `FeatureSelection`.
+`FeatureFitter.update` (streaming) -> `TokenStats` (sums) -> `select_features` -> `FeatureSelection`.
 The score is SAILS' (arXiv 2512.23260): the difference, between the two sides, of a latent's mean activation.
 
 Shapes: T tokens, D d_model, F d_sae, K chosen latents.
@@ -9,14 +9,23 @@ Shapes: T tokens, D d_model, F d_sae, K chosen latents.
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from sails_align.core.errors import InputError
-from sails_align.subspace.statistics import Key, SideSums, Stats, check_finite, contrasts_of, token_count
+from sails_align.saes.load import ResidualSAE
+from sails_align.subspace.statistics import (
+    Fitter,
+    Key,
+    SideSums,
+    TokenStats,
+    check_finite,
+    contrasts_of,
+    token_count,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -31,86 +40,34 @@ GPU_CHUNK = 2**26
 VARIANCE_FLOOR = 1e-6
 
 
-class EncoderInfo(Protocol):
-    """What a fitter needs to know about an encoder."""
+class FeatureFitter(Fitter):
+    """Sum up the activations of every latent."""
 
-    @property
-    def d_sae(self) -> int: ...
-
-
-class Encoder(Protocol):
-    """What a fitter needs of an SAE; `ResidualSAE` has it."""
-
-    @property
-    def info(self) -> EncoderInfo: ...
-
-    def encode(self, hidden_TD: Tensor) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class LatentSums(SideSums):
-    """Sums over the tokens of one side, for each latent. (F,), float64."""
-
-    sum: Tensor
-    sumsq: Tensor
-    active: Tensor
-    """Number of tokens on which the latent is not zero."""
-
-    @property
-    def mean(self) -> Tensor:
-        return self.sum / self.n_tokens
-
-    @property
-    def rate(self) -> Tensor:
-        """Share, 0 to 1, of the tokens on which the latent is active."""
-        return self.active / self.n_tokens
-
-
-@dataclass(frozen=True)
-class FeatureStats(Stats[LatentSums]):
-    """The sums of every latent, for each (contrast, layer, side)."""
-
-    kind = "stats"
-    sums_class = LatentSums
-
-
-class FeatureFitter:
-    """Sum up the activations of every latent. Memory does not depend on the number of tokens."""
-
-    def __init__(self, encoders: Mapping[int, Encoder]) -> None:
+    def __init__(self, saes: Mapping[int, ResidualSAE]) -> None:
         """Take the SAE of each layer."""
-        self._encoders = dict(encoders)
-        self._sums: dict[Key, LatentSums] = {}
+        super().__init__()
+        self._saes = dict(saes)
 
     @torch.no_grad()
     def update(self, contrast: str, side: str, layer: int, hidden_TD: Tensor) -> None:
-        """Add tokens to a side.
-
-        Args:
-            contrast: "response" or "prompt".
-            side: "aligned" or "unaligned".
-            layer: whose SAE encodes the tokens.
-            hidden_TD: output of that block at the tokens that count, of any floating dtype.
-        """
-        encoder = self._encoders[layer]
-        d_sae = encoder.info.d_sae
+        """Add tokens to a side."""
+        sae = self._saes[layer]
+        d_sae = sae.info.d_sae
         chunk = max(1, (CPU_CHUNK if hidden_TD.device.type == "cpu" else GPU_CHUNK) // d_sae)
         for part_TD in hidden_TD.split(chunk):
-            acts_TF = encoder.encode(part_TD.float())
+            acts_TF = sae.encode(part_TD.float())
             self._add(self._of((contrast, layer, side), d_sae, acts_TF.device), acts_TF)
 
-    def result(self) -> FeatureStats:
-        """What was added so far; the fitter can go on."""
-        return FeatureStats({key: sums.copy() for key, sums in self._sums.items()})
-
-    def _of(self, key: Key, d_sae: int, device: torch.device) -> LatentSums:
+    def _of(self, key: Key, d_sae: int, device: torch.device) -> SideSums:
         if key not in self._sums:
-            zeros = [torch.zeros(d_sae, dtype=torch.float64, device=device) for _ in range(3)]
-            self._sums[key] = LatentSums(token_count(0, device), *zeros)
+            zeros = {
+                name: torch.zeros(d_sae, dtype=torch.float64, device=device) for name in ("sum", "sumsq", "active")
+            }
+            self._sums[key] = SideSums(token_count(device), **zeros)
         return self._sums[key]
 
     @staticmethod
-    def _add(sums: LatentSums, acts_TF: Tensor) -> None:
+    def _add(sums: SideSums, acts_TF: Tensor) -> None:
         sums.n_tokens.add_(acts_TF.shape[0])
         sums.sum.add_(acts_TF.sum(0))
         squares_TF = acts_TF.square()
@@ -155,7 +112,7 @@ class FeatureSelection:
 
 
 def select_features(
-    stats: FeatureStats, *, contrast: str, score: str, top_k: int, side: str | None = None
+    stats: TokenStats, *, contrast: str, score: str, top_k: int, side: str | None = None
 ) -> FeatureSelection:
     """Select the latents of each layer that differ most between the sides.
 
@@ -184,7 +141,7 @@ def select_features(
     return FeatureSelection(best, contrast, score)
 
 
-def rank_features(stats: FeatureStats, *, contrast: str, score: str, side: str | None = None) -> FeatureSelection:
+def rank_features(stats: TokenStats, *, contrast: str, score: str, side: str | None = None) -> FeatureSelection:
     """Rank all active latents of each layer, highest score first; ties by id.
 
     Args:
@@ -221,7 +178,7 @@ def rank_features(stats: FeatureStats, *, contrast: str, score: str, side: str |
     return FeatureSelection(layers, contrast, score)
 
 
-def _latents(aligned: LatentSums, unaligned: LatentSums, score: str, layer: int) -> LayerSelection:
+def _latents(aligned: SideSums, unaligned: SideSums, score: str, layer: int) -> LayerSelection:
     """Every latent of a layer, in the order of the ids."""
     delta_F = aligned.mean - unaligned.mean
     check_finite(delta_F, layer)
@@ -232,7 +189,7 @@ def _latents(aligned: LatentSums, unaligned: LatentSums, score: str, layer: int)
     return LayerSelection(torch.arange(len(delta_F)), delta_F, score_F, aligned.rate, unaligned.rate)
 
 
-def _pooled_std(aligned: LatentSums, unaligned: LatentSums) -> Tensor:
+def _pooled_std(aligned: SideSums, unaligned: SideSums) -> Tensor:
     """Standard deviation within the sides, weighted by their tokens; never below what rounding can tell from 0. (F,)"""
     n_tokens = aligned.n_tokens + unaligned.n_tokens
     mean_square_F = (aligned.sumsq + unaligned.sumsq) / n_tokens

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from sails_align.subspace.statistics import ActivationStats, ActivationSums, check_finite
+from sails_align.subspace.statistics import SideSums, TokenStats, check_finite
 
 BENIGN = "benign"
 """The contrast, of an aligned side alone, that holds the responses to harmless prompts."""
@@ -19,7 +19,7 @@ ONSET_SHARE = 0.8
 """Of the best layer's separation, that a layer has to reach."""
 
 
-def separation(stats: ActivationStats, layer: int) -> float:
+def separation(stats: TokenStats, layer: int) -> float:
     """Return the Mahalanobis distance between the means of harmful and harmless prompts.
 
     Raises:
@@ -43,7 +43,7 @@ def onset_of(separations: Mapping[int, float]) -> int:
     return min(layer for layer, value in separations.items() if value >= ONSET_SHARE * best)
 
 
-def benign_covariance(stats: ActivationStats, layer: int) -> Tensor:
+def benign_covariance(stats: TokenStats, layer: int) -> Tensor:
     """Return the covariance of hidden states over harmless conversations. (D, D) float64, positive definite.
 
     Raises:
@@ -56,7 +56,7 @@ def benign_covariance(stats: ActivationStats, layer: int) -> Tensor:
     return _shrunk(_covariance(pooled))
 
 
-def _covariance(sums: ActivationSums) -> Tensor:
+def _covariance(sums: SideSums) -> Tensor:
     assert sums.second_moment.numel(), "fitted with second_moment=False"
     mean_D = sums.sum / sums.n_tokens
     return sums.second_moment / sums.n_tokens - torch.outer(mean_D, mean_D)

@@ -1,17 +1,16 @@
-"""Sum hidden states over tokens for each (contrast, layer, side), and save the sums.
+"""Sum hidden states over tokens for each (contrast, layer, side).
 
 Everything is a plain sum, so the statistics of several processes or shards are added with `+`.
+
+Shapes: T tokens, D d_model, F d_sae.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from sails_align.core.artifacts import load_artifact, save_artifact
 from sails_align.core.distributed import gathered, summed
 from sails_align.core.errors import InputError
 
@@ -21,39 +20,60 @@ Key = tuple[str, int, str]
 """(contrast, layer, side)"""
 
 
+def _none() -> Tensor:
+    return torch.zeros(0, dtype=torch.float64)
+
+
 @dataclass(frozen=True)
 class SideSums:
-    """Sums over the tokens of one side. Subclasses add float64 tensors."""
+    """Sums over the tokens of one side, of hidden states (D) or of latents (F); float64 but for the count.
+
+    Sums that a fitter does not add up are empty.
+    """
 
     n_tokens: Tensor
     """(), int64"""
+    sum: Tensor
+    """(D,) or (F,)"""
+    second_moment: Tensor = field(default_factory=_none)
+    """(D, D): the outer products."""
+    sumsq: Tensor = field(default_factory=_none)
+    """(F,)"""
+    active: Tensor = field(default_factory=_none)
+    """(F,): number of tokens on which the latent is not zero."""
 
-    def __add__(self, other: Self) -> Self:
-        return type(self)(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+    @property
+    def mean(self) -> Tensor:
+        return self.sum / self.n_tokens
 
-    def copy(self) -> Self:
-        """On the CPU, sharing no memory."""
-        return type(self)(*(getattr(self, f.name).detach().cpu().clone() for f in fields(self)))
+    @property
+    def rate(self) -> Tensor:
+        """Share, 0 to 1, of the tokens on which the latent is active."""
+        return self.active / self.n_tokens
 
+    def items(self) -> list[tuple[str, Tensor]]:
+        """Return all sums by name."""
+        return list(vars(self).items())
 
-Sums = TypeVar("Sums", bound=SideSums)
+    def __add__(self, other: "SideSums") -> "SideSums":
+        return SideSums(**{name: own + getattr(other, name) for name, own in self.items()})
+
+    def copy(self) -> "SideSums":
+        """Return a copy on the CPU that shares no memory."""
+        return SideSums(**{name: own.detach().cpu().clone() for name, own in self.items()})
 
 
 @dataclass(frozen=True)
-class Stats(Generic[Sums]):
+class TokenStats:
     """The sums of every (contrast, layer, side) that had tokens."""
 
-    sums: Mapping[Key, Sums]
-
-    kind: ClassVar[str]
-    """Of the artifact."""
-    sums_class: ClassVar[type[SideSums]]
+    sums: Mapping[Key, SideSums]
 
     @property
     def layers(self) -> list[int]:
         return sorted({layer for _, layer, _ in self.sums})
 
-    def pair(self, contrast: str, layer: int) -> tuple[Sums, Sums]:
+    def pair(self, contrast: str, layer: int) -> tuple[SideSums, SideSums]:
         """Return the sums of the aligned and of the unaligned side.
 
         Raises:
@@ -68,74 +88,49 @@ class Stats(Generic[Sums]):
         aligned, unaligned = (self.sums[contrast, layer, side] for side in SIDES)
         return aligned, unaligned
 
-    def __add__(self, other: Self) -> Self:
+    def __add__(self, other: "TokenStats") -> "TokenStats":
         merged = dict(self.sums)
         for key, sums in other.sums.items():
             merged[key] = merged[key] + sums if key in merged else sums
-        return type(self)(merged)
+        return TokenStats(merged)
 
-    def over_processes(self) -> Self:
-        """The sums of all processes together, on every process; a process may lack keys that others have."""
-        shapes = {
-            key: {f.name: (tuple(value.shape), value.dtype) for f in fields(sums) for value in [getattr(sums, f.name)]}
-            for key, sums in self.sums.items()
-        }
-        known = {key: of_key for part in gathered(shapes) for key, of_key in part.items()}
+    def over_processes(self) -> "TokenStats":
+        """Return the sums of all processes together, on every process; a process may lack keys that others have."""
+        own = {key: {name: (value.shape, value.dtype) for name, value in of.items()} for key, of in self.sums.items()}
+        known = {key: shapes for of_process in gathered(own) for key, shapes in of_process.items()}
         merged = {}
         for key in sorted(known):  # the same order on every process
-            own = self.sums.get(key)
-            merged[key] = self.sums_class(
-                **{
-                    name: summed(torch.zeros(shape, dtype=dtype) if own is None else getattr(own, name))
-                    for name, (shape, dtype) in known[key].items()
-                }
-            )
-        return type(self)(merged)  # type: ignore[arg-type]
+            zeros = {name: torch.zeros(shape, dtype=dtype) for name, (shape, dtype) in known[key].items()}
+            sums = self.sums.get(key, SideSums(**zeros))
+            merged[key] = SideSums(**{name: summed(value) for name, value in sums.items()})
+        return TokenStats(merged)
 
-    def save(self, folder: Path, input_hash: str, provenance: Mapping[str, Any] | None = None) -> None:
-        """Write the artifact; `provenance` is JSON-able."""
-        tensors = {
-            ".".join([contrast, str(layer), side, f.name]): getattr(sums, f.name)
-            for (contrast, layer, side), sums in self.sums.items()
-            for f in fields(sums)
-        }
-        save_artifact(folder, self.kind, tensors, provenance or {}, input_hash)
 
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Read what `save` wrote.
+class Fitter:
+    """Sum up hidden states over tokens. Memory does not depend on the number of tokens."""
 
-        Raises:
-            InputError: if the artifact is missing or damaged.
+    def __init__(self) -> None:
+        """Start without tokens."""
+        self._sums: dict[Key, SideSums] = {}
+
+    def update(self, contrast: str, side: str, layer: int, hidden_TD: Tensor) -> None:
+        """Add tokens to a side.
+
+        Args:
+            contrast: one of `CONTRASTS`, or another name.
+            side: "aligned" or "unaligned".
+            layer: the block whose output it is.
+            hidden_TD: hidden states at the tokens that count, of any floating dtype.
         """
-        tensors, _ = load_artifact(folder, cls.kind)
-        parts: dict[Key, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            contrast, layer, side, field = name.split(".")
-            parts.setdefault((contrast, int(layer), side), {})[field] = tensor
-        return cls({key: cls.sums_class(**named) for key, named in parts.items()})  # type: ignore[arg-type]
+        raise NotImplementedError
+
+    def result(self) -> TokenStats:
+        """Return what was added so far; the fitter can go on."""
+        return TokenStats({key: sums.copy() for key, sums in self._sums.items()})
 
 
-@dataclass(frozen=True)
-class ActivationSums(SideSums):
-    """Sums over the tokens of one side, of the hidden states themselves. float64."""
-
-    sum: Tensor
-    """(D,)"""
-    second_moment: Tensor
-    """(D, D): sum of the outer products; (0, 0) if they were not asked for."""
-
-
-@dataclass(frozen=True)
-class ActivationStats(Stats[ActivationSums]):
-    """The first two moments of the hidden states, for each (contrast, layer, side)."""
-
-    kind = "activation_stats"
-    sums_class = ActivationSums
-
-
-class ActivationFitter:
-    """Sum up the hidden states and their outer products. Memory does not depend on the number of tokens."""
+class ActivationFitter(Fitter):
+    """Sum up the hidden states and their outer products."""
 
     def __init__(self, *, second_moment: bool = True) -> None:
         """Choose what to add up.
@@ -144,29 +139,25 @@ class ActivationFitter:
             second_moment: also the outer products, which a PCA needs and a difference of means does not: at d_model
                 3584 they take 0.1 GB for each (contrast, layer, side).
         """
+        super().__init__()
         self._second_moment = second_moment
-        self._sums: dict[Key, ActivationSums] = {}
 
     @torch.no_grad()
     def update(self, contrast: str, side: str, layer: int, hidden_TD: Tensor) -> None:
-        """Add tokens to a side; the arguments are those of `FeatureFitter.update`."""
+        """Add tokens to a side."""
         # Some dimensions of a residual stream are hundreds of times larger than the rest: in float32 the products of
         # those would round away the others' covariance.
         hidden_TD = hidden_TD.double()
         key = (contrast, layer, side)
         if key not in self._sums:
             sum_D = hidden_TD.new_zeros(hidden_TD.shape[1])
-            products_DD = torch.outer(sum_D, sum_D) if self._second_moment else sum_D.new_zeros(0, 0)
-            self._sums[key] = ActivationSums(token_count(0, hidden_TD.device), sum_D, products_DD)
+            products_DD = torch.outer(sum_D, sum_D) if self._second_moment else _none()
+            self._sums[key] = SideSums(token_count(hidden_TD.device), sum_D, products_DD)
         sums = self._sums[key]
         sums.n_tokens.add_(hidden_TD.shape[0])
         sums.sum.add_(hidden_TD.sum(0))
         if self._second_moment:
             sums.second_moment.addmm_(hidden_TD.T, hidden_TD)
-
-    def result(self) -> ActivationStats:
-        """What was added so far; the fitter can go on."""
-        return ActivationStats({key: sums.copy() for key, sums in self._sums.items()})
 
 
 def contrasts_of(contrast: str) -> tuple[str, ...]:
@@ -182,17 +173,13 @@ def contrasts_of(contrast: str) -> tuple[str, ...]:
     return (contrast,)
 
 
-def token_count(n_tokens: int, device: torch.device) -> Tensor:
-    """A count as the fitters keep it: (), int64, on the device of the other sums."""
-    return torch.tensor(n_tokens, dtype=torch.int64, device=device)
+def token_count(device: torch.device) -> Tensor:
+    """Return a count of 0 on the device of the other sums: (), int64."""
+    return torch.tensor(0, dtype=torch.int64, device=device)
 
 
 def check_finite(values: Tensor, layer: int) -> None:
-    """Check that sums contain no NaN or infinity.
-
-    Raises:
-        InputError: then.
-    """
+    """Raise `InputError` if sums contain NaN or infinity."""
     if not values.isfinite().all():
         raise InputError(
             f"the activations of layer {layer} are not finite (NaN or infinity);\n"

@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,11 @@ def explain(run: Path, n_texts: int = 256) -> dict[str, Any]:
         texts = list(texts_of(source, n_texts, max_length))
         told = meanings(model.get_base_model(), source.tokenizer, saes, shown(subspace), texts)
     drift = read_json(run / "metrics.json").get("drift")
-    found = {**concepts(subspace, saes, before, after), "drift": drift, "meanings": [of.to_json() for of in told]}
+    found = {
+        **concepts(subspace, saes, before, after),
+        "drift": drift,
+        "meanings": [asdict(meaning) for meaning in told],
+    }
     write_json(run / FEATURES_FILE, found)
     return found
 

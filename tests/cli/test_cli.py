@@ -14,7 +14,8 @@ from sails_align.cli import COMMANDS, main
 from sails_align.cli import train_sae as sae_training
 from sails_align.core.errors import InputError
 from sails_align.data.pairs import load_rows, normalize
-from sails_align.saes.load import saes_by_layer
+from sails_align.saes.sets import SAESet
+from sails_align.saes.source import SAESource
 from sails_align.subspace.basis import Subspace
 from sails_align.testbed import build
 from sails_align.testbed.build import ASSETS, SAE_LAYERS
@@ -154,7 +155,7 @@ def test_train_sae_on_the_testbed(capsys, tmp_path, testbed):
     assert f"{report['explained_variance']:.3f}" in printed
     assert "--sae_path" in printed
     model_config = AutoConfig.from_pretrained(testbed.model_path)
-    saes = saes_by_layer(path=tmp_path / "saes", model_config=model_config, model_name="testbed")
+    saes = SAESet.load(SAESource(path=str(tmp_path / "saes")), model_config=model_config, model_name="testbed")
     assert {layer: sae.info.d_sae for layer, sae in saes.items()} == {1: 64}
     weights = tmp_path / "saes" / "layer_1" / "sae_weights.safetensors"
     before = weights.stat().st_mtime_ns
@@ -196,7 +197,7 @@ def test_dialogues_become_token_ids_or_text(tmp_path, testbed, data_cache):
     ("options", "said"),
     [
         (["--k", "65"], "k is 65"),
-        (["--architecture", "gated"], "architecture 'gated' is not one of"),
+        (["--architecture", "gated"], "architecture is 'gated', which is not one of"),
         (["--dtype", "int7"], "dtype is 'int7'"),
         (["--lr", "-1"], "lr is -1.0"),
         (["--layers", "1", "1"], "each once"),

@@ -20,6 +20,7 @@ from sails_align.evaluation.options import PromptArguments, ReferenceArguments, 
 from sails_align.experiments.options import ReportOptions
 from sails_align.experiments.results import names_of
 from sails_align.experiments.studies import read_plans
+from sails_align.saes.options import SAETrainingOptions
 from sails_align.steering.options import SteeringOptions
 from sails_align.training import run as align
 
@@ -37,7 +38,7 @@ CLASSES = {
     "harness": [HarnessArguments],
     "judge-check": [LabelArguments, JudgeArguments, RunArguments],
     "report": [ReportOptions],
-    "train-sae": [SAEArguments],
+    "train-sae": [SAEArguments, SAETrainingOptions],
 }
 
 

@@ -18,8 +18,8 @@ from sails_align.initializers.random_features import RandomFeatures
 from sails_align.subspace.basis import Subspace, build_subspace
 from sails_align.subspace.methods import MethodInputs
 from sails_align.subspace.options import DiscoveryOptions
-from sails_align.subspace.selection import FeatureFitter, FeatureStats, rank_features, select_features
-from sails_align.subspace.statistics import ActivationFitter, ActivationStats
+from sails_align.subspace.selection import FeatureFitter, rank_features, select_features
+from sails_align.subspace.statistics import ActivationFitter, TokenStats
 
 D_MODEL, D_SAE = 24, 60
 
@@ -37,7 +37,7 @@ def directions(n: int, seed: int) -> torch.Tensor:
     return orthonormalize(torch.randn(D_MODEL, n, generator=generator(seed)))
 
 
-def fit(sides: dict[tuple[str, int, str], torch.Tensor]) -> ActivationStats:
+def fit(sides: dict[tuple[str, int, str], torch.Tensor]) -> TokenStats:
     fitter = ActivationFitter()
     for (contrast, layer, side), hidden_TD in sides.items():
         for part_TD in hidden_TD.split(50):
@@ -45,20 +45,20 @@ def fit(sides: dict[tuple[str, int, str], torch.Tensor]) -> ActivationStats:
     return fitter.result()
 
 
-def response(aligned_TD: torch.Tensor, unaligned_TD: torch.Tensor, layer: int = 0) -> ActivationStats:
+def response(aligned_TD: torch.Tensor, unaligned_TD: torch.Tensor, layer: int = 0) -> TokenStats:
     return fit({("response", layer, "aligned"): aligned_TD, ("response", layer, "unaligned"): unaligned_TD})
 
 
-def activation_pca(stats: ActivationStats, *, contrast: str = "response", rank: int) -> Subspace:
+def activation_pca(stats: TokenStats, *, contrast: str = "response", rank: int) -> Subspace:
     inputs = MethodInputs(contrast, stats=stats, options=DiscoveryOptions(rank=rank))
     return ActivationPca().build(inputs)
 
 
-def mean_difference(stats: ActivationStats, *, contrast: str = "response", **provenance: object) -> Subspace:
+def mean_difference(stats: TokenStats, *, contrast: str = "response", **provenance: object) -> Subspace:
     return MeanDifference().build(MethodInputs(contrast, stats=stats, provenance=provenance))
 
 
-def random_features(stats: FeatureStats, decoders: dict[int, torch.Tensor], **options: Any) -> Subspace:
+def random_features(stats: TokenStats, decoders: dict[int, torch.Tensor], **options: Any) -> Subspace:
     inputs = MethodInputs(stats=stats, decoders=decoders, options=DiscoveryOptions(**options), provenance={"sae": "x"})
     return RandomFeatures().build(inputs)
 
@@ -87,16 +87,13 @@ def test_random_basis_is_another_for_another_seed() -> None:
     assert principal_angles(first.bases[0], second.bases[0]).max() > 0.5
 
 
-def test_activation_statistics_are_the_moments_in_float64(tmp_path: Path) -> None:
+def test_activation_statistics_are_the_moments_in_float64() -> None:
     hidden_TD = noise(130, 0)
     stats = response(hidden_TD.bfloat16(), hidden_TD, layer=3)
     sums = stats.sums["response", 3, "unaligned"]
     assert sums.n_tokens == 130
     assert torch.allclose(sums.sum, hidden_TD.double().sum(0))
     assert torch.allclose(sums.second_moment, hidden_TD.double().T @ hidden_TD.double())
-    stats.save(tmp_path / "stats", "hash")
-    loaded = ActivationStats.load(tmp_path / "stats").sums["response", 3, "unaligned"]
-    assert torch.equal(loaded.second_moment, sums.second_moment)
     doubled = (stats + stats).sums["response", 3, "unaligned"]
     assert torch.equal(doubled.sum, 2 * sums.sum)
 
@@ -182,7 +179,7 @@ def test_mean_diff_needs_no_second_moments() -> None:
         activation_pca(without.result(), rank=1)
 
 
-def two_contrasts(response_D: torch.Tensor, prompt_D: torch.Tensor) -> ActivationStats:
+def two_contrasts(response_D: torch.Tensor, prompt_D: torch.Tensor) -> TokenStats:
     zeros_TD = torch.zeros(4, D_MODEL)
     return fit(
         {
@@ -216,7 +213,7 @@ def test_mean_diff_of_two_equal_contrasts_is_one_direction() -> None:
 
 
 @pytest.fixture(scope="module")
-def latents() -> FeatureStats:
+def latents() -> TokenStats:
     """Layers 2 and 5; latents 0 to 4 tell the sides apart, 50 to 59 never fire."""
 
     class Encoder:
@@ -244,7 +241,7 @@ OPTIONS = {"contrast": "response", "score": "mean_diff", "top_k": 5}
 PATH = {"tau": 0.9, "weighting": False, "center": False}
 
 
-def test_random_features_fire_and_are_not_the_best(latents: FeatureStats, decoders: dict[int, torch.Tensor]) -> None:
+def test_random_features_fire_and_are_not_the_best(latents: TokenStats, decoders: dict[int, torch.Tensor]) -> None:
     best = select_features(latents, **OPTIONS)
     assert sorted(best.layers[2].ids.tolist()) == [0, 1, 2, 3, 4]
     seen = set()
@@ -262,9 +259,7 @@ def test_random_features_fire_and_are_not_the_best(latents: FeatureStats, decode
     assert (subspace.provenance["sae"], subspace.provenance["seed"]) == ("x", 19)
 
 
-def test_random_features_go_the_same_way_as_chosen_ones(
-    latents: FeatureStats, decoders: dict[int, torch.Tensor]
-) -> None:
+def test_random_features_go_the_same_way_as_chosen_ones(latents: TokenStats, decoders: dict[int, torch.Tensor]) -> None:
     """With every latent that fires chosen there is no chance left: it is SAILS' own subspace."""
     options = {**OPTIONS, "top_k": 50}
     mine = random_features(latents, decoders, **options, **PATH, seed=3)

@@ -14,7 +14,9 @@ from sails_align.saes.explain import (
     neuronpedia_label,
     neuronpedia_page,
 )
-from sails_align.saes.load import ResidualSAE, saes_by_layer
+from sails_align.saes.load import ResidualSAE
+from sails_align.saes.sets import SAESet
+from sails_align.saes.source import SAESource
 from sails_align.testbed.build import resolve_testbed
 
 LAYER = 3
@@ -25,7 +27,7 @@ def world():
     testbed = resolve_testbed("testbed")
     model = AutoModelForCausalLM.from_pretrained(testbed.model_path).eval()
     tokenizer = AutoTokenizer.from_pretrained(testbed.model_path)
-    saes = saes_by_layer(path=testbed.sae_path, model_config=model.config, model_name=testbed.model_path)
+    saes = SAESet.load(SAESource(path=testbed.sae_path), model_config=model.config, model_name=testbed.model_path)
     requests = testbed.world.requests("train_harmful", 40)
     sides = [
         tokenize_response(tokenizer, [{"role": "user", "content": request.prompt}], request.answer, 64)

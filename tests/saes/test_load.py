@@ -19,7 +19,9 @@ from sails_align.cli.doctor import ASSETS
 from sails_align.core.errors import InputError
 from sails_align.models.hooks import hidden_states_at
 from sails_align.saes.checks import compare_names, layer_of_hook
-from sails_align.saes.load import saes_by_layer
+from sails_align.saes.files import names_of
+from sails_align.saes.sets import SAESet
+from sails_align.saes.source import SAESource
 
 D, F = 32, 64
 
@@ -53,7 +55,12 @@ def save_sae_lens(folder: Path, hook_name: str = "blocks.1.hook_resid_post", **o
 
 
 def load(path: Path, config=None, model_name: str = "google/gemma-2-2b", **options):
-    return saes_by_layer(path=path, model_config=config or gemma2(), model_name=model_name, **options)
+    source = SAESource(path=str(path), **options)
+    return SAESet.load(source, model_config=config or gemma2(), model_name=model_name)
+
+
+def load_release(release: str, sae_ids: list[str], config, model_name: str = "google/gemma-2-2b"):
+    return SAESet.load(SAESource(release, tuple(sae_ids)), model_config=config, model_name=model_name)
 
 
 # Releases, through SAE.from_pretrained
@@ -62,12 +69,7 @@ def load(path: Path, config=None, model_name: str = "google/gemma-2-2b", **optio
 def test_gemma_scope_release_at_real_size(cache):
     tensors = sae_tensors(2304, 16384, torch.float16)
     add_gemma_scope(cache, "google/gemma-scope-2b-pt-res", "layer_12/width_16k/average_l0_82", tensors)
-    saes = saes_by_layer(
-        release="gemma-scope-2b-pt-res-canonical",
-        sae_ids=["layer_12/width_16k/canonical"],
-        model_config=gemma2(2304),
-        model_name="google/gemma-2-2b",
-    )
+    saes = load_release("gemma-scope-2b-pt-res-canonical", ["layer_12/width_16k/canonical"], gemma2(2304))
     assert list(saes) == [12]
     info = saes[12].info
     assert (info.d_model, info.d_sae, info.architecture, info.model_name) == (2304, 16384, "jumprelu", "gemma-2-2b")
@@ -92,12 +94,8 @@ def test_llama_scope_folds_its_input_scaling(cache):
     tensors = sae_tensors(D, F)
     repo, folder = "fnlp/Llama3_1-8B-Base-LXR-8x", "Llama3_1-8B-Base-L10R-8x"
     add_llama_scope(cache, repo, folder, tensors, scaling=factor, threshold=0.3)
-    saes = saes_by_layer(
-        release="llama_scope_lxr_8x",
-        sae_ids=["l10r_8x"],
-        model_config=LlamaConfig(hidden_size=D, num_hidden_layers=32),
-        model_name="meta-llama/Llama-3.1-8B",
-    )
+    config = LlamaConfig(hidden_size=D, num_hidden_layers=32)
+    saes = load_release("llama_scope_lxr_8x", ["l10r_8x"], config, "meta-llama/Llama-3.1-8B")
     sae = saes[10]
     hidden_TD = torch.randn(50, D) / factor
     scaled = tensors | {"threshold": torch.tensor(0.3 * factor)}  # sae-lens scales the threshold with the input
@@ -115,9 +113,9 @@ def test_gemma_scope_2_works_offline(cache):
     tensors = sae_tensors(D, F)
     repo = "google/gemma-scope-2-270m-pt"
     file = add_gemma_scope_2(cache, repo, "resid_post/layer_12_width_16k_l0_medium", tensors)
-    release = {"release": "gemma-scope-2-270m-pt-res", "sae_ids": ["layer_12_width_16k_l0_medium"]}
     config = Gemma3TextConfig(hidden_size=D, num_hidden_layers=18)
-    saes = saes_by_layer(**release, model_config=config, model_name="google/gemma-3-270m")
+    sae_ids = ["layer_12_width_16k_l0_medium"]
+    saes = load_release("gemma-scope-2-270m-pt-res", sae_ids, config, "google/gemma-3-270m")
     assert saes[12].info.model_name == "gemma-3-270m"
     hidden_TD = torch.randn(10, D) * 3
     torch.testing.assert_close(saes[12].encode(hidden_TD).double(), jumprelu(hidden_TD, tensors), atol=1e-4, rtol=1e-4)
@@ -127,12 +125,8 @@ def test_gemma_scope_2_works_offline(cache):
 def test_gemma_scope_2_at_real_size(cache):
     tensors = sae_tensors(2560, 16384, torch.float16)
     add_gemma_scope_2(cache, "google/gemma-scope-2-4b-pt", "resid_post/layer_17_width_16k_l0_medium", tensors)
-    saes = saes_by_layer(
-        release="gemma-scope-2-4b-pt-res",
-        sae_ids=["layer_17_width_16k_l0_medium"],
-        model_config=SHAPES["gemma-3-4b"],
-        model_name="google/gemma-3-4b-pt",
-    )
+    sae_ids = ["layer_17_width_16k_l0_medium"]
+    saes = load_release("gemma-scope-2-4b-pt-res", sae_ids, SHAPES["gemma-3-4b"], "google/gemma-3-4b-pt")
     info = saes[17].info
     assert (info.d_model, info.d_sae, info.hook_name) == (2560, 16384, "blocks.17.hook_resid_post")
     hidden_TD = (torch.randn(4, 2560) * 3).bfloat16()
@@ -153,7 +147,7 @@ def test_gemma_scope_2_at_real_size(cache):
 )
 def test_releases_that_cannot_be_had(cache, release, sae_ids, said):
     with pytest.raises(InputError, match=said) as error:
-        saes_by_layer(release=release, sae_ids=sae_ids, model_config=gemma2(), model_name="google/gemma-2-2b")
+        load_release(release, sae_ids, gemma2())
     assert len(str(error.value).splitlines()) <= 3
 
 
@@ -161,18 +155,13 @@ def test_a_damaged_cached_file_is_named(cache):
     file = add_to_cache(cache, "google/gemma-scope-2b-pt-res", "layer_12/width_16k/average_l0_82/params.npz")
     file.write_bytes(b"not a zip file")
     with pytest.raises(InputError, match=r"layer_12/width_16k/canonical cannot be loaded"):
-        saes_by_layer(
-            release="gemma-scope-2b-pt-res-canonical",
-            sae_ids=["layer_12/width_16k/canonical"],
-            model_config=gemma2(),
-            model_name="google/gemma-2-2b",
-        )
+        load_release("gemma-scope-2b-pt-res-canonical", ["layer_12/width_16k/canonical"], gemma2())
 
 
 @pytest.mark.parametrize("choice", [{}, {"release": "r", "path": "p"}])
 def test_either_a_release_or_a_path(choice):
     with pytest.raises(InputError, match="both or neither"):
-        saes_by_layer(**choice, model_config=gemma2(), model_name="google/gemma-2-2b")
+        names_of(SAESource(**choice))
 
 
 # Local paths
@@ -188,7 +177,7 @@ def test_gemma_scope_files_of_several_layers(tmp_path):
     assert saes[5].info.model_name == "gemma-2-2b"
     hidden_TD = torch.randn(10, D) * 3
     torch.testing.assert_close(saes[5].encode(hidden_TD).double(), jumprelu(hidden_TD, tensors), atol=1e-4, rtol=1e-4)
-    assert list(load(root, sae_ids=["layer_12"])) == [12]
+    assert list(load(root, sae_ids=("layer_12",))) == [12]
     assert list(load(root / "layer_5/width_16k/average_l0_82/params.npz")) == [5]
 
 
@@ -230,7 +219,7 @@ def test_two_saes_of_one_layer_are_refused(tmp_path):
     save_sae_lens(tmp_path / "pre", "blocks.2.hook_resid_pre")
     with pytest.raises(InputError, match="both SAEs of layer 1"):
         load(tmp_path)
-    assert list(load(tmp_path, sae_ids=["pre"])) == [1]
+    assert list(load(tmp_path, sae_ids=("pre",))) == [1]
 
 
 def test_no_sae_there(tmp_path):
@@ -411,4 +400,4 @@ def test_weights_that_are_not_finite(tmp_path, name):
     save_file(tensors, file)
     config = AutoConfig.from_pretrained(ASSETS / "model")
     with pytest.raises(InputError, match=f"has numbers in {name} that are not finite"):
-        list(saes_by_layer(path=tmp_path, model_config=config, model_name="testbed"))
+        load(tmp_path, config, "testbed")

@@ -22,11 +22,15 @@ from transformers import (
 )
 
 from sails_align.core.errors import InputError
+from sails_align.data.tokens import batches_by_length, padded
 from sails_align.models.hooks import hidden_states_at
-from sails_align.saes.layer_trainer import LayerTrainer, SAETrainingOptions
-from sails_align.saes.load import residual_sae, saes_by_layer
+from sails_align.saes.layer_trainer import LayerTrainer
+from sails_align.saes.load import residual_sae
+from sails_align.saes.options import SAETrainingOptions
 from sails_align.saes.quality import evaluate_sae
-from sails_align.saes.token_stream import buffers, hidden_states_of, read_corpus, split_corpus
+from sails_align.saes.sets import SAESet
+from sails_align.saes.source import SAESource
+from sails_align.saes.token_stream import buffers, hidden_states_of, read_corpus, split_windows
 from sails_align.saes.train import train_saes
 
 WORDS = [f"w{index}" for index in range(60)]
@@ -192,10 +196,11 @@ def test_state_goes_through_json_and_back():
 def test_hidden_states_are_those_of_content_tokens(tokenizer, corpus, make_model):
     model = make_model()
     windows = list(range(40))
-    hidden_TD = hidden_states_of(model, [1], corpus, windows)[1]
+    sequences = corpus.sequences(windows)
+    hidden_TD = hidden_states_of(model, [1], sequences)[1]
     expected = []
-    for window in (window for batch in corpus.batches(windows, 8192) for window in batch):
-        input_ids_BS, attention_mask_BS, content_BS = corpus.padded([window])
+    for sequence in (sequence for batch in batches_by_length(sequences, 8192) for sequence in batch):
+        input_ids_BS, attention_mask_BS, content_BS = padded([sequence])
         assert input_ids_BS[0, 0] == tokenizer.bos_token_id
         assert not content_BS[0, 0]
         expected.append(hidden_states_at(model, [1], input_ids_BS, attention_mask_BS)[1][content_BS])
@@ -223,15 +228,15 @@ def test_endless_texts_are_read_as_far_as_needed(tokenizer):
 
 
 def test_buffers_cover_each_epoch_and_can_be_resumed(corpus):
-    split = split_corpus(corpus, eval_tokens=300, least=100, seed=0)
-    assert set(split.held_out) | set(split.train.tolist()) == set(range(len(corpus)))
-    assert not set(split.held_out) & set(split.train.tolist())
-    stream = list(itertools.islice(buffers(corpus, split.train, 500, seed=3), 30))
-    again = list(itertools.islice(buffers(corpus, split.train, 500, seed=3), 20, 30))
+    train_W, held_out = split_windows(corpus, eval_tokens=300, least=100, seed=0)
+    assert set(held_out) | set(train_W.tolist()) == set(range(len(corpus)))
+    assert not set(held_out) & set(train_W.tolist())
+    stream = list(itertools.islice(buffers(corpus, train_W, 500, seed=3), 30))
+    again = list(itertools.islice(buffers(corpus, train_W, 500, seed=3), 20, 30))
     assert stream[20:] == again
-    assert stream != list(itertools.islice(buffers(corpus, split.train, 500, seed=4), 30))
+    assert stream != list(itertools.islice(buffers(corpus, train_W, 500, seed=4), 30))
     served = list(itertools.chain(*stream))
-    assert sorted(served[: len(split.train)]) == sorted(split.train.tolist())
+    assert sorted(served[: len(train_W)]) == sorted(train_W.tolist())
     assert all(corpus.content_counts()[buffer].sum() >= 500 for buffer in stream)
 
 
@@ -254,13 +259,13 @@ def linear_sae(decoder_DD: torch.Tensor):
 def test_report_of_a_perfect_and_of_a_useless_sae(corpus):
     model = make_llama()
     model.lm_head.weight.data = model.model.embed_tokens.weight.data * 20  # so that ablation hurts or helps visibly
-    perfect = evaluate_sae(model, linear_sae(torch.eye(32)), corpus, list(range(50)))
+    perfect = evaluate_sae(model, linear_sae(torch.eye(32)), corpus.sequences(range(50)))
     assert perfect.explained_variance == pytest.approx(1.0)
     assert perfect.loss_spliced == pytest.approx(perfect.loss_clean)
     assert perfect.l0 == pytest.approx(32)
     assert perfect.dead_fraction == 0
     assert perfect.eval_tokens == corpus.content_counts()[:50].sum()
-    useless = evaluate_sae(model, linear_sae(torch.zeros(32, 32)), corpus, list(range(50)))
+    useless = evaluate_sae(model, linear_sae(torch.zeros(32, 32)), corpus.sequences(range(50)))
     assert useless.explained_variance < 0.05
     assert useless.loss_spliced == pytest.approx(useless.loss_zero_ablation)
     assert abs(useless.loss_clean - useless.loss_zero_ablation) > 0.1
@@ -271,7 +276,7 @@ def test_report_of_a_perfect_and_of_a_useless_sae(corpus):
 
 def test_splicing_leaves_the_model_as_it_was(corpus):
     model = make_llama()
-    evaluate_sae(model, linear_sae(torch.eye(32)), corpus, [0, 1])
+    evaluate_sae(model, linear_sae(torch.eye(32)), corpus.sequences([0, 1]))
     assert not any(module._forward_hooks for module in model.modules())
 
 
@@ -303,7 +308,7 @@ def test_train_and_load(tmp_path, tokenizer):
         assert 0 <= report.dead_fraction < 0.5
         assert report.tokens_trained == 20_000
         assert report.seconds > 0
-    saes = saes_by_layer(path=tmp_path, model_config=model.config, model_name="tiny")
+    saes = SAESet.load(SAESource(path=str(tmp_path)), model_config=model.config, model_name="tiny")
     assert list(saes) == [0, 2]
     assert saes[2].info.hook_name == "blocks.2.hook_resid_post"
     assert saes[2].info.prepend_bos
@@ -389,7 +394,7 @@ def test_finished_layers_are_not_trained_again(tmp_path, tokenizer, monkeypatch)
         ({"d_sae": 0}, "d_sae is 0"),
         ({"k": 0}, "k is 0"),
         ({"lr": 0.0}, "lr is 0.0"),
-        ({"architecture": "relu"}, "architecture 'relu' is not one of topk, jumprelu"),
+        ({"architecture": "relu"}, "architecture is 'relu', which is not one of: topk, jumprelu"),
         ({"n_tokens": 50}, "less than one batch"),
         ({"context_size": 1}, "context_size is 1"),
         ({"texts": []}, "no text"),
@@ -445,4 +450,5 @@ def test_a_pretrained_model_on_real_text(tmp_path, shared):
         assert report.dead_fraction < 0.05
         assert report.loss_recovered is not None
         assert report.loss_recovered > 0.95
-    assert list(saes_by_layer(path=tmp_path, model_config=model.config, model_name=str(path))) == [1, 3]
+    saes = SAESet.load(SAESource(path=str(tmp_path)), model_config=model.config, model_name=str(path))
+    assert list(saes) == [1, 3]

@@ -16,8 +16,8 @@ from sails_align.data.tokens import TokenizedSide
 from sails_align.models.hooks import decoder_layers
 from sails_align.subspace import forward as discover_module
 from sails_align.subspace.forward import batches, discover
-from sails_align.subspace.selection import FeatureFitter, FeatureStats, select_features
-from sails_align.subspace.statistics import ActivationFitter
+from sails_align.subspace.selection import FeatureFitter, select_features
+from sails_align.subspace.statistics import ActivationFitter, TokenStats
 
 D_MODEL, D_SAE, LAYER = 32, 24, 1
 TOKENS = range(10, 22)  # latent i reads the direction of the i-th one's embedding
@@ -70,15 +70,13 @@ def sequences(n: int, seed: int, *, planted: float) -> list[TokenizedSide]:
     return result
 
 
-def fit(
-    model: torch.nn.Module, aligned: list[TokenizedSide], unaligned: list[TokenizedSide], **options
-) -> FeatureStats:
+def fit(model: torch.nn.Module, aligned: list[TokenizedSide], unaligned: list[TokenizedSide], **options) -> TokenStats:
     fitter = FeatureFitter({LAYER: PlantedEncoder(model)})
     discover(model, {"response": {"aligned": aligned, "unaligned": unaligned}}, [fitter], [LAYER], **options)
     return fitter.result()
 
 
-def assert_same(a: FeatureStats, b: FeatureStats) -> None:
+def assert_same(a: TokenStats, b: TokenStats) -> None:
     for key, sums in a.sums.items():
         assert sums.n_tokens == b.sums[key].n_tokens
         assert torch.allclose(sums.sum, b.sums[key].sum, rtol=1e-4, atol=1e-4)

@@ -36,7 +36,8 @@ from sails_align.models.attention import exact_attention
 from sails_align.models.hooks import decoder_layers
 from sails_align.models.language_model import outside_decoder
 from sails_align.models.load import load_truncated
-from sails_align.saes.load import saes_by_layer
+from sails_align.saes.sets import SAESet
+from sails_align.saes.source import SAESource
 from sails_align.subspace.basis import Subspace
 from sails_align.subspace.forward import discover
 from sails_align.subspace.selection import FeatureFitter
@@ -147,8 +148,9 @@ def activations(family: Family, layer: int, hidden_TD: Tensor) -> Tensor:
 def test_what_discovery_averages_is_the_output_of_that_block(family: Family) -> None:
     config = AutoConfig.from_pretrained(family.repo_id)
     # sae-lens' loader of releases takes the shapes of Gemma Scope from its names; ours of paths reads them.
-    where = {"path": family.saes} if "2b" in family.release else {"release": family.release, "sae_ids": family.sae_ids}
-    saes = saes_by_layer(**where, model_config=config, model_name=family.repo_id)  # pyright: ignore[reportArgumentType]
+    release = SAESource(family.release, tuple(family.sae_ids))
+    source = SAESource(path=str(family.saes)) if "2b" in family.release else release
+    saes = SAESet.load(source, model_config=config, model_name=family.repo_id)
     assert list(saes) == list(LAYERS)
     sequences = [TokenizedSide(ids_S.tolist(), [False] + [True] * (len(ids_S) - 1)) for ids_S in IDS]
     fitter = FeatureFitter(saes)

@@ -2,7 +2,6 @@
 
 import logging
 from itertools import pairwise
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,13 +11,8 @@ from hypothesis import strategies as st
 
 from sails_align.core.errors import InputError
 from sails_align.subspace import selection as features
-from sails_align.subspace.selection import (
-    FeatureFitter,
-    FeatureStats,
-    LatentSums,
-    rank_features,
-    select_features,
-)
+from sails_align.subspace.selection import FeatureFitter, rank_features, select_features
+from sails_align.subspace.statistics import TokenStats
 
 D_SAE = 8
 
@@ -33,14 +27,14 @@ class ReluEncoder:
         return hidden_TD.relu()
 
 
-def fit(sides: dict[tuple[str, int, str], torch.Tensor]) -> FeatureStats:
+def fit(sides: dict[tuple[str, int, str], torch.Tensor]) -> TokenStats:
     fitter = FeatureFitter({layer: ReluEncoder() for _, layer, _ in sides})
     for (contrast, layer, side), acts_TF in sides.items():
         fitter.update(contrast, side, layer, acts_TF)
     return fitter.result()
 
 
-def response(aligned_TF: torch.Tensor, unaligned_TF: torch.Tensor, layer: int = 0) -> FeatureStats:
+def response(aligned_TF: torch.Tensor, unaligned_TF: torch.Tensor, layer: int = 0) -> TokenStats:
     return fit({("response", layer, "aligned"): aligned_TF, ("response", layer, "unaligned"): unaligned_TF})
 
 
@@ -48,7 +42,7 @@ def random_acts(n_tokens: int, seed: int) -> torch.Tensor:
     return torch.randn(n_tokens, D_SAE, generator=torch.Generator().manual_seed(seed))
 
 
-def assert_same(a: FeatureStats, b: FeatureStats) -> None:
+def assert_same(a: TokenStats, b: TokenStats) -> None:
     assert a.sums.keys() == b.sums.keys()
     for key, sums in a.sums.items():
         other = b.sums[key]
@@ -115,17 +109,6 @@ def test_statistics_of_two_processes_add_up() -> None:
         }
     )
     assert_same(part, whole)
-
-
-def test_save_and_load(tmp_path: Path) -> None:
-    stats = response(random_acts(4, 0), random_acts(6, 1), layer=12)
-    stats.save(tmp_path / "stats", "hash", {"model": "tiny"})
-    loaded = FeatureStats.load(tmp_path / "stats")
-    assert_same(loaded, stats)
-    assert isinstance(loaded.sums["response", 12, "aligned"], LatentSums)
-    (tmp_path / "stats" / "stats.safetensors").write_bytes(b"not it")
-    with pytest.raises(InputError, match="corrupted"):
-        FeatureStats.load(tmp_path / "stats")
 
 
 def test_mean_diff_is_the_papers_score_with_its_sign() -> None:
@@ -208,7 +191,7 @@ def test_latents_that_never_fire_are_not_chosen(caplog: pytest.LogCaptureFixture
     assert "only 2 latents" in caplog.text
 
 
-def both(scale_of_response: float) -> FeatureStats:
+def both(scale_of_response: float) -> TokenStats:
     """Latent 1 differs on responses, latent 2 on prompts (the other way round), latent 3 somewhat on both."""
     zeros_TF = 0.01 * random_acts(10, 0).abs()
     response_TF, prompt_TF = zeros_TF.clone(), zeros_TF.clone()
@@ -266,7 +249,7 @@ def test_bad_input_is_named() -> None:
     with pytest.raises(InputError, match="no latent of the SAE of layer 0"):
         select_features(response(-torch.ones(2, D_SAE), -torch.ones(2, D_SAE)), **options)
     with pytest.raises(InputError, match="empty"):
-        select_features(FeatureStats({}), **options)
+        select_features(TokenStats({}), **options)
 
 
 def test_latents_of_one_side_alone():

@@ -8,7 +8,7 @@ from sails_align.core.errors import InputError
 from sails_align.core.linalg import principal_angles
 from sails_align.subspace.basis import principal
 from sails_align.subspace.separation import BENIGN, benign_covariance, onset_of, separation
-from sails_align.subspace.statistics import ActivationFitter, ActivationStats
+from sails_align.subspace.statistics import ActivationFitter, TokenStats
 
 D_MODEL = 12
 
@@ -17,7 +17,7 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def fitted(harmless_ND: torch.Tensor, harmful_ND: torch.Tensor, responses_ND: torch.Tensor | None) -> ActivationStats:
+def fitted(harmless_ND: torch.Tensor, harmful_ND: torch.Tensor, responses_ND: torch.Tensor | None) -> TokenStats:
     fitter = ActivationFitter()
     fitter.update("prompt", "aligned", 0, harmless_ND)
     fitter.update("prompt", "unaligned", 0, harmful_ND)

@@ -8,7 +8,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sails_align.core.errors import InputError
 from sails_align.models.hooks import hidden_states_at
-from sails_align.saes.load import saes_by_layer
+from sails_align.saes.sets import SAESet
+from sails_align.saes.source import SAESource
 from sails_align.testbed import build
 from sails_align.testbed.build import (
     ASSETS,
@@ -56,7 +57,7 @@ def test_it_is_small_and_a_gemma_2_that_vllm_can_run(model):
 
 
 def test_the_saes_explain_their_layers_and_are_alive(testbed, model, tokenizer):
-    saes = saes_by_layer(path=testbed.sae_path, model_config=model.config, model_name=testbed.model_path)
+    saes = SAESet.load(SAESource(path=testbed.sae_path), model_config=model.config, model_name=testbed.model_path)
     held_out = list(islice(sae_rows(testbed.world, tokenizer, seed=99), 3000))
     hidden = {layer: [] for layer in saes}
     for ids in held_out:
@@ -155,7 +156,7 @@ def test_build_makes_a_whole_testbed_and_leaves_other_folders_alone(tmp_path):
     assert testbed.world.config.seed == 7
     model = AutoModelForCausalLM.from_pretrained(testbed.model_path)
     assert model.config.hidden_size == testbed.world.config.d_model == 48
-    saes = saes_by_layer(path=testbed.sae_path, model_config=model.config, model_name=testbed.model_path)
+    saes = SAESet.load(SAESource(path=testbed.sae_path), model_config=model.config, model_name=testbed.model_path)
     assert {str(layer) for layer in saes} == set(report["saes"])
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")

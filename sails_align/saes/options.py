@@ -1,0 +1,55 @@
+"""Options of SAE trainings."""
+
+from dataclasses import dataclass, field, replace
+
+from sails_align.core.errors import InputError
+from sails_align.core.options import check_choices, check_least
+from sails_align.saes.algorithms import ALGORITHMS
+
+WARM_UP = 0.05
+"""Share of the training steps."""
+
+
+@dataclass(frozen=True)
+class SAETrainingOptions:
+    """SAEs and their training."""
+
+    d_sae: int | None = field(default=None, metadata={"help": "Latents (default: 8 times d_model)."})
+    k: int = field(default=32, metadata={"help": "Latents active at a token: exactly (topk) or on average (jumprelu)."})
+    architecture: str = field(default="topk", metadata={"help": f"One of {', '.join(ALGORITHMS.names())}."})
+    lr: float | None = field(
+        default=None,
+        metadata={"help": "Adam's learning rate (default: 2 / sqrt(d_model d_sae), which suits about 10^4 steps; "
+                          "choose less for many more)."},
+    )  # fmt: skip
+    n_tokens: int = field(default=1_000_000, metadata={"help": "Tokens to train on; texts are repeated if need be."})
+    batch_size: int = field(default=512, metadata={"help": "Tokens in a step."})
+    context_size: int = field(default=128, metadata={"help": "Tokens the model sees at once."})
+    seed: int = field(default=0, metadata={"help": "Of the first weights, the order, and what is held out."})
+    eval_tokens: int = field(
+        default=100_000, metadata={"help": "Held-out tokens to measure on; at most a tenth of the text."}
+    )
+    buffer_tokens: int = field(
+        default=65_536, metadata={"help": "Tokens whose hidden states are in memory and shuffled together."}
+    )
+    checkpoint_steps: int = field(default=2000, metadata={"help": "Steps between checkpoints."})
+
+    def __post_init__(self) -> None:
+        check_choices(self, {"architecture": ALGORITHMS.names()})
+        check_least(self, d_sae=1, k=1, batch_size=1, context_size=2, eval_tokens=1, buffer_tokens=1)
+        check_least(self, checkpoint_steps=1)
+        if self.d_sae is not None and self.k > self.d_sae:
+            raise InputError(f"k is {self.k}, but there are only d_sae {self.d_sae} latents; choose a smaller k")
+        if self.lr is not None and not self.lr > 0:
+            raise InputError(f"lr is {self.lr}; choose more than 0")
+        if self.n_tokens < self.batch_size:
+            raise InputError(f"n_tokens is {self.n_tokens}, less than one batch of {self.batch_size}; raise it")
+
+    @property
+    def n_steps(self) -> int:
+        return self.n_tokens // self.batch_size
+
+    def for_width(self, d_model: int) -> "SAETrainingOptions":
+        """Fill in the defaults that depend on the model's width."""
+        d_sae = 8 * d_model if self.d_sae is None else self.d_sae
+        return replace(self, d_sae=d_sae, lr=2 / (d_model * d_sae) ** 0.5 if self.lr is None else self.lr)
