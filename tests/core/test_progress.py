@@ -1,0 +1,35 @@
+"""Long work shows how far it is, with a terminal and without one."""
+
+import re
+import subprocess
+import sys
+
+WORK = """
+import time
+from sails_align.core import progress
+
+progress.SECONDS_BETWEEN_LINES = 0.2
+with progress.progress_bar({shown}) as bar:
+    task = bar.add_task("slow work", total=1000)
+    for _ in range(10):
+        time.sleep(0.1)
+        bar.advance(task, 100)
+"""
+
+
+def output(shown: bool) -> tuple[str, str]:
+    done = subprocess.run([sys.executable, "-c", WORK.format(shown=shown)], capture_output=True, text=True, check=True)
+    return done.stdout, done.stderr
+
+
+def test_without_a_terminal_lines_tell_the_time_left() -> None:
+    out, err = output(shown=True)
+    assert out == ""
+    lines = re.findall(r"^slow work: (\d00) of 1,000 after 0:00:0\d, about 0:00:0\d left$", err, re.MULTILINE)
+    assert len(lines) >= 2
+    assert sorted(lines) == lines
+    assert "1000/1000" in err, "the final state"
+
+
+def test_silent_work_says_nothing() -> None:
+    assert output(shown=False) == ("", "")
