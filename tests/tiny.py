@@ -138,19 +138,23 @@ def make_project(folder: Path) -> Project:
     return Project(folder)
 
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+"""Where the Trainer puts models: what is compared bit for bit with them has to be computed there."""
+
+
 def logits(model: torch.nn.Module) -> torch.Tensor:
     ids_BS = torch.arange(4, 44).view(4, 10)
     model.eval()
     with torch.no_grad():
-        return model(input_ids=ids_BS).logits
+        return model(input_ids=ids_BS.to(next(model.parameters()).device)).logits.cpu()
 
 
 def base_logits(project: Project) -> torch.Tensor:
-    return logits(AutoModelForCausalLM.from_pretrained(project.folder / "tiny"))
+    return logits(AutoModelForCausalLM.from_pretrained(project.folder / "tiny").to(DEVICE))
 
 
 def adapter_weights(trainer: AlignmentTrainer) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in get_peft_model_state_dict(trainer.model).items()}
+    return {name: value.cpu().clone() for name, value in get_peft_model_state_dict(trainer.model).items()}
 
 
 def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:

@@ -7,9 +7,9 @@ import torch
 
 
 def orthonormalize(directions_DK: torch.Tensor) -> torch.Tensor:
-    """Orthonormal columns (D, K) by QR, each with the sign of the column it came from. K <= D, full rank assumed."""
+    """Orthonormal columns (..., D, K) by QR, each with the sign of its column. K <= D, full rank assumed."""
     q_DK, r_KK = torch.linalg.qr(directions_DK)
-    return q_DK * torch.where(r_KK.diagonal() < 0, -1.0, 1.0).to(q_DK.dtype)
+    return q_DK * torch.where(r_KK.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(q_DK.dtype).unsqueeze(-2)
 
 
 def complete_basis(basis_DR: torch.Tensor, rank: int, generator: torch.Generator) -> torch.Tensor:
@@ -32,8 +32,8 @@ def complete_basis(basis_DR: torch.Tensor, rank: int, generator: torch.Generator
 
 
 def principal_angles(basis_a_DR: torch.Tensor, basis_b_DR: torch.Tensor) -> torch.Tensor:
-    """Return the principal angles (radians, ascending) between two orthonormal bases. (min(R_a, R_b),)"""
-    cosines = torch.linalg.svdvals(basis_a_DR.T.double() @ basis_b_DR.double())
+    """Return the principal angles (radians, ascending) between two orthonormal bases. (..., min(R_a, R_b))"""
+    cosines = torch.linalg.svdvals(basis_a_DR.mT.double() @ basis_b_DR.double())
     return torch.arccos(cosines.clamp(-1.0, 1.0))
 
 

@@ -11,7 +11,7 @@ BENCHMARK = ROOT / "benchmarks" / "discovery.py"
 
 
 @pytest.fixture(scope="module")
-def benchmark() -> ModuleType:
+def discovery() -> ModuleType:
     spec = importlib.util.spec_from_file_location("discovery_benchmark", BENCHMARK)
     assert spec is not None
     assert spec.loader is not None
@@ -20,12 +20,12 @@ def benchmark() -> ModuleType:
     return module
 
 
-def test_same_as_saelens(benchmark: ModuleType) -> None:
-    whole = benchmark.random_model(benchmark.SMALL)
-    saes = benchmark.random_saes(whole, [0, 1], d_sae=256)
-    sides = {side: list(made) for side, made in benchmark.random_sides(5, benchmark.SMALL["vocab_size"]).items()}
-    setting = benchmark.Setting(whole, benchmark.truncate(whole, 1), saes, sides)
-    mine, theirs = benchmark.run_ours(setting), benchmark.run_cached(setting, benchmark.hooked(whole))
+def test_same_as_saelens(discovery: ModuleType) -> None:
+    whole = discovery.random_model(discovery.SMALL)
+    saes = discovery.random_saes(whole, [0, 1], d_sae=256)
+    sides = {side: list(made) for side, made in discovery.random_sides(5, discovery.SMALL["vocab_size"]).items()}
+    setting = discovery.Setting(whole, discovery.truncate(whole, 1), saes, sides)
+    mine, theirs = discovery.run_ours(setting), discovery.run_cached(setting, discovery.hooked(whole))
     for layer in (0, 1):
         assert torch.allclose(mine[layer], theirs[layer], atol=1e-2 * mine[layer].abs().max().item())
         assert (mine[layer] - theirs[layer]).norm() < 0.01 * mine[layer].norm()

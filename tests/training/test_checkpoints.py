@@ -44,7 +44,7 @@ class AtStart(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, *, model: Any, **kwargs: Any) -> None:
         self.weights, self.step = dict(get_peft_model_state_dict(model)), state.global_step
-        self.weights = {name: value.clone() for name, value in self.weights.items()}
+        self.weights = {name: value.cpu().clone() for name, value in self.weights.items()}
 
 
 @pytest.mark.parametrize("mode", ["init", "freeze"])

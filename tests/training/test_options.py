@@ -100,6 +100,7 @@ def test_what_an_engine_cannot_do(
 
 def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     check_devices(use_cpu=False)  # no GPU at all: on the CPU any number will do
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     check_devices(use_cpu=True)

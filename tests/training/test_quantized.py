@@ -64,7 +64,9 @@ def quantized_base(folder: Path, run: Path) -> torch.nn.Module:
 def base_bytes(model: torch.nn.Module) -> dict[str, bytes]:
     """Of every tensor that is not an adapter's, with the scales of the quantized ones."""
     tensors = {name: value for name, value in model.state_dict().items() if "lora_" not in name}
-    return {name: value.contiguous().view(-1).view(torch.uint8).numpy().tobytes() for name, value in tensors.items()}
+    return {
+        name: value.contiguous().view(-1).view(torch.uint8).cpu().numpy().tobytes() for name, value in tensors.items()
+    }
 
 
 # Training

@@ -110,10 +110,10 @@ def test_eva_finds_what_varies_in_the_input(project: Project, tmp_path: Path) ->
     """Rows of lora_A are orthonormal and explain more of the inputs of a module than random ones do."""
     built = build(project.argv(tmp_path, "--init", "eva"))
     module = built.trainer.model.get_submodule("base_model.model.model.layers.1.self_attn.q_proj")
-    A_RD = module.lora_A["default"].weight.detach()
+    A_RD = module.lora_A["default"].weight.detach().cpu()
     torch.testing.assert_close(A_RD @ A_RD.T, torch.eye(RANK), atol=1e-4, rtol=1e-4)
     inputs = []
-    handle = module.register_forward_pre_hook(lambda _, args: inputs.append(args[0].detach().flatten(0, 1)))
+    handle = module.register_forward_pre_hook(lambda _, args: inputs.append(args[0].detach().cpu().flatten(0, 1)))
     logits(built.trainer.model)
     handle.remove()
     hidden_TD = inputs[0] - inputs[0].mean(0)
