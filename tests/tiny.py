@@ -14,8 +14,8 @@ from sails_align.initializers.adapter import AdapterInit
 from sails_align.subspace.basis import Subspace
 from sails_align.subspace.options import Method
 from sails_align.training import run as align
-from sails_align.training.checkpoints import run_identity
 from sails_align.training.dataset import TrainingSource
+from sails_align.training.identity import run_identity
 from sails_align.training.subspace import find_subspace
 from sails_align.training.trainer import AlignmentTrainer, build_trainer
 

@@ -145,7 +145,7 @@ def _planned(options: ReproduceOptions) -> _Planned:
         raise InputError(f"{file} trains nothing; give a file with a run that has `train: sft` or `train: dpo`")
     some = next(iter(of.arguments.values()))
     try:
-        config = load_model_config(some.model, some.training)
+        config = load_model_config(some)
     except InputError as error:
         return _Planned(of, None, 0.0, [("memory and costs", f"are not known: {error}")])
     problems, memory_gib = [], 0.0

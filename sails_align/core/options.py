@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, field, fields
 from typing import Any
 
 from sails_align.core.errors import InputError
@@ -37,6 +37,18 @@ def check_least(options: Any, **least: float) -> None:
             raise InputError(f"{name} is {value}; choose {smallest} or more")
 
 
+def check_positive(options: Any, *names: str) -> None:
+    """Refuse options, by name, that are not finite numbers above 0."""
+    for name in names:
+        if not 0 < getattr(options, name) < float("inf"):
+            raise InputError(f"{name} is {getattr(options, name)}; choose a value above 0")
+
+
 def to_json(options: Any) -> dict[str, Any]:
     """Convert options to JSON."""
     return {name: value for name, value in asdict(options).items() if name != "given"}
+
+
+def option(default: Any, help: str, **metadata: Any) -> Any:
+    """Return a dataclass field that is a command-line option, with its default and its help text."""
+    return field(default=default, metadata={"help": help, **metadata})

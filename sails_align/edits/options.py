@@ -1,8 +1,8 @@
 """Options of the edits of trained weights."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from sails_align.core.options import check_choices
+from sails_align.core.options import check_choices, option
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -11,15 +11,9 @@ DTYPES = ("float32", "bfloat16", "float16")
 class MergeOptions:
     """Options of the edit `merge`."""
 
-    dtype: str | None = field(
-        default=None, metadata={"help": "Type of the merged weights. Default: the base model's.", "choices": DTYPES}
-    )
-    device: str | None = field(
-        default=None, metadata={"help": "Where to merge, such as cpu or cuda:1. Default: a GPU if there is one."}
-    )
-    base_model: str | None = field(
-        default=None, metadata={"help": "The model it was trained on, if that is no longer where it was."}
-    )
+    dtype: str | None = option(None, "Type of the merged weights. Default: the base model's.", choices=DTYPES)
+    device: str | None = option(None, "Where to merge, such as cpu or cuda:1. Default: a GPU if there is one.")
+    base_model: str | None = option(None, "The model it was trained on, if that is no longer where it was.")
 
     def __post_init__(self) -> None:
         check_choices(self, {"dtype": DTYPES})

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from sails_align.core.errors import InputError
-from sails_align.core.options import check_choices
+from sails_align.core.options import check_choices, check_positive, option
 from sails_align.initializers import INITIALIZERS, Initializer
 from sails_align.saes.source import SAESource
 from sails_align.subspace.options import CHOICES, DECIDES_SUBSPACE, PRESETS, DiscoveryOptions
@@ -17,94 +17,68 @@ from sails_align.subspace.options import CHOICES, DECIDES_SUBSPACE, PRESETS, Dis
 class InitializerOptions:
     """Options of the safety subspace and of the adapters' initialization in it."""
 
-    init: str | None = field(
-        default=None,
-        metadata={
-            "help": "Initialization of the adapters: sails (SAE features, the default), a baseline subspace "
-            "(random_basis, random_features, activation_pca, mean_diff), or one of PEFT's: default (plain "
-            "LoRA), gaussian, orthogonal, pissa, olora, eva."
-        },
+    init: str | None = option(
+        None,
+        "Initialization of the adapters: sails (SAE features, the default), a baseline subspace "
+        "(random_basis, random_features, activation_pca, mean_diff), or one of PEFT's: default (plain "
+        "LoRA), gaussian, orthogonal, pissa, olora, eva.",
     )
-    adapter_path: str | None = field(
-        default=None,
-        metadata={
-            "help": "A trained LoRA adapter of the model to continue from, such as the folder of an SFT run. For "
-            "DPO the reference is then the model with that adapter."
-        },
+    adapter_path: str | None = option(
+        None,
+        "A trained LoRA adapter of the model to continue from, such as the folder of an SFT run. For "
+        "DPO the reference is then the model with that adapter.",
     )
-    preset: str = field(
-        default="default",
-        metadata={
-            "help": "Values for the method's options that are not given: default (best on the testbed) or paper."
-        },
+    preset: str = option(
+        "default", "Values for the method's options that are not given: default (best on the testbed) or paper."
     )
-    sae_release: str | None = field(
-        default=None, metadata={"help": "A release that sae-lens knows, such as gemma-scope-2b-pt-res-canonical."}
+    sae_release: str | None = option(None, "A release that sae-lens knows, such as gemma-scope-2b-pt-res-canonical.")
+    sae_ids: list[str] | None = option(None, "SAEs of the release (or sub-folders of --sae_path), one per layer.")
+    sae_path: str | None = option(None, "A local SAE, a folder of SAEs, or a params.npz, instead of a release.")
+    sae_allow_mismatch: bool = option(False, "Accept SAEs that were trained on a model with another name.")
+    sae_placement: str = option(
+        "all",
+        "SAEs in memory: all of them on every process; by_layer: one at a time, with one pass "
+        "over the data for each; sharded: each process holds those of some layers, and reads all "
+        "data for them.",
     )
-    sae_ids: list[str] | None = field(
-        default=None, metadata={"help": "SAEs of the release (or sub-folders of --sae_path), one per layer."}
+    subspace_path: str | None = option(None, "A saved subspace; discovery is skipped.")
+    contrast: str | None = option(
+        None,
+        "What is compared: response (chosen against rejected responses), prompt (harmless against "
+        "harmful prompts), both, or split (modules that read use features that harmful prompts activate "
+        "more, modules that write use the response contrast).",
     )
-    sae_path: str | None = field(
-        default=None, metadata={"help": "A local SAE, a folder of SAEs, or a params.npz, instead of a release."}
+    prompt_tokens: str | None = option(
+        None, "Prompt tokens that are averaged: all of the last user turn, or only the last one."
     )
-    sae_allow_mismatch: bool = field(
-        default=False, metadata={"help": "Accept SAEs that were trained on a model with another name."}
+    score: str | None = option(
+        None, "Score of a latent: mean_diff (the paper's) or standardized (by the pooled deviation)."
     )
-    sae_placement: str = field(
-        default="all",
-        metadata={"help": "SAEs in memory: all of them on every process; by_layer: one at a time, with one pass "
-                          "over the data for each; sharded: each process holds those of some layers, and reads all "
-                          "data for them."},
-    )  # fmt: skip
-    subspace_path: str | None = field(default=None, metadata={"help": "A saved subspace; discovery is skipped."})
-    contrast: str | None = field(
-        default=None,
-        metadata={
-            "help": "What is compared: response (chosen against rejected responses), prompt (harmless against "
-            "harmful prompts), both, or split (modules that read use features that harmful prompts activate "
-            "more, modules that write use the response contrast)."
-        },
+    top_k: int | None = option(None, "Number of latents kept in each layer.")
+    weighting: bool | None = option(None, "Weight decoder directions by their score before the PCA.")
+    center: bool | None = option(None, "Subtract the mean direction before the PCA, as a literal PCA does.")
+    tau: float | None = option(None, "Share of the variance that the PCA keeps, in (0, 1].")
+    benign_whitening: bool | None = option(
+        None,
+        "Rank the directions for readers against the variance of harmless conversations "
+        "(generalized eigenvectors), so that adapters respond little to these.",
     )
-    prompt_tokens: str | None = field(
-        default=None,
-        metadata={"help": "Prompt tokens that are averaged: all of the last user turn, or only the last one."},
+    layer_map: str | None = option(
+        None,
+        "Layers without an SAE use the subspace of the nearest one (nearest), or have no adapter "
+        "(sae_only); from_onset: nearest, but blocks before the first layer that separates "
+        "harmful from harmless prompts have no adapter.",
     )
-    score: str | None = field(
-        default=None,
-        metadata={"help": "Score of a latent: mean_diff (the paper's) or standardized (by the pooled deviation)."},
+    fold_norm: bool | None = option(
+        None, "Divide directions by the RMSNorm gain between the residual stream and the module."
     )
-    top_k: int | None = field(default=None, metadata={"help": "Number of latents kept in each layer."})
-    weighting: bool | None = field(
-        default=None, metadata={"help": "Weight decoder directions by their score before the PCA."}
+    init_scale: float | None = option(None, "Norm of each initial direction.")
+    subspace_mode: str | None = option(
+        None,
+        "init: train freely; freeze: freeze the factor in the subspace; freeze_readers: freeze it "
+        "only in modules that read; decay: pull it back towards the subspace.",
     )
-    center: bool | None = field(
-        default=None, metadata={"help": "Subtract the mean direction before the PCA, as a literal PCA does."}
-    )
-    tau: float | None = field(default=None, metadata={"help": "Share of the variance that the PCA keeps, in (0, 1]."})
-    benign_whitening: bool | None = field(
-        default=None,
-        metadata={"help": "Rank the directions for readers against the variance of harmless conversations "
-                          "(generalized eigenvectors), so that adapters respond little to these."},
-    )  # fmt: skip
-    layer_map: str | None = field(
-        default=None,
-        metadata={"help": "Layers without an SAE use the subspace of the nearest one (nearest), or have no adapter "
-                          "(sae_only); from_onset: nearest, but blocks before the first layer that separates "
-                          "harmful from harmless prompts have no adapter."},
-    )  # fmt: skip
-    fold_norm: bool | None = field(
-        default=None,
-        metadata={"help": "Divide directions by the RMSNorm gain between the residual stream and the module."},
-    )
-    init_scale: float | None = field(default=None, metadata={"help": "Norm of each initial direction."})
-    subspace_mode: str | None = field(
-        default=None,
-        metadata={"help": "init: train freely; freeze: freeze the factor in the subspace; freeze_readers: freeze it "
-                          "only in modules that read; decay: pull it back towards the subspace."},
-    )  # fmt: skip
-    max_discovery_examples: int = field(
-        default=2000, metadata={"help": "Maximum number of examples on each side of the contrast."}
-    )
+    max_discovery_examples: int = option(2000, "Maximum number of examples on each side of the contrast.")
 
     given: frozenset[str] = field(init=False, repr=False, default=frozenset())
     """The options of the preset that were given, so that they are obeyed or refused, never adjusted."""
@@ -112,15 +86,12 @@ class InitializerOptions:
     def __post_init__(self) -> None:
         check_choices(self, {**CHOICES, "init": INITIALIZERS.names()})
         preset = PRESETS[self.preset]
-        # What was given, and what the preset gives: settled here, while the options are made, and never after.
+        # Values of the preset replace what was not given. This is the only place that sets an option.
         object.__setattr__(self, "given", frozenset(name for name in preset if getattr(self, name) is not None))
         for name in preset.keys() - self.given:
             object.__setattr__(self, name, preset[name])
         self.discovery()
-        if self.init_scale is None or not 0.0 < self.init_scale < float("inf"):
-            raise InputError(
-                f"init_scale is {self.init_scale}, but it is the norm of a direction; choose a value above 0"
-            )
+        check_positive(self, "init_scale")
         if self.adapter_path is not None and self.init is not None:
             raise InputError("--adapter_path and --init are both given, but training starts from one; leave one out")
 
@@ -140,7 +111,7 @@ class InitializerOptions:
         return self.initializer.makes_subspace
 
     def replaced(self, **changes: Any) -> "InitializerOptions":
-        """The same options but for some; what the preset gave it gives again."""
+        """Return the options with some changed; the preset fills what was not given again."""
         unset = {name: None for name in PRESETS[self.preset] if name not in self.given}
         return replace(self, **(unset | changes))
 
@@ -149,7 +120,7 @@ class InitializerOptions:
         return {name: getattr(self, name) for name in ("init", *DECIDES_SUBSPACE)}
 
     def discovery(self, **more: Any) -> DiscoveryOptions:
-        """What discovery takes; `more` is of the trainer's options."""
+        """Return the options of discovery; `more` comes from the trainer's options."""
         names = (*DECIDES_SUBSPACE, "layer_map", "sae_placement", "given")
         return DiscoveryOptions(**{name: getattr(self, name) for name in names}, **more)
 

@@ -67,8 +67,9 @@ def load_causal_lm(
     device: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
-    attention: str | None = None,
+    attn_implementation: str | None = None,
     quantization: Any = None,
+    **more: Any,
 ) -> PreTrainedModel:
     """A causal language model.
 
@@ -78,18 +79,19 @@ def load_causal_lm(
         device: where it is put; None: on the CPU, or where bitsandbytes wants it.
         revision: of a model on the hub.
         trust_remote_code: run code that comes with the model.
-        attention: its implementation; None: the one that computes what the model was trained to.
+        attn_implementation: of attention; None: the one that computes what the model was trained to.
         quantization: a configuration of bitsandbytes (QLoRA).
+        more: options of `from_pretrained`.
 
     Raises:
         InputError: if it cannot be loaded.
     """
     where: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     config = load_config(name, **where)
-    options = {"config": config, "dtype": dtype, "attn_implementation": attention or exact_attention(config), **where}
-    options |= {"use_safetensors": True, "quantization_config": quantization}
+    options = {"config": config, "dtype": dtype, **where, "use_safetensors": True, "quantization_config": quantization}
+    options |= {"attn_implementation": attn_implementation or exact_attention(config), **more}
     with model_errors(name, *OF_LOADING):
-        return AutoModelForCausalLM.from_pretrained(name, device_map=device, **options)
+        return AutoModelForCausalLM.from_pretrained(name, **{"device_map": device, **options})
 
 
 def load_model(spec: ModelSpec, device: str | None = None) -> PreTrainedModel:

@@ -1,10 +1,10 @@
 """Options of discovery, in the order in which they act, and the presets with their defaults."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from sails_align.core.errors import InputError
-from sails_align.core.options import check_choices, check_least
+from sails_align.core.options import check_choices, check_least, option
 
 Method = Literal["sft", "dpo"]
 
@@ -103,11 +103,9 @@ class DiscoveryOptions:
 class DPOOptions:
     """Options of DPO in addition to TRL's."""
 
-    ref_model_name_or_path: str | None = field(
-        default=None,
-        metadata={"help": "Reference model with the same vocabulary (default: the model before training)."},
+    ref_model_name_or_path: str | None = option(
+        None, "Reference model with the same vocabulary (default: the model before training)."
     )
-    chat_template_path: str | None = field(
-        default=None,
-        metadata={"help": "Chat template for a tokenizer without one: a Jinja file, or human_assistant."},
+    chat_template_path: str | None = option(
+        None, "Chat template for a tokenizer without one: a Jinja file, or human_assistant."
     )

@@ -1,10 +1,10 @@
 """Estimate what a training needs of each GPU, before it is started."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
-from sails_align.core.errors import InputError
+from sails_align.core.options import check_positive, option
 from sails_align.subspace.options import Method
 
 if TYPE_CHECKING:
@@ -20,14 +20,12 @@ PARTS = ("weights", "gradients", "optimizer", "reference", "buffers", "activatio
 class Gpus:
     """GPUs that a training is estimated for."""
 
-    num_gpus: int = field(default=1, metadata={"help": "GPUs of all machines together."})
-    gpus_per_node: int = field(default=8, metadata={"help": "GPUs of one machine, at most."})
-    gpu_memory_gib: float = field(default=80.0, metadata={"help": "Memory of a GPU in GiB."})
+    num_gpus: int = option(1, "GPUs of all machines together.")
+    gpus_per_node: int = option(8, "GPUs of one machine, at most.")
+    gpu_memory_gib: float = option(80.0, "Memory of a GPU in GiB.")
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if not 0 < value < float("inf"):
-                raise InputError(f"{name} is {value}; choose more than 0")
+        check_positive(self, *asdict(self))
 
 
 def estimate_training(method: Method, argv: Sequence[str], gpus: Gpus) -> dict[str, Any]:
@@ -49,7 +47,7 @@ def estimate_training(method: Method, argv: Sequence[str], gpus: Gpus) -> dict[s
     args = parse(method, as_on_gpu(argv))
     name = args.model.model_name_or_path
     args, _ = resolved(args)
-    config = load_model_config(args.model, args.training)
+    config = load_model_config(args)
     setup, shape = setup_of(args, config), shape_of(meta_model(args, config))
     engines = {}
     for engine in get_args(Engine) if setup.quantized_bytes is None else FOR_QUANTIZED:

@@ -1,4 +1,4 @@
-"""The numbers of a model before and after it is trained, measured through its trainer."""
+"""Measure a model before and after training, through its trainer."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from sails_align.core.artifacts import content_hash
 from sails_align.core.cost import Cost
-from sails_align.core.distributed import from_main
+from sails_align.core.distributed import from_main, process_index
 from sails_align.core.errors import InputError
 from sails_align.core.files import write_json
 from sails_align.models.quantized import n_weights
@@ -22,55 +22,54 @@ from sails_align.training.trainer import AlignmentTrainer
 
 
 class MeasureStart(TrainerCallback):
-    """Measures the model that training starts from, at its start: until then DeepSpeed has no engine to run it.
+    """Measure the model that training starts from when training begins: before, DeepSpeed has no engine to run it.
 
-    The result is kept in `base.json`, for when the run is resumed.
+    `base.json` keeps the result for when the run is resumed.
     """
+
+    base: dict[str, Any] | None = None
+    """Numbers; None if the run was resumed from a checkpoint of another folder."""
+    responses: list[dict[str, Any]]
 
     def __init__(
         self,
-        trainer: AlignmentTrainer,
         measure: Callable[[], tuple[dict[str, Any], list[dict[str, Any]]]],
         cost: Cost,
         output_dir: Path,
         identity: dict[str, Any],
     ) -> None:
         self._measure, self._cost, self._path = measure, cost, output_dir / "base.json"
-        self._is_main, self._identity = trainer.is_world_process_zero(), content_hash(identity)
-        self._kept: dict[str, Any] = {"base": None, "responses": []}
+        self._identity, self.responses = content_hash(identity), []
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Measure, or on resuming read what was measured."""
+        """Measure, or when resuming read the result."""
         if state.global_step > 0:
-            self._kept = from_main(self._read)
+            kept = from_main(self._read)
+            if kept.get("identity") == self._identity:
+                self.base, self.responses = kept["base"], kept["responses"]
             return
         with self._cost.of("evaluate"):
-            base, responses = self._measure()
-        self._kept = {"identity": self._identity, "base": base, "responses": responses}
-        if self._is_main:
-            write_json(self._path, self._kept)
+            self.base, self.responses = self._measure()
+        if process_index() == 0:
+            kept = {"identity": self._identity, "base": self.base, "responses": self.responses}
+            write_json(self._path, kept)
 
     def _read(self) -> dict[str, Any]:
         try:
-            kept = json.loads(self._path.read_text(encoding="utf-8"))
+            return json.loads(self._path.read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError):
-            kept = {}
-        return kept if kept.get("identity") == self._identity else {"base": None, "responses": []}
-
-    def measured(self) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
-        """Numbers and responses; None if training went on from a checkpoint of another folder, or was not begun."""
-        return self._kept["base"], self._kept["responses"]
+            return {}
 
 
 def measure(
     trainer: AlignmentTrainer, source: TrainingSource, testbed: Testbed | None, args: TrainingPlan, label: str
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Numbers of the model as it is now, and the judged responses they come from (on the testbed).
+    """Measure the model now. Return numbers, and on the testbed the judged responses that they come from.
 
-    Safety needs a judge: the testbed's oracle. Of other models only the held-out loss is measured here (and how often
-    DPO's reward prefers the chosen response); their responses are for a judge of their own. Every process takes part.
+    Safety is measured on the testbed, with its oracle. For other models only the held-out loss is measured here (and
+    how often DPO's reward prefers the chosen response). All processes must call it.
 
     Args:
         trainer: with its model.
@@ -98,7 +97,7 @@ def measure(
 
 
 def count_parameters(trainer: AlignmentTrainer) -> tuple[int, int]:
-    """Trainable parameters and all of the model's; the copy of an adapter that is DPO's reference is not counted."""
+    """Count the trainable parameters, and all but those of the adapter copy that is DPO's reference."""
     assert trainer.model is not None
     n_trainable = n_all = 0
     for name, parameter in trainer.model.named_parameters():

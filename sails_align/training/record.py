@@ -1,4 +1,4 @@
-"""What a run directory says of how it was made, so that the run can be repeated.
+"""Write what a run directory says of how it was made, so that the run can be repeated.
 
 <output_dir>/config.yaml   every option that was given or has a default of ours: `--config` takes it
 <output_dir>/run.json      all options, resolved; versions, git commit, number of processes; hashes of model, data, SAEs
@@ -6,6 +6,7 @@
 """
 
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,39 +15,25 @@ import yaml
 import sails_align
 from sails_align.core.artifacts import package_versions
 from sails_align.core.files import write_json, write_text
-from sails_align.data.pairs import fingerprint
-from sails_align.subspace.basis import Subspace
-from sails_align.training.dataset import TrainingSource
-from sails_align.training.plan import TrainingPlan
 
 
-def write_record(
-    args: TrainingPlan, identity: dict[str, Any], source: TrainingSource, subspace: Subspace | None, output_dir: Path
-) -> None:
-    """Write `config.yaml` and `run.json`. Neither has a token or a key."""
-    record = {
-        "identity": identity,
-        "options": args.to_json(),
-        "versions": package_versions(),
-        "git": git_commit(),
-        "data": {
-            "safety": {"name": args.script.dataset_name, "rows": len(source.safety)},
-            "helpful": {"name": args.data.helpful_dataset_name, "rows": len(source.helpful or ())},
-            "train": {"rows": len(source.train), "sha256": source.data_hash()},
-            "held_out": {"rows": len(source.held_out), "sha256": fingerprint(source.held_out)},
-            "dropped_rows": source.dropped,
-        },
-        "saes": None if subspace is None else subspace.provenance.get("saes"),
-    }
-    write_json(output_dir / "run.json", record)
-    header = f"# accelerate launch recipes/{args.method}_sails.py --config {output_dir}/config.yaml\n"
-    options = {**args.defaults, **args.given, "output_dir": str(output_dir)}
-    public = {name: value for name, value in options.items() if name not in ("hub_token", "push_to_hub_token")}
-    write_text(output_dir / "config.yaml", header + yaml.safe_dump(public))
+def write_record(output_dir: Path, recipe: str, config: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    """Write `config.yaml` and `run.json`. Neither has a token or a key.
+
+    Args:
+        output_dir: of the run.
+        recipe: the script that takes the configuration.
+        config: options as `--config` takes them.
+        record: `identity`, `options` and `data` of the run, without secrets.
+    """
+    write_json(output_dir / "run.json", {**record, "versions": package_versions(), "git": git_commit()})
+    header = f"# accelerate launch recipes/{recipe} --config {output_dir}/config.yaml\n"
+    public = {name: value for name, value in config.items() if name not in ("hub_token", "push_to_hub_token")}
+    write_text(output_dir / "config.yaml", header + yaml.safe_dump({**public, "output_dir": str(output_dir)}))
 
 
 def git_commit() -> dict[str, Any] | None:
-    """Commit of this package's checkout and whether files differ from it; None if it is installed otherwise."""
+    """Return the commit of this package's checkout, and whether files differ from it; None without a checkout."""
     root = Path(sails_align.__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None
@@ -57,5 +44,5 @@ def git_commit() -> dict[str, Any] | None:
 
     try:
         return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
-    except (OSError, subprocess.SubprocessError):  # no git on this machine, or not a repository after all
+    except (OSError, subprocess.SubprocessError):  # git is not installed, or .git is not a repository
         return None

@@ -21,27 +21,23 @@ from sails_align.core.cost import Cost, peak_memory_mb
 from sails_align.core.distributed import check_devices, plain_cpu, process_index
 from sails_align.core.errors import InputError
 from sails_align.core.files import disk_errors, work_folder, write_json, write_text
+from sails_align.data.pairs import fingerprint
 from sails_align.export.card import write_card
 from sails_align.export.hub import push
 from sails_align.models.adapters import check_complete
 from sails_align.models.spec import model_path
+from sails_align.subspace.basis import Subspace
 from sails_align.subspace.options import DPOOptions, Method
-from sails_align.testbed.build import MODEL_NAME, Testbed, is_testbed, resolve_testbed
-from sails_align.testbed.data import alignment_data
-from sails_align.training.checkpoints import (
-    MarkCheckpoints,
-    check_folder,
-    find_checkpoint,
-    run_identity,
-    save_model,
-    train,
-)
-from sails_align.training.dataset import TrainingSource, assemble, load_data
+from sails_align.testbed.build import Testbed, is_testbed, resolve_testbed
+from sails_align.training.checkpoints import MarkCheckpoints, check_folder, find_checkpoint, train
+from sails_align.training.checks import check_machine, check_options
+from sails_align.training.dataset import TrainingSource, load_source
+from sails_align.training.identity import run_identity
 from sails_align.training.measure import MeasureStart, count_parameters, measure
 from sails_align.training.options import own_options
-from sails_align.training.performance import check_machine, check_options
 from sails_align.training.plan import TrainingPlan, changed
 from sails_align.training.record import write_record
+from sails_align.training.save import save_model
 from sails_align.training.subspace import find_subspace
 from sails_align.training.table import show
 from sails_align.training.trainer import build_trainer, left_out
@@ -87,13 +83,9 @@ def parse(method: Method, argv: Sequence[str] | None = None, prog: str | None = 
     """
     line = CommandLine.read(argv)
     model_name = line.value("model_name_or_path")
-    trained = (
-        "full"
-        if not line.flag("use_peft", default=True)
-        else "new"
-        if line.value("adapter_path") is None
-        else "trained"
-    )
+    trained = "new" if line.value("adapter_path") is None else "trained"
+    if not line.flag("use_peft", default=True):
+        trained = "full"
     rates = TESTBED_LEARNING_RATES if is_testbed(model_name) else LEARNING_RATES
     defaults: dict[str, Any] = {**COMMON_DEFAULTS, "learning_rate": rates[method][trained]}
     if is_testbed(model_name):
@@ -108,9 +100,10 @@ def parse(method: Method, argv: Sequence[str] | None = None, prog: str | None = 
     *own, script, training, model = line.parse(classes, defaults=defaults, prog=prog)
     dpo = own.pop() if method == "dpo" else DPOOptions()
     sails, data, *extras = own
-    plan = TrainingPlan(
-        method, sails, data, tuple(extras), script, training, model, dpo, defaults, line.given(classes)
-    ).settled()
+    if model.use_peft and sails.init is None and sails.adapter_path is None:
+        sails = sails.replaced(init="sails")
+    given = line.given(classes)
+    plan = TrainingPlan(method, sails, data, tuple(extras), script, training, model, dpo, defaults, given)
     check_options(plan)
     plain_cpu(training)
     if training.output_dir in (None, "trainer_output"):
@@ -123,7 +116,7 @@ def main(method: Method, argv: Sequence[str] | None = None, prog: str | None = N
     """Parse, build, train, save. Returns what is in `metrics.json`."""
     args = parse(method, argv, prog)
     folder = Path(str(args.training.output_dir))
-    # Of several processes one alone makes the folder, so that it takes it away again if all of them fail.
+    # Of several processes only one makes the folder, so that it can remove it again if all of them fail.
     with work_folder(folder) if process_index() == 0 else nullcontext():
         return run(args, folder)
 
@@ -147,8 +140,9 @@ def run(args: TrainingPlan, output_dir: Path) -> dict[str, Any]:
         checkpoint = find_checkpoint(args.training, identity)
         trainer.add_callback(MarkCheckpoints(identity))
         if trainer.is_world_process_zero():
-            write_record(args, identity, source, subspace, output_dir)
-    start = MeasureStart(trainer, lambda: measure(trainer, source, testbed, args, "base"), cost, output_dir, identity)
+            config, record = {**args.defaults, **args.given}, _record(args, identity, source, subspace)
+            write_record(output_dir, f"{args.method}_sails.py", config, record)
+    start = MeasureStart(lambda: measure(trainer, source, testbed, args, "base"), cost, output_dir, identity)
     with cost.of("train"), disk_errors(output_dir):
         trainer.add_callback(start)
         train(trainer, checkpoint)
@@ -156,10 +150,9 @@ def run(args: TrainingPlan, output_dir: Path) -> dict[str, Any]:
         save_model(args, trainer, output_dir)
     with cost.of("evaluate"):
         trained, responses = measure(trainer, source, testbed, args, "trained")
-    base, base_responses = start.measured()
     n_trainable, n_parameters = count_parameters(trainer)
     metrics = {
-        "base": base,
+        "base": start.base,
         "trained": trained,
         "provenance": {
             "identity": identity,
@@ -180,22 +173,37 @@ def run(args: TrainingPlan, output_dir: Path) -> dict[str, Any]:
         metrics["drift"] = drift
     if trainer.is_world_process_zero():
         if testbed is not None:
-            rows = "".join(json.dumps(row) + "\n" for row in base_responses + responses)
+            rows = "".join(json.dumps(row) + "\n" for row in start.responses + responses)
             write_text(output_dir / "responses.jsonl", rows)
         write_json(output_dir / "metrics.json", metrics)
-        show(metrics, output_dir)
+        show(f"{args.method.upper()}, {args.start}", metrics, output_dir)
         finish(args, source, output_dir)
     return metrics
 
 
+def _record(
+    args: TrainingPlan, identity: dict[str, Any], source: TrainingSource, subspace: Subspace | None
+) -> dict[str, Any]:
+    """Return what `run.json` says of the run."""
+    data = {
+        "safety": {"name": args.script.dataset_name, "rows": len(source.safety)},
+        "helpful": {"name": args.data.helpful_dataset_name, "rows": len(source.helpful or ())},
+        "train": {"rows": len(source.train), "sha256": source.data_hash()},
+        "held_out": {"rows": len(source.held_out), "sha256": fingerprint(source.held_out)},
+        "dropped_rows": source.dropped,
+    }
+    saes = None if subspace is None else subspace.provenance.get("saes")
+    return {"identity": identity, "options": args.to_json(), "data": data, "saes": saes}
+
+
 def last_drift(logs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """How far the adapter had moved when it was last logged (see `DriftCallback`); empty without a subspace."""
+    """Return the last logged drift of the adapter (see `DriftCallback`); empty without a subspace."""
     rows = [{name: value for name, value in row.items() if name.startswith("adapter_")} for row in logs]
     return next((row for row in reversed(rows) if row), {})
 
 
 def finish(args: TrainingPlan, source: TrainingSource, output_dir: Path) -> None:
-    """Check that the saved adapter is whole, write the model card, and push all of it to the hub if that is wanted."""
+    """Check that the saved adapter is complete, write the model card, and push all to the hub if asked to."""
     if args.model.use_peft:
         check_complete(output_dir, source.model_config)
     console = Console()
@@ -213,7 +221,7 @@ def finish(args: TrainingPlan, source: TrainingSource, output_dir: Path) -> None
 
 
 def resolved(plan: TrainingPlan) -> tuple[TrainingPlan, Testbed | None]:
-    """Find or make the models that a plan names. Returns the plan with their paths, and the testbed to train on."""
+    """Find or make the models that a plan names. Return the plan with their paths, and the testbed to train on."""
     model, reference = plan.model.model_name_or_path, plan.dpo.ref_model_name_or_path
     if reference is not None:
         plan = replace(plan, dpo=replace(plan.dpo, ref_model_name_or_path=model_path(reference)))
@@ -222,24 +230,3 @@ def resolved(plan: TrainingPlan) -> tuple[TrainingPlan, Testbed | None]:
     testbed = resolve_testbed(model)
     sails = plan.sails if plan.sails.saes().named else plan.sails.replaced(sae_path=testbed.sae_path)
     return replace(plan, sails=sails, model=changed(plan.model, model_name_or_path=testbed.model_path)), testbed
-
-
-def load_source(plan: TrainingPlan, testbed: Testbed | None) -> TrainingSource:
-    """Load model, tokenizer and data of a plan that is `resolved`: the testbed's data if no other is named."""
-    seed = plan.training.seed
-    if testbed is None or plan.script.dataset_name is not None:
-        data = load_data(plan.script, plan.data, seed)
-    else:
-        safety = alignment_data(testbed.world, harmful=True, n=plan.data.max_train_examples, seed=seed)
-        helpful = alignment_data(testbed.world, harmful=False, seed=seed)
-        held_out = alignment_data(testbed.world, harmful=True, n=plan.data.eval_examples, part="validation")
-        data = (safety, helpful, held_out, {})
-    return assemble(
-        plan.model,
-        plan.training,
-        plan.data,
-        data,
-        name=None if testbed is None else MODEL_NAME,
-        chat_template_path=plan.chat_template_path,
-        transforms=plan.extras,
-    )

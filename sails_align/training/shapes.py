@@ -1,16 +1,18 @@
 """What of a model and of a recipe decides how much memory a training needs; counted without weights."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.training_args import OptimizerNames
 from trl import DPOConfig, ModelConfig, get_peft_config
 
 from sails_align.core.errors import InputError
+from sails_align.models.adapters import read_adapter
 from sails_align.models.attention import exact_attention
 from sails_align.models.hooks import decoder_layers
 from sails_align.models.language_model import freeze_outside_decoder, outside_decoder
@@ -142,21 +144,11 @@ def loaded_dtype(args: TrainingPlan, config: PreTrainedConfig) -> torch.dtype:
 
 
 def _adapter_config(args: TrainingPlan, model_config: PreTrainedConfig) -> LoraConfig:
-    if args.sails.adapter_path is None:
-        check_rank(args, model_config, str(args.model.model_name_or_path))
-        modules: Any = args.model.lora_target_modules or DEFAULT_TARGETS
-        config = get_peft_config(changed(args.model, lora_target_modules=modules))
-    else:
-        try:
-            config = PeftConfig.from_pretrained(args.sails.adapter_path)
-        except (OSError, ValueError, TypeError) as error:
-            raise InputError(
-                f"there is no adapter in {args.sails.adapter_path}: adapter_config.json cannot be read;\n"
-                "give the folder of a finished run, or one of its checkpoints"
-            ) from error
-    if not isinstance(config, LoraConfig):
-        raise InputError(f"the adapter in {args.sails.adapter_path} is no LoRA adapter; give one that is")
-    return config
+    if args.sails.adapter_path is not None:
+        return read_adapter(Path(args.sails.adapter_path)).config
+    check_rank(args, model_config)
+    modules: Any = args.model.lora_target_modules or DEFAULT_TARGETS
+    return get_peft_config(changed(args.model, lora_target_modules=modules))  # pyright: ignore[reportReturnType]
 
 
 def setup_of(args: TrainingPlan, config: PreTrainedConfig) -> Setup:

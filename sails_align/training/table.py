@@ -1,4 +1,4 @@
-"""What a training prints at its end."""
+"""Print what a training changed, and where its results are."""
 
 from pathlib import Path
 from typing import Any
@@ -15,38 +15,35 @@ ESTIMATES = (
 SCALARS = ("held_out_loss", "held_out_reward_accuracy")
 
 
-def show(metrics: dict[str, Any], output_dir: Path) -> None:
-    """Print what training started from against what came of it, and where things were written."""
-    identity = metrics["provenance"]["identity"]
-    table = Table(title=f"{identity['method'].upper()}, {identity['init']} (95% intervals over prompts)")
-    first = "start" if identity["init"] == "adapter" else "base"
-    for heading in ("", first, "trained"):
-        table.add_column(heading, justify="left" if not heading else "right")
-    models = (metrics["base"], metrics["trained"])
-    for metric in (METRICS[name] for name in ESTIMATES if name in metrics["trained"]):
-        cells = ("" if model is None else metric.with_interval(Estimate(**model[metric.name])) for model in models)
-        table.add_row(metric.heading, *cells)
-    for metric in (METRICS[name] for name in SCALARS if name in metrics["trained"]):
-        cells = ("" if _says_nothing(model, metric.name) else metric.text(model[metric.name]) for model in models)
-        table.add_row(metric.heading, *cells)
-    cost = metrics["cost"]
-    share = f"{cost['trainable_parameters']:,} ({cost['trainable_share']:.2%})"
-    table.add_row("trainable parameters", "0", share)
-    seconds = cost["seconds"]
-    table.add_row(
-        "seconds", "", f"{sum(seconds.values()):.0f} (" + ", ".join(f"{k} {v:.0f}" for k, v in seconds.items()) + ")"
-    )
+def show(title: str, metrics: dict[str, Any], output_dir: Path) -> None:
+    """Print the metrics of the models of a training side by side, what it cost, and where its results are."""
+    identity, cost = metrics["provenance"]["identity"], metrics["cost"]
+    labels = {"base": "start" if identity.get("init") == "adapter" else "base", "warm_start": "warm start"}
+    models = {name: metrics[name] for name in ("base", "warm_start", "trained") if name in metrics}
+    table = Table(title=f"{title} (95% intervals over prompts)")
+    table.add_column("")
+    for name in models:
+        table.add_column(labels.get(name, name), justify="right")
+    for name in (name for name in (*ESTIMATES, *SCALARS) if name in metrics["trained"]):
+        table.add_row(METRICS[name].heading, *(_cell(model, name) for model in models.values()))
+    if "trainable_parameters" in cost:
+        share = f"{cost['trainable_parameters']:,} ({cost['trainable_share']:.2%})"
+        table.add_row("trainable parameters", "0", share)
+    stages = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in cost["seconds"].items())
+    table.add_row("seconds", *[""] * (len(models) - 1), f"{sum(cost['seconds'].values()):.0f} ({stages})")
+    is_adapter = identity.get("init", "full") != "full"
+    written = {"adapter": "adapter_model.safetensors"} if is_adapter else {"model": ""}
+    written |= {"subspace": "subspace/"} if identity.get("subspace") else {}
     console = Console()
     console.print(table)
-    if identity["init"] == "full":
-        console.print(f"model     {output_dir}/", highlight=False)
-    else:
-        console.print(f"adapter   {output_dir}/adapter_model.safetensors", highlight=False)
-    if identity["subspace"] is not None:
-        console.print(f"subspace  {output_dir}/subspace/", highlight=False)
-    console.print(f"metrics   {output_dir}/metrics.json", highlight=False)
+    for label, file in {**written, "metrics": "metrics.json"}.items():
+        console.print(f"{label:<9} {output_dir}/{file}", highlight=False, soft_wrap=True)
 
 
-def _says_nothing(model: Any, name: str) -> bool:
-    """There is no model; or it is DPO's own reference, whose rewards are all 0, so that no pair is ranked."""
-    return model is None or (name == "held_out_reward_accuracy" and model["held_out_reward_margin"] == 0)
+def _cell(model: dict[str, Any] | None, name: str) -> str:
+    """Return a metric of a model as text; empty where it was not measured."""
+    # DPO's own reference has rewards that are all 0, so that it ranks no pair.
+    if model is None or (name == "held_out_reward_accuracy" and model["held_out_reward_margin"] == 0):
+        return ""
+    metric = METRICS[name]
+    return metric.with_interval(Estimate(**model[name])) if name in ESTIMATES else metric.text(model[name])

@@ -8,8 +8,8 @@ from typing import Any
 
 from datasets import Dataset
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerCallback
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer, get_quantization_config
+from transformers import PreTrainedModel, TrainerCallback
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from sails_align.core.distributed import from_main, n_processes, process_index
 from sails_align.core.errors import InputError
@@ -19,13 +19,20 @@ from sails_align.initializers.adapter import AdapterInit, initialize
 from sails_align.models.language_model import freeze_outside_decoder
 from sails_align.models.load import check_whole, load_tokenizer
 from sails_align.models.loading import model_errors
-from sails_align.models.quantized import is_quantized, train_in_float32, trained_values, use_one_layout
+from sails_align.models.quantized import is_quantized, train_in_float32, trained_values
 from sails_align.subspace.basis import Subspace
 from sails_align.training.callbacks import CALLBACKS
 from sails_align.training.dataset import TrainingSource
 from sails_align.training.losses.compose import with_loss
 from sails_align.training.plan import TrainingPlan, changed
-from sails_align.training.starts import adopted, initialization_examples, loaded_model, lora_config, model_init_kwargs
+from sails_align.training.starts import (
+    adopted,
+    initialization_examples,
+    load_base,
+    loaded_model,
+    lora_config,
+    model_init_kwargs,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +60,7 @@ def build_trainer(
     subspace: Subspace | None,
     callbacks: list[TrainerCallback] | None = None,
 ) -> BuiltTrainer:
-    """A TRL trainer whose adapter starts in the subspace (None: where `--init`, `--adapter_path` or PEFT says).
+    """Build a TRL trainer whose adapter starts in the subspace (None: where `--init`, `--adapter_path` or PEFT says).
 
     The reference of DPO is what training starts from: for a new adapter the model with the adapter off, which is the
     untouched base; else a frozen copy.
@@ -108,10 +115,9 @@ def _trainer(
     if isinstance(model, PeftModel) and args.sails.adapter_path is not None:
         args = adopted(args, model)
     values = {} if isinstance(model, str) else trained_values(model)
-    init_kwargs = model_init_kwargs(args, source)
+    init_kwargs = model_init_kwargs(args, source) if isinstance(model, str) else None
     # We push at the end: TRL would push pickles and every checkpoint, with a card of its own.
-    own = {"push_to_hub": False, "model_init_kwargs": init_kwargs if isinstance(model, str) else None}
-    training = changed(training, **own)
+    training = changed(training, push_to_hub=False, model_init_kwargs=init_kwargs)
     common: dict[str, Any] = {
         "model": model,
         "processing_class": source.tokenizer,
@@ -120,9 +126,13 @@ def _trainer(
     }
     if isinstance(training, DPOConfig):
         train, held_out = (_preferences(args, source, part) for part in ("train", "held_out"))
-        reference = _reference_model(args, source, init_kwargs)
-        made = with_loss(DPOTrainer, args.make_loss())
-        trainer = made(ref_model=reference, args=training, train_dataset=train, eval_dataset=held_out, **common)
+        trainer = with_loss(DPOTrainer, args.make_loss())(
+            ref_model=_reference_model(args, source),
+            args=training,
+            train_dataset=train,
+            eval_dataset=held_out,
+            **common,
+        )
     else:
         training = changed(training, chat_template_path=None)  # it is in the tokenizer already
         train, held_out = to_sft(source.train), to_sft(source.held_out)
@@ -135,7 +145,7 @@ def _trainer(
 
 
 def _preferences(args: TrainingPlan, source: TrainingSource, part: str) -> Dataset:
-    """TRL's preference form; what DPO learns from is pairs, of harmless requests as well."""
+    """Return a part of the data in TRL's preference form. DPO needs pairs, of harmless requests as well."""
     rows: Dataset = getattr(source, part)
     if "rejected" not in rows.column_names:
         lacking = args.data.helpful_dataset_name or args.script.dataset_name
@@ -159,17 +169,16 @@ def _written_afresh(pairs: Dataset, folder: Path) -> None:
     pairs.save_to_disk(folder)
 
 
-def _reference_model(args: TrainingPlan, source: TrainingSource, init_kwargs: dict[str, Any]) -> PreTrainedModel | None:
-    """DPO's reference, if it is not what training starts from.
+def _reference_model(args: TrainingPlan, source: TrainingSource) -> PreTrainedModel | None:
+    """Load DPO's reference, if it is not what training starts from.
 
     Raises:
         InputError: if it cannot be loaded, or its vocabulary is another one: its log-probabilities would be of other
             tokens.
     """
-    name = args.dpo.ref_model_name_or_path
+    name, trust = args.dpo.ref_model_name_or_path, args.training.trust_remote_code
     if name is None:
         return None
-    trust = args.training.trust_remote_code
     from_main(lambda: check_whole(name, trust_remote_code=trust))
     tokenizer = load_tokenizer(name, trust_remote_code=trust)
     if tokenizer.get_vocab() != source.tokenizer.get_vocab():
@@ -177,47 +186,45 @@ def _reference_model(args: TrainingPlan, source: TrainingSource, init_kwargs: di
             f"the reference model {name} has another vocabulary ({len(tokenizer)} tokens) than {source.name} "
             f"({len(source.tokenizer)});\ngive a reference of the same family, or leave --ref_model_name_or_path out"
         )
-    with model_errors(name):
-        options = {**init_kwargs, "revision": None, "quantization_config": get_quantization_config(args.model)}
-        model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=trust, **options)
-    if is_quantized(model):
-        use_one_layout(model)
-    return model
+    return load_base(args, source, name)
 
 
 def _keep_initial_adapter(args: TrainingPlan, model: PeftModel) -> None:
-    """Save the adapter as it starts; the adapter that is saved in the end is the difference, a plain LoRA one."""
+    """Save the initial adapter. The adapter saved at the end is the difference from it, a plain LoRA adapter."""
     config = model.peft_config["default"]
     config.init_lora_weights = True  # pyright: ignore[reportAttributeAccessIssue]
     if process_index() == 0:
         folder = Path(str(args.training.output_dir)) / INITIAL_ADAPTER
         shutil.rmtree(folder, ignore_errors=True)
         model.save_pretrained(str(folder), selected_adapters=["default"])
-    # What checkpoints say, so that loading one changes the base weights as training did.
+    # For checkpoints, so that loading one changes the base weights as training did.
     config.init_lora_weights = args.sails.init  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def left_out(trainer: AlignmentTrainer, source: TrainingSource) -> dict[str, int]:
-    """How many examples TRL has dropped, because their prompts alone fill `max_length`, of each part of the data.
+    """Count the examples of each part of the data that TRL drops, because their prompts alone fill `max_length`.
 
-    Of a part that is packed nothing is known: TRL's rows are not examples then.
+    A part that is packed is left out: TRL's rows are not examples then.
     """
     kept: dict[str, Any] = {"training": trainer.train_dataset, "held-out": trainer.eval_dataset}
-    given = {"training": source.train, "held-out": source.held_out}
+    packed = {"training": False, "held-out": False}
     if isinstance(trainer.args, SFTConfig):
         packing, eval_packing = trainer.args.packing, trainer.args.eval_packing
         packed = {"training": packing, "held-out": packing if eval_packing is None else eval_packing}
-        given = {part: rows for part, rows in given.items() if not packed[part]}
-    return {part: len(given[part]) - len(kept[part]) for part in given}
+    return {part: len(rows) - len(kept[part]) for part, rows in _parts(source).items() if not packed[part]}
+
+
+def _parts(source: TrainingSource) -> dict[str, Dataset]:
+    return {"training": source.train, "held-out": source.held_out}
 
 
 def _check_lengths(trainer: AlignmentTrainer, source: TrainingSource) -> None:
-    """Refuse a `max_length` that leaves no example, and say how many it leaves out."""
-    assert isinstance(trainer.args, SFTConfig | DPOConfig)
-    given = {"training": len(source.train), "held-out": len(source.held_out)}
+    """Refuse a `max_length` that leaves no example, and warn of the examples that it leaves out."""
+    max_length = trainer.args.max_length  # pyright: ignore[reportAttributeAccessIssue]
     for part, n in left_out(trainer, source).items():
-        what = f"the prompts alone of {n} of {given[part]} {part} examples fill max_length {trainer.args.max_length}"
-        if n == given[part]:
+        n_given = len(_parts(source)[part])
+        what = f"the prompts alone of {n} of {n_given} {part} examples fill max_length {max_length}"
+        if n == n_given:
             raise InputError(f"{what}: no response is left;\nchoose a larger --max_length")
         if n and process_index() == 0:
             logger.warning("%s: they are left out (a larger --max_length keeps them)", what)

@@ -138,7 +138,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     built = build([*project.argv(run), "--resume_from_checkpoint", "true"])
     assert find_checkpoint(built.args.training, built.identity()) == str(run / "checkpoint-4")
     built = build([*project.argv(run), "--resume_from_checkpoint", str(run / "checkpoint-6")])
-    with pytest.raises(InputError, match="it is no whole checkpoint"):
+    with pytest.raises(InputError, match="it is not a complete checkpoint"):
         find_checkpoint(built.args.training, built.identity())
 
 

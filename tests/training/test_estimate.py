@@ -97,7 +97,7 @@ def test_the_testbed_and_a_trained_adapter(folder: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
-        (["--num_gpus", "0", "--method", "sft"], "num_gpus is 0; choose more than 0"),
+        (["--num_gpus", "0", "--method", "sft"], "num_gpus is 0; choose a value above 0"),
         (["--num_gpus", "many"], "--help lists the options"),
         (["--gpu_memory_gib", "nan", "--method", "sft"], "gpu_memory_gib is nan"),
         ([], "(no --config); pass --method sft or --method dpo"),
@@ -105,7 +105,7 @@ def test_the_testbed_and_a_trained_adapter(folder: Path, tmp_path: Path) -> None
         (["--method", "sft", "--model_name_or_path", "no/such-model"], "cannot load the model no/such-model"),
         (["--method", "sft", "--use_peft", "false", "--init", "sails"], "--use_peft false trains all weights"),
         (["--method", "sft", "--init", "default", "--adapter_path", "x"], "leave one out"),
-        (["--method", "sft", "--adapter_path", "no/adapter"], "there is no adapter in no/adapter"),
+        (["--method", "sft", "--adapter_path", "no/adapter"], "there is no folder no/adapter"),
         (["--method", "sft", "--init", "default", "--lora_target_modules", "query"], "see --lora_target_modules"),
         (["--method", "sft", "--optim", "adafactor"], "only AdamW can be estimated"),
         (["--method", "sft", "--num_gpu", "8"], "unknown option '--num_gpu'"),

@@ -24,8 +24,8 @@ from transformers import (
 from sails_align.core.errors import InputError
 from sails_align.models.attention import exact_attention
 from sails_align.training import run as align
-from sails_align.training.checkpoints import save_model
-from sails_align.training.performance import check_machine
+from sails_align.training.checks import check_machine
+from sails_align.training.save import save_model
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 64,
@@ -208,10 +208,10 @@ def test_what_needs_a_gpu(options: list[str], told: str) -> None:
     ],
 )
 def test_what_needs_a_package(options: list[str], package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(f"sails_align.training.performance.is_{package}_available", lambda: False)
+    monkeypatch.setattr(f"sails_align.training.checks.is_{package}_available", lambda: False)
     with pytest.raises(InputError, match=package):
         machine(LLAMA, *options)
-    monkeypatch.setattr(f"sails_align.training.performance.is_{package}_available", lambda: True)
+    monkeypatch.setattr(f"sails_align.training.checks.is_{package}_available", lambda: True)
     machine(LLAMA, *options)
 
 

@@ -40,9 +40,11 @@ def from_adapter(project: Project, tmp_path: Path, *options: str) -> str:
 
 
 def test_an_adapter_that_is_none(project: Project, tmp_path: Path) -> None:
-    assert "there is no adapter in" in from_adapter(project, tmp_path, "--adapter_path", str(tmp_path))
+    assert "holds no adapter (no adapter_config.json)" in from_adapter(
+        project, tmp_path, "--adapter_path", str(tmp_path)
+    )
     (tmp_path / "adapter_config.json").write_text("{")
-    assert "cannot be read" in from_adapter(project, tmp_path, "--adapter_path", str(tmp_path))
+    assert "adapter_config.json is damaged" in from_adapter(project, tmp_path, "--adapter_path", str(tmp_path))
 
 
 def test_an_adapter_of_another_base(project: Project, trained: Path, tmp_path: Path) -> None:
@@ -95,7 +97,7 @@ def test_an_adapter_that_is_not_plain_lora(project: Project, tmp_path: Path) -> 
     base = AutoModelForCausalLM.from_pretrained(project.folder / "tiny")
     config = LoraConfig(r=2, target_modules=["q_proj"], use_dora=True)
     get_peft_model(base, config).save_pretrained(tmp_path / "dora")
-    assert "is no plain LoRA adapter" in from_adapter(project, tmp_path, "--adapter_path", str(tmp_path / "dora"))
+    assert "is not a plain LoRA adapter" in from_adapter(project, tmp_path, "--adapter_path", str(tmp_path / "dora"))
 
 
 def test_sft_goes_on_from_an_adapter(project: Project, trained: Path, tmp_path: Path) -> None:

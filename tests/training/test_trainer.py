@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from sails_align.initializers import INITIALIZERS, subspace_initializers
 from sails_align.subspace.options import Method
 from sails_align.training import run as align
-from sails_align.training.checkpoints import save_model
+from sails_align.training.save import save_model
 
 # What training starts from
 

@@ -158,7 +158,7 @@ def _access(kind: str, name: str) -> Finding:
 def _model(of: Reproduction) -> Iterator[Finding]:
     """The model's configuration and tokenizer, and that its chat template writes prompts that answers go on from."""
     for args in _different(of, lambda args: (args.model.model_name_or_path, args.chat_template_path)):
-        tokenizer = load_tokenizer(args.model, args.training, args.chat_template_path)
+        tokenizer = load_tokenizer(args)
         side = tokenize_response(tokenizer, QUESTION, ANSWER, args.training.max_length or 1024)
         if not any(side.mask):
             raise InputError(
@@ -175,7 +175,7 @@ def _saes(of: Reproduction) -> Iterator[Finding]:
     for args in _different(of, lambda args: (args.sails.sae_release, args.sails.sae_path), with_saes):
         sails, name = args.sails, str(args.model.model_name_or_path)
         if sails.sae_path is not None or constants.HF_HUB_OFFLINE:  # they are here
-            config = load_model_config(args.model, args.training)
+            config = load_model_config(args)
             saes = SAESet.load(sails.saes(), keep=False, model_config=config, model_name=name)
             source = sails.sae_release or sails.sae_path
             yield Finding("SAEs", "ok", f"{source}: layers {', '.join(map(str, saes))} of {name}")

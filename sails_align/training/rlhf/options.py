@@ -1,12 +1,13 @@
 """The options of the recipe `rlhf_reference.py`: ours and those of TRL's GRPOConfig."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
+from sails_align.core.options import check_choices, check_least, check_positive, option
 from sails_align.evaluation.options import TESTBED_TOKENS
 from sails_align.testbed.build import is_testbed
 
@@ -34,32 +35,22 @@ DEFAULTS: dict[str, Any] = {
 class RlhfOptions:
     """The testbed, its requests, and the warm start."""
 
-    model_name_or_path: str | None = field(
-        default=None,
-        metadata={"help": "testbed (the shipped one, the default), testbed:N, or the folder of a testbed."},
+    model_name_or_path: str | None = option(
+        None, "testbed (the shipped one, the default), testbed:N, or the folder of a testbed."
     )
-    max_train_examples: int | None = field(
-        default=None,
-        metadata={"help": "Maximum number of harmful requests to train on, chosen by --seed; default: all."},
+    max_train_examples: int | None = option(
+        None, "Maximum number of harmful requests to train on, chosen by --seed; default: all."
     )
-    helpful_ratio: float = field(default=1.0, metadata={"help": "Number of harmless requests for each harmful one."})
-    eval_examples: int = field(
-        default=256, metadata={"help": "Number of prompts in each of the four sets of the final evaluation."}
+    helpful_ratio: float = option(1.0, "Number of harmless requests for each harmful one.")
+    eval_examples: int = option(256, "Number of prompts in each of the four sets of the final evaluation.")
+    eval_part: str = option("test", "Split of the final evaluation: test, or validation (to choose settings).")
+    warm_start_path: str | None = option(
+        None, "A fully fine-tuned model of the testbed, instead of the built-in warm start."
     )
-    eval_part: str = field(
-        default="test", metadata={"help": "Split of the final evaluation: test, or validation (to choose settings)."}
-    )
-    warm_start_path: str | None = field(
-        default=None, metadata={"help": "A fully fine-tuned model of the testbed, instead of the built-in warm start."}
-    )
-    warm_start_examples: int = field(
-        default=128, metadata={"help": "Number of refusals in the warm start; 0: reinforcement learning only."}
-    )
-    warm_start_ratio: float = field(
-        default=1.0, metadata={"help": "Number of answers in the warm start for each refusal."}
-    )
-    warm_start_epochs: float = field(default=4.0, metadata={"help": "Epochs of the warm start."})
-    warm_start_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the warm start."})
+    warm_start_examples: int = option(128, "Number of refusals in the warm start; 0: reinforcement learning only.")
+    warm_start_ratio: float = option(1.0, "Number of answers in the warm start for each refusal.")
+    warm_start_epochs: float = option(4.0, "Epochs of the warm start.")
+    warm_start_learning_rate: float = option(1e-3, "Learning rate of the warm start.")
 
     def __post_init__(self) -> None:
         if not is_testbed(self.model_name_or_path):
@@ -68,18 +59,10 @@ class RlhfOptions:
                 "testbed:N or a testbed's folder;\nfor a real model the reference is the id of its aligned version, "
                 "such as google/gemma-2-9b-it"
             )
-        if self.eval_part not in ("test", "validation"):
-            raise InputError(f"eval_part is {self.eval_part!r}, which is not one of: test, validation")
-        for name, least in (("max_train_examples", 1), ("eval_examples", 1), ("warm_start_examples", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"{name} is {value}; choose {least} or more")
-        for name in ("helpful_ratio", "warm_start_ratio"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise InputError(f"{name} is {getattr(self, name)}, but it is a ratio: choose 0 or more")
-        for name in ("warm_start_epochs", "warm_start_learning_rate"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise InputError(f"{name} is {getattr(self, name)}; choose more than 0")
+        check_choices(self, {"eval_part": ("test", "validation")})
+        check_least(self, max_train_examples=1, eval_examples=1)
+        check_least(self, warm_start_examples=0, helpful_ratio=0, warm_start_ratio=0)
+        check_positive(self, "warm_start_epochs", "warm_start_learning_rate")
         if self.warm_start_path is not None and not (Path(self.warm_start_path) / WEIGHTS).is_file():
             raise InputError(
                 f"the warm start {self.warm_start_path} has no {WEIGHTS};\ngive the folder of a model that was "

@@ -7,16 +7,16 @@
 import json
 from pathlib import Path
 
-from transformers import AutoTokenizer
-
 from sails_align.core.artifacts import content_hash, file_hash
 from sails_align.core.distributed import from_main, n_processes, process_index
 from sails_align.core.errors import InputError
 from sails_align.core.files import write_json
+from sails_align.models.load import load_tokenizer
 from sails_align.testbed.build import Testbed
 from sails_align.training import run as align
-from sails_align.training.checkpoints import save_model, train
+from sails_align.training.checkpoints import train
 from sails_align.training.rlhf.options import WEIGHTS, RlhfPlan
+from sails_align.training.save import save_model
 from sails_align.training.trainer import build_trainer
 
 BATCH = 16
@@ -24,13 +24,13 @@ BATCH = 16
 
 
 def warm_start(args: RlhfPlan, testbed: Testbed, folder: Path) -> Path:
-    """The folder of the model that reinforcement learning starts from.
+    """Return the folder of the model that reinforcement learning starts from.
 
-    That is the one named, or the base fine-tuned on a few refusals and answers; it is not made again where it is whole
-    and was made from the same options.
+    It is the one named, or the base fine-tuned on a few refusals and answers, which is not trained again if it is
+    complete and was made with the same options.
 
     Raises:
-        InputError: if the one named has another vocabulary than the testbed.
+        InputError: if the one named has no tokenizer, or another vocabulary than the testbed.
     """
     reference, training = args.reference, args.training
     if reference.warm_start_path is not None:
@@ -64,14 +64,14 @@ def warm_start(args: RlhfPlan, testbed: Testbed, folder: Path) -> Path:
     built = build_trainer(sft, align.load_source(sft, sft_testbed), None)
     train(built.trainer, None)
     save_model(built.plan, built.trainer, folder)
-    if process_index() == 0:  # last: a folder that has it is whole
+    if process_index() == 0:  # last: a folder that has it is complete
         write_json(folder / "run.json", {"made_from": made_from, "sha256": file_hash(folder / WEIGHTS)})
     from_main(lambda: None)  # no process reads before all is written
     return folder
 
 
 def _is_whole(folder: Path, made_from: str) -> bool:
-    """Whether a warm start is there as it was written, and made from these options."""
+    """Return whether a warm start is complete and was made from these options."""
     try:
         found = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         return found == {"made_from": made_from, "sha256": file_hash(folder / WEIGHTS)}
@@ -80,13 +80,7 @@ def _is_whole(folder: Path, made_from: str) -> bool:
 
 
 def _check_vocabulary(folder: Path, testbed: Testbed) -> None:
-    try:
-        vocabulary = AutoTokenizer.from_pretrained(folder).get_vocab()
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"the warm start {folder} has no tokenizer that can be read; give the whole folder of a training"
-        ) from error
-    if vocabulary != AutoTokenizer.from_pretrained(testbed.model_path).get_vocab():
+    if load_tokenizer(str(folder)).get_vocab() != load_tokenizer(testbed.model_path).get_vocab():
         raise InputError(
             f"the warm start {folder} has another vocabulary than the testbed;\n"
             "give a model that was fine-tuned from this testbed's base"

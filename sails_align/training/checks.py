@@ -1,14 +1,20 @@
-"""Options of speed and memory: those that contradict each other, and those that this machine or model cannot do.
+"""Refuse options that contradict each other, and options that this machine or model cannot do.
 
-TRL, PEFT and transformers take some of them without a word, and do nothing or something else; others they refuse only
-after the subspace is found.
+TRL, PEFT and transformers ignore some of them, or do something else; others they refuse only after the subspace is
+found.
 """
 
+import logging
+import math
+import os
+import sys
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from packaging.version import Version
 from transformers import PreTrainedConfig
+from transformers.integrations import get_available_reporting_integrations
 from transformers.utils import (
     is_bitsandbytes_available,
     is_flash_attn_2_available,
@@ -17,14 +23,27 @@ from transformers.utils import (
     is_liger_kernel_available,
 )
 from transformers.utils.generic import is_flash_attention_requested
-from trl import SFTConfig
 
+from sails_align.core.distributed import process_index
 from sails_align.core.errors import InputError
 from sails_align.models.attention import exact_attention
+from sails_align.subspace.options import PRESETS
 from sails_align.training.plan import TrainingPlan
 
+logger = logging.getLogger(__name__)
+
+SIZES = ("max_length", "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+RANGES = (  # smallest value, the first one that is too large, and the options
+    (sys.float_info.min, math.inf, "a positive number", ("learning_rate", "num_train_epochs", "beta", "lora_alpha")),
+    (1, math.inf, "1 or more", ("lora_r", *SIZES)),
+    (0, math.inf, "0 or more", ("weight_decay", "warmup_steps", "max_grad_norm", "dataloader_num_workers")),
+    (0, 1, "0 or more, and less than 1", ("lora_dropout", "adam_beta1", "adam_beta2")),
+    (0, 2**32, "0 or more, and less than 2 to the power of 32", ("seed",)),
+)
+LORA_OPTIONS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_rslora", "use_dora")
+
 FLASH_WITH_SOFT_CAP = "2.6"
-"""The first version of flash-attn with a soft-cap; transformers leaves it out with an older one."""
+"""The first version of flash-attn with a soft-cap; transformers omits it with an older one."""
 
 
 def check_options(args: TrainingPlan) -> None:
@@ -33,15 +52,107 @@ def check_options(args: TrainingPlan) -> None:
     Raises:
         InputError: then.
     """
+    _check_start(args)
+    _check_values(args)
+    args.make_loss()
+    _check_saving(args)
+    services, known = args.training.report_to or [], get_available_reporting_integrations()
+    if missing := [name for name in services if name not in known]:
+        raise InputError(
+            f"report_to is {missing[0]}, which is unknown or not installed;\n"
+            f"pip install it, or choose one of: {', '.join(known)}, none"
+        )
+    _check_engine(args)
     if bits := _quantization(args):
         _check_quantization(args, bits)
+    _check_batches(args)
+
+
+def _check_start(args: TrainingPlan) -> None:
+    """Refuse options that name two things to start from, and warn of those that have no effect."""
+    sails = args.sails
+    given = [name for name in ("init", "adapter_path", "subspace_path") if getattr(sails, name) is not None]
+    if given and not args.model.use_peft:
+        raise InputError(
+            f"--use_peft false trains all weights, without an adapter, but --{given[0]} is given;\n"
+            "leave one of them out"
+        )
+    if sails.subspace_path is not None and not sails.uses_subspace:
+        raise InputError(f"--subspace_path is given, but {args.start} uses no subspace; leave one of them out")
+    without_effect = () if sails.uses_subspace else (*PRESETS["default"], "subspace_decay")
+    if not args.model.use_peft or sails.adapter_path is not None:
+        without_effect = (*without_effect, *LORA_OPTIONS)
+    ignored = [name for name in without_effect if name in args.given]
+    # A warning only: adding one option to a file of options should be enough to make a baseline.
+    if ignored and process_index() == 0:
+        logger.warning("of no effect with %s: %s", args.start, ", ".join(ignored))
+
+
+def _check_values(args: TrainingPlan) -> None:
+    """Refuse numbers that transformers, PEFT and torch accept, or that end in their tracebacks."""
+    given = vars(args.model) | vars(args.training)
+    for low, high, allowed, names in RANGES:
+        for name in names:
+            if (value := given.get(name)) is not None and not low <= value < high:
+                raise InputError(f"{name} is {value}, but must be {allowed}")
+    if args.training.max_steps == 0:
+        raise InputError("max_steps is 0, which trains nothing; leave it out, or choose 1 or more")
+
+
+def _check_saving(args: TrainingPlan) -> None:
+    """Refuse options with which a run cannot be resumed, or something else than the finished run is kept."""
+    training, adapter = args.training, args.sails.adapter_path
+    if training.save_total_limit == 1:
+        raise InputError(
+            "save_total_limit is 1: while a checkpoint is written there is no other complete one;\nchoose 2 or more"
+        )
+    if adapter is not None and Path(adapter).resolve() == Path(str(training.output_dir)).resolve():
+        raise InputError(f"--adapter_path is {adapter}, where the new adapter would go; give another --output_dir")
+    for name in ("save_only_model", "sync_ref_model"):
+        if getattr(training, name, False):
+            raise InputError(f"{name} is true, but then a run cannot be resumed without loss; leave it out")
+    if training.push_to_hub and training.hub_strategy != "every_save":  # which is TRL's default
+        raise InputError("hub_strategy is given, but only the finished run is pushed; leave it out")
+
+
+def _check_engine(args: TrainingPlan) -> None:
+    """Refuse what an engine cannot do."""
+    sails, engine = args.sails, args.engine
+    if args.asks_for_fsdp and engine == "ddp" and process_index() == 0:
+        logger.warning("accelerate has no FSDP on CPUs: this runs as DDP")
+    if sails.initializer.needs_whole_weights and engine in ("zero3", "fsdp"):
+        raise InputError(
+            f"--init {sails.init} is computed from whole weights, but {engine} splits them;\n"
+            "use ZeRO-2 or DDP (accelerate_configs/zero2.yaml), or another --init"
+        )
+    if sails.uses_subspace and sails.subspace_mode == "decay" and engine not in ("single", "ddp"):
+        raise InputError(
+            f"subspace_mode decay does not work with {engine}, which trains copies or parts of the weights;\n"
+            "use subspace_mode init or freeze, or train on one GPU or with DDP"
+        )
+    plugin = args.training.deepspeed_plugin
+    stage_3 = {} if plugin is None else plugin.deepspeed_config.get("zero_optimization", {})
+    if engine == "zero3" and not stage_3.get("stage3_gather_16bit_weights_on_model_save"):
+        raise InputError(
+            "the DeepSpeed configuration lacks stage3_gather_16bit_weights_on_model_save: true, without which "
+            "ZeRO-3 saves no weights;\nadd it (in accelerate's files: zero3_save_16bit_model: true)"
+        )
+    if engine == "fsdp" and os.environ.get("FSDP_STATE_DICT_TYPE") != "FULL_STATE_DICT":
+        raise InputError(
+            "FSDP would save weights in parts, which nothing else can load;\n"
+            "set fsdp_state_dict_type: FULL_STATE_DICT (as accelerate_configs/fsdp2.yaml does)"
+        )
+
+
+def _check_batches(args: TrainingPlan) -> None:
+    """Refuse options of batches and checkpointing that TRL ignores, or that change what is trained."""
     training: Any = args.training
     selective = (training.gradient_checkpointing_kwargs or {}).get("selective")
     if args.method == "dpo" and training.padding_free:
         raise InputError("padding_free is true, but TRL's DPO pads all the same; leave it out")
     if args.method == "dpo" and selective:
         raise InputError("gradient_checkpointing_kwargs has selective, which TRL has for SFT only; leave it out")
-    if not isinstance(training, SFTConfig):
+    if args.method == "dpo":
         return
     if training.packing_strategy == "wrapped" and (training.packing or training.eval_packing):
         raise InputError(
@@ -56,7 +167,7 @@ def check_options(args: TrainingPlan) -> None:
 
 
 def _quantization(args: TrainingPlan) -> str | None:
-    """The option that asks for a base model of few bits."""
+    """Return the option that asks for a quantized base model."""
     return next((name for name in ("load_in_4bit", "load_in_8bit") if getattr(args.model, name)), None)
 
 
@@ -66,9 +177,8 @@ def _check_quantization(args: TrainingPlan, option: str) -> None:
         raise InputError(
             f"{option} is true with --use_peft false, but rounded weights cannot be trained; leave one out"
         )
-    if (
-        not args.sails.initializer.exact
-    ):  # the base would be rounded once more; PEFT has no orthogonal one on rounded weights
+    # The base would be rounded once more, and PEFT has no orthogonal initialization on rounded weights.
+    if not args.sails.initializer.exact:
         raise InputError(f"--init {init} needs base weights that are not rounded; use another, or leave {option} out")
     if engine not in ("single", "ddp"):
         raise InputError(
