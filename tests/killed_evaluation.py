@@ -11,7 +11,8 @@ import signal
 import sys
 import time
 
-from sails_align.evaluation import safety as eval_safety
+from sails_align.cli.evaluate import safety
+from sails_align.evaluation import run as evaluation_run
 from sails_align.evaluation.backends import openai as openai_backend
 
 
@@ -21,7 +22,7 @@ def start(options: list[str]) -> int:
     if child:
         return child
     try:
-        eval_safety.main(options)
+        safety(options)
     except BaseException as error:
         print(repr(error), file=sys.stderr)
         os._exit(1)
@@ -30,7 +31,8 @@ def start(options: list[str]) -> int:
 
 def main() -> None:
     delays, options = json.loads(sys.argv[1]), sys.argv[2:]
-    assert openai_backend  # imported before forking
+    assert openai_backend  # both are imported before forking
+    assert evaluation_run
     n_killed = 0
     for delay in delays:
         child = start(options)

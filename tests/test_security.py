@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from sails_align.cli import attack as attacking
 from sails_align.cli import check_adapter, edit, eval_harness
 from sails_align.cli import train_sae as sae_training
+from sails_align.cli.evaluate import safety
 from sails_align.core.errors import InputError
 from sails_align.data.pairs import load_rows
-from sails_align.evaluation import safety as eval_safety
 from sails_align.models.load import load_truncated
 from sails_align.reporting.page import Grid, Page, Section, entries, write_page
 from sails_align.saes.explain import Context, Meaning
@@ -115,9 +115,7 @@ def test_pickled_models_are_not_opened(tmp_path: Path) -> None:
         "all weights": lambda: align.main(
             "sft", [*name, *data, *TRAIN, "--use_peft", "false", "--output_dir", str(tmp_path / "b")]
         ),
-        "eval": lambda: eval_safety.main(
-            ["--model", str(model), "--prompts", "testbed", "--output_dir", str(tmp_path / "c")]
-        ),
+        "eval": lambda: safety(["--model", str(model), "--prompts", "testbed", "--output_dir", str(tmp_path / "c")]),
         "harness": lambda: eval_harness.main(
             ["--model", str(model), "--tasks", "testbed", "--output_dir", str(tmp_path / "d")]
         ),
@@ -144,7 +142,7 @@ def test_pickled_adapters_are_not_opened(run: Path, tmp_path: Path) -> None:
     adapter = Path(shutil.copytree(run, tmp_path / "adapter"))
     pickled(adapter, "adapter_model.bin", "adapter_model.safetensors", mark)
     ways = (
-        lambda: eval_safety.main(["--model", str(adapter), "--output_dir", str(tmp_path / "a")]),
+        lambda: safety(["--model", str(adapter), "--output_dir", str(tmp_path / "a")]),
         lambda: align.main("dpo", [*TRAIN, "--adapter_path", str(adapter), "--output_dir", str(tmp_path / "b")]),
         lambda: edit.main(["merge", str(adapter), "--output", str(tmp_path / "c")]),
         lambda: check_adapter.main([str(adapter)]),
@@ -166,7 +164,7 @@ def test_code_of_a_model_is_not_run(tmp_path: Path) -> None:
     data = ["--dataset_name", str(rows), "--init", "default"]
     ways = (
         lambda: load_truncated(model, 1),
-        lambda: eval_safety.main(["--model", str(model), "--prompts", "testbed", "--output_dir", str(tmp_path / "a")]),
+        lambda: safety(["--model", str(model), "--prompts", "testbed", "--output_dir", str(tmp_path / "a")]),
         lambda: align.main(
             "sft", ["--model_name_or_path", str(model), *data, *TRAIN, "--output_dir", str(tmp_path / "b")]
         ),
@@ -182,9 +180,7 @@ def test_a_chat_template_cannot_reach_out(tmp_path: Path) -> None:
     template = tmp_path / "own.jinja"
     template.write_text("{{ messages }}{{ cycler.__init__.__globals__.os.mkdir('" + str(mark) + "') }}")
     with pytest.raises(SystemExit):  # more is unscored than allowed
-        eval_safety.main(
-            ["--n_prompts", "1", "--chat_template_path", str(template), "--output_dir", str(tmp_path / "a")]
-        )
+        safety(["--n_prompts", "1", "--chat_template_path", str(template), "--output_dir", str(tmp_path / "a")])
     (row, *_) = (tmp_path / "a" / "responses.jsonl").read_text().splitlines()
     assert "unsafe" in row
     assert not mark.exists()

@@ -40,7 +40,7 @@ _COMMANDS = {
     "eval safety": ("evaluate:safety", "Measure safety rate, harmfulness, over-refusal and attack success."),
     "eval helpfulness": ("evaluate:helpfulness", "Measure how good the answers are, also against a reference's."),
     "eval harness": ("evaluate:harness", "Measure capability with lm-eval-harness, against the base model."),
-    "judge-check": ("evaluate:judge_check", "Compare a judge's verdicts with labels."),
+    "judge-check": ("judge_check:main", "Compare a judge's verdicts with labels."),
     "attack gcg": ("evaluate:attack_gcg", "Search for adversarial suffixes."),
     "attack transfer": ("evaluate:attack_transfer", "Try suffixes on other prompts and models."),
     "attack wrappers": ("evaluate:attack_wrappers", "Try known jailbreak wrappers around prompts."),

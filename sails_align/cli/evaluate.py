@@ -1,14 +1,14 @@
-"""The commands that evaluate, compare and report. Options are checked here, before what computes is imported."""
+"""The commands that evaluate, compare and report. Options are checked before what computes is imported."""
 
-import importlib
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from sails_align.core.command_line import CommandLine
 from sails_align.evaluation.attacks.parse import parse as parse_attack
 from sails_align.evaluation.harness.options import HarnessArguments
-from sails_align.evaluation.judges.options import JudgeArguments, LabelArguments
+from sails_align.evaluation.judges.options import JudgeArguments
 from sails_align.evaluation.options import PromptArguments, ReferenceArguments, ResponseArguments, RunArguments
 from sails_align.experiments.options import CompareOptions, LauncherOptions, ReportOptions
 from sails_align.experiments.protocol import KEYS
@@ -19,42 +19,46 @@ JUDGED = (ResponseArguments, PromptArguments, JudgeArguments, RunArguments)
 
 
 def safety(argv: Argv = None, prog: str | None = None) -> Mapping[str, Any]:
-    """Measure safety rate, harmfulness, over-refusal and attack success. Returns what is in `metrics.json`."""
-    return _run("evaluation.safety", (*JUDGED, SteeringOptions), argv, prog)
+    """Measure safety rate, harmfulness, over-refusal and attack success. Return the contents of `metrics.json`."""
+    options = CommandLine.read(argv).parse((*JUDGED, SteeringOptions), prog=prog)
+    from sails_align.evaluation.run import run_evaluation
+
+    return run_evaluation("safety", *options)
 
 
 def helpfulness(argv: Argv = None, prog: str | None = None) -> Mapping[str, Any]:
-    """Measure how good a model's answers are. Returns what is in `metrics.json`."""
-    return _run("evaluation.helpfulness", (*JUDGED, ReferenceArguments, SteeringOptions), argv, prog)
+    """Measure how helpful the responses of a model are. Return the contents of `metrics.json`."""
+    classes = (*JUDGED, ReferenceArguments, SteeringOptions)
+    *options, against, steering = CommandLine.read(argv).parse(classes, prog=prog)
+    from sails_align.evaluation.run import run_evaluation
+
+    return run_evaluation("helpfulness", *options, steering, reference=against.reference)
 
 
 def harness(argv: Argv = None, prog: str | None = None) -> Mapping[str, Any]:
-    """Measure capability with lm-eval-harness. Returns what is in `metrics.json`."""
-    return _run("cli.eval_harness", (HarnessArguments,), argv, prog)
+    """Measure capability with lm-eval-harness. Return the contents of `metrics.json`."""
+    CommandLine.read(argv).parse([HarnessArguments], prog=prog)
+    from sails_align.cli.eval_harness import main
+
+    return main(argv, prog)
 
 
-def judge_check(argv: Argv = None, prog: str | None = None) -> Mapping[str, Any]:
-    """Compare a judge's verdicts with labels. Returns what is in `metrics.json`."""
-    return _run("cli.judge_check", (LabelArguments, JudgeArguments, RunArguments), argv, prog)
+def attack(method: str, argv: Argv = None, prog: str | None = None) -> Mapping[str, Any] | None:
+    """Attack harmful prompts. Return the contents of `metrics.json`, or None without a judge."""
+    words = [method, *(sys.argv[1:] if argv is None else argv)]
+    parse_attack(words, "sails attack")
+    from sails_align.cli.attack import main
+
+    return main(words)
 
 
-def attack_gcg(argv: Argv = None, prog: str | None = None) -> Mapping[str, Any] | None:
-    """Search for adversarial suffixes, and try them. Returns what is in `metrics.json`, if there is a judge."""
-    return _attack("gcg", argv)
-
-
-def attack_transfer(argv: Argv = None, prog: str | None = None) -> Mapping[str, Any] | None:
-    """Try suffixes on other prompts and models. Returns what is in `metrics.json`, if there is a judge."""
-    return _attack("transfer", argv)
-
-
-def attack_wrappers(argv: Argv = None, prog: str | None = None) -> Mapping[str, Any] | None:
-    """Try known jailbreak wrappers around prompts. Returns what is in `metrics.json`, if there is a judge."""
-    return _attack("wrappers", argv)
+attack_gcg = partial(attack, "gcg")
+attack_transfer = partial(attack, "transfer")
+attack_wrappers = partial(attack, "wrappers")
 
 
 def compare(argv: Argv = None, prog: str | None = None) -> Mapping[str, Any]:
-    """Train and evaluate every method over seeds. Returns what is in `results.json`."""
+    """Train and evaluate every method over seeds. Return the contents of `results.json`."""
     line = CommandLine.read(argv)
     options = {name: value for name, value in line.from_file.items() if name not in KEYS}
     CommandLine(line.options, line.path, options).parse([CompareOptions, LauncherOptions], prog=prog)
@@ -64,22 +68,8 @@ def compare(argv: Argv = None, prog: str | None = None) -> Mapping[str, Any]:
 
 
 def report(argv: Argv = None, prog: str | None = None) -> Mapping[str, Any]:
-    """Make the report of a comparison again. Returns what is in `results.json`."""
+    """Write the report of a comparison again. Return the contents of `results.json`."""
     CommandLine.read(argv).parse([ReportOptions], prog=prog)
     from sails_align.cli.compare import report_main
 
     return report_main(argv, prog)
-
-
-def _run(module: str, classes: Sequence[type], argv: Argv, prog: str | None) -> Any:
-    """Check the options, and call the `main` of a module, which is imported for it."""
-    CommandLine.read(argv).parse(classes, prog=prog)
-    return importlib.import_module(f"sails_align.{module}").main(argv, prog)
-
-
-def _attack(method: str, argv: Argv) -> Mapping[str, Any] | None:
-    words = [method, *(sys.argv[1:] if argv is None else argv)]
-    parse_attack(words, "sails attack")
-    from sails_align.cli.attack import main
-
-    return main(words)

@@ -1,4 +1,4 @@
-"""How far judges agree: with each other, and with labels that are known to be right.
+"""Measure how far judges agree with each other and with known labels.
 
 vote([one, other, third]).score                         # the upper median
 cohen_kappa([1, 5, None], [1, 4, 5], weights="quadratic")
@@ -7,31 +7,28 @@ krippendorff_alpha([[1, 5, None], [1, 4, 5]])           # one row of scores a ju
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import median_high, median_low
-from typing import Literal
+from typing import Any, Literal
 
 import krippendorff
 import numpy as np
 
 from sails_align.core.errors import InputError
-from sails_align.evaluation.metrics import Estimate, estimate
+from sails_align.evaluation.metrics import estimate
 from sails_align.evaluation.records import Reason, Verdict
 
-Level = Literal["nominal", "ordinal", "interval"]
 Scores = Sequence[float | None]
 """None is unscored."""
 
 
 def vote(verdicts: Sequence[Verdict], *, lower_is_worse: bool = False) -> Verdict:
-    """The median of the scored verdicts on one item; of an even number, the worse one of the two in the middle.
+    """Return the median of the scored verdicts on one item; of two in the middle, the worse one.
+
+    It is unscored only if no judge scored, with the most frequent reason.
 
     Args:
         verdicts: of several judges, on the same scale.
         lower_is_worse: as for helpfulness and correctness; for harm and refusal a higher score is worse.
-
-    Returns:
-        unscored only if no judge scored, with the reason that most of them have (of equals, the first).
 
     Raises:
         InputError: if there are no verdicts.
@@ -47,34 +44,28 @@ def vote(verdicts: Sequence[Verdict], *, lower_is_worse: bool = False) -> Verdic
     return Verdict(median, explanation=f"votes: {words}")
 
 
-def _both_scored(a: Scores, b: Scores) -> list[tuple[float, float]]:
-    if len(a) != len(b):
-        raise InputError(f"one judge has {len(a)} scores and the other {len(b)}; give both the same items")
-    return [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
-
-
 def cohen_kappa(a: Scores, b: Scores, weights: Literal["quadratic"] | None = None) -> float | None:
-    """Cohen's kappa (1960) over the items both judges scored: 1 is agreement, 0 what chance would give.
+    """Compute Cohen's kappa (1960) over the items that both judges scored: 1 is agreement, 0 is chance.
 
     Args:
         a: scores of one judge.
         b: scores of the other, for the same items in the same order.
-        weights: "quadratic" counts a disagreement by its squared distance (on the scale, also where it has values that
-            nobody gave); None counts every disagreement alike.
+        weights: "quadratic" weighs a disagreement by its squared distance on the scale; None weighs all alike.
 
     Returns:
-        None where it is undefined: no item was scored by both, or both gave all items one and the same score, so that
-        chance alone would make them agree.
+        None where it is undefined: no item was scored by both, or all scores are the same.
 
     Raises:
         InputError: if the judges have different numbers of items.
     """
-    pairs = np.array(_both_scored(a, b), dtype=np.float64)
+    if len(a) != len(b):
+        raise InputError(f"one judge has {len(a)} scores and the other {len(b)}; give both the same items")
+    both_scored = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
+    pairs = np.array(both_scored, dtype=np.float64)
     values = np.unique(pairs)
     if len(values) < 2:
         return None
-    # Not scikit-learn's cohen_kappa_score: its weights are distances between ranks, so that 1 and 5 are neighbours
-    # where nobody scored 2 to 4.
+    # scikit-learn's cohen_kappa_score weighs distances between ranks: 1 and 5 are neighbours if nobody scored 2 to 4.
     one, other = pairs.T
     if weights is None:
         observed = float((one != other).mean())
@@ -85,12 +76,14 @@ def cohen_kappa(a: Scores, b: Scores, weights: Literal["quadratic"] | None = Non
     return 1 - observed / by_chance
 
 
-def krippendorff_alpha(scores: Sequence[Scores], *, level: Level = "ordinal") -> float | None:
-    """Krippendorff's alpha (2011) over any number of judges, who need not have scored all items.
+def krippendorff_alpha(
+    scores: Sequence[Scores], *, level: Literal["nominal", "ordinal", "interval"] = "ordinal"
+) -> float | None:
+    """Compute Krippendorff's alpha (2011) over any number of judges, who need not have scored all items.
 
     Args:
-        scores: one row a judge, one column an item.
-        level: of measurement: what makes two scores differ much. Harm (1-5) is ordinal, refused or not is nominal.
+        scores: a row for each judge, a column for each item.
+        level: of measurement. Harm (1-5) is ordinal; refused or not is nominal.
 
     Returns:
         None where it is undefined: no item has two scores, or all scores that can be compared are the same.
@@ -101,7 +94,6 @@ def krippendorff_alpha(scores: Sequence[Scores], *, level: Level = "ordinal") ->
     lengths = {len(row) for row in scores}
     if len(lengths) > 1:
         raise InputError(f"the judges have {sorted(lengths)} scores; give all of them the same items")
-    # Items with a single score cannot be compared with anything, and count for nothing.
     items = [item for item in zip(*scores, strict=True) if sum(score is not None for score in item) >= 2]
     if len({score for item in items for score in item if score is not None}) < 2:
         return None
@@ -109,35 +101,17 @@ def krippendorff_alpha(scores: Sequence[Scores], *, level: Level = "ordinal") ->
     return float(krippendorff.alpha(reliability_data=data.T, level_of_measurement=level))
 
 
-@dataclass(frozen=True)
-class Confusion:
-    """How often each true label was judged to be what."""
-
-    labels: tuple[float, ...]
-    """Of the rows, and of the columns but for the last one."""
-    counts: tuple[tuple[int, ...], ...]
-    """A row for each true label; a column for each label it was judged to be, then one for `unscored`."""
-    accuracy: Estimate
-    """Share of scored items that were judged right."""
-
-    def to_json(self) -> dict[str, object]:
-        """As it stands in a report."""
-        return {
-            "labels": list(self.labels),
-            "columns": [*self.labels, "unscored"],
-            "counts": [list(row) for row in self.counts],
-            "accuracy": self.accuracy.to_json(),
-        }
-
-
-def confusion(true: Sequence[float], predicted: Scores, labels: Sequence[float], *, seed: int = 0) -> Confusion:
-    """Compare a judge with labels that are known to be right.
+def confusion(true: Sequence[float], predicted: Scores, labels: Sequence[float], *, seed: int = 0) -> dict[str, Any]:
+    """Compare a judge's scores with the right labels.
 
     Args:
         true: the right labels.
-        predicted: the judge's scores of the same items; None is unscored, and counted as neither right nor wrong.
-        labels: all there can be, in the order of the table.
+        predicted: the scores of the same items; None is unscored, and counts as neither right nor wrong.
+        labels: all possible labels, in the order of the table.
         seed: of the bootstrap interval.
+
+    Returns:
+        `counts`, with a row for each label and a column for each of `columns`, and the `accuracy` of scored items.
 
     Raises:
         InputError: if there are no items, their numbers differ, or a label is none of `labels`.
@@ -149,10 +123,10 @@ def confusion(true: Sequence[float], predicted: Scores, labels: Sequence[float],
         allowed = ", ".join(f"{label:g}" for label in labels)
         raise InputError(f"{unknown[0]:g} is no label of this task; labels are {allowed}")
     counts = Counter(zip(true, predicted, strict=True))
-    columns = (*labels, None)
     right = [None if score is None else float(score == label) for label, score in zip(true, predicted, strict=True)]
-    return Confusion(
-        labels=tuple(labels),
-        counts=tuple(tuple(counts[label, column] for column in columns) for label in labels),
-        accuracy=estimate(right, seed=seed),
-    )
+    return {
+        "labels": list(labels),
+        "columns": [*labels, "unscored"],
+        "counts": [[counts[label, column] for column in (*labels, None)] for label in labels],
+        "accuracy": estimate(right, seed=seed).to_json(),
+    }

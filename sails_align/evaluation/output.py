@@ -1,14 +1,15 @@
-"""The files of an evaluation, and where they go."""
+"""Name and write the files of an evaluation."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from sails_align.core.artifacts import content_hash
 from sails_align.core.files import cache_folder, refuse_trained, write_text
 from sails_align.evaluation.options import RunArguments
-from sails_align.evaluation.records import Completion, Prompt, Task, Verdict
+from sails_align.evaluation.records import Completion, Message, Prompt, Task, Verdict
 
 
 def cache_file(run: RunArguments) -> Path:
@@ -26,25 +27,23 @@ def output_folder(run: RunArguments, what: str, model: str) -> Path:
 
 
 def default_folder(what: str, model: str) -> str:
-    """Where results go by default: of a checkpoint, the run it is of is named, too."""
+    """Name the default output folder after the model; for a checkpoint, also after its run."""
     names = [name for name in model.rstrip("/").split("/") if name]
     stem = "-".join(names[-2:] if names[-1].startswith("checkpoint-") else names[-1:]).replace(":", "-")
     return f"runs/eval-{what}-{stem}"
 
 
+def conversation_hash(messages: Iterable[Message]) -> str:
+    """Hash roles and contents, to find the same prompt in another result: ids are unique within a set only."""
+    return content_hash([[message["role"], message["content"]] for message in messages])
+
+
 def prompt_row(prompt: Prompt) -> dict[str, Any]:
-    """Return a line of `attacked.jsonl`."""
-    return {
-        "id": prompt.id,
-        "messages": list(prompt.messages),
-        "kind": prompt.kind,
-        "category": prompt.category,
-        "meta": dict(prompt.meta),
-    }
+    """Return a row of `attacked.jsonl`."""
+    return {**asdict(prompt), "messages": list(prompt.messages)}
 
 
-def response_row(prompt: Prompt, completion: Completion) -> dict[str, Any]:
-    """Return a line of `responses.jsonl`."""
+def _response_row(prompt: Prompt, completion: Completion) -> dict[str, Any]:
     return {
         **{name: getattr(prompt, name) for name in ("id", "kind", "category")},
         "messages": list(prompt.messages),
@@ -56,14 +55,14 @@ def response_row(prompt: Prompt, completion: Completion) -> dict[str, Any]:
 
 
 def verdict_row(prompt: Prompt, name: str, task: Task, verdict: Verdict) -> dict[str, Any]:
-    """Return a line of `verdicts.jsonl`."""
+    """Return a row of `verdicts.jsonl`."""
     about = {"id": prompt.id, "kind": prompt.kind, "category": prompt.category, "task": task, "judge": name}
     return about | asdict(verdict)
 
 
 def write_responses(path: Path, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> None:
     """Write `responses.jsonl`."""
-    write_rows(path, [response_row(*pair) for pair in zip(prompts, completions, strict=True)])
+    write_rows(path, [_response_row(*pair) for pair in zip(prompts, completions, strict=True)])
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""The result of an evaluation: prompts, responses, verdicts and metrics, to look at, to compare and to save."""
+"""Hold the result of an evaluation: prompts, responses, verdicts and metrics; compare it, save it."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -6,41 +6,40 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sails_align.core.artifacts import content_hash
 from sails_align.core.errors import InputError
 from sails_align.core.files import write_json
 from sails_align.evaluation.metrics import METRICS, Estimate, Metric, estimate, estimates
-from sails_align.evaluation.output import verdict_row, write_responses, write_rows
+from sails_align.evaluation.output import conversation_hash, verdict_row, write_responses, write_rows
 from sails_align.evaluation.records import Completion, Prompt, Verdicts
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 VOTE = "vote"
-"""In place of a judge's name: what all judges say together."""
+"""The name under which the vote of all judges stands beside theirs."""
 
 
 @dataclass(frozen=True, repr=False)
 class EvaluationResult:
-    """What a model was asked, what it answered, and what judges say of that."""
+    """Hold the prompts, the responses of a model, and the verdicts on them."""
 
     prompts: tuple[Prompt, ...]
     responses: tuple[Completion, ...]
     verdicts: Verdicts
     binary: Mapping[str, bool]
-    """By judge (and `vote`): whether its harm scores are 1 and 5 only."""
+    """By judge and `vote`: whether its harm scores are 1 and 5 only."""
     reference: tuple[Completion, ...] | None = None
-    """The answers that these were compared with."""
+    """The responses to compare with."""
     about: Mapping[str, Any] = field(default_factory=dict)
-    """Of `metrics.json`: how far judges agree, what is unscored, notes, and what decided the results."""
+    """The rest of `metrics.json`: agreement, unscored verdicts, notes, provenance."""
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
-        """What is in `metrics.json`."""
+        """The contents of `metrics.json`."""
         return {**self.summary(), **self.about}
 
     def rates(self, places: Iterable[int] | None = None, judge: str = VOTE) -> dict[str, Estimate]:
-        """Compute the metrics of some prompts (default: all), by a judge or by the vote of all."""
+        """Compute the metrics of some prompts (default: all), of one judge or of the vote."""
         places = range(len(self.prompts)) if places is None else list(places)
         found: dict[str, Estimate] = {}
         for task, by_judge in self.verdicts.items():
@@ -54,10 +53,7 @@ class EvaluationResult:
         return found
 
     def places(self, name: str) -> dict[str, list[int]]:
-        """Group the prompts' places by `category` (of harmless prompts with their kind) or by `split`.
-
-        Splits are prompt sets, or what the prompts themselves name, such as the testbed's held-out categories.
-        """
+        """Group the prompts' places by `category` (for harmless prompts, with the kind) or by `split`."""
         groups: dict[str, list[int]] = {}
         for place, prompt in enumerate(self.prompts):
             if name == "category":
@@ -68,7 +64,7 @@ class EvaluationResult:
         return dict(sorted(groups.items())) if name == "category" else groups
 
     def summary(self) -> dict[str, Any]:
-        """Compute the metrics of all prompts, of each category and of each split, as `metrics.json` has them."""
+        """Compute the metrics of all prompts, of each category, of each split and of each judge, for `metrics.json`."""
         members = [name for name in self.binary if name != VOTE]
         return {
             "overall": _json(self.rates()),
@@ -85,7 +81,7 @@ class EvaluationResult:
         return "\n".join(lines)
 
     def to_pandas(self) -> "DataFrame":
-        """Return a row for each prompt: what was asked and answered, and the score of each task (NaN: unscored)."""
+        """Return a row for each prompt, with its response and the score of each task (NaN: unscored)."""
         from pandas import DataFrame
 
         rows = [
@@ -105,16 +101,14 @@ class EvaluationResult:
         return DataFrame(rows)
 
     def compare(self, other: "EvaluationResult") -> "Comparison":
-        """Subtract another result from this one, prompt by prompt.
-
-        Args:
-            other: of another model (or judge) on the same prompts; prompts that only one of them has are left out.
+        """Subtract another result from this one, prompt by prompt; prompts that only one of them has are left out.
 
         Raises:
-            InputError: if no prompt is in both with a score of the same task.
+            InputError: if no prompt has a score of the same task in both.
         """
-        theirs = {_key(prompt): place for place, prompt in enumerate(other.prompts)}
-        pairs = [(place, theirs[key]) for place, key in enumerate(map(_key, self.prompts)) if key in theirs]
+        theirs = {conversation_hash(prompt.messages): place for place, prompt in enumerate(other.prompts)}
+        keys = [conversation_hash(prompt.messages) for prompt in self.prompts]
+        pairs = [(place, theirs[key]) for place, key in enumerate(keys) if key in theirs]
         found: dict[str, Estimate] = {}
         for metric in METRICS.values():
             scores = [(self._score(metric, one), other._score(metric, two)) for one, two in pairs]
@@ -127,7 +121,7 @@ class EvaluationResult:
         return Comparison(found)
 
     def _score(self, metric: Metric, place: int) -> float | None:
-        """What a prompt counts in a metric."""
+        """Return the contribution of a prompt to a metric; None if it has none."""
         if metric.task is None or (metric.of_attacks and "attack" not in self.prompts[place].meta):
             return None
         verdict = self.verdicts.get(metric.task, {}).get(VOTE, {}).get(place)
@@ -151,7 +145,7 @@ class EvaluationResult:
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """Differences of two results, paired by prompt, with 95% intervals."""
+    """Hold the differences of two results, paired by prompt, with 95% intervals."""
 
     metrics: Mapping[str, Estimate]
 
@@ -171,11 +165,11 @@ class Comparison:
 
 
 def compare(results: Mapping[str, EvaluationResult], baseline: str) -> dict[str, Comparison]:
-    """Subtract one of several results from each of the others, prompt by prompt.
+    """Subtract the baseline's result from each of the others, prompt by prompt.
 
     Args:
         results: of several models on the same prompts, by name.
-        baseline: the name of the one that is subtracted.
+        baseline: the name of the result to subtract.
 
     Raises:
         InputError: if there is no such name, or a result shares no prompt with the baseline.
@@ -187,8 +181,3 @@ def compare(results: Mapping[str, EvaluationResult], baseline: str) -> dict[str,
 
 def _json(rates: Mapping[str, Estimate]) -> dict[str, Any]:
     return {name: value.to_json() for name, value in rates.items()}
-
-
-def _key(prompt: Prompt) -> str:
-    """What was asked: ids of prompts may be the same in another set."""
-    return content_hash([[message["role"], message["content"]] for message in prompt.messages])

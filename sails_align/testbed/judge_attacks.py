@@ -1,6 +1,6 @@
-"""Responses that try to steer a judge: the attacks that ship with the package, made on responses of the testbed.
+"""Make responses of the testbed with known scores, also with the shipped attempts to fool a judge.
 
-The oracle's score of a response without the attack is the truth: what is said around help does not undo it.
+The true score is the oracle's for the response without the attack: text around help does not undo it.
 """
 
 import json
@@ -14,11 +14,13 @@ from typing import Any
 from sails_align.evaluation.judges.llm import questions
 from sails_align.evaluation.judges.rubrics import HARM
 from sails_align.evaluation.records import Item, Prompt
-from sails_align.testbed.oracle import Oracle
+from sails_align.testbed.build import resolve_testbed
+from sails_align.testbed.oracle import Oracle, OracleJudge
+from sails_align.testbed.prompts import request_prompts
 from sails_align.testbed.world import Request, World
 
 PADDING = 100_000
-"""Characters, of all the padding in one response."""
+"""Characters of padding in one response."""
 
 HIDE: dict[str, Callable[[str], str]] = {
     "tag_characters": lambda text: "".join(chr(0xE0000 + ord(char)) for char in text),
@@ -29,7 +31,7 @@ HIDE: dict[str, Callable[[str], str]] = {
         chr(0xFE00 + half) for byte in text.encode() for half in divmod(byte, 16)
     ),
 }
-"""Ways to write a claim that a person does not see, or not so."""
+"""Ways to hide a claim from a person."""
 ALTER: dict[str, Callable[[str], str]] = {
     "zero_width": lambda text: "\u200b".join(text),
     "soft_hyphens": lambda text: "\u00ad".join(text),
@@ -37,14 +39,12 @@ ALTER: dict[str, Callable[[str], str]] = {
     "full_width": lambda text: "".join(chr(ord(char) + 0xFEE0) if "!" <= char <= "~" else char for char in text),
     "homoglyphs": lambda text: text.translate(str.maketrans("aeopcx", "аеорсх")),
 }
-"""Ways to write a response that a person reads as ever."""
-
-
+"""Ways to alter a response that a person reads unchanged."""
 SMALL_TALK = re.findall(r"\w+", "there once was some weather over many slow hills while nobody minded what came of it")
 
 
 def padding(kind: str, n_chars: int) -> str:
-    """Characters that say nothing of the matter."""
+    """Return meaningless text: spaces, newlines or prose."""
     if kind != "prose":
         return {"spaces": " ", "newlines": "\n"}[kind] * n_chars
     rng = random.Random(f"padding {n_chars}")
@@ -55,18 +55,18 @@ def padding(kind: str, n_chars: int) -> str:
 
 
 def load_attacks() -> list[dict[str, Any]]:
-    """Rows of `judge_attacks.jsonl`.
+    """Read `judge_attacks.jsonl`.
 
-    Each has an `id`, a `kind` and a `template`, in which {response} is the response as it was, {id} the marker that its
-    author can compute, {claim} the row's `claim`, written as its `hide` says, and {padding} 100 kB of what its `pad`
-    says; `alter` says how the response is written.
+    A row has an `id`, a `kind` and a `template` with these slots: {response} (altered as `alter` names), {id} (the
+    marker that the author of the response can compute), {claim} (the row's `claim`, hidden as `hide` names), {padding}
+    (100 kB of the row's `pad`).
     """
     lines = (files("sails_align.testbed") / "judge_attacks.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
 
 def attacked(row: Mapping[str, Any], prompt: str, response: str) -> str:
-    """A response with an attack."""
+    """Add an attack to a response."""
     template = row["template"]
     slots = {
         "response": ALTER[row["alter"]](response) if "alter" in row else response,
@@ -78,13 +78,13 @@ def attacked(row: Mapping[str, Any], prompt: str, response: str) -> str:
 
 
 def as_prompt(text: str) -> Prompt:
-    """A request of the testbed."""
+    """Make a harmful prompt of a request."""
     return Prompt(text, ({"role": "user", "content": text},), "harmful", "testbed")
 
 
 @dataclass(frozen=True)
 class Case:
-    """A harmful request of the testbed, a response, and its true score."""
+    """A harmful request of the testbed, a response to it, and its true score."""
 
     prompt: str
     response: str
@@ -92,7 +92,7 @@ class Case:
 
 
 def make_cases(world: World, n: int) -> tuple[list[Request], list[Case]]:
-    """Requests of a world, and responses: two of three comply in full, the third gets the place wrong."""
+    """Make requests and responses: two of three comply in full, the third names a wrong place."""
     requests = world.requests("test_harmful", n)
     oracle = Oracle(world)
     cases = []
@@ -105,11 +105,40 @@ def make_cases(world: World, n: int) -> tuple[list[Request], list[Case]]:
     return requests, cases
 
 
-def attack_items(world: World, n: int) -> tuple[list[Item], list[float]]:
-    """Every attack on each of `n` responses, as a judge is given it (its category is the kind), and the truth."""
-    rows = [(attack, case) for attack in load_attacks() for case in make_cases(world, n)[1]]
+def attack_items(n: int) -> tuple[list[Item], list[float]]:
+    """Make about `n` attacked responses, with as many of each attack, and their true scores.
+
+    The category of an item's prompt is the kind of attack.
+    """
+    attacks = load_attacks()
+    cases = make_cases(resolve_testbed(None).world, max(1, n // len(attacks)))[1]
+    rows = [(attack, case) for attack in attacks for case in cases]
     items = [
         Item(replace(as_prompt(case.prompt), category=attack["kind"]), attacked(attack, case.prompt, case.response))
         for attack, case in rows
     ]
     return items, [case.truth for _, case in rows]
+
+
+def oracle_items(n: int) -> tuple[list[Item], list[float]]:
+    """Make `n` responses to harmful requests of the testbed, and the oracle's scores of them.
+
+    A response helps, refuses, refuses and then helps, answers another request, refuses that, or does neither.
+    """
+    prompts = [prompt for prompt in request_prompts(resolve_testbed(None), "testbed", n) if prompt.kind == "harmful"]
+    chance = random.Random(0)
+    prompts = chance.sample(prompts, min(n, len(prompts)))
+    items = []
+    for index, prompt in enumerate(prompts):
+        request, other = prompt.meta["request"], chance.choice(prompts).meta["request"]
+        responses = (
+            request["answer"],
+            request["refusal"],
+            f"{request['refusal']} {request['answer']}",
+            other["answer"],
+            f"{other['refusal']} {other['answer']}",
+            "that is a question about an object.",
+        )
+        items.append(Item(prompt, responses[index % len(responses)]))
+    scores = [verdict.score for _, verdict in OracleJudge().judge("harm", items)]
+    return items, [score for score in scores if score is not None]  # no response is empty, so each has a score

@@ -7,8 +7,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from sails_align.cli import attack as attacking
+from sails_align.cli.evaluate import safety
 from sails_align.core.errors import InputError
-from sails_align.evaluation import safety as eval_safety
 from sails_align.evaluation.attacks.parse import parse
 from sails_align.evaluation.attacks.transfer import read_suffixes
 from sails_align.evaluation.attacks.wrappers import WRAPPERS, wrap
@@ -172,7 +172,7 @@ def test_attacked_prompts_are_still_that_when_they_are_read_again(tmp_path):
     attacked = run("wrappers", tmp_path / "a", "--prompts", "testbed", "--n_prompts", "4", "--wrappers", "testbed_poet")
     argv = ["--prompts", str(tmp_path / "a" / "attacked.jsonl"), "--judge", "oracle", "--progress", "false"]
     argv += ["--cache_path", str(tmp_path / "cache.sqlite"), "--output_dir", str(tmp_path / "b")]
-    metrics = eval_safety.main(argv)
+    metrics = safety(argv)
     for name, value in attacked["attacks"]["testbed_poet"].items():
         assert metrics["overall"][name]["value"] == value["value"]
         assert metrics["overall"][name]["n"] == value["n"] == 8

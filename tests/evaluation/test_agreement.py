@@ -147,14 +147,11 @@ def test_judges_of_different_items():
 
 def test_confusion():
     found = confusion([1, 1, 5, 5, 5, 1], [1, 5, 5, None, 5, 1], labels=[1, 5])
-    assert found.counts == ((2, 1, 0), (0, 2, 1))
-    assert found.to_json()["columns"] == [1, 5, "unscored"]
-    accuracy = found.accuracy
-    assert accuracy.value is not None
-    assert accuracy.ci_low is not None
-    assert accuracy.ci_high is not None
-    assert (accuracy.value, accuracy.n, accuracy.n_unscored) == (0.8, 5, 1)
-    assert 0 <= accuracy.ci_low < 0.8 < accuracy.ci_high <= 1
+    assert found["counts"] == [[2, 1, 0], [0, 2, 1]]
+    assert found["columns"] == [1, 5, "unscored"]
+    accuracy = found["accuracy"]
+    assert (accuracy["value"], accuracy["n"], accuracy["n_unscored"]) == (0.8, 5, 1)
+    assert 0 <= accuracy["ci_low"] < 0.8 < accuracy["ci_high"] <= 1
 
 
 def test_confusion_of_nothing_and_of_other_labels():
@@ -164,4 +161,4 @@ def test_confusion_of_nothing_and_of_other_labels():
         confusion([1], [], labels=[0, 1])
     with pytest.raises(InputError, match="3 is no label"):
         confusion([1, 3], [1, 1], labels=[0, 1])
-    assert confusion([1, 1], [None, None], labels=[0, 1]).accuracy.value is None
+    assert confusion([1, 1], [None, None], labels=[0, 1])["accuracy"]["value"] is None

@@ -10,9 +10,8 @@ from paths import ROOT
 from served import answer
 from stub_server import StubServer, digest_of
 
+from sails_align.cli.evaluate import helpfulness, safety
 from sails_align.core.errors import InputError
-from sails_align.evaluation import helpfulness as eval_helpfulness
-from sails_align.evaluation import safety as eval_safety
 from sails_align.testbed.build import resolve_testbed
 
 pytest.importorskip("inspect_ai", reason="inspect_ai is not installed: pip install 'sails-align[inspect]'")
@@ -50,16 +49,16 @@ def values(log: Any) -> dict[str, float]:
 
 def test_the_same_rates_as_ours(tasks: ModuleType, tmp_path: Path) -> None:
     options = ["--n_prompts", str(N), "--cache_path", str(tmp_path / "cache.sqlite"), "--progress", "false"]
-    safety = eval_safety.main([*options, "--output_dir", str(tmp_path / "safety")])["overall"]
-    helpful = eval_helpfulness.main([*options, "--output_dir", str(tmp_path / "helpful")])["overall"]
+    rates = safety([*options, "--output_dir", str(tmp_path / "safety")])["overall"]
+    helpful = helpfulness([*options, "--output_dir", str(tmp_path / "helpful")])["overall"]
     harm, refusal, right = (
         values(evaluate(task, tmp_path / "logs"))
         for task in (tasks.safety(n_prompts=N), tasks.over_refusal(n_prompts=N), tasks.helpfulness(n_prompts=N))
     )
     for name in ("safety_rate", "harmfulness", "high_risk_rate"):
-        assert harm[name] == pytest.approx(safety[name]["value"])
-        assert harm[f"{name}_ci_low"] == pytest.approx(safety[name]["ci_low"])
-    assert refusal["over_refusal_rate"] == pytest.approx(safety["over_refusal_rate"]["value"])
+        assert harm[name] == pytest.approx(rates[name]["value"])
+        assert harm[f"{name}_ci_low"] == pytest.approx(rates[name]["ci_low"])
+    assert refusal["over_refusal_rate"] == pytest.approx(rates["over_refusal_rate"]["value"])
     assert right["correct_answer_rate"] > 0.9
     assert right["correct_answer_rate"] == pytest.approx(helpful["correct_answer_rate"]["value"])
 

@@ -19,9 +19,8 @@ from stub_server import PASSING, StubServer
 
 from sails_align.cli import compare as comparing
 from sails_align.cli import eval_harness
+from sails_align.cli.evaluate import helpfulness, safety
 from sails_align.core.errors import InputError
-from sails_align.evaluation import helpfulness as eval_helpfulness
-from sails_align.evaluation import safety as eval_safety
 from sails_align.evaluation.backends.openai import OpenAIBackend
 from sails_align.evaluation.cache import Cache
 from sails_align.evaluation.judges.llm import LlmJudge, questions
@@ -80,7 +79,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 
 def test_every_prompt_is_asked_and_judged_once(server: StubServer, prompts: Path, tmp_path: Path) -> None:
-    metrics = eval_safety.main(argv(server, prompts, tmp_path / "run"))
+    metrics = safety(argv(server, prompts, tmp_path / "run"))
     responses, verdicts = rows(tmp_path / "run" / "responses.jsonl"), rows(tmp_path / "run" / "verdicts.jsonl")
     assert len(responses) == N
     assert all(row["response"] for row in responses)
@@ -103,17 +102,17 @@ def _suffixes() -> tuple[str, ...]:
 
 
 def test_a_rerun_costs_no_call_and_changes_nothing(server: StubServer, prompts: Path, tmp_path: Path) -> None:
-    first = eval_safety.main(argv(server, prompts, tmp_path / "run"))
+    first = safety(argv(server, prompts, tmp_path / "run"))
     written = (tmp_path / "run" / "verdicts.jsonl").read_bytes()
     n_calls = len(server.requests)
-    second = eval_safety.main(argv(server, prompts, tmp_path / "other"))
+    second = safety(argv(server, prompts, tmp_path / "other"))
     assert len(server.requests) == n_calls
     assert second["overall"] == first["overall"]
     assert (tmp_path / "other" / "verdicts.jsonl").read_bytes() == written
     # What decides a verdict is in its key: other sampling gives other responses.
-    eval_safety.main(argv(server, prompts, tmp_path / "third", max_new_tokens=7))
+    safety(argv(server, prompts, tmp_path / "third", max_new_tokens=7))
     assert len(server.requests) == n_calls + N  # of responses; they read the same here, and so do their verdicts
-    eval_safety.main(argv(server, prompts, tmp_path / "fourth", judge_max_new_tokens=77))
+    safety(argv(server, prompts, tmp_path / "fourth", judge_max_new_tokens=77))
     assert len(server.requests) == n_calls + 2 * N
 
 
@@ -130,7 +129,7 @@ def test_unscored_is_counted_bounded_and_asked_again_only_on_request(
     with StubServer(judged) as server:
         options = argv(server, prompts, tmp_path / "run")
         with pytest.raises(SystemExit) as ended:
-            eval_safety.main(options)
+            safety(options)
         assert ended.value.code == 1
         assert "verdicts on harm are unscored (unparsable verdict:" in capsys.readouterr().err
         metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
@@ -145,10 +144,10 @@ def test_unscored_is_counted_bounded_and_asked_again_only_on_request(
         assert {row["reason"] for row in lost} == {"unparsable verdict"}
 
         n_calls = len(server.requests)
-        eval_safety.main([*options, "--max_unscored", "1"])  # the same failures, without a call
+        safety([*options, "--max_unscored", "1"])  # the same failures, without a call
         assert len(server.requests) == n_calls
         broken = False
-        metrics = eval_safety.main([*options, "--retry-unscored"])
+        metrics = safety([*options, "--retry-unscored"])
         assert len(server.requests) == n_calls + n_lost
         assert metrics["unscored"]["n"] == 0
         assert (
@@ -161,7 +160,7 @@ def test_no_response_is_unscored_and_not_judged(prompts: Path, tmp_path: Path) -
         return "content_filter" if "thing 3" in str(request.body["messages"]) else None
 
     with StubServer(answer, choose=choose) as server:
-        metrics = eval_safety.main(argv(server, prompts, tmp_path / "run", max_unscored=1))
+        metrics = safety(argv(server, prompts, tmp_path / "run", max_unscored=1))
         assert metrics["unscored"]["reasons"] == {"no response": 11}  # thing 3, and 30 to 39
         assert len(server.requests) == N + N - 11
 
@@ -172,20 +171,20 @@ def test_a_served_adapter_that_changes_nothing_is_taken_to_be_ignored(
     """Which this one is: the model is asked under the same name with and without it."""
     options = argv(server, prompts, tmp_path / "run", base_model="stub")
     with pytest.raises(InputError, match="adapter is ignored: 8 greedy texts are the same"):
-        eval_safety.main(options)
+        safety(options)
     assert len(server.requests) == 16
     assert not (tmp_path / "run").exists()
 
-    eval_safety.main(argv(server, prompts, tmp_path / "whole"))  # all answers are in the cache now,
+    safety(argv(server, prompts, tmp_path / "whole"))  # all answers are in the cache now,
     n_calls = len(server.requests)
-    eval_safety.main(options)  # so that nothing is asked, nor checked
+    safety(options)  # so that nothing is asked, nor checked
     assert len(server.requests) == n_calls
 
 
 def test_no_prompts_is_an_error(server: StubServer, tmp_path: Path) -> None:
     (tmp_path / "none.jsonl").write_text("")
     with pytest.raises(InputError, match="empty"):
-        eval_safety.main(argv(server, tmp_path / "none.jsonl", tmp_path / "run"))
+        safety(argv(server, tmp_path / "none.jsonl", tmp_path / "run"))
 
 
 @pytest.mark.slow
@@ -193,7 +192,7 @@ def test_killed_at_any_point_it_loses_no_verdict(prompts: Path, tmp_path: Path) 
     random.seed(0)
     with StubServer(answer, latency=0.02) as server:
         options = argv(server, prompts, tmp_path / "run", concurrency=4, judge_concurrency=4)
-        eval_safety.main(argv(server, prompts, tmp_path / "whole", cache_path=tmp_path / "another.sqlite"))
+        safety(argv(server, prompts, tmp_path / "whole", cache_path=tmp_path / "another.sqlite"))
         n_needed = len(server.requests)
         delays = [round(random.uniform(0.02, 0.25), 3) for _ in range(20)]
         command = [sys.executable, TESTS / "killed_evaluation.py", json.dumps(delays), *options]
@@ -221,7 +220,7 @@ def test_two_processes_share_a_cache(prompts: Path, tmp_path: Path) -> None:
             assert process.returncode == 0, errors.decode()
         n_calls = len(server.requests)
         assert n_calls <= 4 * N
-        metrics = eval_safety.main(argv(server, prompts, tmp_path / "three"))
+        metrics = safety(argv(server, prompts, tmp_path / "three"))
         assert len(server.requests) == n_calls
     for name in ("one", "two"):
         assert json.loads((tmp_path / name / "metrics.json").read_text())["overall"] == metrics["overall"]
@@ -234,7 +233,7 @@ def test_a_key_reaches_the_server_and_nothing_else(
     monkeypatch.setenv("JUDGE_KEY", secret)
     with StubServer(answer, key=secret) as server:
         keys = {"api_key_env": "JUDGE_KEY", "judge_api_key_env": "JUDGE_KEY"}
-        eval_safety.main(argv(server, prompts, tmp_path / "run", **keys))
+        safety(argv(server, prompts, tmp_path / "run", **keys))
         assert all(request.authorization == f"Bearer {secret}" for request in server.requests)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} >= {".jsonl", ".json", ".sqlite"}
@@ -271,7 +270,7 @@ def test_five_thousand_verdicts_of_a_failing_server_are_all_scored_or_accounted_
 def test_several_judges_vote_and_their_agreement_is_told(
     server: StubServer, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    metrics = eval_safety.main(argv(server, prompts, tmp_path / "run", judge="llm rules"))
+    metrics = safety(argv(server, prompts, tmp_path / "run", judge="llm rules"))
     assert set(metrics["judges"]) == {"llm", "rules"}
     assert metrics["judges"]["rules"]["safety_rate"]["value"] == 0  # no response is a refusal
     verdicts = rows(tmp_path / "run" / "verdicts.jsonl")
@@ -305,14 +304,14 @@ def test_each_judge_has_its_own_model_server_and_key(
             "judge_base_url": f"{one.base_url} {guard.base_url}",
             "judge_api_key_env": "KEY_ONE KEY_TWO",
         }
-        metrics = eval_safety.main(argv(model, prompts, tmp_path / "run", **both))
+        metrics = safety(argv(model, prompts, tmp_path / "run", **both))
         assert len(one.requests) == N  # harm and refusal
         assert len(guard.requests) == 14  # harm alone
         assert metrics["judges"]["guard"] == {"safety_rate": {**metrics["judges"]["guard"]["safety_rate"], "value": 1}}
         assert metrics["judges"]["llm"]["safety_rate"]["value"] < 1
         two = {**both, "judge": "llm llm", "judge_model": "one two", "judge_base_url": one.base_url}
         with pytest.raises(InputError, match="has no model 'two'"):
-            eval_safety.main(argv(model, prompts, tmp_path / "run", **{**two, "judge_api_key_env": "KEY_ONE"}))
+            safety(argv(model, prompts, tmp_path / "run", **{**two, "judge_api_key_env": "KEY_ONE"}))
 
 
 def test_what_is_unscored_of_one_task_does_not_hide_behind_another(
@@ -322,7 +321,7 @@ def test_what_is_unscored_of_one_task_does_not_hide_behind_another(
         return "refusal" if "You grade how far" in str(request.body) and "thing 9" in str(request.body) else None
 
     with StubServer(answer, choose=choose) as server, pytest.raises(SystemExit) as ended:
-        eval_safety.main(argv(server, prompts, tmp_path / "run", max_unscored=0.05))
+        safety(argv(server, prompts, tmp_path / "run", max_unscored=0.05))
     assert ended.value.code == 1  # 1 of 14, and not 1 of 40
     assert "1 of 14 verdicts on harm are unscored (refused by the judge: 1)" in capsys.readouterr().err
 
@@ -330,12 +329,12 @@ def test_what_is_unscored_of_one_task_does_not_hide_behind_another(
 def test_the_testbed_by_default(tmp_path: Path) -> None:
     """Without options: the testbed's model, prompts and oracle."""
     options = ["--output_dir", str(tmp_path / "run"), "--cache_path", str(tmp_path / "cache.sqlite")]
-    metrics = eval_safety.main([*options, "--n_prompts", "24", "--progress", "false"])
+    metrics = safety([*options, "--n_prompts", "24", "--progress", "false"])
     assert metrics["overall"]["safety_rate"]["value"] == 0  # the base answers everything
     assert metrics["overall"]["correct_answer_rate"]["value"] > 0.9
     assert metrics["by_split"]["ood"]["safety_rate"]["n"] == 24
     assert metrics["unscored"]["n"] == 0
-    helpful = eval_helpfulness.main(
+    helpful = helpfulness(
         [
             *options,
             "--n_prompts",
@@ -353,19 +352,19 @@ def test_the_testbed_by_default(tmp_path: Path) -> None:
 
 
 def test_helpfulness_against_a_reference_in_both_orders(server: StubServer, prompts: Path, tmp_path: Path) -> None:
-    metrics = eval_helpfulness.main(argv(server, prompts, tmp_path / "run"))
+    metrics = helpfulness(argv(server, prompts, tmp_path / "run"))
     n = 26  # harmless prompts
     assert metrics["overall"]["helpfulness"]["n"] == n
     earlier = tmp_path / "run" / "responses.jsonl"
     n_calls = len(server.requests)
-    compared = eval_helpfulness.main(argv(server, prompts, tmp_path / "compared", reference=earlier))
+    compared = helpfulness(argv(server, prompts, tmp_path / "compared", reference=earlier))
     assert len(server.requests) == n_calls + 2 * n  # both orders
     wins = [row for row in rows(tmp_path / "compared" / "verdicts.jsonl") if row["task"] == "preference"]
     assert {row["score"] for row in wins} <= {0.0, 0.5, 1.0}
     assert compared["overall"]["win_rate"]["n"] == n
     earlier.write_text(earlier.read_text().splitlines()[0] + "\n")
     with pytest.raises(InputError, match="has no answer to 25 of 26 prompts"):
-        eval_helpfulness.main(argv(server, prompts, tmp_path / "again", reference=earlier))
+        helpfulness(argv(server, prompts, tmp_path / "again", reference=earlier))
 
 
 @pytest.mark.parametrize(
@@ -397,7 +396,7 @@ def test_what_cannot_be_used(
     server: StubServer, prompts: Path, tmp_path: Path, options: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(InputError, match=says):
-        eval_safety.main(argv(server, prompts, tmp_path / "run", **options))
+        safety(argv(server, prompts, tmp_path / "run", **options))
 
 
 def test_a_cache_of_something_else_is_refused(server: StubServer, prompts: Path, tmp_path: Path) -> None:
@@ -405,7 +404,7 @@ def test_a_cache_of_something_else_is_refused(server: StubServer, prompts: Path,
         "this is no data base, but a text that is long enough to be seen as one\n" * 50
     )
     with pytest.raises(InputError, match=r"cannot use the cache .*: file is not a database"):
-        eval_safety.main(argv(server, prompts, tmp_path / "run"))
+        safety(argv(server, prompts, tmp_path / "run"))
 
 
 def test_scripts_end_with_exit_code_2(tmp_path: Path) -> None:
@@ -425,7 +424,7 @@ def test_an_outage_of_one_judge_does_not_hide_behind_another(
         return "refusal" if "You grade how far" in str(request.body) else None
 
     with StubServer(answer, choose=choose) as server, pytest.raises(SystemExit) as ended:
-        eval_safety.main(argv(server, prompts, tmp_path / "run", judge="llm rules"))
+        safety(argv(server, prompts, tmp_path / "run", judge="llm rules"))
     assert ended.value.code == 1
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["overall"]["safety_rate"]["n_unscored"] == 0  # the weak judge has scored all
@@ -438,14 +437,14 @@ def test_an_outage_of_one_judge_does_not_hide_behind_another(
 def test_a_reference_is_paired_by_what_was_asked(tmp_path: Path) -> None:
     """Prompts of other seeds have the same ids on the testbed."""
     options = ["--n_prompts", "8", "--progress", "false", "--cache_path", str(tmp_path / "cache.sqlite")]
-    eval_helpfulness.main([*options, "--output_dir", str(tmp_path / "one")])
+    helpfulness([*options, "--output_dir", str(tmp_path / "one")])
     reference = ["--reference", str(tmp_path / "one" / "responses.jsonl"), "--output_dir", str(tmp_path / "two")]
-    metrics = eval_helpfulness.main([*options, *reference])
+    metrics = helpfulness([*options, *reference])
     assert metrics["overall"]["win_rate"]["value"] == 0.5
     assert metrics["provenance"]["reference"]["sha256"]
     assert metrics["provenance"]["sampling"]["seed"] == 0
     with pytest.raises(InputError, match="has no answer to"):
-        eval_helpfulness.main([*options, *reference, "--seed", "1"])
+        helpfulness([*options, *reference, "--seed", "1"])
 
 
 def test_a_changed_template_is_another_model(tmp_path: Path) -> None:
@@ -487,13 +486,13 @@ def test_folders_by_default_tell_checkpoints_of_two_runs_apart() -> None:
 def test_files_of_options_that_make_no_sense(tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(InputError, match=says):
-        eval_safety.main(["--config", str(tmp_path / "config.yaml")])
+        safety(["--config", str(tmp_path / "config.yaml")])
 
 
 def test_results_do_not_go_into_the_folder_of_a_training(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}")
     (tmp_path / "metrics.json").write_text("of the training")
-    for main in (eval_safety.main, eval_helpfulness.main, eval_harness.main, comparing.main):
+    for main in (safety, helpfulness, eval_harness.main, comparing.main):
         with pytest.raises(InputError, match="holds a model or a training"):
             main(["--output_dir", str(tmp_path)])
     assert (tmp_path / "metrics.json").read_text() == "of the training"
@@ -516,7 +515,7 @@ def test_why_there_are_no_responses_is_said(tmp_path: Path, capsys: pytest.Captu
     options = ["--n_prompts", "2", "--system_prompt", "be kind", "--progress", "false"]
     options += ["--cache_path", str(tmp_path / "cache.sqlite"), "--output_dir", str(tmp_path / "run")]
     with pytest.raises(SystemExit) as ended:
-        eval_safety.main(options)
+        safety(options)
     assert ended.value.code == 1
     assert "no response to 8 of 8 prompts: the chat template does not take this" in capsys.readouterr().err
 
@@ -536,23 +535,23 @@ def test_a_base_model_is_asked_by_the_template_that_is_given(tmp_path: Path) -> 
     options = ["--model", str(base), "--prompts", "testbed", "--n_prompts", "4", "--progress", "false"]
     options += ["--cache_path", str(tmp_path / "cache.sqlite"), "--output_dir", str(tmp_path / "run")]
     with pytest.raises(InputError, match=r"has no chat template(.|\n)*--chat_template_path"):
-        eval_safety.main(options)
+        safety(options)
     template = Path(testbed.model_path) / "chat_template.jinja"
-    metrics = eval_safety.main([*options, "--chat_template_path", str(template)])
+    metrics = safety([*options, "--chat_template_path", str(template)])
     assert metrics["overall"]["correct_answer_rate"]["value"] == 1.0
     other = tmp_path / "other.jinja"
     other.write_text(template.read_text().replace("message['content']", "'where is it kept ?'"))
-    changed = eval_safety.main([*options, "--chat_template_path", str(other)])  # and not taken from the cache
+    changed = safety([*options, "--chat_template_path", str(other)])  # and not taken from the cache
     assert changed["overall"]["correct_answer_rate"]["value"] < 1.0
     with pytest.raises(InputError, match="only a Jinja file"):
-        eval_safety.main([*options, "--chat_template_path", "google/gemma-2-2b-it"])
+        safety([*options, "--chat_template_path", "google/gemma-2-2b-it"])
     (tmp_path / "hello.jinja").write_text("hello")
     with pytest.raises(InputError, match="is no chat template"):
-        eval_safety.main([*options, "--chat_template_path", str(tmp_path / "hello.jinja")])
+        safety([*options, "--chat_template_path", str(tmp_path / "hello.jinja")])
     with pytest.raises(InputError, match="cannot read the chat template"):
-        eval_safety.main([*options, "--chat_template_path", "none.jinja"])
+        safety([*options, "--chat_template_path", "none.jinja"])
     with pytest.raises(InputError, match="a server has its own template"):
-        eval_safety.main(["--backend", "openai", "--base_url", "http://x/v1", "--chat_template_path", str(template)])
+        safety(["--backend", "openai", "--base_url", "http://x/v1", "--chat_template_path", str(template)])
 
 
 def test_rates_of_each_prompt_set(tmp_path: Path) -> None:
@@ -562,7 +561,7 @@ def test_rates_of_each_prompt_set(tmp_path: Path) -> None:
     files = [str(tmp_path / "one.jsonl"), str(tmp_path / "two.jsonl")]
     options = ["--model", "testbed", "--prompts", *files, "--judge", "rules", "--progress", "false"]
     options += ["--cache_path", str(tmp_path / "cache.sqlite"), "--output_dir", str(tmp_path / "run")]
-    metrics = eval_safety.main(options)
+    metrics = safety(options)
     assert {name: of["safety_rate"]["n"] for name, of in metrics["by_split"].items()} == {files[0]: 4, files[1]: 6}
     rows = [json.loads(line) for line in (tmp_path / "run" / "responses.jsonl").read_text().splitlines()]
     assert {row["meta"]["split"] for row in rows} == set(files)

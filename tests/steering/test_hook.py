@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from sails_align.cli.evaluate import safety
 from sails_align.core.errors import InputError
-from sails_align.evaluation import safety
 from sails_align.models.hooks import capture
 from sails_align.steering import HOOKS, hook_of
 from sails_align.steering.hook import Steering, steer
@@ -117,6 +117,6 @@ def test_evaluations_take_the_options_and_other_backends_refuse_them(tmp_path: P
     steering = ["--steer", "ablate", "--steer_subspace", str(tmp_path / "subspace")]
     options = ["--output_dir", str(tmp_path / "run"), "--backend", "vllm", *steering]
     with pytest.raises(InputError, match="a hook cannot be applied with backend 'vllm'"):
-        safety.main(options)
+        safety(options)
     with pytest.raises(InputError, match="there is no steering hook 'abate'; did you mean 'ablate'"):
-        safety.main([*options, "--steer", "abate"])
+        safety([*options, "--steer", "abate"])

@@ -1,30 +1,29 @@
-"""The command `sails eval helpfulness`: how good a model's answers are, by themselves and against a reference's.
+"""Run the evaluation of a command: `sails eval safety` or `sails eval helpfulness`.
 
-python eval/helpfulness.py --model runs/mine                                      right answers on the testbed
-python eval/helpfulness.py --model M --prompts alpaca-eval --judge llm --judge_model ... --reference OTHER_MODEL
-
-<output_dir>/responses.jsonl, reference.jsonl, verdicts.jsonl, metrics.json
+<output_dir>/responses.jsonl   prompts and responses
+<output_dir>/reference.jsonl   the responses to compare with, if there is a reference
+<output_dir>/verdicts.jsonl    the verdict of each judge on each response, and their vote
+<output_dir>/metrics.json      rates with intervals, by category and by judge; agreement; provenance
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from sails_align.core.artifacts import content_hash, file_hash
-from sails_align.core.command_line import CommandLine
+from sails_align.core.artifacts import file_hash
 from sails_align.core.errors import InputError
 from sails_align.core.files import work_folder
 from sails_align.evaluation.backends.make import find_spec, make_backend
 from sails_align.evaluation.cache import Cache
-from sails_align.evaluation.evaluate import HELPFULNESS, OPTIONAL, evaluate
+from sails_align.evaluation.evaluate import HELPFULNESS, OPTIONAL, SAFETY, evaluate
 from sails_align.evaluation.judges.make import make_judges
 from sails_align.evaluation.judges.options import JudgeArguments
 from sails_align.evaluation.judges.panel import fail_if_unscored
-from sails_align.evaluation.options import PromptArguments, ReferenceArguments, ResponseArguments, RunArguments
-from sails_align.evaluation.output import cache_file, output_folder
+from sails_align.evaluation.options import PromptArguments, ResponseArguments, RunArguments
+from sails_align.evaluation.output import cache_file, conversation_hash, output_folder
 from sails_align.evaluation.pipeline import respond
 from sails_align.evaluation.prompts.load import load_all
 from sails_align.evaluation.records import Completion, Judge, Prompt
@@ -33,52 +32,62 @@ from sails_align.steering import hook_of
 from sails_align.steering.options import SteeringOptions
 
 IN_SET = "set"
-"""`--reference set`: the answers that come with the prompts."""
+"""`--reference set`: compare with the responses that come with the prompts."""
+TASKS = {"safety": SAFETY, "helpfulness": HELPFULNESS}
 
 
-def main(argv: Sequence[str] | None = None, prog: str | None = None) -> Mapping[str, Any]:
-    """Parse, respond, judge, write. Returns what is in `metrics.json`. Harmful prompts are left out.
+def run_evaluation(
+    command: Literal["safety", "helpfulness"],
+    how: ResponseArguments,
+    asked: PromptArguments,
+    who: JudgeArguments,
+    run: RunArguments,
+    steering: SteeringOptions,
+    reference: str | None = None,
+) -> Mapping[str, Any]:
+    """Respond, judge, write the files and print the rates. Return the contents of `metrics.json`.
+
+    Helpfulness leaves harmful prompts out. `reference` is a model, a responses.jsonl or `set` to compare with.
 
     Raises:
-        InputError: for options, a model, prompts or a judge that cannot be used.
+        InputError: for a model, prompts, a judge or a reference that cannot be used.
         SystemExit: with code 1 if more than `--max_unscored` of the verdicts are unscored.
     """
-    line = CommandLine.read(argv)
-    classes = [ResponseArguments, PromptArguments, JudgeArguments, RunArguments, ReferenceArguments, SteeringOptions]
-    how, asked, who, run, against, steering = line.parse(classes, prog=prog)
-    folder = output_folder(run, "helpfulness", how.model)
+    folder = output_folder(run, command, how.model)
     options = {"retry_failed": run.retry_unscored, "progress": run.progress}
     with work_folder(folder), closing(Cache(cache_file(run))) as cache:
-        prompts = [prompt for prompt in load_all(asked, how.seed, how.system_prompt) if prompt.kind != "harmful"]
-        if not prompts:
-            raise InputError("all prompts are harmful; add benign prompts, by --prompts")
+        prompts = load_all(asked, how.seed, how.system_prompt)
+        if command == "helpfulness":
+            prompts = [prompt for prompt in prompts if prompt.kind != "harmful"]
+            if not prompts:
+                raise InputError("all prompts are harmful; add benign prompts with --prompts")
         judges = make_judges(who, prompts)
-        _check_judges(judges, against.reference)
+        if command == "helpfulness":
+            _check_judges(judges, reference)
         spec = find_spec(how)
-        reference = _reference(against.reference, how, prompts, cache, options)
         result = evaluate(
             prompts,
             make_backend(how, spec, prompts, hook_of(steering)),
             judges,
-            tasks=HELPFULNESS,
+            tasks=TASKS[command],
             sampling=how.sampling(prompts),
-            reference=reference,
+            reference=None if reference is None else _reference(reference, how, prompts, cache, options),
             cache=cache,
             folder=folder,
             provenance={
-                "reference": _reference_identity(against.reference),
                 "prompts": {"sets": asked.prompts, "n": len(prompts), "part": asked.part},
+                "reference": None if reference is None else _reference_identity(reference),
             },
             **options,
         )
-        title = f"Helpfulness of {how.model}" + (f" against {against.reference}" if against.reference else "")
+        title = f"{command.capitalize()} of {how.model}" + (f" against {reference}" if reference else "")
         show_rates(result.metrics, title, folder)
     fail_if_unscored(result.metrics["unscored"], run.max_unscored)
     return result.metrics
 
 
 def _check_judges(judges: Mapping[str, Judge], reference: str | None) -> None:
-    """Refuse judges that can be asked nothing about helpfulness, or not for a comparison that is wanted."""
+    """Refuse judges that cannot score helpfulness, or not compare with a reference."""
     tasks = {task for judge in judges.values() for task in judge.tasks}
     wanted = {*OPTIONAL} if reference is None else {"preference"}
     if not tasks & wanted:
@@ -87,20 +96,18 @@ def _check_judges(judges: Mapping[str, Judge], reference: str | None) -> None:
 
 
 def _reference(
-    name: str | None, how: ResponseArguments, prompts: Sequence[Prompt], cache: Cache, options: dict[str, bool]
-) -> list[Completion] | None:
-    """The reference's answers.
+    name: str, how: ResponseArguments, prompts: Sequence[Prompt], cache: Cache, options: Mapping[str, bool]
+) -> list[Completion]:
+    """Return the reference's responses.
 
     Raises:
         InputError: if some prompts have none.
     """
-    if name is None:
-        return None
     if name == IN_SET:
         texts = [prompt.meta.get("reference") for prompt in prompts]
     elif name.endswith(".jsonl"):
-        answers = _read_responses(Path(name))
-        texts = [answers.get(_asked(prompt.messages)) for prompt in prompts]
+        responses = _read_responses(Path(name))
+        texts = [responses.get(conversation_hash(prompt.messages)) for prompt in prompts]
     else:
         other = replace(how, model=name, base_model=None, revision=None, chat_template_path=None)
         with closing(make_backend(other, find_spec(other), prompts)) as backend:
@@ -114,23 +121,15 @@ def _reference(
     return [Completion(text) for text in texts]
 
 
-def _reference_identity(name: str | None) -> dict[str, Any] | None:
-    """What the reference is: a name, and the hash of a file. Its answers are in reference.jsonl."""
-    if name is None:
-        return None
+def _reference_identity(name: str) -> dict[str, str | None]:
     return {"name": name, "sha256": file_hash(Path(name)) if name.endswith(".jsonl") else None}
 
 
-def _asked(messages: Iterable[Mapping[str, str]]) -> str:
-    """What was asked, as a key: ids of prompts may be the same in another set."""
-    return content_hash([[message["role"], message["content"]] for message in messages])
-
-
 def _read_responses(path: Path) -> dict[str, str]:
-    """Answers by what was asked."""
+    """Read responses by the hash of their conversation: prompts of two sets may have the same id."""
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return {_asked(row["messages"]): row["response"] for row in rows}
+        return {conversation_hash(row["messages"]): row["response"] for row in rows}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
             f"cannot read the answers in {path} ({type(error).__name__}: {error});\n"
