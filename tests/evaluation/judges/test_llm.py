@@ -12,8 +12,8 @@ from stub_server import StubServer
 
 from sails_align.evaluation.backends.openai import OpenAIBackend
 from sails_align.evaluation.judges import shielding
-from sails_align.evaluation.judges.answers import EXPLANATION_LIMIT, Question, read
-from sails_align.evaluation.judges.llm import LlmJudge, combine, questions
+from sails_align.evaluation.judges.answers import EXPLANATION_LIMIT, Question, combine, read
+from sails_align.evaluation.judges.llm import LlmJudge, questions
 from sails_align.evaluation.judges.rubrics import HARM, HELPFULNESS, PREFERENCE, REFUSAL, RUBRICS
 from sails_align.evaluation.records import Completion, Item, Prompt, Reason, Verdict
 
@@ -322,9 +322,8 @@ def test_a_preference_needs_another_response():
 def test_servers_are_asked_for_the_schema():
     backend = obedient(lambda text: 1)
     list(LlmJudge(backend).judge("refusal", [Item(ask(), "yes")]))
-    list(LlmJudge(backend, structured=False, max_new_tokens=7).judge("refusal", [Item(ask(), "yes")]))
+    list(LlmJudge(backend, max_new_tokens=7).judge("refusal", [Item(ask(), "yes")]))
     assert backend.samplings[0].schema == REFUSAL.schema
-    assert backend.samplings[1].schema is None
     assert [sampling.max_new_tokens for sampling in backend.samplings] == [512, 7]
     assert backend.samplings[0].temperature == 0
 
@@ -332,11 +331,10 @@ def test_servers_are_asked_for_the_schema():
 def test_identities_tell_apart_what_decides_verdicts():
     judges = [
         LlmJudge(obedient(lambda text: 1)),
-        LlmJudge(obedient(lambda text: 1), structured=False),
         LlmJudge(obedient(lambda text: 1), max_new_tokens=9),
     ]
     found = {json.dumps(judge.identity(task), sort_keys=True) for judge in judges for task in judge.tasks}
-    assert len(found) == 3 * 4
+    assert len(found) == 2 * 4
     assert LlmJudge(obedient(lambda text: 1)).identity("harm") == judges[0].identity("harm")
     assert judges[0].tasks == {"harm", "refusal", "helpfulness", "preference"}
 
