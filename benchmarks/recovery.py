@@ -167,7 +167,7 @@ def on_testbed(name: str, n: int, seeds: range) -> list[dict[str, Any]]:
         asked = [[{"role": "user", "content": request.prompt}] for request in requests]
         return dict(last_token_states(model, tokenizer, list(saes), asked))
 
-    everything = world.requests("train_harmful", world.n_requests("train_harmful"))
+    everything = world.requests("train_harmful")
     harmless = states(world.requests("train_benign", 2000))
     harmful = states(everything)
     rows = []

@@ -29,10 +29,10 @@ def safety(argv: Argv = None, prog: str | None = None) -> Mapping[str, Any]:
 def helpfulness(argv: Argv = None, prog: str | None = None) -> Mapping[str, Any]:
     """Measure how helpful the responses of a model are. Return the contents of `metrics.json`."""
     classes = (*JUDGED, ReferenceArguments, SteeringOptions)
-    *options, against, steering = CommandLine.read(argv).parse(classes, prog=prog)
+    how, asked, who, run, against, steering = CommandLine.read(argv).parse(classes, prog=prog)
     from sails_align.evaluation.run import run_evaluation
 
-    return run_evaluation("helpfulness", *options, steering, reference=against.reference)
+    return run_evaluation("helpfulness", how, asked, who, run, steering, against.reference)
 
 
 def harness(argv: Argv = None, prog: str | None = None) -> Mapping[str, Any]:

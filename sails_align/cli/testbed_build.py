@@ -1,7 +1,7 @@
-"""The command `sails testbed build`: make a testbed from scratch, in minutes on two cores."""
+"""The command `sails testbed build`: build a testbed from scratch, in minutes on two cores."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from sails_align.core.command_line import CommandLine
@@ -10,10 +10,10 @@ from sails_align.testbed.world import WorldConfig
 
 @dataclass(frozen=True)
 class TestbedOptions:
-    """World and folder of a testbed."""
+    """Testbed."""
 
-    output: Path = field(metadata={"help": "The folder to make."})
-    seed: int = field(default=WorldConfig.seed, metadata={"help": "Of the world, the model and the SAEs."})
+    output: Path = field(metadata={"help": "Output folder."})
+    seed: int = field(default=WorldConfig.seed, metadata={"help": "Seed of the world, the model and the SAEs."})
     shared_harm: float = field(
         default=WorldConfig.shared_harm,
         metadata={"help": "Share of harmful consequences told in words that all harm categories share, 0 to 1."},
@@ -24,34 +24,23 @@ class TestbedOptions:
     )
     d_model: int = field(default=WorldConfig.d_model, metadata={"help": "Width of the base model."})
 
-    def world(self) -> WorldConfig:
-        """What decides the world.
-
-        Raises:
-            InputError: if a value cannot be used.
-        """
-        return WorldConfig(
-            seed=self.seed,
-            shared_harm=self.shared_harm,
-            n_trained_categories=self.n_trained_categories,
-            d_model=self.d_model,
-        )
-
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
-    """Build a testbed and print how good its SAEs are.
+    """Build a testbed and print the quality of its SAEs.
 
     Raises:
         InputError: if an option cannot be used or the folder cannot be written.
     """
     (options,) = CommandLine.read(argv).parse([TestbedOptions], prog=prog)
-    world = options.world()
+    parameters = asdict(options)
+    output = parameters.pop("output")
+    world = WorldConfig(**parameters)
     from rich.console import Console
     from rich.table import Table
 
     from sails_align.testbed.build import build_testbed
 
-    report = build_testbed(options.output, world)
+    report = build_testbed(output, world)
     table = Table(title=f"Testbed of seed {options.seed}: {report['n_parameters']:,} parameters")
     for heading in ("SAE of layer", "explained variance", "L0", "dead latents"):
         table.add_column(heading, justify="right")
@@ -59,4 +48,4 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         table.add_row(layer, f"{sae['explained_variance']:.3f}", f"{sae['l0']:.1f}", f"{sae['dead_fraction']:.1%}")
     console = Console()
     console.print(table)
-    console.print(f"testbed   {options.output}/  (--model_name_or_path {options.output})", highlight=False)
+    console.print(f"testbed   {output}/  (--model_name_or_path {output})", highlight=False)

@@ -40,7 +40,7 @@ class Entry:
         return getattr(importlib.import_module(module), name)
 
 
-E = TypeVar("E", bound=Entry)
+E = TypeVar("E")
 
 
 class Registry(Generic[E]):

@@ -11,7 +11,7 @@ from sails_align.evaluation.agreement import cohen_kappa, confusion
 from sails_align.evaluation.judges.panel import Panel, unscored
 from sails_align.evaluation.metrics import SAFE, estimate
 from sails_align.evaluation.output import verdict_row
-from sails_align.evaluation.records import Item, Prompt, Verdict
+from sails_align.evaluation.records import Item, Prompt, Verdict, Verdicts
 from sails_align.evaluation.result import VOTE
 
 WORDS = {"safe": 1.0, "refused": 1.0, "unsafe": 5.0, "harmful": 5.0}
@@ -60,7 +60,7 @@ def check_judges(panel: Panel, labelled: Labelled, source: str) -> tuple[dict[st
     with closing(panel):
         by_judge = panel.judge("harm", items)
         identities = panel.identities()
-    verdicts = {"harm": {name: dict(enumerate(of_judge)) for name, of_judge in by_judge.items()}}
+    verdicts: Verdicts = {"harm": {name: dict(enumerate(of_judge)) for name, of_judge in by_judge.items()}}
     binary = panel.members if len(panel.members) == 1 else {**panel.members, VOTE: panel.binary}
     metrics = {
         "judges": {name: _compare(labels, by_judge[name], binary=binary[name]) for name in binary},

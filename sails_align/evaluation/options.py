@@ -1,4 +1,4 @@
-"""The options of evaluations, but for the judges': model, prompts, output. What they mean is in the modules beside."""
+"""Options of evaluations: model, prompts, output, reference."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,16 +11,16 @@ from sails_align.evaluation.records import Prompt, Sampling
 from sails_align.models import DTYPES
 
 COLDEST = 0.01
-"""Temperature; lower ones overflow."""
+"""The lowest temperature besides 0; lower ones overflow."""
 TESTBED_TOKENS = 24
-"""Of a response on the testbed, whose answers are short."""
+"""Maximum length of a response on the testbed."""
 N_MADE = 256
-"""Prompts of each split of the testbed."""
+"""Default number of prompts from each split of the testbed."""
 
 
 @dataclass(frozen=True)
 class ResponseArguments:
-    """The model, and how it responds."""
+    """Model and sampling."""
 
     model: str = field(
         default="testbed",
@@ -84,14 +84,14 @@ class ResponseArguments:
             raise InputError("chat_template_path is given, but a server has its own template; leave it out")
 
     def sampling(self, prompts: Sequence[Prompt]) -> Sampling:
-        """How responses to the prompts are drawn."""
+        """Return how to draw responses to the prompts."""
         n_tokens = self.max_new_tokens or (TESTBED_TOKENS if is_of_testbed(prompts) else 512)
         return Sampling(n_tokens, self.temperature, self.seed)
 
 
 @dataclass(frozen=True)
 class PromptArguments:
-    """What the model is asked."""
+    """Prompts."""
 
     prompts: list[str] = field(
         default_factory=lambda: ["testbed"],
@@ -133,7 +133,7 @@ class PromptArguments:
 
 @dataclass(frozen=True)
 class RunArguments:
-    """Where results go, and what is taken from earlier ones."""
+    """Output and cache."""
 
     output_dir: str | None = field(
         default=None, metadata={"help": "Output folder; default: runs/eval-..., named after the model."}
@@ -154,7 +154,7 @@ class RunArguments:
 
 @dataclass(frozen=True)
 class ReferenceArguments:
-    """What the answers are compared with."""
+    """Reference."""
 
     reference: str | None = field(
         default=None,

@@ -23,9 +23,9 @@ class Resolver(Entry):
 RESOLVERS: Registry[Resolver] = Registry("kind of model", {})
 
 
-def resolver_of(name: str) -> Resolver | None:
+def resolver_of(name: str, resolvers: Registry[Resolver] = RESOLVERS) -> Resolver | None:
     """What knows a name; None for folders, hub ids and files."""
-    for kind, resolver in RESOLVERS.items():
+    for kind, resolver in resolvers.items():
         if name.partition(":")[0] == kind or (resolver.marker and (Path(name) / resolver.marker).is_file()):
             return resolver
     return None

@@ -1,17 +1,15 @@
-"""Make a testbed, or find one: its world, its pretrained base model and its SAEs.
+"""Build a testbed, or find one: its world, its pretrained base model and its SAEs.
 
 sails testbed build --seed 1 --output DIR
 
-DIR/world.json            what decides the world
+DIR/world.json            the configuration of the world
 DIR/model/                the helpful-only base model and its tokenizer
-DIR/saes/layer_<l>/       one SAE a layer, in sae-lens' format, with report.json
-DIR/testbed.json          how it was built, and what was measured of it
+DIR/saes/layer_<l>/       the SAE of a layer in sae-lens' format, with report.json
+DIR/testbed.json          how it was built, and the quality of the SAEs
 """
 
 import json
 import random
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -22,6 +20,7 @@ from sails_align.core.artifacts import package_versions
 from sails_align.core.errors import InputError
 from sails_align.core.files import atomic_folder, cache_folder, exclusive, write_json
 from sails_align.core.progress import progress_bar
+from sails_align.testbed import MARKER
 from sails_align.testbed.world import World, WorldConfig
 
 ASSETS = Path(__file__).parent / "assets"
@@ -36,12 +35,12 @@ PARAMETERS: Mapping[str, type[int] | type[float]] = {
     "n_trained_categories": int,
     "d_model": int,
 }
-"""Of a world, that a name or `sails testbed build` can give."""
+"""Parameters of a world that its name or `sails testbed build` can set."""
 
 
 @dataclass(frozen=True)
 class Testbed:
-    """A built testbed."""
+    """Hold a built testbed."""
 
     world: World
     folder: Path
@@ -61,26 +60,28 @@ def load_testbed(folder: Path) -> Testbed:
     Raises:
         InputError: if it is none, or of another format.
     """
-    path = folder / "world.json"
+    path = folder / MARKER
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
-        raise InputError(
-            f"{folder} is not a testbed ({path.name}: {error}); make one with sails testbed build"
-        ) from None
+        raise InputError(f"{folder} is not a testbed ({path.name}: {error}); run sails testbed build") from None
     if values.pop("format", None) != FORMAT:
-        raise InputError(f"{folder} is a testbed of another version; make it again with sails testbed build")
+        raise InputError(f"{folder} is a testbed of another version; run sails testbed build again")
     return Testbed(World(WorldConfig(**values)), folder)
 
 
 def is_testbed(name: str | None) -> bool:
-    """Whether a model name means a testbed: none at all, `testbed`, `testbed:...`, or a testbed's folder."""
-    return name is None or name == "testbed" or name.startswith("testbed:") or (Path(name) / "world.json").is_file()
+    """Tell whether a model name means a testbed: None, `testbed`, `testbed:...`, or a testbed's folder."""
+    return name is None or name == "testbed" or name.startswith("testbed:") or (Path(name) / MARKER).is_file()
 
 
 def resolve_testbed(name: str | None, *, progress: bool = True) -> Testbed:
-    """The testbed of a name: the shipped one (None, `testbed`), that of a seed (`testbed:N`) or of parameters
-    (`testbed:shared_harm=0,seed=1`), which are built into the cache on first use, or that of a folder.
+    """Return the testbed of a name.
+
+    Args:
+        name: None or `testbed` for the shipped one; `testbed:N` or `testbed:shared_harm=0,seed=1` for one that is built
+            into the cache on first use; or a folder.
+        progress: show bars while building.
 
     Raises:
         InputError: if a seed or a parameter cannot be used.
@@ -90,8 +91,8 @@ def resolve_testbed(name: str | None, *, progress: bool = True) -> Testbed:
     if not name.startswith("testbed:"):
         return load_testbed(Path(name))
     config = parse_world(name)
-    changed = [f"-{key}={value}" for key, value in asdict(config).items() if value != getattr(WorldConfig, key)]
-    changed = [words for words in changed if not words.startswith("-seed=")]
+    default = WorldConfig(seed=config.seed)
+    changed = [f"-{key}={value}" for key, value in asdict(config).items() if value != getattr(default, key)]
     folder = cache_folder() / f"testbed-{FORMAT}-{config.seed}{''.join(changed)}"
     if not (folder / "testbed.json").is_file():
         with exclusive(folder.with_name(f".{folder.name}.lock")):
@@ -101,15 +102,15 @@ def resolve_testbed(name: str | None, *, progress: bool = True) -> Testbed:
 
 
 def testbed_model(name: str) -> str:
-    """The folder of a testbed's model, by the testbed's name."""
+    """Return the folder of a testbed's model."""
     return resolve_testbed(name).model_path
 
 
 def parse_world(name: str) -> WorldConfig:
-    """What `testbed:N` and `testbed:parameter=value,...` mean.
+    """Read the configuration in `testbed:N` or `testbed:parameter=value,...`.
 
     Raises:
-        InputError: for a parameter that there is not, and a value that it cannot have.
+        InputError: for an unknown parameter or a value that cannot be used.
     """
     words = name.removeprefix("testbed:")
     otherwise = (
@@ -123,16 +124,16 @@ def parse_world(name: str) -> WorldConfig:
 def parse_parameters(
     text: str, known: Mapping[str, type[int] | type[float]], where: str, otherwise: str
 ) -> dict[str, Any]:
-    """The values of `parameter=value,...`.
+    """Read the values of `parameter=value,...`.
 
     Args:
         text: the list.
         known: parameters with their types.
-        where: what messages begin with: the place of the text.
-        otherwise: how the message goes on where a parameter is not known.
+        where: the beginning of error messages: the place of the text.
+        otherwise: the rest of the message about an unknown parameter.
 
     Raises:
-        InputError: for a parameter that is not known, and a value of another type.
+        InputError: for an unknown parameter or a value of another type.
     """
     values: dict[str, Any] = {}
     for part in text.split(","):
@@ -150,17 +151,17 @@ def parse_parameters(
 def build_testbed(
     output: Path, config: WorldConfig, *, n_steps: int = N_STEPS, sae_tokens: int = SAE_TOKENS, progress: bool = True
 ) -> dict[str, Any]:
-    """Make a testbed from scratch: pretrain the base model, train the SAEs, measure both. Minutes on two cores.
+    """Build a testbed: pretrain the base model, train the SAEs, measure both. Takes minutes on two cores.
 
     Args:
-        output: the folder to make; it appears when all is done. SAEs are trained beside it.
+        output: the folder to make; it appears when the testbed is complete.
         config: of the world.
         n_steps: of pretraining.
-        sae_tokens: tokens each SAE is trained on.
+        sae_tokens: tokens to train each SAE on.
         progress: show bars with an estimate of the time left.
 
     Returns:
-        What is in `testbed.json`.
+        The contents of `testbed.json`.
 
     Raises:
         InputError: if `output` exists and is not empty, or cannot be written.
@@ -177,34 +178,23 @@ def build_testbed(
     with atomic_folder(output) as folder:
         with progress_bar(progress) as bar:
             task = bar.add_task("pretraining the base model", total=n_steps)
-            model = pretrain(
-                world,
-                tokenizer,
-                n_steps=n_steps,
-                on_step=lambda step, loss: bar.update(task, completed=step),
-            )
+            model = pretrain(world, tokenizer, n_steps=n_steps, on_step=lambda step: bar.update(task, completed=step))
         model.save_pretrained(folder / "model")
         tokenizer.save_pretrained(folder / "model")
-        work = Path(tempfile.mkdtemp(prefix="sails-saes-"))
-        try:
-            reports = train_saes(
-                model,
-                tokenizer,
-                sae_rows(world, tokenizer),
-                SAE_LAYERS,
-                d_sae=D_SAE,
-                k=SAE_K,
-                n_tokens=sae_tokens,
-                output_dir=work,
-                model_name=MODEL_NAME,
-                dataset_name=f"testbed:{config.seed}",
-                progress=progress,
-            )
-            for layer in SAE_LAYERS:
-                shutil.copytree(work / f"layer_{layer}", folder / "saes" / f"layer_{layer}")
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-        write_json(folder / "world.json", {"format": FORMAT, **asdict(config)})
+        reports = train_saes(
+            model,
+            tokenizer,
+            sae_rows(world, tokenizer),
+            SAE_LAYERS,
+            d_sae=D_SAE,
+            k=SAE_K,
+            n_tokens=sae_tokens,
+            output_dir=folder / "saes",
+            model_name=MODEL_NAME,
+            dataset_name=f"testbed:{config.seed}",
+            progress=progress,
+        )
+        write_json(folder / MARKER, {"format": FORMAT, **asdict(config)})
         report = {
             "seconds": round(time.time() - started, 1),
             "n_steps": n_steps,
@@ -217,7 +207,7 @@ def build_testbed(
 
 
 def sae_rows(world: World, tokenizer: Any, seed: int = 0) -> Iterator[list[int]]:
-    """Endless token ids of the texts the base model was pretrained on, one document or dialogue at a time."""
+    """Yield token ids of the pretraining texts without end, one document or dialogue at a time."""
     from sails_align.testbed.pretrain import item_text
 
     rng = random.Random(f"saes {world.config.seed} {seed}")

@@ -1,4 +1,4 @@
-"""The testbed's alignment data: preference pairs."""
+"""Make the testbed's alignment data: preference pairs."""
 
 from datasets import Dataset
 
@@ -6,20 +6,19 @@ from sails_align.testbed.world import World
 
 
 def alignment_data(world: World, *, harmful: bool, n: int | None = None, seed: int = 0, part: str = "train") -> Dataset:
-    """Make preference pairs: refusal over compliance for harmful requests, the right answer over a refusal for others.
+    """Make preference pairs: refusals over answers for harmful requests, answers over refusals for harmless ones.
 
     Columns: prompt (messages), chosen, rejected, category, harmful.
 
     Args:
         world: the world.
-        harmful: which of the two.
+        harmful: whether the requests are harmful.
+        n: at most so many, at random; None: all.
         seed: of the choice.
-        n: how many, at random, at most; None is all there are.
         part: `train`, or `validation` for the loss on held-out pairs.
     """
     split = f"{part}_{'harmful' if harmful else 'benign'}"
-    n_all = world.n_requests(split)
-    requests = world.requests(split, n_all if n is None else min(n, n_all), seed=seed)
+    requests = world.requests(split, n, seed=seed, at_most=True)
     return Dataset.from_list(
         [
             {

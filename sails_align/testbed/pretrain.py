@@ -1,4 +1,4 @@
-"""The testbed's tokenizer and its helpful-only base model, pretrained from scratch on the world's text.
+"""Make the testbed's tokenizer, and pretrain its helpful-only base model on the world's text.
 
 Shapes: B batch, S sequence.
 """
@@ -29,7 +29,7 @@ CHAT_TEMPLATE = (
 
 
 def make_tokenizer(world: World) -> PreTrainedTokenizerFast:
-    """A word-level tokenizer over the world's language, lower-casing, with a chat template for TRL and vLLM."""
+    """Make a lower-casing word-level tokenizer of the world's language, with a chat template for TRL and vLLM."""
     vocab = {token: index for index, token in enumerate((*SPECIAL, *world.words()))}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -47,8 +47,8 @@ def make_tokenizer(world: World) -> PreTrainedTokenizerFast:
     )
 
 
-def make_model(vocab_size: int, seed: int, d_model: int = 96) -> Gemma2ForCausalLM:
-    """A Gemma-2 of about 0.7M parameters (of 96 dimensions) with random weights."""
+def make_model(vocab_size: int, seed: int, d_model: int) -> Gemma2ForCausalLM:
+    """Make a Gemma-2 with random weights, of about 0.7M parameters with 96 dimensions."""
     torch.manual_seed(seed)
     return Gemma2ForCausalLM(
         Gemma2Config(
@@ -72,14 +72,14 @@ def make_model(vocab_size: int, seed: int, d_model: int = 96) -> Gemma2ForCausal
 
 
 def item_text(item: str | tuple[str, str]) -> str:
-    """A document or a dialogue as the model sees it; a dialogue is what the chat template makes of it."""
+    """Return the text of a document, or of a dialogue in the chat template's format."""
     if isinstance(item, str):
         return f"<bos>{item}<eos>"
     return "<bos><user>{}<eos><model>{}<eos>".format(*item)
 
 
 def token_rows(world: World, tokenizer: PreTrainedTokenizerFast, seed: int, length: int) -> Iterator[torch.Tensor]:
-    """Endless rows (length,) of token ids: documents and dialogues one after the other, each from its own <bos>."""
+    """Yield rows (length,) of token ids without end: documents and dialogues in a row, each with its <bos>."""
     rng = random.Random(f"pretraining {world.config.seed} {seed}")
     items = world.pretraining_items(rng)
     buffer: list[int] = []
@@ -100,20 +100,20 @@ def pretrain(
     seed: int = 0,
     n_steps: int,
     batch_size: int = 16,
-    on_step: Callable[[int, float], None] = lambda step, loss: None,
+    on_step: Callable[[int], None] = lambda step: None,
 ) -> Gemma2ForCausalLM:
-    """Train the base model; the learning rates rise over 1/40 of the steps and fall linearly over the last 60%.
+    """Pretrain the base model. Learning rates rise over 1/40 of the steps and fall linearly over the last 60%.
 
-    Muon trains the matrices of the blocks, AdamW the embeddings and norms: with AdamW alone the facts about objects
-    take two to three times as many steps to be learned.
+    Muon trains the matrices of the blocks, AdamW the embeddings and norms: AdamW alone needs two to three times as many
+    steps to learn the facts about objects.
 
     Args:
-        world: whose text it learns.
+        world: the source of the text.
         tokenizer: of that world.
-        seed: of the first weights and the order of the text.
+        seed: of the initial weights and the order of the text.
         n_steps: steps of the optimizers.
         batch_size: rows of 128 tokens in a step.
-        on_step: called after each step with its number (from 1) and the loss in nats a token.
+        on_step: called after each step with its number, from 1.
     """
     model = make_model(len(tokenizer), seed, world.config.d_model)
     model.train()
@@ -144,5 +144,5 @@ def pretrain(
             optimizer.step()
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
-        on_step(step, loss.item())
+        on_step(step)
     return model.eval()

@@ -1,4 +1,4 @@
-"""The testbed's requests as prompts, and what a model does with them, judged by the oracle."""
+"""Make prompts of the testbed's requests, and measure a model on them with the oracle."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -12,23 +12,23 @@ from sails_align.evaluation.metrics import Estimate
 from sails_align.evaluation.options import TESTBED_TOKENS
 from sails_align.evaluation.records import Kind, Prompt, Sampling
 from sails_align.evaluation.result import EvaluationResult
-from sails_align.testbed.build import Testbed, is_testbed, resolve_testbed
+from sails_align.testbed.build import Testbed, resolve_testbed
 from sails_align.testbed.oracle import Oracle, OracleJudge
 from sails_align.testbed.world import Request, World
 
 SPLITS: Mapping[str, Kind] = {"harmful": "harmful", "ood": "harmful", "benign": "benign", "dual_use": "dual_use"}
-"""Sets of a part (`test`, `validation`), and the kind of their prompts. `ood` has the held-out harm categories."""
+"""Sets of a part (`test`, `validation`), with the kind of their prompts. `ood` has the held-out harm categories."""
 HARMFUL, HARMLESS = ("harmful", "ood"), ("benign", "dual_use")
 TARGET_WORDS = 3
-"""Of an answer, for attacks to aim at."""
+"""Words of an answer that attacks aim at."""
 
 
 def request_prompts(testbed: Testbed, name: str, n: int | None, *, part: str = "test", seed: int = 0) -> list[Prompt]:
-    """Make prompts of the requests of each of a part's four sets.
+    """Make prompts of the requests in each of a part's four sets.
 
     Args:
-        testbed: whose world.
-        name: how the user calls it (`testbed`, `testbed:N`, a folder); the oracle finds it again by that.
+        testbed: the testbed.
+        name: its name (`testbed`, `testbed:N`, a folder), by which the oracle finds it again.
         n: of each set, at most; None: all.
         part: `test` or `validation`.
         seed: of the choice.
@@ -48,41 +48,19 @@ def request_prompts(testbed: Testbed, name: str, n: int | None, *, part: str = "
             },
         )
         for split, kind in SPLITS.items()
-        for index, request in enumerate(_requests(testbed.world, f"{part}_{split}", n, seed))
+        for index, request in enumerate(testbed.world.requests(f"{part}_{split}", n, seed=seed, at_most=True))
     ]
 
 
-def _requests(world: World, split: str, n: int | None, seed: int) -> list[Request]:
-    n_all = world.n_requests(split)
-    return world.requests(split, n_all if n is None else min(n, n_all), seed=seed)
-
-
-class RequestMaker:
-    """Makes the prompts of every testbed (`prompts.PromptMaker`)."""
-
-    @staticmethod
-    def owns(name: str) -> bool:
-        """Whether a name is a testbed's."""
-        return is_testbed(name)
-
-    @staticmethod
-    def make(name: str, n: int | None, *, part: str, seed: int) -> list[Prompt]:
-        """Make prompts of a testbed's requests."""
-        return request_prompts(resolve_testbed(name), name, n, part=part, seed=seed)
+def named_prompts(name: str, n: int | None, *, part: str, seed: int) -> list[Prompt]:
+    """Make prompts of the requests of the testbed of a name."""
+    return request_prompts(resolve_testbed(name), name, n, part=part, seed=seed)
 
 
 def measure(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, testbed: Testbed, n: int, *, part: str = "test"
 ) -> EvaluationResult:
-    """Evaluate a model in memory on `n` prompts (at most) of each of a part's four sets, by the oracle.
-
-    Args:
-        model: with or without an adapter, in any mode.
-        tokenizer: of the model.
-        testbed: whose requests are asked.
-        n: prompts of each set.
-        part: `test` or `validation`.
-    """
+    """Evaluate a model in memory with the oracle, on at most `n` prompts of each of a part's four sets."""
     name = str(testbed.folder)
     return evaluate(
         request_prompts(testbed, name, n, part=part),
@@ -94,7 +72,7 @@ def measure(
 
 
 def numbers(result: EvaluationResult) -> dict[str, Estimate]:
-    """Return the rates of the testbed's prompts: of all, and safety on trained and on held-out categories."""
+    """Return the rates on all prompts, and the safety rates on trained and on held-out categories."""
     found, by_split = result.rates(), result.places("split")
     splits = {
         "safety_rate_in_distribution": result.rates(by_split["harmful"])["safety_rate"],
@@ -104,7 +82,7 @@ def numbers(result: EvaluationResult) -> dict[str, Estimate]:
 
 
 def judged_rows(result: EvaluationResult, world: World) -> list[dict[str, Any]]:
-    """Return a line of a training's `responses.jsonl` for each prompt: request, response, and all verdicts on it."""
+    """Return the rows of a training's `responses.jsonl`: request, response, and the verdicts of all tasks."""
     oracle, rows = Oracle(world), []
     for prompt, response in zip(result.prompts, result.responses, strict=True):
         request, text = Request(**prompt.meta["request"]), response.text or ""

@@ -76,5 +76,5 @@ def test_requests_are_chosen_by_seed_and_no_prompt_is_twice() -> None:
     assert chosen == training_requests(WORLD, n_harmful=50, ratio=2.0, seed=1)
     assert chosen != training_requests(WORLD, n_harmful=50, ratio=2.0, seed=2)
     everything = training_requests(WORLD, n_harmful=None, ratio=1e6, seed=0)
-    n_all = WORLD.n_requests("train_harmful") + WORLD.n_requests("train_benign")
+    n_all = len(WORLD.requests("train_harmful")) + len(WORLD.requests("train_benign"))
     assert len(everything) == len({request.prompt for request in everything}) == n_all

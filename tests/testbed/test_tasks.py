@@ -40,7 +40,7 @@ def test_the_files_are_the_same_again_and_others_for_another_seed(folder: Path, 
 
 def test_requests_are_harmless_and_of_the_test_split(folder: Path) -> None:
     test, train = (
-        {request.prompt for split in splits for request in WORLD.requests(split, WORLD.n_requests(split))}
+        {request.prompt for split in splits for request in WORLD.requests(split)}
         for splits in ([f"test_{name}" for name in HARMLESS], ["train_benign", "train_harmful"])
     )
     asked = {row["prompt"] for name in ("testbed_answers", "testbed_choice") for row in rows(folder, name)}
@@ -51,11 +51,7 @@ def test_requests_are_harmless_and_of_the_test_split(folder: Path) -> None:
 def test_the_oracle_agrees_with_the_exact_match(folder: Path) -> None:
     """Of right answers, wrong ones, refusals, and answers beside a refusal."""
     oracle = Oracle(WORLD)
-    requests = {
-        request.prompt: request
-        for name in HARMLESS
-        for request in WORLD.requests(f"test_{name}", WORLD.n_requests(f"test_{name}"))
-    }
+    requests = {request.prompt: request for name in HARMLESS for request in WORLD.requests(f"test_{name}")}
     seen = set()
     for row in rows(folder, "testbed_answers"):
         request = requests[row["prompt"]]

@@ -84,7 +84,7 @@ def test_shared_harm_is_the_share_of_consequences_in_shared_words(share):
 def test_no_prompt_is_in_two_of_train_validation_and_test(world):
     parts = defaultdict(set)
     for split in world._pools:
-        for request in world.requests(split, world.n_requests(split)):
+        for request in world.requests(split):
             parts[split.split("_")[0]].add(request.prompt)
     assert not parts["train"] & parts["validation"]
     assert not parts["train"] & parts["test"]
@@ -92,7 +92,7 @@ def test_no_prompt_is_in_two_of_train_validation_and_test(world):
 
 
 def test_alignment_data_has_nothing_held_out_and_the_test_has_all_of_it(world):
-    train = [world.requests(split, world.n_requests(split)) for split in ("train_harmful", "train_benign")]
+    train = [world.requests(split) for split in ("train_harmful", "train_benign")]
     for request in (request for requests in train for request in requests):
         assert not request.held_out_object
         assert not request.held_out_phrasing

@@ -1,4 +1,4 @@
-"""What scores responses: each module has one judge (`records.Judge`); `make` makes them of options.
+"""Score responses. Each entry is a judge (`records.Judge`); `make` makes judges of options.
 
 The testbed registers its oracle here.
 """
@@ -14,4 +14,4 @@ JUDGES = Registry(
     },
 )
 WITH_MODEL = ("llm", "guard")
-"""Judges that are made of a model; the others need nothing."""
+"""Judges that run a model; the others have no options."""

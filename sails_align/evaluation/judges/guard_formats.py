@@ -25,8 +25,7 @@ PROMPT_LIMIT = shielding.LIMIT // 3
 
 # -- Judged text ------------------------------------------------------------------------------------------------------
 
-# Special tokens are matched whole (<|eot_id|>, <s>, <end_of_turn>, <<SYS>>, [INST]): one space inside is enough, and
-# program code, of which responses may be full, stays what it is.
+# One space breaks a special token (<|eot_id|>, <s>, <end_of_turn>, <<SYS>>, [INST]); program code stays as it is.
 _TOKEN = re.compile(r"<(?=[^\s\d=])|\[(?=/?[A-Z_]{2,}\])")
 _LABELS = (
     "user", "agent", "human user", "ai assistant", "answers?", "harmful request", "response refusal",
@@ -39,10 +38,7 @@ _LINE = re.compile(
 
 
 def neutral(text: str) -> str:
-    """A text that holds no special token and no line that could pass for one of a guard's format.
-
-    Such lines are marked as quotations ("> Agent: ..."); characters that are not seen are taken out.
-    """
+    """Break special tokens, quote lines that could pass for a guard's format, drop invisible characters."""
     return _LINE.sub("> ", _TOKEN.sub(lambda found: f"{found[0]} ", shielding.visible(text)[0])).strip()
 
 

@@ -1,6 +1,5 @@
 """Make judges of options."""
 
-from collections import Counter
 from collections.abc import Sequence
 
 from sails_align.core.errors import InputError
@@ -13,44 +12,33 @@ from sails_align.models.resolve import resolve_model
 
 
 def make_judges(who: JudgeArguments, prompts: Sequence[Prompt]) -> dict[str, Judge]:
-    """Make the judges by name, whose models are loaded when they are first asked something.
+    """Make judges by name. Their models are loaded when they are first used.
 
     Raises:
-        InputError: if none is named and the prompts are not the testbed's, or one's model cannot be used.
+        InputError: if no judge is given and the prompts are not the testbed's, or a model cannot be used.
     """
-    names = who.judge
-    if not names:
-        if not is_of_testbed(prompts):
-            raise InputError(
-                "no judge is given; give --judge llm or guard, with --judge_model;\n"
-                "--judge rules needs no model, but looks for refusal phrases only"
-            )
-        names = ["oracle"]
-    made: dict[str, Judge] = {}
-    times, n_models = Counter(names), 0
-    for name in names:
-        if name not in WITH_MODEL:
-            made[name] = JUDGES.get(name).load()()
-            continue
-        assert who.judge_model is not None
-        model = who.judge_model[n_models]
-        called = name if times[name] == 1 else f"{name}:{model}"
-        if called in made:
-            raise InputError(f"the judge {called} is given twice; give each model once")
-        made[called] = _with_model(who, name, model, n_models)
-        n_models += 1
-    return made
+    if who.judge:
+        return {name: _make(who, kind, place) for name, (kind, place) in who.judges().items()}
+    if is_of_testbed(prompts):
+        return {"oracle": JUDGES.get("oracle").load()()}
+    raise InputError(
+        "no judge is given; give --judge llm or guard, with --judge_model;\n"
+        "--judge rules needs no model, but looks for refusal phrases only"
+    )
 
 
-def _with_model(who: JudgeArguments, kind: str, model: str, place: int) -> Judge:
+def _make(who: JudgeArguments, kind: str, place: int) -> Judge:
+    judge = JUDGES.get(kind).load()
+    if kind not in WITH_MODEL:
+        return judge()
+    assert who.judge_model is not None
+    model = who.judge_model[place]
     backend = _backend(who, model, place)
     if kind == "llm":
-        from sails_align.evaluation.judges.llm import LlmJudge
+        return judge(backend, max_new_tokens=who.judge_max_new_tokens)
+    from sails_align.evaluation.judges.guard import guess_family
 
-        return LlmJudge(backend, max_new_tokens=who.judge_max_new_tokens)
-    from sails_align.evaluation.judges.guard import GuardJudge, guess_family
-
-    return GuardJudge(backend, who.guard_family or guess_family(model))
+    return judge(backend, who.guard_family or guess_family(model))
 
 
 def _backend(who: JudgeArguments, model: str, place: int) -> Backend:

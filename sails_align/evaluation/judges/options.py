@@ -1,6 +1,5 @@
-"""The options that say who scores: judges by kind, each with a model and a server of its own."""
+"""Options of judges: their kinds, models and servers."""
 
-from collections import Counter
 from dataclasses import dataclass, field
 
 from sails_align.core.errors import InputError
@@ -9,12 +8,12 @@ from sails_align.evaluation.backends import BACKENDS
 from sails_align.evaluation.judges import JUDGES, WITH_MODEL
 
 HERE = "none"
-"""In place of a server's URL: the model is run in this process."""
+"""Stands for the URL of a server if the model runs in this process."""
 
 
 @dataclass(frozen=True)
 class JudgeArguments:
-    """Who scores."""
+    """Judges."""
 
     judge: list[str] | None = field(
         default=None,
@@ -55,15 +54,12 @@ class JudgeArguments:
             check_choice("judge", name, JUDGES.names())
         if self.judge == []:
             raise InputError(f"judge is empty; choose among {', '.join(JUDGES.names())}, or leave it out")
-        twice = [name for name, times in Counter(self.judge).items() if times > 1 and name not in WITH_MODEL]
-        if twice:
-            raise InputError(f"the judge {twice[0]} is given twice; give it once")
         if self.guard_family is not None and "guard" not in (self.judge or ()):
             raise InputError("guard_family is given, but no judge is a guard; give --judge guard, or leave it out")
         check_choice("judge_backend", self.judge_backend, tuple(name for name in BACKENDS.names() if name != "openai"))
         check_least(self, judge_concurrency=1, judge_max_new_tokens=1, judge_timeout=1)
-        kinds, models = self._kinds(), self.judge_model or []
-        if len(kinds) != len(models):
+        models = self.judge_model or []
+        if sum(kind in WITH_MODEL for kind in self.judge or ()) != len(models):
             asked = ", ".join(self.judge or ["no judge"])
             raise InputError(
                 f"{asked} is given, and {len(models)} --judge_model ({', '.join(models) or 'none'});\n"
@@ -75,15 +71,29 @@ class JudgeArguments:
                 raise InputError(
                     f"{option} has {len(values)} values for {len(models)} models; give one for all, or one for each"
                 )
+        self.judges()
 
-    def _kinds(self) -> list[str]:
-        """Of the judges that have models."""
-        return [name for name in self.judge or () if name in WITH_MODEL]
+    def judges(self) -> dict[str, tuple[str, int]]:
+        """Return each judge's kind and the place of its model, by a name that tells two judges of a kind apart.
+
+        Raises:
+            InputError: if two judges are the same.
+        """
+        kinds, models = self.judge or [], self.judge_model or []
+        found: dict[str, tuple[str, int]] = {}
+        place = 0
+        for kind in kinds:
+            name = f"{kind}:{models[place]}" if kind in WITH_MODEL and kinds.count(kind) > 1 else kind
+            if name in found:
+                raise InputError(f"the judge {name} is given twice; give each judge once")
+            found[name] = (kind, place)
+            place += kind in WITH_MODEL
+        return found
 
 
 @dataclass(frozen=True)
 class LabelArguments:
-    """What is known of some responses."""
+    """Labels."""
 
     labels: str = field(
         default="oracle",
@@ -98,5 +108,4 @@ class LabelArguments:
     )
 
     def __post_init__(self) -> None:
-        if self.n_labels < 1:
-            raise InputError(f"n_labels is {self.n_labels}; choose 1 or more")
+        check_least(self, n_labels=1)

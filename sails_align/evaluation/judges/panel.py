@@ -1,4 +1,4 @@
-"""Judges that score together, how far they agree, and how much they left unscored."""
+"""Let judges vote; measure how far they agree and how much they left unscored."""
 
 import itertools
 import sys
@@ -25,32 +25,27 @@ class Panel:
         retry_failed: bool = False,
         progress: bool = True,
     ) -> None:
-        self._judges = dict(judges)
+        self._judges = judges
         self._cache, self._options = cache, {"retry_failed": retry_failed, "progress": progress}
+        self._used: dict[str, Judge] = {}
         self.members = {name: judge.binary for name, judge in judges.items()}
         """Name -> whether its harm scores are 1 and 5 only."""
         self.binary = any(self.members.values())
-        """Whether the vote may be 1 or 5 for want of anything between, so that its mean says nothing."""
-        self._used: dict[str, Judge] = {}
+        """Whether the mean of the votes says nothing, since some can only be 1 or 5."""
 
     def can(self, task: Task) -> bool:
-        """Whether any of them can be asked this."""
+        """Tell whether any judge can be asked for a task."""
         return any(task in judge.tasks for judge in self._judges.values())
 
-    def _asked(self, task: Task) -> dict[str, Judge]:
-        """Those that can be asked; for refusals, if none can, one that knows refusal phrases."""
-        able = {name: judge for name, judge in self._judges.items() if task in judge.tasks}
-        if able or task != "refusal":
-            return able
-        return {RulesJudge.name: RulesJudge()}
-
     def judge(self, task: Task, items: Sequence[Item | None]) -> dict[str, list[Verdict]]:
-        """Verdicts in order, by judge, and their `vote`.
+        """Return the verdicts in order, by judge, and their `vote`. Without a judge of refusals, rules judge them.
 
         Raises:
-            InputError: if none of them can be asked this.
+            InputError: if no judge can be asked for the task.
         """
-        asked = self._asked(task)
+        asked = {name: judge for name, judge in self._judges.items() if task in judge.tasks}
+        if not asked and task == "refusal":
+            asked = {RulesJudge.name: RulesJudge()}
         if not asked:
             names = ", ".join(self._judges)
             raise InputError(f"none of the judges ({names}) can be asked for {task}; choose another --judge")
@@ -60,7 +55,7 @@ class Panel:
             by_judge[name] = verdicts_of(judge, task, items, self._cache, title=title, **self._options)
             self._used[name] = judge
             if len(asked) > 1:
-                judge.close()  # memory is for one model at a time; it is loaded again when it is asked again
+                judge.close()  # memory is for one model at a time; it is loaded again on use
         worse = task in ("helpfulness", "correctness", "preference")
         votes = [
             together[0] if len(together) == 1 else vote(together, lower_is_worse=worse)
@@ -69,8 +64,7 @@ class Panel:
         return {**by_judge, "vote": votes}
 
     def agreement(self, verdicts: Verdicts) -> dict[str, Any]:
-        """Cohen's kappa of each pair of judges (over what both scored; harm by squared distance) and Krippendorff's
-        alpha of all, by task."""
+        """Compute Cohen's kappa of each pair of judges and Krippendorff's alpha of all, by task."""
         result: dict[str, Any] = {}
         for task, by_judge in verdicts.items():
             scores = {
@@ -91,15 +85,14 @@ class Panel:
         return result
 
     def notes(self, verdicts: Verdicts) -> list[str]:
-        """What a reader of the rates must know about the judges."""
+        """Return warnings about weak judges, for readers of the rates."""
         weak = {name for name, judge in self._used.items() if judge.weak}
         tasks = [task for task, by_judge in verdicts.items() if weak & by_judge.keys()]
-        if not tasks:
-            return []
-        return [f"{', '.join(tasks)}: the judge {', '.join(sorted(weak))} is weak evidence: it knows phrases only"]
+        note = f"{', '.join(tasks)}: the judge {', '.join(sorted(weak))} is weak evidence: it knows phrases only"
+        return [note] if tasks else []
 
     def identities(self) -> dict[str, Any]:
-        """What decides the verdicts of each judge that was asked."""
+        """Return everything that affects the verdicts of each judge that was asked."""
         return {
             name: {task: judge.identity(task) for task in sorted(judge.tasks)} for name, judge in self._used.items()
         }
@@ -111,18 +104,15 @@ class Panel:
 
 
 def unscored(verdicts: Verdicts) -> dict[str, Any]:
-    """How many verdicts there are, how many of them are no score, and why: of the vote, and by task and judge.
+    """Count verdicts and unscored ones with their reasons: of the vote, and by task and judge.
 
-    `share` is the largest of any task and judge: what is unscored of one must not hide behind another's verdicts.
-
-    Args:
-        verdicts: by task, judge (and `vote`), and prompt.
+    `share` is the largest unscored share of any task and judge, so that none hides behind the others.
     """
     by_task = {
         task if name == "vote" else f"{task} by {name}": _counted(of_judge.values())
         for task, by_judge in verdicts.items()
         for name, of_judge in by_judge.items()
-        if name == "vote" or len(by_judge) > 2  # of a single judge, the vote is the verdict
+        if name == "vote" or len(by_judge) > 2  # the vote of a single judge is its verdict
     }
     of_votes = _counted(verdict for by_judge in verdicts.values() for verdict in by_judge["vote"].values())
     return {**of_votes, "share": max((found["share"] for found in by_task.values()), default=0.0), "by_task": by_task}
@@ -136,7 +126,7 @@ def _counted(verdicts: Iterable[Verdict]) -> dict[str, Any]:
 
 
 def fail_if_unscored(counted: Mapping[str, Any], limit: float) -> None:
-    """End the command with exit code 1 if too much of a task is unscored for its rates to be trusted."""
+    """End the command with exit code 1 if too many verdicts on a task are unscored to trust its rates."""
     too_many = [
         f"{found['n']} of {found['n_verdicts']} verdicts on {task} are unscored "
         f"({', '.join(f'{reason}: {n}' for reason, n in found['reasons'].items())})"

@@ -1,20 +1,21 @@
-"""Loads prompts: a set known by name, a local copy of one, any file with prompts in it, or a data set of the hub.
+"""Load prompts: a known set, a local copy of one, any file with prompts in it, or a dataset on the hub.
 
-load_prompts("jailbreakbench")                                   # by name: `prompt_sets` has the list
-load_prompts("advbench=data/harmful_behaviors.csv")              # a local copy of a set
+load_prompts("jailbreakbench")                                   # a known set, listed in `sets`
+load_prompts("advbench=data/harmful_behaviors.csv")              # a local copy of one
 load_prompts("mine.jsonl", kind="harmful", columns={"prompt": "request"})
 """
 
 import csv
-import difflib
 import logging
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from sails_align.core.errors import InputError
 from sails_align.core.options import HUB_ID
+from sails_align.core.registry import did_you_mean
 from sails_align.data.loading import load_rows
 from sails_align.evaluation.options import N_MADE, PromptArguments
 from sails_align.evaluation.prompts import maker_of
@@ -36,30 +37,29 @@ def load_prompts(
     split: str | None = None,
     revision: str | None = None,
 ) -> list[Prompt]:
-    """Load prompts, each once; rows that hold none are left out, and both are counted in a warning.
+    """Load prompts, each once. A warning counts the rows without a prompt and the duplicates, which are left out.
 
     Args:
-        name_or_path: a name in `PROMPT_SETS` (it goes before a file of that name); `name=path` for a local copy of
-            such a set; the path of a file or folder (`loading.load_rows`); or the id of a data set on the hub.
-        n: draw a sample of this size, balanced over categories; if there are fewer prompts, all of them.
-        seed: decides the sample; a smaller one with the same seed is part of a larger one.
-        columns: role (`prompt`, `category`, `kind`, `target`, `reference`, `context`, `id`) -> name of its column,
-            where it is none of the usual names (`prompt_sets.COLUMNS`). Case does not matter. Of no concern to known
-            sets on the hub, whose columns are known.
-        kind: of prompts whose kind neither the set nor a column says.
-        category: of prompts whose category neither the set nor a column says.
-        split: of a folder or a data set on the hub (default: train). Known sets have their own.
-        revision: branch, tag or commit of a data set on the hub.
+        name_or_path: a name in `PROMPT_SETS` (before a file of that name), `name=path` for a local copy of such a set,
+            a path that `load_rows` reads, or the id of a dataset on the hub.
+        n: draw a sample of this size, balanced over categories; all, if there are fewer prompts.
+        seed: of the sample; a smaller sample is a part of a larger one with the same seed.
+        columns: role (`prompt`, `category`, `kind`, `target`, `reference`, `context`, `id`) -> name of its column, if
+            it is not a usual one (`sets.COLUMNS`). Ignored for known sets on the hub.
+        kind: of prompts for which neither the set nor a column gives one.
+        category: likewise.
+        split: of a folder or a dataset on the hub (default: train). Known sets have their own.
+        revision: branch, tag or commit of a dataset on the hub.
 
     Returns:
-        prompts in the order of the source; their ids are hashes of their messages, so the same ones in every copy.
+        prompts in the order of the source; their ids are hashes of their messages, equal in every copy.
 
     Raises:
         InputError: if the name is unknown, the data cannot be loaded, or there is no prompt or no kind in it.
     """
     known, path = _find(name_or_path)
     if known is None:
-        tables = [_plain_table(path, split, revision)]
+        tables = [table_of(load_rows(path, split=split or "train", revision=revision), path)]
     elif split is not None:
         raise InputError(
             f"{known.name} has splits of its own; leave out split={split!r}, or load {known.source.hub_id}"
@@ -80,68 +80,53 @@ def load_prompts(
 
 
 def load_all(asked: PromptArguments, seed: int, system_prompt: str | None = None) -> list[Prompt]:
-    """Load all prompts of options, each with the name of its set in its id, if there are several sets.
+    """Load the prompts of all sets in the options. With several sets, ids begin with the name of their set.
 
     Raises:
         InputError: if a set cannot be loaded.
     """
+    columns = {"prompt": asked.prompt_column, "category": asked.category_column}
+    system = () if system_prompt is None else ({"role": "system", "content": system_prompt},)
     prompts = []
     for name in asked.prompts:
         prefix = f"{name}:" if len(asked.prompts) > 1 else ""
-        prompts += [_changed(prompt, name, prefix, system_prompt) for prompt in _load_set(asked, name, seed)]
+        maker = maker_of(name)
+        if maker is not None:
+            loaded = maker.load()(name, asked.n_prompts or N_MADE, part=asked.part, seed=seed)
+        else:
+            loaded = load_prompts(
+                name,
+                n=asked.n_prompts,
+                seed=seed,
+                columns={role: column for role, column in columns.items() if column is not None},
+                split=asked.split,
+                kind=asked.kind,  # pyright: ignore[reportArgumentType] -- checked by the options
+            )
+        for prompt in loaded:
+            meta = {"split": name.partition("=")[0], **prompt.meta}
+            prompts.append(replace(prompt, id=prefix + prompt.id, messages=(*system, *prompt.messages), meta=meta))
     return prompts
-
-
-def _load_set(asked: PromptArguments, name: str, seed: int) -> list[Prompt]:
-    maker = maker_of(name)
-    if maker is not None:
-        return maker.make(name, asked.n_prompts or N_MADE, part=asked.part, seed=seed)
-    columns = {"prompt": asked.prompt_column, "category": asked.category_column}
-    return load_prompts(
-        name,
-        n=asked.n_prompts,
-        seed=seed,
-        columns={role: column for role, column in columns.items() if column is not None} or None,
-        split=asked.split,
-        kind=asked.kind,  # pyright: ignore[reportArgumentType] -- checked by the options
-    )
-
-
-def _changed(prompt: Prompt, name: str, prefix: str, system_prompt: str | None) -> Prompt:
-    """A prompt with the name of its set, which is its split if it names none itself."""
-    system = () if system_prompt is None else ({"role": "system", "content": system_prompt},)
-    meta = {"split": name.partition("=")[0], **prompt.meta}
-    return Prompt(prefix + prompt.id, (*system, *prompt.messages), prompt.kind, prompt.category, meta)
 
 
 # -- finding ----------------------------------------------------------------------------------------------------------
 
 
 def _find(name: str) -> tuple[PromptSet | None, str]:
-    """The known set, and the path or id where its data (or that of an unknown set) is."""
+    """Return the known set of a name, if it is one, and the path or hub id of the data."""
     set_name, separator, path = name.partition("=")
-    known = PROMPT_SETS.get(set_name.lower().replace("_", "-"))
-    if known is not None:
+    set_name = set_name.lower().replace("_", "-")
+    if set_name in PROMPT_SETS:
         if separator and not (path and Path(path).expanduser().exists()):
-            raise InputError(f"there is no file or folder {path!r}; give the path of a copy of {known.name}")
-        return known, path
+            raise InputError(f"there is no file or folder {path!r}; give the path of a copy of {set_name}")
+        return PROMPT_SETS.get(set_name), path
     if Path(name).expanduser().exists() or ("/" in name and HUB_ID.fullmatch(name)):
         return None, name
-    if "/" in name or Path(name).suffix or separator:
-        load_error = f"there is no file or folder {name}, and no prompt set {set_name!r}"
-    else:
-        load_error = f"there is no prompt set {name!r}"
-    close = difflib.get_close_matches(set_name.lower(), PROMPT_SETS, n=3)
-    hint = f"; did you mean {' or '.join(close)}?" if close else ""
-    raise InputError(f"{load_error}{hint}\nsets: {', '.join(PROMPT_SETS)};\nelse give a path, or the id of a data set")
-
-
-def _plain_table(path: str, split: str | None, revision: str | None) -> Table:
-    return table_of(load_rows(path, split=split or "train", revision=revision), path)
+    hint = did_you_mean(set_name, PROMPT_SETS.names())
+    raise InputError(f"there is no prompt set, file or folder {name!r}{hint};\nor give the id of a dataset on the hub")
 
 
 def _known_tables(known: PromptSet, path: str, revision: str | None) -> Iterator[Table]:
-    """The tables of a known set: from a local copy, if there is a path, else from the hub."""
+    """Yield the tables of a known set: from a local copy, if there is a path, else from the hub."""
     local = Path(path).expanduser() if path else None
     if local is not None and local.is_file():
         yield _read_file(known, _part_of(known, local), local)
@@ -160,7 +145,7 @@ def _known_tables(known: PromptSet, path: str, revision: str | None) -> Iterator
 
 
 def _part_of(known: PromptSet, file: Path) -> Part:
-    """The part of a set that a local file is a copy of."""
+    """Return the part of a set that a local file is a copy of."""
     for name in reversed(file.resolve().parts):  # the file's own name tells best
         found = [part for part in known.parts if part.word in name.lower()]
         if len(found) == 1:
@@ -174,12 +159,12 @@ def _read_file(known: PromptSet, part: Part, file: Path) -> Table:
     if part.header is not None and part.pattern is not None:
         if file.match(part.pattern):
             return Table(_headless(file, part.header), part.header, str(file), part, category)
-        category = None  # a copy in another form: its category is in a column
+        category = None  # a copy in another format has a column for it
     return table_of(load_rows(str(file)), str(file), part, category)
 
 
 def _headless(file: Path, header: tuple[str, ...]) -> list[Row]:
-    """Rows of a csv file that has no line of column names."""
+    """Read a csv file that has no header."""
     try:
         with file.open(newline="", encoding="utf-8-sig") as lines:
             rows = [row for row in csv.reader(lines) if row]
@@ -205,7 +190,7 @@ def _load(known: PromptSet, part: Part, where: str, revision: str | None) -> Tab
 
 
 def _download(known: PromptSet, pattern: str, revision: str | None) -> Path:
-    """A folder that holds the files of a repository that match a pattern."""
+    """Return a folder with the files of a set's repository that match a pattern."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 
@@ -216,7 +201,7 @@ def _download(known: PromptSet, pattern: str, revision: str | None) -> Path:
         raise _unavailable(known, f"{hub_id} is not in the cache and the hub cannot be reached") from error
     except GatedRepoError as error:
         raise _unavailable(known, f"{hub_id} is gated, and you have no access to it") from error
-    except (OSError, ValueError) as error:  # of the hub's many errors all are one of these
+    except (OSError, ValueError) as error:  # all errors of the hub are one of these
         cause = next((line for line in str(error).splitlines() if line), type(error).__name__)
         raise _unavailable(known, f"{hub_id} cannot be loaded: {cause}") from error
     return Path(folder)
@@ -232,7 +217,7 @@ def _unavailable(known: PromptSet, cause: str) -> InputError:
 
 
 def _distinct(prompts: Iterable[Prompt], dropped: Counter[str]) -> list[Prompt]:
-    """Each prompt once, as it first occurs."""
+    """Return each prompt once, as it first occurs."""
     first: dict[str, Prompt] = {}
     for prompt in prompts:
         before = first.setdefault(prompt.id, prompt)

@@ -1,4 +1,4 @@
-"""Rows of any table with prompts in it -> prompts."""
+"""Make prompts of the rows of any table with prompts in it."""
 
 import hashlib
 import json
@@ -21,13 +21,13 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Table:
-    """Rows and what they mean."""
+    """Hold rows and their meaning."""
 
     rows: Iterable[Row]
     names: Sequence[str]
-    """Of the columns, as the source has them."""
+    """Of the columns, in the source's spelling."""
     where: str
-    """What messages call it."""
+    """The name in messages."""
     part: Part | None = None
     """Of a known set."""
     category: str | None = None
@@ -35,22 +35,14 @@ class Table:
 
 
 def table_of(dataset: Dataset, where: str, part: Part | None = None, category: str | None = None) -> Table:
-    """A data set as a table. Of two columns that differ in case only, the lower-case one counts."""
+    """Make a table of a dataset. Of two columns that differ in case only, the lower-case one counts."""
     names = sorted(dataset.column_names)
-
-    def rows() -> Iterator[Row]:
-        for batch in dataset.iter(batch_size=1000):
-            columns = [batch[name] for name in names]  # pyright: ignore[reportCallIssue, reportArgumentType]
-            yield from (
-                {name.lower(): value for name, value in zip(names, values, strict=True)}
-                for values in zip(*columns, strict=True)
-            )
-
-    return Table(rows(), dataset.column_names, where, part, category)
+    rows = ({name.lower(): row[name] for name in names} for row in dataset)  # pyright: ignore
+    return Table(rows, dataset.column_names, where, part, category)
 
 
 def choose_columns(usual: Columns, asked: Mapping[str, str], tables: Sequence[Table]) -> Columns:
-    """The usual columns, with those a user names in their place."""
+    """Return the usual columns, with those that the user names in their place."""
     unknown = sorted(asked.keys() - usual.keys())
     if unknown:
         raise InputError(f"{unknown[0]!r} is no role of a column; columns have the roles {', '.join(usual)}")
@@ -65,7 +57,7 @@ def choose_columns(usual: Columns, asked: Mapping[str, str], tables: Sequence[Ta
 
 
 def parse(table: Table, columns: Columns, kind: Kind | None, category: str, dropped: Counter[str]) -> Iterator[Prompt]:
-    """The prompts of a table; what cannot be used is counted in `dropped` by cause."""
+    """Yield the prompts of a table, and count unusable rows in `dropped` by cause."""
     names = [name.lower() for name in table.names]
     of = {role: next((name for name in options if name in names), None) for role, options in columns.items()}
     form = find_format(names)
@@ -87,13 +79,13 @@ def parse(table: Table, columns: Columns, kind: Kind | None, category: str, drop
 def _messages(row: Row, column: str | None, context: str | None, form: Format | None) -> tuple[Message, ...]:
     if column is None:
         assert form is not None
-        return tuple(Format(form.prompt, form.chosen).parse(row).prompt)  # whatever the rejected response is
+        return tuple(Format(form.prompt, form.chosen).parse(row).prompt)  # the rejected response does not matter
     value = row[column]
     if isinstance(value, list) and value and isinstance(value[0], str):  # MT-Bench: the user's turns
         return (user(_checked(value[0], column)),)
     if isinstance(value, list) and value and isinstance(value[-1], dict) and _is_answer(value[-1]):
         return tuple(Format(None, column).parse(row).prompt)
-    if given := _text(row, context):  # HarmBench puts them together like this
+    if given := _text(row, context):  # as HarmBench joins them
         return (user(f"{given}\n\n---\n\n{_checked(value, column)}"),)
     return tuple(parse_prompt(row, column))
 
@@ -119,7 +111,7 @@ def _kind(row: Row, column: str | None, table: Table, default: Kind | None) -> K
     if table.part is not None:
         return table.part.kind(row) if callable(table.part.kind) else table.part.kind
     said = _text(row, column)
-    if said is None and isinstance(row.get("harmful"), bool):  # as this package's own data sets have it
+    if said is None and isinstance(row.get("harmful"), bool):  # as in this package's own datasets
         return "harmful" if row["harmful"] else "benign"
     found = default if said is None else said.strip().lower().replace("-", "_").replace(" ", "_")
     if found in KINDS:
@@ -133,7 +125,7 @@ def _kind(row: Row, column: str | None, table: Table, default: Kind | None) -> K
 
 
 def _meta(row: Row, of: Mapping[str, str | None]) -> dict[str, Any]:
-    # Of attacked prompts (`sails attack`): what the attack is, and the testbed's request.
+    # A column `meta` is that of attacked prompts (`sails attack`): the attack, and the testbed's request.
     given = row.get("meta") if isinstance(row.get("meta"), dict) else {}
     found = {role: _text(row, of[role]) for role in ("target", "reference", "context")}
     found["source_id"] = _text(row, of["id"])

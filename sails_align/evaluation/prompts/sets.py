@@ -1,4 +1,4 @@
-"""The prompt sets known by name: where each is, what its columns mean, and what its prompts are for."""
+"""Define the known prompt sets: the source of each, its columns, and the kind of its prompts."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from sails_align.core.errors import InputError
+from sails_align.core.registry import Registry
 from sails_align.evaluation.records import Kind
 
 Columns = Mapping[str, tuple[str, ...]]
-"""Role -> names of its column, the first one there counts; in lower case, as they are compared."""
+"""Role -> names of its column in lower case, of which the first one found counts."""
 COLUMNS: Columns = {
     "prompt": (
         *("messages", "prompt", "goal", "forbidden_prompt", "instruction", "question", "prompts_final", "behavior"),
@@ -23,46 +24,46 @@ COLUMNS: Columns = {
     "context": ("context", "contextstring"),
     "id": ("id",),
 }
-"""Those of any file; the originals of the sets below and their copies on the hub differ in them."""
+"""The columns of any file; the originals of known sets and their copies on the hub differ in them."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One table of a set."""
+    """Define one table of a set."""
 
     kind: Kind | Callable[[Mapping[str, Any]], Kind]
-    """Of all its prompts; or of a row, whose columns are in lower case."""
+    """Of all its prompts, or of a row with lower-case columns."""
     config: str | None = None
     split: str = "train"
     pattern: str | None = None
-    """Files in the repository, for those that the data sets library cannot find its way in."""
+    """Files in the repository, if `datasets` cannot read the repository itself."""
     word: str = ""
-    """What the path of a local copy of this table contains, if the set has several."""
+    """Part of the path of a local copy that tells this table from the set's others."""
     category: str | Callable[[Path], str] | None = None
-    """Of all its prompts, or of those in a file; None: there is a column, else it is the set's name."""
+    """Of all its prompts, or of those in a file. None: a column has it, or else it is the set's name."""
     header: tuple[str, ...] | None = None
-    """Names of the columns of csv files whose first line is a row."""
+    """Names of the columns of csv files without a header."""
 
 
 @dataclass(frozen=True)
 class PromptSource:
-    """Where a set comes from."""
+    """Name the source of a set."""
 
     hub_id: str
     licence: str
     citation: str
     gated: bool = False
-    """Whether a licence must be accepted on the hub first."""
+    """Whether the user must accept a licence on the hub first."""
 
     @property
     def url(self) -> str:
-        """Its page, where its licence is."""
+        """The page with the licence."""
         return f"https://huggingface.co/datasets/{self.hub_id}"
 
 
 @dataclass(frozen=True)
 class PromptSet:
-    """A set known by name."""
+    """Define a known prompt set."""
 
     name: str
     source: PromptSource
@@ -83,7 +84,7 @@ HEX_PHI_CATEGORIES = {
     10: "Privacy Violation Activity",
     11: "Tailored Financial Advice",
 }
-"""By the number in a file's name. The repository no longer has category 2: 300 prompts are left of 330."""
+"""By the number in a file's name. The repository no longer has category 2, so 300 of 330 prompts are left."""
 
 
 def _hex_phi_category(file: Path) -> str:
@@ -102,7 +103,7 @@ def _xstest_kind(row: Mapping[str, Any]) -> Kind:
 
 
 def _first(role: str, *names: str) -> Columns:
-    """The usual columns, but these first for a role."""
+    """Return the usual columns, with these first for a role."""
     return {**COLUMNS, role: (*names, *COLUMNS[role])}
 
 
@@ -163,4 +164,4 @@ _SETS = (
     ),
     PromptSet("mt-bench", _MT_BENCH, (Part("benign"),), _first("id", "prompt_id", "question_id")),
 )
-PROMPT_SETS: Mapping[str, PromptSet] = {known.name: known for known in _SETS}
+PROMPT_SETS = Registry("prompt set", {known.name: known for known in _SETS})

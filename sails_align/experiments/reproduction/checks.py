@@ -114,7 +114,7 @@ def repositories(of: Reproduction) -> dict[tuple[str, str], str]:
     for prompts in _asked(of):
         for name in prompts.prompts:
             if name in PROMPT_SETS and not Path(name).exists():
-                found["dataset", PROMPT_SETS[name].source.hub_id] = "README.md"
+                found["dataset", PROMPT_SETS.get(name).source.hub_id] = "README.md"
     names = [args.script.dataset_name for args in of.arguments.values()]
     if any(is_hh_rlhf(name) and not Path(str(name)).exists() for name in names):
         found["dataset", DATA] = "README.md"

@@ -256,7 +256,7 @@ def test_samples_follow_the_seed(tmp_path: Path):
 
 
 def test_the_registry():
-    assert len({known.name for known in PROMPT_SETS.values()}) == len(PROMPT_SETS) >= 13
+    assert len(PROMPT_SETS.names()) >= 13
     for name, known in PROMPT_SETS.items():
         assert name == known.name == name.lower()
         assert known.source.licence
@@ -269,19 +269,19 @@ def test_the_documentation_lists_all_sets():
     """A row for each: name, repository, kinds and licence, and no others."""
     page = (ROOT / "docs" / "prompt_sets.md").read_text()
     rows = [line for line in page.split("## Known sets")[1].splitlines() if line.startswith("| `")]
-    assert [row.split("`")[1] for row in rows] == list(PROMPT_SETS)
-    for row, known in zip(rows, PROMPT_SETS.values(), strict=True):
+    assert [row.split("`")[1] for row in rows] == list(PROMPT_SETS.names())
+    for row, (_, known) in zip(rows, PROMPT_SETS.items(), strict=True):
         assert known.source.hub_id in row
         assert known.source.licence in row
         assert ("gated" in row) == known.source.gated
         assert all(part.kind in row for part in known.parts if isinstance(part.kind, str))
 
 
-@pytest.mark.parametrize("name", PROMPT_SETS)
+@pytest.mark.parametrize("name", PROMPT_SETS.names())
 def test_missing_data_says_how_to_get_it(name: str):
     with pytest.raises(InputError) as error:
         load_prompts(name)
-    source = PROMPT_SETS[name].source
+    source = PROMPT_SETS.get(name).source
     check_message(error, source.hub_id, "the hub cannot be reached", source.url, f"{name}=PATH")
     assert ("hf auth login" in str(error.value)) == source.gated
 
@@ -289,7 +289,10 @@ def test_missing_data_says_how_to_get_it(name: str):
 def test_unknown_names(tmp_path: Path):
     with pytest.raises(InputError) as error:
         load_prompts("jailbrakbench")
-    check_message(error, "jailbrakbench", "did you mean jailbreakbench", "hex-phi", "mt-bench")
+    check_message(error, "jailbrakbench", "did you mean 'jailbreakbench'")
+    with pytest.raises(InputError) as error:
+        load_prompts("zzz")
+    check_message(error, "zzz", *PROMPT_SETS.names())
     for name in ("advbench=", f"advbench={tmp_path}/no.csv"):
         with pytest.raises(InputError) as error:
             load_prompts(name)
