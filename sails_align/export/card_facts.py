@@ -1,10 +1,6 @@
-"""What a run directory knows of its run, for the model card; and how it is written in Markdown.
-
-All that comes from files stands in code spans, where Markdown and HTML mean nothing, or is a number.
-"""
+"""Read what a run directory says of its run, for the model card."""
 
 import re
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,17 +21,18 @@ LICENSES = {
     r"meta-llama/Llama-3\.2-.*": "llama3.2",
     r"meta-llama/Llama-3\.3-.*": "llama3.3",
 }
-"""Of base models on the hub, by their names, in the hub's words."""
+"""The hub's names of licences, by patterns of base models on the hub."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a run; dictionaries are empty where a file is missing."""
+    """Hold what is known of a run; dictionaries are empty where a file is missing."""
 
     kind: Literal["adapter", "merged", "full"]
     record: dict[str, Any]
     """run.json"""
     metrics: dict[str, Any]
+    """metrics.json"""
     adapter: dict[str, Any]
     """adapter_config.json"""
     subspace: dict[str, Any]
@@ -48,14 +45,9 @@ class Facts:
         """What the run was made from."""
         return self.record.get("identity", {})
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """Of the run, by part."""
-        return self.record.get("options", {})
-
-    def option(self, part: str, name: str) -> Any:
-        """An option of the run; None if it is not known."""
-        return self.options.get(part, {}).get(name)
+    def options(self, group: str) -> dict[str, Any]:
+        """Return the options of a group: script, data, sails, training, ..."""
+        return self.record.get("options", {}).get(group, {})
 
     @property
     def method(self) -> str | None:
@@ -69,20 +61,19 @@ class Facts:
 
     @property
     def base_label(self) -> str:
-        """What the base model is called, in a code span; of a local one without its place in the file system."""
+        """Name of the base model in a code span; of a local one without its folder."""
         if self.base_model is None:
             return "an unnamed model"
-        if self.on_testbed:
-            return "`testbed`"
-        return code(self.base_on_hub or Path(self.base_model).name)
+        return code("testbed" if self.on_testbed else self.base_on_hub or Path(self.base_model).name)
 
     @property
     def on_testbed(self) -> bool:
         """Whether the requests are those of the testbed: only there a run needs no data set."""
-        return "script" in self.options and self.option("script", "dataset_name") is None
+        script = self.options("script")
+        return bool(script) and script.get("dataset_name") is None
 
     def license(self) -> str | None:
-        """The base model's licence, if it is known without network: from its own card, or its name."""
+        """Return the base model's licence, by its own card or its name; None if it is unknown without network."""
         if self.base_model is None:
             return None
         card = Path(self.base_model) / "README.md"
@@ -119,28 +110,22 @@ def read_facts(run: Path, *, merged: bool) -> Facts:
 
 
 def hub_id(name: Any) -> str | None:
-    """The name, if it can only be an id on the hub."""
+    """Return the name if it can only be an id on the hub."""
     is_id = isinstance(name, str) and "/" in name and HUB_ID.fullmatch(name) and not name.startswith(".")
     return name if is_id and not Path(name).exists() else None
 
 
+def public_name(name: Any) -> str | None:
+    """Return an id on the hub as it is, and of a path its last part."""
+    return hub_id(name) or (Path(str(name)).name if name else None)
+
+
 def code(value: Any) -> str:
-    """A value in a code span. What would end the span or a table's cell is replaced."""
+    """Return a value in a code span. What would end the span or a table's cell is replaced."""
     text = "".join(letter if letter.isprintable() and letter not in "`|" else "?" for letter in str(value))
     return f"`{text[:200] or '?'}`"
 
 
 def number(value: Any, form: str) -> str:
-    """A number as Markdown; what is no number is unknown."""
+    """Return a number as Markdown; what is no number is unknown."""
     return format(value, form) if isinstance(value, int | float) and not isinstance(value, bool) else "unknown"
-
-
-def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; of rows that are Markdown already."""
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def named_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
-    """Rows of what is known: a name, and a value in a code span."""
-    return [(name, code(value)) for name, value in values.items() if value not in (None, "", [], {})]

@@ -98,10 +98,11 @@ def test_dpo_with_plain_lora(runs: dict[str, Path], tmp_path: Path) -> None:
     assert "dpo" in data.tags
     assert "sails" not in data.tags, "it is a baseline"
     assert (
-        "Trained by direct preference optimisation (DPO) with TRL. The adapter is initialized as in plain LoRA." in text
+        "Trained by direct preference optimisation (DPO) with TRL. The adapter's initialization is `default` "
+        "(Plain LoRA: random A, zero B)." in text
     )
     assert "| beta | `0.3` |" in text
-    assert "| held-out pairs ranked correctly (share) | " in text
+    assert "| reward accuracy on held-out pairs (share) | " in text
     assert "## Subspace" not in text
 
 
@@ -130,12 +131,12 @@ def test_rates_with_their_counts(run: Path) -> None:
     trained = {"safety_rate": rate, "over_refusal_rate": rate, "harmfulness": none, "held_out_loss": 1.0}
     edit(run / "metrics.json", "trained", value=trained)
     text, _ = card_of(run)
-    cell = "50.0% (25.0% to 75.0%; n = 16, 3 unscored)"
-    assert f"| safety rate | {cell} | {cell} |" in text
-    assert f"| harmless requests refused | not measured | {cell} |" in text
-    assert "| harmfulness (1 to 5) | not measured | unscored (n = 0, 4 unscored) |" in text
+    cell = "50.0 (25.0 to 75.0; n = 16, 3 unscored)"
+    assert f"| safety rate (%) | {cell} | {cell} |" in text
+    assert f"| over-refusal (%) | not measured | {cell} |" in text
+    assert "| harmfulness (1-5) | not measured | unscored (n = 0, 4 unscored) |" in text
     assert "Harmless requests were refused in 50.0% of cases (n = 16)." in text
-    assert "Not measured in this run: correctness of answers" in text
+    assert "Not measured in this run: correct answers" in text
     edit(run / "metrics.json", "base", value=None)  # resumed elsewhere
     assert "| loss on held-out pairs | not measured | 1.000 |" in card_of(run)[0]
 
