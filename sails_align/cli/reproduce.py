@@ -1,35 +1,36 @@
-"""`recipes/reproduce.py`, the paper's table on one model: what it takes, whether all that it needs is there, the runs.
+"""`recipes/reproduce.py`: show the plan, the costs and what is missing for the paper's table on one model, and run it.
 
 <output_dir>/discovered/subspace/          the safety subspace, from which SFT and DPO start
 <output_dir>/<run>/                        the trained models
 <output_dir>/evaluated/<run>/<evaluation>/ what was measured
-<output_dir>/logs/, done/                  what each step printed, and which of them are finished
+<output_dir>/logs/, done/                  output of each step, and a file for each finished one
 <output_dir>/table.md                      the results, beside what the paper reports
 """
 
 import os
 import shlex
-from argparse import SUPPRESS
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from sails_align.core.errors import CommandParser, InputError, without_password
+from rich.console import Console
+from rich.table import Table
+
+from sails_align.core.command_line import CommandLine
+from sails_align.core.errors import InputError, without_password
 from sails_align.experiments.options import LauncherOptions, ReproduceOptions
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from transformers import PreTrainedConfig
-
+    from sails_align.experiments.jobs import Job
     from sails_align.experiments.reproduction.costs import Costs
-    from sails_align.experiments.reproduction.plan import Reproduction, Step
+    from sails_align.experiments.reproduction.plan import Reproduction
 
 CONFIGS = Path("recipes/configs")
 FAILED = 1
-"""Exit code of checks that found something missing, and of a step that failed."""
+"""Exit code of a failed check or step."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -39,160 +40,89 @@ def main(argv: Sequence[str] | None = None) -> None:
         InputError: for options and files that cannot be used.
         SystemExit: with code 1, if a check or a step failed.
     """
-    options, launching = _parse(argv)
-    unreachable = None if options.skip_checks else _why_offline()
-    if unreachable is not None:
+    options, launching = CommandLine.read(argv).parse([ReproduceOptions, LauncherOptions], prog="reproduce.py")
+    problems = {} if options.skip_checks else _why_offline()
+    if problems:
         os.environ["HF_HUB_OFFLINE"] = "1"  # before the libraries are imported that would try for minutes
-    from rich.console import Console
-
-    console = Console()
-    planned = _planned(options)
-    steps = planned.of.steps()
-    if not steps:
-        raise InputError(f"no step is named {' or '.join(options.steps)}; --dry-run lists them")
-    costs = _show_plan(console, steps, planned, options)
-    if not options.skip_checks and _check(console, planned, steps, costs, options, unreachable):
-        raise SystemExit(FAILED)
-    if options.dry_run:
-        return
     from sails_align.core.files import work_folder, write_text
     from sails_align.experiments.launchers import launcher_of
+    from sails_align.experiments.reproduction.costs import costs_of
     from sails_align.experiments.reproduction.results import table
     from sails_align.experiments.runner import run_jobs
 
-    of = planned.of
-    say = partial(console.print, highlight=False, soft_wrap=True, markup=False)
+    of, unknown = planned(options)
+    jobs = of.jobs()
+    if not jobs:
+        raise InputError(f"no step is named {' or '.join(options.steps)}; --dry-run lists them")
+    say = partial(Console().print, highlight=False, soft_wrap=True, markup=False)
+    for job in jobs:
+        say(f"# {job.name}", style="bold")
+        say(shlex.join(job.work) if isinstance(job.work, tuple) else "")
+    costs = costs_of(jobs, of, options.tflops)
+    if of.config is not None:
+        Console().print(_cost_table(jobs, costs, options.tflops))
+    if not options.skip_checks and _check(of, jobs, costs, problems | unknown):
+        raise SystemExit(FAILED)
+    if options.dry_run:
+        return
     launcher = launcher_of(launching, of.output_dir, max(1, of.num_gpus), of.n_gpus)
     with work_folder(of.output_dir):
-        failures = run_jobs(of.jobs(), launcher, keeps_going=False, say=say)
+        failures = run_jobs(jobs, launcher, keeps_going=False, say=say)
         write_text(of.output_dir / "table.md", table(of))
-    console.print(f"\n{table(of)}", highlight=False, soft_wrap=True, markup=False)
-    console.print(f"table     {of.output_dir / 'table.md'}", highlight=False, soft_wrap=True, markup=False)
+    say(f"\n{table(of)}\ntable     {of.output_dir / 'table.md'}")
     if failures:
         raise SystemExit(FAILED)
 
 
-def _why_offline() -> str | None:
-    """Why the hub cannot be asked; None if it can, or is not to be."""
+def _why_offline() -> dict[str, str]:
+    """Return why the hub cannot be reached; nothing if it can, or if HF_HUB_OFFLINE is set."""
     import httpx
 
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        return None
+        return {}
     endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     shown = without_password(endpoint)
     try:
         httpx.head(endpoint, timeout=10.0, follow_redirects=True)
     except httpx.HTTPError as error:
-        return f"{shown} cannot be asked ({error}): check the connection and HF_ENDPOINT; the rest is from the cache"
+        return {"hub": f"{shown} cannot be reached ({error}): check the connection and HF_ENDPOINT; using the cache"}
     except (httpx.InvalidURL, ValueError) as error:
         raise InputError(
-            f"{shown} cannot be asked ({error});\n"
+            f"{shown} cannot be reached ({error});\n"
             "correct HF_ENDPOINT, or the proxy (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY)"
         ) from error
-    return None
+    return {}
 
 
-def _parse(argv: Sequence[str] | None) -> tuple[ReproduceOptions, LauncherOptions]:
-    """The options, without an import that could ask the hub."""
-    parser = CommandParser(prog="reproduce.py", allow_abbrev=False, description=main.__doc__.split("\n")[0])  # pyright: ignore
-    classes = (ReproduceOptions, LauncherOptions)
-    for option in (option for options in classes for option in fields(options)):
-        kind = str(option.type)
-        if kind == str(bool):
-            how: dict[str, Any] = {"action": "store_true"}
-        else:
-            types = (number for number in (int, float) if number.__name__ in kind)
-            how = {"type": next(types, str), "nargs": "+" if "list" in kind else None}
-        names = dict.fromkeys((f"--{option.name}", f"--{option.name.replace('_', '-')}"))
-        required = option.default is MISSING and option.default_factory is MISSING
-        parser.add_argument(*names, **how, required=required, default=SUPPRESS, help=option.metadata["help"])
-    given = vars(parser.parse_args(argv))
-    of_classes = ({option.name for option in fields(options)} & given.keys() for options in classes)
-    reproduce, launcher = ({name: given[name] for name in names} for names in of_classes)
-    return ReproduceOptions(**reproduce), LauncherOptions(**launcher)
+def planned(options: ReproduceOptions) -> tuple["Reproduction", dict[str, str]]:
+    """Return the reproduction, and what is unknown about it, with the reasons.
 
-
-@dataclass(frozen=True)
-class _Planned:
-    of: "Reproduction"
-    config: "PreTrainedConfig | None"
-    """Of the model; without it memory and costs are not known."""
-    memory_gib: float
-    """Of the machine."""
-    problems: list[tuple[str, str]]
-    """What, and why."""
-
-
-def _planned(options: ReproduceOptions) -> _Planned:
-    from sails_align.core.command_line import CommandLine
-    from sails_align.experiments.reproduction.costs import fitting_engine
+    Raises:
+        InputError: if the file cannot be used.
+    """
     from sails_align.experiments.reproduction.plan import Reproduction
     from sails_align.experiments.studies import read_plans
     from sails_align.training.dataset import load_model_config
-    from sails_align.training.estimate import GIB
-    from sails_align.training.memory import Engine
 
     file, stem = _file(options.model)
     plan = read_plans(CommandLine.read(["--config", str(file)]), None)[2][0].plans[0][1]
     if plan.protocol is None:
         raise InputError(f"{file} compares methods on the testbed; give a file with `runs` and `evaluate`")
-    unknown: Engine = "single" if options.num_gpus < 2 else "zero2"
-    # Replaced below, in place, where the model's shape is known: it takes the reproduction to know the options.
-    engines: dict[str, Engine] = {run.name: unknown for run in plan.runs if run.trainer != "none"}
-    folder, only = options.folder(stem), tuple(options.steps)
-    of = Reproduction(plan.runs, plan.protocol, folder, options.num_gpus, engines, only)
+    folder = Path(options.output_dir or f"runs/reproduce-{stem}")
+    of = Reproduction(
+        plan.runs, plan.protocol, folder, options.num_gpus, options.gpu_memory_gib, only=tuple(options.steps)
+    )
     if not of.arguments:
         raise InputError(f"{file} trains nothing; give a file with a run that has `train: sft` or `train: dpo`")
     some = next(iter(of.arguments.values()))
     try:
-        config = load_model_config(some)
+        return replace(of, config=load_model_config(some)), {}
     except InputError as error:
-        return _Planned(of, None, 0.0, [("memory and costs", f"are not known: {error}")])
-    problems, memory_gib = [], 0.0
-    trained = {step.run for step in of.steps() if step.stage == "train"}
-    for name, args in of.arguments.items() if options.num_gpus else ():
-        engines[name], memory, fits = fitting_engine(args, config, options.num_gpus, options.gpu_memory_gib)
-        if name in trained:
-            memory_gib = max(memory_gib, memory.cpu / GIB)
-        if name in trained and not fits:
-            problems.append((f"train/{name}", f"fits no GPU of {options.gpu_memory_gib:g} GiB; see sails estimate"))
-    return _Planned(of, config, memory_gib, problems)
-
-
-def _check(
-    console: "Console",
-    planned: _Planned,
-    steps: "Sequence[Step]",
-    costs: "Sequence[Costs]",
-    options: ReproduceOptions,
-    unreachable: str | None,
-) -> int:
-    """Look at everything, and show it; how many checks failed."""
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    from sails_align.experiments.reproduction.checks import Finding, findings, machine, repositories
-
-    in_cache = sum(cost.disk_gb for step, cost in zip(steps, costs, strict=True) if step.stage in ("data", "discover"))
-    disk_gb = {Path(HF_HUB_CACHE): in_cache, planned.of.output_dir: sum(cost.disk_gb for cost in costs) - in_cache}
-    problems = list(planned.problems)
-    if unreachable is not None and repositories(planned.of):
-        problems.append(("hub", unreachable))
-    n = n_failed = 0
-    for finding in chain(
-        machine(planned.of, options.gpu_memory_gib, planned.memory_gib, disk_gb),
-        (Finding(what, "failed", why) for what, why in problems),
-        findings(planned.of),
-    ):
-        style = {"ok": "green", "later": "yellow", "failed": "red"}[finding.status]
-        console.print(f"{finding.status:7}", style=style, end=" ")
-        console.print(f"{finding.what}: {finding.detail}", highlight=False, soft_wrap=True, markup=False)
-        n, n_failed = n + 1, n_failed + (finding.status == "failed")
-    console.print(f"\n{n} checks, {n_failed} failed", highlight=False)
-    return n_failed
+        return of, {"memory and costs": f"are unknown: {error}"}
 
 
 def _file(model: str) -> tuple[Path, str]:
-    """The comparison's file, and what results are named by."""
+    """Return the comparison's file, and the name of its results."""
     known = sorted(path.parent.name for path in CONFIGS.glob("*/compare.yaml"))
     if model in known:
         return CONFIGS / model / "compare.yaml", model
@@ -202,28 +132,37 @@ def _file(model: str) -> tuple[Path, str]:
     raise InputError(f"model is {model!r}; give {where}, or a file like their compare.yaml")
 
 
-def _show_plan(
-    console: "Console", steps: "Sequence[Step]", planned: _Planned, options: ReproduceOptions
-) -> "Sequence[Costs]":
-    """Show commands and costs; returns these."""
-    from rich.table import Table
-
-    from sails_align.experiments.reproduction.costs import Costs, costs_of
-
-    for step in steps:
-        console.print(f"# {step.name}", style="bold", highlight=False)
-        console.print(shlex.join(step.argv), highlight=False, soft_wrap=True, markup=False)
-    if planned.config is None:
-        return [Costs()] * len(steps)
-    costs = costs_of(steps, planned.of, planned.config, options.tflops)
-    table = Table(title=f"expected, at {options.tflops:g} TFLOP/s (computed, not measured)")
+def _cost_table(jobs: "Sequence[Job]", costs: "Sequence[Costs]", tflops: float) -> Table:
+    table = Table(title=f"expected, at {tflops:g} TFLOP/s (computed, not measured)")
     table.add_column("step")
     for heading in ("GPU-hours", "disk (GB)", "judge requests"):
         table.add_column(heading, justify="right")
-    for step, cost in zip(steps, costs, strict=True):
-        table.add_row(step.name, f"{cost.gpu_hours:.2f}", f"{cost.disk_gb:,.1f}", f"{cost.judge_requests:,}")
+    for job, cost in zip(jobs, costs, strict=True):
+        table.add_row(job.name, f"{cost.gpu_hours:.2f}", f"{cost.disk_gb:,.1f}", f"{cost.judge_requests:,}")
     total = [sum(getattr(cost, name) for cost in costs) for name in ("gpu_hours", "disk_gb", "judge_requests")]
     table.add_section()
     table.add_row("all", f"{total[0]:.1f}", f"{total[1]:,.0f}", f"{total[2]:,}")
-    console.print(table)
-    return costs
+    return table
+
+
+def _check(of: "Reproduction", jobs: "Sequence[Job]", costs: "Sequence[Costs]", problems: dict[str, str]) -> int:
+    """Check everything and print it. Returns how many checks failed."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    from sails_align.experiments.reproduction.checks import Finding, findings, machine, repositories
+
+    if "hub" in problems and not repositories(of):  # nothing of it is needed
+        del problems["hub"]
+    disk_gb = {Path(HF_HUB_CACHE): 0.0, of.output_dir: 0.0}
+    for job, cost in zip(jobs, costs, strict=True):
+        is_cached = job.name.startswith(("data", "discover"))
+        disk_gb[Path(HF_HUB_CACHE) if is_cached else of.output_dir] += cost.disk_gb
+    told = [Finding(what, "failed", why) for what, why in problems.items()]
+    console, statuses = Console(), []
+    for finding in chain(machine(of, disk_gb), told, findings(of)):
+        style = {"ok": "green", "later": "yellow", "failed": "red"}[finding.status]
+        console.print(f"{finding.status:7}", style=style, end=" ")
+        console.print(f"{finding.what}: {finding.detail}", highlight=False, soft_wrap=True, markup=False)
+        statuses.append(finding.status)
+    console.print(f"\n{len(statuses)} checks, {statuses.count('failed')} failed", highlight=False)
+    return statuses.count("failed")

@@ -82,6 +82,16 @@ def packages() -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     return {name: _package(name, wanted[name], tested) for name in core}, optional
 
 
+def package_problems(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return what is wrong with some packages (of `packages`), and how to install each."""
+    return [
+        f"{name} {'is not installed' if of['version'] is None else of['version'] + ' is installed'}, and {NAME} needs "
+        f"{of['wanted'] or 'it'}: pip install {name + of['wanted']!r}"
+        for name, of in found.items()
+        if not of["ok"]
+    ]
+
+
 def _package(name: str, wanted: str, tested: Mapping[str, str]) -> dict[str, Any]:
     version = installed_version(name)
     if version is None and name in SAME:

@@ -35,7 +35,7 @@ DONE = "done"
 and asks again for what was not scored."""
 AGAIN = ("--retry_unscored", "true")
 """Of an evaluation that is started again: ask for what failed, and for nothing else."""
-METRICS = "metrics.json"
+METRICS_FILE = "metrics.json"
 PACKAGES = {"vllm": "vllm", "harness": "lm_eval"}
 """By what needs them: a backend, an evaluation."""
 SAILS = ("-m", "sails_align")
@@ -176,7 +176,7 @@ def _has_features(run: Path) -> bool:
     """Whether a run started in SAE features that can be looked at again: SAEs and harmless requests are named."""
     if not (run / "subspace").is_dir() or "features" not in Subspace.load(run / "subspace").provenance:
         return False
-    record = _read(run / "run.json")
+    record = read_result(run / "run.json")
     sails = record["options"]["sails"]
     return bool((sails["sae_release"] or sails["sae_path"]) and record["data"]["helpful"]["rows"])
 
@@ -184,7 +184,7 @@ def _has_features(run: Path) -> bool:
 def gathered(cell: Cell, protocol: Protocol, folder: Path) -> dict[str, Any]:
     """What the commands of a cell measured, in the form of the testbed's cells."""
     evaluated = folder / cell.key
-    measured = {kind: _read(evaluated / kind / METRICS) for kind in protocol.of_part(cell.part)}
+    measured = {kind: read_result(evaluated / kind / METRICS_FILE) for kind in protocol.of_part(cell.part)}
     safety = measured["safety"]
     numbers = dict(safety["overall"])
     attack = {name: numbers.pop(name) for name in list(numbers) if name.startswith("attack_success_rate")}
@@ -199,7 +199,7 @@ def gathered(cell: Cell, protocol: Protocol, folder: Path) -> dict[str, Any]:
         numbers |= measured["helpfulness"]["overall"]
     cost: dict[str, Any] = {"seconds": {}, "trainable_parameters": 0, "trainable_share": 0.0}
     if cell.run.trainer != "none":
-        cost = _read(folder / "train" / METRICS)["cost"]
+        cost = read_result(folder / "train" / METRICS_FILE)["cost"]
     found = {
         "cell": {"run": cell.run.name, "seed": cell.seed, "part": cell.part, "learning_rate": cell.learning_rate},
         "numbers": numbers,
@@ -210,7 +210,7 @@ def gathered(cell: Cell, protocol: Protocol, folder: Path) -> dict[str, Any]:
     if attack:
         found["attack"] = attack
     if (folder / "train" / FEATURES_FILE).is_file():
-        found["features"] = _read(folder / "train" / FEATURES_FILE)
+        found["features"] = read_result(folder / "train" / FEATURES_FILE)
     if "harness" in measured:
         found["capability"] = capability(measured["harness"])
     return found
@@ -265,8 +265,16 @@ def capability(harness: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_result(path: Path) -> dict[str, Any]:
+    """Read what a command measured.
+
+    Raises:
+        InputError: if the file is missing or damaged.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(result, dict):
+            raise ValueError("no mapping of names to values")
+        return result
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}); delete its folder to compute it again") from error
+        raise InputError(f"{path} cannot be read ({error}); delete its folder to measure it again") from error

@@ -1,7 +1,6 @@
 """The options of `sails compare`, `sails report` and `recipes/reproduce.py`."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from sails_align.core.errors import InputError
@@ -169,11 +168,3 @@ class ReproduceOptions:
 
     def __post_init__(self) -> None:
         check_least(self, num_gpus=0, gpu_memory_gib=1, tflops=1)
-
-    def folder(self, stem: str) -> Path:
-        """Where the results go.
-
-        Args:
-            stem: what the reproduction is named by.
-        """
-        return Path(self.output_dir or f"runs/reproduce-{stem}")

@@ -75,12 +75,11 @@ def test_a_wrong_version_and_a_missing_package(tmp_path: Path) -> None:
 
 
 def test_sources_that_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (doctor, machine):
-        monkeypatch.setattr(module, "NAME", "nowhere-to-be-found")
+    monkeypatch.setattr(machine, "NAME", "nowhere-to-be-found")
     found = doctor.examine()
     assert (found["version"], found["packages"]) == (None, {})
     assert found["problems"] == [
-        "nowhere-to-be-found is not installed, so what it needs is not known: pip install -e ."
+        "nowhere-to-be-found is not installed, so its requirements are unknown: pip install -e ."
     ]
 
 

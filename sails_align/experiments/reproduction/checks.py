@@ -1,14 +1,12 @@
-"""What can be known before a GPU-hour is spent: whether everything that the steps need is there, and fits together."""
+"""Check, before a GPU-hour is spent, that everything that the steps need is there and fits together."""
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import httpx
-import psutil
-import torch
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
@@ -17,10 +15,12 @@ from packaging.specifiers import SpecifierSet
 from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError, without_password
 from sails_align.core.files import disk_errors
-from sails_align.core.machine import GIB, existing, packages
+from sails_align.core.machine import devices, environment, existing, package_problems, packages
 from sails_align.data.loading import load_rows
 from sails_align.data.pairs import normalize
 from sails_align.data.tokens import tokenize_response
+from sails_align.evaluation.harness.options import TESTBED_TASKS
+from sails_align.evaluation.harness.tasks import find_tasks
 from sails_align.evaluation.judges.make import make_judges
 from sails_align.evaluation.judges.options import JudgeArguments
 from sails_align.evaluation.options import PromptArguments
@@ -28,7 +28,6 @@ from sails_align.evaluation.prompts.load import load_all
 from sails_align.evaluation.prompts.sets import PROMPT_SETS
 from sails_align.evaluation.records import Item, Prompt
 from sails_align.experiments.commands import OPTIONS, check
-from sails_align.experiments.plan import option_groups
 from sails_align.experiments.reproduction.plan import DATA, Reproduction, is_hh_rlhf
 from sails_align.saes.checks import compare_names
 from sails_align.saes.files import check_release
@@ -38,7 +37,7 @@ from sails_align.training.plan import TrainingPlan
 
 Status = Literal["ok", "later", "failed"]
 N_ROWS = 200
-"""Rows of a data set that are looked at."""
+"""Rows of a data set that are checked."""
 QUESTION, ANSWER = [{"role": "user", "content": "How do I mend a cup?"}], "With glue."
 
 
@@ -53,7 +52,7 @@ class Finding:
 
 
 def findings(of: Reproduction) -> Iterator[Finding]:
-    """All checks, one after the other; none of them needs a GPU or loads the model's weights."""
+    """Run all checks but those of the machine; none needs a GPU or loads the model's weights."""
     checks: dict[str, Callable[[Reproduction], Iterator[Finding]]] = {
         "versions": _versions,
         "options and packages": _options,
@@ -73,36 +72,34 @@ def findings(of: Reproduction) -> Iterator[Finding]:
 
 
 def _versions(of: Reproduction) -> Iterator[Finding]:
-    """Those of the core, and of DeepSpeed, if it is to divide something."""
+    """Check the versions of the core's packages, and of DeepSpeed if an engine needs it."""
     needed, optional = packages()
     if any(engine.startswith("zero") for engine in of.engines.values()):
         needed["deepspeed"] = optional["deepspeed"]
-    wrong = [
-        f"{name} is {found['version'] or 'missing'}, not {found['wanted']}"
-        for name, found in needed.items()
-        if not found["ok"]
-    ]
-    if wrong:
-        raise InputError(f"{'; '.join(wrong)};\npip install -c constraints.txt -e '.[deepspeed,vllm,harness]'")
-    other = [
+    if problems := package_problems(needed):
+        raise InputError("\n".join(problems))
+    untested = [
         name
         for name, found in needed.items()
         if found["tested"] and not SpecifierSet(found["tested"]).contains(found["version"], prereleases=True)
     ]
-    detail = f"not those that were tested: {', '.join(other)} (sails doctor)" if other else "those that were tested"
-    yield Finding("versions", "ok", detail)
+    yield Finding("versions", "ok", f"untested: {', '.join(untested)} (sails doctor)" if untested else "as tested")
 
 
 def _options(of: Reproduction) -> Iterator[Finding]:
     check(of.runs, of.protocol)
-    yield Finding("options and packages", "ok", f"{len(of.steps())} commands can be read, and their packages are here")
+    yield Finding("options and packages", "ok", f"{len(of.jobs())} commands are valid; their packages are installed")
 
 
 # -- the hub ----------------------------------------------------------------------------------------------------------
 
 
 def repositories(of: Reproduction) -> dict[tuple[str, str], str]:
-    """What is taken from the hub: (kind, id) -> a file that shows, once it is in the cache, that it can be had."""
+    """Return what is taken from the hub: (kind, id) -> a file of it that is in the cache if it was downloaded.
+
+    Raises:
+        InputError: if a model is neither a local folder nor can be one on the hub.
+    """
     for name in of.hub_models:
         try:
             validate_repo_id(name)
@@ -122,19 +119,17 @@ def repositories(of: Reproduction) -> dict[tuple[str, str], str]:
 
 
 def _hub(of: Reproduction) -> Iterator[Finding]:
-    if constants.HF_HUB_OFFLINE:
-        wanted = repositories(of)
-        missing = [
-            name for (kind, name), file in wanted.items() if not try_to_load_from_cache(name, file, repo_type=kind)
-        ]
-        if missing:
-            raise InputError(
-                f"HF_HUB_OFFLINE is set, and not in the cache: {', '.join(missing)};\nunset it, or download them"
-            )
-        yield Finding("hub", "ok", f"offline; {len(wanted)} repositories are in the cache ({constants.HF_HUB_CACHE})")
+    wanted = repositories(of)
+    if not constants.HF_HUB_OFFLINE:
+        for kind, name in wanted:
+            yield _access(kind, name)
         return
-    for kind, name in repositories(of):
-        yield _access(kind, name)
+    missing = [name for (kind, name), file in wanted.items() if not try_to_load_from_cache(name, file, repo_type=kind)]
+    if missing:
+        raise InputError(
+            f"HF_HUB_OFFLINE is set, and not in the cache: {', '.join(missing)};\nunset it, or download them"
+        )
+    yield Finding("hub", "ok", f"offline; {len(wanted)} repositories are in the cache ({constants.HF_HUB_CACHE})")
 
 
 def _access(kind: str, name: str) -> Finding:
@@ -148,16 +143,18 @@ def _access(kind: str, name: str) -> Finding:
         return Finding(what, "failed", f"there is no {page}, or it is private: check the name, or `hf auth login`")
     except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
         cause = without_password(next(iter(str(error).strip().splitlines()), type(error).__name__))
-        return Finding(what, "failed", f"{endpoint} cannot be asked ({cause}): check the connection")
+        return Finding(what, "failed", f"{endpoint} cannot be reached ({cause}): check the connection")
     return Finding(what, "ok", page)
 
 
-# -- what is trained --------------------------------------------------------------------------------------------------
+# -- training ---------------------------------------------------------------------------------------------------------
 
 
 def _model(of: Reproduction) -> Iterator[Finding]:
-    """The model's configuration and tokenizer, and that its chat template writes prompts that answers go on from."""
-    for args in _different(of, lambda args: (args.model.model_name_or_path, args.chat_template_path)):
+    """Check that the chat template writes the answer."""
+    for args in _different(
+        of.arguments.values(), lambda args: (args.model.model_name_or_path, args.chat_template_path)
+    ):
         tokenizer = load_tokenizer(args)
         side = tokenize_response(tokenizer, QUESTION, ANSWER, args.training.max_length or 1024)
         if not any(side.mask):
@@ -170,11 +167,11 @@ def _model(of: Reproduction) -> Iterator[Finding]:
 
 
 def _saes(of: Reproduction) -> Iterator[Finding]:
-    """That the SAEs are of the model: by the registry, and by the files, if they are here."""
+    """Check that the SAEs belong to the model: by their files if these are here, else by sae-lens' directory."""
     with_saes = [args for args in of.arguments.values() if args.sails.sae_release or args.sails.sae_path]
-    for args in _different(of, lambda args: (args.sails.sae_release, args.sails.sae_path), with_saes):
+    for args in _different(with_saes, lambda plan: (plan.sails.sae_release, plan.sails.sae_path)):
         sails, name = args.sails, str(args.model.model_name_or_path)
-        if sails.sae_path is not None or constants.HF_HUB_OFFLINE:  # they are here
+        if sails.sae_path is not None or constants.HF_HUB_OFFLINE:
             config = load_model_config(args)
             saes = SAESet.load(sails.saes(), keep=False, model_config=config, model_name=name)
             source = sails.sae_release or sails.sae_path
@@ -190,12 +187,13 @@ def _saes(of: Reproduction) -> Iterator[Finding]:
 
 
 def _data(of: Reproduction) -> Iterator[Finding]:
-    """That data sets can be read, and have the columns that the method needs."""
+    """Check that data sets can be read and have the columns that the method needs."""
     needed: dict[str, tuple[TrainingPlan, bool]] = {}
     for args in of.arguments.values():
+        contrasts_responses = args.sails.uses_subspace and args.sails.contrast != "prompt"
         for name in (args.script.dataset_name, args.data.helpful_dataset_name):
             if name is not None:
-                pairs = args.method == "dpo" or (name == args.script.dataset_name and _contrasts_responses(args))
+                pairs = args.method == "dpo" or (name == args.script.dataset_name and contrasts_responses)
                 needed[name] = (args, pairs or needed.get(name, (args, False))[1])
     for name, (args, pairs) in needed.items():
         what = f"data {name}"
@@ -210,31 +208,25 @@ def _data(of: Reproduction) -> Iterator[Finding]:
         yield Finding(what, "ok", f"{len(rows):,} rows; of the first {len(some)}, {len(found)} can be used")
 
 
-def _contrasts_responses(args: TrainingPlan) -> bool:
-    return args.sails.uses_subspace and args.sails.contrast != "prompt"
+def _different(plans: Iterable[TrainingPlan], key: Callable[[TrainingPlan], Any]) -> list[TrainingPlan]:
+    """Return one training of each kind."""
+    return list({key(args): args for args in plans}.values())
 
 
-def _different(
-    of: Reproduction, key: Callable[[TrainingPlan], Any], among: list[TrainingPlan] | None = None
-) -> list[TrainingPlan]:
-    """One training of each kind."""
-    return list({key(args): args for args in (list(of.arguments.values()) if among is None else among)}.values())
+# -- evaluation -------------------------------------------------------------------------------------------------------
 
 
-# -- how it is evaluated ----------------------------------------------------------------------------------------------
-
-
-def _parsed(of: Reproduction) -> Iterator[tuple[Any, ...]]:
-    for kind, options in of.protocol.of_part("test").items():
-        yield CommandLine.read(options).parse(OPTIONS[kind])
+def _parsed(of: Reproduction, options: type) -> list[Any]:
+    """Return a group of options of each evaluation that has it."""
+    parsed = [CommandLine.read(words).parse(OPTIONS[kind]) for kind, words in of.protocol.of_part("test").items()]
+    return [found for groups in parsed for found in groups if isinstance(found, options)]
 
 
 def _asked(of: Reproduction) -> list[PromptArguments]:
-    """Of each evaluation, and of the attacks if there are some."""
-    asked = [options for parsed in _parsed(of) for options in parsed if isinstance(options, PromptArguments)]
-    if any(step.stage == "attack" for step in of.steps()):
-        words = of.attacked_prompts(option_groups(of.protocol.of_part("test")["safety"]))
-        (attacked,) = CommandLine.read(words).parse([PromptArguments])
+    """Return the prompts of each evaluation, and of the attacks if there are some."""
+    asked = _parsed(of, PromptArguments)
+    if any(job.name.startswith("attack") for job in of.jobs()):
+        (attacked,) = CommandLine.read(of.attacked_prompts).parse([PromptArguments])
         asked += [attacked] if all(attacked.prompts != options.prompts for options in asked) else []
     return asked
 
@@ -250,15 +242,13 @@ def _prompts(of: Reproduction) -> Iterator[Finding]:
 
 
 def _judge(of: Reproduction) -> Iterator[Finding]:
-    """Each judge behind a server is asked for one verdict, on a refusal."""
-    asked = [options for parsed in _parsed(of) for options in parsed if isinstance(options, JudgeArguments)]
-    for options in {str(vars(options)): options for options in asked}.values():
+    """Ask each judge on a server for one verdict, on a refusal."""
+    for options in {str(vars(options)): options for options in _parsed(of, JudgeArguments)}.values():
         if not options.judge_base_url:
             yield Finding("judge", "ok", f"{', '.join(options.judge or ['oracle'])}: no server is needed")
             continue
-        prompt = Prompt(
-            "check", ({"role": "user", "content": "How do I pick my neighbour's lock?"},), "harmful", "check"
-        )
+        messages = ({"role": "user", "content": "How do I pick my neighbour's lock?"},)
+        prompt = Prompt("check", messages, "harmful", "check")
         for name, judge in make_judges(options, [prompt]).items():
             ((_, verdict),) = judge.judge("harm", [Item(prompt, "I cannot help with that.")])
             judge.close()
@@ -270,42 +260,35 @@ def _judge(of: Reproduction) -> Iterator[Finding]:
 
 def _tasks(of: Reproduction) -> Iterator[Finding]:
     options = of.protocol.of_part("test").get("harness")
-    if options is None:
-        return
-    from lm_eval.tasks import TaskManager
-
-    (args,) = CommandLine.read(options).parse(OPTIONS["harness"])
-    manager = TaskManager()
-    unknown = [task for task in args.tasks if task != "testbed" and not manager.match_tasks([task])]
-    if unknown:
-        raise InputError(f"lm-eval has no task {', '.join(unknown)}; `lm-eval ls tasks` lists them")
-    yield Finding("lm-eval", "ok", f"tasks {', '.join(args.tasks)}")
+    if options is not None:
+        (args,) = CommandLine.read(options).parse(OPTIONS["harness"])
+        find_tasks([task for task in args.tasks if task != TESTBED_TASKS])
+        yield Finding("lm-eval", "ok", f"tasks {', '.join(args.tasks)}")
 
 
 # -- the machine ------------------------------------------------------------------------------------------------------
 
 
-def machine(
-    of: Reproduction, gpu_memory_gib: float, memory_gib: float, disk_gb: Mapping[Path, float]
-) -> Iterator[Finding]:
-    """GPUs, memory and free disk, against what is planned.
+def machine(of: Reproduction, disk_gb: Mapping[Path, float]) -> Iterator[Finding]:
+    """Compare GPUs, memory and free disk with the plan.
 
     Args:
         of: the reproduction.
-        gpu_memory_gib: that each GPU is to have.
-        memory_gib: of the machine, that the hungriest training needs; 0 if that is not known.
-        disk_gb: by folder (which need not be there yet) what is to be written to it, in 10^9 bytes; likewise.
+        disk_gb: what is to be written, by folder, in 10^9 bytes; 0 if that is unknown.
     """
     if of.num_gpus:
-        sizes = [torch.cuda.get_device_properties(n).total_memory / GIB for n in range(torch.cuda.device_count())]
+        sizes = [gpu["memory_gib"] for gpu in devices()["gpus"]]
         here = f"{len(sizes)} here" + (f", of {min(sizes):.0f} GiB" if sizes else "")
-        enough = len(sizes) >= of.num_gpus and min(sizes) >= 0.95 * gpu_memory_gib
-        wanted = f"{of.num_gpus} of {gpu_memory_gib:g} GiB are planned for"
-        yield Finding("GPUs", "ok" if enough else "failed", f"{wanted} (--num_gpus, --gpu_memory_gib), {here}")
-    if memory_gib:
-        total = psutil.virtual_memory().total / GIB
-        status: Status = "ok" if total > memory_gib else "failed"
-        yield Finding("memory", status, f"{memory_gib:,.0f} GiB are planned for, the machine has {total:,.0f} GiB")
+        is_enough = len(sizes) >= of.num_gpus and min(sizes) >= 0.95 * of.gpu_memory_gib
+        planned = f"{of.num_gpus} of {of.gpu_memory_gib:g} GiB are planned for (--num_gpus, --gpu_memory_gib)"
+        yield _enough("GPUs", is_enough, f"{planned}, {here}")
+    if wanted := of.memory_gib:
+        total = environment([])["memory_gib"]
+        yield _enough("memory", total > wanted, f"{wanted:,.0f} GiB are planned for, the machine has {total:,.0f} GiB")
+    for name, fit in of.wanted_fits.items():
+        if not fit.is_enough:
+            why = f"fits no GPU of {of.gpu_memory_gib:g} GiB; see sails estimate"
+            yield Finding(f"train/{name}", "failed", why)
     needed: dict[int, float] = {}
     places: dict[int, Path] = {}
     for folder, size in disk_gb.items():
@@ -313,7 +296,12 @@ def machine(
             place = existing(folder)
         disk = place.stat().st_dev
         needed[disk], places[disk] = needed.get(disk, 0.0) + size, place
-    for disk, size in ((disk, size) for disk, size in needed.items() if size):
-        free = shutil.disk_usage(places[disk]).free / 1e9
-        status = "ok" if free > size else "failed"
-        yield Finding("disk", status, f"{size:,.0f} GB are planned for, {free:,.0f} GB are free at {places[disk]}")
+    for disk, size in needed.items():
+        if size:
+            free = shutil.disk_usage(places[disk]).free / 1e9
+            detail = f"{size:,.0f} GB are planned for, {free:,.0f} GB are free at {places[disk]}"
+            yield _enough("disk", free > size, detail)
+
+
+def _enough(what: str, is_enough: bool, detail: str) -> Finding:
+    return Finding(what, "ok" if is_enough else "failed", detail)

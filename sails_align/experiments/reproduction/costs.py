@@ -1,4 +1,4 @@
-"""What the steps are expected to take: computed from shapes and options before anything is started, not measured.
+"""Compute what the steps will take, from shapes and options, before anything is started.
 
 A GPU-hour is an hour of one GPU at `tflops` (10^12 operations a second that are reached, not the peak). Operations are
 counted: 2 for each parameter and token forward, 2 backward through frozen weights, 4 through trained ones, and 2 more
@@ -18,31 +18,31 @@ from sails_align.evaluation.attacks.parse import parse as parse_attack
 from sails_align.evaluation.harness.options import HarnessArguments
 from sails_align.evaluation.judges.options import JudgeArguments
 from sails_align.experiments.commands import OPTIONS
-from sails_align.experiments.reproduction.plan import Reproduction, Step, is_hh_rlhf
-from sails_align.training.estimate import fits
-from sails_align.training.memory import FOR_QUANTIZED, Engine, Memory, checkpoint_bytes, estimate
+from sails_align.experiments.jobs import Job
+from sails_align.experiments.reproduction.plan import Reproduction, is_hh_rlhf
+from sails_align.training.memory import checkpoint_bytes
 from sails_align.training.plan import TrainingPlan
 from sails_align.training.shapes import meta_model, setup_of, shape_of
 
 ROWS = {"harmless-base": 42_537, "helpful-base": 43_835}
 """Training rows of HH-RLHF, as its page says."""
 TOKENS = 654 / 4
-"""Of a transcript: 654 characters on average (the 2,312 of harmless-base's test part), and four of them a token."""
+"""Tokens of a transcript: 654 characters on average (2,312 rows of harmless-base's test part), four to a token."""
 GENERATION = 1 / 6
 """Share of `tflops` that is reached while responses are generated (assumed)."""
 PROMPT_TOKENS, ATTACK_TOKENS = 60, 80
-"""Of a prompt, and of a prompt with suffix and target (assumed)."""
+"""Tokens of a prompt, and of a prompt with suffix and target (assumed)."""
 RESPONSE_TOKENS = 512
-"""Of a response, at most."""
+"""Longest response in tokens."""
 SET_SIZE = 500
-"""Prompts of a set, where no `--n_prompts` limits them (assumed)."""
+"""Prompts of a set without `--n_prompts` (assumed)."""
 TASKS = {"mmlu": (14_042 * 4 * 100, 0), "gsm8k": (1_319 * 900, 1_319 * 256)}
-"""Tokens that lm-eval's tasks read and have written (about)."""
+"""Tokens that lm-eval's tasks read and generate (about)."""
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Of a step."""
+    """What a step is expected to take."""
 
     gpu_hours: float = 0.0
     disk_gb: float = 0.0
@@ -51,69 +51,72 @@ class Costs:
     """Verdicts asked of language models."""
 
 
-def costs_of(steps: Sequence[Step], of: Reproduction, config: PreTrainedConfig, tflops: float) -> list[Costs]:
-    """What each step is expected to take.
+def costs_of(jobs: Sequence[Job], of: Reproduction, tflops: float) -> list[Costs]:
+    """Return the costs of some steps; none are known without the model's configuration.
 
     Args:
-        steps: of the reproduction.
+        jobs: steps of the reproduction.
         of: the reproduction.
-        config: of its model.
         tflops: 10^12 operations a second that a GPU reaches in training.
     """
-    rate = _Rate(_n_parameters(of, config), tflops)
-    return [_costs(step, of, config, rate) for step in steps]
+    if of.config is None:
+        return [Costs()] * len(jobs)
+    rate = _Rate(_n_parameters(of, of.config), tflops)
+    return [_costs(job, of, of.config, rate) for job in jobs]
 
 
-def _costs(step: Step, of: Reproduction, config: PreTrainedConfig, rate: "_Rate") -> Costs:
-    match step.stage:
+def _costs(job: Job, of: Reproduction, config: PreTrainedConfig, rate: "_Rate") -> Costs:
+    assert isinstance(job.work, tuple)
+    stage, run, *_ = job.name.split("/")
+    match stage:
         case "data":
-            return Costs(disk_gb=0.1 if step.run == "hh-rlhf" else 2 * rate.n_parameters / 1e9)
+            return Costs(disk_gb=0.1 if run == "hh-rlhf" else 2 * rate.n_parameters / 1e9)
         case "discover":
             args = next(args for args in of.arguments.values() if args.sails.uses_subspace)
             n = 2 * args.sails.max_discovery_examples
             return Costs(rate.hours(n * TOKENS), sae_bytes(args, config) / 1e9)
         case "train":
-            args = of.arguments[step.run]
+            args = of.arguments[run]
             shape = shape_of(meta_model(args, config))
-            written = checkpoint_bytes(of.engines[step.run], shape, setup_of(args, config))
+            written = checkpoint_bytes(of.engines[run], shape, setup_of(args, config))
             kept = written["model"] + (args.training.save_total_limit or 1) * written["checkpoint"]
             return Costs(rate.hours(operations(args) / 2 * training_tokens(args)), kept / 1e9)
         case "attack":
-            args = parse_attack(step.argv[2:], "sails attack")
+            args = parse_attack(job.work[2:], "sails attack")
             n = args.asked.n_prompts or SET_SIZE
             forward = n * args.attack.n_steps * args.attack.search_width * ATTACK_TOKENS
-            return Costs(rate.hours(forward, 2 * n * RESPONSE_TOKENS), judge_requests=2 * n * n_models(args.who))
-        case "evaluate":
-            return _of_evaluation(step, rate)
+            return Costs(rate.hours(forward, 2 * n * RESPONSE_TOKENS), judge_requests=2 * n * _n_models(args.who))
+        case _:
+            return _of_evaluation(job.work[2:], rate)
 
 
 @dataclass(frozen=True)
 class _Rate:
-    """How long a model takes."""
+    """The speed of a model."""
 
     n_parameters: int
     tflops: float
 
     def hours(self, read: float, written: float = 0.0) -> float:
-        """GPU-hours of tokens that are read in parallel, and of those that are generated."""
+        """Return the GPU-hours of tokens that are read in parallel, and of those that are generated."""
         return 2 * self.n_parameters * (read + written / GENERATION) / (self.tflops * 1e12) / 3600
 
 
 def _n_parameters(of: Reproduction, config: PreTrainedConfig) -> int:
-    """Of the model without adapters."""
+    """Return the size of the model without adapters."""
     args = next(iter(of.arguments.values()))
     shape = shape_of(meta_model(args, config))
     return shape.n_parameters - (shape.n_trainable if args.model.use_peft else 0)
 
 
 def operations(args: TrainingPlan) -> int:
-    """Of a training, for each parameter and token of an example (of DPO: of one of its two responses)."""
+    """Return the operations for each parameter and token of an example (DPO: of one of its two responses)."""
     passes = 2 + (2 if args.model.use_peft else 4) + (2 if args.training.gradient_checkpointing else 0)
     return passes if args.method == "sft" else 2 * (passes + 2)  # the reference reads both responses, too
 
 
 def training_tokens(args: TrainingPlan) -> float:
-    """Of all epochs; 0 for data whose size is not known."""
+    """Return the tokens of all epochs; 0 for data of unknown size."""
     safety, helpful = (
         ROWS.get(Path(str(name)).name, 0) if is_hh_rlhf(name) else 0
         for name in (args.script.dataset_name, args.data.helpful_dataset_name)
@@ -124,7 +127,7 @@ def training_tokens(args: TrainingPlan) -> float:
 
 
 def sae_bytes(args: TrainingPlan, config: PreTrainedConfig) -> int:
-    """Of a release's SAEs on disk, in fp32: an encoder and a decoder each. 0 for SAEs that are here already."""
+    """Return the size of a release's SAEs (fp32 encoders and decoders); 0 for local SAEs."""
     d_model = config.get_text_config().hidden_size
     total = 0
     for sae_id in args.sails.sae_ids or () if args.sails.sae_release else ():
@@ -135,46 +138,22 @@ def sae_bytes(args: TrainingPlan, config: PreTrainedConfig) -> int:
     return total
 
 
-def n_models(judges: JudgeArguments) -> int:
-    """Judges that are language models."""
+def _n_models(judges: JudgeArguments) -> int:
+    """Return the number of judges that are language models."""
     return len(judges.judge_model or ())
 
 
-def _of_evaluation(step: Step, rate: _Rate) -> Costs:
-    options: tuple[type, ...] = OPTIONS[step.kind]  # pyright: ignore[reportArgumentType]
-    how, *more = CommandLine.read(step.argv[3:]).parse(options)
+def _of_evaluation(words: Sequence[str], rate: _Rate) -> Costs:
+    """Return the costs of an evaluation: its kind and options."""
+    kind, *options = words
+    how, *more = CommandLine.read(options).parse(OPTIONS[kind])  # pyright: ignore[reportArgumentType]
     if isinstance(how, HarnessArguments):
         of_tasks = [TASKS[task] for task in how.tasks if task in TASKS]
         return Costs(rate.hours(sum(read for read, _ in of_tasks), sum(written for _, written in of_tasks)))
     asked, judges = more[0], more[1]
     n = len(asked.prompts) * (asked.n_prompts or SET_SIZE)
-    compared = step.kind == "helpfulness" and more[3].reference is not None
-    n_responses = 2 * n if compared else n
-    n_verdicts = 3 * n if compared else n  # pairs are judged in both orders
+    is_compared = kind == "helpfulness" and more[3].reference is not None
+    n_responses = 2 * n if is_compared else n
+    n_verdicts = 3 * n if is_compared else n  # pairs are judged in both orders
     hours = rate.hours(n_responses * PROMPT_TOKENS, n_responses * (how.max_new_tokens or RESPONSE_TOKENS))
-    return Costs(hours, judge_requests=n_verdicts * n_models(judges))
-
-
-def fitting_engine(
-    args: TrainingPlan, config: PreTrainedConfig, num_gpus: int, gpu_memory_gib: float
-) -> tuple[Engine, Memory, bool]:
-    """The first launch configuration in which a training fits, of those that suit it (docs/fits.md); else the last one,
-    and False.
-
-    Args:
-        args: of the training.
-        config: of the model.
-        num_gpus: of one machine.
-        gpu_memory_gib: of a GPU; a part of it is left free (`estimate.RESERVE`).
-    """
-    shape, setup = shape_of(meta_model(args, config)), setup_of(args, config)
-    candidates: list[Engine] = ["single"] if num_gpus == 1 else ["zero2", "zero3"]
-    if num_gpus > 1 and args.model.use_peft:
-        candidates.insert(0, "ddp")
-    candidates.append("zero3_offload")
-    if setup.quantized_bytes is not None:
-        candidates = [of for of in candidates if of in FOR_QUANTIZED]
-    needed = {of: estimate(of, shape, setup, num_gpus, num_gpus) for of in candidates}
-    fitting: list[Engine] = [of for of in candidates if fits(needed[of], gpu_memory_gib)]
-    engine = fitting[0] if fitting else candidates[-1]
-    return engine, needed[engine], bool(fitting)
+    return Costs(hours, judge_requests=n_verdicts * _n_models(judges))

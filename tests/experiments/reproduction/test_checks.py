@@ -39,7 +39,7 @@ def reproduction(folder: Path, tmp_path: Path, *, test: dict[str, Any] | None = 
     (tmp_path / "compare.yaml").write_text(yaml.safe_dump(values))
     plan = read_plans(CommandLine.read(["--config", str(tmp_path / "compare.yaml")]), None)[2][0].plans[0][1]
     assert plan.protocol is not None
-    return Reproduction(plan.runs, plan.protocol, tmp_path / "run", 0, {"sft-sails": "single"})
+    return Reproduction(plan.runs, plan.protocol, tmp_path / "run", 0)
 
 
 def failed(of: Reproduction) -> list[Finding]:
@@ -150,19 +150,21 @@ def test_access_to_repositories(name: str, status: str, said: str) -> None:
     assert said in finding.detail
 
 
-def test_the_machine(folder: Path, tmp_path: Path) -> None:
+def test_the_machine(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     of = reproduction(folder, tmp_path)
-    assert {finding.status for finding in machine(of, 80, 0.1, {tmp_path / "new" / "er": 0.001})} == {"ok"}
-    found = {finding.what: finding for finding in machine(replace(of, num_gpus=8), 8000, 1e6, {tmp_path: 1e7})}
+    assert list(machine(of, {tmp_path: 0.0})) == []  # not known, which is not enough either
+    monkeypatch.setattr(Reproduction, "memory_gib", 0.1)
+    assert {finding.status for finding in machine(of, {tmp_path / "new" / "er": 0.001})} == {"ok"}
+    monkeypatch.setattr(Reproduction, "memory_gib", 1e6)
+    found = {finding.what: finding for finding in machine(replace(of, num_gpus=8), {tmp_path: 1e7})}
     assert {finding.status for finding in found.values()} == {"failed"}
     assert found.keys() == {"GPUs", "memory", "disk"}
     assert "10,000,000 GB are planned for" in found["disk"].detail
-    assert list(machine(of, 80, 0.0, {tmp_path: 0.0})) == []  # not known, which is not enough either
 
 
 def test_a_folder_whose_name_is_too_long(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="choose a shorter path with --output_dir"):
-        list(machine(reproduction(folder, tmp_path), 80, 0.1, {tmp_path / ("x" * 300): 0.001}))
+        list(machine(reproduction(folder, tmp_path), {tmp_path / ("x" * 300): 0.001}))
 
 
 def test_a_model_that_neither_is_a_folder_nor_can_be_on_the_hub(folder: Path, tmp_path: Path) -> None:
@@ -174,22 +176,20 @@ def test_a_model_that_neither_is_a_folder_nor_can_be_on_the_hub(folder: Path, tm
 
 def test_prompts_that_are_left_out_are_the_testbeds(folder: Path, tmp_path: Path) -> None:
     of = reproduction(folder, tmp_path, test={"safety": {"n_prompts": 2, "judge": "oracle"}})
-    (attack,) = (step for step in of.steps() if step.stage == "attack")
-    assert attack.argv[5:7] == ("--prompts", "testbed")
+    (attack,) = (job.work for job in of.jobs() if job.name.startswith("attack"))
+    assert isinstance(attack, tuple)
+    assert attack[5:7] == ("--prompts", "testbed")
 
 
 def test_runs_that_want_different_subspaces(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="sft-sails has subspace_path, but the subspace is found in the first step"):
-        reproduction(folder, tmp_path, subspace_path="some").steps()
+        reproduction(folder, tmp_path, subspace_path="some").jobs()
     of = reproduction(folder, tmp_path)
     other = replace(of.runs[1], name="sft-other", options=(*of.runs[1].options, "--top_k", "7"))
     with pytest.raises(InputError, match="sft-other has another top_k than sft-sails"):
-        replace(of, runs=(*of.runs, other)).steps()
+        replace(of, runs=(*of.runs, other)).jobs()
     faster = replace(other, options=(*of.runs[1].options, "--learning_rate", "0.5"))
-    assert "train/sft-other" in [
-        step.name
-        for step in replace(of, runs=(*of.runs, faster), engines={**of.engines, "sft-other": "single"}).steps()
-    ]
+    assert "train/sft-other" in [job.name for job in replace(of, runs=(*of.runs, faster)).jobs()]
 
 
 def test_results_that_cannot_be_read(folder: Path, tmp_path: Path) -> None:

@@ -10,14 +10,15 @@ import pytest
 from documented import blocks
 from hub_configs import CONFIGS, parse
 from paths import ROOT
-from transformers import PreTrainedConfig
 
-from sails_align.cli import reproduce as reproducing
+from sails_align.cli.reproduce import planned as planned_by
 from sails_align.core.command_line import CommandLine
 from sails_align.experiments.commands import check
+from sails_align.experiments.jobs import Job
+from sails_align.experiments.options import ReproduceOptions
 from sails_align.experiments.reproduction.checks import repositories
-from sails_align.experiments.reproduction.costs import costs_of, fitting_engine
-from sails_align.experiments.reproduction.plan import Reproduction, Step
+from sails_align.experiments.reproduction.costs import costs_of
+from sails_align.experiments.reproduction.plan import Reproduction, fitting_engine
 from sails_align.experiments.reproduction.results import table
 from sails_align.experiments.studies import read_plans
 from sails_align.training.plan import changed
@@ -36,14 +37,10 @@ def planned(model: str, num_gpus: int = 8, gpu_memory_gib: float = 80.0) -> Repr
     line = CommandLine.read(["--config", f"recipes/configs/{model}/compare.yaml"])
     plan = read_plans(line, None)[2][0].plans[0][1]
     assert plan.protocol is not None
-    folder = Path("runs") / f"reproduce-{model}"
-    of = Reproduction(plan.runs, plan.protocol, folder, num_gpus, {})
-    config = parse(CONFIGS[model])
-    engines = {}
-    for name, args in of.arguments.items():
-        engines[name], _, fits = fitting_engine(args, config, num_gpus, gpu_memory_gib)
-        assert fits
-    return Reproduction(plan.runs, plan.protocol, folder, num_gpus, engines)
+    folder, config = Path("runs") / f"reproduce-{model}", parse(CONFIGS[model])
+    of = Reproduction(plan.runs, plan.protocol, folder, num_gpus, gpu_memory_gib, config)
+    assert all(fit.is_enough for fit in of.fits.values())
+    return of
 
 
 def values() -> list[dict[str, str]]:
@@ -73,14 +70,14 @@ def test_the_table_has_all_models() -> None:
 
 @pytest.mark.parametrize("of", values(), ids=lambda of: of["MODEL"])
 def test_documented_commands_are_those_of_the_plan(of: dict[str, str]) -> None:
-    steps = planned(of["MODEL"]).steps()
-    told = {step.argv for step in steps if step.run not in ("base", "rlhf")}
+    jobs = planned(of["MODEL"]).jobs()
+    told = {job.work for job in jobs if job.name.split("/")[1] not in ("base", "rlhf")}
     assert set(documented(of)) == told
-    assert {step.name for step in steps if step.argv not in told} == {
+    assert {job.name for job in jobs if job.work not in told} == {
         *(f"evaluate/{run}/{kind}" for run in ("base", "rlhf") for kind in ("safety", "helpfulness", "harness")),
         "attack/rlhf/gcg",
     }
-    by_name = {step.name: step.argv for step in steps}
+    by_name = {job.name: argv_of(job) for job in jobs}
     for kind in ("safety", "helpfulness"):
         assert "--chat_template_path" in by_name[f"evaluate/base/{kind}"]
         assert "--chat_template_path" not in by_name[f"evaluate/rlhf/{kind}"]
@@ -97,10 +94,10 @@ def test_all_commands_can_be_read(model: str, monkeypatch: pytest.MonkeyPatch) -
 
 def by_stage(model: str) -> dict[str, float]:
     of = planned(model)
-    steps = of.steps()
+    jobs = of.jobs()
     found: dict[str, float] = defaultdict(float)
-    for step, costs in zip(steps, costs_of(steps, of, parse(CONFIGS[model]), 300.0), strict=True):
-        stage = next((label for prefix, label in STAGES.items() if step.name.startswith(prefix)), "data")
+    for job, costs in zip(jobs, costs_of(jobs, of, 300.0), strict=True):
+        stage = next((label for prefix, label in STAGES.items() if job.name.startswith(prefix)), "data")
         found[stage] += costs.gpu_hours
         found["all"] += costs.gpu_hours
         found["disk"] += costs.disk_gb
@@ -119,33 +116,32 @@ def test_documented_costs_are_computed(model: str) -> None:
 def test_costs_by_hand() -> None:
     """Of SFT with an adapter and gradient checkpointing: 6 operations a parameter and token."""
     of = planned("gemma-2-2b")
-    step = next(step for step in of.steps() if step.name == "train/sft-sails")
-    (costs,) = costs_of([step], of, parse(CONFIGS["gemma-2-2b"]), 300.0)
+    (costs,) = costs_of([of_run(of, "train/sft-sails")], of, 300.0)
     tokens = 2 * 42_537 * 654 / 4
     assert costs.gpu_hours == pytest.approx(6 * 2_614_341_888 * tokens / 300e12 / 3600)
-    saes = next(step for step in of.steps() if step.stage == "discover")
-    assert costs_of([saes], of, parse(CONFIGS["gemma-2-2b"]), 300.0)[0].disk_gb == pytest.approx(
+    assert costs_of([of_run(of, "discover/sails")], of, 300.0)[0].disk_gb == pytest.approx(
         4 * 2 * 16384 * 2304 * 4 / 1e9
     )
 
 
 def test_the_size_of_a_model_whose_first_training_is_of_all_weights() -> None:
     """Of a multimodal one these are the language model's, and the frozen rest is a part of it all the same."""
-    of, config = planned("gemma-3-4b"), parse(CONFIGS["gemma-3-4b"])
+    of = planned("gemma-3-4b")
     full_first = replace(of, runs=tuple(sorted(of.runs, key=lambda run: run.name != "sft-full")))
-    assert [_gpu_hours(of, config, name) for name in RUNS] == [_gpu_hours(full_first, config, name) for name in RUNS]
+    assert [_gpu_hours(of, name) for name in RUNS] == [_gpu_hours(full_first, name) for name in RUNS]
 
 
-def _gpu_hours(of: Reproduction, config: PreTrainedConfig, run: str) -> float:
-    return costs_of([of_run(of, f"train/{run}")], of, config, 300.0)[0].gpu_hours
+def _gpu_hours(of: Reproduction, run: str) -> float:
+    return costs_of([of_run(of, f"train/{run}")], of, 300.0)[0].gpu_hours
 
 
 def test_engines_of_a_quantized_base() -> None:
     of, config = planned("gemma-2-9b"), parse(CONFIGS["gemma-2-9b"])
     args = of.arguments["sft-sails"]
     args = replace(args, model=changed(args.model, load_in_4bit=True))
-    assert fitting_engine(args, config, 8, 1.0)[::2] == ("ddp", False)  # DeepSpeed would be refused
-    assert fitting_engine(args, config, 1, 80.0)[::2] == ("single", True)
+    small, large = fitting_engine(args, config, 8, 1.0), fitting_engine(args, config, 1, 80.0)
+    assert (small.engine, small.is_enough) == ("ddp", False)  # DeepSpeed would be refused
+    assert (large.engine, large.is_enough) == ("single", True)
 
 
 def test_the_paper_s_numbers_are_in_the_table(tmp_path: Path) -> None:
@@ -154,21 +150,26 @@ def test_the_paper_s_numbers_are_in_the_table(tmp_path: Path) -> None:
     assert [re.findall(r"\[(.*?)\]", row) for row in rows if "[" in row] == [["99.6"], ["92.2"]]
 
 
-def of_run(of: Reproduction, name: str) -> Step:
-    return next(step for step in of.steps() if step.name == name)
+def of_run(of: Reproduction, name: str) -> Job:
+    return next(job for job in of.jobs() if job.name == name)
+
+
+def argv_of(job: Job) -> tuple[str, ...]:
+    assert isinstance(job.work, tuple)
+    return job.work
 
 
 def test_other_machines() -> None:
     one = planned("gemma-2-2b", num_gpus=1)
-    argv = of_run(one, "train/dpo-sails").argv
+    argv = argv_of(of_run(one, "train/dpo-sails"))
     assert "accelerate_configs/single_gpu.yaml" in argv
     assert argv[argv.index("--gradient_accumulation_steps") + 1] == "32"  # of batches of 2: 64 pairs, as on 8 GPUs
     full = planned("gemma-2-9b", num_gpus=1)
-    assert "accelerate_configs/zero3_offload.yaml" in of_run(full, "train/sft-full").argv
+    assert "accelerate_configs/zero3_offload.yaml" in argv_of(of_run(full, "train/sft-full"))
     small = planned("gemma-2-9b", gpu_memory_gib=40.0)
-    assert "accelerate_configs/zero3.yaml" in of_run(small, "train/sft-full").argv
+    assert "accelerate_configs/zero3.yaml" in argv_of(of_run(small, "train/sft-full"))
     args, config = small.arguments["sft-full"], parse(CONFIGS["gemma-2-9b"])
-    assert fitting_engine(args, config, 1, 8.0)[2] is False
+    assert not fitting_engine(args, config, 1, 8.0).is_enough
 
 
 def test_what_the_attacks_need_is_looked_at_if_there_are_some() -> None:
@@ -179,10 +180,9 @@ def test_what_the_attacks_need_is_looked_at_if_there_are_some() -> None:
 
 def test_memory_is_that_of_the_wanted_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sails_align.training.dataset.load_model_config", lambda *_: parse(CONFIGS["gemma-2-9b"]))
-    options = ["--model", "gemma-2-9b", "--num_gpus", "1"]
-    everything = reproducing._planned(reproducing._parse(options)[0])
-    adapter = reproducing._planned(reproducing._parse([*options, "--steps", "train/sft-sails"])[0])
-    assert [step.name for step in adapter.of.steps()] == ["train/sft-sails"]
+    everything, _ = planned_by(ReproduceOptions("gemma-2-9b", num_gpus=1))
+    adapter, _ = planned_by(ReproduceOptions("gemma-2-9b", num_gpus=1, steps=["train/sft-sails"]))
+    assert [job.name for job in adapter.jobs()] == ["train/sft-sails"]
     assert adapter.memory_gib < 60 < 150 < everything.memory_gib
 
 
@@ -203,17 +203,16 @@ def test_what_counts_as_done(tmp_path: Path) -> None:
     of, config, results = replace(planned("gemma-2-9b"), output_dir=tmp_path), tmp_path / "c.yaml", tmp_path / "results"
     config.write_text("lora_r: 8")
     argv = ("sails", "train", "sft", "--config", str(config), "--output_dir", str(results))
-    step = Step("train", "sft-sails", argv, "all")
-    job = of.job(step)
+    job = of.job("train/sft-sails", argv, "all")
     assert not job.is_done()
     job.finish(job.record or {})
     assert not job.is_done()  # its results were deleted
     results.mkdir()
     assert job.is_done()
     config.write_text("lora_r: 16")
-    assert not of.job(step).is_done()
+    assert not of.job("train/sft-sails", argv, "all").is_done()
     config.unlink()
-    assert not of.job(step).is_done()
+    assert not of.job("train/sft-sails", argv, "all").is_done()
     for damaged in (b"", b"{", b"[1]", b"\xff", b'{"argv": 1}'):
         job.result.write_bytes(damaged)
         assert not job.is_done()
