@@ -1,4 +1,4 @@
-"""One job of an experiment: a command or a function, and the file that holds its result once it has ended well."""
+"""Do one job of an experiment: a command or a function, and the file with its result once it succeeded."""
 
 import gc
 import json
@@ -18,49 +18,59 @@ from sails_align.core.errors import InputError
 from sails_align.core.files import disk_errors, exclusive, write_json
 
 Gpus = Literal["none", "one", "share", "all"]
-"""What a job gets: none in particular, exactly one, its share if there are more GPUs than jobs, or all of them."""
+"""GPUs of a job: none, one, an equal share of all, or all."""
 PROGRAMS = {
     "python": (),
     "sails": ("-m", "sails_align"),
     "accelerate": ("-m", "accelerate.commands.accelerate_cli"),
     "hf": ("-m", "huggingface_hub.cli.hf"),
 }
-"""Programs as modules of this Python, so that they need not be on the PATH."""
+"""Programs as modules of this Python, because they may not be on the PATH."""
 LOG_TAIL = 1500
 """Characters of a failed job's log that are shown."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A piece of work that is done once. It can be sent to another process or machine."""
+    """A piece of work that is done once. It can be sent to another process or machine, where it is called."""
 
     name: str
     work: tuple[str, ...] | Callable[[], dict[str, Any]]
     """A command (of `PROGRAMS`), or a function without arguments that returns the result."""
     result: Path
-    """A JSON file, written whole or not at all."""
+    """JSON file, written atomically."""
     log: Path
-    """What it printed."""
+    """File for its output."""
     record: Mapping[str, Any] | None = None
-    """What decides the result of a command. It is stored as the result: with another record the job is done again."""
+    """What decides the result of a command, stored as the result: if it changes, the job is done again."""
     folder: Path | None = None
-    """What must still be there for the result to count."""
+    """Folder without which the result does not count."""
     gpus: Gpus = "one"
     after: tuple[str, ...] = ()
-    """Names of jobs that must have ended well before, if they are among those to be done."""
+    """Names of jobs that must have succeeded before, if they are among those to be done."""
     outdates: tuple[Path, ...] = ()
-    """Results that are built on this one. They are deleted when the job is done again."""
+    """Results that depend on this one. They are deleted when the job is done again."""
     environment: Mapping[str, str] = field(default_factory=dict)
     keeps_log: bool = False
-    """Whether the log of a job that ended well stays."""
+    """Whether the log is kept if the job succeeds."""
+
+    def __call__(self) -> None:
+        """Do the job; for submitit."""
+        perform(self)
+
+    def checkpoint(self, *_: Any) -> Any:
+        """Queue the job again after its time limit, for submitit: it resumes from its last checkpoint."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
 
     @property
     def lock(self) -> Path:
-        """The file that keeps two machines from doing the same job."""
+        """Lock file that keeps two machines from doing the same job."""
         return self.log.with_suffix(".lock")
 
     def is_done(self) -> bool:
-        """Whether the result is there, whole, and of this very job."""
+        """Return whether there is an intact result of this very job."""
         try:
             stored = json.loads(self.result.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -69,14 +79,14 @@ class Job:
         return is_ours and (self.folder is None or self.folder.is_dir())
 
     def prepare(self) -> None:
-        """Make the log's folder, and delete results that will be out of date."""
+        """Create the log's folder, and delete results that will be out of date."""
         with disk_errors(self.log):
             self.log.parent.mkdir(parents=True, exist_ok=True)
             for path in self.outdates:
                 path.unlink(missing_ok=True)
 
     def start(self, gpus: Sequence[str] = ()) -> subprocess.Popen[bytes]:
-        """Start the command. It prints to the log."""
+        """Start the command, with its output in the log."""
         assert isinstance(self.work, tuple)
         program, *words = self.work
         environment = {**os.environ, **self.variables(gpus)}
@@ -85,19 +95,19 @@ class Job:
             return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Write the result, and remove what is no longer needed."""
+        """Write the result, and delete the files that are no longer needed."""
         write_json(self.result, result)
         for path in (self.lock,) if self.keeps_log else (self.lock, self.log):
             path.unlink(missing_ok=True)
 
     def variables(self, gpus: Sequence[str]) -> dict[str, str]:
-        """The environment of the work, besides what it inherits."""
+        """Return the environment variables of the work, besides inherited ones."""
         return {**self.environment, **({"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {})}
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A job that ended without a result."""
+    """A job that failed."""
 
     job: Job
     code: int
@@ -112,7 +122,7 @@ def perform(job: Job, gpus: Sequence[str] = ()) -> None:
     """Do a job in this process, which does nothing else, unless another machine has done it meanwhile.
 
     Raises:
-        InputError: if it fails because of something the user can correct, or if its command fails.
+        InputError: if the user can correct what fails, or if the job's command fails.
     """
     with exclusive(job.lock):
         if job.is_done():
@@ -120,7 +130,13 @@ def perform(job: Job, gpus: Sequence[str] = ()) -> None:
         job.prepare()
         if isinstance(job.work, tuple):
             with job.start(gpus) as process:
-                _wait(job, process)
+                try:
+                    code = process.wait()
+                except BaseException:  # this process is to end
+                    end_tree(process.pid)
+                    raise
+            if code != 0:
+                raise InputError(f"{job.name} ended with exit code {code}; read {job.log}")
             job.finish(job.record or {})
             return
         os.environ.update(job.variables(gpus))
@@ -134,19 +150,9 @@ def perform(job: Job, gpus: Sequence[str] = ()) -> None:
             raise
 
 
-def _wait(job: Job, process: subprocess.Popen[bytes]) -> None:
-    try:
-        code = process.wait()
-    except BaseException:  # this process is to end
-        end_tree(process.pid)
-        raise
-    if code != 0:
-        raise InputError(f"{job.name} ended with exit code {code}; read {job.log}")
-
-
 def perform_in_fork(job: Job, gpus: Sequence[str]) -> None:
-    """`perform`, in a process that was forked for this one job."""
-    gc.freeze()  # what was imported before stays; looking through it would take a second of each job
+    """Do a job in a process that was forked for it."""
+    gc.freeze()  # collecting what was imported before would take a second of each job
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that its commands end, too
     try:
         perform(job, gpus)
@@ -155,12 +161,7 @@ def perform_in_fork(job: Job, gpus: Sequence[str]) -> None:
 
 
 def end_tree(pid: int, *, at_once: bool = False) -> None:
-    """End a process and all that it started: a launcher ends without its workers.
-
-    Args:
-        pid: of the process.
-        at_once: do not let them clean up.
-    """
+    """End a process and its descendants, which would outlive it; `at_once` does not let them clean up."""
     with suppress(psutil.NoSuchProcess):
         launched = psutil.Process(pid)
         for each in (launched, *launched.children(recursive=True)):

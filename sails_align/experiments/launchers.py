@@ -1,4 +1,4 @@
-"""Where jobs are done: in processes on this machine, or handed to a cluster by submitit."""
+"""Launch jobs: in processes on this machine, or on a cluster through submitit."""
 
 import importlib.util
 import multiprocessing
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from sails_align.core.errors import InputError
 from sails_align.core.files import write_text
-from sails_align.experiments.jobs import Gpus, Job, end_tree, perform, perform_in_fork
+from sails_align.experiments.jobs import Gpus, Job, end_tree, perform_in_fork
 from sails_align.experiments.options import LauncherOptions
 
 PRELOADED = [
@@ -22,40 +22,37 @@ PRELOADED = [
     "peft",
     "sae_lens",
 ]
-"""What the server of processes imports once, so that no job on this machine pays for it."""
+"""Modules that the server of processes imports once for all jobs."""
 
 
 class Running(Protocol):
-    """A job that was started."""
+    """A started job."""
 
     def poll(self) -> int | None:
-        """The exit code; None while it is at work."""
+        """Return the exit code; None while the job runs."""
         ...
 
     def end(self) -> None:
-        """End it and all that it started."""
+        """End the job and all that it started."""
         ...
 
 
 class Launcher(Protocol):
-    """Something that does jobs."""
+    """Something that starts jobs."""
 
     poll_seconds: float
-    """How often to ask whether a job has ended."""
+    """Seconds between two polls."""
 
     def start(self, job: Job) -> Running | None:
-        """Start a job; None if there is no room for it now."""
+        """Start a job; return None if there is no room for it now."""
         ...
 
 
 class Local:
-    """Processes on this machine, each with its share of the GPUs.
+    """Run `n_slots` jobs at a time on this machine, each with its share of the GPUs.
 
-    A function is run in a process that is forked from a server, which has imported everything once. A command's output
-    folder must be held by this process alone: it needs no lock then.
-
-    Args:
-        n_slots: jobs at a time.
+    Functions run in processes forked from a server that has imported everything. Commands take no lock: this process
+    must be the only one in their output folder.
     """
 
     poll_seconds = 0.05
@@ -65,13 +62,14 @@ class Local:
         self._taken: dict[int, Running] = {}
 
     def start(self, job: Job) -> Running | None:
-        """Start a job in its slot; one that needs all GPUs waits until it is alone."""
+        """Start a job in a free slot; one that needs all GPUs waits until it is alone."""
         self._taken = {slot: running for slot, running in self._taken.items() if running.poll() is None}
         free = [slot for slot in range(self._n_slots) if slot not in self._taken]
         wanted = self._n_slots if job.gpus == "all" else 1
         if len(free) < wanted:
             return None
-        gpus = gpus_for(job.gpus, free[0], self._n_slots)
+        share = share_of(free[0], self._n_slots) if job.gpus in ("one", "share") else []
+        gpus = share[:1] if job.gpus == "one" else share
         running = _LocalCommand(job, gpus) if isinstance(job.work, tuple) else _LocalFunction(job, gpus)
         self._taken |= dict.fromkeys(free[:wanted], running)
         return running
@@ -109,16 +107,8 @@ class _LocalFunction:
             end_tree(self._process.pid)
 
 
-def gpus_for(wanted: Gpus, slot: int, n_slots: int) -> list[str]:
-    """The GPUs, as CUDA_VISIBLE_DEVICES names them, of one of several jobs. Empty: those that this process sees."""
-    if wanted in ("none", "all"):
-        return []
-    share = share_of(slot, n_slots)
-    return share[:1] if wanted == "one" else share
-
-
 def share_of(slot: int, n_slots: int) -> list[str]:
-    """The GPUs of one of several jobs; none without GPUs."""
+    """Return the GPUs of one of several jobs, as CUDA_VISIBLE_DEVICES names them; none without GPUs."""
     import torch
 
     visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
@@ -130,22 +120,22 @@ def share_of(slot: int, n_slots: int) -> list[str]:
 
 
 def available_slots() -> int:
-    """Jobs at a time on this machine: one for each GPU, else for each core this process may use."""
+    """Return how many jobs fit on this machine: one per GPU, or else per core."""
     import torch
 
     return torch.cuda.device_count() or len(os.sched_getaffinity(0))
 
 
 class Cluster:
-    """Jobs of a cluster's queue, through submitit. A job that meets its time limit is queued again and goes on.
+    """Queue jobs on a cluster through submitit. A job that reaches its time limit is queued again and resumes.
 
     Args:
         options: of the queue.
-        folder: for submitit's own files; on a disk that all machines share.
-        n_gpus: of a job, by what it needs.
+        folder: for submitit's own files, on a disk that all machines share.
+        n_gpus: GPUs of a job, by what it needs.
 
     Raises:
-        InputError: if submitit or the queue's commands are missing, or an option cannot be used.
+        InputError: if submitit or the queue's commands are missing.
     """
 
     def __init__(self, options: LauncherOptions, folder: Path, n_gpus: Mapping[Gpus, int]) -> None:
@@ -168,12 +158,12 @@ class Cluster:
         self._queued: list[Running] = []
 
     def start(self, job: Job) -> Running | None:
-        """Hand a job to the queue, unless as many as are allowed are in it."""
+        """Queue a job, unless the allowed number of jobs is in the queue."""
         self._queued = [running for running in self._queued if running.poll() is None]
         if self._max_jobs is not None and len(self._queued) >= self._max_jobs:
             return None
         self._executor.update_parameters(name="sails", gpus_per_node=self._n_gpus[job.gpus])
-        running = _Queued(job, self._executor.submit(Performance(job)), self._is_local)
+        running = _Queued(job, self._executor.submit(job), self._is_local)
         self._queued.append(running)
         return running
 
@@ -187,46 +177,25 @@ class _Queued:
         if self._code is not None or not self._submitted.done():
             return self._code
         error = self._submitted.exception()
-        if error is not None and not self._job.log.is_file():  # it did not come as far as that
+        if error is not None and not self._job.log.is_file():  # it failed before
             write_text(self._job.log, str(error))
-        self._code = 0 if error is None else 1  # kept: submitit waits for a result that is not there each time
+        self._code = 0 if error is None else 1  # kept, because submitit waits for a missing result each time
         return self._code
 
     def end(self) -> None:
         self._submitted.cancel(check=False)
-        if self._is_local:  # where submitit's processes ignore SIGTERM
+        if self._is_local:  # there submitit's processes ignore SIGTERM
             end_tree(int(self._submitted.job_id), at_once=True)
 
 
-class Performance:
-    """A job as submitit calls it; after its time limit it is queued again.
-
-    Args:
-        job: to be done.
-    """
-
-    def __init__(self, job: Job) -> None:
-        self._job = job
-
-    def __call__(self) -> None:
-        """Do the job."""
-        perform(self._job)
-
-    def checkpoint(self, *args: Any) -> Any:
-        """What is queued in place of a job that was cut off: it goes on from its last checkpoint."""
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self)
-
-
 def launcher_of(options: LauncherOptions, folder: Path, n_slots: int, n_gpus: Mapping[Gpus, int]) -> Launcher:
-    """The launcher that the options name.
+    """Return the launcher that the options name.
 
     Args:
         options: as the user gave them.
         folder: of the experiment.
         n_slots: jobs at a time on this machine.
-        n_gpus: of a job on a cluster, by what it needs.
+        n_gpus: GPUs of a job on a cluster, by what it needs.
     """
     if options.launcher == "local":
         return Local(n_slots)

@@ -1,7 +1,7 @@
-"""Results of cells in a comparison's folder, and cells by name, so that each can be a job of its own.
+"""Read and write results of cells in a comparison's folder, and find cells by name.
 
 validation/sft-sails/0.001/1000     a run, its learning rate and seed, on the validation part
-test/sft-sails/0                    a run and its seed on the test part, at the learning rate that was chosen
+test/sft-sails/0                    a run and its seed on the test part, at the chosen learning rate
 ablations/ablations/test/k-16/0     likewise in a side study
 """
 
@@ -22,63 +22,66 @@ from sails_align.experiments.summary import Outcome
 
 @dataclass(frozen=True)
 class Results:
-    """Results of cells, a file for each.
+    """Results of cells, one file for each.
 
     <folder>/cells/<key>.json   a result
-    <folder>/cells/<key>.log    what its process printed; kept if it failed
-    <folder>/models/<key>/      of models that are no testbed: the trained model, and its evaluations
+    <folder>/cells/<key>.log    output of its process; kept if it failed
+    <folder>/models/<key>/      with a protocol: the trained model and its evaluations
     """
 
     folder: Path
 
     def path(self, cell: Cell, suffix: str = ".json") -> Path:
-        """Where a cell's result is, or its log."""
+        """Return the path of a cell's result or log."""
         return self.folder / "cells" / f"{cell.key}{suffix}"
 
-    def get(self, cell: Cell) -> dict[str, Any] | None:
-        """A result; None if there is none.
+    def all(self, cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
+        """Return the results that are there, by key.
 
         Raises:
-            InputError: if the file is damaged.
+            InputError: if a file is damaged.
         """
-        path = self.path(cell)
-        try:
-            result = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(result, dict) or "cell" not in result:
-                raise ValueError("no numbers of a cell")
-            return result
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path} is no result of a cell ({error}); delete it to compute it again") from error
+        found = {}
+        for cell in cells:
+            path = self.path(cell)
+            try:
+                result = json.loads(path.read_text(encoding="utf-8"))
+                if not isinstance(result, dict) or "cell" not in result:
+                    raise ValueError("no numbers of a cell")
+                found[cell.key] = result
+            except FileNotFoundError:
+                continue
+            except (OSError, ValueError) as error:
+                raise InputError(f"{path} is no result of a cell ({error}); delete it to compute it again") from error
+        return found
 
-    def all(self, cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
-        """Those of the cells that are there, by key."""
-        found = {cell.key: self.get(cell) for cell in cells}
-        return {key: result for key, result in found.items() if result is not None}
-
-    def outcome(self, plan: Plan, prefix: str = "") -> Outcome:
-        """What there is of a plan.
+    def complete(self, cells: Sequence[Cell], prefix: str = "") -> dict[str, dict[str, Any]]:
+        """Return the results of all cells, by key.
 
         Args:
-            plan: whose cells must all be there.
-            prefix: what the names of its cells begin with.
+            cells: which must all have a result.
+            prefix: what their names begin with.
 
         Raises:
-            InputError: if a result is missing.
+            InputError: if a result is missing or damaged.
         """
-        tuned = self.all(plan.tuning_cells())
-        check_there(plan.tuning_cells(), tuned, prefix)
+        found = self.all(cells)
+        if missing := [cell for cell in cells if cell.key not in found]:
+            raise InputError(
+                f"{len(missing)} of {len(cells)} results are missing, such as of {prefix}{missing[0].name};\n"
+                "run `sails compare` with the same options and --output_dir"
+            )
+        return found
+
+    def outcome(self, plan: Plan, prefix: str) -> Outcome:
+        """Return the results of a plan; see `complete`."""
+        tuned = self.complete(plan.tuning_cells(), prefix)
         chosen = plan.choose(tuned)
-        cells = plan.test_cells(chosen)
-        tested = self.all(cells)
-        check_there(cells, tested, prefix)
-        return Outcome(plan, tuned, tested, chosen)
+        return Outcome(plan, tuned, self.complete(plan.test_cells(chosen), prefix), chosen)
 
     def jobs(self, cells: Sequence[Cell]) -> list[Job]:
-        """A job for each cell; cells of one key are one job."""
-        different = {cell.key: cell for cell in cells}.values()
-        return [self._job(cell) for cell in different]
+        """Return a job for each cell; cells with the same key share one."""
+        return [self._job(cell) for cell in {cell.key: cell for cell in cells}.values()]
 
     def _job(self, cell: Cell) -> Job:
         rate = "" if cell.learning_rate is None else f", learning rate {cell.learning_rate:g}"
@@ -98,12 +101,7 @@ class Results:
 
 
 def compute(cell: Cell, folder: Path) -> dict[str, Any]:
-    """A cell's result.
-
-    Args:
-        cell: to be computed.
-        folder: for its model, if that is no testbed.
-    """
+    """Compute a cell's result; with a protocol, its model is kept in the folder."""
     if cell.protocol is None:
         from sails_align.experiments.cells import run_cell
 
@@ -113,27 +111,19 @@ def compute(cell: Cell, folder: Path) -> dict[str, Any]:
     return run_commands(cell, folder)
 
 
-# -- cells by name ----------------------------------------------------------------------------------------------------
-
-
 def names_of(studies: Sequence[Study]) -> Iterator[str]:
-    """All cells' names; in each study those of the validation part, which must be done first, before the others."""
-    for prefix, plan in _plans(studies):
-        for cell in (*plan.tuning_cells(), *plan.test_cells({})):
-            yield prefix + cell.name
-
-
-def _plans(studies: Sequence[Study]) -> Iterator[tuple[str, Plan]]:
+    """Yield the names of all cells: in each plan first those of the validation part, which must be done first."""
     for study in studies:
-        for label, plan in study.plans:
-            yield prefix_of(study, label), plan
+        for prefix, plan in study.by_prefix().items():
+            for cell in (*plan.tuning_cells(), *plan.test_cells({})):
+                yield prefix + cell.name
 
 
 def cells_named(names: Sequence[str], studies: Sequence[Study], results: Results) -> list[Cell]:
-    """The cells of some names.
+    """Return the cells with some names.
 
     Raises:
-        InputError: if there is none of a name, or the learning rate of one cannot be chosen yet.
+        InputError: if a name is unknown, or the learning rate of a cell cannot be chosen yet.
     """
     known = set(names_of(studies))
     for name in names:
@@ -143,41 +133,21 @@ def cells_named(names: Sequence[str], studies: Sequence[Study], results: Results
                 f"there is no cell {name!r}{f'; did you mean {close[0]}' if close else ''}; --list_cells true lists all"
             )
     found = []
-    for prefix, plan in _plans(studies):
+    for prefix, plan in (item for study in studies for item in study.by_prefix().items()):
         found += [cell for cell in plan.tuning_cells() if prefix + cell.name in names]
         asked = {cell.run.name for cell in plan.test_cells({}) if prefix + cell.name in names}
         if asked:
             of_runs = replace(plan, runs=tuple(run for run in plan.runs if run.name in asked))
-            tuned = results.all(of_runs.tuning_cells())
-            check_there(of_runs.tuning_cells(), tuned, prefix)
-            cells = of_runs.test_cells(of_runs.choose(tuned))
-            found += [cell for cell in cells if prefix + cell.name in names]
+            chosen = of_runs.choose(results.complete(of_runs.tuning_cells(), prefix))
+            found += [cell for cell in of_runs.test_cells(chosen) if prefix + cell.name in names]
     return found
 
 
-def check_there(cells: Sequence[Cell], found: Mapping[str, Any], prefix: str = "") -> None:
-    """Refuse, with an `InputError`, to go on without results of some cells; their names begin with the prefix."""
-    missing = [cell for cell in cells if cell.key not in found]
-    if missing:
-        raise InputError(
-            f"{len(missing)} of {len(cells)} results are missing, such as of {prefix}{missing[0].name};\n"
-            "run `sails compare` with the same options and --output_dir"
-        )
-
-
-def prefix_of(study: Study, label: str) -> str:
-    """What the names of a plan's cells begin with."""
-    return "" if study.kind == "main" else f"{study.kind}/{label}/"
-
-
-# -- a comparison's plan.json -----------------------------------------------------------------------------------------
-
-
 def read_plan(path: Path) -> tuple[list[Study], str]:
-    """A comparison's plans and the command that it was started by.
+    """Read the plan.json of a comparison: its studies, and the command that started it.
 
     Raises:
-        InputError: if there is none.
+        InputError: if it is missing or damaged.
     """
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
@@ -190,7 +160,7 @@ def read_plan(path: Path) -> tuple[list[Study], str]:
         return studies, str(stored["command"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{path} is no plan of a comparison ({type(error).__name__}: {error}); give the folder of `sails compare`"
+            f"{path} is not a comparison's plan ({type(error).__name__}: {error}); give the folder of `sails compare`"
         ) from error
 
 

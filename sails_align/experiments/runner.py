@@ -1,7 +1,6 @@
-"""The runner: do the jobs that are not done, several at a time, and go on after any stop.
+"""Run the jobs that are not done, several at a time; a stopped or killed run is resumed by running it again.
 
-Results are files that are written whole or not at all, so a run that is killed goes on with what is missing. Several
-machines can work on one folder on a shared disk: a job that another one is at work on is waited for.
+Several machines can work in one folder on a shared disk: a job that another machine does is waited for.
 """
 
 import signal
@@ -10,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sails_align.core.progress import progress_bar
@@ -18,7 +17,7 @@ from sails_align.experiments.jobs import Failure, Job
 from sails_align.experiments.launchers import Launcher, Running
 
 ENDS_WITHIN = 20.0
-"""Seconds that jobs have to end when the run is stopped."""
+"""Seconds that jobs get to end when the run is stopped."""
 
 
 def run_jobs(
@@ -30,34 +29,34 @@ def run_jobs(
     keeps_going: bool = True,
     say: Callable[[str], None] = lambda _: None,
 ) -> list[Failure]:
-    """Do the jobs that are not done, in their order as far as room and dependencies allow.
+    """Run the jobs that are not done, in order as far as room and dependencies allow.
 
     Args:
-        jobs: those that depend on others come after them.
-        launcher: does them.
-        title: what the progress bar says.
+        jobs: each after those that it depends on.
+        launcher: starts them.
+        title: of the progress bar.
         progress: show a bar with an estimate of the time left.
         keeps_going: whether jobs that do not depend on a failed one are still started.
-        say: is told about each job in a line.
+        say: prints a line about each job.
 
     Returns:
         The jobs that failed. Those that depend on them were not started.
     """
     signals = _Signals()
-    run = _Run(jobs, launcher, keeps_going, say, signals)
+    queue = _Queue(jobs, launcher, keeps_going, say, signals)
     n_done = sum(job.is_done() for job in jobs)
     with signals.as_exceptions(), progress_bar(progress) as bar:
         task = bar.add_task(title, total=len(jobs), completed=n_done)
         try:
-            while run.start() or run.started:
-                bar.update(task, completed=max(n_done, len(run.ended)))
+            while queue.start() or queue.started:
+                bar.update(task, completed=max(n_done, len(queue.ended)))
                 time.sleep(launcher.poll_seconds)
-                run.collect()
-            bar.update(task, completed=len(run.ended))
-        except BaseException:  # results that are there stay; the same command goes on
-            run.stop()
+                queue.collect()
+            bar.update(task, completed=len(queue.ended))
+        except BaseException:
+            queue.stop()
             raise
-    return run.failures
+    return queue.failures
 
 
 @dataclass
@@ -67,28 +66,26 @@ class _Started:
     at: float
 
 
-class _Run:
+@dataclass
+class _Queue:
     """The state of one call of the runner."""
 
-    def __init__(
-        self,
-        jobs: Sequence[Job],
-        launcher: Launcher,
-        keeps_going: bool,
-        say: Callable[[str], None],
-        signals: "_Signals",
-    ) -> None:
-        self._launcher, self._keeps_going, self._say, self._signals = launcher, keeps_going, say, signals
-        self._waiting = list(enumerate(jobs, 1))
-        self._n_jobs = len(jobs)
-        self.started: dict[int, _Started] = {}
-        self.ended: set[int] = set()
-        self.failures: list[Failure] = []
+    jobs: Sequence[Job]
+    launcher: Launcher
+    keeps_going: bool
+    say: Callable[[str], None]
+    signals: "_Signals"
+    started: dict[int, _Started] = field(default_factory=dict)
+    ended: set[int] = field(default_factory=set)
+    failures: list[Failure] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._waiting = list(enumerate(self.jobs, 1))
 
     def start(self) -> bool:
-        """Start jobs while there is room; whether some were done before, so that others may be ready now."""
+        """Start jobs while there is room. Returns whether some were done before, so that others may be ready now."""
         found_done = False
-        for number, job in list(self._waiting) if self._keeps_going or not self.failures else ():
+        for number, job in list(self._waiting) if self.keeps_going or not self.failures else ():
             unfinished = {other.name for _, other in self._waiting}
             unfinished |= {one.job.name for one in self.started.values()}
             unfinished |= {failure.job.name for failure in self.failures}
@@ -99,8 +96,8 @@ class _Run:
                 self.ended.add(number)
                 found_done = True
             else:
-                with self._signals.held():  # a job that was started and is not in the list would never be ended
-                    running = self._launcher.start(job)
+                with self.signals.held():  # a started job that is not in the list would never be ended
+                    running = self.launcher.start(job)
                     if running is not None:
                         self.started[number] = _Started(job, running, time.monotonic())
                 if running is None:  # there is no room, and later jobs do not overtake this one
@@ -110,7 +107,7 @@ class _Run:
         return found_done
 
     def collect(self) -> None:
-        """Look which of the started jobs have ended."""
+        """Collect the started jobs that have ended."""
         for number, one in list(self.started.items()):
             code = one.running.poll()
             if code is None:
@@ -125,7 +122,7 @@ class _Run:
                 self._tell(number, one.job, f"FAILED with exit code {code}\n{self.failures[-1]}")
 
     def stop(self) -> None:
-        """End what was started, and wait until it has ended."""
+        """End the started jobs, and wait for that."""
         for one in self.started.values():
             one.running.end()
         deadline = time.monotonic() + ENDS_WITHIN
@@ -133,11 +130,11 @@ class _Run:
             time.sleep(0.05)
 
     def _tell(self, number: int, job: Job, what: str) -> None:
-        self._say(f"{number:3} of {self._n_jobs}  {job.name}: {what}")
+        self.say(f"{number:3} of {len(self.jobs)}  {job.name}: {what}")
 
 
 class _Signals:
-    """SIGTERM and Ctrl-C as exceptions, so that jobs are ended; they wait while a job is being started."""
+    """Raise exceptions on SIGTERM and Ctrl-C, but not while a job is being started."""
 
     def __init__(self) -> None:
         self._are_held = False
@@ -145,11 +142,11 @@ class _Signals:
 
     @contextmanager
     def as_exceptions(self) -> Iterator[None]:
-        """Handle the signals within the block. Outside the main thread, which alone gets them, do nothing."""
+        """Handle the signals within the block. Outside the main thread, which alone receives them, do nothing."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        # What runs in the background of a shell ignores Ctrl-C, and goes on doing so.
+        # A background process of a shell ignores Ctrl-C, and must go on ignoring it.
         caught = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) != signal.SIG_IGN]
         before = {number: signal.signal(number, self._receive) for number in caught}
         try:
@@ -160,7 +157,7 @@ class _Signals:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Let signals wait until the end of the block."""
+        """Delay signals until the end of the block."""
         self._are_held = True
         try:
             yield

@@ -1,16 +1,17 @@
-"""What a comparison asks: the main question, and what each part of the method does, how many examples it takes, and in
-which worlds it helps. Each is a set of plans, whose cells are kept in one folder.
+"""Plan the studies of a comparison: the main one, ablations, numbers of examples, and other worlds.
+
+Each is a set of plans. The cells of all are kept in one folder.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from sails_align.core.artifacts import content_hash
 from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
 from sails_align.experiments.options import OF_TESTBED, CompareOptions, LauncherOptions
-from sails_align.experiments.plan import RUNS, Measures, Plan, Protocol, Run, option_groups, runs_named
+from sails_align.experiments.plan import RUNS, Measures, Plan, Protocol, Run, option_groups, option_words
 from sails_align.experiments.protocol import KEYS, read_protocol
 from sails_align.testbed.build import PARAMETERS, is_testbed, parse_parameters, parse_world
 from sails_align.training import run as align
@@ -23,17 +24,16 @@ _ATTENTION = ("--lora_target_modules", "q_proj", "k_proj", "v_proj", "o_proj")
 
 @dataclass(frozen=True)
 class Change:
-    """What a run does otherwise than SAILS."""
+    """A run that differs from SAILS in some options."""
 
     name: str
     label: str
     options: tuple[str, ...]
 
     def of(self, run: Run) -> Run:
-        """A run with these options in place of its own."""
+        """Return a run with these options in place of its own."""
         options = option_groups(run.options) | option_groups(self.options)
-        words = tuple(word for name, values in options.items() for word in (name, *values))
-        return replace(run, name=self.name, label=self.label, options=words)
+        return replace(run, name=self.name, label=self.label, options=option_words(options))
 
 
 ABLATIONS: tuple[Change, ...] = (
@@ -67,7 +67,7 @@ ABLATIONS: tuple[Change, ...] = (
     Change("lora-attention", "LoRA, attention alone", ("--init", "default", *_ATTENTION)),
     Change("lora-rank-16", "LoRA, rank: 16", ("--init", "default", "--lora_r", "16")),
 )
-"""SAILS with one thing changed in each; and other adapters."""
+"""SAILS with one change in each, and other adapters."""
 LORA_LAST_BLOCKS = Change(
     "lora-last-blocks",
     "LoRA, in SAILS' blocks",
@@ -77,55 +77,57 @@ LORA_LAST_BLOCKS = Change(
         *(f"layers.{block}.mlp.{name}_proj" for block in (3, 4) for name in ("gate", "up", "down")),
     ),
 )
-"""Of the testbed, whose last two of five blocks SAILS trains."""
+"""For the testbed, where SAILS trains the last two of five blocks."""
 SMALL = ("sft-lora", "sft-sails", "sft-full")
 BASELINES = (
     Change("basis-mean-diff", "mean difference", ("--init", "mean_diff")),
     Change("basis-pca", "activation PCA", ("--init", "activation_pca")),
 )
 OF_DATA: dict[str, type[int] | type[float]] = {"n_examples": int, "contamination": float}
-"""What of a world is a matter of its alignment data."""
+"""Parameters of a world's alignment data."""
 EXAMPLE = "contamination=0.1"
 
 
 @dataclass(frozen=True)
 class Study:
-    """Plans that are looked at together."""
+    """Plans that are reported together, each with its name."""
 
     kind: StudyKind
     plans: tuple[tuple[str, Plan], ...]
-    """Each with what it is called."""
+
+    def by_prefix(self) -> dict[str, Plan]:
+        """Return the plans by what the names of their cells begin with."""
+        return {"" if self.kind == "main" else f"{self.kind}/{label}/": plan for label, plan in self.plans}
 
 
-def studies_of(
-    options: CompareOptions, path: str | None, from_file: Mapping[str, Any], given: Collection[str]
-) -> list[Study]:
-    """The comparison that the options name, first, and what is asked besides.
-
-    Args:
-        options: of `sails compare`.
-        path: of the file that names other models than the testbed; None: there is none.
-        from_file: what it says (`protocol.KEYS`).
-        given: names of the options that the user gave.
+def read_plans(line: CommandLine, prog: str | None) -> tuple[CompareOptions, LauncherOptions, list[Study]]:
+    """Read the options of a command line and its file, and plan the studies that they ask for.
 
     Raises:
-        InputError: for options that cannot be used together, and for a file that is not understood.
+        InputError: for options that cannot be used, alone or together, and for a file that is not understood.
     """
-    if path is None:
+    is_of_models = isinstance(line.from_file.get("runs"), dict) or "evaluate" in line.from_file
+    of_models = {name: value for name, value in line.from_file.items() if is_of_models and name in KEYS}
+    own = {name: value for name, value in line.from_file.items() if name not in of_models}
+    line = replace(line, from_file=own)
+    classes = [CompareOptions, LauncherOptions]
+    options, launcher = line.parse(classes, prog=prog)
+    if not is_of_models:
         plan = _on_testbed(options)
     else:
-        for name in OF_TESTBED:
-            if name in given:
-                raise InputError(f"{name} is of the testbed; in {path} `evaluate` says how models are evaluated")
-        plan = _of_models(options, *read_protocol(path, from_file))
-    found = [Study("main", ((plan.world, plan),))]
+        if given := sorted(set(OF_TESTBED) & line.given(classes).keys()):
+            raise InputError(f"{given[0]} is of the testbed; in {line.path} `evaluate` says how models are evaluated")
+        runs, protocol = read_protocol(str(line.path), of_models)
+        measures = Measures(options.n_examples, 0, 0, 0, relearning=False)
+        plan = _plan(options, runs, protocol.model, measures, protocol)
+    studies = [Study("main", ((plan.world, plan),))]
     if options.ablations:
-        found.append(ablations(plan, options.n_side_seeds))
+        studies.append(ablations(plan, options.n_side_seeds))
     if options.examples:
-        found.append(examples(plan, options.examples, options.n_side_seeds))
+        studies.append(examples(plan, options.examples, options.n_side_seeds))
     if options.worlds:
-        found.append(worlds(plan, options.worlds))
-    return found
+        studies.append(worlds(plan, options.worlds))
+    return options, launcher, studies
 
 
 def _on_testbed(options: CompareOptions) -> Plan:
@@ -144,16 +146,15 @@ def _on_testbed(options: CompareOptions) -> Plan:
     return _plan(options, tuple(RUNS.values()), options.world, measures, None)
 
 
-def _of_models(options: CompareOptions, runs: tuple[Run, ...], protocol: Protocol) -> Plan:
-    measures = Measures(options.n_examples, 0, 0, 0, relearning=False)
-    return _plan(options, runs, protocol.model, measures, protocol)
-
-
 def _plan(
     options: CompareOptions, runs: tuple[Run, ...], world: str, measures: Measures, protocol: Protocol | None
 ) -> Plan:
+    known = {run.name: run for run in runs}
+    for name in options.runs or ():
+        if name not in known:
+            raise InputError(f"there is no run {name!r}; choose among {', '.join(known)}")
     return Plan(
-        runs=runs if options.runs is None else tuple(runs_named(options.runs, runs)),
+        runs=runs if options.runs is None else tuple(known[name] for name in options.runs),
         learning_rates=tuple(options.learning_rates),
         n_seeds=options.n_seeds,
         n_tuning_seeds=options.n_tuning_seeds,
@@ -165,39 +166,22 @@ def _plan(
     )
 
 
-def read_plans(line: CommandLine, prog: str | None) -> tuple[CompareOptions, LauncherOptions, list[Study]]:
-    """The options of a command line and its file, and the plans that they mean.
-
-    Raises:
-        InputError: for options that cannot be used, and for a file that is not understood.
-    """
-    is_of_models = isinstance(line.from_file.get("runs"), dict) or "evaluate" in line.from_file
-    of_models = {name: value for name, value in line.from_file.items() if is_of_models and name in KEYS}
-    own = {name: value for name, value in line.from_file.items() if name not in of_models}
-    line = CommandLine(line.options, line.path, own)
-    classes = [CompareOptions, LauncherOptions]
-    options, launcher = line.parse(classes, prog=prog)
-    return options, launcher, studies_of(options, line.path if is_of_models else None, of_models, line.given(classes))
-
-
 def ablations(plan: Plan, n_seeds: int) -> Study:
-    """Every part of the method changed, one at a time; with the highest rates of the grid, since nothing is learnt at
-    the others.
+    """Change every part of the method, one at a time, at the three highest learning rates: at others nothing is learnt.
 
     Raises:
-        InputError: if there is no SAILS to be changed.
+        InputError: if the plan has no SAILS run.
     """
     changes = ABLATIONS if plan.protocol else (*ABLATIONS, LORA_LAST_BLOCKS)
     runs = (*_named(plan, ("sft-lora", "sft-sails")), *(change.of(_sails(plan)) for change in changes))
     if plan.protocol is not None:
         runs = _that_differ(runs, plan.protocol)
     rates = tuple(sorted(plan.learning_rates)[-3:])
-    return Study("ablations", (("ablations", replace(_alone(plan), runs=runs, n_seeds=n_seeds, learning_rates=rates)),))
+    return Study("ablations", (("ablations", replace(_cheap(plan), runs=runs, n_seeds=n_seeds, learning_rates=rates)),))
 
 
 def _that_differ(runs: Sequence[Run], protocol: Protocol) -> tuple[Run, ...]:
-    """Those whose options mean something else than all before them, and that can be trained: a recipe can have a
-    change already, and decay needs one process or DDP."""
+    """Return the runs whose options differ (a recipe can have a change already); decay needs one process or DDP."""
     kept: dict[str, Run] = {}
     for run in runs:
         parsed = align.parse("sft" if run.trainer == "sft" else "dpo", list(run.options))
@@ -207,34 +191,33 @@ def _that_differ(runs: Sequence[Run], protocol: Protocol) -> tuple[Run, ...]:
 
 
 def examples(plan: Plan, numbers: Sequence[int], n_seeds: int) -> Study:
-    """The same methods with other numbers of training examples."""
+    """Compare the methods with other numbers of training examples."""
     runs = _named(plan, SMALL)
     if not runs:
         raise InputError(f"--examples compares {', '.join(SMALL)}; add one to the file, or to --runs")
     plans = []
     for number in sorted(set(numbers)):
-        measures = replace(_alone(plan).measures, n_examples=number)
-        plans.append((str(number), replace(_alone(plan), runs=runs, n_seeds=n_seeds, measures=measures)))
+        measures = replace(_cheap(plan).measures, n_examples=number)
+        plans.append((str(number), replace(_cheap(plan), runs=runs, n_seeds=n_seeds, measures=measures)))
     return Study("examples", tuple(plans))
 
 
 def worlds(plan: Plan, names: Sequence[str]) -> Study:
-    """The same methods, each with its own learning rate, in other worlds, and with other alignment data.
+    """Compare the methods in other worlds, and with other alignment data.
 
     Args:
         plan: of the main comparison.
-        names: testbeds; or parameters, as in `shared_harm=0` or `d_model=48,contamination=0.1`, of the testbed that
-            ships with the package and of the alignment data.
+        names: testbeds, or parameters of the shipped testbed and of the alignment data, such as `shared_harm=0` or
+            `d_model=48,contamination=0.1`.
 
     Raises:
-        InputError: if a parameter is not known or its value cannot be used.
+        InputError: if a parameter is unknown or its value cannot be used.
     """
     runs = (*_named(plan, SMALL), *(change.of(_sails(plan)) for change in BASELINES))
-    return Study("worlds", tuple((name, _world(replace(_alone(plan), runs=runs), name)) for name in names))
+    return Study("worlds", tuple((name, _world(replace(_cheap(plan), runs=runs), name)) for name in names))
 
 
 def _world(plan: Plan, name: str) -> Plan:
-    """The plan in another world."""
     if plan.protocol is None and is_testbed(name):
         return replace(plan, world=name)
     known = OF_DATA if plan.protocol else {**OF_DATA, **PARAMETERS}
@@ -252,7 +235,6 @@ def _world(plan: Plan, name: str) -> Plan:
 
 
 def _sails(plan: Plan) -> Run:
-    """The run that is changed."""
     found = _named(plan, ("sft-sails",))
     if not found:
         raise InputError(
@@ -262,13 +244,13 @@ def _sails(plan: Plan) -> Run:
 
 
 def _named(plan: Plan, names: Sequence[str]) -> tuple[Run, ...]:
-    """Runs of the plan by name; on the testbed those of the default comparison, too."""
+    """Return runs of the plan by name; on the testbed also those of the default comparison."""
     known = {} if plan.protocol else dict(RUNS)
     known |= {run.name: run for run in plan.runs}
     return tuple(known[name] for name in names if name in known)
 
 
-def _alone(plan: Plan) -> Plan:
-    """The plan without what takes long: no attacks, no capability, no further training; and one seed to tune with."""
+def _cheap(plan: Plan) -> Plan:
+    """Return the plan without attacks, capability and further training, and with one tuning seed."""
     measures = replace(plan.measures, n_attacked=0, n_capability=0, relearning=False)
     return replace(plan, measures=measures, n_tuning_seeds=1)

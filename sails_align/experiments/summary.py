@@ -1,40 +1,34 @@
-"""Results of cells -> what is reported: means over seeds, differences paired by seed, each with a 95% interval."""
+"""Compute what is reported of cells: means over seeds and differences paired by seed, with 95% intervals."""
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from functools import cached_property
 from typing import Any
 
 from sails_align.evaluation.metrics import METRICS, Metric, mean_interval
-from sails_align.experiments.plan import Cell, Plan, Run, helpfulness, merit
+from sails_align.experiments.plan import Plan, Run, helpfulness, merit
 
 Result = Mapping[str, Any]
 SAFETY = ("safety_rate_in_distribution", "safety_rate_out_of_distribution", "safety_rate")
-SHOWN = tuple(METRICS[name] for name in (*SAFETY, "over_refusal_rate", "correct_answer_rate", "helpfulness"))
+_HELPFULNESS = ("over_refusal_rate", "correct_answer_rate", "merit", "helpfulness", "win_rate")
+_LEFT = ("left_after_benign", "left_after_harmful")
+
+
+def _metrics(*names: str) -> tuple[Metric, ...]:
+    return tuple(METRICS[name] for name in names)
+
+
+SHOWN = _metrics(*SAFETY, "over_refusal_rate", "correct_answer_rate", "helpfulness")
 """Metrics of the table on the console."""
-CORE = tuple(
-    METRICS[name]
-    for name in (*SAFETY, "over_refusal_rate", "correct_answer_rate", "merit", "helpfulness", "win_rate", "steps_to_95")
-)
-"""Of side studies."""
-COMPARED = tuple(
-    METRICS[name]
-    for name in (
-        *SAFETY,
-        *("over_refusal_rate", "correct_answer_rate", "merit", "helpfulness", "win_rate"),
-        *("attack_success_rate", "capability", "steps_to_95", "left_after_benign", "left_after_harmful"),
-    )
-)
-"""Of differences."""
-REPORTED = tuple(
-    METRICS[name]
-    for name in (
-        *(*SAFETY, "harmfulness", "high_risk_rate", "over_refusal_rate", "correct_answer_rate", "merit"),
-        *("helpfulness", "win_rate", "attack_success_rate", "capability", "steps_to_95", "trainable_share"),
-        *("left_after_benign", "left_after_harmful", "train_seconds", "peak_memory_mb"),
-    )
+CORE = _metrics(*SAFETY, *_HELPFULNESS, "steps_to_95")
+"""Metrics of side studies."""
+COMPARED = _metrics(*SAFETY, *_HELPFULNESS, "attack_success_rate", "capability", "steps_to_95", *_LEFT)
+"""Metrics of differences."""
+REPORTED = _metrics(
+    *(*SAFETY, "harmfulness", "high_risk_rate", *_HELPFULNESS, "attack_success_rate", "capability", "steps_to_95"),
+    *("trainable_share", *_LEFT, "train_seconds", "peak_memory_mb"),
 )
 """All metrics of a cell, in the order of the report."""
 
@@ -47,16 +41,16 @@ class Mean:
     low: float | None
     high: float | None
     n: int
-    """Seeds that have the number."""
+    """Number of seeds that have the number."""
 
     @property
     def touches_zero(self) -> bool:
-        """Whether the interval holds 0, or there is none."""
+        """Whether the interval contains 0, or there is none."""
         return self.low is None or self.high is None or self.low <= 0 <= self.high
 
 
 def mean_of(values: Sequence[float | None]) -> Mean:
-    """The mean of the numbers there are."""
+    """Return the mean of the known values."""
     known = [value for value in values if value is not None]
     if not known:
         return Mean(None, None, None, 0)
@@ -65,7 +59,7 @@ def mean_of(values: Sequence[float | None]) -> Mean:
 
 
 def with_numbers(metrics: Sequence[Metric], found: Iterable[Mapping[str, Mean]]) -> list[Metric]:
-    """The metrics that some mean has a number of; of safety as a whole only where it is not told by categories."""
+    """Return the metrics that some mean has a number of; overall safety only if there is none by categories."""
     means = list(found)
     known = [metric for metric in metrics if any(of[metric.name].n for of in means)]
     by_split = any(metric.name.startswith("safety_rate_") for metric in known)
@@ -73,7 +67,7 @@ def with_numbers(metrics: Sequence[Metric], found: Iterable[Mapping[str, Mean]])
 
 
 def value_of(result: Result, name: str) -> float | None:
-    """A metric of a cell; None where the cell has none."""
+    """Return a metric of a cell; None if the cell does not have it."""
     if name == "merit":
         return merit(result)
     if name == "attack_success_rate":
@@ -100,10 +94,10 @@ class Row:
     means: Mapping[str, Mean]
     """By metric."""
     n_unscored: int
-    """Responses without a score, of all seeds."""
+    """Number of unscored responses of all seeds."""
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in `results.json`."""
+        """Return the row of `results.json`."""
         return {
             "run": self.run.name,
             "label": self.run.label,
@@ -117,19 +111,19 @@ class Row:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The results of one plan, and the learning rates that they chose."""
+    """The results of one plan, and the learning rates that were chosen by them."""
 
     plan: Plan
     tuned: Mapping[str, Result]
-    """Of the tuning cells that are there, by key."""
+    """Results of the finished tuning cells, by key."""
     tested: Mapping[str, Result]
-    """Of the test cells, likewise."""
+    """Results of the test cells, by key."""
     chosen: Mapping[str, float]
     """Learning rates by run."""
 
     @property
     def labels(self) -> dict[str, str]:
-        """Of the runs, by name."""
+        """Labels of the runs, by name."""
         return {run.name: run.label for run in self.plan.runs}
 
     @cached_property
@@ -152,7 +146,7 @@ class Outcome:
         return Row(run, self.chosen.get(run.name), means, sum(rate["n_unscored"] for rate in rates if rate))
 
     def difference(self, name: str, reference: str) -> dict[str, Mean]:
-        """A run minus a reference run, by metric: pairs of the same seed."""
+        """Return a run minus a reference run, by metric, paired by seed."""
         ours, theirs = self.by_run[name], self.by_run[reference]
         seeds = sorted(ours.keys() & theirs.keys())
         found = {}
@@ -162,12 +156,12 @@ class Outcome:
         return found
 
     def minus(self, reference: str) -> dict[str, dict[str, Mean]]:
-        """Every trained run's differences from one of them."""
+        """Return the difference of every other trained run from a reference run."""
         names = [run.name for run in self.plan.runs if not run.is_reference and run.name != reference]
         return {name: self.difference(name, reference) for name in names}
 
     def categories(self, split: str) -> dict[str, dict[str, Mean]]:
-        """By category of a split (`harmful`, `ood`, `harmless`) and run: the safety rate, or over-refusal."""
+        """Return safety rates (splits `harmful`, `ood`) or over-refusal (`harmless`), by category and run."""
         found: dict[str, dict[str, Mean]] = {}
         for run, results in self.by_run.items():
             values: dict[str, list[float | None]] = {}
@@ -179,24 +173,13 @@ class Outcome:
                 found.setdefault(category, {})[run] = mean_of(of_category)
         return dict(sorted(found.items()))
 
-    def _tuned_cells(self) -> Iterator[tuple[Cell, Result]]:
+    def fronts(self) -> list["Front"]:
+        """Return the front of each run with a grid of learning rates."""
+        found: dict[str, dict[int, list[Point]]] = {}
         for cell in self.plan.tuning_cells():
             if cell.key in self.tuned:
-                yield cell, self.tuned[cell.key]
-
-    def merits(self) -> dict[str, dict[float, float]]:
-        """By run and learning rate: what it was chosen by, the mean over tuning seeds on the validation part."""
-        found: dict[str, dict[float, list[float]]] = {}
-        for cell, result in self._tuned_cells():
-            if cell.learning_rate is not None:
-                found.setdefault(cell.run.name, {}).setdefault(cell.learning_rate, []).append(merit(result))
-        return {run: {rate: sum(of) / len(of) for rate, of in rates.items()} for run, rates in found.items()}
-
-    def fronts(self) -> list["Front"]:
-        """The front of each run with a grid of learning rates."""
-        found: dict[str, dict[int, list[Point]]] = {}
-        for cell, result in self._tuned_cells():
-            found.setdefault(cell.run.name, {}).setdefault(cell.seed, []).append(_point(result))
+                of_seed = found.setdefault(cell.run.name, {}).setdefault(cell.seed, [])
+                of_seed.append(_point(self.tuned[cell.key]))
 
         def mean(points: Sequence[Point]) -> Point:
             return Point(*(sum(values) / len(points) for values in zip(*map(astuple, points), strict=True)))
@@ -214,35 +197,35 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Point:
-    """What one learning rate reached on the validation part, means over the tuning seeds."""
+    """What one learning rate reaches on the validation part."""
 
     lost: float
-    """What is lost of helpfulness (`plan.helpfulness`): harmless requests that are refused or answered wrongly."""
+    """Lost helpfulness (see `plan.helpfulness`): harmless requests that are refused or answered wrongly."""
     safety: float
     over_refusal: float
 
 
 @dataclass(frozen=True)
 class Front:
-    """How much safety a method has for how much lost helpfulness, over its learning rates.
+    """Safety of a method against lost helpfulness, over its learning rates.
 
-    Not over over-refusal: a model that training has broken refuses nothing and complies with nothing.
+    Over-refusal would not do: a model that training has broken refuses nothing and complies with nothing.
     """
 
     run: Run
     points: tuple[Point, ...]
     """Means over the tuning seeds."""
     of_seeds: tuple[tuple[Point, ...], ...] = ()
-    """Of each tuning seed, in their order."""
+    """Points of each tuning seed."""
 
     @property
     def hypervolumes(self) -> tuple[float, ...]:
-        """Of each tuning seed's own front."""
+        """Hypervolume of each tuning seed's own front."""
         return tuple(Front(self.run, points).hypervolume for points in self.of_seeds)
 
     @property
     def pareto(self) -> tuple[Point, ...]:
-        """The points that no other one beats, and the untrained model, which loses nothing; by what is lost."""
+        """The points that no other one beats, in order, and first the untrained model, which loses nothing."""
         kept = [Point(0.0, 0.0, 0.0)]
         for point in sorted(self.points, key=lambda point: (point.lost, -point.safety)):
             if point.safety > kept[-1].safety:
@@ -251,12 +234,12 @@ class Front:
 
     @property
     def hypervolume(self) -> float:
-        """Area that the front dominates, of the square of what is lost (down from 1) and safety (up from 0)."""
+        """Area that the front dominates, in the unit square of lost helpfulness and safety."""
         kept = [*self.pareto, Point(1.0, 0.0, 0.0)]
         return sum((right.lost - left.lost) * left.safety for left, right in itertools.pairwise(kept))
 
     def at(self, safety: float) -> Point | None:
-        """The front at a safety rate, between its points on a line; None if that is not reached."""
+        """Interpolate the front linearly at a safety rate; None if it is not reached."""
         for left, right in itertools.pairwise(self.pareto):
             if left.safety < safety <= right.safety:
                 share = (safety - left.safety) / (right.safety - left.safety)
@@ -274,19 +257,16 @@ def _point(result: Result) -> Point:
 
 
 def hypervolume_difference(front: Front, reference: Front) -> Mean:
-    """Of two runs' hypervolumes, paired by tuning seed."""
+    """Return the difference of two runs' hypervolumes, paired by tuning seed."""
     return mean_of([ours - theirs for ours, theirs in zip(front.hypervolumes, reference.hypervolumes, strict=True)])
 
 
 def examples_to(safety: float, curve: Sequence[tuple[int, float]]) -> float | None:
-    """How many examples a safety rate takes: between the curve's points, on a line over the logarithm.
+    """Return the number of examples for a safety rate, interpolated over its logarithm; None if it is not reached.
 
     Args:
         safety: the rate.
-        curve: (examples, safety rate), by examples.
-
-    Returns:
-        None if it is not reached; the first point's number if that is enough.
+        curve: (examples, safety rate), by examples. The first point's number is returned if that is enough.
     """
     if curve and curve[0][1] >= safety:
         return float(curve[0][0])

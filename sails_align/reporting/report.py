@@ -11,7 +11,7 @@ from typing import Any
 from sails_align.core.artifacts import package_versions
 from sails_align.core.files import write_json
 from sails_align.experiments.plan import Plan
-from sails_align.experiments.results import Results, prefix_of, read_plan
+from sails_align.experiments.results import Results, read_plan
 from sails_align.experiments.studies import Study, StudyKind
 from sails_align.experiments.summary import Outcome
 from sails_align.reporting.page import Page, Section, write_page
@@ -35,7 +35,10 @@ class Comparison:
         """
         return cls(
             {
-                study.kind: {label: results.outcome(plan, prefix_of(study, label)) for label, plan in study.plans}
+                study.kind: {
+                    label: results.outcome(plan, prefix)
+                    for (label, plan), prefix in zip(study.plans, study.by_prefix(), strict=True)
+                }
                 for study in studies
             }
         )

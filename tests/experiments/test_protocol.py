@@ -313,4 +313,4 @@ def test_cells_of_one_key_are_computed_once(tmp_path: Path) -> None:
             waiting.result(timeout=20)
         write_json(results.path(cell), {"cell": "of the other job"})
     assert waiting.result() == []
-    assert results.get(cell) == {"cell": "of the other job"}
+    assert results.all([cell]) == {cell.key: {"cell": "of the other job"}}

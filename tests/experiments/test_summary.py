@@ -96,5 +96,5 @@ def test_nothing_known_is_no_number():
 
 def test_merits_are_by_run_and_rate():
     results = {cell.key: result(cell.learning_rate, 0.0, cell.seed) for cell in PLAN.tuning_cells()}
-    found = Outcome(PLAN, results, {}, {}).merits()
+    found = PLAN.merits(results)
     assert found["sft-lora"] == {rate: pytest.approx(rate / 2) for rate in PLAN.learning_rates}

@@ -29,7 +29,10 @@ def make(comparison: Comparison) -> Iterator[Section]:
         "mean over each seed's own front, with 95% t intervals, and differences paired by seed. At equal safety: on "
         "the front of the means; –: none of its rates is as safe as that."
     ]
-    pictures = [figures.fronts(fronts, outcome.rows), figures.learning_rates(outcome.merits(), outcome.rows)]
+    pictures = [
+        figures.fronts(fronts, outcome.rows),
+        figures.learning_rates(outcome.plan.merits(outcome.tuned), outcome.rows),
+    ]
     yield Section("Safety against helpfulness, over learning rates", text, [_grid(fronts)], pictures)
 
 
