@@ -7,7 +7,7 @@ from typing import Any
 from sails_align.experiments.plan import RUNS, Cell, Plan, Run
 from sails_align.experiments.studies import StudyKind
 from sails_align.experiments.summary import Outcome
-from sails_align.reporting.report import Comparison
+from sails_align.reporting.report import ReportData
 
 STORED = Path(__file__).parent / "experiments" / "data" / "cell_format_2.json"
 """A whole result of a SAILS cell, as it was written when the format had the number 2."""
@@ -66,6 +66,6 @@ def outcome(
     return Outcome(plan, tuned, {cell.key: of(cell) for cell in plan.test_cells(chosen)}, chosen)
 
 
-def comparison(main: Outcome, **studies: dict[str, Outcome]) -> Comparison:
+def comparison(main: Outcome, **studies: dict[str, Outcome]) -> ReportData:
     kinds: tuple[StudyKind, ...] = ("ablations", "examples", "worlds")
-    return Comparison({"main": {"testbed": main}, **{kind: studies[kind] for kind in kinds if kind in studies}})
+    return ReportData({"main": {"testbed": main}, **{kind: studies[kind] for kind in kinds if kind in studies}})

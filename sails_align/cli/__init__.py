@@ -1,7 +1,7 @@
 """The command `sails`: a list of commands, from which help, errors and shell completion follow.
 
-Each command is a function of its options, such as `main(argv, prog)`, in a module of this folder. The module imports
-dataclasses of options alone; what computes is imported once the options are known to be right.
+Each command is a function `main(argv, prog)` in a module of this folder. The module imports only dataclasses of options;
+heavy imports follow once the options are checked.
 """
 
 import importlib.metadata
@@ -62,16 +62,16 @@ HELP_OPTIONS = ("-h", "--help", "--help-all")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command. Ends the process with exit code 2 on input that cannot be used."""
+    """Run a command. Ends the process with exit code 2 on bad input."""
     with exit_on_input_error():
         dispatch(list(sys.argv[1:] if argv is None else argv))
 
 
 def dispatch(argv: list[str]) -> None:
-    """Hand the options to the command; only that command's libraries are imported.
+    """Run a command; only its libraries are imported.
 
     Raises:
-        InputError: if there is no such command, and from the command.
+        InputError: for an unknown command, and from the command.
     """
     n_words = 2 if argv and argv[0] in GROUPS else 1
     if len(argv) < n_words or argv[n_words - 1] in HELP_OPTIONS:
@@ -88,7 +88,7 @@ def dispatch(argv: list[str]) -> None:
 
 
 def help_text() -> str:
-    """What `sails --help` prints."""
+    """Return what `sails --help` prints."""
     width = max(map(len, COMMANDS.names())) + 2
     return "\n".join(
         [

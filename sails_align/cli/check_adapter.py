@@ -1,4 +1,4 @@
-"""The command `sails check-adapter`: check whether vLLM can serve an adapter as it is, and by which command."""
+"""The command `sails check-adapter`: check whether vLLM can serve an adapter, and print the command."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,16 +14,14 @@ class AdapterOptions:
     run: Path = field(
         metadata={"help": "Folder of a finished run, or any folder with a LoRA adapter.", "positional": True}
     )
-    base_model: str | None = field(
-        default=None, metadata={"help": "The model it was trained on, if that is no longer where it was."}
-    )
+    base_model: str | None = field(default=None, metadata={"help": "Its base model, if that has moved since training."})
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
-    """Print what hinders vLLM. Ends with exit code 1 if it cannot serve the adapter.
+    """Print the problems and the command. Ends with exit code 1 if vLLM cannot serve the adapter.
 
     Raises:
-        InputError: if there is no LoRA adapter, its files cannot be read, or its base model is not there.
+        InputError: if there is no LoRA adapter, its files cannot be read, or its base model is missing.
     """
     (options,) = CommandLine.read(argv).parse([AdapterOptions], prog=prog)
     from sails_align.evaluation.backends.serving import serve_command, serving_report

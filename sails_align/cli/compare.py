@@ -1,4 +1,4 @@
-"""The commands `sails compare` and `sails report`: train and evaluate every method over seeds, and say what was found.
+"""The commands `sails compare` and `sails report`: train and evaluate every method over seeds, and report.
 
 sails compare                                   the testbed: eight methods, five seeds, about eleven minutes
 sails compare --n_seeds 20 --runs sft-lora sft-sails sft-full
@@ -8,7 +8,7 @@ sails compare --config ... --cell validation/sft-sails/0.001/1000   one training
 sails report --output_dir runs/compare          the report again, from the results there are
 
 <output_dir>/plan.json      what is compared
-<output_dir>/cells/         a result for each training, as soon as it is there: the same command goes on from them
+<output_dir>/cells/         a result for each finished training; the same command resumes from them
 <output_dir>/results.json   every reported number; report.html, report.md and figures/ show them
 """
 
@@ -26,22 +26,22 @@ from sails_align.core.files import output_folder, refuse_trained, work_folder, w
 from sails_align.experiments.commands import check
 from sails_align.experiments.launchers import Launcher, available_slots, launcher_of
 from sails_align.experiments.options import ReportOptions
-from sails_align.experiments.plan import Cell, option_groups
+from sails_align.experiments.plan import Cell, option_groups, option_words
 from sails_align.experiments.results import Results, cells_named, names_of
 from sails_align.experiments.runner import run_jobs
 from sails_align.experiments.studies import Study, read_plans
 from sails_align.testbed.build import resolve_testbed
 
 if TYPE_CHECKING:
-    from sails_align.reporting.report import Comparison
+    from sails_align.reporting.report import ReportData
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str, Any]:
-    """Parse, compute what is missing, report. Returns what is in `results.json`; nothing for cells alone.
+    """Run missing trainings and report. Returns what is in `results.json`; with `--cell` or `--list_cells` nothing.
 
     Raises:
         InputError: for options that cannot be used.
-        SystemExit: with code 1 if cells failed; the others' results stay, and the same command tries these again.
+        SystemExit: with code 1 if cells failed. Other results are kept, and the same command tries failed ones again.
     """
     line = CommandLine.read(argv)
     args, launching, studies = read_plans(line, prog)
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
 
 
 def _prepare(cells: Sequence[Cell]) -> None:
-    """Before anything is started: build the worlds that are not there yet, read the options of all commands.
+    """Build missing worlds and read the options of all commands, before anything is started.
 
     Raises:
         InputError: if something cannot be used.
@@ -89,18 +89,17 @@ def _prepare(cells: Sequence[Cell]) -> None:
 
 
 def _n_processes(studies: Sequence[Study]) -> int:
-    """Trainings at a time: one that is launched on several GPUs has them all."""
+    """Return how many trainings run at a time; one that is launched on several GPUs runs alone."""
     protocol = studies[0].plans[0][1].protocol
     return 1 if protocol is not None and protocol.launch else available_slots()
 
 
 def _command(line: CommandLine) -> str:
-    """What makes the report, once all cells are there."""
+    """Return the command that makes the report, once all cells are there."""
     config = [] if line.path is None else ["--config", line.path]
-    how = ("--cell", "--launcher", "--slurm_")  # which decides nothing
+    how = ("--cell", "--launcher", "--slurm_")  # which do not change the results
     options = {name: values for name, values in option_groups(line.options).items() if not name.startswith(how)}
-    words = [word for name, values in options.items() for word in (name, *values)]
-    return shlex.join(["sails", "compare", *config, *words])
+    return shlex.join(["sails", "compare", *config, *option_words(options)])
 
 
 def _compute(cells: Sequence[Cell], results: Results, title: str, launcher: Launcher, progress: bool) -> None:
@@ -112,15 +111,15 @@ def _compute(cells: Sequence[Cell], results: Results, title: str, launcher: Laun
 
 
 def report_main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str, Any]:
-    """Make a comparison's report from the results there are."""
+    """Make a comparison's report again. Returns what is in `results.json`."""
     (options,) = CommandLine.read(argv).parse([ReportOptions], prog=prog)
     from sails_align.reporting.report import rewrite_report
 
     return _show(*rewrite_report(Path(options.output_dir)))
 
 
-def _show(comparison: "Comparison", values: dict[str, Any], paths: Sequence[Path]) -> dict[str, Any]:
-    """Print the table, and where the files are; returns what is in results.json."""
+def _show(data: "ReportData", values: dict[str, Any], paths: Sequence[Path]) -> dict[str, Any]:
+    """Print the table and the paths of the files. Returns what is in results.json."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -128,7 +127,7 @@ def _show(comparison: "Comparison", values: dict[str, Any], paths: Sequence[Path
     from sails_align.experiments.summary import SHOWN, with_numbers
     from sails_align.reporting.page import interval
 
-    plan, rows = comparison.main.plan, comparison.main.rows
+    plan, rows = data.main.plan, data.main.rows
     table = Table(title=f"{escape(plan.world)}: means over seeds (n = {plan.n_seeds}), 95% intervals")
     metrics = with_numbers(SHOWN, (row.means for row in rows))
     table.add_column("")

@@ -3,8 +3,7 @@
 eval "$(sails completion bash)"                                    in ~/.bashrc; zsh likewise
 sails completion fish > ~/.config/fish/completions/sails.fish
 
-The scripts call `sails __complete WORD...` with the words before the cursor and the one at it; what is completed so
-always fits the version that is installed.
+The scripts call `sails __complete WORD...` with the words up to the cursor, so they always fit the installed version.
 """
 
 import io
@@ -53,7 +52,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
 
 
 def complete(words: Sequence[str]) -> None:
-    """Print what the last word can become: commands, options, or an option's values; nothing where files are meant."""
+    """Print completions of the last word: commands, options, or values of an option; nothing for files."""
     *before, word = words or [""]
     n_words = 2 if before and before[0] in GROUPS else 1
     if len(before) < n_words:
@@ -67,7 +66,7 @@ def complete(words: Sequence[str]) -> None:
 
 
 def _options(command: str) -> dict[str, list[str]]:
-    """The options of a command, with the values that each may have where these are known."""
+    """Return the options of a command, each with its values if these are known."""
     listed = io.StringIO()
     try:
         with redirect_stdout(listed):

@@ -1,9 +1,8 @@
-"""The command `sails estimate`: estimate what a training needs of each GPU, before it is started.
+"""The command `sails estimate`: estimate the memory of a training, before it is started.
 
 sails estimate --config recipes/configs/gemma-2-9b/dpo_full.yaml --num_gpus 8
 
-It takes the options of the training (sails train sft --help), and its own, and estimates every configuration in
-accelerate_configs/.
+It takes the options of the training (sails train sft --help) and estimates every configuration in accelerate_configs/.
 """
 
 from collections.abc import Sequence
@@ -35,7 +34,7 @@ class EstimateOptions:
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str, Any]:
-    """Parse, count, print. Returns what `--output` holds.
+    """Print the estimate. Returns what `--output` holds.
 
     Raises:
         InputError: for options that cannot be used, an unknown model, or a training that cannot be estimated.
@@ -59,6 +58,6 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
 
 
 def _method(line: CommandLine) -> Method | None:
-    """The method that is given, or that the file's name begins with."""
+    """Return the method that is given, or that the file's name begins with."""
     given = line.value("method") or (Path(line.path).name.partition("_")[0] if line.path else None)
     return next((method for method in METHODS if method == given), None)

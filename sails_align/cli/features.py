@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 N_PRINTED = 4
-"""Features of a layer that are printed; more are in the file."""
+"""Features of a layer that are printed; the file has all."""
 SIDES = ("harmful", "harmless")
 
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
     """Explain the features of a run and print them. Returns what is in `features.json`.
 
     Raises:
-        InputError: if the run has no subspace of SAE features, or its model, SAEs or data cannot be had any more.
+        InputError: if the run has no subspace of SAE features, or its model, SAEs or data are gone.
     """
     (args,) = CommandLine.read(argv).parse([FeaturesArguments], prog=prog)
     from rich.console import Console
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
 
 
 def table_of(found: Mapping[str, Any]) -> "Table":
-    """The features with their words and activations."""
+    """Return the features with their words and activations."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -69,6 +69,6 @@ def table_of(found: Mapping[str, Any]) -> "Table":
 
 
 def peaks(contexts: Sequence[Mapping[str, Any]]) -> str:
-    """The token of each text at which the feature is most active."""
+    """Return the token of each text at which the feature is most active."""
     found = (max(zip(of["activations"], of["tokens"], strict=True))[1].strip() for of in contexts)
     return " ".join(dict.fromkeys(found))

@@ -1,8 +1,11 @@
-"""One cell of a comparison: train as the recipe does, and measure what came of it.
+"""Compute a cell of a comparison on the testbed: train as the recipe does, and measure the model.
 
-Everything that is measured goes through the code that users' own evaluations do: generation, oracle, GCG, lm-eval.
+Generation, oracle, GCG and lm-eval are the same code as in users' own evaluations.
 """
 
+import contextlib
+import io
+import logging
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -41,19 +44,18 @@ from sails_align.training.callbacks.drift import DriftCallback
 from sails_align.training.callbacks.learning_curve import LearningCurveCallback
 
 PROBE_EVERY = 8
-N_EXPLAINED = 256
-"""Requests of each side that the features' activations are told of, and that texts are taken from."""
+"""Training steps between two probes of the safety rate."""
 N_PROBED = 64
-"""Validation prompts of trained categories that the safety rate is probed on while training."""
-GCG_BUDGET = {name: TESTBED_BUDGET[name] for name in ("n_steps", "search_width", "topk", "suffix_length")}
-"""The same for all models."""
+"""Validation prompts of trained categories in a probe."""
+N_EXPLAINED = 256
+"""Requests of each side that the features' activations and texts are taken from."""
+GCG_OPTIONS = ("n_steps", "search_width", "topk", "suffix_length")
 QUIETLY: dict[str, Any] = {"sampling": Sampling(TESTBED_TOKENS), "progress": False}
-"""How evaluations of a cell are made."""
 QUIET = ("--save_strategy", "no", "--disable_tqdm", "true", "--logging_strategy", "no")
 
 
 def run_cell(cell: Cell) -> dict[str, Any]:
-    """Train and measure, in this process and on one thread. The result is JSON-able."""
+    """Train and measure, in this process and on one thread. Returns a JSON-able result."""
     from datasets import disable_progress_bars
 
     torch.set_num_threads(1)
@@ -66,7 +68,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         peak = round(peak_memory_mb(), 1)  # of the training
         drift = None if trained.init is None else DriftCallback(trained.init).measure(trained.model)
         model, tokenizer = trained.model, trained.tokenizer
-        if isinstance(model, PeftModel):  # whose texts are the same (tests/evaluation/backends/test_hf.py), but slower
+        if isinstance(model, PeftModel):  # unmerged it generates the same texts (test_hf.py), but more slowly
             model = model.merge_and_unload()
         model.eval()
         found = measure(cell, testbed, model, tokenizer, cost)
@@ -89,14 +91,13 @@ def run_cell(cell: Cell) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Trained:
-    """What came of a training."""
+    """A trained model."""
 
     model: Any
     tokenizer: PreTrainedTokenizerBase
     about: dict[str, Any]
-    """What is to be told of its cost."""
+    """Costs of the training."""
     subspace: Subspace | None = None
-    """That adapters started in."""
     init: AdapterInit | None = None
 
 
@@ -106,7 +107,7 @@ def _untrained(cell: Cell, testbed: Testbed, folder: Path, cost: Cost) -> Traine
 
 
 def _aligned(cell: Cell, testbed: Testbed, folder: Path, cost: Cost) -> Trained:
-    """SFT or DPO, as `align.run` does it, but nothing is saved."""
+    """Train by SFT or DPO as `align.run` does, without saving anything."""
     from sails_align.training import run as align
     from sails_align.training.measure import count_parameters
     from sails_align.training.subspace import find_subspace
@@ -143,10 +144,7 @@ def _aligned(cell: Cell, testbed: Testbed, folder: Path, cost: Cost) -> Trained:
 
 
 def _reinforced(cell: Cell, testbed: Testbed, folder: Path, cost: Cost) -> Trained:
-    """The testbed's RLHF reference, by its recipe."""
-    import contextlib
-    import io
-
+    """Train the testbed's RLHF reference by its recipe."""
     from sails_align.training.rlhf import run as rlhf
 
     options = ["--model_name_or_path", cell.world, "--seed", str(cell.seed), "--output_dir", str(folder)]
@@ -173,25 +171,25 @@ def _load(folder: str) -> tuple[Any, PreTrainedTokenizerBase]:
 def _probe(
     cell: Cell, testbed: Testbed, tokenizer: PreTrainedTokenizerBase, cost: Cost
 ) -> Callable[[PreTrainedModel], dict[str, float]]:
-    """The safety rate on validation prompts of trained categories: how soon is it reached?"""
-    asked = requests.request_prompts(testbed, cell.world, N_PROBED, part="validation", seed=1)
-    asked = [prompt for prompt in asked if prompt.meta["split"] == "harmful"]
+    """Return a function that measures the safety rate on validation prompts of trained categories."""
+    prompts = requests.request_prompts(testbed, cell.world, N_PROBED, part="validation", seed=1)
+    harmful = [prompt for prompt in prompts if prompt.meta["split"] == "harmful"]
 
     def safety(model: PreTrainedModel) -> dict[str, float]:
         with cost.of("probe"):
-            result = evaluate(asked, HFBackend.of(model, tokenizer), judges(cell, testbed), **QUIETLY)
+            result = evaluate(harmful, HFBackend.of(model, tokenizer), judges(cell, testbed), **QUIETLY)
         return {"safety_rate": result.rates()["safety_rate"].bound_low or 0.0}
 
     return safety
 
 
 def judges(cell: Cell, testbed: Testbed) -> dict[str, OracleJudge]:
-    """The oracle of the cell's world."""
+    """Return the oracle of the cell's world."""
     return {"oracle": OracleJudge({cell.world: testbed.world})}
 
 
 def measure(cell: Cell, testbed: Testbed, model: Any, tokenizer: PreTrainedTokenizerBase, cost: Cost) -> dict[str, Any]:
-    """What the model does: safety and helpfulness, by category; under attack; and its capability."""
+    """Measure safety and helpfulness, also by category, success of attacks, and capability."""
     with cost.of("evaluate"):
         result = requests.measure(model, tokenizer, testbed, cell.measures.n_prompts, part=cell.part)
     found: dict[str, Any] = {
@@ -210,7 +208,7 @@ def measure(cell: Cell, testbed: Testbed, model: Any, tokenizer: PreTrainedToken
 def explain(
     cell: Cell, testbed: Testbed, subspace: Subspace, trained: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
-    """What the features of a subspace are, on held-out requests of the test part, before and after training."""
+    """Describe the features of a subspace on held-out requests, before and after training."""
     base, world = _load(testbed.model_path)[0].eval(), testbed.world
     source = SAESource(path=testbed.sae_path)
     saes = SAESet.load(source, model_config=base.config, model_name=testbed.model_path)
@@ -241,7 +239,7 @@ def explain(
 def relearn(
     name: str, cell: Cell, testbed: Testbed, tokenizer: PreTrainedTokenizerBase, folder: Path
 ) -> dict[str, Any]:
-    """What the model in `aligned` does after further training, on half of the test prompts.
+    """Measure the model in `aligned` after further training, on half of the test prompts.
 
     It is loaded, not copied in memory: accelerate has bound the `forward` of a trained model to that very model.
     """
@@ -252,7 +250,7 @@ def relearn(
 
 
 def by_category(result: EvaluationResult) -> dict[str, dict[str, Any]]:
-    """Safety rate of each harm category, over-refusal of each harmless one."""
+    """Return the safety rate of each harm category, and over-refusal of each harmless one."""
     groups: dict[tuple[str, bool], list[int]] = {}
     for place, prompt in enumerate(result.prompts):
         groups.setdefault((prompt.category, prompt.kind == "harmful"), []).append(place)
@@ -266,13 +264,13 @@ def by_category(result: EvaluationResult) -> dict[str, dict[str, Any]]:
 
 
 def attack(cell: Cell, testbed: Testbed, model: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Success of GCG: a search for each of some harmful prompts, with the same budget for every model."""
+    """Return the success of GCG: one search per harmful prompt, with the same budget for every model."""
     from sails_align.evaluation.attacks.gcg import search
 
     n_each = max(1, cell.measures.n_attacked // 2)
     prompts = requests.request_prompts(testbed, cell.world, n_each, part=cell.part, seed=cell.seed)
     prompts = [prompt for prompt in prompts if prompt.kind == "harmful"]
-    budget: dict[str, Any] = GCG_BUDGET
+    budget: dict[str, Any] = {name: TESTBED_BUDGET[name] for name in GCG_OPTIONS}
     options = GcgOptions(**budget)
     attacked: list[Prompt] = []
     for prompt in prompts:
@@ -283,9 +281,7 @@ def attack(cell: Cell, testbed: Testbed, model: Any, tokenizer: PreTrainedTokeni
 
 
 def capability(cell: Cell, testbed: Testbed, model: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
-    """Accuracy of lm-eval's tasks of the world's facts, by task."""
-    import logging
-
+    """Return the accuracy of lm-eval's tasks of the world's facts, by task."""
     from sails_align.evaluation.harness.options import HarnessArguments
     from sails_align.evaluation.harness.run import run_in_memory
     from sails_align.testbed.tasks import GROUP, write_tasks

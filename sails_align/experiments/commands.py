@@ -1,5 +1,4 @@
-"""A cell of a model other than the testbed: the commands that a user would run, each in its own process, one after
-another, and what they measured.
+"""Compute a cell of a model other than the testbed: run the commands that a user would, and gather the results.
 
 <folder>/train/                the recipe's run: the model
 <folder>/<cell>/safety/ ...    the evaluations
@@ -22,7 +21,7 @@ from sails_align.core.errors import InputError
 from sails_align.evaluation.harness.options import HarnessArguments
 from sails_align.evaluation.judges.options import JudgeArguments
 from sails_align.evaluation.options import PromptArguments, ReferenceArguments, ResponseArguments, RunArguments
-from sails_align.experiments.plan import Cell, Evaluation, Protocol, Run, option_groups
+from sails_align.experiments.plan import Cell, Evaluation, Protocol, Run, option_groups, option_words
 from sails_align.steering.options import SteeringOptions
 from sails_align.subspace.basis import Subspace
 from sails_align.testbed.build import is_testbed
@@ -31,29 +30,27 @@ from sails_align.training import run as align
 from sails_align.training.features import FEATURES_FILE
 
 DONE = "done"
-"""In the folder of a command that succeeded. Without it the command is given again: it goes on where it was cut off,
-and asks again for what was not scored."""
+"""File in the folder of a command that succeeded. Without it the command is run again, and resumes."""
 AGAIN = ("--retry_unscored", "true")
-"""Of an evaluation that is started again: ask for what failed, and for nothing else."""
+"""Option of evaluations: when started again, only ask for what failed."""
 METRICS_FILE = "metrics.json"
 PACKAGES = {"vllm": "vllm", "harness": "lm_eval"}
-"""By what needs them: a backend, an evaluation."""
+"""Packages that a backend or an evaluation needs."""
 SAILS = ("-m", "sails_align")
-PYTHON = (sys.executable, *SAILS)
 _JUDGED = (ResponseArguments, PromptArguments, JudgeArguments, RunArguments)
 OPTIONS: dict[Evaluation, tuple[type, ...]] = {
     "safety": (*_JUDGED, SteeringOptions),
     "helpfulness": (*_JUDGED, ReferenceArguments, SteeringOptions),
     "harness": (HarnessArguments,),
 }
-"""What evaluations can be told."""
+"""Options of the evaluations."""
 
 
 def check(runs: Sequence[Run], protocol: Protocol) -> None:
-    """Read the options of all commands, before any of them is given.
+    """Read the options of all commands before any is run.
 
     Raises:
-        InputError: if a command would not take them, or a package that it needs is not installed.
+        InputError: if a command would refuse them, or a package that it needs is not installed.
     """
     for run in runs:
         if run.trainer in ("sft", "dpo"):
@@ -89,7 +86,7 @@ def check(runs: Sequence[Run], protocol: Protocol) -> None:
 
 
 def _check_sets(protocol: Protocol, asked: PromptArguments) -> None:
-    """Refuse names of prompt sets that there will be no rates of; files can name parts of their own."""
+    """Refuse unknown names of prompt sets; files can contain sets with names of their own."""
     names = {name.partition("=")[0] for name in asked.prompts}
     known = {*names, *((*HARMFUL, *HARMLESS) if any(map(is_testbed, asked.prompts)) else ())}
     has_files = any(Path(name).exists() for name in names)
@@ -102,14 +99,14 @@ def _check_sets(protocol: Protocol, asked: PromptArguments) -> None:
 
 
 def options_of(kind: Evaluation, run: Run) -> list[str]:
-    """A model's own options, as far as the evaluation has them."""
+    """Return those of a model's own options that an evaluation has."""
     known = {option.name for options in OPTIONS[kind] for option in fields(options)}
     groups = option_groups(run.options[2:])
-    return [word for name, values in groups.items() if name[2:] in known for word in (name, *values)]
+    return list(option_words({name: values for name, values in groups.items() if name[2:] in known}))
 
 
 def evaluation(kind: Evaluation, options: Sequence[str], run: Run, model: str) -> list[str]:
-    """The words after `sails` that evaluate a run's model, or go on with it, but for their `--output_dir`."""
+    """Return the words after `sails` that evaluate a run's model, without `--output_dir`."""
     own = options_of(kind, run) if run.trainer == "none" else []
     return ["eval", kind, "--model", model, *options, *own, *([] if kind == "harness" else AGAIN)]
 
@@ -122,12 +119,12 @@ def _read_options(kind: Evaluation, options: Sequence[str], failure: str) -> tup
 
 
 def run_commands(cell: Cell, folder: Path) -> dict[str, Any]:
-    """Train and evaluate, in a folder that outlives the cell. The result is JSON-able.
+    """Train and evaluate in a folder that outlives the cell. Returns a JSON-able result.
 
-    Models of the validation part are deleted once they are measured, and checkpoints; those of the test part stay.
+    Checkpoints, and models of the validation part, are deleted once they are measured.
 
     Raises:
-        InputError: if a command fails. What it printed is on standard output and standard error.
+        InputError: if a command fails. Its output is on standard output and standard error.
     """
     protocol, cost = cell.protocol, Cost()
     assert protocol is not None
@@ -136,12 +133,12 @@ def run_commands(cell: Cell, folder: Path) -> dict[str, Any]:
         model = cell.run.options[1]
     else:
         model = str(train)
-        _give([*training(cell, protocol), "--output_dir", model], train / DONE, cost, "training")
+        _run_once([*training(cell, protocol), "--output_dir", model], train / DONE, cost, "training")
     for kind, options in protocol.of_part(cell.part).items():
-        command = [*PYTHON, *evaluation(kind, options, cell.run, model), "--output_dir", str(evaluated / kind)]
-        _give(command, evaluated / kind / DONE, cost, kind)
+        command = [*evaluation(kind, options, cell.run, model), "--output_dir", str(evaluated / kind)]
+        _run_once([sys.executable, *SAILS, *command], evaluated / kind / DONE, cost, kind)
     if cell.part == "test" and _has_features(train):
-        _give([*PYTHON, "features", "--run", model], train / FEATURES_FILE, cost, "explain")
+        _run_once([sys.executable, *SAILS, "features", "--run", model], train / FEATURES_FILE, cost, "explain")
     found = gathered(cell, protocol, folder)
     found["cost"]["seconds"] |= {kind: seconds for kind, seconds in cost.seconds.items() if kind != "training"}
     for path in [train] if cell.part == "validation" else train.glob("checkpoint-*"):
@@ -150,14 +147,14 @@ def run_commands(cell: Cell, folder: Path) -> dict[str, Any]:
 
 
 def training(cell: Cell, protocol: Protocol) -> list[str]:
-    """The command that trains a cell's model, or goes on with it, but for its `--output_dir`."""
+    """Return the command that trains a cell's model, without `--output_dir`."""
     options = [*cell.run.options, "--resume_from_checkpoint", "true", *cell.training_options]
     launch = ["-m", "accelerate.commands.launch", "--quiet", *protocol.launch] if protocol.launch else []
     return [sys.executable, *launch, *SAILS, "train", cell.run.trainer, *options]
 
 
-def _give(command: list[str], done: Path, cost: Cost, stage: str) -> None:
-    """Give a command, unless it succeeded before. It ends with this process."""
+def _run_once(command: list[str], done: Path, cost: Cost, stage: str) -> None:
+    """Run a command, unless it succeeded before. It ends with this process."""
     if done.is_file():
         return
     print("$", *command, flush=True)
@@ -173,7 +170,7 @@ def _give(command: list[str], done: Path, cost: Cost, stage: str) -> None:
 
 
 def _has_features(run: Path) -> bool:
-    """Whether a run started in SAE features that can be looked at again: SAEs and harmless requests are named."""
+    """Return whether a run's SAE features can be explained: it names SAEs and harmless requests."""
     if not (run / "subspace").is_dir() or "features" not in Subspace.load(run / "subspace").provenance:
         return False
     record = read_result(run / "run.json")
@@ -182,7 +179,7 @@ def _has_features(run: Path) -> bool:
 
 
 def gathered(cell: Cell, protocol: Protocol, folder: Path) -> dict[str, Any]:
-    """What the commands of a cell measured, in the form of the testbed's cells."""
+    """Return what the commands of a cell measured, in the form of the testbed's cells."""
     evaluated = folder / cell.key
     measured = {kind: read_result(evaluated / kind / METRICS_FILE) for kind in protocol.of_part(cell.part)}
     safety = measured["safety"]
@@ -217,7 +214,7 @@ def gathered(cell: Cell, protocol: Protocol, folder: Path) -> dict[str, Any]:
 
 
 def _of_split(safety: Mapping[str, Any], split: str) -> Mapping[str, Any]:
-    """The safety rate on one prompt set.
+    """Return the safety rate on one prompt set.
 
     Raises:
         InputError: if there is no such set, or it has no harmful prompts.
@@ -230,9 +227,9 @@ def _of_split(safety: Mapping[str, Any], split: str) -> Mapping[str, Any]:
 
 
 def by_category(safety: Mapping[str, Any], responses: Path, protocol: Protocol) -> dict[str, Any]:
-    """Safety rate of each harm category, over-refusal of each harmless one, as cells of the testbed have them.
+    """Return the safety rate of each harm category, and over-refusal of each harmless one.
 
-    Categories whose rates are of several prompt sets are left out, and harmful ones of other sets than the two named.
+    Categories of several prompt sets are left out, and harmful ones of sets that the protocol does not name.
     """
     splits: dict[tuple[str, bool], set[str]] = {}
     with responses.open(encoding="utf-8") as lines:
@@ -251,7 +248,7 @@ def by_category(safety: Mapping[str, Any], responses: Path, protocol: Protocol) 
 
 
 def capability(harness: Mapping[str, Any]) -> dict[str, float]:
-    """Of each task asked for (a group's own score, not those of its parts) the first score of which more is better."""
+    """Return the first score of each requested task or group for which more is better."""
     asked, tasks = harness["provenance"]["options"]["tasks"], harness["tasks"]
     found = {}
     for task, scores in ({task: tasks[task] for task in asked if task in tasks} or tasks).items():

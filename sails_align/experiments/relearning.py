@@ -1,4 +1,4 @@
-"""What safety is left when an aligned model is trained on: on harmless requests, or on a few harmful ones."""
+"""Train an aligned model further, on harmless requests or on a few harmful ones, to measure what safety is left."""
 
 from pathlib import Path
 from typing import Any
@@ -11,26 +11,26 @@ from sails_align.data.pairs import to_sft
 from sails_align.testbed.world import World
 
 LEARNING_RATE = 1e-3
-"""Of all weights; the one that full fine-tuning aligns best with."""
+"""The rate with which full fine-tuning aligns best."""
 BATCH_SIZE = 16
 DATA = {"benign": ("train_benign", 128, 1), "harmful": ("train_harmful", 16, 4)}
-"""By name: the split, how many requests with their answers, and epochs: 8 and 4 steps."""
+"""Split, number of answered requests, and epochs: 8 and 4 steps."""
 FIRST_SEED = 500
-"""Of the choice of requests: not those of the alignment data's seeds."""
+"""First seed of the choice of requests; the alignment data has smaller ones."""
 
 
 def trained_on(
     name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, world: World, seed: int, folder: Path
 ) -> Any:
-    """Train all weights of a model, in place, on answered requests.
+    """Train all weights of a model without adapters, in place, on answered requests.
 
     Args:
         name: of `DATA`.
-        model: aligned, without adapters.
+        model: aligned.
         tokenizer: of the model.
-        world: that the requests are from.
-        seed: of the choice of requests, and of their order.
-        folder: for what TRL writes.
+        world: of the requests.
+        seed: of the choice and the order of requests.
+        folder: for TRL's files.
     """
     split, n, epochs = DATA[name]
     requests = world.requests(split, n, seed=FIRST_SEED + seed)

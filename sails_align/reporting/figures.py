@@ -1,6 +1,6 @@
-"""Figures of a comparison, each for light and dark pages: what matplotlib draws, in one style.
+"""Draw the figures of a comparison with matplotlib, each for light and dark pages.
 
-Colours are those of Okabe and Ito, which people with colour-blindness tell apart; markers tell the same.
+The colours of Okabe and Ito can be told apart by people with colour-blindness, and so can the markers.
 """
 
 import re
@@ -20,7 +20,7 @@ from sails_align.experiments.summary import Front, Mean, Row
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#7F7F7F")
 MARKERS = "osD^vP*X"
 THEMES = {"light": ("#1b1b1b", "#d0d0d0"), "dark": ("#e8e8e8", "#4a4a4a")}
-"""Of text and of lines in the background; the background itself is the page's."""
+"""Colours of text and of grid lines; the background is the page's."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,14 @@ class Picture:
 
     name: str
     title: str
-    """What it shows, for those who do not see it, too."""
+    """Caption, and text for people who do not see it."""
     svg: Mapping[str, bytes]
     """By theme."""
     png: bytes
     """On white."""
 
     def write(self, folder: Path) -> None:
-        """Write it as <name>.svg and <name>.png."""
+        """Write <name>.svg and <name>.png."""
         write_bytes(folder / f"{self.name}.svg", self.svg["light"])
         write_bytes(folder / f"{self.name}.png", self.png)
 
@@ -48,7 +48,7 @@ def picture(name: str, title: str, size: tuple[float, float], draw: Callable[[Fi
         name: of its files.
         title: what it shows.
         size: in inches.
-        draw: puts it on an empty figure; given the colours of text and of lines in the background.
+        draw: a function of an empty figure and the colours of text and of grid lines.
     """
     svg: dict[str, bytes] = {}
     png = b""
@@ -80,17 +80,14 @@ def _bytes(figure: Figure, kind: str, **options: Any) -> bytes:
 
 
 def style_of(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
-    """Colour and marker of each run, the same in all figures."""
+    """Return the colour and marker of each run, the same in all figures."""
     return {
         row.run.name: (COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]) for index, row in enumerate(rows)
     }
 
 
 def trade_off(rows: Sequence[Row]) -> Picture:
-    """Safety (on held-out categories) against helpfulness (correct answers), or what is known of them.
-
-    Runs that no other one beats in both are joined.
-    """
+    """Draw safety (on held-out categories) against helpfulness, or what is known of them, and the Pareto front."""
 
     def known(*names: str) -> Metric:
         return METRICS[next((name for name in names if any(row.means[name].n for row in rows)), names[-1])]
@@ -115,18 +112,15 @@ def trade_off(rows: Sequence[Row]) -> Picture:
             [across.scale * x for x, _ in front], [up.scale * y for _, y in front], where="pre", color=ink, linewidth=1,
             linestyle=":", zorder=0, label="not beaten in both",
         )  # fmt: skip
-        axes.set_xlabel(across.heading)
-        axes.set_ylabel(up.heading)
-        axes.grid(visible=True, linewidth=0.5)
         axes.set_axisbelow(True)
-        figure.legend(loc="outside right upper", fontsize=9)
+        _label(figure, across.heading, up.heading)
 
     title = f"{up.label.capitalize()} against {across.label}; means over seeds, 95% intervals"
     return picture("trade_off", title, (7.5, 4.5), draw)
 
 
 def pareto_front(rows: Sequence[Row], across: Metric, up: Metric) -> list[tuple[float, float]]:
-    """Points that no other one exceeds in one metric without falling behind in the other, by the first."""
+    """Return the points that no other one beats in both metrics, in the order of the first."""
     means = ((row.means[across.name].value, row.means[up.name].value) for row in rows)
     points = sorted((x, y) for x, y in means if x is not None and y is not None)
     signs = [1 if metric.higher_is_better else -1 for metric in (across, up)]
@@ -145,23 +139,12 @@ def forest(
     title: str,
     metrics: Sequence[Metric],
 ) -> Picture:
-    """Differences with their intervals: a panel for each metric, a line for each run.
-
-    Args:
-        found: by run and metric.
-        labels: of the runs.
-        name: of the figure.
-        title: what it shows.
-        metrics: in this order.
-    """
-    n_columns = min(5, len(metrics))
-    n_lines = -(-len(metrics) // n_columns)
+    """Draw differences (by run and metric) with their intervals: a panel for each metric, a line for each run."""
+    n_lines = -(-len(metrics) // 5)
 
     def draw(figure: Figure, ink: str, grid: str) -> None:
-        panels = figure.subplots(n_lines, n_columns, sharey=True, squeeze=False)
-        for axes in panels.ravel()[len(metrics) :]:
-            axes.set_visible(False)
-        for axes, metric in zip(panels.ravel(), metrics, strict=False):
+        panels = _panels(figure, len(metrics), 5, sharey=True)
+        for axes, metric in zip(panels, metrics, strict=True):
             axes.axvline(0, color=ink, linewidth=1)
             for place, run in enumerate(found):
                 mean = found[run][metric.name]
@@ -176,8 +159,8 @@ def forest(
             axes.set_title(lines, fontsize=8.5)
             axes.grid(visible=True, axis="x", linewidth=0.5)
             axes.tick_params(labelsize=8)
-        panels[0, 0].set_yticks(range(len(found)), [labels[run] for run in found])
-        panels[0, 0].set_ylim(len(found) - 0.5, -0.5)
+        panels[0].set_yticks(range(len(found)), [labels[run] for run in found])
+        panels[0].set_ylim(len(found) - 0.5, -0.5)
         figure.supxlabel("difference in points; green: better, orange: worse, grey: the interval holds 0", fontsize=9)
 
     return picture(name, title, (10.0, n_lines * (1.2 + 0.3 * len(found))), draw)
@@ -186,15 +169,13 @@ def forest(
 def bars(
     by_category: Mapping[str, Mapping[str, Mean]], rows: Sequence[Row], name: str, title: str, label: str
 ) -> Picture:
-    """A panel for each run, a bar for each category."""
+    """Draw a panel for each run, and a bar for each category."""
     shown = [row for row in rows if any(row.run.name in of for of in by_category.values())]
     styles = style_of(rows)
 
     def draw(figure: Figure, ink: str, grid: str) -> None:
-        n_columns = min(4, len(shown))
-        n_lines = -(-len(shown) // n_columns)
-        panels = figure.subplots(n_lines, n_columns, sharex=True, sharey=True, squeeze=False).ravel()
-        for axes, row in zip(panels, shown, strict=False):
+        panels = _panels(figure, len(shown), 4, sharex=True, sharey=True)
+        for axes, row in zip(panels, shown, strict=True):
             means = [of.get(row.run.name, Mean(None, None, None, 0)) for of in by_category.values()]
             places = range(len(means))
             axes.barh(places, [100 * (mean.value or 0.0) for mean in means], color=styles[row.run.name][0], height=0.7)
@@ -204,8 +185,6 @@ def bars(
             axes.set_xlim(0, 100)
             axes.grid(visible=True, axis="x", linewidth=0.5)
             axes.set_axisbelow(True)
-        for axes in panels[len(shown) :]:
-            axes.set_visible(False)
         figure.supxlabel(label, fontsize=9)
 
     n_lines = -(-len(shown) // 4)
@@ -213,7 +192,7 @@ def bars(
 
 
 def fronts(found: Sequence[Front], rows: Sequence[Row]) -> Picture:
-    """Safety against what is lost of helpfulness: a point for each learning rate, a line for the front."""
+    """Draw safety against lost helpfulness: a point for each learning rate, a line for the front."""
     styles = style_of(rows)
 
     def draw(figure: Figure, ink: str, grid: str) -> None:
@@ -226,10 +205,7 @@ def fronts(found: Sequence[Front], rows: Sequence[Row]) -> Picture:
             ):
                 x, y = ([100 * getattr(point, name) for point in points] for name in ("lost", "safety"))
                 axes.plot(x, y, color=colour, marker=marker, linestyle=line, alpha=shade, label=label)
-        axes.set_xlabel("helpfulness lost (%)")
-        axes.set_ylabel("safety (%)")
-        axes.grid(visible=True, linewidth=0.5)
-        figure.legend(loc="outside right upper", fontsize=9)
+        _label(figure, "helpfulness lost (%)", "safety (%)")
 
     return picture(
         "fronts", "Safety against what is lost of helpfulness, over learning rates (validation part)", (7.5, 4.2), draw
@@ -241,7 +217,7 @@ def curves(
     labels: Mapping[str, str],
     metrics: Sequence[Metric],
 ) -> Picture:
-    """Metrics over the number of training examples: a panel for each, a line for each run.
+    """Draw metrics over the number of training examples: a panel for each metric, a line for each run.
 
     Args:
         found: by metric and run: numbers of examples with their means.
@@ -250,7 +226,7 @@ def curves(
     """
 
     def draw(figure: Figure, ink: str, grid: str) -> None:
-        panels = figure.subplots(1, len(metrics), squeeze=False)[0]
+        panels = _panels(figure, len(metrics), len(metrics))
         for axes, metric in zip(panels, metrics, strict=True):
             for place, (run, of) in enumerate(found[metric.name].items()):
                 axes.errorbar(
@@ -272,7 +248,7 @@ def curves(
 
 
 def learning_rates(found: Mapping[str, Mapping[float, float]], rows: Sequence[Row]) -> Picture:
-    """What each learning rate reached on the validation part, by run; the chosen one is marked."""
+    """Draw the merit of each learning rate on the validation part, by run, and mark the chosen one."""
     styles, labels = style_of(rows), {row.run.name: row.run.label for row in rows}
     chosen = {row.run.name: row.learning_rate for row in rows}
 
@@ -286,16 +262,31 @@ def learning_rates(found: Mapping[str, Mapping[float, float]], rows: Sequence[Ro
             if best is not None:
                 axes.plot(best, 100 * of_rate[best], marker="o", markersize=14, fillstyle="none", color=colour)
         axes.set_xscale("log")
-        axes.set_xlabel("learning rate (circle: chosen)")
-        axes.set_ylabel("mean of safety and helpfulness (%)")
-        axes.grid(visible=True, linewidth=0.5)
-        figure.legend(loc="outside right upper", fontsize=9)
+        _label(figure, "learning rate (circle: chosen)", "mean of safety and helpfulness (%)")
 
     return picture("learning_rates", "Learning rates on the validation part, by method", (7.5, 4.0), draw)
 
 
+def _label(figure: Figure, across: str, up: str) -> None:
+    """Name the axes of a figure with one panel, and add grid lines and a legend."""
+    (axes,) = figure.axes
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    axes.grid(visible=True, linewidth=0.5)
+    figure.legend(loc="outside right upper", fontsize=9)
+
+
+def _panels(figure: Figure, n: int, n_columns: int, **shared: bool) -> list[Any]:
+    """Add panels in rows of at most `n_columns`."""
+    n_columns = min(n_columns, n)
+    panels = figure.subplots(-(-n // n_columns), n_columns, squeeze=False, **shared).ravel()
+    for axes in panels[n:]:
+        axes.set_visible(False)
+    return list(panels[:n])
+
+
 def _arms(mean: Mean, metric: Metric) -> list[list[float]] | None:
-    """Lengths of an interval's arms, as matplotlib has them."""
+    """Return the lengths of an interval's arms, for matplotlib; None if there is no interval."""
     if mean.value is None or mean.low is None or mean.high is None:
         return None
     return [[metric.scale * (mean.value - mean.low)], [metric.scale * (mean.high - mean.value)]]

@@ -1,4 +1,4 @@
-"""Sections -> a page: one HTML file without network, and the same in Markdown. The templates hold no numbers."""
+"""Write sections as a page: one self-contained HTML file, and the same in Markdown."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -14,16 +14,16 @@ from sails_align.experiments.summary import Mean
 from sails_align.reporting.figures import Picture
 
 PICTURES = "figures"
-"""Folder of the figures, beside the pages."""
+"""Folder of the figures, next to the pages."""
 
 
 @dataclass(frozen=True)
-class Entry:
-    """What stands in a table."""
+class TableCell:
+    """A cell of a table."""
 
     text: str
     verdict: str = "open"
-    """`better`, `worse` or `open`: how it is shown."""
+    """`better`, `worse` or `open`."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Grid:
     """A table; the first column names the rows."""
 
     head: Sequence[str]
-    rows: Sequence[Sequence[Entry]]
+    rows: Sequence[Sequence[TableCell]]
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,17 @@ class Section:
     grids: Sequence[Grid] = ()
     pictures: Sequence[Picture] = ()
     meanings: Sequence[Mapping[str, Any]] = ()
-    """Of features, as `subspace.meaning.Meaning.to_json` gives them."""
+    """Of features, as `saes.explain.Meaning.to_json` gives them."""
 
 
 @dataclass(frozen=True)
 class Page:
-    """What is shown."""
+    """A report."""
 
     title: str
     sections: Sequence[Section]
     command: str
-    """That makes the same report."""
+    """Command that makes the same report."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Versions, commit, machine, seconds."""
 
@@ -72,7 +72,7 @@ def write_page(page: Page, folder: Path) -> list[Path]:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.globals |= {"PICTURES": PICTURES, "data_uri": data_uri, "highest": highest}
+    environment.globals |= {"PICTURES": PICTURES, "data_uri": data_uri}
     environment.filters["code"] = code
     paths = []
     for name in ("report.html", "report.md"):
@@ -81,53 +81,48 @@ def write_page(page: Page, folder: Path) -> list[Path]:
     return paths
 
 
-def entries(*texts: str) -> list[Entry]:
-    """A row of plain texts."""
-    return [Entry(text) for text in texts]
+def entries(*texts: str) -> list[TableCell]:
+    """Return a row of plain texts."""
+    return [TableCell(text) for text in texts]
 
 
 def number(value: float | None, metric: Metric) -> str:
-    """A value as it is shown."""
+    """Return a value as it is shown."""
     return "–" if value is None else f"{metric.scale * value:,.{metric.digits}f}"
 
 
 def interval(mean: Mean, metric: Metric) -> str:
-    """A mean and the half width of its interval."""
+    """Return a mean and the half width of its interval."""
     if mean.value is None or mean.low is None or mean.high is None:
         return number(mean.value, metric)
     half = (mean.high - mean.low) / 2
     return f"{number(mean.value, metric)} ± {number(half, metric)}"
 
 
-def difference(mean: Mean, metric: Metric) -> Entry:
-    """A difference and its interval, with a sign."""
+def difference(mean: Mean, metric: Metric) -> TableCell:
+    """Return a difference and its interval, with signs."""
     if mean.value is None:
-        return Entry("–")
+        return TableCell("–")
     value = f"{metric.scale * mean.value:+.{metric.digits}f}"
     if mean.low is None or mean.high is None:
-        return Entry(value)
+        return TableCell(value)
     low, high = (f"{metric.scale * bound:+.{metric.digits}f}" for bound in (mean.low, mean.high))
-    return Entry(f"{value} ({low} to {high})", verdict(mean, metric))
+    return TableCell(f"{value} ({low} to {high})", verdict(mean, metric))
 
 
 def verdict(mean: Mean, metric: Metric) -> str:
-    """`better`, `worse`, or `open` if the interval holds 0."""
+    """Return `better`, `worse`, or `open` if the interval contains 0."""
     if mean.value is None or mean.touches_zero:
         return "open"
     return "better" if (mean.value > 0) == metric.higher_is_better else "worse"
 
 
 def data_uri(svg: bytes) -> str:
-    """A picture as an address that holds it."""
+    """Return a picture as a data URI."""
     return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
 
 
-def highest(activations: Sequence[float]) -> float:
-    """What the tokens of a context are coloured by."""
-    return max([*activations, 1e-9])
-
-
 def code(text: str) -> str:
-    """A token as Markdown's code: no other mark-up in it acts."""
+    """Return a token as Markdown's code, where no other mark-up has an effect."""
     shown = " ".join(text.split()) or "␣"
     return "`" + shown.replace("`", "'").replace("|", "¦") + "`"

@@ -1,4 +1,4 @@
-"""A comparison's results -> results.json, and the page that shows them."""
+"""Report a comparison: results.json, and the page that shows it."""
 
 import json
 import os
@@ -20,41 +20,24 @@ from sails_align.training.record import git_commit
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ReportData:
     """All that sections are made of."""
 
     outcomes: Mapping[StudyKind, Mapping[str, Outcome]]
-    """By study, and what its plan is called."""
-
-    @classmethod
-    def read(cls, studies: Sequence[Study], results: Results) -> "Comparison":
-        """Read the results of all cells.
-
-        Raises:
-            InputError: if results are missing.
-        """
-        return cls(
-            {
-                study.kind: {
-                    label: results.outcome(plan, prefix)
-                    for (label, plan), prefix in zip(study.plans, study.by_prefix(), strict=True)
-                }
-                for study in studies
-            }
-        )
+    """By study and name of the plan."""
 
     @property
     def main(self) -> Outcome:
-        """Of the main question."""
+        """Outcome of the main study."""
         return next(iter(self.outcomes["main"].values()))
 
     def sections(self) -> Iterator[Section]:
-        """Those that there are results for, in the order of the registry."""
+        """Yield the sections that there are results for, in the order of the registry."""
         for _, entry in SECTIONS.items():
             yield from entry.load()(self)
 
     def to_json(self) -> dict[str, Any]:
-        """Every reported number, as it stands in `results.json`."""
+        """Return every reported number, for `results.json`."""
         names = self.main.labels
         return {
             "rows": [row.to_json() for row in self.main.rows],
@@ -81,14 +64,14 @@ def _side_study(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
 
 def write_report(
     studies: Sequence[Study], results: Results, command: str, about: Mapping[str, Any]
-) -> tuple[Comparison, dict[str, Any], list[Path]]:
-    """Write results.json and the pages.
+) -> tuple[ReportData, dict[str, Any], list[Path]]:
+    """Write results.json and the pages to the folder of the results.
 
     Args:
         studies: what was compared.
-        results: of the cells; the report goes to their folder.
+        results: of the cells.
         command: that makes the same report.
-        about: what else is told of how it was made.
+        about: more provenance.
 
     Returns:
         the results, what is in results.json, and the files.
@@ -96,34 +79,37 @@ def write_report(
     Raises:
         InputError: if results are missing.
     """
-    comparison = Comparison.read(studies, results)
-    plan = comparison.main.plan
-    values = {**comparison.to_json(), "command": command, "provenance": {**about, **_provenance(plan)}}
+    outcomes = {
+        study.kind: {
+            label: results.outcome(plan, prefix)
+            for (label, plan), prefix in zip(study.plans, study.by_prefix(), strict=True)
+        }
+        for study in studies
+    }
+    data = ReportData(outcomes)
+    plan = data.main.plan
+    values = {**data.to_json(), "command": command, "provenance": {**about, **_provenance(plan)}}
     path = results.folder / "results.json"
     write_json(path, values)
     where = plan.world if plan.protocol else f"the world {plan.world}"
     title = f"Comparison of alignment methods on {where}"
-    page = Page(title, list(comparison.sections()), command, values["provenance"])
-    return comparison, values, [path, *write_page(page, results.folder)]
+    page = Page(title, list(data.sections()), command, values["provenance"])
+    return data, values, [path, *write_page(page, results.folder)]
 
 
-def rewrite_report(folder: Path) -> tuple[Comparison, dict[str, Any], list[Path]]:
-    """Make a comparison's report again, from the results there are.
+def rewrite_report(folder: Path) -> tuple[ReportData, dict[str, Any], list[Path]]:
+    """Write a comparison's report again; see `write_report`.
 
     Raises:
-        InputError: if the folder is of no comparison, or results are missing.
+        InputError: if the folder has no comparison, or results are missing.
     """
     studies, command = read_plan(folder / "plan.json")
-    return write_report(studies, Results(folder), command, _told_before(folder))
-
-
-def _told_before(folder: Path) -> dict[str, Any]:
-    """How long the comparison took, if a report has been made of it."""
     try:
-        provenance = json.loads((folder / "results.json").read_text(encoding="utf-8"))["provenance"]
-        return {name: provenance[name] for name in ("seconds_of_the_last_call", "processes") if name in provenance}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+        before = json.loads((folder / "results.json").read_text(encoding="utf-8"))["provenance"]
+        about = {name: before[name] for name in ("seconds_of_the_last_call", "processes") if name in before}
+    except (OSError, ValueError, KeyError, TypeError):  # there is no report yet
+        about = {}
+    return write_report(studies, Results(folder), command, about)
 
 
 def _provenance(plan: Plan) -> dict[str, Any]:

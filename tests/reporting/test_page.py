@@ -6,7 +6,7 @@ import pytest
 
 from sails_align.evaluation.metrics import METRICS
 from sails_align.experiments.summary import Mean
-from sails_align.reporting.page import Entry, Grid, Page, Section, difference, entries, interval, number, write_page
+from sails_align.reporting.page import Grid, Page, Section, TableCell, difference, entries, interval, number, write_page
 
 SAFETY, REFUSAL = METRICS["safety_rate"], METRICS["over_refusal_rate"]
 
@@ -54,7 +54,7 @@ def pages(folder: Path, *sections: Section, title: str = "t") -> tuple[str, str]
 
 
 def test_both_pages_say_the_same(tmp_path: Path) -> None:
-    grid = Grid(["method", "safety"], [[Entry("SAILS"), Entry("+5.0", "better")], entries("LoRA", "1.0")])
+    grid = Grid(["method", "safety"], [[TableCell("SAILS"), TableCell("+5.0", "better")], entries("LoRA", "1.0")])
     html, markdown = pages(tmp_path, Section("A title", ["A paragraph."], [grid]))
     for page in (html, markdown):
         for words in ("A title", "A paragraph.", "SAILS", "+5.0", "LoRA", "sails compare", "commit"):

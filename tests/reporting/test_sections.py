@@ -9,11 +9,11 @@ from made_results import comparison, outcome, stored
 from sails_align.experiments.plan import Measures, Protocol
 from sails_align.experiments.summary import Outcome
 from sails_align.reporting.page import Grid, Section
-from sails_align.reporting.report import Comparison
+from sails_align.reporting.report import ReportData
 from sails_align.reporting.sections import SECTIONS
 
 
-def made(name: str, of: Comparison) -> list[Section]:
+def made(name: str, of: ReportData) -> list[Section]:
     return list(SECTIONS.get(name).load()(of))
 
 

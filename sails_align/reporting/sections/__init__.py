@@ -1,6 +1,6 @@
 """Sections of a comparison's report, one file each, in the order of the page.
 
-A section is a function `make(comparison)` from a `reporting.report.Comparison` to the `Section`s that there are results
+A section is a function `make(data)` from a `reporting.report.ReportData` to the `Section`s that there are results
 for: none, one or several. All numbers come from results of cells.
 """
 

@@ -1,17 +1,17 @@
-"""One thing of SAILS changed in each run."""
+"""Ablations: one setting of SAILS changed in each run."""
 
 from collections.abc import Iterator
 
 from sails_align.experiments.summary import CORE, with_numbers
 from sails_align.reporting import figures
 from sails_align.reporting.page import Section
-from sails_align.reporting.report import Comparison
+from sails_align.reporting.report import ReportData
 from sails_align.reporting.tables import differences_grid, levels_grid
 
 
-def make(comparison: Comparison) -> Iterator[Section]:
-    """What each change reaches, and its difference from SAILS."""
-    for outcome in comparison.outcomes.get("ablations", {}).values():
+def make(data: ReportData) -> Iterator[Section]:
+    """Show what each change reaches, and its difference from SAILS."""
+    for outcome in data.outcomes.get("ablations", {}).values():
         metrics = with_numbers(CORE, (row.means for row in outcome.rows))
         text = [
             f"SAILS with one thing changed in each, and other adapters, on {outcome.plan.n_seeds} seeds (from "

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from sails_align.reporting import figures
 from sails_align.reporting.page import Section
-from sails_align.reporting.report import Comparison
+from sails_align.reporting.report import ReportData
 
 BARS = (
     ("harmful", "safety_harmful", "Safety rate by category: trained harm categories"),
@@ -14,9 +14,9 @@ BARS = (
 """Splits, each with its figure's name and title."""
 
 
-def make(comparison: Comparison) -> Iterator[Section]:
-    """A figure for each split."""
-    outcome = comparison.main
+def make(data: ReportData) -> Iterator[Section]:
+    """Show a figure for each split."""
+    outcome = data.main
     pictures = [
         figures.bars(found, outcome.rows, name, title, "%")
         for split, name, title in BARS

@@ -1,10 +1,10 @@
-"""What the comparison cost."""
+"""Time by stage."""
 
 from collections import Counter
 from collections.abc import Iterator
 
 from sails_align.reporting.page import Grid, Section, entries
-from sails_align.reporting.report import Comparison
+from sails_align.reporting.report import ReportData
 
 MODEL_WORK = (
     *("subspace", "train", "probe", "evaluate", "attack", "capability", "explain", "relearn"),
@@ -13,9 +13,9 @@ MODEL_WORK = (
 """Stages that run the model."""
 
 
-def make(comparison: Comparison) -> Iterator[Section]:
-    """Seconds by what they were spent on."""
-    outcome = comparison.main
+def make(data: ReportData) -> Iterator[Section]:
+    """Show the seconds of each stage."""
+    outcome = data.main
     results = [*outcome.tuned.values(), *outcome.tested.values()]
     stages: Counter[str] = Counter()
     for result in results:

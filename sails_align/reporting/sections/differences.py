@@ -5,14 +5,14 @@ from collections.abc import Iterator
 from sails_align.experiments.summary import COMPARED, with_numbers
 from sails_align.reporting import figures
 from sails_align.reporting.page import Section
-from sails_align.reporting.report import Comparison
+from sails_align.reporting.report import ReportData
 from sails_align.reporting.sections import REFERENCES
 from sails_align.reporting.tables import differences_grid
 
 
-def make(comparison: Comparison) -> Iterator[Section]:
-    """A section for each baseline that other runs can be compared with."""
-    outcome = comparison.main
+def make(data: ReportData) -> Iterator[Section]:
+    """Show a section for each baseline."""
+    outcome = data.main
     for reference in REFERENCES:
         if reference not in outcome.labels or not (found := outcome.minus(reference)):
             continue

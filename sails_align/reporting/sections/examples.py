@@ -1,4 +1,4 @@
-"""How many training examples each method needs."""
+"""Learning curves over the number of training examples."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -6,16 +6,16 @@ from sails_align.evaluation.metrics import METRICS, Metric
 from sails_align.experiments.summary import CORE, SAFETY, Mean, Outcome, examples_to, with_numbers
 from sails_align.reporting import figures
 from sails_align.reporting.page import Grid, Section, entries, interval
-from sails_align.reporting.report import Comparison
+from sails_align.reporting.report import ReportData
 
 WANTED_SAFETY = 0.95
 Curves = Mapping[str, Mapping[str, Sequence[tuple[int, Mean]]]]
 """By metric and run: numbers of examples with their means."""
 
 
-def make(comparison: Comparison) -> Iterator[Section]:
-    """Learning curves over the number of training examples."""
-    outcomes = list(comparison.outcomes.get("examples", {}).values())
+def make(data: ReportData) -> Iterator[Section]:
+    """Show learning curves, and how many examples a safety rate takes."""
+    outcomes = list(data.outcomes.get("examples", {}).values())
     if not outcomes:
         return
     shares = [metric for metric in CORE if metric.scale == 100]
@@ -41,7 +41,7 @@ def _curves(outcomes: Sequence[Outcome], metrics: Sequence[Metric]) -> Curves:
 
 
 def _needed(curves: Curves, labels: Mapping[str, str]) -> Grid:
-    """How many examples the wanted safety takes, on trained categories where they are known."""
+    """Return how many examples the wanted safety takes, on trained categories if these are known."""
     safety = next(name for name in (*SAFETY, *curves) if name in curves)
     rows = []
     for run, label in labels.items():

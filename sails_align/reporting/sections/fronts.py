@@ -5,18 +5,18 @@ from collections.abc import Iterator, Sequence
 from sails_align.evaluation.metrics import METRICS
 from sails_align.experiments.summary import Front, hypervolume_difference, mean_of
 from sails_align.reporting import figures
-from sails_align.reporting.page import Entry, Grid, Section, difference, entries, interval, number
-from sails_align.reporting.report import Comparison
+from sails_align.reporting.page import Grid, Section, TableCell, difference, entries, interval, number
+from sails_align.reporting.report import ReportData
 from sails_align.reporting.tables import PERCENT, counted
 
 BASELINES = ("sft-lora", "sft-full")
-"""Whose hypervolumes are compared with."""
+"""Runs that hypervolumes are compared with."""
 AT_SAFETY = (0.8, 0.9)
 
 
-def make(comparison: Comparison) -> Iterator[Section]:
-    """The fronts of all runs with a grid of learning rates."""
-    outcome = comparison.main
+def make(data: ReportData) -> Iterator[Section]:
+    """Show the fronts of all runs with a grid of learning rates."""
+    outcome = data.main
     if not outcome.tuned:
         return
     fronts = outcome.fronts()
@@ -47,12 +47,12 @@ def _grid(fronts: Sequence[Front]) -> Grid:
     return Grid(head, [_row(front, baselines) for front in fronts])
 
 
-def _row(front: Front, baselines: Sequence[Front]) -> list[Entry]:
+def _row(front: Front, baselines: Sequence[Front]) -> list[TableCell]:
     points = [front.at(safety) for safety in AT_SAFETY]
     values = [value for point in points for value in ((point.lost, point.over_refusal) if point else (None, None))]
     compared = [
-        Entry("") if other is front else difference(hypervolume_difference(front, other), PERCENT)
+        TableCell("") if other is front else difference(hypervolume_difference(front, other), PERCENT)
         for other in baselines
     ]
     shares = entries(*(number(value, METRICS["over_refusal_rate"]) for value in values))
-    return [Entry(front.run.label), Entry(interval(mean_of(front.hypervolumes), PERCENT)), *compared, *shares]
+    return [TableCell(front.run.label), TableCell(interval(mean_of(front.hypervolumes), PERCENT)), *compared, *shares]

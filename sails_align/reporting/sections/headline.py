@@ -6,13 +6,13 @@ from sails_align.experiments.plan import Plan, Protocol
 from sails_align.experiments.summary import REPORTED, Row, with_numbers
 from sails_align.reporting import figures
 from sails_align.reporting.page import Section
-from sails_align.reporting.report import Comparison
+from sails_align.reporting.report import ReportData
 from sails_align.reporting.tables import counted, levels_grid
 
 
-def make(comparison: Comparison) -> Iterator[Section]:
-    """A table of all metrics, and safety against helpfulness as a figure."""
-    plan, rows = comparison.main.plan, comparison.main.rows
+def make(data: ReportData) -> Iterator[Section]:
+    """Show a table of all metrics, and safety against helpfulness as a figure."""
+    plan, rows = data.main.plan, data.main.rows
     unscored = ", ".join(f"{row.run.label} {row.n_unscored}" for row in rows)
     text = [
         _setting(plan),
@@ -24,7 +24,7 @@ def make(comparison: Comparison) -> Iterator[Section]:
 
 
 def _setting(plan: Plan) -> str:
-    """What all methods have in common."""
+    """Describe what all methods have in common."""
     n = plan.measures.n_examples
     data = "the recipes' own data" if n is None else f"the same {n} harmful and {n} harmless training examples for all"
     return (

@@ -1,17 +1,17 @@
-"""The same comparison in other worlds: what SAILS is better and worse than there."""
+"""The same comparison in other worlds."""
 
 from collections.abc import Iterator
 
 from sails_align.experiments.summary import CORE, with_numbers
 from sails_align.reporting import figures
 from sails_align.reporting.page import Section
-from sails_align.reporting.report import Comparison
+from sails_align.reporting.report import ReportData
 from sails_align.reporting.tables import counted, differences_grid, levels_grid
 
 
-def make(comparison: Comparison) -> Iterator[Section]:
-    """SAILS minus each other method, by world; then what each reaches."""
-    outcomes = comparison.outcomes.get("worlds", {})
+def make(data: ReportData) -> Iterator[Section]:
+    """Show SAILS minus each other method, by world, and what each reaches."""
+    outcomes = data.outcomes.get("worlds", {})
     if not outcomes:
         return
     metrics = with_numbers(CORE, [row.means for outcome in outcomes.values() for row in outcome.rows])
