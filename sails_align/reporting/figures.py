@@ -276,7 +276,7 @@ def _label(figure: Figure, across: str, up: str) -> None:
     figure.legend(loc="outside right upper", fontsize=9)
 
 
-def _panels(figure: Figure, n: int, n_columns: int, **shared: bool) -> list[Any]:
+def _panels(figure: Figure, n: int, n_columns: int, **shared: Any) -> list[Any]:
     """Add panels in rows of at most `n_columns`."""
     n_columns = min(n_columns, n)
     panels = figure.subplots(-(-n // n_columns), n_columns, squeeze=False, **shared).ravel()

@@ -79,7 +79,7 @@ def write_report(
     Raises:
         InputError: if results are missing.
     """
-    outcomes = {
+    outcomes: dict[StudyKind, dict[str, Outcome]] = {
         study.kind: {
             label: results.outcome(plan, prefix)
             for (label, plan), prefix in zip(study.plans, study.by_prefix(), strict=True)
