@@ -99,7 +99,7 @@ def _values(facts: Facts, run: Path) -> dict[str, Any]:
         "facts": facts,
         "code": code,
         "init": init,
-        "init_summary": INITIALIZERS.get(init).summary if init in INITIALIZERS else None,
+        "init_summary": INITIALIZERS.get(str(init)).summary if init in INITIALIZERS else None,
         "is_baseline": init in subspace_initializers() and init != "sails",
         "options": [(name, code(value)) for name, value in _options(facts) if value not in (None, "", [], {})],
         "data": list(_data(facts)),
@@ -127,11 +127,11 @@ def _options(facts: Facts) -> Iterator[tuple[str, Any]]:
         yield "subspace_decay", facts.options("callbacks").get("subspace_decay")
     if facts.adapter:
         modules = facts.adapter.get("target_modules")
-        are_many = isinstance(modules, list) and len(modules) > 12
+        n_modules = len(modules) if isinstance(modules, list) else 1
         yield "rank", facts.adapter.get("r")
         yield "alpha", facts.adapter.get("lora_alpha")
-        yield "adapted modules", f"{len(modules)} modules" if are_many else _joined(modules)
-        yield "layers", _joined(facts.adapter.get("layers_to_transform")) or (None if are_many else "all")
+        yield "adapted modules", f"{n_modules} modules" if n_modules > 12 else _joined(modules)
+        yield "layers", _joined(facts.adapter.get("layers_to_transform")) or (None if n_modules > 12 else "all")
     length = "max_steps" if (training.get("max_steps") or -1) > 0 else "num_train_epochs"
     for name in ("learning_rate", "lr_scheduler_type", "warmup_steps", length, *TRAINING_OPTIONS):
         yield name, training.get(name)

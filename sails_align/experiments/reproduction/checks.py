@@ -19,7 +19,6 @@ from sails_align.core.machine import devices, environment, existing, package_pro
 from sails_align.data.loading import load_rows
 from sails_align.data.pairs import normalize
 from sails_align.data.tokens import tokenize_response
-from sails_align.evaluation.harness.options import TESTBED_TASKS
 from sails_align.evaluation.harness.tasks import find_tasks
 from sails_align.evaluation.judges.make import make_judges
 from sails_align.evaluation.judges.options import JudgeArguments
@@ -32,6 +31,7 @@ from sails_align.experiments.reproduction.plan import DATA, Reproduction, is_hh_
 from sails_align.saes.checks import compare_names
 from sails_align.saes.files import check_release
 from sails_align.saes.sets import SAESet
+from sails_align.testbed.tasks import GROUP
 from sails_align.training.dataset import load_model_config, load_tokenizer
 from sails_align.training.plan import TrainingPlan
 
@@ -262,7 +262,7 @@ def _tasks(of: Reproduction) -> Iterator[Finding]:
     options = of.protocol.of_part("test").get("harness")
     if options is not None:
         (args,) = CommandLine.read(options).parse(OPTIONS["harness"])
-        find_tasks([task for task in args.tasks if task != TESTBED_TASKS])
+        find_tasks([task for task in args.tasks if task != GROUP])
         yield Finding("lm-eval", "ok", f"tasks {', '.join(args.tasks)}")
 
 
