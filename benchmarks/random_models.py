@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config
 
-from sails_align.models.attention import exact_attention
+from sails_align.models.load import exact_attention
 from sails_align.testbed.build import ASSETS
 
 SHAPES: dict[str, dict[str, Any]] = {

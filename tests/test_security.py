@@ -18,7 +18,7 @@ from sails_align.cli import check_adapter, edit, eval_harness
 from sails_align.cli import train_sae as sae_training
 from sails_align.cli.evaluate import safety
 from sails_align.core.errors import InputError
-from sails_align.data.pairs import load_rows
+from sails_align.data.loading import load_rows
 from sails_align.models.load import load_truncated
 from sails_align.reporting.page import Grid, Page, Section, entries, write_page
 from sails_align.saes.explain import Context, Meaning

@@ -109,7 +109,8 @@ def texts_of(
     Raises:
         InputError: as `load_rows` and `normalize`; or if no data set is named.
     """
-    from sails_align.data.pairs import load_rows, normalize
+    from sails_align.data.loading import load_rows
+    from sails_align.data.pairs import normalize
     from sails_align.data.rows import columns_by_lower_name
     from sails_align.testbed.build import sae_rows
 

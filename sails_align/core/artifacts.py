@@ -5,7 +5,6 @@
 """
 
 import hashlib
-import importlib.metadata
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sails_align.core.errors import InputError
 from sails_align.core.files import atomic_folder, write_json
+from sails_align.core.machine import installed_version
 
 if TYPE_CHECKING:
     import torch
@@ -58,13 +58,7 @@ def tensors_hash(tensors: Mapping[str, "torch.Tensor"]) -> str:
 
 def package_versions() -> dict[str, str | None]:
     """Return the installed versions of the packages that affect a result; None for a missing package."""
-    versions: dict[str, str | None] = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
-    return versions
+    return {package: installed_version(package) for package in PACKAGES}
 
 
 def save_artifact(
@@ -73,8 +67,8 @@ def save_artifact(
     """Write an artifact as a whole or not at all.
 
     Args:
-        folder: where; an artifact of this kind that is already there is replaced.
-        kind: "subspace", "stats", ...: what a reader must ask for.
+        folder: where; an artifact of this kind is replaced.
+        kind: the name that a reader must ask for, such as "subspace".
         tensors: of any dtype and shape; shared storage is copied.
         provenance: JSON-able; how the tensors came about.
         input_hash: `content_hash` of all that decides the result; a stage with the same hash need not run again.

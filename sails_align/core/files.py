@@ -53,12 +53,19 @@ def _error_number(error: Exception) -> int | None:
     return errno.ENOSPC if is_short else None
 
 
-def _make_folder(folder: Path) -> None:
+@contextmanager
+def _making(path: Path) -> Iterator[None]:
+    """Turn also the error of a place where nothing can be made, such as /proc, into an `InputError`."""
     try:
-        with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-    except FileNotFoundError as error:  # /proc, and the like, where nothing can be made
-        raise InputError(f"cannot make the folder {folder}; choose another one with --output_dir") from error
+        with disk_errors(path):
+            yield
+    except FileNotFoundError as error:
+        raise InputError(f"cannot make {path}; choose another folder with --output_dir") from error
+
+
+def _make_folder(folder: Path) -> None:
+    with _making(folder):
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager
@@ -76,47 +83,32 @@ def output_folder(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Lock a folder against a second run within the block. The system releases the lock of a killed process.
+def work_folder(folder: Path) -> Iterator[Path]:
+    """Open an `output_folder` for one run at a time. The system releases the lock of a killed process.
 
     Raises:
         InputError: if another process has the folder.
     """
-    path = folder / ".lock"
-    with ExitStack() as stack:
+    lock = folder / ".lock"
+    with output_folder(folder), ExitStack() as stack:
         try:
-            stack.enter_context(exclusive(path, timeout=0))
+            stack.enter_context(exclusive(lock, timeout=0))
         except Timeout as error:
             raise InputError(
                 f"another process is at work in {folder};\nwait for it, end it (its workers outlive a launcher that "
                 "is killed), or choose another --output_dir"
             ) from error
-        stack.callback(path.unlink, missing_ok=True)
-        yield
-
-
-@contextmanager
-def work_folder(folder: Path) -> Iterator[Path]:
-    """Open an `output_folder` for one run at a time.
-
-    Raises:
-        InputError: if another process has the folder.
-    """
-    with output_folder(folder), one_at_a_time(folder):
+        stack.callback(lock.unlink, missing_ok=True)
         yield folder
 
 
 @contextmanager
 def exclusive(path: Path, timeout: float = -1) -> Iterator[None]:
-    """Hold an exclusive file lock within the block; other processes wait. A killed process releases it.
-
-    Args:
-        path: of the lock file.
-        timeout: seconds to wait; negative: as long as it takes.
+    """Hold an exclusive file lock within the block. A killed process releases it.
 
     Raises:
         InputError: if the file cannot be written.
-        filelock.Timeout: if another process still holds the lock.
+        filelock.Timeout: if another process still holds the lock after `timeout` seconds (negative: never).
     """
     lock = FileLock(path, timeout=timeout)
     with disk_errors(path):
@@ -137,11 +129,7 @@ OF_TRAINING = ("run.json", "adapter_config.json", "config.json", "checkpoint-*",
 
 
 def refuse_trained(folder: Path) -> Path:
-    """Refuse a folder that holds a training, for results of something else.
-
-    Raises:
-        InputError: if it holds a model or a training, whose results would be replaced.
-    """
+    """Return the folder; raise `InputError` if it holds a model or a training, whose results would be replaced."""
     with disk_errors(folder):
         held = next((path.name for name in OF_TRAINING for path in folder.glob(name)), None)
     if held is not None:
@@ -165,7 +153,8 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     with disk_errors(folder):
         if folder.exists() and not folder.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "a file of that name exists")
-        temporary = _temporary_folder(folder)
+        with _making(folder):
+            temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
             yield temporary
             temporary.chmod(0o755)  # mkdtemp makes it private
@@ -180,21 +169,12 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _temporary_folder(folder: Path) -> Path:
-    try:
-        return Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except FileNotFoundError as error:  # in /proc, which is there, but nothing can be made in it
-        raise InputError(f"cannot make the folder {folder}; choose another one with --output_dir") from error
-
-
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically: a reader sees the old file or the whole new one."""
     _make_folder(path.parent)
     with disk_errors(path):
-        try:
+        with _making(path):
             handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        except FileNotFoundError as error:  # in /proc, which is there, but nothing can be made in it
-            raise InputError(f"cannot write {path}; choose another folder") from error
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(content)

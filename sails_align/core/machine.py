@@ -33,7 +33,7 @@ GIB = 1 << 30
 
 
 def environment(folders: Sequence[Path]) -> dict[str, Any]:
-    """Python, platform, cores, memory, and free disk at the folders, in GiB."""
+    """Return Python, platform, cores, memory, and free disk at the folders, in GiB."""
     memory = psutil.virtual_memory()
     return {
         "python": platform.python_version(),
@@ -48,12 +48,12 @@ def environment(folders: Sequence[Path]) -> dict[str, Any]:
 
 
 def existing(folder: Path) -> Path:
-    """The folder, or the closest one above it that is there: it is on the disk that the folder will be on."""
+    """Return the closest existing folder at or above a path: it is on the disk that the folder will be on."""
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
 
 
 def devices() -> dict[str, Any]:
-    """The GPUs that PyTorch sees."""
+    """Return the GPUs that PyTorch sees."""
     try:
         import torch
     except (ImportError, OSError) as error:  # OSError: a shared library that is missing
@@ -70,7 +70,7 @@ def devices() -> dict[str, Any]:
 
 
 def packages() -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
-    """Of the core's distributions, and of those that features need: version, what is wanted, whether that is so."""
+    """Return version, requirement, and whether it is met, of the core's packages and of those that features need."""
     try:
         requirements = [Requirement(text) for text in importlib.metadata.requires(NAME) or ()]
     except importlib.metadata.PackageNotFoundError:  # it runs from its sources; that is a problem of its own
@@ -101,6 +101,7 @@ def _package(name: str, wanted: str, tested: Mapping[str, str]) -> dict[str, Any
 
 
 def installed_version(name: str) -> str | None:
+    """Return the version of a distribution; None if it is not installed."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -108,7 +109,7 @@ def installed_version(name: str) -> str | None:
 
 
 def _tested() -> Iterator[tuple[str, str]]:
-    """Names and versions of constraints.txt; nothing where the package is installed without its repository."""
+    """Yield names and versions of constraints.txt; nothing if the package is installed without its repository."""
     path = Path(__file__).parents[2] / "constraints.txt"
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         if line.strip() and not line.startswith("#"):
@@ -117,8 +118,7 @@ def _tested() -> Iterator[tuple[str, str]]:
 
 
 def hub() -> dict[str, Any] | None:
-    """Whether the hub is asked, and where its files are kept; of the token, whether there is one. None without its
-    library."""
+    """Return whether the hub is used, its cache, and whether there is a token; None without its library."""
     try:
         from huggingface_hub import constants, get_token
     except ImportError:

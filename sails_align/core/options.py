@@ -12,25 +12,24 @@ HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
-    """Refuse an option's value, with an `InputError`, that is not one of the choices."""
+    """Raise `InputError` if an option's value is not one of the choices."""
     if value not in choices:
-        raise InputError(f"{option} is {value!r}, but must be one of {', '.join(choices)}")
+        raise InputError(f"{option} is {value!r}, which is not one of: {', '.join(choices)}")
 
 
 def check_choices(options: Any, choices: Mapping[str, Sequence[str]]) -> None:
-    """Refuse a value that is not one of an option's choices, which are given by the option's name.
+    """Check the options that have choices, by name; None is left to the option's default.
 
     YAML values become argparse defaults, which argparse does not check; so this is done here and not there.
     """
     for option in fields(options):
         value = getattr(options, option.name)
-        known = choices.get(option.name)
-        if known and value is not None and value not in known:
-            raise InputError(f"{option.name} is {value!r}, which is not one of: {', '.join(known)}")
+        if option.name in choices and value is not None:
+            check_choice(option.name, value, choices[option.name])
 
 
 def check_least(options: Any, **least: float) -> None:
-    """Refuse options, by name, that are smaller than the least value that makes sense, or no numbers; None is one."""
+    """Raise `InputError` if an option is not a finite number of at least the given value; None is accepted."""
     for name, smallest in least.items():
         value = getattr(options, name)
         if value is not None and not smallest <= value < float("inf"):

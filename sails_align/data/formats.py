@@ -1,7 +1,7 @@
 """Parse rows of the supported data formats into a prompt, a chosen response and, if there is one, a rejected response.
 
-Plain Python on one row at a time; `data.py` applies it to data sets. Every format is read in the same way: its columns
-are put together to whole conversations that must end in an assistant turn, and that turn is the response.
+Every format is read in the same way: its columns are joined to whole conversations that must end in an assistant turn,
+and that turn is the response.
 """
 
 import re
@@ -25,15 +25,6 @@ class BadRowError(Exception):
 
 
 @dataclass(frozen=True)
-class Example:
-    """A parsed row: the prompt ends with a user turn; the responses are the assistant's text."""
-
-    prompt: list[Message]
-    chosen: str
-    rejected: str | None
-
-
-@dataclass(frozen=True)
 class Format:
     """A data format, identified by its columns (in lower case)."""
 
@@ -47,8 +38,8 @@ class Format:
         """Return the columns that a dataset of this format must have."""
         return tuple(column for column in (self.prompt, self.chosen, self.rejected) if column)
 
-    def parse(self, row: Mapping[str, Any]) -> Example:
-        """Read a row.
+    def parse(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Read a row: `prompt` (messages that end with a user turn), `chosen` (text), and `rejected` if there is one.
 
         Raises:
             BadRowError: if it cannot be used.
@@ -58,13 +49,13 @@ class Format:
         answer = "output" if self.chosen == "instances" else self.chosen
         chosen_prompt, chosen = _split(_conversation(row[answer], prompt, answer), answer)
         if self.rejected is None:
-            return Example(chosen_prompt, chosen, None)
+            return {"prompt": chosen_prompt, "chosen": chosen}
         rejected_prompt, rejected = _split(_conversation(row[self.rejected], prompt, self.rejected), self.rejected)
         if chosen_prompt != rejected_prompt:
             raise BadRowError("chosen and rejected have no common prompt")
         if chosen == rejected:
             raise BadRowError("chosen and rejected are equal")
-        return Example(chosen_prompt, chosen, rejected)
+        return {"prompt": chosen_prompt, "chosen": chosen, "rejected": rejected}
 
 
 FORMATS = (

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from sails_align.core.errors import InputError
-from sails_align.core.options import check_choices
+from sails_align.core.options import check_choices, check_least
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,7 @@ class DataOptions:
 
     def __post_init__(self) -> None:
         check_choices(self, {"on_bad_rows": ("error", "skip")})
-        if self.eval_examples < 1:
-            raise InputError(f"eval_examples is {self.eval_examples}; choose 1 or more")
-        if self.max_train_examples is not None and self.max_train_examples < 1:
-            raise InputError(f"max_train_examples is {self.max_train_examples}; choose 1 or more")
+        check_least(self, eval_examples=1, max_train_examples=1)
 
 
 @dataclass(frozen=True)
@@ -63,5 +60,4 @@ class MixOptions:
     helpful_ratio: float = field(default=1.0, metadata={"help": "Number of helpful examples for each safety example."})
 
     def __post_init__(self) -> None:
-        if not 0 <= self.helpful_ratio < float("inf"):
-            raise InputError(f"helpful_ratio is {self.helpful_ratio}, but it must not be negative; choose 0 or more")
+        check_least(self, helpful_ratio=0)

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 MESSAGES = List({"role": Value("string"), "content": Value("string")})
 TYPES = {"prompt": MESSAGES, "chosen": Value("string"), "rejected": Value("string")}
-EXTRAS = {"category": Value("string"), "harmful": Value("bool"), "target": Value("string")}
+EXTRAS = {"category": Value("string"), "harmful": Value("bool")}
 """Columns that are passed on as they are, where the source has them."""
 
 Parser = Callable[[Mapping[str, Any]], dict[str, Any]]
@@ -72,8 +72,8 @@ class _BatchReader:
 def _extras(row: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(row.get("harmful"), bool | None):
         raise BadRowError("harmful is neither true nor false")
-    text = {name: None if row.get(name) is None else str(row[name]) for name in ("category", "target")}
-    return {**text, "harmful": row.get("harmful")}
+    category = None if row.get("category") is None else str(row["category"])
+    return {"category": category, "harmful": row.get("harmful")}
 
 
 def read_rows(
@@ -86,8 +86,8 @@ def read_rows(
         read: columns the parser needs, in lower case; missing ones are not an error.
         kept: columns of the result.
         parser: of one row.
-        name: what messages call the data set.
-        on_bad_rows: "error": rows that cannot be used are an error; "skip": they are left out and reported.
+        name: of the dataset in messages.
+        on_bad_rows: "error": unusable rows are an error; "skip": they are left out and reported.
 
     Raises:
         InputError: if there are no rows, bad ones (with "error"), or only bad ones.
@@ -111,17 +111,13 @@ def read_rows(
     bad = reader.dropped.total()
     summary = f"{bad} of {len(dataset)} rows of {name} cannot be used (rows counted from 0):\n{reader.report()}"
     if bad and (on_bad_rows == "error" or len(result) == 0):
-        _delete_cache(result)
+        for file in result.cache_files:
+            Path(file["filename"]).unlink(missing_ok=True)
         remedy = "repair them, or leave them out with --on_bad_rows skip" if bad < len(dataset) else "give other data"
         raise InputError(f"{summary}\n{remedy}")
     if bad:
         logger.warning("left out: %s", summary)
     return Normalized(result, dict(reader.dropped))
-
-
-def _delete_cache(dataset: Dataset) -> None:
-    for file in dataset.cache_files:
-        Path(file["filename"]).unlink(missing_ok=True)
 
 
 def columns_by_lower_name(dataset: Dataset) -> dict[str, str]:

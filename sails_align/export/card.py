@@ -21,7 +21,7 @@ from sails_align.evaluation.metrics import METRICS, Estimate, Metric
 from sails_align.export.card_facts import Facts, code, hub_id, number, public_name, read_facts
 from sails_align.initializers import INITIALIZERS, subspace_initializers
 from sails_align.models.adapters import load_base_config, read_adapter
-from sails_align.models.attention import exact_attention
+from sails_align.models.load import exact_attention
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.j2"
 SAILS_OPTIONS = (

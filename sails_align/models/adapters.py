@@ -1,8 +1,8 @@
-"""The folder of a trained adapter, as PEFT writes it: read, and checked against the model it is for."""
+"""Read the folder of a trained adapter, as PEFT writes it, and check it against the model it is for."""
 
 import copy
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from sails_align.core.errors import InputError
 from sails_align.core.options import HUB_ID
-from sails_align.models.loading import model_errors, not_partitioned
+from sails_align.models.load import model_errors, not_partitioned
 
 KNOWN: dict[str, Any] = {
     "r": int,
@@ -52,32 +52,16 @@ class AdapterFiles:
 
 @dataclass(frozen=True)
 class TensorFaults:
-    """What is wrong with an adapter's tensors, by name."""
+    """What is wrong with an adapter's tensors, in words."""
 
-    missing: list[str] = field(default_factory=list)
-    empty: list[str] = field(default_factory=list)
-    not_finite: list[str] = field(default_factory=list)
-    misshapen: list[str] = field(default_factory=list)
-    """Each with both shapes."""
-    unexpected: list[str] = field(default_factory=list)
-
-    def damage(self) -> str | None:
-        """In words, what is lost; None if nothing is."""
-        found = {"missing": self.missing, "empty": self.empty, "not finite": self.not_finite}
-        return "; ".join(_count(names, what) for what, names in found.items() if names) or None
-
-    def mismatch(self) -> str | None:
-        """In words, what does not fit the model; None if all does."""
-        found = {"of another shape": self.misshapen, "not of this model": self.unexpected}
-        return "; ".join(_count(names, what) for what, names in found.items() if names) or None
-
-
-def _count(names: list[str], what: str) -> str:
-    return f"{len(names)} tensor{'s are' if len(names) > 1 else ' is'} {what} ({names[0]}{', ...' * (len(names) > 1)})"
+    damage: str | None
+    """Tensors that are lost."""
+    mismatch: str | None
+    """Tensors that do not fit the model."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file of named values; an empty dict if there is no such file.
+    """Read a JSON file of named values; return an empty dict if there is no such file.
 
     Raises:
         InputError: if it is damaged.
@@ -114,12 +98,10 @@ def read_adapter(folder: Path) -> AdapterFiles:
         raise InputError(f"{folder / CONFIG} is damaged ({found}); copy the folder again, or train again")
     try:
         config = PeftConfig.from_pretrained(str(folder))
-        assert isinstance(config, LoraConfig)
-        if not isinstance(config.r, int) or not isinstance(config.lora_alpha, int | float):  # PEFT does not look
-            raise TypeError(f"r is {config.r!r}, lora_alpha is {config.lora_alpha!r}")
     except (TypeError, ValueError) as error:
         cause = str(error).splitlines()[0]
         raise InputError(f"{folder / CONFIG} is damaged ({cause}); copy the folder again, or train again") from error
+    assert isinstance(config, LoraConfig)
     return AdapterFiles(folder, config, _read_header(folder / WEIGHTS), read_json(folder / "run.json"))
 
 
@@ -136,7 +118,7 @@ def _read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 def load_base_config(adapter: AdapterFiles, base_model: str | None = None) -> tuple[str, PreTrainedConfig]:
-    """Name and configuration of the model an adapter is for.
+    """Return the name and configuration of the model an adapter is for.
 
     Args:
         adapter: names the model.
@@ -159,7 +141,7 @@ def load_base_config(adapter: AdapterFiles, base_model: str | None = None) -> tu
 
 
 def expected_shapes(config: LoraConfig, base_config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors an adapter must have, as PEFT makes them on a model without weights.
+    """Return names and shapes of the tensors an adapter must have, as PEFT makes them on a model without weights.
 
     Raises:
         InputError: if none of the modules it names is in the model.
@@ -188,25 +170,30 @@ def tensor_faults(adapter: AdapterFiles, base_config: PreTrainedConfig) -> Tenso
     expected = expected_shapes(adapter.config, base_config)
     found = {name: shape for name, (_, shape) in adapter.tensors.items()}
     empty = [name for name, shape in found.items() if 0 in shape]
-    whole = [name for name in expected if name in found and name not in empty]
+    misshapen = [
+        f"{name}: {found[name]}, the model implies {shape}"
+        for name, shape in expected.items()
+        if name in found and name not in empty and found[name] != shape
+    ]
     # PEFT adds a copy of embeddings that have an adapter; it is no part of what the adapter needs.
     copies = ("embed_tokens.weight", "lm_head.weight", ".base_layer.weight")
+    unexpected = [name for name in found if name not in expected and not name.endswith(copies)]
+    with safe_open(adapter.folder / WEIGHTS, framework="pt") as file:
+        not_finite = [name for name in found if not torch.isfinite(file.get_tensor(name)).all()]
+    missing = [name for name in expected if name not in found]
     return TensorFaults(
-        missing=[name for name in expected if name not in found],
-        empty=empty,
-        not_finite=_not_finite(adapter),
-        misshapen=[
-            f"{name}: {found[name]}, the model implies {expected[name]}"
-            for name in whole
-            if found[name] != expected[name]
-        ],
-        unexpected=[name for name in found if name not in expected and not name.endswith(copies)],
+        _in_words({"missing": missing, "empty": empty, "not finite": not_finite}),
+        _in_words({"of another shape": misshapen, "not of this model": unexpected}),
     )
 
 
-def _not_finite(adapter: AdapterFiles) -> list[str]:
-    with safe_open(adapter.folder / WEIGHTS, framework="pt") as file:
-        return [name for name in adapter.tensors if not torch.isfinite(file.get_tensor(name)).all()]
+def _in_words(faults: dict[str, list[str]]) -> str | None:
+    found = []
+    for what, names in faults.items():
+        if names:
+            tensors = f"{len(names)} tensors are" if len(names) > 1 else "1 tensor is"
+            found.append(f"{tensors} {what} ({names[0]}{', ...' if len(names) > 1 else ''})")
+    return "; ".join(found) or None
 
 
 def check_complete(folder: Path, base_config: PreTrainedConfig | None = None) -> None:
@@ -214,17 +201,17 @@ def check_complete(folder: Path, base_config: PreTrainedConfig | None = None) ->
 
     Args:
         folder: of the adapter.
-        base_config: of the model it is for; None: that of the model which the adapter names.
+        base_config: of the model it is for; None: of the model that the adapter names.
 
     Raises:
-        InputError: then, and as `read_adapter` and `load_base_config`.
+        InputError: if there are such tensors, and as `read_adapter` and `load_base_config`.
     """
     adapter = read_adapter(folder)
     faults = tensor_faults(adapter, base_config or load_base_config(adapter)[1])
-    if mismatch := faults.mismatch():  # first: of another model some are missing, too
+    if mismatch := faults.mismatch:  # first: of another model some are missing, too
         raise InputError(
             f"the adapter in {folder} does not fit the model: {mismatch};\n"
             "if it was trained on another one, give that with --base_model; else it is damaged: copy it again"
         )
-    if damage := faults.damage():
+    if damage := faults.damage:
         raise InputError(f"the adapter in {folder} is not whole: {damage};\ncopy it again, or train again")

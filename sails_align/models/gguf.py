@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from sails_align.core.artifacts import file_hash
 from sails_align.core.errors import InputError
 from sails_align.core.files import atomic_folder, cache_folder, exclusive
-from sails_align.models.loading import no_load_report, not_partitioned
+from sails_align.models.load import no_load_report, not_partitioned
 
 logger = logging.getLogger(__name__)
 

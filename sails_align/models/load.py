@@ -1,16 +1,19 @@
 """Load models: the only place that calls `from_pretrained`, but for TRL's trainers, which take a name.
 
 A name here is what `from_pretrained` takes, a folder or a hub id; `spec.model_path` makes one of what a user writes.
-Always exact attention (see `attention`), safetensors and no pickles.
+Always exact attention (see `exact_attention`), safetensors and no pickles.
 """
 
+import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
-from safetensors import safe_open
+from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -20,17 +23,27 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.integrations import deepspeed
+from transformers.utils import logging as transformers_logging
 
 from sails_align.core.errors import InputError
-from sails_align.models.attention import exact_attention
-from sails_align.models.loading import model_errors, no_load_report, not_partitioned
 from sails_align.models.spec import ModelSpec
 
 OF_LOADING = (ValueError, KeyError, RuntimeError, ImportError)
 
 
+def exact_attention(config: PreTrainedConfig) -> str | None:
+    """Return the attention implementation that computes what the model was trained with; None: the default.
+
+    transformers' default for Gemma 2, SDPA, leaves out the soft-capping of the attention logits without a word
+    (`integrations/sdpa_attention.py` takes no `softcap`, as of 5.17), so hidden states would not be those that the
+    SAEs were trained on.
+    """
+    return "eager" if getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None) else None
+
+
 def load_config(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """A model's configuration.
+    """Load a model's configuration.
 
     Raises:
         InputError: if there is no such model, or it is not cached and the hub cannot be reached.
@@ -42,13 +55,7 @@ def load_config(name: str, *, revision: str | None = None, trust_remote_code: bo
 def load_tokenizer(
     name: str, *, revision: str | None = None, trust_remote_code: bool = False, chat_template: str | None = None
 ) -> PreTrainedTokenizerBase:
-    """A model's tokenizer.
-
-    Args:
-        name: of the model, or of the folder of an adapter.
-        revision: of a model on the hub.
-        trust_remote_code: run code that comes with the model.
-        chat_template: in place of its own.
+    """Load the tokenizer of a model or of an adapter's folder; a `chat_template` replaces its own.
 
     Raises:
         InputError: if there is none.
@@ -71,7 +78,7 @@ def load_causal_lm(
     quantization: Any = None,
     **more: Any,
 ) -> PreTrainedModel:
-    """A causal language model.
+    """Load a causal language model.
 
     Args:
         name: of the model.
@@ -79,7 +86,7 @@ def load_causal_lm(
         device: where it is put; None: on the CPU, or where bitsandbytes wants it.
         revision: of a model on the hub.
         trust_remote_code: run code that comes with the model.
-        attn_implementation: of attention; None: the one that computes what the model was trained to.
+        attn_implementation: of attention; None: `exact_attention`.
         quantization: a configuration of bitsandbytes (QLoRA).
         more: options of `from_pretrained`.
 
@@ -95,7 +102,7 @@ def load_causal_lm(
 
 
 def load_model(spec: ModelSpec, device: str | None = None) -> PreTrainedModel:
-    """A model with its adapter, for inference; on the accelerator, if there is one and no device is given.
+    """Load a model with its adapter, for inference; on the accelerator, if there is one and no device is given.
 
     Raises:
         InputError: if one of them cannot be loaded, or the adapter does not fit the model.
@@ -110,7 +117,7 @@ def load_model(spec: ModelSpec, device: str | None = None) -> PreTrainedModel:
 
 
 def load_spec_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model to be evaluated, with its chat template.
+    """Load the tokenizer of a model to be evaluated, with its chat template.
 
     Raises:
         InputError: if there is none.
@@ -121,26 +128,16 @@ def load_spec_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
 
 
 def _add_adapter(model: PreTrainedModel, folder: Path) -> Any:
-    weights = folder / "adapter_model.safetensors"
-    if not weights.is_file():
-        raise InputError(f"{weights} is missing; give the folder of a LoRA adapter in safetensors format")
+    from sails_align.models.adapters import check_complete
+
+    check_complete(folder, model.config)
     with model_errors(folder, *OF_LOADING, what="adapter"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Found missing adapter keys")  # they are an error, below
-        adapted = PeftModel.from_pretrained(model, str(folder))
-        with safe_open(weights, framework="pt") as file:
-            found = {name for name in file.keys() if "lora_" in name}  # noqa: SIM118 -- it is no dict
-    expected = {name for name in get_peft_model_state_dict(adapted, save_embedding_layers=False) if "lora_" in name}
-    if different := sorted(expected ^ found):
-        what = "is not in its file" if different[0] in expected else "is of no module of the model that it adapts"
-        raise InputError(
-            f"the adapter {folder} does not fit the model: {different[0]} {what} ({len(different)} such);\n"
-            "give the model it was trained on; or it is damaged: copy it again"
-        )
-    return adapted
+        warnings.filterwarnings("ignore", "Found missing adapter keys")
+        return PeftModel.from_pretrained(model, str(folder))
 
 
 def load_truncated(
-    model_name_or_path: str | Path,
+    name: str | Path,
     deepest_layer: int,
     *,
     dtype: torch.dtype | str = "auto",
@@ -153,7 +150,7 @@ def load_truncated(
     Of a multimodal model (Gemma 3) only the language model is kept. It is whole on every process, under ZeRO-3 too.
 
     Args:
-        model_name_or_path: of any decoder model that `decoder_layers` supports.
+        name: of any decoder model that `decoder_layers` supports.
         deepest_layer: index of the last block that is loaded.
         dtype: "auto" is the checkpoint's own.
         device: where it is put.
@@ -164,15 +161,12 @@ def load_truncated(
         InputError: if there is no such model, the layer is not in it, or the checkpoint lacks weights.
     """
     where: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    config = load_config(str(model_name_or_path), **where)
-    _truncate(config.get_text_config(decoder=True), deepest_layer, model_name_or_path)
+    config = load_config(str(name), **where)
+    _truncate(config.get_text_config(decoder=True), deepest_layer, name)
     options = {"config": config, "dtype": dtype, "attn_implementation": exact_attention(config), **where}
-    options["use_safetensors"] = (
-        True  # else transformers opens pytorch_model.bin, a pickle, where there is nothing else
-    )
-    with no_load_report(), not_partitioned(), model_errors(model_name_or_path):
-        model, loading = AutoModel.from_pretrained(model_name_or_path, output_loading_info=True, **options)
-    _refuse_missing(model_name_or_path, model, loading)
+    with no_load_report(), not_partitioned(), model_errors(name):
+        model, loading = AutoModel.from_pretrained(name, output_loading_info=True, use_safetensors=True, **options)
+    _refuse_missing(name, model, loading)
     return model.get_decoder().to(device).eval()
 
 
@@ -180,7 +174,7 @@ def check_whole(name: str, revision: str | None = None, *, trust_remote_code: bo
     """Refuse a checkpoint that lacks weights, which transformers would fill with fresh values. Only names are read.
 
     Raises:
-        InputError: then, or if there is no such model.
+        InputError: if weights are missing, or there is no such model.
     """
     where = {"revision": revision, "trust_remote_code": trust_remote_code}
     with no_load_report(), not_partitioned(), model_errors(name, RuntimeError):
@@ -198,13 +192,76 @@ def _refuse_missing(name: str | Path, model: PreTrainedModel, loading: dict[str,
         )
 
 
-def _truncate(config: PreTrainedConfig, deepest_layer: int, model_name_or_path: str | Path) -> None:
+def _truncate(config: PreTrainedConfig, deepest_layer: int, name: str | Path) -> None:
     n_layers = config.num_hidden_layers
     if not 0 <= deepest_layer < n_layers:
-        raise InputError(
-            f"layer {deepest_layer} is out of range; choose 0 to {n_layers - 1}, the blocks of {model_name_or_path}"
-        )
+        raise InputError(f"layer {deepest_layer} is out of range; choose 0 to {n_layers - 1}, the blocks of {name}")
     config.num_hidden_layers = deepest_layer + 1
-    for name in ("layer_types", "mlp_layer_types"):  # the lists that hold an entry for each block
-        if (of_blocks := getattr(config, name, None)) is not None:
-            setattr(config, name, of_blocks[: deepest_layer + 1])
+    for field in ("layer_types", "mlp_layer_types"):  # the lists that hold an entry for each block
+        if (of_blocks := getattr(config, field, None)) is not None:
+            setattr(config, field, of_blocks[: deepest_layer + 1])
+
+
+@contextmanager
+def model_errors(name: str | Path, *more: type[Exception], what: str = "model") -> Iterator[None]:
+    """Turn transformers' errors about a missing, unknown or incomplete model into an `InputError` with a remedy.
+
+    Args:
+        name: of the model.
+        more: further exceptions, whose first line then is the cause.
+        what: it is: a model, a tokenizer, an adapter.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, SafetensorError, ValueError, *more) as error:
+        if isinstance(error, ValueError) and "contains custom code" in str(error):
+            raise InputError(
+                f"the model {name} comes with code of its own, which is not run;\n"
+                "read that code, and give --trust_remote_code true if you trust it"
+            ) from error
+        is_systems = isinstance(error, OSError) and error.errno is not None  # not transformers' own
+        if is_systems or not isinstance(error, (OSError, SafetensorError, *more)):
+            raise
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"cannot load the {what} {name}: {cause}\ncheck the name, and that the copy is whole; without network, "
+            "download it first (hf download) or give a local folder"
+        ) from error
+
+
+@contextmanager
+def not_partitioned() -> Iterator[None]:
+    """Make models in the block whole on every process.
+
+    Once training arguments with ZeRO-3 exist, transformers splits the models that it loads; and under FSDP with
+    `fsdp_cpu_ram_efficient_loading` only the first process of a machine gets the weights.
+    """
+    reference = deepspeed._hf_deepspeed_config_weak_ref  # there is a setter and no getter
+    config = None if reference is None else reference()
+    efficient = os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING")
+    deepspeed.unset_hf_deepspeed_config()
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+    try:
+        yield
+    finally:
+        if config is not None:
+            deepspeed.set_hf_deepspeed_config(config)
+        os.environ.pop("FSDP_CPU_RAM_EFFICIENT_LOADING")
+        if efficient is not None:
+            os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = efficient
+
+
+@contextmanager
+def no_load_report() -> Iterator[None]:
+    """Silence the table of unused weights, which here are left out on purpose, and the bar."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

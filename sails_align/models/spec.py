@@ -1,4 +1,4 @@
-"""What is loaded, and what it is: names, paths and hashes of models. Nothing heavy is imported before it is used."""
+"""Names, paths and hashes of models. Nothing heavy is imported before it is used."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class ModelSpec:
 
 
 def model_path(name: str) -> str:
-    """What `from_pretrained` takes for a model's name: the folder of `testbed` or of a GGUF file, else the name.
+    """Return what `from_pretrained` takes for a name: the folder of `testbed` or of a GGUF file, else the name.
 
     Raises:
         InputError: if what the name means cannot be made.
@@ -47,12 +47,12 @@ def model_path(name: str) -> str:
 
 
 def is_gguf(name: str) -> bool:
-    """Whether a model's name means a GGUF file."""
+    """Return whether a model's name means a GGUF file."""
     return name.endswith(".gguf")
 
 
 def identity_of(name: str, commit: str | None = None) -> dict[str, Any]:
-    """What a model or an adapter is: the hashes of a local folder's files, or a name and a commit on the hub."""
+    """Return the hashes of a local folder's files, or a name and a commit on the hub."""
     from sails_align.core.artifacts import file_hash
 
     folder = Path(name)

@@ -26,7 +26,7 @@ from transformers.utils.generic import is_flash_attention_requested
 
 from sails_align.core.distributed import process_index
 from sails_align.core.errors import InputError
-from sails_align.models.attention import exact_attention
+from sails_align.models.load import exact_attention
 from sails_align.subspace.options import PRESETS
 from sails_align.training.plan import TrainingPlan
 

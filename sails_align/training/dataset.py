@@ -8,7 +8,8 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from sails_align.core.distributed import from_main
 from sails_align.core.errors import InputError
-from sails_align.data.pairs import AlignmentExamples, fingerprint, load_rows, normalize
+from sails_align.data.loading import load_rows
+from sails_align.data.pairs import AlignmentExamples, fingerprint, normalize
 from sails_align.data.tokens import read_chat_template
 from sails_align.data.transforms import transformed
 from sails_align.models import load

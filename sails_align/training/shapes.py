@@ -13,9 +13,9 @@ from trl import DPOConfig, ModelConfig, get_peft_config
 
 from sails_align.core.errors import InputError
 from sails_align.models.adapters import read_adapter
-from sails_align.models.attention import exact_attention
 from sails_align.models.hooks import decoder_layers
 from sails_align.models.language_model import freeze_outside_decoder, outside_decoder
+from sails_align.models.load import exact_attention
 from sails_align.training.plan import TrainingPlan, changed
 from sails_align.training.starts import DEFAULT_TARGETS, check_rank
 

@@ -14,10 +14,8 @@ from sails_align.data.tokens import TokenizedSide, tokenize_response
 from sails_align.initializers import leaves_base_alone
 from sails_align.initializers.targets import target_modules_for
 from sails_align.models.adapters import check_complete, read_adapter
-from sails_align.models.attention import exact_attention
 from sails_align.models.language_model import outside_decoder
-from sails_align.models.load import load_causal_lm
-from sails_align.models.loading import not_partitioned
+from sails_align.models.load import exact_attention, load_causal_lm, not_partitioned
 from sails_align.models.quantized import is_quantized, use_one_layout
 from sails_align.subspace.basis import Subspace
 from sails_align.training.dataset import TrainingSource

@@ -17,8 +17,7 @@ from sails_align.data.loading import cache_errors
 from sails_align.data.pairs import to_preference, to_sft
 from sails_align.initializers.adapter import AdapterInit, initialize
 from sails_align.models.language_model import freeze_outside_decoder
-from sails_align.models.load import check_whole, load_tokenizer
-from sails_align.models.loading import model_errors
+from sails_align.models.load import check_whole, load_tokenizer, model_errors
 from sails_align.models.quantized import is_quantized, train_in_float32, trained_values
 from sails_align.subspace.basis import Subspace
 from sails_align.training.callbacks import CALLBACKS

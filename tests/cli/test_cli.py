@@ -13,7 +13,8 @@ from transformers import AutoConfig, AutoTokenizer
 from sails_align.cli import COMMANDS, main
 from sails_align.cli import train_sae as sae_training
 from sails_align.core.errors import InputError
-from sails_align.data.pairs import load_rows, normalize
+from sails_align.data.loading import load_rows
+from sails_align.data.pairs import normalize
 from sails_align.saes.sets import SAESet
 from sails_align.saes.source import SAESource
 from sails_align.subspace.basis import Subspace

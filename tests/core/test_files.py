@@ -34,7 +34,7 @@ def test_a_folder_is_one_processs_until_that_is_killed(tmp_path):
 
 
 def test_a_timeout_within_the_block_is_not_taken_for_the_folders(tmp_path):
-    with pytest.raises(filelock.Timeout), files.one_at_a_time(tmp_path):
+    with pytest.raises(filelock.Timeout), files.work_folder(tmp_path):
         raise filelock.Timeout("another.lock")
 
 

@@ -16,14 +16,8 @@ from hypothesis import strategies as st
 
 from sails_align.core.errors import InputError
 from sails_align.data.formats import FORMATS, BadRowError, find_format
-from sails_align.data.pairs import (
-    fingerprint,
-    load_prompts,
-    load_rows,
-    normalize,
-    to_preference,
-    to_sft,
-)
+from sails_align.data.loading import load_rows
+from sails_align.data.pairs import fingerprint, normalize, requests_of, to_preference, to_sft
 from sails_align.data.transforms.contaminate import contaminate
 from sails_align.data.transforms.mix import mix
 
@@ -73,11 +67,11 @@ def test_hh_rlhf(shared: Path):
     rows = load_rows(str(shared / "data/hh_rlhf/harmless-base.test.jsonl.gz"))
     assert len(rows) == 2312
     with pytest.raises(InputError) as error:
-        normalize(rows, name="hh", need_rejected=True)
+        normalize(rows, name="hh")
     check_message(
         error, "9 of 2312 rows of hh", "(row 1254, 1688, 1950, ...)", "(row 86, 516, 925, ...)", "--on_bad_rows skip"
     )
-    result = normalize(rows, on_bad_rows="skip", need_rejected=True)
+    result = normalize(rows, on_bad_rows="skip")
     assert result.dropped == {"the prompt does not begin and end with a user turn": 5, "a turn in chosen is empty": 4}
     assert result.dataset.column_names == ["prompt", "chosen", "rejected"]
     assert len(result.dataset) == 2303
@@ -98,7 +92,7 @@ def words_of(text: str) -> list[str]:
 
 def test_coconot_preferences(shared: Path):
     rows = load_rows(str(shared / "data/coconot/coconot_pref.jsonl"))
-    result = normalize(rows, need_rejected=True)
+    result = normalize(rows)
     assert result.dropped == {}
     assert result.dataset.column_names == ["prompt", "chosen", "rejected", "category"]
     assert Counter(result.dataset["category"]) == {
@@ -113,7 +107,7 @@ def test_coconot_preferences(shared: Path):
 
 def test_llamafactory_preferences(shared: Path):
     rows = load_rows(str(shared / "data/llamafactory_pref/dpo_en_demo.json"))
-    result = normalize(rows, need_rejected=True)
+    result = normalize(rows)
     assert (len(result.dataset), result.dropped) == (300, {})
     roles = Counter(tuple(turn["role"] for turn in prompt) for prompt in result.dataset["prompt"])
     assert roles[("user",)] == 114
@@ -134,7 +128,7 @@ def test_self_instruct(shared: Path):
         assert row["chosen"] == instance["output"]
         with_input += row["prompt"][0]["content"] == f"{source['instruction']}\n\n{instance['input']}"
     assert with_input == 252 - 44
-    assert load_prompts(path)["prompt"][:] == result.dataset["prompt"][:]
+    assert requests_of(rows)["prompt"][:] == result.dataset["prompt"][:]
 
 
 @pytest.mark.parametrize(
@@ -147,13 +141,12 @@ def test_self_instruct(shared: Path):
 )
 def test_prompt_sets(shared: Path, file: str, count: int, categories: int | None, first: str):
     path = str(shared / "data" / file)
-    prompts = load_prompts(path)
+    prompts = requests_of(load_rows(path))
     assert len(prompts) == count
     assert prompts[0]["prompt"][0]["content"].startswith(first)
     assert all([turn["role"] for turn in prompt] == ["user"] for prompt in prompts["prompt"])
     if categories is not None:
         assert len(set(prompts["category"])) == categories
-    assert ("target" in prompts.column_names) == ("strongreject" not in file)
     with pytest.raises(InputError) as error:  # an attacker's target is nothing to learn from
         normalize(load_rows(path), name=file)
     check_message(error, file, "prompts without responses")
@@ -208,7 +201,7 @@ def test_pair_formats(row: dict):
 def test_single_formats(row: dict):
     assert normalize_one({**row, "id": 7}) == SINGLE
     with pytest.raises(InputError) as error:
-        normalize(Dataset.from_list([row]), need_rejected=True)
+        to_preference(normalize(Dataset.from_list([row])).dataset)
     check_message(error, "no rejected responses", "chosen, rejected")
 
 
@@ -253,7 +246,7 @@ def test_transcripts_round_trip(prompt: list[str], chosen: str, rejected: str):
             form.parse(row)
         return
     example = form.parse(row)
-    assert (example.prompt, example.chosen, example.rejected) == (turns, chosen, rejected)
+    assert example == {"prompt": turns, "chosen": chosen, "rejected": rejected}
 
 
 def test_one_speaker_twice_running_is_one_turn():

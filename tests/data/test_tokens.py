@@ -12,7 +12,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from sails_align.core.errors import InputError
-from sails_align.data.pairs import load_rows, normalize
+from sails_align.data.loading import load_rows
+from sails_align.data.pairs import normalize
 from sails_align.data.tokens import TokenizedSide, content_token_mask, tokenize_prompt, tokenize_response
 
 QUICK = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

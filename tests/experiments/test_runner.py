@@ -215,7 +215,7 @@ def test_what_is_missing_for_a_cluster(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"launcher": "lsf"}, "launcher is 'lsf', but must be one of local, slurm"),
+        ({"launcher": "lsf"}, "launcher is 'lsf', which is not one of: local, slurm"),
         ({"slurm_time": 0}, "slurm_time is 0; choose 1 or more"),
         ({"slurm_options": ["exclusive"]}, "slurm_options has 'exclusive'; give NAME=VALUE"),
     ],

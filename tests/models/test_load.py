@@ -18,9 +18,8 @@ from transformers import (
 )
 
 from sails_align.core.errors import InputError
-from sails_align.models.attention import exact_attention
 from sails_align.models.hooks import decoder_layers, hidden_states_at
-from sails_align.models.load import load_truncated
+from sails_align.models.load import exact_attention, load_truncated
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 64,

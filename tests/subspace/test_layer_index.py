@@ -32,10 +32,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from sails_align.data.tokens import TokenizedSide
 from sails_align.initializers.adapter import initialize
-from sails_align.models.attention import exact_attention
 from sails_align.models.hooks import decoder_layers
 from sails_align.models.language_model import outside_decoder
-from sails_align.models.load import load_truncated
+from sails_align.models.load import exact_attention, load_truncated
 from sails_align.saes.sets import SAESet
 from sails_align.saes.source import SAESource
 from sails_align.subspace.basis import Subspace

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from sails_align.core.errors import InputError
-from sails_align.models.attention import exact_attention
+from sails_align.models.load import exact_attention
 from sails_align.training import run as align
 from sails_align.training.checks import check_machine
 from sails_align.training.save import save_model

@@ -17,7 +17,7 @@ from sails_align.evaluation.backends.vllm_options import MAX_LORA_RANKS, max_lor
 from sails_align.initializers import leaves_base_alone
 from sails_align.models.adapters import AdapterFiles, read_adapter, tensor_faults
 from sails_align.models.hooks import decoder_layers
-from sails_align.models.loading import not_partitioned
+from sails_align.models.load import not_partitioned
 
 DTYPES = ("F32", "F16", "BF16")
 UNREAD = (
@@ -92,9 +92,9 @@ def _config_problems(adapter: AdapterFiles) -> Iterator[Problem]:
 
 def _tensor_problems(adapter: AdapterFiles, base_config: PreTrainedConfig) -> Iterator[Problem]:
     faults = tensor_faults(adapter, base_config)
-    if damage := faults.damage():
+    if damage := faults.damage:
         yield Problem(f"it is not whole: {damage}", "copy it again, or train again")
-    if mismatch := faults.mismatch():
+    if mismatch := faults.mismatch:
         yield Problem(f"it is of another model: {mismatch}", "give the model it was trained on, with --base_model")
     types = sorted({dtype for dtype, _ in adapter.tensors.values()} - set(DTYPES))
     if types:

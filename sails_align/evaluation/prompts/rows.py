@@ -79,12 +79,12 @@ def parse(table: Table, columns: Columns, kind: Kind | None, category: str, drop
 def _messages(row: Row, column: str | None, context: str | None, form: Format | None) -> tuple[Message, ...]:
     if column is None:
         assert form is not None
-        return tuple(Format(form.prompt, form.chosen).parse(row).prompt)  # the rejected response does not matter
+        return tuple(Format(form.prompt, form.chosen).parse(row)["prompt"])  # the rejected response does not matter
     value = row[column]
     if isinstance(value, list) and value and isinstance(value[0], str):  # MT-Bench: the user's turns
         return (user(_checked(value[0], column)),)
     if isinstance(value, list) and value and isinstance(value[-1], dict) and _is_answer(value[-1]):
-        return tuple(Format(None, column).parse(row).prompt)
+        return tuple(Format(None, column).parse(row)["prompt"])
     if given := _text(row, context):  # as HarmBench joins them
         return (user(f"{given}\n\n---\n\n{_checked(value, column)}"),)
     return tuple(parse_prompt(row, column))
