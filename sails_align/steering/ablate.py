@@ -10,7 +10,7 @@ from functools import partial
 
 from torch import Tensor
 
-from sails_align.steering.directions import Edit
+from sails_align.models.hooks import Edit
 from sails_align.steering.options import SteeringOptions
 
 

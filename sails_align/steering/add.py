@@ -11,7 +11,7 @@ from functools import partial
 from torch import Tensor
 
 from sails_align.core.errors import InputError
-from sails_align.steering.directions import Edit
+from sails_align.models.hooks import Edit
 from sails_align.steering.options import SteeringOptions
 
 STRENGTH = 0.2

@@ -10,8 +10,9 @@ from torch import nn
 
 from sails_align.core.artifacts import tensors_hash
 from sails_align.core.errors import InputError
+from sails_align.models.hooks import edited
 from sails_align.steering import HOOKS
-from sails_align.steering.directions import edited
+from sails_align.steering.directions import check_shape
 from sails_align.steering.options import SteeringOptions
 from sails_align.subspace.basis import Subspace
 
@@ -77,4 +78,6 @@ class Steering:
             )
         make = HOOKS.get(str(self.options.steer)).load()
         layers = list(bases) if wanted is None else wanted
-        return edited(model, {layer: make(bases[layer], self.options) for layer in layers}, self.subspace.d_model)
+        for layer in layers:
+            check_shape(model, layer, (self.subspace.d_model,), 1)
+        return edited(model, {layer: make(bases[layer], self.options) for layer in layers})

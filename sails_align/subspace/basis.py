@@ -65,16 +65,15 @@ class Subspace:
         return next(iter(self.bases.values())).shape[0]
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The bases by name, as they are saved."""
+        """Return the bases by name, as they are saved."""
         named = {f"basis.{layer}": basis_DR for layer, basis_DR in self.bases.items()}
         return named | {f"writers.{layer}": basis_DR for layer, basis_DR in (self.writers or {}).items()}
 
     def __repr__(self) -> str:
         method = self.provenance.get("method", "unknown")
-        onset = (
-            "" if self.onset is None else f", harmful prompts are told from harmless ones from layer {self.onset} on"
-        )
-        lines = [f"{type(self).__name__} found by {method}: d_model {self.d_model}{onset}"]
+        lines = [f"{type(self).__name__} found by {method}: d_model {self.d_model}"]
+        if self.onset is not None:
+            lines[0] += f", harmful prompts are told from harmless ones from layer {self.onset} on"
         for layer, basis_DR in list(self.bases.items())[:SHOWN_LAYERS]:
             writers = "" if self.writers is None else f" for readers, {self.writers[layer].shape[1]} for writers"
             lines.append(f"  layer {layer}: {basis_DR.shape[1]} directions{writers}")
@@ -86,8 +85,7 @@ class Subspace:
         """Return a row for each SAE feature that the subspace is made of.
 
         Columns: `layer`, `used_by` (`readers`, `writers` or `all` modules), `id`, `score` (of its contrast), `promoted`
-        (the tokens that it raises most) and `link` (its page at Neuronpedia). The last two are None where `discover`
-        did not add them, as in runs of the commands.
+        (the tokens that it raises most) and `link` (its page at Neuronpedia); only `discover` adds the last two.
 
         Raises:
             InputError: if it is made of none.
@@ -97,25 +95,20 @@ class Subspace:
         if "features" not in self.provenance:
             method = self.provenance.get("method")
             raise InputError(f"the subspace was found by {method}, which uses no SAE features; use sails")
-        roles = {"all": self.provenance} if self.writers is None else {"readers": self.provenance}
-        roles |= {"writers": self.provenance["writers"]} if "writers" in self.provenance else {}
+        users = {"all" if self.writers is None else "readers": self.provenance}
+        if "writers" in self.provenance:
+            users["writers"] = self.provenance["writers"]
         rows = []
-        for role, about in roles.items():
+        for used_by, about in users.items():
             for layer, of in about.get("features", {"layers": {}})["layers"].items():
                 for place, feature in enumerate(of["ids"]):
-                    row = {"layer": int(layer), "used_by": role, "id": feature, "score": of["score"][place]}
-                    described = of.get("promoted"), of.get("links")
-                    row["promoted"], row["link"] = (None if values is None else values[place] for values in described)
-                    rows.append(row)
+                    described = {"promoted": of.get("promoted"), "link": of.get("links")}
+                    row = {"layer": int(layer), "used_by": used_by, "id": feature, "score": of["score"][place]}
+                    rows.append(row | {name: values and values[place] for name, values in described.items()})
         return DataFrame(rows)
 
     def save(self, folder: str | Path, input_hash: str | None = None) -> None:
-        """Write `subspace.safetensors` and `subspace.json` into a folder (see `artifacts`).
-
-        Args:
-            folder: to write to.
-            input_hash: of what it was made from; None: of `provenance`.
-        """
+        """Write `subspace.safetensors` and `subspace.json` (see `artifacts`); the default hash is of `provenance`."""
         folder, input_hash = Path(folder), input_hash or content_hash({"subspace": self.provenance})
         values = {f"singular_values.{layer}": values_R for layer, values_R in self.singular_values.items()}
         about = {**self.provenance, "onset": self.onset}
@@ -167,20 +160,15 @@ def build_subspace(
         tau: in (0, 1]; 0.8 in the paper.
         weighting: multiply each direction by its score (over the layer's largest) before the PCA.
         center: subtract the mean direction, as PCA does; without it the mean direction counts as the others do.
-        provenance: JSON-able; kept, with what was done here added (`method` is "sails" unless it says otherwise).
+        provenance: JSON-able; what was done here is added (`method` is "sails" unless it says otherwise).
         benign: layer -> covariance (D, D) that the directions are ranked against; see `principal`.
 
     Raises:
-        InputError: if tau is outside (0, 1], a layer has no decoder, features do not exist in it, or nothing is left
-            to span (one feature and `center`, or all scores zero and `weighting`).
+        InputError: if nothing is left to span (one feature and `center`, or all scores zero and `weighting`).
     """
-    if not 0 < tau <= 1:
-        raise InputError(f"tau is {tau}, but must be in (0, 1]: it is the share of the variance to keep (0.8 is usual)")
     bases, singular_values, layers = {}, {}, {}
     for layer, chosen in sorted(selection.layers.items()):
-        if layer not in decoders:
-            raise InputError(f"layer {layer} has chosen features but no SAE; SAEs are at layers {sorted(decoders)}")
-        rows_KD = _unit_rows(layer, chosen, decoders[layer])
+        rows_KD = normalize(decoders[layer].detach().cpu()[chosen.ids.cpu()].double(), dim=1)
         weights_K = _weights(layer, chosen) if weighting else torch.ones(len(rows_KD), dtype=rows_KD.dtype)
         benign_DD = None if benign is None else benign[layer]
         basis_DR, singular_values[layer], share = principal(
@@ -194,19 +182,8 @@ def build_subspace(
     return Subspace(bases, singular_values, {"method": "sails", **provenance, **done})
 
 
-def _unit_rows(layer: int, chosen: LayerSelection, W_dec_FD: torch.Tensor) -> torch.Tensor:
-    """Decoder rows of the chosen features, made of norm 1 (few decoders have that): (K, D) float64."""
-    d_sae, ids_K = W_dec_FD.shape[0], chosen.ids.cpu()
-    if len(ids_K) and int(ids_K.max()) >= d_sae:
-        raise InputError(
-            f"layer {layer}: feature {int(ids_K.max())} was chosen, but the SAE has d_sae {d_sae};\n"
-            "use the SAE that the features were found with"
-        )
-    return normalize(W_dec_FD.detach().cpu()[ids_K].double(), dim=1)
-
-
 def _weights(layer: int, chosen: LayerSelection) -> torch.Tensor:
-    """Scores over the largest one. (K,) float64"""
+    """Return scores over the largest one. (K,) float64"""
     score_K = chosen.score.cpu().double()
     if not (score_K > 0).any():
         raise InputError(

@@ -29,8 +29,6 @@ from sails_align.subspace.statistics import (
 
 logger = logging.getLogger(__name__)
 
-SCORES = ("mean_diff", "standardized")
-
 # Tokens are encoded in chunks of this many activations (T x F). On a CPU a chunk then stays in the cache, which makes
 # the element-wise work some ten times quicker than on whole batches; a GPU wants large matrix products.
 CPU_CHUNK = 2**20
@@ -90,7 +88,7 @@ class LayerSelection:
     rate_unaligned: Tensor
 
     def take(self, positions_K: Tensor) -> "LayerSelection":
-        """Only the latents at these positions."""
+        """Return the latents at these positions."""
         return LayerSelection(*(getattr(self, f.name)[positions_K] for f in fields(self)))
 
 
@@ -103,7 +101,7 @@ class FeatureSelection:
     score: str
 
     def to_json(self) -> dict[str, Any]:
-        """For provenance: lists of numbers; layers are strings, as the keys of a JSON object must be."""
+        """Convert to JSON: lists of numbers, by layer."""
         layers = {
             str(layer): {f.name: getattr(chosen, f.name).tolist() for f in fields(chosen)}
             for layer, chosen in self.layers.items()
@@ -114,29 +112,14 @@ class FeatureSelection:
 def select_features(
     stats: TokenStats, *, contrast: str, score: str, top_k: int, side: str | None = None
 ) -> FeatureSelection:
-    """Select the latents of each layer that differ most between the sides.
+    """Select the `top_k` best latents of each layer; fewer, with a warning, where fewer are ever active.
 
-    Args:
-        stats: sums over both sides of the contrast.
-        contrast: as for `rank_features`.
-        score: as for `rank_features`.
-        top_k: how many in each layer; fewer, with a warning, where fewer than that are ever active.
-        side: as for `rank_features`.
-
-    Raises:
-        InputError: as `rank_features`, and if top_k is not within 1 and the number of latents.
+    Arguments and errors are those of `rank_features`.
     """
-    for (_, layer, _), sums in stats.sums.items():
-        if not 1 <= top_k <= len(sums.sum):
-            raise InputError(
-                f"top_k is {top_k}, but the SAE of layer {layer} has {len(sums.sum)} latents; choose 1 to that many"
-            )
     ranked = rank_features(stats, contrast=contrast, score=score, side=side)
     for layer, firing in ranked.layers.items():
-        if len(firing.ids) < top_k:
-            logger.warning(
-                "layer %d: only %d latents are ever active: fewer than top_k %d", layer, len(firing.ids), top_k
-            )
+        if (n := len(firing.ids)) < top_k:
+            logger.warning("layer %d: only %d latents are ever active: fewer than top_k %d", layer, n, top_k)
     best = {layer: firing.take(torch.arange(min(top_k, len(firing.ids)))) for layer, firing in ranked.layers.items()}
     return FeatureSelection(best, contrast, score)
 
@@ -156,8 +139,6 @@ def rank_features(stats: TokenStats, *, contrast: str, score: str, side: str | N
     Raises:
         InputError: if a side has no tokens, no latent of a layer fires, or activations were not finite.
     """
-    if score not in SCORES:
-        raise InputError(f"unknown score {score!r}: choose one of {', '.join(SCORES)}")
     names = contrasts_of(contrast)
     if not stats.layers:
         raise InputError("the feature statistics are empty: no token was averaged; check the data")
@@ -179,7 +160,7 @@ def rank_features(stats: TokenStats, *, contrast: str, score: str, side: str | N
 
 
 def _latents(aligned: SideSums, unaligned: SideSums, score: str, layer: int) -> LayerSelection:
-    """Every latent of a layer, in the order of the ids."""
+    """Return every latent of a layer, in the order of the ids."""
     delta_F = aligned.mean - unaligned.mean
     check_finite(delta_F, layer)
     score_F = delta_F.abs()
@@ -190,7 +171,7 @@ def _latents(aligned: SideSums, unaligned: SideSums, score: str, layer: int) -> 
 
 
 def _pooled_std(aligned: SideSums, unaligned: SideSums) -> Tensor:
-    """Standard deviation within the sides, weighted by their tokens; never below what rounding can tell from 0. (F,)"""
+    """Return the standard deviation within the sides, weighted by their tokens, never below rounding. (F,)"""
     n_tokens = aligned.n_tokens + unaligned.n_tokens
     mean_square_F = (aligned.sumsq + unaligned.sumsq) / n_tokens
     of_means_F = (aligned.n_tokens * aligned.mean.square() + unaligned.n_tokens * unaligned.mean.square()) / n_tokens
@@ -198,7 +179,7 @@ def _pooled_std(aligned: SideSums, unaligned: SideSums) -> Tensor:
 
 
 def _combined(contrasts: Sequence[LayerSelection]) -> LayerSelection:
-    """One contrast as it is; two by the rule of "both" (see `rank_features`)."""
+    """Return one contrast as it is; combine two by the rule of "both" (see `rank_features`)."""
     if len(contrasts) == 1:
         return contrasts[0]
     response, prompt = contrasts
