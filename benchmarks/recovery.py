@@ -95,13 +95,17 @@ class Encoder:
     def d_sae(self) -> int:
         return len(self.directions)
 
+    @property
+    def W_dec_FD(self) -> torch.Tensor:
+        return self.directions
+
     def encode(self, hidden_TD: torch.Tensor) -> torch.Tensor:
         acts_TF = (hidden_TD @ self.directions.T).relu()
         least_T = acts_TF.topk(self.k, dim=1).values[:, -1:]
         return torch.where(acts_TF >= least_T, acts_TF, 0.0)
 
 
-def recover(harmful_ND, harmless_ND, encoder, decoder_FD, r: int, seed: int, top_k: int) -> dict[str, torch.Tensor]:
+def recover(harmful_ND, harmless_ND, encoder, r: int, seed: int, top_k: int) -> dict[str, torch.Tensor]:
     """A basis (D, R) by each route."""
     features, activations = FeatureFitter({0: encoder}), ActivationFitter()
     for side, states_ND in (("aligned", harmless_ND), ("unaligned", harmful_ND)):
@@ -111,7 +115,7 @@ def recover(harmful_ND, harmless_ND, encoder, decoder_FD, r: int, seed: int, top
     pca: dict[str, Any] = {"tau": 1.0, "weighting": True, "center": False}
     of_activations = MethodInputs("prompt", stats=activations.result(), options=DiscoveryOptions(rank=r))
     found = {
-        "SAE features": build_subspace(selection, {0: decoder_FD}, provenance={}, **pca),
+        "SAE features": build_subspace(selection, {0: encoder}, provenance={}, **pca),
         "mean difference": MeanDifference().build(of_activations),
         "activation PCA": ActivationPca().build(of_activations),
         "random": random_basis(harmful_ND.shape[1], [0], r, seed, provenance={}),
@@ -150,7 +154,7 @@ def synthetic(setting: Setting, seed: int) -> dict[str, float]:
     p = setting.polysemanticity
     decoder_FD = normalize((1 - p) * concepts_FD + p * mixed_FD, dim=1)
     encoder = Encoder(decoder_FD, k=setting.n_active + 2)
-    found = recover(states(harmful=True), states(harmful=False), encoder, decoder_FD, setting.r, seed, setting.r)
+    found = recover(states(harmful=True), states(harmful=False), encoder, setting.r, seed, setting.r)
     true_DR = orthonormalize(concepts_FD[: setting.r].T)
     return {route: error(true_DR, basis_DR) for route, basis_DR in found.items()}
 
@@ -184,7 +188,7 @@ def on_testbed(name: str, n: int, seeds: range) -> list[dict[str, Any]]:
         r = true_DR.shape[1]
         for seed in seeds:
             sides = [states(world.requests(f"train_{side}", n, seed=seed))[layer] for side in ("harmful", "benign")]
-            found = recover(*sides, sae, sae.W_dec_FD, r, seed, top_k=64)
+            found = recover(*sides, sae, r, seed, top_k=64)
             rows.append({"layer": layer, "r": r, "seed": seed, **{k: error(true_DR, b) for k, b in found.items()}})
     return rows
 

@@ -124,7 +124,7 @@ def texts_of(
     if "text" in columns:
         return _texts(rows, columns["text"], name, args.on_bad_rows)
     pairs = normalize(rows, name=name, on_bad_rows=args.on_bad_rows).dataset  # pyright: ignore[reportArgumentType]
-    return _token_ids(pairs, tokenizer) if tokenizer.chat_template else _joined(pairs)
+    return _dialogues(pairs, tokenizer)
 
 
 def _texts(rows: Any, column: str, name: str, on_bad_rows: str) -> Iterator[str]:
@@ -138,22 +138,16 @@ def _texts(rows: Any, column: str, name: str, on_bad_rows: str) -> Iterator[str]
     return (row[column] for index, row in enumerate(rows) if index not in left_out)
 
 
-def _responses(row: dict[str, Any]) -> Iterator[str]:
-    return (row[column] for column in ("chosen", "rejected") if row.get(column) is not None)
-
-
-def _token_ids(pairs: Any, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Sequence[int]]:
+def _dialogues(pairs: Any, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Any]:
+    """Yield each prompt with each of its responses: token ids, or text without a chat template."""
     from sails_align.data.tokens import tokenize_response
 
     for row in pairs:
-        for response in _responses(row):
-            yield tokenize_response(tokenizer, row["prompt"], response, NO_LIMIT).input_ids
-
-
-def _joined(pairs: Any) -> Iterator[str]:
-    for row in pairs:
-        for response in _responses(row):
-            yield "\n\n".join([*(message["content"] for message in row["prompt"]), response])
+        for response in (row[column] for column in ("chosen", "rejected") if row.get(column) is not None):
+            if tokenizer.chat_template:
+                yield tokenize_response(tokenizer, row["prompt"], response, NO_LIMIT).input_ids
+            else:
+                yield "\n\n".join([*(message["content"] for message in row["prompt"]), response])
 
 
 def show(reports: "dict[int, SAEReport]", output_dir: Path) -> None:

@@ -64,10 +64,10 @@ def package_versions() -> dict[str, str | None]:
 def save_artifact(
     folder: Path, kind: str, tensors: Mapping[str, "torch.Tensor"], provenance: Mapping[str, Any], input_hash: str
 ) -> None:
-    """Write an artifact as a whole or not at all.
+    """Write an artifact as a whole or not at all; one of the same kind is replaced.
 
     Args:
-        folder: where; an artifact of this kind is replaced.
+        folder: of the artifact alone.
         kind: the name that a reader must ask for, such as "subspace".
         tensors: of any dtype and shape; shared storage is copied.
         provenance: JSON-able; how the tensors came about.

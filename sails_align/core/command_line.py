@@ -33,7 +33,7 @@ class CommandLine:
 
     @classmethod
     def read(cls, argv: Sequence[str] | None) -> "CommandLine":
-        """Take a command line (None: this process's) apart.
+        """Split a command line (None: this process's) into options and the file of `--config`.
 
         Raises:
             InputError: if the file cannot be read or is not a mapping of options.
@@ -44,7 +44,7 @@ class CommandLine:
         return cls(rest, known.config, _read_yaml(known.config) if known.config else {})
 
     def value(self, name: str) -> str | None:
-        """What an option is given as, before it is checked; None if it is left out."""
+        """Return the unchecked value of an option; None if it is left out."""
         peek = CommandParser(add_help=False, allow_abbrev=False)
         peek.add_argument(*_spellings(name), dest="value", nargs="?", const="true")
         on_line = peek.parse_known_args(self.options)[0].value
@@ -52,7 +52,7 @@ class CommandLine:
         return None if value is None else str(value)
 
     def flag(self, name: str, *, default: bool) -> bool:
-        """Whether an option is on, before it is checked."""
+        """Return whether an option is on, before it is checked."""
         value = self.value(name)
         return default if value is None else value.lower() in ("true", "yes", "t", "y", "1")
 
@@ -65,13 +65,13 @@ class CommandLine:
         groups: Mapping[str, Sequence[str]] | None = None,
         library: LibraryOptions | None = None,
     ) -> tuple[Any, ...]:
-        """An instance of each dataclass. The command line goes before the file, and the file before the defaults.
+        """Return an instance of each dataclass. The command line goes before the file, the file before the defaults.
 
         Args:
             classes: of options, each of which becomes `--name`.
             defaults: in place of those of the dataclasses.
-            prog: what `--help` calls the command.
-            groups: names of options by the title that `--help` shows them under; else it is their dataclass's.
+            prog: name of the command in `--help`.
+            groups: names of options by the title that `--help` shows them under (default: their dataclass's).
             library: options of another library to accept without reading their values, before it is imported.
 
         Raises:
@@ -101,7 +101,7 @@ class CommandLine:
         return tuple(parsed)
 
     def given(self, classes: Iterable[type]) -> dict[str, Any]:
-        """The value of each option on the command line or in the file, of a command line that `parse` accepts."""
+        """Return the value of each option on the command line or in the file, once `parse` has accepted them."""
         parser = _Parser(classes)
         of_file = self._of_file(parser, parser.names())
         for action in parser._actions:
@@ -109,14 +109,14 @@ class CommandLine:
         return {**of_file, **vars(parser.parse_known_args(self.options)[0])}
 
     def without(self, classes: Iterable[type]) -> list[str]:
-        """The options on the command line that are of none of the dataclasses."""
+        """Return the options on the command line that are of none of the dataclasses."""
         parser = _Parser(classes)
         for action in parser._actions:
             action.required = False
         return parser.parse_known_args(self.options)[1]
 
     def _of_file(self, parser: "_Parser", known: Iterable[str]) -> dict[str, Any]:
-        """The values of the file as argparse would have them."""
+        """Return the values of the file as argparse would."""
         values = {name: value for name, value in self.from_file.items() if name != "env"}
         for name in values:
             if f"--{name}" not in set(known) - {"--config"}:
@@ -167,7 +167,7 @@ class _Parser(CommandParser, TrlParser):
         groups: Mapping[str, Sequence[str]] | None = None,
         library: LibraryOptions | None = None,
     ) -> None:
-        """Make the parser of some dataclasses; with a library, show of other packages' options the grouped ones."""
+        """Make the parser of some dataclasses; with a library, show only grouped options of other packages."""
         super().__init__(prog=prog, allow_abbrev=False, formatter_class=_HelpFormatter, add_help=False)
         self._groups = {title: self.add_argument_group(title) for title in groups or ()}
         self._title_of = {name: title for title, names in (groups or {}).items() for name in names}
@@ -224,7 +224,7 @@ class _Parser(CommandParser, TrlParser):
             no_name.help = argparse.SUPPRESS
 
     def names(self) -> set[str]:
-        """All spellings of all options."""
+        """Return all spellings of all options."""
         return {name for action in self._actions for name in action.option_strings}
 
 
@@ -245,13 +245,13 @@ class _HelpFormatter(argparse.HelpFormatter):
 
 
 def _kind(action: argparse.Action) -> str:
-    """What help calls an option's value."""
+    """Return the name of an option's kind of value in help."""
     name = getattr(action.type, "__name__", "str")
     return {"string_to_bool": "BOOL", "int": "INT", "float": "FLOAT", "str": "TEXT", "Path": "PATH"}.get(name, "VALUE")
 
 
 class _ListOptions(argparse.Action):
-    """Print what shell completion offers: each option, and after a tab the values it may have, if these are known."""
+    """Print, for shell completion, each option and, after a tab, its values if they are known."""
 
     def __call__(self, parser: Any, *_: Any) -> None:
         for action in parser._actions:
@@ -266,7 +266,7 @@ def _spellings(name: str) -> list[str]:
 
 
 def _check_texts(parsed: Sequence[Any]) -> None:
-    """Refuse what a YAML file gives for a text of ours but is none: argparse takes lists and null as they are."""
+    """Refuse lists and null for our text options, which argparse takes from a YAML file as they are."""
     for options in parsed:
         for option in fields(options) if type(options).__module__.startswith("sails_align.") else ():
             value = getattr(options, option.name)

@@ -27,11 +27,7 @@ def process_index() -> int:
 
 
 def check_devices(use_cpu: bool) -> None:
-    """Refuse more processes on this machine than it has GPUs, which CUDA would call an invalid device ordinal.
-
-    Raises:
-        InputError: then.
-    """
+    """Raise `InputError` for more processes here than GPUs, which CUDA would call an invalid device ordinal."""
     wanted = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if wanted > 1 and not use_cpu and 0 < torch.cuda.device_count() < wanted:
         raise InputError(
@@ -42,8 +38,10 @@ def check_devices(use_cpu: bool) -> None:
 
 
 def plain_cpu(training: TrainingArguments) -> None:
-    """Call the CPU "cpu" where accelerate calls it "cpu:0", as it does for several processes: neither torch.load, which
-    reads the optimizer's state when a run is resumed, nor safetensors knows a device of that name."""
+    """Call the CPU "cpu" where accelerate calls it "cpu:0", as it does for several processes.
+
+    Neither torch.load, which reads the optimizer's state when a run is resumed, nor safetensors knows such a device.
+    """
     if training.device.type == "cpu" and training.distributed_state is not None:
         training.distributed_state.device = torch.device("cpu")
         vars(training)["_setup_devices"] = torch.device("cpu")  # where transformers keeps it
@@ -79,7 +77,7 @@ def gathered(value: T) -> list[T]:
 
 
 def summed(tensor: torch.Tensor) -> torch.Tensor:
-    """The sum of a tensor over all processes, on the tensor's device; each gives one of the same shape and dtype."""
+    """Return the sum over all processes of tensors of the same shape and dtype, on the tensor's device."""
     if n_processes() == 1:
         return tensor
     on_gpu = dist.get_backend() == "nccl"

@@ -31,10 +31,7 @@ class CommandParser(argparse.ArgumentParser):
 
 @contextmanager
 def exit_on_input_error() -> Iterator[None]:
-    """On an `InputError`, print the message to standard error and exit with code 2, without a traceback.
-
-    On Ctrl-C, with exit code 130.
-    """
+    """Print an `InputError` to standard error and exit with code 2, without a traceback; exit with 130 on Ctrl-C."""
     try:
         yield
     except InputError as error:

@@ -60,7 +60,7 @@ def _making(path: Path) -> Iterator[None]:
         with disk_errors(path):
             yield
     except FileNotFoundError as error:
-        raise InputError(f"cannot make {path}; choose another folder with --output_dir") from error
+        raise InputError(f"cannot write {path}; choose another folder with --output_dir") from error
 
 
 def _make_folder(folder: Path) -> None:

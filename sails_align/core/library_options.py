@@ -22,14 +22,14 @@ class LibraryOptions:
     """Of some options, what `--help` says; the others are shown by `--help-all`, which imports the library."""
 
     def names(self) -> tuple[str, ...]:
-        """The names of all options; none if the library's files lie elsewhere."""
+        """Return the names of all options; none if the library's files lie elsewhere."""
         found = [_fields(name) for name in self.files]
         return tuple(dict.fromkeys(name for names in found for name in names)) if all(found) else ()
 
 
 @cache
 def _fields(file: str) -> tuple[str, ...]:
-    """The fields of the dataclasses of a file."""
+    """Return the fields of the dataclasses in a file."""
     package, _, path = file.partition("/")
     spec = importlib.util.find_spec(package)
     source = None if spec is None or spec.origin is None else Path(spec.origin).parent / path

@@ -7,18 +7,15 @@ import torch
 
 
 def orthonormalize(directions_DK: torch.Tensor) -> torch.Tensor:
-    """Orthonormal columns (..., D, K) by QR, each with the sign of its column. K <= D, full rank assumed."""
+    """Return orthonormal columns (..., D, K) by QR, each with the sign of its column. K <= D, full rank assumed."""
     q_DK, r_KK = torch.linalg.qr(directions_DK)
     return q_DK * torch.where(r_KK.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(q_DK.dtype).unsqueeze(-2)
 
 
 def complete_basis(basis_DR: torch.Tensor, rank: int, generator: torch.Generator) -> torch.Tensor:
-    """Return the first `rank` columns of the basis, completed by random orthonormal ones. (D, rank)
+    """Return the first `rank` (at most D) columns of a basis, completed by random orthonormal ones. (D, rank)
 
-    Args:
-        basis_DR: orthonormal columns; R may be 0.
-        rank: at most D.
-        generator: on the CPU, so that the result does not depend on the device.
+    The generator is one of the CPU, so that the result does not depend on the device.
     """
     d_model, given = basis_DR.shape
     if given >= rank:

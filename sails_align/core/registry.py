@@ -1,12 +1,7 @@
 """Register things of one kind, such as initializers or judges, by name, without importing them.
 
-Each folder of such things has one registry in its `__init__.py`:
-
-    INITIALIZERS = Registry("initializer", {
-        "sails": Entry("sails_align.initializers.sails:initialize", "Start in the safety subspace.", SailsOptions),
-    })
-
-Help texts, choices and errors are made of its names and summaries; `entry.load()` imports the code when it is used.
+Each folder of such things has one registry in its `__init__.py`. Help texts, choices and errors are made of its names
+and summaries; `entry.load()` imports the code when it is used.
 """
 
 import difflib
@@ -47,12 +42,7 @@ class Registry(Generic[E]):
     """Hold the entries of one kind of thing, in the order in which help shows them."""
 
     def __init__(self, kind: str, entries: Mapping[str, E]) -> None:
-        """Take the entries of this folder; layers above add theirs with `register`.
-
-        Args:
-            kind: what one of them is called in errors, such as "judge".
-            entries: by name.
-        """
+        """Take the entries by name; `kind` is the name of one of them in errors, such as "judge"."""
         self.kind = kind
         self._entries = dict(entries)
 
@@ -78,10 +68,7 @@ class Registry(Generic[E]):
         return self._entries[name]
 
     def register(self, name: str, entry: E) -> None:
-        """Add an entry from a layer above, or replace one.
-
-        The same entry may be registered again: a module may be imported twice.
-        """
+        """Add an entry from a layer above, or replace one (a module may be imported twice)."""
         self._entries[name] = entry
 
 

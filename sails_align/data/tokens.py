@@ -47,7 +47,7 @@ def content_token_mask(tokenizer: PreTrainedTokenizerBase, input_ids: Sequence[i
 
 
 def read_chat_template(path: str) -> str:
-    """Read a chat template from a Jinja file, or a template of the package by its name.
+    """Read a chat template from a Jinja file, or one of the package by its name.
 
     Raises:
         InputError: if it is none, or cannot be read.
@@ -72,16 +72,10 @@ def read_chat_template(path: str) -> str:
 def tokenize_response(
     tokenizer: PreTrainedTokenizerBase, prompt_messages: list[Message], response: str, max_length: int
 ) -> TokenizedSide:
-    """Tokenize prompt and response; the mask holds the response's content tokens.
+    """Tokenize prompt and response, cut to `max_length`; the mask holds the response's content tokens.
 
     The tokens of the template, such as the end-of-turn token after the response, and special tokens that occur in the
     response's own text are not in the mask.
-
-    Args:
-        tokenizer: with the chat template and the special tokens of the model.
-        prompt_messages: ends with a user turn.
-        response: the assistant's text.
-        max_length: tokens beyond it are cut off on the right.
 
     Raises:
         InputError: if the tokenizer has no chat template, or one that cannot take the conversation.
@@ -95,18 +89,14 @@ def tokenize_prompt(
     max_length: int,
     tokens: Literal["all", "last"] = "all",
 ) -> TokenizedSide:
-    """Tokenize a prompt followed by the generation prompt.
+    """Tokenize a prompt (ending with a user turn) followed by the generation prompt, cut to `max_length`.
 
-    Args:
-        tokenizer: with the chat template and the special tokens of the model.
-        prompt_messages: ends with a user turn.
-        max_length: tokens beyond it are cut off on the right.
-        tokens: "all": the mask holds the content tokens of the last user turn. "last": it holds the last token of the
-            sequence only, the end of the generation prompt, whether that is a special token or not: it is the position
-            from which the first token of the answer is predicted, so what the model makes of the whole prompt is there.
+    With "all" tokens, the mask holds the content tokens of the last user turn. With "last", it holds the last token of
+    the sequence, special or not: the first token of the answer is predicted there, so the model's view of the whole
+    prompt is there.
 
     Raises:
-        InputError: if the tokenizer has no chat template, or one that cannot take the conversation.
+        InputError: as `tokenize_response`.
     """
     side = _tokenize(tokenizer, prompt_messages, None, add_generation_prompt=True)
     mask = side.mask if tokens == "all" else [False] * (len(side.mask) - 1) + [True]
@@ -116,12 +106,9 @@ def tokenize_prompt(
 def batches_by_length(
     sequences: Sequence[TokenizedSide], max_tokens: int, batch_size: int | None = None
 ) -> Iterator[list[TokenizedSide]]:
-    """Yield batches of sequences of like length, the longest first, so that a batch too large for memory fails at once.
+    """Yield batches of sequences of like length, the longest first: one too large for memory fails at once.
 
-    Args:
-        sequences: in any order.
-        max_tokens: tokens in a batch with its padding, at most (a longer sequence makes a batch of its own).
-        batch_size: sequences in a batch, at most; None: any number.
+    A batch holds at most `max_tokens` tokens with its padding (or one longer sequence), and `batch_size` sequences.
     """
     ordered = sorted(sequences, key=lambda sequence: len(sequence.input_ids), reverse=True)
     start = 0
@@ -169,7 +156,7 @@ def _tokenize(
 def _render_with_span(
     tokenizer: PreTrainedTokenizerBase, messages: list[Message], add_generation_prompt: bool
 ) -> tuple[str, int, int]:
-    """The rendered conversation, and where in it the content of the last message begins and ends (characters)."""
+    """Return the rendered conversation, and the characters of it that the last message's content spans."""
     text = _render(tokenizer, messages, add_generation_prompt)
     marked = _render(tokenizer, [*messages[:-1], {**messages[-1], "content": MARK}], add_generation_prompt)
     before, mark, after = marked.rpartition(MARK)

@@ -35,7 +35,7 @@ class Sails:
         options = inputs.options
         return build_subspace(
             self.select(inputs, inputs.stats),
-            inputs.decoders,
+            inputs.saes,
             tau=options.tau,
             weighting=options.weighting,
             center=options.center,

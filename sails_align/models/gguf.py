@@ -39,7 +39,7 @@ _ERRORS = (
 
 
 def gguf_folder(file: Path) -> Path:
-    """The folder of a GGUF file's model and tokenizer, made on first use.
+    """Return the folder of a GGUF file's model and tokenizer, made on first use.
 
     Raises:
         InputError: if there is no such file, it cannot be read, or the package `gguf` is missing.
@@ -88,10 +88,10 @@ def _convert(file: Path, folder: Path) -> None:
 
 
 def correct_special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Take the token that ends an assistant turn in the chat template as EOS, and for padding; in place.
+    """Use the token that ends an assistant turn in the chat template as EOS, and for padding, in place.
 
     Returns:
-        What was changed, in words; nothing without a chat template, or where it shows no special token.
+        the changes in words; nothing without a chat template, or where it shows no special token.
     """
     changes: list[str] = []
     ends = _turn_end(tokenizer)
@@ -110,7 +110,7 @@ def correct_special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def _turn_end(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The first special token after an assistant's text."""
+    """Return the first special token after an assistant's text."""
     if not tokenizer.chat_template:
         return None
     conversation = [{"role": "user", "content": "."}, {"role": "assistant", "content": MARK}]

@@ -15,22 +15,22 @@ _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 def outside_decoder(model: PreTrainedModel) -> str | None:
-    """A regular expression for `LoraConfig.exclude_modules`: whatever stands beside the decoder, but for the head.
+    """Return a regular expression for `LoraConfig.exclude_modules`: all beside the decoder, but for the head.
 
-    None, if nothing does: the model is a language model alone.
+    None, if there is nothing: the model is a language model alone.
     """
     beside = _beside_decoder(model)
     return rf"({'|'.join(map(re.escape, beside))})(\..*)?" if beside else None
 
 
 def freeze_outside_decoder(model: PreTrainedModel) -> None:
-    """Keep from training what stands beside the decoder, but for the head; in place."""
+    """Exclude from training what stands beside the decoder, but for the head; in place."""
     for name in _beside_decoder(model):
         model.get_submodule(name).requires_grad_(False)
 
 
 def _beside_decoder(model: PreTrainedModel) -> list[str]:
-    """Names, within the model, of the modules that share their parent with the decoder, but for the head."""
+    """Return the names of the modules that share their parent with the decoder, but for the head."""
     decoder, head = model.get_decoder(), model.get_output_embeddings()
     (name,) = [name for name, module in model.named_modules() if module is decoder]
     parent = name.rpartition(".")[0]
@@ -39,12 +39,12 @@ def _beside_decoder(model: PreTrainedModel) -> list[str]:
 
 
 def copy_processor(name: str, config: PreTrainedConfig, folder: Path, revision: str | None = None) -> None:
-    """Put the settings of a multimodal model's image processor beside its weights: vLLM does not load it without them.
+    """Copy a multimodal model's image processor beside its weights: vLLM does not load them without it.
 
     Args:
         name: of the model that the weights are from, a hub id or a folder.
         config: of it; nothing is done for a language model alone.
-        folder: where the weights are.
+        folder: of the weights.
         revision: of a model on the hub.
     """
     if config.get_text_config() is config:

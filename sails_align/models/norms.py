@@ -39,11 +39,7 @@ _LAYOUTS = {
 
 
 def norm_gain(block: nn.Module, path: str) -> torch.Tensor | None:
-    """Return the gain (D,) of the norm before a module, float32 on the CPU; None without a norm.
-
-    Args:
-        block: a decoder block.
-        path: of the module within it: "self_attn.q_proj", ...
+    """Return the gain (D,) of the norm before a block's module ("self_attn.q_proj"), float32 on the CPU, if it has one.
 
     Raises:
         InputError: if the block's norms are arranged in a way that is not known, or one is not an RMSNorm.
@@ -59,7 +55,7 @@ def norm_gain(block: nn.Module, path: str) -> torch.Tensor | None:
 
 
 def _measured_gain(norm: nn.Module) -> torch.Tensor:
-    """What an RMSNorm multiplies each coordinate by: measured, since Gemma's is 1 + weight and others' is weight."""
+    """Measure what an RMSNorm multiplies each coordinate by: Gemma's is 1 + weight and others' is weight."""
     with gather_params_ctx(list(norm.parameters()), modifier_rank=None), torch.no_grad():  # ZeRO-3 splits the weight
         weight = next(norm.parameters())
         gain_D = norm(torch.ones(1, weight.numel(), dtype=torch.float32, device=weight.device))[0].float().cpu()
@@ -72,6 +68,6 @@ def _measured_gain(norm: nn.Module) -> torch.Tensor:
 
 
 def _floored(gain_D: torch.Tensor) -> torch.Tensor:
-    """The gain with entries near zero moved away from it."""
+    """Move entries near zero away from it."""
     magnitude_D = gain_D.abs()
     return torch.where(gain_D < 0, -1.0, 1.0) * magnitude_D.clamp(min=GAIN_FLOOR * magnitude_D.mean().item())

@@ -22,7 +22,7 @@ OPTIONS = (
 
 
 def quantization_of(options: Mapping[str, Any]) -> BitsAndBytesConfig | None:
-    """How a run has quantized its base model, by the options of TRL's `ModelConfig` in its `run.json`."""
+    """Return how a run has quantized its base model, by the `ModelConfig` options in its `run.json`."""
     return get_quantization_config(ModelConfig(**{name: options[name] for name in OPTIONS if name in options}))
 
 
@@ -45,7 +45,7 @@ def use_one_layout(model: nn.Module) -> None:
 
 
 def trained_values(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The tensors that are trained, by name; not copied."""
+    """Return the trained tensors by name; not copied."""
     return {name: parameter.data for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
@@ -53,12 +53,8 @@ def train_in_float32(model: nn.Module, values: dict[str, torch.Tensor]) -> None:
     """Train the adapter of a quantized model in float32, though TRL's trainers have rounded it to bfloat16.
 
     AdamW on bfloat16 numbers loses every change below 1/512 of a number: at a learning rate of 1e-5 those of all
-    numbers above 0.005, and a subspace's directions have larger ones. An adapter that was trained already would be
-    rounded at its start, too, while the copy of it that is DPO's reference is not.
-
-    Args:
-        model: of the trainer.
-        values: what `trained_values` gave before TRL had the model; empty for an adapter that TRL has made.
+    numbers above 0.005, and a subspace's directions have larger ones. `values` are those of `trained_values` before TRL
+    had the model (an adapter that was trained already would be rounded, too); empty for an adapter that TRL has made.
     """
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and parameter.is_floating_point():
@@ -66,6 +62,6 @@ def train_in_float32(model: nn.Module, values: dict[str, torch.Tensor]) -> None:
 
 
 def n_weights(parameter: torch.Tensor) -> int:
-    """How many weights a parameter stands for: bitsandbytes packs two weights of 4 bits, or more, into one number."""
+    """Return how many weights a parameter stands for: bitsandbytes packs two of 4 bits, or more, into one number."""
     state = getattr(parameter, "quant_state", None)
     return parameter.numel() if state is None else math.prod(state.shape)

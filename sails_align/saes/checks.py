@@ -53,19 +53,10 @@ def layer_of_sae(source: str, hook_names: list[str]) -> int:
 
 
 def check_fits(info: "SAEInfo", model_config: PretrainedConfig, model_name: str, allow_mismatch: bool) -> None:
-    """Refuse an SAE that does not belong to the model.
+    """Raise `InputError` if the width, depth or name of an SAE's model does not fit the model.
 
-    A model of the same family and size that differs by an instruct suffix, or that is named after the SAE's model,
-    is accepted with a warning, as is a local path whose name says nothing.
-
-    Args:
-        info: of the SAE.
-        model_config: of the model.
-        model_name: hub id or path of the model, as the user gave it.
-        allow_mismatch: accept another model's SAE with a warning; width and depth must fit all the same.
-
-    Raises:
-        InputError: if width, depth or name do not fit.
+    A model of the same family and size that differs by an instruct suffix, or that is named after the SAE's model, is
+    accepted with a warning, as is a local path whose name says nothing. `allow_mismatch` accepts any name.
     """
     config = model_config.get_text_config()
     trained_on = f"SAE {info.source} was trained on layer {info.layer} of {info.model_name or 'an unnamed model'}"
@@ -95,11 +86,7 @@ def check_fits(info: "SAEInfo", model_config: PretrainedConfig, model_name: str,
 
 
 def compare_names(sae_model: str | None, model: str) -> Literal["same", "variant", "unknown", "different"]:
-    """Compare by name the model an SAE was trained on with another model.
-
-    Args:
-        sae_model: TransformerLens or Hugging Face name in the SAE's configuration (`gemma-2-2b`), or a path.
-        model: Hugging Face id, or a local path.
+    """Compare by name the model an SAE was trained on with another model (ids, or local paths).
 
     Returns:
         "variant": the same up to -it, -instruct, -chat, -pt, -base, or `model` is named `<sae_model>-something`;
@@ -119,7 +106,7 @@ def compare_names(sae_model: str | None, model: str) -> Literal["same", "variant
 
 
 def _tokens(name: str) -> list[str]:
-    """`google/gemma-2-2b`, `gemma-2-2b` and a hub cache's `models--google--gemma-2-2b/snapshots/...` are all alike."""
+    """Split a name; `google/gemma-2-2b`, `gemma-2-2b` and a hub cache's folder of it are all alike."""
     parts = Path(name).parts
     cached = [part.split("--")[-1] for part in parts if part.startswith("models--")]
     short = (cached or [parts[-1] if parts else ""])[0].lower().replace("_", "-").removeprefix("meta-")

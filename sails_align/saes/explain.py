@@ -63,15 +63,7 @@ def meanings(
     features: Mapping[int, Sequence[int]],
     sequences: Sequence[TokenizedSide],
 ) -> list[Meaning]:
-    """Describe the features, layer by layer, in the given order.
-
-    Args:
-        model: with its head.
-        tokenizer: of the model.
-        saes: by layer.
-        features: layer -> ids.
-        sequences: texts to look for the features in; their masks do not matter.
-    """
+    """Describe the features (layer -> ids), in the given order, by texts in which they are active."""
     found = []
     activations = activations_of(model, saes, features, sequences)
     for layer, ids in features.items():
@@ -136,8 +128,7 @@ def activations_of(
 
 @torch.no_grad()
 def logit_lens(model: PreTrainedModel, directions_KD: Tensor) -> Tensor:
-    """What adding a direction to the last residual does to the logits, by the final norm's gain and the head, without
-    the norm's scale. (V, K)"""
+    """Return what adding a direction to the last residual does to the logits, (V, K), without the norm's scale."""
     norm: Any = model.get_decoder().norm
     weight = next(norm.parameters())
     gain_D = norm(torch.ones(1, len(weight), dtype=weight.dtype, device=weight.device))[0].float()
@@ -161,11 +152,12 @@ def neuronpedia_page(sae: ResidualSAE, feature: int) -> str | None:
 
 
 def neuronpedia_label(sae: ResidualSAE, feature: int) -> str | None:
-    """The first explanation in neuronpedia/<SAE>/<feature>.json of the cache folder, as Neuronpedia's
-    `api/feature/<SAE>/<feature>` gives it; None without such a file. Nothing is asked of the network.
+    """Return the first explanation in neuronpedia/<SAE>/<feature>.json of the cache folder; None without that file.
+
+    The file is the answer of Neuronpedia's `api/feature/<SAE>/<feature>`. The network is not used.
 
     Raises:
-        InputError: if the file is of another form.
+        InputError: if the file has another form.
     """
     name = Path(neuronpedia_id(sae) or "..")
     if name.is_absolute() or ".." in name.parts:  # an SAE's file can say anything
@@ -181,5 +173,5 @@ def neuronpedia_label(sae: ResidualSAE, feature: int) -> str | None:
 
 
 def neuronpedia_id(sae: ResidualSAE) -> str | None:
-    """What Neuronpedia calls an SAE, as sae-lens knows it."""
+    """Return Neuronpedia's name of an SAE, as sae-lens knows it."""
     return getattr(sae.sae.cfg.metadata, "neuronpedia_id", None)

@@ -1,7 +1,4 @@
-"""Load SAEs from a release of sae-lens, folders in sae-lens format, or Gemma Scope's own files.
-
-Only safetensors and npz files are read.
-"""
+"""Load SAEs from a release of sae-lens, folders in sae-lens format, or Gemma Scope's own files; never pickles."""
 
 import difflib
 import re
@@ -174,7 +171,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _saes_below(root: Path) -> Iterator[Path]:
-    """Folders in sae-lens' format, and Gemma Scope's files; not in hidden folders, which are unfinished downloads."""
+    """Yield folders in sae-lens' format and Gemma Scope's files; hidden folders are unfinished downloads."""
     if root.name in gemma_scope.FILES and root.is_file():
         yield root
     for pattern in (CONFIG, *gemma_scope.FILES) if root.is_dir() else ():

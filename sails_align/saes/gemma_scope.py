@@ -19,7 +19,7 @@ _ELSEWHERE = re.compile(r"gemma-scope-\d+b-(pt|it)-(?!res)|/(mlp_out|attn_out|tr
 def load_gemma_scope(
     path: str | Path, device: str = "cpu", cfg_overrides: dict[str, Any] | None = None
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """A loader for sae-lens (`PretrainedSaeDiskLoader`): a JumpReLU SAE of Gemma Scope from its own file format.
+    """Load a JumpReLU SAE from Gemma Scope's own file; a loader for sae-lens (`PretrainedSaeDiskLoader`).
 
     Layer and model are told by the path: `.../gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82/params.npz`.
     """
@@ -50,7 +50,7 @@ def load_gemma_scope(
 
 
 def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
-    """Tensors by lower-case name: the files of the first Gemma Scope say `W_enc`, those of the second `w_enc`."""
+    """Return tensors by lower-case name: the first Gemma Scope says `W_enc`, the second `w_enc`."""
     if file.suffix == ".safetensors":
         tensors = load_file(file)
     else:
@@ -60,7 +60,7 @@ def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
 
 
 def _gemma_model(file: Path) -> str | None:
-    """The model a Gemma Scope repository (`gemma-scope-2b-pt-res`, `gemma-scope-2-1b-it`) belongs to, by the path."""
+    """Return the model of a Gemma Scope repository (`gemma-scope-2b-pt-res`, `gemma-scope-2-1b-it`), by the path."""
     match = re.search(r"gemma-scope-(2-)?(\d+[bm])-(pt|it)", file.as_posix())
     if match is None:
         return None
@@ -73,10 +73,10 @@ def _gemma_model(file: Path) -> str | None:
 def load_gemma_scope_2(
     repo_id: str, folder_name: str, device: str, force_download: bool, cfg_overrides: dict[str, Any] | None
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor], None]:
-    """A loader for sae-lens (`PretrainedSaeHuggingfaceLoader`) that takes Gemma Scope 2 from the hub or its cache.
+    """Load an SAE of Gemma Scope 2 from the hub or its cache (`PretrainedSaeHuggingfaceLoader`).
 
-    sae-lens' own asks the hub for the tensors' shapes even if the file is cached (`get_safetensors_tensor_shapes`
-    in 6.54), so it cannot work offline.
+    sae-lens' own asks the hub for the tensors' shapes even if the file is cached (`get_safetensors_tensor_shapes` in
+    6.54), so it cannot work offline.
     """
     file = hf_hub_download(repo_id, f"{folder_name}/params.safetensors", force_download=force_download)
     config, state = load_gemma_scope(file, device, cfg_overrides)

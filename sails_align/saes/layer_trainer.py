@@ -26,13 +26,7 @@ class LayerTrainer:
     """Train one SAE on hidden states of one layer, one buffer at a time.
 
     The first buffer sets the input scaling (mean norm -> sqrt(D), so that one learning rate suits all layers) and
-    starts the decoder bias at the mean.
-
-    Args:
-        d_model: width of the hidden states.
-        options: with the defaults filled in (`for_width`).
-        device: where the SAE is trained.
-        metadata: of the SAE's configuration: model, hook point, data.
+    starts the decoder bias at the mean. `metadata` is the SAE configuration's: model, hook point, data.
     """
 
     def __init__(self, d_model: int, options: SAETrainingOptions, device: str, metadata: dict[str, Any]) -> None:
@@ -71,9 +65,6 @@ class LayerTrainer:
         """Train on a buffer of hidden states in random order, until it or the training ends.
 
         An incomplete last batch is left out. The order depends on the seed and the number of the buffer alone.
-
-        Args:
-            hidden_TD: of any floating dtype.
         """
         trainer = self.trainer
         if trainer.activation_scaler.scaling_factor is None:

@@ -40,10 +40,6 @@ class SAEInfo:
     """As its configuration has it; `layer` is what it means."""
     model_name: str | None
     """The model it was trained on, as its configuration has it."""
-    prepend_bos: bool
-    """Whether it was trained on sequences that start with BOS (taken to be so where nothing is said)."""
-    normalize_activations: str
-    """What `encode` does at run time: "none" where a constant factor was folded into the weights."""
     source: str
     """`release/sae_id`, or the path."""
     sha256: str
@@ -60,25 +56,23 @@ class ResidualSAE:
 
     @torch.no_grad()
     def encode(self, hidden_TD: Tensor) -> Tensor:
-        """Return the activations (T, F) in float32, on the SAE's device, of block outputs of any dtype and device."""
+        """Return the activations (T, F) in float32 of block outputs of any dtype and device."""
         return self.sae.encode(hidden_TD.to(self.sae.W_dec.device))
 
     @torch.no_grad()
     def decode(self, acts_TF: Tensor) -> Tensor:
         """Return the reconstruction (T, D) in float32, in the residual stream's units.
 
-        Where `info.normalize_activations` is not "none", it is that of the tokens last encoded.
+        Where `sae.cfg.normalize_activations` is not "none", it is that of the tokens last encoded.
         """
         return self.sae.decode(acts_TF)
 
     @property
     def W_dec_FD(self) -> Tensor:
-        """Return the decoder directions (F, D) in the residual stream, float32.
+        """Return the decoder directions (F, D) in the residual stream, float32; few SAEs have unit rows.
 
-        `acts_TF @ W_dec_FD + b_dec` is the reconstruction, so a row's norm times the activation is the latent's
-        contribution; rows are not unit vectors in general (Llama Scope's are not, Gemma Scope's are). Constant input
-        scaling and TopK's decoder norms are folded in. With "layer_norm" or "constant_norm_rescale" the units are
-        those of the normalised token, and only the direction is the residual stream's.
+        `acts_TF @ W_dec_FD + b_dec` is the reconstruction: constant input scaling and TopK's decoder norms are folded
+        in. With "layer_norm" or "constant_norm_rescale" the units are those of the normalised token.
         """
         return self.sae.W_dec.detach()
 
@@ -86,18 +80,11 @@ class ResidualSAE:
 def load_sae(
     source: SAESource, name: str, *, model_config: PretrainedConfig, model_name: str, device: str = "cpu"
 ) -> ResidualSAE:
-    """Load one SAE of a source and check that it fits the model.
-
-    Args:
-        source: see `SAESource`.
-        name: one of `files.names_of`.
-        model_config: of the model whose activations will be encoded.
-        model_name: hub id or path of that model, as the user gave it.
-        device: where the SAE goes, in float32.
+    """Load one SAE of a source (`name` is one of `files.names_of`), in float32, and check that it fits the model.
 
     Raises:
-        InputError: if the SAE cannot be read, is not of the residual stream, does not fit the model, or expects an
-            input scaling that is not stored with it.
+        InputError: if it cannot be read, is not of the residual stream, does not fit the model, or expects an input
+            scaling that is not stored with it.
     """
     sae = residual_sae(name, read_sae(source, name, device))
     check_fits(sae.info, model_config, model_name, source.allow_mismatch)
@@ -108,7 +95,7 @@ def load_sae(
 
 
 def residual_sae(source: str, sae: "SAE[Any]") -> ResidualSAE:
-    """Freeze an SAE of sae-lens and bring it into the convention of this module. The SAE is changed in place.
+    """Freeze an SAE of sae-lens and bring it into the convention of this module, in place.
 
     Raises:
         InputError: if it is not of the residual stream, or its input scaling is unknown.
@@ -138,8 +125,6 @@ def residual_sae(source: str, sae: "SAE[Any]") -> ResidualSAE:
         architecture=architecture,
         hook_name=hook_names[0],
         model_name=metadata.model_name,
-        prepend_bos=metadata.prepend_bos is not False,
-        normalize_activations=sae.cfg.normalize_activations,
         source=source,
         sha256=tensors_hash(sae.state_dict()),
     )

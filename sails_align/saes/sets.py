@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from sails_align.core.errors import InputError
@@ -17,26 +16,9 @@ from sails_align.saes.files import ids_of_layers, names_of
 from sails_align.saes.load import ResidualSAE, SAEInfo, load_sae
 from sails_align.saes.source import SAESource
 
-Value = TypeVar("Value")
-
-
-class _ByLayer(Mapping[int, Value]):
-    """A mapping that knows its layers, and asks for a value only when one is wanted."""
-
-    infos: Mapping[int, SAEInfo]
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.infos)
-
-    def __len__(self) -> int:
-        return len(self.infos)
-
-    def __contains__(self, layer: object) -> bool:  # Mapping's would load an SAE
-        return layer in self.infos
-
 
 @dataclass(frozen=True)
-class SAESet(_ByLayer[ResidualSAE]):
+class SAESet(Mapping[int, ResidualSAE]):
     """SAEs by layer, in order. Those that are not kept are loaded when they are asked for."""
 
     infos: Mapping[int, SAEInfo]
@@ -61,13 +43,13 @@ class SAESet(_ByLayer[ResidualSAE]):
         device: str = "cpu",
         keep: bool = True,
     ) -> "SAESet":
-        """Load and check all SAEs, one after the other; none if none are named.
+        """Load and check all SAEs of a source, one after the other; none if none are named.
 
         Args:
             source: of the SAEs.
             model_config: of the model whose activations will be encoded.
             model_name: hub id or path of that model, as the user gave it.
-            device: where the SAEs go, in float32.
+            device: of the SAEs.
             keep: hold all of them in memory; else load each again when it is asked for.
 
         Raises:
@@ -97,6 +79,15 @@ class SAESet(_ByLayer[ResidualSAE]):
         assert self._load is not None, "a set without it has all SAEs in memory"
         return self._load(info.source)
 
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.infos)
+
+    def __len__(self) -> int:
+        return len(self.infos)
+
+    def __contains__(self, layer: object) -> bool:  # Mapping's would load an SAE
+        return layer in self.infos
+
     def __repr__(self) -> str:
         lines = [f"SAEs of {len(self)} layer{'' if len(self) == 1 else 's'}"]
         for layer, info in self.infos.items():
@@ -106,16 +97,6 @@ class SAESet(_ByLayer[ResidualSAE]):
     def identity(self) -> dict[str, Any]:
         """Return the hashes of their weights."""
         return {str(layer): info.sha256 for layer, info in self.infos.items()}
-
-
-class Decoders(_ByLayer[Tensor]):
-    """Decoder directions (F, D) of the SAEs by layer, on the CPU, taken from them when they are asked for."""
-
-    def __init__(self, saes: SAESet) -> None:
-        self._saes, self.infos = saes, saes.infos
-
-    def __getitem__(self, layer: int) -> Tensor:
-        return self._saes[layer].W_dec_FD.cpu()
 
 
 def load_saes(

@@ -59,16 +59,10 @@ def read_corpus(
     context_size: int,
     advance: Callable[[int], object] = lambda count: None,
 ) -> TokenCorpus:
-    """Read until there are `n_tokens` content tokens, or the texts end.
+    """Read texts or sequences of token ids until there are `n_tokens` content tokens, or they end.
 
-    A text is cut into windows, each with BOS in front if the tokenizer has one. Token sequences are cut as they are.
-
-    Args:
-        texts: strings, or sequences of token ids; may be endless.
-        tokenizer: its special tokens are never content.
-        n_tokens: content tokens wanted.
-        context_size: tokens in a window, at most.
-        advance: called with the number of content tokens read since the last call.
+    A text is cut into windows of `context_size` tokens, each with BOS in front if the tokenizer has one. Token ids are
+    cut as they are. `advance` is called with the number of content tokens read since the last call.
 
     Raises:
         InputError: if a row is neither text nor token ids, or if there is not a single content token.
@@ -124,17 +118,11 @@ def _is_token_ids(row: object) -> bool:
 def split_windows(corpus: TokenCorpus, *, eval_tokens: int, least: int, seed: int) -> tuple[Tensor, list[int]]:
     """Hold out windows at random, until they hold `eval_tokens` content tokens or are a tenth of the windows.
 
-    Args:
-        corpus: at least two windows.
-        eval_tokens: content tokens wanted.
-        least: content tokens that must be left to train on.
-        seed: of the choice.
-
     Returns:
         the windows to train on, and the held-out ones.
 
     Raises:
-        InputError: if too few content tokens are left.
+        InputError: if fewer than `least` content tokens are left to train on.
     """
     order_W = torch.randperm(len(corpus), generator=torch.Generator().manual_seed(seed))
     counts_W = corpus.content_counts()[order_W]
@@ -149,15 +137,9 @@ def split_windows(corpus: TokenCorpus, *, eval_tokens: int, least: int, seed: in
 
 
 def buffers(corpus: TokenCorpus, windows_W: Tensor, tokens: int, seed: int) -> Iterator[list[int]]:
-    """Yield windows for one buffer after another, endlessly, reshuffled every epoch.
+    """Yield windows for one buffer after another, endlessly, each with at least `tokens` content tokens.
 
-    The order depends on the arguments alone, so a stream can be resumed at any buffer.
-
-    Args:
-        corpus: where the windows are.
-        windows_W: indices of the windows to use; they must have a content token among them.
-        tokens: content tokens in a buffer, at least.
-        seed: of the order.
+    They are reshuffled every epoch. The order depends on the arguments alone, so a stream can be resumed at any buffer.
     """
     counts = corpus.content_counts().tolist()
     generator = torch.Generator().manual_seed(seed)

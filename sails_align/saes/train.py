@@ -64,7 +64,6 @@ def train_saes(
     model_name: str | None = None,
     dataset_name: str | None = None,
     progress: bool = True,
-    resume: bool = True,
     **options: Any,
 ) -> dict[int, SAEReport]:
     """Train one SAE for each layer, on the outputs of the blocks at content tokens (no special tokens, no padding).
@@ -81,7 +80,6 @@ def train_saes(
         model_name: the name in the SAE's configuration, which `load_saes` compares with the model; None: the model's.
         dataset_name: the name in the SAE's configuration.
         progress: show a bar with an estimate of the time left.
-        resume: use finished layers and checkpoints of an earlier run with the same inputs.
         options: of `SAETrainingOptions`, such as `d_sae`, `k`, `architecture`, `n_tokens`, `lr`, `seed`.
 
     Returns:
@@ -118,9 +116,9 @@ def train_saes(
         jobs: list[_Job] = []
         for layer, folder in folders.items():
             input_hash = content_hash(inputs | {"layer": layer})
-            report = _finished(folder, input_hash) if resume else None
+            report = _finished(folder, input_hash)
             if report is None:
-                jobs.append(_job(model, layer, folder, input_hash, chosen, metadata, resume))
+                jobs.append(_job(model, layer, folder, input_hash, chosen, metadata))
             else:
                 reports[layer] = report
         if jobs:
@@ -192,14 +190,13 @@ def _job(
     input_hash: str,
     options: SAETrainingOptions,
     metadata: dict[str, Any],
-    resume: bool,
 ) -> _Job:
     """Make a layer's trainer, continued from its checkpoint if there is one with the same inputs."""
     d_model = model.config.get_text_config().hidden_size
     device = str(next(decoder_layers(model)[layer].parameters()).device)
     hook = {"hook_name": f"blocks.{layer}.hook_resid_post"}
     job = _Job(layer, folder, input_hash, LayerTrainer(d_model, options, device, metadata | hook))
-    header = read_header(job.checkpoint, CHECKPOINT) if resume else None
+    header = read_header(job.checkpoint, CHECKPOINT)
     if header is not None and header["input_hash"] == input_hash:
         tensors, header = load_artifact(job.checkpoint, CHECKPOINT)
         job.trainer.load_state(tensors, header["provenance"])

@@ -17,6 +17,7 @@ from torch.nn.functional import normalize
 from sails_align.core.artifacts import content_hash, load_artifact, save_artifact
 from sails_align.core.errors import InputError
 from sails_align.core.linalg import orthonormalize
+from sails_align.saes.load import ResidualSAE
 from sails_align.subspace.selection import FeatureSelection, LayerSelection
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def _in_order(bases: Mapping[int, torch.Tensor]) -> dict[int, torch.Tensor]:
 
 def build_subspace(
     selection: FeatureSelection,
-    decoders: Mapping[int, torch.Tensor],
+    saes: Mapping[int, ResidualSAE],
     *,
     tau: float,
     weighting: bool,
@@ -156,7 +157,7 @@ def build_subspace(
 
     Args:
         selection: the chosen features of each layer.
-        decoders: layer -> W_dec_FD, directions in the residual stream; rows need not have norm 1.
+        saes: by layer; each is asked for once.
         tau: in (0, 1]; 0.8 in the paper.
         weighting: multiply each direction by its score (over the layer's largest) before the PCA.
         center: subtract the mean direction, as PCA does; without it the mean direction counts as the others do.
@@ -168,7 +169,7 @@ def build_subspace(
     """
     bases, singular_values, layers = {}, {}, {}
     for layer, chosen in sorted(selection.layers.items()):
-        rows_KD = normalize(decoders[layer].detach().cpu()[chosen.ids.cpu()].double(), dim=1)
+        rows_KD = normalize(saes[layer].W_dec_FD.cpu()[chosen.ids.cpu()].double(), dim=1)
         weights_K = _weights(layer, chosen) if weighting else torch.ones(len(rows_KD), dtype=rows_KD.dtype)
         benign_DD = None if benign is None else benign[layer]
         basis_DR, singular_values[layer], share = principal(
@@ -196,16 +197,15 @@ def _weights(layer: int, chosen: LayerSelection) -> torch.Tensor:
 def principal(
     layer: int, directions_KD: torch.Tensor, *, tau: float, center: bool, benign_DD: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Return an orthonormal basis (D, R) of the principal directions, float64, most important first.
+    """Return an orthonormal basis (D, R) of the rows' principal directions, float64, most important first.
 
     Args:
         layer: for messages.
         directions_KD: rows, float64.
         tau: share of the squared singular values to keep.
         center: subtract the mean row.
-        benign_DD: a positive definite covariance. Then the basis is of the generalised eigenvectors `v` with the
-            largest ratios `v' S v / v' C v` of the rows' scatter S to this covariance C: directions that the rows
-            have much of and harmless text little.
+        benign_DD: a positive definite covariance C. Then the basis is of the generalised eigenvectors `v` with the
+            largest `v' S v / v' C v`, where S is the rows' scatter: the rows vary along them, harmless text hardly.
 
     Returns:
         the basis, its singular values (R,), and the share of their squares that is kept.

@@ -36,7 +36,7 @@ def concepts(
     Args:
         subspace: of SAE features.
         saes: those that it was found with.
-        before: hidden states of harmful requests and of harmless ones, of the model before training.
+        before: hidden states of harmful and of harmless requests, of the model before training.
         after: of the trained one.
     """
     of_layers = subspace.provenance["features"]["layers"]
@@ -62,7 +62,7 @@ def _of_layer(
     sae: ResidualSAE,
     states: Mapping[str, tuple[States, States]],
 ) -> dict[str, Any]:
-    """Precision of the chosen features as concepts of harm, beside what others have; and their activations."""
+    """Return the precision of the chosen features as concepts of harm, that of others, and their activations."""
     ids = about["ids"]
     acts = {when: [sae.encode(side[layer]).cpu() for side in sides] for when, sides in states.items()}
     harmful_NF, harmless_NF = acts["before"]

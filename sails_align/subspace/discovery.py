@@ -16,7 +16,7 @@ from sails_align.core.distributed import from_main, n_processes, process_index
 from sails_align.core.errors import InputError
 from sails_align.data.pairs import fingerprint
 from sails_align.models.load import load_truncated
-from sails_align.saes.sets import Decoders, SAESet
+from sails_align.saes.sets import SAESet
 from sails_align.saes.source import SAESource
 from sails_align.subspace.basis import Subspace
 from sails_align.subspace.forward import discover
@@ -128,7 +128,7 @@ def _cached(folder: Path, input_hash: str) -> Subspace | None:
 
 
 def _loaded(saes: SAESource | SAESet, model: DiscoveryModel, options: DiscoveryOptions) -> SAESet:
-    """The SAEs, in memory (with `sae_placement: all`) or ready to be."""
+    """Return the SAEs, in memory (with `sae_placement: all`) or ready to be loaded."""
     if isinstance(saes, SAESource):
         keep = options.sae_placement == "all"
         saes = SAESet.load(saes, keep=keep, model_config=model.config, model_name=model.name, device=model.device)
@@ -150,7 +150,7 @@ class Pass:
 
     @classmethod
     def of_process(cls, placement: str, layers: list[int], process: int, n: int) -> list["Pass"]:
-        """Those of one of n processes; over all processes, each layer sees each example once."""
+        """Return the passes of one of n processes; over all processes, each layer sees each example once."""
         if placement == "by_layer":
             return [cls([layer], process, n) for layer in layers]
         if placement == "all":
@@ -228,7 +228,7 @@ class _Discovery:
             contrast=self.options.contrast,
             side=None,
             stats=stats,
-            decoders=Decoders(self.saes),
+            saes=self.saes,
             benign=benign,
             layers=self.layers,
             d_model=self.model.d_model,

@@ -45,7 +45,7 @@ def discover(
         layers: the blocks whose outputs are wanted, at least one.
         batch_size: sequences in a batch, at most.
         max_tokens_per_batch: tokens in a batch with its padding, at most.
-        progress: show a bar, with an estimate of the time left if the sequences can be counted.
+        progress: show a bar.
 
     Raises:
         InputError: if a layer is not in the model, or no token of a side is to be averaged.

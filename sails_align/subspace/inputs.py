@@ -57,7 +57,7 @@ class DiscoveryData:
 
 
 class Sides:
-    """Sequences of one side of a contrast, tokenised as they are asked for."""
+    """Sequences of one side of a contrast, tokenized as they are asked for."""
 
     def __init__(self, dataset: Dataset, tokenize: Any) -> None:
         self.dataset, self.tokenize = dataset, tokenize
@@ -76,8 +76,11 @@ def contrast_data(
     *,
     with_benign: bool = False,
 ) -> dict[str, dict[str, Sides]]:
-    """A share (its number, and how many there are) of the contrasts' sequences: chosen against rejected responses,
-    harmless against harmful prompts; `with_benign`, the prompts in any case, and responses to harmless ones, if any."""
+    """Return a share (its number, and the number of shares) of the contrasts' sequences.
+
+    They are chosen against rejected responses, and harmless against harmful prompts; `with_benign`, the prompts in any
+    case, and the responses to harmless ones, if any.
+    """
     tokenizer, max_length = data.tokenizer, options.max_length
 
     def response(column: str) -> Any:

@@ -1,6 +1,6 @@
 """Define the interface of methods that find a subspace from sums over tokens.
 
-Shapes: D d_model, F d_sae.
+Shape: D d_model.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,8 +29,7 @@ class MethodInputs:
     """Only features that are more active on this side; None: all."""
     stats: TokenStats | None = None
     """The sums of the method's fitter; None if it has none."""
-    decoders: Mapping[int, Tensor] = field(default_factory=dict)
-    """W_dec (F, D) of each SAE; empty without SAEs."""
+    saes: Mapping[int, ResidualSAE] = field(default_factory=dict)
     benign: Mapping[int, Tensor] | None = None
     """Covariances (D, D) that directions are ranked against; see `basis.principal`."""
     layers: Sequence[int] = ()

@@ -130,8 +130,7 @@ def rank_features(stats: TokenStats, *, contrast: str, score: str, side: str | N
     Args:
         stats: sums over both sides of the contrast.
         contrast: "response", "prompt" or "both". "both" adds the two contrasts' scores, each divided by its norm over
-            the latents so that neither outweighs the other; a latent's delta and rates are then those of the contrast
-            in which it scores higher.
+            the latents; a latent's delta and rates are then those of the contrast in which it scores higher.
         score: "mean_diff", the paper's |mean over aligned - mean over unaligned|, or "standardized", that divided by
             the pooled standard deviation of the two sides.
         side: only latents whose mean activation is higher on this side; None: all.

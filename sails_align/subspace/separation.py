@@ -34,11 +34,7 @@ def separation(stats: TokenStats, layer: int) -> float:
 
 
 def onset_of(separations: Mapping[int, float]) -> int:
-    """Return the first layer whose separation is close to that of the best layer.
-
-    Args:
-        separations: by layer, at least one.
-    """
+    """Return the first layer whose separation is close to that of the best layer."""
     best = max(separations.values())
     return min(layer for layer, value in separations.items() if value >= ONSET_SHARE * best)
 

@@ -114,14 +114,7 @@ class Fitter:
         self._sums: dict[Key, SideSums] = {}
 
     def update(self, contrast: str, side: str, layer: int, hidden_TD: Tensor) -> None:
-        """Add tokens to a side.
-
-        Args:
-            contrast: one of `CONTRASTS`, or another name.
-            side: "aligned" or "unaligned".
-            layer: the block whose output it is.
-            hidden_TD: hidden states at the tokens that count, of any floating dtype.
-        """
+        """Add hidden states (T, D) of a block's output, of any floating dtype, to a side of a contrast."""
         raise NotImplementedError
 
     def result(self) -> TokenStats:
@@ -133,12 +126,7 @@ class ActivationFitter(Fitter):
     """Sum up the hidden states and their outer products."""
 
     def __init__(self, *, second_moment: bool = True) -> None:
-        """Choose what to add up.
-
-        Args:
-            second_moment: also the outer products, which a PCA needs and a difference of means does not: at d_model
-                3584 they take 0.1 GB for each (contrast, layer, side).
-        """
+        """Add up the outer products, too, if `second_moment`; at d_model 3584 they take 0.1 GB for each sum."""
         super().__init__()
         self._second_moment = second_moment
 

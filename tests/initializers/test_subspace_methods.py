@@ -58,8 +58,14 @@ def mean_difference(stats: TokenStats, *, contrast: str = "response", **provenan
     return MeanDifference().build(MethodInputs(contrast, stats=stats, provenance=provenance))
 
 
+def saes_of(decoders: dict[int, torch.Tensor]) -> Any:
+    return {layer: SimpleNamespace(W_dec_FD=W_dec_FD) for layer, W_dec_FD in decoders.items()}
+
+
 def random_features(stats: TokenStats, decoders: dict[int, torch.Tensor], **options: Any) -> Subspace:
-    inputs = MethodInputs(stats=stats, decoders=decoders, options=DiscoveryOptions(**options), provenance={"sae": "x"})
+    inputs = MethodInputs(
+        stats=stats, saes=saes_of(decoders), options=DiscoveryOptions(**options), provenance={"sae": "x"}
+    )
     return RandomFeatures().build(inputs)
 
 
@@ -264,7 +270,7 @@ def test_random_features_go_the_same_way_as_chosen_ones(latents: TokenStats, dec
     options = {**OPTIONS, "top_k": 50}
     mine = random_features(latents, decoders, **options, **PATH, seed=3)
     every = rank_features(latents, contrast="response", score="mean_diff")
-    theirs = build_subspace(every, decoders, **PATH, provenance={})
+    theirs = build_subspace(every, saes_of(decoders), **PATH, provenance={})
     for layer in (2, 5):
         assert torch.allclose(mine.bases[layer], theirs.bases[layer])
 

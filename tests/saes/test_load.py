@@ -74,7 +74,7 @@ def test_gemma_scope_release_at_real_size(cache):
     info = saes[12].info
     assert (info.d_model, info.d_sae, info.architecture, info.model_name) == (2304, 16384, "jumprelu", "gemma-2-2b")
     assert info.source == "gemma-scope-2b-pt-res-canonical/layer_12/width_16k/canonical"
-    assert info.prepend_bos
+    assert saes[12].sae.cfg.metadata.prepend_bos
     assert len(info.sha256) == 64
     hidden_TD = (torch.randn(4, 2304) * 3).bfloat16()
     acts_TF = saes[12].encode(hidden_TD)
@@ -104,7 +104,7 @@ def test_llama_scope_folds_its_input_scaling(cache):
     torch.testing.assert_close(acts_TF.double(), expected_TF, atol=1e-4, rtol=1e-4)
     expected_TD = (expected_TF @ tensors["W_dec"].double() + tensors["b_dec"].double()) / factor
     torch.testing.assert_close(sae.decode(acts_TF).double(), expected_TD, atol=1e-5, rtol=1e-4)
-    assert sae.info.normalize_activations == "none"
+    assert sae.sae.cfg.normalize_activations == "none"
     torch.testing.assert_close(acts_TF @ sae.W_dec_FD, sae.decode(acts_TF) - sae.sae.b_dec)
 
 
@@ -261,7 +261,7 @@ def test_scaling_of_each_token_is_done_by_sae_lens(tmp_path):
     rebuilt_TD = sae.decode(acts_TF)
     torch.testing.assert_close(sae.encode(7 * hidden_TD), acts_TF)
     torch.testing.assert_close(sae.decode(acts_TF), 7 * rebuilt_TD)
-    assert sae.info.normalize_activations == "constant_norm_rescale"
+    assert sae.sae.cfg.normalize_activations == "constant_norm_rescale"
 
 
 def test_topk_decoder_norms_are_folded(tmp_path):

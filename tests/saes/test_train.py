@@ -311,7 +311,7 @@ def test_train_and_load(tmp_path, tokenizer):
     saes = SAESet.load(SAESource(path=str(tmp_path)), model_config=model.config, model_name="tiny")
     assert list(saes) == [0, 2]
     assert saes[2].info.hook_name == "blocks.2.hook_resid_post"
-    assert saes[2].info.prepend_bos
+    assert saes[2].sae.cfg.metadata.prepend_bos
     config = json.loads((tmp_path / "layer_2" / "cfg.json").read_text())
     assert config["metadata"]["sae_lens_version"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["layer_0", "layer_2"]
@@ -371,7 +371,7 @@ def test_finished_layers_are_not_trained_again(tmp_path, tokenizer, monkeypatch)
     monkeypatch.setattr(LayerTrainer, "train", never)
     assert train_saes(model, tokenizer, texts, [1], output_dir=tmp_path / "a", **SMALL) == first
     changes: dict[str, Any]
-    for changes in ({"resume": False}, {"seed": 1}, {"k": 9}, {"model_name": "other"}):
+    for changes in ({"seed": 1}, {"k": 9}, {"model_name": "other"}):
         with pytest.raises(Killed):
             train_saes(model, tokenizer, texts, [1], output_dir=tmp_path / "a", **SMALL | changes)
     with pytest.raises(Killed):

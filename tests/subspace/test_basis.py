@@ -3,6 +3,8 @@
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +29,10 @@ def orthonormal(d_model: int, rank: int, seed: int) -> torch.Tensor:
     return torch.linalg.qr(torch.randn(d_model, rank, generator=generator(seed)))[0]
 
 
+def saes_of(decoders: dict[int, torch.Tensor]) -> Any:
+    return {layer: SimpleNamespace(W_dec_FD=W_dec_FD) for layer, W_dec_FD in decoders.items()}
+
+
 def select(ids: dict[int, list[int]], scores: list[float] | None = None, sign: float = 1.0) -> FeatureSelection:
     """Chosen features with the scores given, or descending ones."""
     layers = {}
@@ -40,7 +46,7 @@ def select(ids: dict[int, list[int]], scores: list[float] | None = None, sign: f
 def build(W_dec_FD, n_chosen=None, *, tau=0.8, weighting=False, center=False, **chosen) -> Subspace:
     """The subspace of the first rows of a decoder at layer 3."""
     selection = select({3: list(range(n_chosen or len(W_dec_FD)))}, **chosen)
-    return build_subspace(selection, {3: W_dec_FD}, tau=tau, weighting=weighting, center=center, provenance={})
+    return build_subspace(selection, saes_of({3: W_dec_FD}), tau=tau, weighting=weighting, center=center, provenance={})
 
 
 def planted(d_planted: int, n_features: int, noise: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -162,7 +168,12 @@ def test_layers_are_independent_and_only_chosen_rows_count():
     decoders = {layer: torch.randn(20, D_MODEL, generator=generator(layer)) for layer in (2, 5)}
     selection = select({5: [7, 1, 19], 2: [0, 4]})
     subspace = build_subspace(
-        selection, decoders, tau=1.0, weighting=False, center=False, provenance={"model": "m", "method": "other"}
+        selection,
+        saes_of(decoders),
+        tau=1.0,
+        weighting=False,
+        center=False,
+        provenance={"model": "m", "method": "other"},
     )
     assert list(subspace.bases) == [2, 5]
     assert energy_inside(decoders[5][[7, 1, 19]].T, subspace.bases[5]) == pytest.approx(1.0, abs=1e-6)
@@ -202,17 +213,22 @@ def test_identical_features_leave_nothing_after_centering():
 def test_no_features_and_no_layers_are_refused():
     options = {"tau": 0.8, "weighting": False, "center": False, "provenance": {}}
     with pytest.raises(InputError, match="0 chosen features leave no direction"):
-        build_subspace(select({3: []}), {3: torch.eye(3, D_MODEL)}, **options)
+        build_subspace(select({3: []}), saes_of({3: torch.eye(3, D_MODEL)}), **options)
     with pytest.raises(InputError, match="without layers"):
         build_subspace(select({}), {}, **options)
     with pytest.raises(InputError, match="differ in d_model"):
-        build_subspace(select({1: [0], 2: [0]}), {1: torch.eye(3, 8), 2: torch.eye(3, 9)}, **options)
+        build_subspace(select({1: [0], 2: [0]}), saes_of({1: torch.eye(3, 8), 2: torch.eye(3, 9)}), **options)
 
 
 def test_round_trip(tmp_path):
     decoders = {layer: torch.randn(20, D_MODEL, generator=generator(layer)) for layer in (2, 10)}
     subspace = build_subspace(
-        select({10: [3, 4], 2: [1, 0, 5]}), decoders, tau=1.0, weighting=True, center=False, provenance={"a": [1]}
+        select({10: [3, 4], 2: [1, 0, 5]}),
+        saes_of(decoders),
+        tau=1.0,
+        weighting=True,
+        center=False,
+        provenance={"a": [1]},
     )
     subspace.save(tmp_path / "s", "hash")
     loaded = Subspace.load(tmp_path / "s")

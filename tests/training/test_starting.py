@@ -92,7 +92,7 @@ def test_interrupted(project: Project, tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", ["merge RUN --output /proc/x", "merge RUN --output /proc/x/y"])
 def test_where_nothing_can_be_written(project: Project, tmp_path: Path, command: str) -> None:
     align.main("sft", project.argv(tmp_path / "run", "--init", "default"))
-    with pytest.raises(InputError, match="cannot make /proc/x"):
+    with pytest.raises(InputError, match="cannot write /proc/x"):
         dispatch(command.replace("RUN", str(tmp_path / "run")).split())
     with pytest.raises(InputError, match="device is 'meta', which cannot be used: it holds no values"):
         dispatch(["merge", str(tmp_path / "run"), "--output", str(tmp_path / "merged"), "--device", "meta"])

@@ -29,13 +29,7 @@ TRANSFORMS = Registry(
 
 
 def transformed(examples: "AlignmentExamples", options: Sequence[Any], seed: int) -> "AlignmentExamples":
-    """Apply all transforms in their order.
-
-    Args:
-        examples: normalised, with the safety pairs as what is trained on.
-        options: of transforms, found by their classes; a transform without its options takes the defaults.
-        seed: of what is drawn at random.
-    """
+    """Apply all transforms in their order; one without its options takes the defaults."""
     for _, entry in TRANSFORMS.items():
         assert entry.options is not None
         own = next((each for each in options if isinstance(each, entry.options)), entry.options())

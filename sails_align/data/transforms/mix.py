@@ -22,14 +22,10 @@ def transform(examples: AlignmentExamples, options: MixOptions, seed: int) -> Al
 
 
 def mix(safety: Dataset, helpful: Dataset, ratio: float, seed: int) -> Dataset:
-    """Combine all safety examples with `ratio` times as many helpful ones, in an order given by the seed.
+    """Combine all safety examples with `ratio` times as many helpful ones, drawn and ordered by the seed.
 
-    Args:
-        safety: normalised.
-        helpful: normalised. The column `rejected` is kept only if both data sets have it; in any other column that one
-            of them lacks, its rows have None.
-        ratio: helpful examples for each safety example, >= 0; they are drawn without replacement.
-        seed: decides which are drawn, and the order.
+    The column `rejected` is kept only if both datasets have it; in any other column that one of them lacks, its rows
+    have None.
 
     Raises:
         InputError: if there are too few helpful examples.
