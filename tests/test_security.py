@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +208,7 @@ def test_a_configuration_makes_no_objects(tmp_path: Path) -> None:
 def test_a_page_holds_no_markup_of_others(tmp_path: Path) -> None:
     markup = "<script>alert(1)</script>\"'><img src=x onerror=y>"
     context = {"tokens": [markup], "activations": [1.0]}
-    meaning = Meaning(1, 2, [Context(**context)], [markup], [markup], [(3, 0.5)], None, markup).to_json()
+    meaning = asdict(Meaning(1, 2, [Context(**context)], [markup], [markup], [(3, 0.5)], None, markup))
     grid = Grid([markup], [entries(markup)])
     report = Page(markup, [Section(markup, [markup], [grid], meanings=[meaning])], markup, {markup: markup})
     html, _ = write_page(report, tmp_path)
