@@ -1,16 +1,15 @@
-"""What requests to OpenAI-compatible servers hold, and what the answers mean, good and bad."""
+"""Write requests to OpenAI-compatible servers, and read their answers and errors."""
 
 import json
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
 
-from sails_align.evaluation.backends.endpoint import Endpoint
+from sails_align.evaluation.backends.endpoint import Endpoint, ServerError
 from sails_align.evaluation.records import Completion, Sampling
 
 MAX_WAIT = 60.0
@@ -33,39 +32,8 @@ _UNSUPPORTED = re.compile(
 _FILTERED = re.compile(r"content_filter|content_policy|moderation|flagged", re.IGNORECASE)
 
 
-@dataclass(eq=False)
-class ServerError(Exception):
-    """What came instead of an answer, without secrets."""
-
-    message: str
-    status: int = 0
-    code: str = ""
-    param: str = ""
-    retry_after: float = 0.0
-    """Seconds."""
-
-    def __str__(self) -> str:
-        return self.message
-
-
-class PassingError(ServerError):
-    """May be gone at the next attempt."""
-
-
-class UnreachableError(PassingError):
-    """No connection."""
-
-
-class PromptError(ServerError):
-    """This request cannot be answered; others may be."""
-
-
-class DeniedError(ServerError):
-    """No request will be answered."""
-
-
 def request_options(sampling: Sampling, without: frozenset[str]) -> dict[str, Any]:
-    """Fields of a request that say how to draw, but for those that the server does not support."""
+    """Return the fields of a request that say how to draw, but for those that the server does not support."""
     options: dict[str, Any] = {"temperature": sampling.temperature, "seed": sampling.seed}
     if sampling.schema is not None:
         schema = {"name": "answer", "strict": True, "schema": dict(sampling.schema)}
@@ -76,19 +44,21 @@ def request_options(sampling: Sampling, without: frozenset[str]) -> dict[str, An
     return kept | {limit: sampling.max_new_tokens}
 
 
-def unsupported_option(error: PromptError, body: Mapping[str, Any]) -> str | None:
-    """The option of a request that the server does not support, if that is what its error says."""
-    there = [name for name in _OPTIONS if name in body]
+def unsupported_option(error: ServerError, body: Mapping[str, Any]) -> str | None:
+    """Return the option of a request that the server does not support, if that is what its error says."""
+    if error.kind != "prompt" or error.code == "content_filter":
+        return None
+    names = [name for name in _OPTIONS if name in body]
     if not _UNSUPPORTED.search(f"{error.code} {error.message}"):
         # Complaints about schemas have many words; the other names come up where a prompt is too long, too.
-        there = [name for name in there if name == "response_format"]
-    by_param = [name for name in there if name == error.param.partition(".")[0]]
-    by_message = [name for name in there if _OPTIONS[name].search(error.message)]
+        names = [name for name in names if name == "response_format"]
+    by_param = [name for name in names if name == error.param.partition(".")[0]]
+    by_message = [name for name in names if _OPTIONS[name].search(error.message)]
     return next(iter(by_param + by_message), None)
 
 
 def read_completion(response: httpx.Response, content: bytes, endpoint: Endpoint) -> Completion:
-    """The completion in a response.
+    """Return the completion in a response.
 
     Args:
         response: status and headers.
@@ -99,7 +69,7 @@ def read_completion(response: httpx.Response, content: bytes, endpoint: Endpoint
         ServerError: if there is none.
     """
     if response.status_code != 200:
-        raise read_error(response, content, endpoint)
+        raise _read_error(response, content, endpoint)
     kind = response.headers.get("content-type", "").partition(";")[0]
     if "json" not in kind:
         raise _no_answer(f"{kind or 'something'} and not JSON (is the URL right?)", content, endpoint)
@@ -113,8 +83,8 @@ def read_completion(response: httpx.Response, content: bytes, endpoint: Endpoint
         raise _no_answer("no completion", content, endpoint) from error
 
 
-def _no_answer(what: str, content: bytes, endpoint: Endpoint) -> PassingError:
-    return PassingError(f"the answer is {what}: {endpoint.excerpt(content.decode('utf-8', 'replace'))}")
+def _no_answer(what: str, content: bytes, endpoint: Endpoint) -> ServerError:
+    return ServerError(f"the answer is {what}: {endpoint.excerpt(content.decode('utf-8', 'replace'))}")
 
 
 def _completion(choice: dict[str, Any], endpoint: Endpoint) -> Completion:
@@ -130,24 +100,23 @@ def _completion(choice: dict[str, Any], endpoint: Endpoint) -> Completion:
     return Completion(endpoint.scrub(text).strip(), reason)  # stripped, as are other backends' texts
 
 
-def read_error(response: httpx.Response, content: bytes, endpoint: Endpoint) -> ServerError:
-    """What a response with another status than 200 means."""
+def _read_error(response: httpx.Response, content: bytes, endpoint: Endpoint) -> ServerError:
     status, headers = response.status_code, response.headers
     message, code, param = _error_fields(content.decode("utf-8", "replace"))
     where = f" (redirects to {headers['location']})" if response.has_redirect_location else ""
     text = f"status {status}: {endpoint.excerpt((message or response.reason_phrase) + where)}"
     if status in (*_ONE_PROMPT, 403) and _FILTERED.search(f"{code} {message}"):
-        return PromptError(text, status, "content_filter")
+        return ServerError(text, "prompt", status, "content_filter")
     if status in _ONE_PROMPT:
-        return PromptError(text, status, code, param)
+        return ServerError(text, "prompt", status, code, param)
     # "insufficient_quota" is OpenAI's 429 for an account without money: no waiting helps.
     if (status in _PASSING or status >= 500) and code != "insufficient_quota":
-        return PassingError(text, status, code, retry_after=_retry_after(headers.get("retry-after", "")))
-    return DeniedError(text, status, code)
+        return ServerError(text, "passing", status, code, retry_after=_retry_after(headers.get("retry-after", "")))
+    return ServerError(text, "denied", status, code)
 
 
 def _error_fields(text: str) -> tuple[str, str, str]:
-    """Message, code and parameter of an error's body, whatever form the server gives it."""
+    """Return message, code and parameter of an error's body, whatever form the server gives it."""
     try:
         body = json.loads(text)
     except (ValueError, RecursionError):
@@ -160,7 +129,7 @@ def _error_fields(text: str) -> tuple[str, str, str]:
 
 
 def _retry_after(value: str) -> float:
-    """Seconds that a Retry-After header asks for, at most `MAX_WAIT`; 0 if it cannot be read."""
+    """Return the seconds that a Retry-After header asks for, at most `MAX_WAIT`; 0 if it cannot be read."""
     try:
         seconds = float(value)
     except ValueError:
@@ -168,4 +137,4 @@ def _retry_after(value: str) -> float:
             seconds = parsedate_to_datetime(value).timestamp() - time.time()
         except (ValueError, OverflowError):
             return 0.0
-    return min(max(seconds, 0.0), MAX_WAIT) if seconds == seconds else 0.0  # NaN is no time
+    return min(max(0.0, seconds), MAX_WAIT)  # 0 first: that makes 0 of NaN

@@ -20,8 +20,7 @@ from aiohttp import web
 from stub_server import PASSING, Request, StubServer, echo
 
 from sails_align.core.errors import InputError
-from sails_align.evaluation.backends.client import DOWN_AFTER, ChatClient
-from sails_align.evaluation.backends.openai import OpenAIBackend
+from sails_align.evaluation.backends.openai import DOWN_AFTER, OpenAIBackend
 from sails_align.evaluation.records import Sampling
 
 KEY = "sk-test-0123456789abcdef"
@@ -340,7 +339,7 @@ def test_the_key_gets_into_the_header_and_nowhere_else(monkeypatch, caplog):
         repr(failed),
         repr(done),
         repr(backend),
-        repr(backend._client),
+        repr(backend._endpoint),
         json.dumps(backend.identity()),
     ]
     assert not any(KEY in text for text in shown)
@@ -449,11 +448,3 @@ def test_ctrl_c_ends_the_process_at_once(tmp_path: Path):
         errors = process.communicate(timeout=10)[1]
     assert (process.returncode, errors) == (130, "interrupted\n")
     assert time.monotonic() - start < 3.0
-
-
-def test_the_client_can_be_used_alone():
-    with StubServer(echo) as server:
-        client = ChatClient(server.base_url, "stub")
-        assert client.chat([{"role": "user", "content": "hi"}], GREEDY).text == "hi"
-        assert client.text("ho", GREEDY).text == "ho"
-        client.close()
