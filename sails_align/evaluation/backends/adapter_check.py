@@ -1,4 +1,4 @@
-"""Is an adapter applied? Servers that ignore one answer all the same."""
+"""Check that an adapter is applied: servers that ignore one answer all the same."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -8,12 +8,11 @@ from sails_align.evaluation.records import Backend, Completion, Conversation, Sa
 
 N_CANARIES = 8
 """Conversations that a served adapter is tried on."""
+TRIED = Sampling(max_new_tokens=32)
 
 
-def check_adapter_applied(
-    adapted: Backend, base: Backend, conversations: Sequence[Conversation], max_new_tokens: int = 32
-) -> None:
-    """Refuse a backend that ignores its adapter, as servers do without a word if the name of the model is the base's.
+def check_adapter_applied(adapted: Backend, base: Backend, conversations: Sequence[Conversation]) -> None:
+    """Refuse a backend that ignores its adapter, as servers do silently if the name of the model is the base's.
 
     An adapter that was trained very little may leave all greedy texts as they were: give it more conversations.
 
@@ -21,26 +20,24 @@ def check_adapter_applied(
         adapted: that should answer with the adapter.
         base: that answers without it.
         conversations: that the adapter was trained to answer in another way; a few.
-        max_new_tokens: of each text that is compared.
 
     Raises:
         InputError: if both give the same greedy text for all of them, or there is no pair of texts to compare.
     """
-    sampling = Sampling(max_new_tokens)
-    texts = [dict(backend.complete(conversations, sampling)) for backend in (adapted, base)]
-    pairs = [(texts[0][index].text, texts[1][index].text) for index in range(len(conversations))]
+    with_adapter, without = (dict(backend.complete(conversations, TRIED)) for backend in (adapted, base))
+    pairs = [(with_adapter[index].text, without[index].text) for index in range(len(conversations))]
     answered = [pair for pair in pairs if None not in pair]
     if not answered:
         raise InputError(
             "whether the adapter is applied could not be checked: no conversation was answered with and without it;\n"
             "check the server, and both names of the model"
         )
-    if all(with_adapter == without for with_adapter, without in answered):
+    if all(ours == theirs for ours, theirs in answered):
         raise ignored_adapter(f"{len(answered)} greedy texts are the same with and without it")
 
 
 def ignored_adapter(evidence: str) -> InputError:
-    """What is to be said of an adapter that changes nothing."""
+    """Return the error to raise for an adapter that changes nothing."""
     return InputError(
         f"the adapter is ignored: {evidence};\ncheck that its modules are the model's and that the server knows it "
         "under the name that is asked for; or merge it (sails merge)"
@@ -48,20 +45,20 @@ def ignored_adapter(evidence: str) -> InputError:
 
 
 class CheckedBackend:
-    """A served adapter (`records.Backend`), tried against its base before it is asked the first time."""
+    """A served adapter (`records.Backend`), checked against its base before the first request."""
 
     def __init__(self, adapted: Backend, base: Backend, conversations: Sequence[Conversation]) -> None:
-        """Take what may be asked: the check is on a few of these, whatever is asked for first."""
-        step = max(1, len(conversations) // N_CANARIES)  # of all kinds, which mostly stand together
+        """Choose some of all conversations for the check, evenly: those of one kind mostly stand together."""
+        step = max(1, len(conversations) // N_CANARIES)
         self._canaries = conversations[::step][:N_CANARIES]
         self._adapted, self._base, self._is_checked = adapted, base, False
 
     def identity(self) -> dict[str, Any]:
-        """The adapter's: the check decides nothing."""
+        """Return the adapter's."""
         return self._adapted.identity()
 
     def complete(self, conversations: Sequence[Conversation], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
-        """Index of a conversation and its completion, one for each, as they are done.
+        """Yield the index of a conversation and its completion, one for each, as they are done.
 
         Raises:
             InputError: if the adapter changes nothing.

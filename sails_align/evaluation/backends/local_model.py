@@ -1,4 +1,4 @@
-"""Conversations as a model of one's own reads them."""
+"""Encode conversations as a model in this process reads them."""
 
 import sys
 from collections.abc import Sequence
@@ -12,16 +12,16 @@ from sails_align.evaluation.records import Completion, Conversation
 
 
 def context_length(config: PreTrainedConfig) -> int:
-    """Tokens of a prompt and its response together, at most."""
+    """Return the maximum number of tokens of a prompt and its response together."""
     return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or sys.maxsize
 
 
 def encode(
     tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation], context: int
 ) -> list[list[int] | Completion]:
-    """Token ids of each conversation up to where the response begins; or the error, if there is no way to respond.
+    """Return the token ids of each conversation up to where the response begins; or the error, if there is none.
 
-    A text is not given a second BOS if it begins with one.
+    A text that begins with a BOS gets no second one.
 
     Args:
         tokenizer: of the model.
@@ -37,27 +37,23 @@ def encode(
             "give a model that was tuned for chats, an adapter whose folder has a tokenizer with a template, or a\n"
             "template by --chat_template_path (human_assistant suits base models)"
         )
-    encoded: list[list[int] | Completion] = []
-    for conversation in conversations:
-        try:
-            ids = _ids(tokenizer, conversation)
-        except TemplateError as error:  # Gemma's has no system role, for one
-            encoded.append(Completion(None, error=f"the chat template does not take this conversation: {error}"))
-            continue
-        if not 0 < len(ids) < context:
-            error = f"the conversation is {len(ids)} tokens long, and the model's context is {context}"
-            encoded.append(Completion(None, error=error))
-        else:
-            encoded.append(ids)
-    return encoded
+    return [_encode_one(tokenizer, conversation, context) for conversation in conversations]
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> list[int]:
+def _encode_one(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, context: int) -> list[int] | Completion:
+    ids: Any
     if isinstance(conversation, str):
         # Without truncation, but also without the warning that the text is longer than the model takes.
-        ids: Any = tokenizer(conversation, verbose=False)["input_ids"]
-        return ids[1:] if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id else ids
-    ids = tokenizer.apply_chat_template(
-        [dict(message) for message in conversation], add_generation_prompt=True, tokenize=True, return_dict=False
-    )
+        ids = tokenizer(conversation, verbose=False)["input_ids"]
+        if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:
+            ids = ids[1:]
+    else:
+        messages = [dict(message) for message in conversation]
+        try:
+            ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        except TemplateError as error:  # Gemma's has no system role, for one
+            return Completion(None, error=f"the chat template does not take this conversation: {error}")
+    if not 0 < len(ids) < context:
+        error = f"the conversation is {len(ids)} tokens long, and the model's context is {context}"
+        return Completion(None, error=error)
     return ids

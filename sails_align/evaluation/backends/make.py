@@ -1,8 +1,7 @@
-"""Make backends of options."""
+"""Make backends from options."""
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from sails_align.core.artifacts import content_hash
 from sails_align.core.errors import InputError
@@ -15,7 +14,7 @@ from sails_align.models.spec import ModelSpec
 
 
 def find_spec(how: ResponseArguments) -> ModelSpec | None:
-    """Find the model, if it is run here; None if a server does.
+    """Find the model that runs in this process; None if a server runs it.
 
     Raises:
         InputError: if there is no such model.
@@ -33,7 +32,7 @@ def find_spec(how: ResponseArguments) -> ModelSpec | None:
 def make_backend(
     how: ResponseArguments, spec: ModelSpec | None, prompts: Sequence[Prompt], hook: InferenceHook | None = None
 ) -> Backend:
-    """Make what responds to the prompts. In-process models are loaded when they are first asked something.
+    """Make what responds to the prompts. Models in this process are loaded with the first request.
 
     Args:
         how: the options.
@@ -42,21 +41,20 @@ def make_backend(
         hook: applied to the model while it responds.
 
     Raises:
-        InputError: if the backend cannot serve the adapter, or a hook is given that it cannot apply.
+        InputError: if the backend cannot serve the adapter, or cannot apply the hook.
     """
     if hook is not None and how.backend != "hf":
-        where = "vLLM compiles the model" if how.backend == "vllm" else "the model is on a server"
         raise InputError(
-            f"a hook cannot be applied with backend {how.backend!r}: {where}, so its activations cannot be changed "
-            "from here;\nuse --backend hf"
+            f"a hook cannot be applied with backend {how.backend!r}, whose activations are out of reach;\n"
+            "use --backend hf"
         )
-    if spec is None:
-        served = _served(how, how.model)
-        if how.base_model is None:
-            return served
-        return CheckedBackend(served, _served(how, how.base_model), [prompt.messages for prompt in prompts])
-    sizes = {"tensor_parallel_size": how.tensor_parallel_size, "max_model_len": how.max_model_len}
-    return in_process(spec, how.backend, how.batch_size, **sizes, hook=hook)
+    if spec is not None:
+        sizes = {"tensor_parallel_size": how.tensor_parallel_size, "max_model_len": how.max_model_len}
+        return in_process(spec, how.backend, how.batch_size, **sizes, hook=hook)
+    served = _served(how, how.model)
+    if how.base_model is None:
+        return served
+    return CheckedBackend(served, _served(how, how.base_model), [prompt.messages for prompt in prompts])
 
 
 def _served(how: ResponseArguments, model: str) -> Backend:
@@ -84,26 +82,9 @@ def in_process(
         from sails_align.evaluation.backends.hf import HFBackend
 
         return HFBackend(spec, batch_size=batch_size, hook=hook)
+    from sails_align.evaluation.backends.serving import check_serving
     from sails_align.evaluation.backends.vllm_backend import VLLMBackend
 
     check_serving(spec)
     sizes = {"tensor_parallel_size": tensor_parallel_size, "max_model_len": max_model_len}
     return VLLMBackend(spec, **sizes, chunk_size=8 * batch_size)
-
-
-def check_serving(spec: ModelSpec) -> None:
-    """Refuse an adapter that vLLM would serve wrongly or not at all.
-
-    Raises:
-        InputError: with what to do about it.
-    """
-    if spec.adapter is None:
-        return
-    from transformers import AutoConfig
-
-    from sails_align.evaluation.backends.serving import serving_report
-
-    config = AutoConfig.from_pretrained(spec.base, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
-    blocking = [problem for problem in serving_report(Path(spec.adapter), config) if problem.blocking]
-    if blocking:
-        raise InputError(f"vLLM cannot serve {spec.adapter}: {blocking[0].what};\n{blocking[0].remedy}")

@@ -1,6 +1,6 @@
-"""Can vLLM serve an adapter as it is? What it would refuse, and what it would silently get wrong.
+"""Check whether vLLM can serve an adapter: what it would refuse, and what it would silently compute wrongly.
 
-What vLLM does (up to 0.31) is told in its sources: `config/lora.py` (ranks), `lora/peft_helper.py` (what is read of
+From vLLM's sources (up to 0.31): `config/lora.py` (ranks), `lora/peft_helper.py` (what it reads of
 adapter_config.json), `lora/lora_model.py` (modules), `lora/ops/triton_ops` (types). vLLM itself is not needed here.
 """
 
@@ -13,11 +13,13 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
+from sails_align.core.errors import InputError
 from sails_align.evaluation.backends.vllm_options import MAX_LORA_RANKS, max_lora_rank
 from sails_align.initializers import leaves_base_alone
 from sails_align.models.adapters import AdapterFiles, read_adapter, tensor_faults
 from sails_align.models.hooks import decoder_layers
-from sails_align.models.load import not_partitioned
+from sails_align.models.load import load_config, not_partitioned
+from sails_align.models.spec import ModelSpec
 
 DTYPES = ("F32", "F16", "BF16")
 UNREAD = (
@@ -39,16 +41,30 @@ MERGE = "serve the merged model: sails merge"
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that stands between an adapter and vLLM."""
+    """A reason why vLLM cannot serve an adapter."""
 
     what: str
     remedy: str
     blocking: bool = True
-    """Whether the adapter cannot be served anywhere; else it is a matter of the device."""
+    """Whether vLLM can serve it on no device."""
+
+
+def check_serving(spec: ModelSpec) -> None:
+    """Refuse an adapter that vLLM would serve wrongly or not at all.
+
+    Raises:
+        InputError: with what to do about it.
+    """
+    if spec.adapter is None:
+        return
+    config = load_config(spec.base, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+    for problem in serving_report(Path(spec.adapter), config):
+        if problem.blocking:
+            raise InputError(f"vLLM cannot serve {spec.adapter}: {problem.what};\n{problem.remedy}")
 
 
 def serving_report(folder: Path, base_config: PreTrainedConfig) -> list[Problem]:
-    """All that keeps vLLM from serving an adapter on its base model, each with what to do.
+    """Return all that keeps vLLM from serving an adapter on its base model.
 
     Args:
         folder: of the adapter.
@@ -85,7 +101,7 @@ def _config_problems(adapter: AdapterFiles) -> Iterator[Problem]:
         yield Problem(f"it uses {', '.join(unread)}, which vLLM does not read", MERGE)
     if not leaves_base_alone(config.init_lora_weights):
         yield Problem(
-            f"its initialisation ({config.init_lora_weights}) changed the base weights; vLLM has the published ones",
+            f"its initialization ({config.init_lora_weights}) changed the base weights; vLLM has the published ones",
             "use the finished run, whose adapter is converted, and not a checkpoint; or train with another --init",
         )
 
@@ -139,10 +155,7 @@ def _device_problems(base_config: PreTrainedConfig) -> Iterator[Problem]:
 
 
 def serve_command(adapter: AdapterFiles, base_model: str, place: str | None = None) -> str:
-    """The command line that serves an adapter with vLLM.
-
-    The name of the adapter, which requests give as the model, is the folder's. vLLM takes two adapters of one name for
-    the same.
+    """Return the command line that serves an adapter with vLLM, under the name of its folder.
 
     Args:
         adapter: that vLLM can serve.

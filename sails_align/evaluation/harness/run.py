@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sails_align.core.errors import InputError
 from sails_align.core.files import write_json
-from sails_align.evaluation.backends.make import check_serving
+from sails_align.evaluation.backends.serving import check_serving
 from sails_align.evaluation.harness import TASK_MAKERS
 from sails_align.evaluation.harness.model import (
     add_bos_token,
