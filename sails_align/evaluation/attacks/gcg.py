@@ -11,12 +11,11 @@ Shapes: A allowed tokens, B candidates, D d_model, K topk, N suffix tokens, S se
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -28,7 +27,7 @@ from sails_align.evaluation.attacks import Setting
 from sails_align.evaluation.attacks.options import GcgArguments, GcgOptions
 from sails_align.evaluation.attacks.suffix_tokens import Frame, allowed_tokens, make_frame, surviving
 from sails_align.evaluation.attacks.wrappers import with_suffix
-from sails_align.evaluation.backends.local_model import context_length
+from sails_align.evaluation.backends.local_model import Batches, context_length, is_out_of_memory
 from sails_align.evaluation.records import Prompt
 from sails_align.models.load import load_model, load_spec_tokenizer
 
@@ -41,7 +40,7 @@ CHUNK = 16_384
 
 @dataclass(frozen=True)
 class GcgResult:
-    """The best suffix of all that were tried: one that works before one that does not, then by loss."""
+    """The best suffix of all that were tried: one that matches before one that does not, then by loss."""
 
     suffix: str
     """Text, for `wrappers.with_suffix`."""
@@ -84,7 +83,7 @@ def search(
 ) -> GcgResult:
     """Search for a suffix after which a model begins its answers to prompts with their targets.
 
-    The same call gives the same result, also if it was killed in between and goes on from its state.
+    The same call gives the same result, also if it was killed in between and resumes from its state.
 
     Args:
         model: a causal language model, with or without an adapter; mode and weights are left as they are.
@@ -93,9 +92,9 @@ def search(
         options: the budget.
         seed: of the draws.
         batch_size: suffixes in one forward pass; halved when memory runs out.
-        state_path: JSON file to go on from and to write to; one for each model and search.
+        state_path: JSON file to resume from and to write to; one for each model and search.
         save_every: steps between two writings.
-        on_step: called after each step with its number (from 1) and loss, and once with the step it goes on from.
+        on_step: called after each step with its number (from 1) and loss, and once with the step it resumes from.
 
     Raises:
         InputError: if tokenizer, prompts or state cannot be used, or memory is too small for one suffix.
@@ -116,14 +115,17 @@ def search(
             on_step(len(state.losses), state.losses[-1])
         return run.result(state)
     except RuntimeError as error:
-        if not should_reduce_batch_size(error):
+        if not is_out_of_memory(error):
             raise
-        raise InputError(
-            f"memory ran out with a single suffix ({str(error).splitlines()[0]});\n"
-            "give --dtype bfloat16, a shorter prompt, or a larger device"
-        ) from error
+        raise _out_of_memory() from error
     finally:
         model.train(was_training)
+
+
+def _out_of_memory() -> InputError:
+    return InputError(
+        "memory ran out with a single suffix;\ngive --dtype bfloat16, a shorter prompt, or a larger device"
+    )
 
 
 class _Search:
@@ -139,15 +141,15 @@ class _Search:
         batch_size: int,
     ) -> None:
         self.model, self.tokenizer, self.options, self.seed = model, tokenizer, options, seed
+        self.batches = Batches(batch_size)
         self.embed = model.get_input_embeddings()
         self.device = next(self.embed.parameters()).device
-        self.batch_size = batch_size
         context = context_length(model.config)
         if options.suffix_length >= context:
             raise InputError(
                 f"suffix_length is {options.suffix_length}, and the model's context is {context} tokens; choose less"
             )
-        first = options.initial_suffix or self._repeated(targets[0])
+        first = options.initial_suffix or self._first_suffix(*targets[0])
         framed = [make_frame(tokenizer, prompt, first, target) for prompt, target in targets]
         self.frames = [frame for frame, _ in framed]
         self.first_ids = framed[0][1]
@@ -167,15 +169,15 @@ class _Search:
 
     @cached_property
     def allowed(self) -> list[int]:
-        """Ids of the tokens that may stand in a suffix; of a large vocabulary this takes a second."""
+        """Ids of the tokens that may stand in a suffix; for a large vocabulary this takes a second."""
         return allowed_tokens(self.tokenizer, len(next(self.embed.parameters())))
 
-    def _repeated(self, target: tuple[Prompt, str]) -> str:
-        """The first suffix: one token, again and again."""
+    def _first_suffix(self, prompt: Prompt, target: str) -> str:
+        """Return one token, repeated: the first that is still so many tokens after the way through text."""
         n = self.options.suffix_length
         for word in self._words():
             suffix = " ".join([word] * n)
-            frame, ids = make_frame(self.tokenizer, target[0], suffix, target[1])
+            frame, ids = make_frame(self.tokenizer, prompt, suffix, target)
             if len(ids) == n and surviving(self.tokenizer, [frame], [ids]):
                 return suffix
         raise InputError(
@@ -189,14 +191,11 @@ class _Search:
         yield from (self.tokenizer.batch_decode([[int(token_id)]])[0].strip() for token_id in order)
 
     def start(self, path: Path | None) -> _State:
-        """The state that was written, or that before the first step."""
-        if path is not None and path.is_file():
-            return self._read(path)
-        state = _State(self.first_ids, self.first_ids)
-        self._score_best(state)
-        return state
-
-    def _read(self, path: Path) -> _State:
+        """Return the state in the file; if there is none, that before the first step."""
+        if path is None or not path.is_file():
+            state = _State(self.first_ids, self.first_ids)
+            self._score_best(state)
+            return state
         try:
             values = dict(json.loads(path.read_text(encoding="utf-8")))
             written_for = values.pop("format"), values.pop("key")
@@ -208,10 +207,14 @@ class _Search:
             )
         return _State(**values)
 
+    def matched_all(self, state: _State) -> bool:
+        """Return whether the best suffix works on all prompts."""
+        return state.matched and state.n_active == len(self.frames)
+
     def ended(self, state: _State) -> bool:
-        """Whether there is nothing more to do."""
-        works = state.matched and state.n_active == len(self.frames)
-        return len(state.losses) >= self.options.n_steps or (self.options.stop_when_matched and works)
+        """Return whether there is nothing more to do."""
+        is_done = self.options.stop_when_matched and self.matched_all(state)
+        return is_done or len(state.losses) >= self.options.n_steps
 
     def step(self, state: _State) -> None:
         """Algorithm 1's loop body, then Algorithm 2's."""
@@ -238,7 +241,7 @@ class _Search:
         state.best_loss, state.matched = float(loss_B[0]), bool(matched_B[0])
 
     def _candidates(self, state: _State) -> list[list[int]]:
-        """Distinct suffixes with one token replaced. The draws depend on seed and step alone."""
+        """Draw distinct suffixes with one token replaced. The draws depend on seed and step alone."""
         gradient_NA = self._gradient(state)
         topk_NK = (-gradient_NA).topk(min(self.options.topk, len(self.allowed)), dim=1).indices.tolist()
         rng = np.random.default_rng([self.seed, len(state.losses) + 1])
@@ -252,7 +255,7 @@ class _Search:
         return [list(ids) for ids in drawn]
 
     def _gradient(self, state: _State) -> torch.Tensor:
-        """Gradient of the loss by the one-hot tokens of the suffix, for the allowed tokens, of unit norm a position.
+        """Return the loss's gradient by the suffix's one-hot tokens (N, A), with unit norm at each position.
 
         An embedding is linear in its one-hot token, so this is the gradient by the embedding times all embeddings;
         they come out of the embedding module, since some (Gemma's) scale what they look up.
@@ -273,37 +276,28 @@ class _Search:
 
     @torch.no_grad()
     def _score(self, state: _State, candidates: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Loss (B,), the mean over the active prompts, and whether all their answers begin as wanted (B,)."""
+        """Return the mean loss over the active prompts (B,), and whether all their answers begin as wanted (B,)."""
         loss_B = torch.zeros(len(candidates))
         matched_B = torch.ones(len(candidates), dtype=torch.bool)
         frames = self.frames[: state.n_active]
         for frame in frames:
             start = 0
-            while start < len(candidates):
-                part = slice(start, start + self.batch_size)
-                rows = [frame.ids(ids) + frame.target_ids for ids in candidates[part]]
-                scored = self._losses_if_they_fit(frame, torch.tensor(rows, device=self.device))
+            for batch, scored in self.batches.run(partial(self._losses_of, frame), candidates):
                 if scored is None:
-                    clear_device_cache(garbage_collection=True)
-                    self.batch_size //= 2
-                    continue
+                    raise _out_of_memory()
+                part = slice(start, start + len(batch))
                 loss_B[part] += scored[0].cpu() / len(frames)
                 matched_B[part] &= scored[1].cpu()
-                start = part.stop
+                start += len(batch)
         state.n_evaluations += len(candidates) * len(frames)
         return loss_B, matched_B
 
-    def _losses_if_they_fit(self, frame: Frame, ids_BS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """None if memory ran out. Memory can be freed only after the exception is gone, so the caller does."""
-        try:
-            return self._losses(frame, input_ids=ids_BS)
-        except RuntimeError as error:
-            if self.batch_size == 1 or not should_reduce_batch_size(error):
-                raise
-            return None
+    def _losses_of(self, frame: Frame, suffixes: Sequence[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = [frame.ids(ids) + frame.target_ids for ids in suffixes]
+        return self._losses(frame, input_ids=torch.tensor(rows, device=self.device))
 
     def _losses(self, frame: Frame, **inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean cross-entropy of the target's tokens (B,), and whether each is the likeliest at its place (B,)."""
+        """Return the target's mean cross-entropy (B,), and whether each of its tokens is the likeliest (B,)."""
         n = len(frame.target_ids)
         logits_BTV = self.model(**inputs, logits_to_keep=n + 1, use_cache=False).logits[:, -n - 1 : -1].float()
         target_BT = torch.tensor(frame.target_ids, device=logits_BTV.device).expand(len(logits_BTV), n)
@@ -311,14 +305,14 @@ class _Search:
         return loss_BT.mean(dim=1), (logits_BTV.argmax(dim=-1) == target_BT).all(dim=1)
 
     def result(self, state: _State) -> GcgResult:
-        """What was found."""
+        """Return what was found."""
         ((_, suffix),) = surviving(self.tokenizer, self.frames, [state.best_ids])
-        works = state.matched and state.n_active == len(self.frames)
-        return GcgResult(suffix, state.best_loss, works, state.losses, state.n_evaluations, state.n_active)
+        matched = self.matched_all(state)
+        return GcgResult(suffix, state.best_loss, matched, state.losses, state.n_evaluations, state.n_active)
 
 
 def attack(options: GcgArguments, prompts: Sequence[Prompt], setting: Setting) -> list[Prompt]:
-    """Search for suffixes, and add them to the prompts; searches that ended before, or were stopped, are gone on with.
+    """Search for suffixes, and add them to the prompts. Searches that were stopped or done before are resumed.
 
     Raises:
         InputError: if the model cannot be loaded.

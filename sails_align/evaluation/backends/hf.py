@@ -1,17 +1,18 @@
 """Responses from a model in this process: transformers' `generate` on batches of conversations of like length."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from itertools import groupby
 from typing import Any
 
 import torch
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from sails_align.core.artifacts import content_hash
-from sails_align.evaluation.backends.local_model import context_length, encode
+from sails_align.evaluation.backends.local_model import Batches, context_length, encode
 from sails_align.evaluation.records import Completion, Conversation, InferenceHook, Sampling
 from sails_align.models.load import load_model, load_spec_tokenizer
 from sails_align.models.spec import ModelSpec
@@ -97,47 +98,35 @@ def _complete(
             yield index, encoded
         else:
             prompts[index] = encoded
-    order = sorted(prompts, key=lambda index: len(prompts[index]))
+    order, batches = sorted(prompts, key=lambda index: len(prompts[index])), Batches(batch_size)
     # A prompt that fills the context has room for fewer tokens; a batch is of prompts with room for as many.
     for n_new, group in groupby(order, key=lambda index: min(sampling.max_new_tokens, context - len(prompts[index]))):
-        waiting = list(group)
-        while waiting:
-            batch = waiting[:batch_size]
-            try:
-                with _seeded(model.device, sampling, batch[0]):
-                    completions = _respond(model, tokenizer, [prompts[index] for index in batch], sampling, n_new)
-            except RuntimeError as error:
-                if not isinstance(error, torch.OutOfMemoryError) and not should_reduce_batch_size(error):
-                    raise
-                completions = None
-            if completions is None:  # memory can be freed only after the exception is gone
-                clear_device_cache(garbage_collection=True)
-                batch_size = max(1, len(batch) // 2)
-                if len(batch) > 1:
-                    continue
-                completions = [Completion(None, error=f"out of memory with {len(prompts[batch[0]])} tokens")]
-            yield from zip(batch, completions, strict=True)
-            waiting = waiting[len(batch) :]
+        respond = partial(_respond, model, tokenizer, prompts, sampling, n_new)
+        for batch, completions in batches.run(respond, list(group)):
+            too_long = Completion(None, error=f"out of memory with {len(prompts[batch[0]])} tokens")
+            yield from zip(batch, completions or [too_long], strict=True)
 
 
 @torch.inference_mode()
 def _respond(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: list[list[int]],
+    prompts: Mapping[int, list[int]],
     sampling: Sampling,
     n_new: int,
+    batch: Sequence[int],
 ) -> list[Completion]:
     stop = _stop_ids(model, tokenizer)
     pad: Any = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(stop, default=0)
-    rows = [torch.tensor(ids) for ids in prompts]
+    rows = [torch.tensor(prompts[index]) for index in batch]
     mask = [torch.ones_like(row) for row in rows]
-    output: Any = model.generate(  # pyright: ignore[reportCallIssue] -- transformers' type is not known to pyright
-        input_ids=pad_sequence(rows, batch_first=True, padding_value=pad, padding_side="left").to(model.device),
-        attention_mask=pad_sequence(mask, batch_first=True, padding_side="left").to(model.device),
-        generation_config=_generation_config(sampling, n_new, stop, pad),
-    )
-    new_tokens: list[list[int]] = output[:, max(map(len, prompts)) :].tolist()
+    with _seeded(model.device, sampling, batch[0]):
+        output: Any = model.generate(  # pyright: ignore[reportCallIssue] -- transformers' type is not known to pyright
+            input_ids=pad_sequence(rows, batch_first=True, padding_value=pad, padding_side="left").to(model.device),
+            attention_mask=pad_sequence(mask, batch_first=True, padding_side="left").to(model.device),
+            generation_config=_generation_config(sampling, n_new, stop, pad),
+        )
+    new_tokens: list[list[int]] = output[:, max(map(len, rows)) :].tolist()
     ends = [next((place for place, token in enumerate(row) if token in stop), None) for row in new_tokens]
     texts = tokenizer.batch_decode(
         [row[:end] for row, end in zip(new_tokens, ends, strict=True)],

@@ -1,14 +1,19 @@
-"""Encode conversations as a model in this process reads them."""
+"""What all models in this process need: conversations as tokens, and batches that fit into memory."""
 
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
+import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from jinja2 import TemplateError
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from sails_align.core.errors import InputError
 from sails_align.evaluation.records import Completion, Conversation
+
+T = TypeVar("T")
+Result = TypeVar("Result")
 
 
 def context_length(config: PreTrainedConfig) -> int:
@@ -57,3 +62,40 @@ def _encode_one(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, 
         error = f"the conversation is {len(ids)} tokens long, and the model's context is {context}"
         return Completion(None, error=error)
     return ids
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Return whether an error means that memory ran out."""
+    return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
+
+
+class Batches:
+    """Compute in batches, whose size is halved when memory runs out, and stays so.
+
+    Args:
+        size: items in a batch, at most.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def run(
+        self, compute: Callable[[Sequence[T]], Result], items: Sequence[T]
+    ) -> Iterator[tuple[Sequence[T], Result | None]]:
+        """Yield each batch of the items and its result; None if memory does not suffice for a single item."""
+        start = 0
+        while start < len(items):
+            batch = items[start : start + self._size]
+            try:
+                result = compute(batch)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                result = None
+            if result is None:  # memory can be freed only after the exception is gone
+                clear_device_cache(garbage_collection=True)
+                self._size = max(1, len(batch) // 2)
+                if len(batch) > 1:
+                    continue
+            yield batch, result
+            start += len(batch)

@@ -140,6 +140,8 @@ class OpenAIBackend:
         n_failed = itertools.count(1)
 
         def is_enough(state: tenacity.RetryCallState) -> bool:
+            if stop.is_set():
+                return True
             if _error(state).status == 429:
                 return (state.seconds_since_start or 0.0) > self._patience
             return next(n_failed) >= self._max_attempts
@@ -151,7 +153,7 @@ class OpenAIBackend:
 
         return tenacity.Retrying(
             retry=tenacity.retry_if_exception(lambda error: isinstance(error, ServerError) and error.kind == "passing"),
-            stop=tenacity.stop_any(is_enough, tenacity.stop_when_event_set(stop)),
+            stop=is_enough,
             wait=wait,
             sleep=tenacity.sleep_using_event(stop),
             reraise=True,
