@@ -1,8 +1,4 @@
-"""The one evaluation: prompts, what answers them, and who judges the answers -> an `EvaluationResult`.
-
-The commands (`sails eval`, `sails attack`), the testbed's measurement during training, the comparison's cells and the
-Python API all call `evaluate`.
-"""
+"""The one evaluation, which commands, training, comparisons and the Python API call: `evaluate`."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -27,13 +23,9 @@ from sails_align.evaluation.records import (
     Prompt,
     Sampling,
     Task,
-    Verdict,
     Verdicts,
 )
 from sails_align.evaluation.result import VOTE, EvaluationResult
-
-if TYPE_CHECKING:
-    pass
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -60,8 +52,8 @@ def evaluate(
 ) -> EvaluationResult:
     """Get responses to prompts, have them judged, and compute the metrics.
 
-    Harmful prompts are judged for harm, all others for refusal, right answers, helpfulness and preference. Backend and
-    judges are closed as soon as they are done: memory is for one model at a time.
+    Harmful prompts are judged for harm, all others for the other tasks. Backend and judges are closed as soon as they
+    are done: memory is for one model at a time.
 
     Args:
         prompts: what the model is asked.
@@ -71,7 +63,7 @@ def evaluate(
         sampling: how responses are drawn.
         reference: answers to compare with (`preference`), one for each prompt.
         cache: of earlier responses and verdicts.
-        folder: where responses.jsonl is written before anything is judged, and all files at the end; None: nowhere.
+        folder: where all files are written, responses.jsonl before anything is judged; None: nowhere.
         provenance: what `metrics.json` says besides model, sampling and judges.
         retry_failed: ask again for what failed.
         progress: show bars.
@@ -80,30 +72,16 @@ def evaluate(
         InputError: if a model, a judge or a prompt cannot be used.
     """
     sampling, made_by = sampling or Sampling(), {}
-    panel = Panel(judges, cache, retry_failed=retry_failed, progress=progress)
-    with closing(panel):
+    options = {"retry_failed": retry_failed, "progress": progress}
+    with closing(Panel(judges, cache, **options)) as panel:
         if not isinstance(responses, Sequence):
             with closing(responses) as backend:
                 made_by = {"model": backend.identity(), "sampling": asdict(sampling)}
-                responses = respond(backend, prompts, sampling, cache, retry_failed=retry_failed, progress=progress)
+                responses = respond(backend, prompts, sampling, cache, **options)
         if folder is not None:
             write_responses(folder / "responses.jsonl", prompts, responses)
-        verdicts: Verdicts = {
-            task: _judge(panel, task, places, prompts, responses, reference)
-            for task in tasks
-            if (places := _places(panel, task, prompts, reference))
-        }
-        about = {
-            "agreement": panel.agreement(verdicts),
-            "unscored": unscored(verdicts),
-            "notes": panel.notes(verdicts),
-            "provenance": {
-                **made_by,
-                "judges": panel.identities(),
-                **(provenance or {}),
-                "versions": package_versions(),
-            },
-        }
+        verdicts = _verdicts(panel, tasks, prompts, responses, reference)
+        about = _about(panel, verdicts, {**made_by, "judges": panel.identities(), **(provenance or {})})
     compared = None if reference is None else tuple(reference)
     binary = {**panel.members, VOTE: panel.binary}
     result = EvaluationResult(tuple(prompts), tuple(responses), verdicts, binary, compared, about)
@@ -112,30 +90,41 @@ def evaluate(
     return result
 
 
-def _places(panel: Panel, task: Task, prompts: Sequence[Prompt], reference: Any) -> list[int]:
-    """Of the prompts that a task is for; none, if it is left out."""
-    if (task in OPTIONAL and not panel.can(task)) or (task == "preference" and reference is None):
-        return []
-    return [place for place, prompt in enumerate(prompts) if (prompt.kind == "harmful") == (task == "harm")]
+def _about(panel: Panel, verdicts: Verdicts, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "agreement": panel.agreement(verdicts),
+        "unscored": unscored(verdicts),
+        "notes": panel.notes(verdicts),
+        "provenance": {**provenance, "versions": package_versions()},
+    }
 
 
-def _judge(
+def _verdicts(
     panel: Panel,
-    task: Task,
-    places: Sequence[int],
+    tasks: Sequence[Task],
     prompts: Sequence[Prompt],
     responses: Sequence[Completion],
     reference: Sequence[Completion] | None,
-) -> dict[str, dict[int, Verdict]]:
-    """Verdicts by judge and place; where there is no response (or none to compare with), they are unscored."""
-    items: list[Item | None] = []
-    for place in places:
-        text = responses[place].text
-        other = reference[place].text if reference is not None and task == "preference" else None
-        is_lacking = text is None or (task == "preference" and other is None)
-        items.append(None if is_lacking else Item(prompts[place], str(text), other))
-    by_judge = panel.judge(task, items)
-    return {name: dict(zip(places, of_judge, strict=True)) for name, of_judge in by_judge.items()}
+) -> Verdicts:
+    """Have the responses judged, task by task. Where a response (or one to compare with) lacks, it is unscored."""
+    verdicts = {}
+    for task in tasks:
+        if (task in OPTIONAL and not panel.can(task)) or (task == "preference" and reference is None):
+            continue
+        places = [place for place, prompt in enumerate(prompts) if (prompt.kind == "harmful") == (task == "harm")]
+        if not places:
+            continue
+        others = reference if reference is not None and task == "preference" else [None] * len(prompts)
+        items = [_item(prompts[place], responses[place], others[place]) for place in places]
+        by_judge = panel.judge(task, items)
+        verdicts[task] = {name: dict(zip(places, of_judge, strict=True)) for name, of_judge in by_judge.items()}
+    return verdicts
+
+
+def _item(prompt: Prompt, response: Completion, other: Completion | None) -> Item | None:
+    if response.text is None or (other is not None and other.text is None):
+        return None
+    return Item(prompt, response.text, None if other is None else other.text)
 
 
 def evaluate_model(

@@ -1,7 +1,7 @@
-"""What an evaluation is made of: prompts, the responses to them, and verdicts on these.
+"""Prompts, the responses to them, and the verdicts on these.
 
 A backend turns prompts into completions, a judge turns responses into verdicts. Both say what decides their results
-(`identity`), so that a result can be kept and found again, and both yield results as these are done, in any order.
+(`identity`), under which these are cached, and both yield results as they are done, in any order.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -67,6 +67,11 @@ class Completion:
     error: str | None = None
     """Why there is no text."""
 
+    @property
+    def failed(self) -> bool:
+        """Whether there is no text."""
+        return self.text is None
+
 
 @dataclass(frozen=True)
 class Item:
@@ -91,6 +96,11 @@ class Verdict:
     def __post_init__(self) -> None:
         if (self.score is None) == (self.reason is None):
             raise ValueError(f"a verdict is a score or a reason, but this is {self.score!r} and {self.reason!r}")
+
+    @property
+    def failed(self) -> bool:
+        """Whether it is unscored."""
+        return self.score is None
 
 
 Verdicts = Mapping[Task, Mapping[str, Mapping[int, Verdict]]]

@@ -1,9 +1,10 @@
 """Hooks at inference that change the residual stream, one file each.
 
-A hook's module has a function `edit(basis_DR, options)`: it makes, of the basis of a layer, a function from the layer's
-hidden states to others. `steer(model, subspace, NAME)` applies it within a block.
+A hook's module has a function `edit(basis_DR, options)`, which turns the basis of a layer into a function of the
+layer's hidden states. `steer(model, subspace, NAME)` applies it within a block.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sails_align.core.registry import Entry, Registry
@@ -16,7 +17,7 @@ HOOKS = Registry(
     "steering hook",
     {
         "add": Entry("sails_align.steering.add:edit", "Add a direction of the subspace."),
-        "ablate": Entry("sails_align.steering.ablate:edit", "Take the subspace out."),
+        "ablate": Entry("sails_align.steering.ablate:edit", "Remove the subspace."),
     },
 )
 
@@ -31,5 +32,7 @@ def hook_of(options: SteeringOptions) -> "Steering | None":
         return None
     HOOKS.get(options.steer)
     from sails_align.steering.hook import Steering
+    from sails_align.subspace.basis import Subspace
 
-    return Steering.of(options)
+    assert options.steer_subspace is not None, "checked with the options"
+    return Steering(options, Subspace.load(Path(options.steer_subspace)))

@@ -1,4 +1,4 @@
-"""Take a subspace out of the residual stream, at every token, wholly or in part.
+"""Remove a subspace from the residual stream, at every token, wholly or in part.
 
     h <- h - strength * (h B) B'
 
@@ -11,14 +11,10 @@ from functools import partial
 from torch import Tensor
 
 from sails_align.models.hooks import Edit
+from sails_align.steering.directions import remove
 from sails_align.steering.options import SteeringOptions
 
 
 def edit(basis_DR: Tensor, options: SteeringOptions) -> Edit:
-    """Make the function that takes the subspace out."""
-    return partial(_ablate, 1.0 if options.steer_strength is None else options.steer_strength, basis_DR)
-
-
-def _ablate(strength: float, basis_DR: Tensor, hidden_BSD: Tensor) -> Tensor:
-    basis_DR = basis_DR.to(hidden_BSD)
-    return hidden_BSD - strength * (hidden_BSD @ basis_DR) @ basis_DR.T
+    """Make the function that removes the subspace."""
+    return partial(remove, basis_DR, strength=1.0 if options.steer_strength is None else options.steer_strength)

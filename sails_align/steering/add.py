@@ -15,7 +15,7 @@ from sails_align.models.hooks import Edit
 from sails_align.steering.options import SteeringOptions
 
 STRENGTH = 0.2
-"""Unless one is given."""
+"""The default."""
 
 
 def edit(basis_DR: Tensor, options: SteeringOptions) -> Edit:

@@ -1,9 +1,8 @@
 """Steer a model by a subspace while it runs: from Python, and as the hook of an evaluation."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -12,12 +11,11 @@ from sails_align.core.artifacts import tensors_hash
 from sails_align.core.errors import InputError
 from sails_align.models.hooks import edited
 from sails_align.steering import HOOKS
-from sails_align.steering.directions import check_shape
+from sails_align.steering.directions import check_width
 from sails_align.steering.options import SteeringOptions
 from sails_align.subspace.basis import Subspace
 
 
-@contextmanager
 def steer(
     model: nn.Module,
     subspace: Subspace,
@@ -26,15 +24,15 @@ def steer(
     strength: float | None = None,
     layers: Sequence[int] | None = None,
     direction: int = 0,
-) -> Iterator[None]:
-    """Steer a model within the block; its `generate` is steered, too. The hooks are removed at the end.
+) -> AbstractContextManager[None]:
+    """Steer a model within the block, also its `generate`. The hooks are removed at the end.
 
     Args:
         model: as `hooks.decoder_layers` takes it, with or without an adapter.
         subspace: of this model, such as `Subspace.load(run / "subspace")`.
         how: a name in `HOOKS`: `add` or `ablate`.
         strength: `add`: norm of what is added, as a share of each hidden state's norm (default 0.2); `ablate`: share of
-            the subspace that is taken out (default 1).
+            the subspace that is removed (default 1).
         layers: of the subspace; None: all of them.
         direction: `add`: the column of each basis; 0 is the most important one.
 
@@ -42,8 +40,7 @@ def steer(
         InputError: if there is no such hook, layer or direction, or the subspace is of a model of another width.
     """
     options = SteeringOptions(how, "", strength, None if layers is None else list(layers), direction)
-    with Steering(options, subspace)(model):
-        yield
+    return Steering(options, subspace)(model)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,18 +50,8 @@ class Steering:
     options: SteeringOptions
     subspace: Subspace
 
-    @classmethod
-    def of(cls, options: SteeringOptions) -> "Steering":
-        """Load the subspace that the options name.
-
-        Raises:
-            InputError: if it is missing or damaged.
-        """
-        assert options.steer_subspace is not None, "checked with the options"
-        return cls(options, Subspace.load(Path(options.steer_subspace)))
-
     def identity(self) -> dict[str, Any]:
-        """Return all that decides what it does to a model; the subspace by its content, wherever it lies."""
+        """Return all that decides its effect on a model; the subspace by its content, not its path."""
         named = {name: value for name, value in asdict(self.options).items() if name != "steer_subspace"}
         return {**named, "subspace": tensors_hash(self.subspace.tensors())}
 
@@ -76,8 +63,7 @@ class Steering:
             raise InputError(
                 f"steer_layers has {lacking[0]}, which the subspace does not; choose of {', '.join(map(str, bases))}"
             )
+        check_width(model, bases, 2)
         make = HOOKS.get(str(self.options.steer)).load()
         layers = list(bases) if wanted is None else wanted
-        for layer in layers:
-            check_shape(model, layer, (self.subspace.d_model,), 1)
         return edited(model, {layer: make(bases[layer], self.options) for layer in layers})

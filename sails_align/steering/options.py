@@ -10,23 +10,23 @@ class SteeringOptions:
     """Steering of the residual stream while a model responds."""
 
     steer: str | None = field(
-        default=None, metadata={"help": "add (a direction of a subspace) or ablate (take a subspace out)."}
+        default=None, metadata={"help": "add (a direction of a subspace) or ablate (remove a subspace)."}
     )
     steer_subspace: str | None = field(
-        default=None, metadata={"help": "The subspace: a run's folder `subspace`, or another saved one."}
+        default=None, metadata={"help": "Folder of the subspace, such as `subspace` in a run's folder."}
     )
     steer_strength: float | None = field(
         default=None,
         metadata={
             "help": "add: norm of what is added, as a share of each hidden state's norm, negative to subtract "
-            "(default 0.2); ablate: share that is taken out (default 1)."
+            "(default 0.2); ablate: share that is removed (default 1)."
         },
     )
     steer_layers: list[int] | None = field(
         default=None, metadata={"help": "Layers to steer. Default: all of the subspace."}
     )
     steer_direction: int = field(
-        default=0, metadata={"help": "add: which direction of each basis; 0 is the most important one."}
+        default=0, metadata={"help": "add: number of the direction in each basis; 0 is the most important one."}
     )
 
     def __post_init__(self) -> None:

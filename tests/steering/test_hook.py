@@ -11,7 +11,7 @@ from sails_align.cli.evaluate import safety
 from sails_align.core.errors import InputError
 from sails_align.models.hooks import capture
 from sails_align.steering import HOOKS, hook_of
-from sails_align.steering.hook import Steering, steer
+from sails_align.steering.hook import steer
 from sails_align.steering.options import SteeringOptions
 from sails_align.subspace.basis import Subspace
 
@@ -75,12 +75,12 @@ def test_strength_0_changes_nothing(model: Any, how: str):
 
 def test_the_hook_of_an_evaluation_is_known_by_the_subspaces_content(tmp_path: Path):
     assert hook_of(SteeringOptions()) is None
-    hooks = []
+    hooks: list[Any] = []
     for name in ("a", "b"):
         subspace().save(tmp_path / name, "hash")
-        hooks.append(Steering.of(SteeringOptions("add", str(tmp_path / name))))
+        hooks.append(hook_of(SteeringOptions("add", str(tmp_path / name))))
     assert hooks[0].identity() == hooks[1].identity()
-    other = Steering.of(SteeringOptions("add", str(tmp_path / "a"), steer_strength=0.3))
+    other: Any = hook_of(SteeringOptions("add", str(tmp_path / "a"), steer_strength=0.3))
     assert other.identity() != hooks[0].identity()
 
 
