@@ -38,12 +38,12 @@ def train(init: str, folder: Path, seed: int) -> str:
 
 def attack(method: str, model: str, folder: Path, args: argparse.Namespace, *more: str) -> dict[str, Any]:
     """Run `sails attack`: success rates by attack, seconds, and the share of searches that met their target."""
-    from sails_align.cli import attack as attacking
+    from sails_align.cli.evaluate import attack as sails_attack
 
     started = time.time()
     options = ["--model", model, "--n_prompts", str(args.n_prompts), "--output_dir", str(folder)]
     options += ["--cache_path", str(args.work / "cache.sqlite"), "--seed", str(args.seed)]
-    metrics = attacking.main([method, *options, *more])
+    metrics = sails_attack(method, [*options, *more])
     assert metrics is not None
     found: dict[str, Any] = {"rates": metrics["attacks"], "seconds": round(time.time() - started, 1)}
     if method == "gcg":

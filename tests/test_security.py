@@ -14,10 +14,9 @@ import yaml
 from paths import ROOT
 from safetensors.torch import load_file
 
-from sails_align.cli import attack as attacking
-from sails_align.cli import check_adapter, edit, eval_harness
+from sails_align.cli import check_adapter, edit
 from sails_align.cli import train_sae as sae_training
-from sails_align.cli.evaluate import safety
+from sails_align.cli.evaluate import attack, harness, safety
 from sails_align.core.errors import InputError
 from sails_align.data.loading import load_rows
 from sails_align.models.load import load_truncated
@@ -117,10 +116,8 @@ def test_pickled_models_are_not_opened(tmp_path: Path) -> None:
             "sft", [*name, *data, *TRAIN, "--use_peft", "false", "--output_dir", str(tmp_path / "b")]
         ),
         "eval": lambda: safety(["--model", str(model), "--prompts", "testbed", "--output_dir", str(tmp_path / "c")]),
-        "harness": lambda: eval_harness.main(
-            ["--model", str(model), "--tasks", "testbed", "--output_dir", str(tmp_path / "d")]
-        ),
-        "attack": lambda: attacking.main(["gcg", "--model", str(model), "--output_dir", str(tmp_path / "e")]),
+        "harness": lambda: harness(["--model", str(model), "--tasks", "testbed", "--output_dir", str(tmp_path / "d")]),
+        "attack": lambda: attack("gcg", ["--model", str(model), "--output_dir", str(tmp_path / "e")]),
         "train-sae": lambda: sae_training.main(
             [*name, "--layers", "1", "--dataset_name", str(rows), "--output_dir", str(tmp_path / "f")]
         ),

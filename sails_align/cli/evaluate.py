@@ -37,19 +37,18 @@ def helpfulness(argv: Argv = None, prog: str | None = None) -> Mapping[str, Any]
 
 def harness(argv: Argv = None, prog: str | None = None) -> Mapping[str, Any]:
     """Measure capability with lm-eval-harness. Return the contents of `metrics.json`."""
-    CommandLine.read(argv).parse([HarnessArguments], prog=prog)
-    from sails_align.cli.eval_harness import main
+    (args,) = CommandLine.read(argv).parse([HarnessArguments], prog=prog)
+    from sails_align.evaluation.harness.run import measure_capability
 
-    return main(argv, prog)
+    return measure_capability(args)
 
 
 def attack(method: str, argv: Argv = None, prog: str | None = None) -> Mapping[str, Any] | None:
     """Attack harmful prompts. Return the contents of `metrics.json`, or None without a judge."""
-    words = [method, *(sys.argv[1:] if argv is None else argv)]
-    parse_attack(words, "sails attack")
-    from sails_align.cli.attack import main
+    args = parse_attack([method, *(sys.argv[1:] if argv is None else argv)], "sails attack")
+    from sails_align.evaluation.attacks.run import run_attack
 
-    return main(words)
+    return run_attack(args)
 
 
 attack_gcg = partial(attack, "gcg")

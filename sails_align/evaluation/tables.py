@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sails_align.evaluation.metrics import METRICS
+from sails_align.evaluation.metrics import METRICS, Estimate
 
 SPLITS = {"harmful": "trained categories", "ood": "held-out categories", "dual_use": "dual use"}
 """The testbed's prompt sets, in words."""
@@ -31,8 +31,29 @@ def show_rates(metrics: Mapping[str, Any], title: str, folder: Path) -> None:
     console.print(table)
     if len(metrics["by_category"]) > 1:
         console.print(_by_category(metrics["by_category"]))
-    for line in agreement_lines(metrics.get("agreement", {})):
-        _say(console, line)
+    _show_rest(console, metrics, folder)
+
+
+def show_attacks(metrics: Mapping[str, Any], model: str, folder: Path) -> None:
+    """Print the success rates of each attack, notes, and where the files are."""
+    table = Table(title=f"Attacks on {model} (95% intervals over prompts)")
+    shown = list(next(iter(metrics["attacks"].values())))
+    for heading in ("attack", *(METRICS[name].heading for name in shown), "n", "unscored"):
+        table.add_column(heading, justify="left" if heading == "attack" else "right")
+    for attack, rates in metrics["attacks"].items():
+        cells = [METRICS[name].with_interval(Estimate(**rates[name])) for name in shown]
+        counts = rates[shown[0]]
+        table.add_row(attack, *cells, str(counts["n"]), str(counts["n_unscored"]))
+    console = Console()
+    console.print(table)
+    _show_rest(console, metrics, folder)
+
+
+def _show_rest(console: Console, metrics: Mapping[str, Any], folder: Path) -> None:
+    for task, found in metrics.get("agreement", {}).items():
+        kappas = ", ".join(f"{pair} {_number(value)}" for pair, value in found["cohen_kappa"].items())
+        alpha = _number(found["krippendorff_alpha"])
+        _say(console, f"agreement {task}: Krippendorff's alpha {alpha}; Cohen's kappa {kappas}")
     counted = metrics["unscored"]
     causes = "".join(f", {reason}: {n}" for reason, n in counted["reasons"].items())
     _say(console, f"unscored  {counted['n']} of {counted['n_verdicts']} verdicts{causes}")
@@ -43,15 +64,6 @@ def show_rates(metrics: Mapping[str, Any], title: str, folder: Path) -> None:
         _say(console, f"note      {note}")
     for name in ("responses.jsonl", "verdicts.jsonl", "metrics.json"):
         _say(console, f"{name.partition('.')[0]:<10}{folder / name}")
-
-
-def agreement_lines(agreement: Mapping[str, Any]) -> list[str]:
-    """How far the judges agree, a line for each task."""
-    return [
-        f"agreement {task}: Krippendorff's alpha {_number(found['krippendorff_alpha'])}; Cohen's kappa "
-        + ", ".join(f"{pair} {_number(value)}" for pair, value in found["cohen_kappa"].items())
-        for task, found in agreement.items()
-    ]
 
 
 def _by_category(categories: Mapping[str, Mapping[str, Any]]) -> Table:

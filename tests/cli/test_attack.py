@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from sails_align.cli import attack as attacking
-from sails_align.cli.evaluate import safety
+from sails_align.cli.evaluate import attack, safety
 from sails_align.core.errors import InputError
 from sails_align.evaluation.attacks.parse import parse
+from sails_align.evaluation.attacks.run import by_attack, run_attack
 from sails_align.evaluation.attacks.transfer import read_suffixes
 from sails_align.evaluation.attacks.wrappers import WRAPPERS, wrap
 from sails_align.evaluation.output import write_rows
@@ -29,7 +29,7 @@ def run(method: str, folder: Path, *more: str):
     given = ["--output_dir", str(folder), "--progress", "false"]
     if "--n_prompts" not in more:
         given += ["--n_prompts", "2"]
-    return attacking.main([method, *given, *more])
+    return attack(method, [*given, *more])
 
 
 def rows(path: Path) -> list[dict]:
@@ -102,12 +102,12 @@ def test_intervals_are_over_prompts_not_over_their_attacks():
     plain = [Prompt(str(i), ({"role": "user", "content": "x"},), "harmful", "x") for i in range(20)]
     attacked = [wrap(prompt, name) for name in list(WRAPPERS)[:4] for prompt in plain]
     scores = [5.0 if int(prompt.meta.get("attacked", prompt.id)) < 10 else 1.0 for prompt in [*plain, *attacked]]
-    rates = attacking.by_attack([*plain, *attacked], [Verdict(score) for score in scores])
+    rates = by_attack([*plain, *attacked], [Verdict(score) for score in scores])
     (one, all_) = (rates[name]["attack_success_rate"] for name in ("none", "all"))
     assert (all_["n"], all_["value"]) == (80, 0.5)
     assert (all_["ci_low"], all_["ci_high"]) == (one["ci_low"], one["ci_high"])
     unscored = [Verdict(None, "empty response"), *(Verdict(score) for score in scores[1:])]
-    assert attacking.by_attack([*plain, *attacked], unscored)["none"]["attack_success_rate"]["n_unscored"] == 1
+    assert by_attack([*plain, *attacked], unscored)["none"]["attack_success_rate"]["n_unscored"] == 1
 
 
 def test_without_a_judge_the_prompts_are_written_and_the_next_step_is_said(tmp_path, capsys):
@@ -152,7 +152,7 @@ def test_suffixes_of_a_text_file(tmp_path):
 )
 def test_what_cannot_be_used_is_explained(options, message, tmp_path):
     with pytest.raises(InputError, match=message):
-        attacking.main([*options, "--output_dir", str(tmp_path / "a")] if options else [])
+        run_attack(parse([*options, "--output_dir", str(tmp_path / "a")] if options else [], "sails attack"))
     assert not (tmp_path / "a").exists()
 
 

@@ -18,8 +18,7 @@ from served import answer
 from stub_server import PASSING, StubServer
 
 from sails_align.cli import compare as comparing
-from sails_align.cli import eval_harness
-from sails_align.cli.evaluate import helpfulness, safety
+from sails_align.cli.evaluate import harness, helpfulness, safety
 from sails_align.core.errors import InputError
 from sails_align.evaluation.backends.openai import OpenAIBackend
 from sails_align.evaluation.cache import Cache
@@ -492,7 +491,7 @@ def test_files_of_options_that_make_no_sense(tmp_path: Path, text: str, says: st
 def test_results_do_not_go_into_the_folder_of_a_training(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}")
     (tmp_path / "metrics.json").write_text("of the training")
-    for main in (safety, helpfulness, eval_harness.main, comparing.main):
+    for main in (safety, helpfulness, harness, comparing.main):
         with pytest.raises(InputError, match="holds a model or a training"):
             main(["--output_dir", str(tmp_path)])
     assert (tmp_path / "metrics.json").read_text() == "of the training"

@@ -32,11 +32,10 @@ def max_lora_rank(rank: int) -> int | None:
 
 
 def engine_options(spec: ModelSpec) -> dict[str, Any]:
-    """Return the options of vLLM's `LLM` that say how to load a model and its adapter.
+    """Return the options of vLLM's `LLM` that say how to load a model and its adapter (see also `serving`).
 
     Raises:
-        InputError: if there is no such model, or vLLM does not take the adapter: its rank is too high, or its kernels
-            for GPUs do not have the type of the weights.
+        InputError: if there is no such model, or vLLM's kernels for adapters do not have the type of the weights.
     """
     options = {
         "tokenizer": spec.tokenizer,
@@ -47,19 +46,13 @@ def engine_options(spec: ModelSpec) -> dict[str, Any]:
     }
     if spec.adapter is None:
         return options
-    rank = read_adapter(Path(spec.adapter)).config.r
-    allowed = max_lora_rank(rank)
-    if allowed is None:
-        raise InputError(
-            f"the adapter {spec.adapter} has rank {rank}, and vLLM takes at most {MAX_LORA_RANKS[-1]};\n"
-            "merge it (sails merge), or use --backend hf"
-        )
     if options["dtype"] == "float32" and not _runs_on_cpu():
         raise InputError(
             "the model is float32, and on GPUs vLLM computes adapters in 16 bits;\n"
             "give --dtype bfloat16, or merge the adapter (sails merge)"
         )
-    return options | {"enable_lora": True, "max_lora_rank": allowed}
+    rank = read_adapter(Path(spec.adapter)).config.r
+    return options | {"enable_lora": True, "max_lora_rank": max_lora_rank(rank)}
 
 
 def _runs_on_cpu() -> bool:

@@ -1,4 +1,8 @@
-"""Run lm-eval-harness: a model on tasks, and its difference from its base model on the same requests."""
+"""Measure capability by lm-eval-harness: a model on tasks, and its difference from its base model.
+
+<output_dir>/metrics.json    each task's scores, the base's, and the differences with 95% intervals; all settings
+<output_dir>/samples.jsonl   requests and responses of the model and the base
+"""
 
 import importlib.metadata
 import importlib.util
@@ -10,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sails_align.core.errors import InputError
-from sails_align.core.files import write_json
+from sails_align.core.files import refuse_trained, work_folder, write_json
 from sails_align.evaluation.backends.serving import check_serving
 from sails_align.evaluation.harness import TASK_MAKERS
 from sails_align.evaluation.harness.model import (
@@ -23,10 +27,10 @@ from sails_align.evaluation.harness.model import (
     uses_chat_template,
 )
 from sails_align.evaluation.harness.options import HarnessArguments
-from sails_align.evaluation.harness.report import report, sample_rows
+from sails_align.evaluation.harness.report import report, sample_rows, show
 from sails_align.evaluation.harness.scores import HarnessResult, read_scores
 from sails_align.evaluation.harness.tasks import ROLLING, find_tasks, load_tasks
-from sails_align.evaluation.output import write_rows
+from sails_align.evaluation.output import default_folder, write_rows
 from sails_align.models.load import load_config, load_spec_tokenizer
 from sails_align.models.resolve import resolve_model
 from sails_align.models.spec import ModelSpec
@@ -35,18 +39,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def measure_capability(args: HarnessArguments, folder: Path) -> dict[str, Any]:
-    """Run the model and its base, compare them, and write the files. Return what is in `metrics.json`.
+def measure_capability(args: HarnessArguments) -> dict[str, Any]:
+    """Run the model and its base, write the files, print the scores. Return the contents of `metrics.json`.
 
     Raises:
         InputError: as `run_harness`, and if a model cannot be found.
     """
-    where = {"dtype": args.dtype, "revision": args.revision, "trust_remote_code": args.trust_remote_code}
-    spec = resolve_model(args.model, args.base_model, **where)
-    if args.backend == "vllm":
-        check_serving(spec)
-    base_spec = find_base(args, spec)
-    with tempfile.TemporaryDirectory(prefix="sails-tasks-") as made:
+    folder = refuse_trained(Path(args.output_dir or default_folder("harness", args.model)))
+    with work_folder(folder), tempfile.TemporaryDirectory(prefix="sails-tasks-") as made:
+        where = {"dtype": args.dtype, "revision": args.revision, "trust_remote_code": args.trust_remote_code}
+        spec = resolve_model(args.model, args.base_model, **where)
+        if args.backend == "vllm":
+            check_serving(spec)
+        base_spec = find_base(args, spec)
         for _, maker in TASK_MAKERS.items():
             maker.load()(args, spec, Path(made))
         folders = [made] if args.include_path is None else [args.include_path, made]
@@ -55,11 +60,12 @@ def measure_capability(args: HarnessArguments, folder: Path) -> dict[str, Any]:
         if base_spec is not None:
             as_the_model = replace(args, apply_chat_template=str(result.setup["chat_template"]))
             base = (base_spec, run_harness(base_spec, as_the_model, folders))
-    options = {name: value for name, value in vars(args).items() if name != "output_dir"}
-    metrics = report(options, (spec, result), base)
-    rows = [*sample_rows("model", result), *(sample_rows("base", base[1]) if base else ())]
-    write_rows(folder / "samples.jsonl", rows)
-    write_json(folder / "metrics.json", metrics)
+        options = {name: value for name, value in vars(args).items() if name != "output_dir"}
+        metrics = report(options, (spec, result), base)
+        rows = [*sample_rows("model", result), *(sample_rows("base", base[1]) if base else ())]
+        write_rows(folder / "samples.jsonl", rows)
+        write_json(folder / "metrics.json", metrics)
+        show(metrics, args.model, folder)
     return metrics
 
 

@@ -6,7 +6,9 @@ import json
 import pytest
 
 from sails_align.core.errors import InputError
-from sails_align.evaluation.attacks.transfer import transfer
+from sails_align.evaluation.attacks import Setting
+from sails_align.evaluation.attacks.options import TransferArguments
+from sails_align.evaluation.attacks.transfer import attack
 from sails_align.evaluation.attacks.wrappers import WRAPPERS, with_suffix, wrap
 from sails_align.evaluation.records import Prompt
 
@@ -61,11 +63,15 @@ def test_a_suffix_stands_after_the_last_user_turn():
     assert attacked.meta["suffix"] == "! !"
 
 
-def test_transfer_crosses_distinct_suffixes_with_prompts():
-    attacked = transfer(["! !", "x y", "! !"], [PROMPT, OTHER])
+def test_transfer_crosses_distinct_suffixes_with_prompts(tmp_path):
+    path = tmp_path / "suffixes.txt"
+    path.write_text("! !\nx y\n! !\n")
+    options, setting = TransferArguments(str(path)), Setting(None, tmp_path)
+    attacked = attack(options, [PROMPT, OTHER], setting)
     assert len({prompt.id for prompt in attacked}) == len(attacked) == 4
     assert {(prompt.meta["attacked"], prompt.meta["suffix"]) for prompt in attacked} == {
         (id_, suffix) for id_ in "78" for suffix in ("! !", "x y")
     }
-    with pytest.raises(InputError, match="no suffixes"):
-        transfer([], [PROMPT])
+    path.write_text("\n")
+    with pytest.raises(InputError, match="has no suffixes"):
+        attack(options, [PROMPT], setting)

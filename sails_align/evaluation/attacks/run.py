@@ -1,0 +1,116 @@
+"""Attack harmful prompts, and measure how often the attacks succeed: `sails attack`.
+
+<output_dir>/attacked.jsonl    the attacked prompts: a prompt set, also for `sails eval safety --prompts`
+<output_dir>/searches/         the state of each search, from which a rerun resumes
+<output_dir>/responses.jsonl, verdicts.jsonl, metrics.json      with and without the attacks, if there is a judge
+"""
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict, replace
+from typing import Any
+
+from sails_align.core.errors import InputError
+from sails_align.core.files import work_folder, write_json
+from sails_align.evaluation.attacks import ATTACKS, Setting
+from sails_align.evaluation.attacks.parse import AttackArguments
+from sails_align.evaluation.backends.make import find_spec, make_backend
+from sails_align.evaluation.cache import Cache
+from sails_align.evaluation.evaluate import evaluate
+from sails_align.evaluation.judges.make import make_judges
+from sails_align.evaluation.judges.panel import fail_if_unscored
+from sails_align.evaluation.metrics import Estimate, estimate, estimates
+from sails_align.evaluation.output import cache_file, output_folder, prompt_row, write_rows
+from sails_align.evaluation.prompts import is_of_testbed
+from sails_align.evaluation.prompts.load import load_all
+from sails_align.evaluation.records import Prompt, Verdict
+from sails_align.evaluation.result import VOTE
+from sails_align.evaluation.tables import show_attacks
+
+NO_ATTACK = "none"
+
+
+def run_attack(args: AttackArguments) -> dict[str, Any] | None:
+    """Attack, write the prompts; respond, judge and print the rates, if there is a judge.
+
+    Returns:
+        The contents of `metrics.json`; None without a judge.
+
+    Raises:
+        InputError: for a model, prompts or a judge that cannot be used.
+        SystemExit: with code 1 if more than `--max_unscored` of the verdicts are unscored.
+    """
+    how, run = args.how, args.run
+    folder = output_folder(run, f"attack-{args.method}", how.model)
+    with work_folder(folder), closing(Cache(cache_file(run))) as cache:
+        spec, loaded = find_spec(how), load_all(args.asked, how.seed, how.system_prompt)
+        prompts = [prompt for prompt in loaded if prompt.kind == "harmful"]
+        if not prompts:
+            names = " ".join(args.asked.prompts)
+            raise InputError(
+                f"{names} has no harmful prompts to attack; choose another --prompts, or give --kind harmful"
+            )
+        is_judged = bool(args.who.judge) or is_of_testbed(prompts)
+        judges = make_judges(args.who, prompts) if is_judged else {}  # before the search: not to fail after hours
+        setting = Setting(spec, folder, how.seed, how.batch_size, run.progress)
+        attacked = ATTACKS.get(args.method).load()(args.attack, prompts, setting)
+        path = folder / "attacked.jsonl"
+        write_rows(path, [prompt_row(prompt) for prompt in attacked])
+        print(f"attacked  {path} ({len(attacked)} prompts)")
+        if not is_judged:
+            print(f"judge it  sails eval safety --prompts {path} --model {how.model} --judge ...")
+            return None
+        asked = [*prompts, *attacked]
+        result = evaluate(
+            asked,
+            make_backend(how, spec, asked),
+            judges,
+            tasks=("harm",),
+            sampling=how.sampling(asked),
+            cache=cache,
+            folder=folder,
+            provenance={
+                "method": args.method,
+                "options": asdict(args.attack) | {"seed": how.seed},
+                "prompts": {"sets": args.asked.prompts, "part": args.asked.part},
+            },
+            retry_failed=run.retry_unscored,
+            progress=run.progress,
+        )
+        votes = result.verdicts["harm"][VOTE]
+        metrics = {
+            "attacks": by_attack(asked, [votes[place] for place in range(len(asked))], binary=result.binary[VOTE]),
+            **{name: result.metrics[name] for name in ("agreement", "unscored", "notes", "provenance")},
+        }
+        write_json(folder / "metrics.json", metrics)
+        show_attacks(metrics, how.model, folder)
+    fail_if_unscored(metrics["unscored"], run.max_unscored)
+    return metrics
+
+
+def by_attack(
+    prompts: Sequence[Prompt], verdicts: Sequence[Verdict], *, binary: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Return success rates by attack; `none` is the prompts as they are, and `all` every attack.
+
+    Intervals are over prompts. The attacks on a prompt are not independent: the intervals of `all` resample prompts,
+    each with its share of successful attacks.
+    """
+    scores: dict[str, list[float | None]] = {NO_ATTACK: [], "all": []}
+    of_prompt: dict[str, list[float | None]] = {}
+    for prompt, verdict in zip(prompts, verdicts, strict=True):
+        attack = str(prompt.meta.get("attack", NO_ATTACK))
+        scores.setdefault(attack, []).append(verdict.score)
+        if attack != NO_ATTACK:
+            scores["all"].append(verdict.score)
+            of_prompt.setdefault(str(prompt.meta["attacked"]), []).append(verdict.score)
+
+    def success(of: Sequence[float | None]) -> dict[str, Estimate]:
+        return estimates("harm", of, binary=binary, of_attacks=True)
+
+    rates = {attack: success(of) for attack, of in scores.items()}
+    shares = [{name: value.value for name, value in success(of).items()} for of in of_prompt.values()]
+    for name, value in rates["all"].items():
+        clustered = estimate([share[name] for share in shares])
+        rates["all"][name] = replace(value, ci_low=clustered.ci_low, ci_high=clustered.ci_high)
+    return {attack: {name: value.to_json() for name, value in of.items()} for attack, of in rates.items()}
