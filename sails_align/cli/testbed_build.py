@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from sails_align.core.command_line import CommandLine
+from sails_align.core.options import option
 from sails_align.testbed.world import WorldConfig
 
 
@@ -13,16 +14,14 @@ class TestbedOptions:
     """Testbed."""
 
     output: Path = field(metadata={"help": "Output folder."})
-    seed: int = field(default=WorldConfig.seed, metadata={"help": "Seed of the world, the model and the SAEs."})
-    shared_harm: float = field(
-        default=WorldConfig.shared_harm,
-        metadata={"help": "Share of harmful consequences told in words that all harm categories share, 0 to 1."},
+    seed: int = option(WorldConfig.seed, "Seed of the world, the model and the SAEs.")
+    shared_harm: float = option(
+        WorldConfig.shared_harm, "Share of harmful consequences told in words that all harm categories share, 0 to 1."
     )
-    n_trained_categories: int = field(
-        default=WorldConfig.n_trained_categories,
-        metadata={"help": "Harm categories in the alignment data, of 14; two more are for validation."},
+    n_trained_categories: int = option(
+        WorldConfig.n_trained_categories, "Harm categories in the alignment data, of 14; two more are for validation."
     )
-    d_model: int = field(default=WorldConfig.d_model, metadata={"help": "Width of the base model."})
+    d_model: int = option(WorldConfig.d_model, "Width of the base model.")
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sails_align.core.errors import InputError
-from sails_align.core.options import check_choice, check_least
+from sails_align.core.options import check_choice, check_least, option
 from sails_align.evaluation.backends import BACKENDS
 from sails_align.evaluation.prompts import is_of_testbed
 from sails_align.evaluation.records import Prompt, Sampling
@@ -22,49 +22,35 @@ N_MADE = 256
 class ResponseArguments:
     """Model and sampling."""
 
-    model: str = field(
-        default="testbed",
-        metadata={
-            "help": "Model: testbed, testbed:N, a model's folder, a finished run or adapter, or a hub id; with "
-            "--backend openai the model's name on the server."
-        },
+    model: str = option(
+        "testbed",
+        "Model: testbed, testbed:N, a model's folder, a finished run or adapter, or a hub id; with "
+        "--backend openai the model's name on the server.",
     )
-    base_model: str | None = field(
-        default=None,
-        metadata={
-            "help": "Base model of an adapter, if it has moved; with --backend openai its name on the server: if "
-            "the adapter then changes no answer, the command stops."
-        },
+    base_model: str | None = option(
+        None,
+        "Base model of an adapter, if it has moved; with --backend openai its name on the server: if "
+        "the adapter then changes no answer, the command stops.",
     )
-    backend: str = field(
-        default="hf", metadata={"help": "Backend: hf or vllm (in this process), or openai (a server)."}
+    backend: str = option("hf", "Backend: hf or vllm (in this process), or openai (a server).")
+    base_url: str | None = option(None, "URL of the server, such as http://localhost:8000/v1.")
+    api_key_env: str = option("OPENAI_API_KEY", "Environment variable that holds the server's API key.")
+    concurrency: int = option(16, "Number of parallel requests to the server.")
+    timeout: float = option(120.0, "Time-out for a response of the server, in seconds.")
+    dtype: str = option("auto", f"Type of the weights: {', '.join(DTYPES)}.")
+    revision: str | None = option(None, "Branch, tag or commit of a model on the hub.")
+    trust_remote_code: bool = option(False, "Run custom code that comes with the model.")
+    batch_size: int = option(32, "Conversations per batch (hf); with vllm, chunks of 8 times this number.")
+    tensor_parallel_size: int = option(1, "Number of GPUs that share the model (vllm).")
+    max_model_len: int | None = option(None, "Maximum context length (vllm).")
+    max_new_tokens: int | None = option(
+        None, f"Maximum length of a response in tokens; default 512, on the testbed {TESTBED_TOKENS}."
     )
-    base_url: str | None = field(
-        default=None, metadata={"help": "URL of the server, such as http://localhost:8000/v1."}
-    )
-    api_key_env: str = field(
-        default="OPENAI_API_KEY", metadata={"help": "Environment variable that holds the server's API key."}
-    )
-    concurrency: int = field(default=16, metadata={"help": "Number of parallel requests to the server."})
-    timeout: float = field(default=120.0, metadata={"help": "Time-out for a response of the server, in seconds."})
-    dtype: str = field(default="auto", metadata={"help": f"Type of the weights: {', '.join(DTYPES)}."})
-    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a model on the hub."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run custom code that comes with the model."})
-    batch_size: int = field(
-        default=32, metadata={"help": "Conversations per batch (hf); with vllm, chunks of 8 times this number."}
-    )
-    tensor_parallel_size: int = field(default=1, metadata={"help": "Number of GPUs that share the model (vllm)."})
-    max_model_len: int | None = field(default=None, metadata={"help": "Maximum context length (vllm)."})
-    max_new_tokens: int | None = field(
-        default=None,
-        metadata={"help": f"Maximum length of a response in tokens; default 512, on the testbed {TESTBED_TOKENS}."},
-    )
-    temperature: float = field(default=0.0, metadata={"help": "Sampling temperature; 0 is greedy."})
-    seed: int = field(default=0, metadata={"help": "Seed for sampling and for the selection of prompts."})
-    system_prompt: str | None = field(default=None, metadata={"help": "A system message before each conversation."})
-    chat_template_path: str | None = field(
-        default=None,
-        metadata={"help": "Chat template for a model without one: a Jinja file, or human_assistant."},
+    temperature: float = option(0.0, "Sampling temperature; 0 is greedy.")
+    seed: int = option(0, "Seed for sampling and for the selection of prompts.")
+    system_prompt: str | None = option(None, "A system message before each conversation.")
+    chat_template_path: str | None = option(
+        None, "Chat template for a model without one: a Jinja file, or human_assistant."
     )
 
     def __post_init__(self) -> None:
@@ -99,26 +85,16 @@ class PromptArguments:
             "help": "Prompt sets: names, files, datasets on the hub, or testbed; docs/prompt_sets.md lists the names."
         },
     )
-    n_prompts: int | None = field(
-        default=None,
-        metadata={"help": f"Prompts from each set, balanced over categories; default: all (testbed: {N_MADE})."},
+    n_prompts: int | None = option(
+        None, f"Prompts from each set, balanced over categories; default: all (testbed: {N_MADE})."
     )
-    prompt_column: str | None = field(
-        default=None, metadata={"help": "Column of the prompts, if a file does not use a common name."}
+    prompt_column: str | None = option(None, "Column of the prompts, if a file does not use a common name.")
+    category_column: str | None = option(None, "Column of the categories, if a file does not use a common name.")
+    kind: str | None = option(
+        None, "Kind of all prompts in a file without a column `kind`: harmful, benign or dual_use."
     )
-    category_column: str | None = field(
-        default=None, metadata={"help": "Column of the categories, if a file does not use a common name."}
-    )
-    kind: str | None = field(
-        default=None,
-        metadata={"help": "Kind of all prompts in a file without a column `kind`: harmful, benign or dual_use."},
-    )
-    split: str | None = field(
-        default=None, metadata={"help": "Split of a folder or a dataset on the hub; default: train."}
-    )
-    part: str = field(
-        default="test", metadata={"help": "Split of the testbed: test, or validation (to choose settings)."}
-    )
+    split: str | None = option(None, "Split of a folder or a dataset on the hub; default: train.")
+    part: str = option("test", "Split of the testbed: test, or validation (to choose settings).")
 
     def __post_init__(self) -> None:
         check_least(self, n_prompts=1)
@@ -135,17 +111,11 @@ class PromptArguments:
 class RunArguments:
     """Output and cache."""
 
-    output_dir: str | None = field(
-        default=None, metadata={"help": "Output folder; default: runs/eval-..., named after the model."}
-    )
-    cache_path: str | None = field(
-        default=None, metadata={"help": "File that caches responses and verdicts; several processes can share it."}
-    )
-    retry_unscored: bool = field(default=False, metadata={"help": "Repeat failed requests only."})
-    max_unscored: float = field(
-        default=0.02, metadata={"help": "Maximum share of unscored verdicts; above it, the command exits with code 1."}
-    )
-    progress: bool = field(default=True, metadata={"help": "Show progress bars."})
+    output_dir: str | None = option(None, "Output folder; default: runs/eval-..., named after the model.")
+    cache_path: str | None = option(None, "File that caches responses and verdicts; several processes can share it.")
+    retry_unscored: bool = option(False, "Repeat failed requests only.")
+    max_unscored: float = option(0.02, "Maximum share of unscored verdicts; above it, the command exits with code 1.")
+    progress: bool = option(True, "Show progress bars.")
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_unscored <= 1:
@@ -156,11 +126,9 @@ class RunArguments:
 class ReferenceArguments:
     """Reference."""
 
-    reference: str | None = field(
-        default=None,
-        metadata={
-            "help": "Answers to compare with, each pair judged in both orders: a model (like --model, same "
-            "backend), the responses.jsonl of an earlier evaluation, or `set` (the answers that come with "
-            "the prompts)."
-        },
+    reference: str | None = option(
+        None,
+        "Answers to compare with, each pair judged in both orders: a model (like --model, same "
+        "backend), the responses.jsonl of an earlier evaluation, or `set` (the answers that come with "
+        "the prompts).",
     )

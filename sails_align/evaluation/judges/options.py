@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from sails_align.core.errors import InputError
-from sails_align.core.options import check_choice, check_least
+from sails_align.core.options import check_choice, check_least, option
 from sails_align.evaluation.backends import BACKENDS
 from sails_align.evaluation.judges import JUDGES, WITH_MODEL
 
@@ -15,39 +15,28 @@ HERE = "none"
 class JudgeArguments:
     """Judges."""
 
-    judge: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": f"Judges: {', '.join(JUDGES.names())}; several of them vote. Default: oracle, if all prompts are "
-            "the testbed's."
-        },
+    judge: list[str] | None = option(
+        None,
+        f"Judges: {', '.join(JUDGES.names())}; several of them vote. Default: oracle, if all prompts are "
+        "the testbed's.",
     )
-    judge_model: list[str] | None = field(
-        default=None,
-        metadata={"help": "Model of each llm and guard, in their order: its name on the server, a folder or a hub id."},
+    judge_model: list[str] | None = option(
+        None, "Model of each llm and guard, in their order: its name on the server, a folder or a hub id."
     )
-    judge_backend: str = field(
-        default="hf", metadata={"help": "Backend for judges without a --judge_base_url: hf or vllm."}
-    )
-    judge_base_url: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": f"URL of the judge's server: one for all models, or one for each (`{HERE}` for a model "
-            "that runs in this process)."
-        },
+    judge_backend: str = option("hf", "Backend for judges without a --judge_base_url: hf or vllm.")
+    judge_base_url: list[str] | None = option(
+        None,
+        f"URL of the judge's server: one for all models, or one for each (`{HERE}` for a model "
+        "that runs in this process).",
     )
     judge_api_key_env: list[str] = field(
         default_factory=lambda: ["OPENAI_API_KEY"],
         metadata={"help": "Environment variable that holds the server's API key: one for all models, or one for each."},
     )
-    judge_concurrency: int = field(default=16, metadata={"help": "Number of parallel requests to a server."})
-    judge_max_new_tokens: int = field(
-        default=512, metadata={"help": "Maximum length of an llm judge's answer in tokens, including reasoning."}
-    )
-    judge_timeout: float = field(default=120.0, metadata={"help": "Time-out for a response of a server, in seconds."})
-    guard_family: str | None = field(
-        default=None, metadata={"help": "Prompt format of a guard; default: from the name in --judge_model."}
-    )
+    judge_concurrency: int = option(16, "Number of parallel requests to a server.")
+    judge_max_new_tokens: int = option(512, "Maximum length of an llm judge's answer in tokens, including reasoning.")
+    judge_timeout: float = option(120.0, "Time-out for a response of a server, in seconds.")
+    guard_family: str | None = option(None, "Prompt format of a guard; default: from the name in --judge_model.")
 
     def __post_init__(self) -> None:
         for name in self.judge or ():
@@ -65,11 +54,11 @@ class JudgeArguments:
                 f"{asked} is given, and {len(models)} --judge_model ({', '.join(models) or 'none'});\n"
                 "give a model for each llm and each guard, in their order (and --judge_base_url for a server)"
             )
-        for option in ("judge_base_url", "judge_api_key_env"):
-            values = getattr(self, option) or []
+        for name in ("judge_base_url", "judge_api_key_env"):
+            values = getattr(self, name) or []
             if len(values) not in (0, 1, len(models)):
                 raise InputError(
-                    f"{option} has {len(values)} values for {len(models)} models; give one for all, or one for each"
+                    f"{name} has {len(values)} values for {len(models)} models; give one for all, or one for each"
                 )
         self.judges()
 
@@ -95,17 +84,13 @@ class JudgeArguments:
 class LabelArguments:
     """Labels."""
 
-    labels: str = field(
-        default="oracle",
-        metadata={
-            "help": "A csv or jsonl file of prompt, response and label (1-5, or safe/unsafe); `oracle`: answers on "
-            "the testbed; `attacks`: such answers with attempts to manipulate the judge."
-        },
+    labels: str = option(
+        "oracle",
+        "A csv or jsonl file of prompt, response and label (1-5, or safe/unsafe); `oracle`: answers on "
+        "the testbed; `attacks`: such answers with attempts to manipulate the judge.",
     )
-    label_column: str = field(default="label", metadata={"help": "Column of the labels."})
-    n_labels: int = field(
-        default=100, metadata={"help": "Number of testbed answers for --labels oracle and (about as many) attacks."}
-    )
+    label_column: str = option("label", "Column of the labels.")
+    n_labels: int = option(100, "Number of testbed answers for --labels oracle and (about as many) attacks.")
 
     def __post_init__(self) -> None:
         check_least(self, n_labels=1)
