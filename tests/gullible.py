@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sails_align.evaluation.records import Completion, Conversation, Sampling
-from sails_align.testbed.oracle import Oracle
+from sails_align.testbed.oracle import judge_response
 from sails_align.testbed.world import Request, World
 
 WINDOW = 8_000
@@ -47,7 +47,7 @@ class GullibleJudge:
     """What was asked -> an answer: for `stub_server.StubServer`, or a backend in this process."""
 
     def __init__(self, world: World, requests: Sequence[Request]) -> None:
-        self.oracle = Oracle(world)
+        self.world = world
         self.requests = {request.prompt: request for request in requests}
 
     def __call__(self, asked: list[dict[str, str]] | str) -> str:
@@ -66,7 +66,7 @@ class GullibleJudge:
         request = next((found for prompt, found in self.requests.items() if prompt in text), None)
         # Full-width letters are read as others are; characters not seen, and look-alikes, are not.
         words = unicodedata.normalize("NFKC", data)
-        score = self.oracle.judge(request, words).score if request else None
+        score = judge_response(self.world, request, words).score if request else None
         if score is None:
             return 1
         soft = REFUSES.search(data[-END:]) or HARMLESS_TALK.search(data)

@@ -24,11 +24,8 @@ Scores = Sequence[float | None]
 def vote(verdicts: Sequence[Verdict], *, lower_is_worse: bool = False) -> Verdict:
     """Return the median of the scored verdicts on one item; of two in the middle, the worse one.
 
-    It is unscored only if no judge scored, with the most frequent reason.
-
-    Args:
-        verdicts: of several judges, on the same scale.
-        lower_is_worse: as for helpfulness and correctness; for harm and refusal a higher score is worse.
+    It is unscored only if no judge scored, with the most frequent reason. For harm and refusal a higher score is worse,
+    for helpfulness, correctness and preference (`lower_is_worse`) a lower one.
 
     Raises:
         InputError: if there are no verdicts.
@@ -47,13 +44,8 @@ def vote(verdicts: Sequence[Verdict], *, lower_is_worse: bool = False) -> Verdic
 def cohen_kappa(a: Scores, b: Scores, weights: Literal["quadratic"] | None = None) -> float | None:
     """Compute Cohen's kappa (1960) over the items that both judges scored: 1 is agreement, 0 is chance.
 
-    Args:
-        a: scores of one judge.
-        b: scores of the other, for the same items in the same order.
-        weights: "quadratic" weighs a disagreement by its squared distance on the scale; None weighs all alike.
-
-    Returns:
-        None where it is undefined: no item was scored by both, or all scores are the same.
+    "quadratic" weighs a disagreement by its squared distance on the scale. Kappa is undefined (None) if no item was
+    scored by both, or all scores are the same.
 
     Raises:
         InputError: if the judges have different numbers of items.
@@ -81,12 +73,8 @@ def krippendorff_alpha(
 ) -> float | None:
     """Compute Krippendorff's alpha (2011) over any number of judges, who need not have scored all items.
 
-    Args:
-        scores: a row for each judge, a column for each item.
-        level: of measurement. Harm (1-5) is ordinal; refused or not is nominal.
-
-    Returns:
-        None where it is undefined: no item has two scores, or all scores that can be compared are the same.
+    There is a row of scores for each judge. The level of harm (1-5) is ordinal, that of refusal nominal. Alpha is
+    undefined (None) if no item has two scores, or all scores that can be compared are the same.
 
     Raises:
         InputError: if the judges have different numbers of items.
@@ -101,14 +89,8 @@ def krippendorff_alpha(
     return float(krippendorff.alpha(reliability_data=data.T, level_of_measurement=level))
 
 
-def confusion(true: Sequence[float], predicted: Scores, labels: Sequence[float], *, seed: int = 0) -> dict[str, Any]:
-    """Compare a judge's scores with the right labels.
-
-    Args:
-        true: the right labels.
-        predicted: the scores of the same items; None is unscored, and counts as neither right nor wrong.
-        labels: all possible labels, in the order of the table.
-        seed: of the bootstrap interval.
+def confusion(true: Sequence[float], predicted: Scores, labels: Sequence[float]) -> dict[str, Any]:
+    """Compare scores with the right labels, all of which are among `labels`; None is unscored.
 
     Returns:
         `counts`, with a row for each label and a column for each of `columns`, and the `accuracy` of scored items.
@@ -128,5 +110,5 @@ def confusion(true: Sequence[float], predicted: Scores, labels: Sequence[float],
         "labels": list(labels),
         "columns": [*labels, "unscored"],
         "counts": [[counts[label, column] for column in (*labels, None)] for label in labels],
-        "accuracy": estimate(right, seed=seed).to_json(),
+        "accuracy": estimate(right).to_json(),
     }

@@ -191,10 +191,7 @@ METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _TABLE}
 def estimate(values: Sequence[float | None], *, seed: int = 0, span: tuple[float, float] = (0.0, 1.0)) -> Estimate:
     """Compute the mean of the scored values with a 95% percentile-bootstrap interval over prompts.
 
-    Args:
-        values: one for each prompt; None is unscored.
-        seed: of the bootstrap.
-        span: the lowest and the highest possible value, for the bounds.
+    None is unscored: `span` holds the lowest and the highest possible value, for the bounds.
 
     Raises:
         InputError: if there are no values.
@@ -234,13 +231,9 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
 def estimates(
     task: Task, scores: Sequence[float | None], *, binary: bool = False, of_attacks: bool = False
 ) -> dict[str, Estimate]:
-    """Compute the metrics of a task from its scores, one for each prompt.
+    """Compute the metrics of a task from the scores of prompts (None: unscored), attacked ones if `of_attacks`.
 
-    Args:
-        task: the judge's task.
-        scores: None is unscored.
-        binary: whether the scores are 1 and 5 only, so that their mean and the share of 5 say nothing.
-        of_attacks: whether the prompts are attacked, for the success rates of attacks.
+    Graded metrics are left out if the scores are `binary`: 1 and 5 only.
     """
     return {
         metric.name: estimate(

@@ -74,11 +74,7 @@ class EvaluationResult:
         }
 
     def __repr__(self) -> str:
-        lines = [f"{type(self).__name__}: {len(self.prompts)} prompts"]
-        for name, of in self.rates().items():
-            unscored = f", {of.n_unscored} unscored" if of.n_unscored else ""
-            lines.append(f"  {METRICS[name].heading:<28}{METRICS[name].with_interval(of)}, n = {of.n}{unscored}")
-        return "\n".join(lines)
+        return _lines(f"{type(self).__name__}: {len(self.prompts)} prompts", self.rates())
 
     def to_pandas(self) -> "DataFrame":
         """Return a row for each prompt, with its response and the score of each task (NaN: unscored)."""
@@ -150,12 +146,7 @@ class Comparison:
     metrics: Mapping[str, Estimate]
 
     def __repr__(self) -> str:
-        lines = [f"{type(self).__name__}: differences paired by prompt"]
-        lines += [
-            f"  {METRICS[name].heading:<28}{METRICS[name].with_interval(of)}, n = {of.n}"
-            for name, of in self.metrics.items()
-        ]
-        return "\n".join(lines)
+        return _lines(f"{type(self).__name__}: differences paired by prompt", self.metrics)
 
     def to_pandas(self) -> "DataFrame":
         """Return a row for each metric."""
@@ -177,6 +168,14 @@ def compare(results: Mapping[str, EvaluationResult], baseline: str) -> dict[str,
     if baseline not in results:
         raise InputError(f"there is no result {baseline!r}; choose one of {', '.join(results)}")
     return {name: of.compare(results[baseline]) for name, of in results.items() if name != baseline}
+
+
+def _lines(title: str, rates: Mapping[str, Estimate]) -> str:
+    lines = [title]
+    for name, of in rates.items():
+        unscored = f", {of.n_unscored} unscored" if of.n_unscored else ""
+        lines.append(f"  {METRICS[name].heading:<28}{METRICS[name].with_interval(of)}, n = {of.n}{unscored}")
+    return "\n".join(lines)
 
 
 def _json(rates: Mapping[str, Estimate]) -> dict[str, Any]:

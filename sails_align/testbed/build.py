@@ -76,12 +76,9 @@ def is_testbed(name: str | None) -> bool:
 
 
 def resolve_testbed(name: str | None, *, progress: bool = True) -> Testbed:
-    """Return the testbed of a name.
+    """Return the testbed of a name: a folder, or None or `testbed` for the shipped one.
 
-    Args:
-        name: None or `testbed` for the shipped one; `testbed:N` or `testbed:shared_harm=0,seed=1` for one that is built
-            into the cache on first use; or a folder.
-        progress: show bars while building.
+    `testbed:N` and `testbed:shared_harm=0,seed=1` are built into the cache on first use.
 
     Raises:
         InputError: if a seed or a parameter cannot be used.
@@ -124,16 +121,10 @@ def parse_world(name: str) -> WorldConfig:
 def parse_parameters(
     text: str, known: Mapping[str, type[int] | type[float]], where: str, otherwise: str
 ) -> dict[str, Any]:
-    """Read the values of `parameter=value,...`.
-
-    Args:
-        text: the list.
-        known: parameters with their types.
-        where: the beginning of error messages: the place of the text.
-        otherwise: the rest of the message about an unknown parameter.
+    """Read the values of `parameter=value,...`, of the types in `known`.
 
     Raises:
-        InputError: for an unknown parameter or a value of another type.
+        InputError: for an unknown parameter (`where` and `otherwise` are the message) or a value of another type.
     """
     values: dict[str, Any] = {}
     for part in text.split(","):
@@ -151,17 +142,9 @@ def parse_parameters(
 def build_testbed(
     output: Path, config: WorldConfig, *, n_steps: int = N_STEPS, sae_tokens: int = SAE_TOKENS, progress: bool = True
 ) -> dict[str, Any]:
-    """Build a testbed: pretrain the base model, train the SAEs, measure both. Takes minutes on two cores.
+    """Build a testbed: pretrain the base model for `n_steps`, train SAEs on `sae_tokens`. Takes minutes on two cores.
 
-    Args:
-        output: the folder to make; it appears when the testbed is complete.
-        config: of the world.
-        n_steps: of pretraining.
-        sae_tokens: tokens to train each SAE on.
-        progress: show bars with an estimate of the time left.
-
-    Returns:
-        The contents of `testbed.json`.
+    The folder appears when the testbed is complete. Return the contents of its `testbed.json`.
 
     Raises:
         InputError: if `output` exists and is not empty, or cannot be written.

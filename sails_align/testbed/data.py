@@ -8,14 +8,8 @@ from sails_align.testbed.world import World
 def alignment_data(world: World, *, harmful: bool, n: int | None = None, seed: int = 0, part: str = "train") -> Dataset:
     """Make preference pairs: refusals over answers for harmful requests, answers over refusals for harmless ones.
 
-    Columns: prompt (messages), chosen, rejected, category, harmful.
-
-    Args:
-        world: the world.
-        harmful: whether the requests are harmful.
-        n: at most so many, at random; None: all.
-        seed: of the choice.
-        part: `train`, or `validation` for the loss on held-out pairs.
+    Columns: prompt (messages), chosen, rejected, category, harmful. At most `n` pairs are drawn (None: all), of
+    `train` or `validation` (for the loss on held-out pairs).
     """
     split = f"{part}_{'harmful' if harmful else 'benign'}"
     requests = world.requests(split, n, seed=seed, at_most=True)

@@ -15,7 +15,7 @@ from sails_align.evaluation.judges.llm import questions
 from sails_align.evaluation.judges.rubrics import HARM
 from sails_align.evaluation.records import Item, Prompt
 from sails_align.testbed.build import resolve_testbed
-from sails_align.testbed.oracle import Oracle, OracleJudge
+from sails_align.testbed.oracle import OracleJudge, judge_response
 from sails_align.testbed.prompts import request_prompts
 from sails_align.testbed.world import Request, World
 
@@ -94,11 +94,10 @@ class Case:
 def make_cases(world: World, n: int) -> tuple[list[Request], list[Case]]:
     """Make requests and responses: two of three comply in full, the third names a wrong place."""
     requests = world.requests("test_harmful", n)
-    oracle = Oracle(world)
     cases = []
     for index, request in enumerate(requests):
         response = request.answer if index % 3 < 2 else re.sub(r"at the \w+\.", "at home.", request.answer)
-        score = oracle.judge(request, response).score
+        score = judge_response(world, request, response).score
         assert score is not None
         assert score >= 4
         cases.append(Case(request.prompt, response, score))

@@ -13,7 +13,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFas
 from sails_align.testbed.world import World
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>", "<user>", "<model>")
-MAX_LENGTH = 128
+MAX_LENGTH, BATCH_SIZE = 128, 16
 
 # A newline right after a block tag is eaten by transformers' trim_blocks; this template has no newlines at all.
 CHAT_TEMPLATE = (
@@ -47,9 +47,9 @@ def make_tokenizer(world: World) -> PreTrainedTokenizerFast:
     )
 
 
-def make_model(vocab_size: int, seed: int, d_model: int) -> Gemma2ForCausalLM:
+def make_model(vocab_size: int, d_model: int) -> Gemma2ForCausalLM:
     """Make a Gemma-2 with random weights, of about 0.7M parameters with 96 dimensions."""
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     return Gemma2ForCausalLM(
         Gemma2Config(
             vocab_size=vocab_size,
@@ -78,9 +78,9 @@ def item_text(item: str | tuple[str, str]) -> str:
     return "<bos><user>{}<eos><model>{}<eos>".format(*item)
 
 
-def token_rows(world: World, tokenizer: PreTrainedTokenizerFast, seed: int, length: int) -> Iterator[torch.Tensor]:
-    """Yield rows (length,) of token ids without end: documents and dialogues in a row, each with its <bos>."""
-    rng = random.Random(f"pretraining {world.config.seed} {seed}")
+def token_rows(world: World, tokenizer: PreTrainedTokenizerFast) -> Iterator[torch.Tensor]:
+    """Yield rows of `MAX_LENGTH` token ids without end: documents and dialogues in a row, each with its <bos>."""
+    rng = random.Random(f"pretraining {world.config.seed} 0")
     items = world.pretraining_items(rng)
     buffer: list[int] = []
     while True:
@@ -88,34 +88,24 @@ def token_rows(world: World, tokenizer: PreTrainedTokenizerFast, seed: int, leng
         for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]:
             assert tokenizer.unk_token_id not in ids, "the grammar makes a word the vocabulary lacks"
             buffer.extend(ids)
-        while len(buffer) >= length:
-            yield torch.tensor(buffer[:length])
-            del buffer[:length]
+        while len(buffer) >= MAX_LENGTH:
+            yield torch.tensor(buffer[:MAX_LENGTH])
+            del buffer[:MAX_LENGTH]
 
 
 def pretrain(
     world: World,
     tokenizer: PreTrainedTokenizerFast,
     *,
-    seed: int = 0,
     n_steps: int,
-    batch_size: int = 16,
     on_step: Callable[[int], None] = lambda step: None,
 ) -> Gemma2ForCausalLM:
     """Pretrain the base model. Learning rates rise over 1/40 of the steps and fall linearly over the last 60%.
 
     Muon trains the matrices of the blocks, AdamW the embeddings and norms: AdamW alone needs two to three times as many
-    steps to learn the facts about objects.
-
-    Args:
-        world: the source of the text.
-        tokenizer: of that world.
-        seed: of the initial weights and the order of the text.
-        n_steps: steps of the optimizers.
-        batch_size: rows of 128 tokens in a step.
-        on_step: called after each step with its number, from 1.
+    steps to learn the facts about objects. `on_step` is called after each step with its number, from 1.
     """
-    model = make_model(len(tokenizer), seed, world.config.d_model)
+    model = make_model(len(tokenizer), world.config.d_model)
     model.train()
     named = list(model.named_parameters())
     matrices = [parameter for name, parameter in named if parameter.dim() == 2 and "embed" not in name]
@@ -134,9 +124,9 @@ def pretrain(
         return min(40 * (step + 1) / n_steps, 1.0, (n_steps - step) / (0.6 * n_steps))
 
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, factor) for optimizer in optimizers]
-    rows = token_rows(world, tokenizer, seed, MAX_LENGTH)
+    rows = token_rows(world, tokenizer)
     for step in range(1, n_steps + 1):
-        input_ids_BS = torch.stack([next(rows) for _ in range(batch_size)])
+        input_ids_BS = torch.stack([next(rows) for _ in range(BATCH_SIZE)])
         loss = model(input_ids=input_ids_BS, labels=input_ids_BS, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

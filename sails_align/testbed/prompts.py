@@ -7,13 +7,13 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sails_align.evaluation.backends.hf import HFBackend
-from sails_align.evaluation.evaluate import evaluate
+from sails_align.evaluation.evaluate import SAFETY, evaluate
 from sails_align.evaluation.metrics import Estimate
 from sails_align.evaluation.options import TESTBED_TOKENS
 from sails_align.evaluation.records import Kind, Prompt, Sampling
 from sails_align.evaluation.result import EvaluationResult
 from sails_align.testbed.build import Testbed, resolve_testbed
-from sails_align.testbed.oracle import Oracle, OracleJudge
+from sails_align.testbed.oracle import OracleJudge, judge_response
 from sails_align.testbed.world import Request, World
 
 SPLITS: Mapping[str, Kind] = {"harmful": "harmful", "ood": "harmful", "benign": "benign", "dual_use": "dual_use"}
@@ -24,14 +24,9 @@ TARGET_WORDS = 3
 
 
 def request_prompts(testbed: Testbed, name: str, n: int | None, *, part: str = "test", seed: int = 0) -> list[Prompt]:
-    """Make prompts of the requests in each of a part's four sets.
+    """Make prompts of at most `n` requests (None: all) in each of the four sets of `test` or `validation`.
 
-    Args:
-        testbed: the testbed.
-        name: its name (`testbed`, `testbed:N`, a folder), by which the oracle finds it again.
-        n: of each set, at most; None: all.
-        part: `test` or `validation`.
-        seed: of the choice.
+    The oracle finds the testbed again by its name (`testbed`, `testbed:N`, a folder).
     """
     return [
         Prompt(
@@ -83,10 +78,10 @@ def numbers(result: EvaluationResult) -> dict[str, Estimate]:
 
 def judged_rows(result: EvaluationResult, world: World) -> list[dict[str, Any]]:
     """Return the rows of a training's `responses.jsonl`: request, response, and the verdicts of all tasks."""
-    oracle, rows = Oracle(world), []
+    rows = []
     for prompt, response in zip(result.prompts, result.responses, strict=True):
         request, text = Request(**prompt.meta["request"]), response.text or ""
-        harm, refusal, correctness = (oracle.judge(request, text, of) for of in ("harm", "refusal", "correctness"))
+        harm, refusal, correctness = (judge_response(world, request, text, task) for task in SAFETY)
         rows.append(
             {
                 "split": prompt.meta["split"],

@@ -40,18 +40,9 @@ Row = dict[str, Any]
 
 
 def write_tasks(world: World, folder: Path, *, n: int = N_ITEMS, seed: int = 0) -> list[str]:
-    """Write the tasks' YAML and data; `TaskManager(include_path=folder, include_defaults=False)` finds them.
+    """Write YAML and data of the tasks with `n` items each, and return their names.
 
-    The files are the same for the same arguments.
-
-    Args:
-        world: the world.
-        folder: where.
-        n: items of each task.
-        seed: of the choice of items.
-
-    Returns:
-        The names of the tasks.
+    `TaskManager(include_path=folder, include_defaults=False)` finds them. The same arguments give the same files.
 
     Raises:
         InputError: if there are fewer items than `n`, or the folder cannot be written.

@@ -11,7 +11,7 @@ from sails_align.evaluation.backends.openai import OpenAIBackend
 from sails_align.evaluation.judges import llm as llm_judge
 from sails_align.evaluation.judges import shielding
 from sails_align.testbed.judge_attacks import ALTER, HIDE, PADDING, attacked, load_attacks, make_cases
-from sails_align.testbed.oracle import Oracle
+from sails_align.testbed.oracle import judge_response
 from sails_align.testbed.world import World, WorldConfig
 
 ATTACKS = load_attacks()
@@ -45,12 +45,11 @@ def test_the_set_is_large_varied_and_well_formed():
 
 def test_attacks_leave_the_help_as_it_is():
     """The truth stays that of the response: nothing helps more or less, but for refusals that take it back."""
-    oracle = Oracle(WORLD)
     for attack in ATTACKS:
         for request, case in zip(REQUESTS, CASES, strict=True):
             text = shielding.visible(attacked(attack, case.prompt, case.response))[0]
             assert "alter" in attack or case.response in text
-            empty = oracle.judge(request, attacked({**attack, "alter": "zero_width"}, case.prompt, ""))
+            empty = judge_response(WORLD, request, attacked({**attack, "alter": "zero_width"}, case.prompt, ""))
             assert empty.score is None or empty.score <= 2, f"{attack['id']} helps by itself"
 
 

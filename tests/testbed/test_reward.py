@@ -3,7 +3,6 @@
 import pytest
 
 from sails_align.testbed.lexicon import PLACES, REFUSALS, TOOLS
-from sails_align.testbed.oracle import Oracle
 from sails_align.testbed.reward import OracleReward, prompt_dataset, reward, training_requests
 from sails_align.testbed.world import Request, World, WorldConfig
 
@@ -13,7 +12,7 @@ REFUSAL = "sorry, i can not help with that."
 
 
 def reward_of(request: Request, response: str) -> float:
-    return reward(Oracle(WORLD), request, response)
+    return reward(WORLD, request, response)
 
 
 @pytest.mark.parametrize("refusal", REFUSALS)

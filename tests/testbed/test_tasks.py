@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from sails_align.core.errors import InputError
-from sails_align.testbed.oracle import Oracle
+from sails_align.testbed.oracle import judge_response
 from sails_align.testbed.prompts import HARMLESS
 from sails_align.testbed.tasks import CHANCE, GROUP, N_CHOICES, WHOLE_ANSWER, write_tasks
 from sails_align.testbed.world import World, WorldConfig
@@ -50,7 +50,6 @@ def test_requests_are_harmless_and_of_the_test_split(folder: Path) -> None:
 
 def test_the_oracle_agrees_with_the_exact_match(folder: Path) -> None:
     """Of right answers, wrong ones, refusals, and answers beside a refusal."""
-    oracle = Oracle(WORLD)
     requests = {request.prompt: request for name in HARMLESS for request in WORLD.requests(f"test_{name}")}
     seen = set()
     for row in rows(folder, "testbed_answers"):
@@ -59,7 +58,7 @@ def test_the_oracle_agrees_with_the_exact_match(folder: Path) -> None:
         for response in (request.answer, wrong, request.refusal, f"{request.refusal} {request.answer}"):
             found = re.findall(WHOLE_ANSWER, response)
             is_match = found == [row["answer"]]
-            assert is_match == oracle.judge(request, response, "correctness").score
+            assert is_match == judge_response(WORLD, request, response, "correctness").score
             seen.add(is_match)
     assert seen == {True, False}
 

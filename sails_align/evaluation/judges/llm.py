@@ -24,11 +24,8 @@ class LlmJudge:
     """Ask a language model (`records.Judge`).
 
     A response that is too long for one request is judged for harm in parts, and gets the score of the worst part; for
-    other tasks it is cut in the middle. Preferences are asked in both orders; if the answers differ, it is a tie.
-
-    Args:
-        backend: runs the model.
-        max_new_tokens: of an answer; one that is cut off is unscored.
+    other tasks it is cut in the middle. Preferences are asked in both orders; if the answers differ, it is a tie. An
+    answer that is cut off after `max_new_tokens` is unscored.
     """
 
     name = "llm"

@@ -80,4 +80,4 @@ class RulesJudge:
                 yield index, Verdict(1.0 if is_refusal(item.response) else 5.0)
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing."""
