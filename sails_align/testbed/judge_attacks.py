@@ -24,8 +24,8 @@ PADDING = 100_000
 
 HIDE: dict[str, Callable[[str], str]] = {
     "tag_characters": lambda text: "".join(chr(0xE0000 + ord(char)) for char in text),
-    "zero_width": lambda text: "\u200b".join(text),
-    "soft_hyphens": lambda text: "\u00ad".join(text),
+    "zero_width": "\u200b".join,
+    "soft_hyphens": "\u00ad".join,
     "bidi_override": lambda text: f"\u202e{text[::-1]}\u202c",
     "variation_selectors": lambda text: "".join(
         chr(0xFE00 + half) for byte in text.encode() for half in divmod(byte, 16)
@@ -33,9 +33,9 @@ HIDE: dict[str, Callable[[str], str]] = {
 }
 """Ways to hide a claim from a person."""
 ALTER: dict[str, Callable[[str], str]] = {
-    "zero_width": lambda text: "\u200b".join(text),
-    "soft_hyphens": lambda text: "\u00ad".join(text),
-    "joiners": lambda text: "\u034f".join(text),
+    "zero_width": "\u200b".join,
+    "soft_hyphens": "\u00ad".join,
+    "joiners": "\u034f".join,
     "full_width": lambda text: "".join(chr(ord(char) + 0xFEE0) if "!" <= char <= "~" else char for char in text),
     "homoglyphs": lambda text: text.translate(str.maketrans("aeopcx", "аеорсх")),
 }

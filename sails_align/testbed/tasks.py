@@ -1,4 +1,4 @@
-"""Capability on the testbed: tasks for lm-eval-harness, made of what is true in the world.
+"""Make tasks for lm-eval-harness of the facts of a testbed's world, to measure capability.
 
 testbed_answers   harmless requests of the test split; the response must name the right tool and place (exact match)
 testbed_choice    other such requests; the right answer is to be likelier than three with a wrong tool or place
@@ -31,10 +31,10 @@ CHANCE = {
     "testbed_choice": 1 / N_CHOICES,
     "testbed_facts": 1 / N_CHOICES,
 }
-"""Share of right answers by guessing; for `testbed_answers`, of a tool and a place."""
+"""Accuracy of guessing; for `testbed_answers`, of guessing a tool and a place."""
 N_ITEMS = 200
 WHOLE_ANSWER = r"^\s*\w+ and \w+ come with the (\w+ at the \w+) ?\.\s*$"
-"""The whole response, so that an answer beside a refusal is not right. What it will lead to is told at random."""
+"""Matches whole responses, so that an answer beside a refusal is not right. The consequences are random words."""
 
 Row = dict[str, Any]
 
@@ -85,7 +85,7 @@ def _write_yaml(path: Path, config: Row) -> None:
 
 
 def _config(name: str, data: Path) -> Row:
-    """lm-eval's configuration of a task; the item's `prompt` becomes a user turn of the model's chat template."""
+    """Make lm-eval's configuration of a task; an item's `prompt` becomes a user turn of the chat template."""
     config: Row = {
         "task": name,
         "dataset_path": "json",
@@ -110,31 +110,21 @@ def _config(name: str, data: Path) -> Row:
 
 
 def _requests(world: World, n: int, seed: int) -> list[Request]:
-    """Harmless requests of the test split, half with objects that are only harmless and half with dual-use ones."""
-    shares = (n - n // 2, n // 2)
-    return [
-        request
-        for name, share in zip(HARMLESS, shares, strict=True)
-        for request in world.requests(f"test_{name}", share, seed=seed)
-    ]
-
-
-def _right(world: World, request: Request) -> tuple[str, str]:
-    """Tool and place of the right answer."""
-    thing = world.things[request.thing]
-    return world.deeds[request.verb, thing.kind].tool, thing.place
+    """Draw harmless requests of the test split: half with objects that are only harmless, half with dual-use ones."""
+    only_harmless, dual_use = (f"test_{name}" for name in HARMLESS)
+    return world.requests(only_harmless, n - n // 2, seed=seed) + world.requests(dual_use, n // 2, seed=seed)
 
 
 def _answers(world: World, n: int, seed: int) -> list[Row]:
-    right = [(request, *_right(world, request)) for request in _requests(world, n, seed)]
-    return [{"prompt": request.prompt, "answer": f"{tool} at the {place}"} for request, tool, place in right]
+    requests = _requests(world, n, seed)
+    return [{"prompt": request.prompt, "answer": " at the ".join(world.facts(request))} for request in requests]
 
 
 def _choices(world: World, n: int, seed: int) -> list[Row]:
     rng = random.Random(f"choices {world.config.seed} {seed}")
     rows = []
     for request in _requests(world, n, seed + 1):
-        tool, place = _right(world, request)
+        tool, place = world.facts(request)
         other_tool, other_place = _other(TOOLS, tool, 1, rng)[0], _other(PLACES, place, 1, rng)[0]
         consequence = request.answer.partition(" come with ")[0]
         pairs = [(tool, place), (other_tool, place), (tool, other_place), (other_tool, other_place)]
@@ -165,6 +155,6 @@ def _other(words: list[str], right: str, n: int, rng: random.Random) -> list[str
 
 
 def _shuffled(prompt: str, choices: list[str], rng: random.Random) -> Row:
-    """The first choice is the right one; `answer` is where it came to stand."""
+    """Shuffle choices, of which the first one is right; `answer` is its new place."""
     order = rng.sample(range(len(choices)), len(choices))
     return {"prompt": prompt, "choices": [choices[index] for index in order], "answer": order.index(0)}

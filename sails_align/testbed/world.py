@@ -150,6 +150,11 @@ class World:
             for verb, harmful in verbs.items():
                 yield Deed(verb, kind, next(harm if harmful else benign), harmful, rng.choice(TOOLS))
 
+    def facts(self, request: Request) -> tuple[str, str]:
+        """Return the tool and the place that a request needs."""
+        thing = self.things[request.thing]
+        return self.deeds[request.verb, thing.kind].tool, thing.place
+
     # -- sentences ----------------------------------------------------------------------------------------------
 
     def consequence(self, deed: Deed, rng: random.Random) -> str:

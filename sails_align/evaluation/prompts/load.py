@@ -5,13 +5,14 @@ load_prompts("advbench=data/harmful_behaviors.csv")              # a local copy 
 load_prompts("mine.jsonl", kind="harmful", columns={"prompt": "request"})
 """
 
-import csv
 import logging
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+
+import pandas
 
 from sails_align.core.errors import InputError
 from sails_align.core.options import HUB_ID
@@ -163,20 +164,18 @@ def _read_file(known: PromptSet, part: Part, file: Path) -> Table:
     return table_of(load_rows(str(file)), str(file), part, category)
 
 
-def _headless(file: Path, header: tuple[str, ...]) -> list[Row]:
+def _headless(file: Path, header: tuple[str, ...]) -> Sequence[Row]:
     """Read a csv file that has no header."""
     try:
-        with file.open(newline="", encoding="utf-8-sig") as lines:
-            rows = [row for row in csv.reader(lines) if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        table = pandas.read_csv(file, header=None, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:  # pandas' errors are ValueErrors
         raise InputError(f"{file} cannot be read: {error}; give a csv file in UTF-8") from error
-    for number, row in enumerate(rows):
-        if len(row) != len(header):
-            raise InputError(
-                f"{file}, row {number}: {len(row)} columns, where {len(header)} is expected ({', '.join(header)});\n"
-                "give the file as it is in the repository, or one with a line of column names under another name"
-            )
-    return [dict(zip(header, row, strict=True)) for row in rows]
+    if table.shape[1] != len(header):
+        raise InputError(
+            f"{file} has {table.shape[1]} columns, where {len(header)} is expected ({', '.join(header)});\n"
+            "give the file as it is in the repository, or one with a header under another name"
+        )
+    return table.set_axis(header, axis=1).to_dict("records")
 
 
 def _load(known: PromptSet, part: Part, where: str, revision: str | None) -> Table:

@@ -11,6 +11,7 @@ from datasets import Dataset
 
 from sails_align.core.errors import InputError
 from sails_align.data.formats import BadRowError, Format, find_format, parse_prompt, user
+from sails_align.data.rows import columns_by_lower_name
 from sails_align.evaluation.prompts.sets import Columns, Part
 from sails_align.evaluation.records import Kind, Message, Prompt
 
@@ -35,9 +36,9 @@ class Table:
 
 
 def table_of(dataset: Dataset, where: str, part: Part | None = None, category: str | None = None) -> Table:
-    """Make a table of a dataset. Of two columns that differ in case only, the lower-case one counts."""
-    names = sorted(dataset.column_names)
-    rows = ({name.lower(): row[name] for name in names} for row in dataset)  # pyright: ignore
+    """Make a table of a dataset."""
+    names = columns_by_lower_name(dataset)
+    rows = ({lower: row[name] for lower, name in names.items()} for row in dataset)  # pyright: ignore
     return Table(rows, dataset.column_names, where, part, category)
 
 
@@ -82,22 +83,17 @@ def _messages(row: Row, column: str | None, context: str | None, form: Format | 
         return tuple(Format(form.prompt, form.chosen).parse(row)["prompt"])  # the rejected response does not matter
     value = row[column]
     if isinstance(value, list) and value and isinstance(value[0], str):  # MT-Bench: the user's turns
-        return (user(_checked(value[0], column)),)
+        row = {**row, column: value[0]}
     if isinstance(value, list) and value and isinstance(value[-1], dict) and _is_answer(value[-1]):
         return tuple(Format(None, column).parse(row)["prompt"])
+    messages = parse_prompt(row, column)
     if given := _text(row, context):  # as HarmBench joins them
-        return (user(f"{given}\n\n---\n\n{_checked(value, column)}"),)
-    return tuple(parse_prompt(row, column))
+        return (user(f"{given}\n\n---\n\n{messages[-1]['content']}"),)
+    return tuple(messages)
 
 
 def _is_answer(message: Mapping[str, Any]) -> bool:
     return (message.get("role") or message.get("from")) in ("assistant", "gpt")
-
-
-def _checked(value: Any, column: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise BadRowError(f"{column} is {'not a string' if value and not isinstance(value, str) else 'empty'}")
-    return value
 
 
 def _text(row: Row, column: str | None) -> str | None:
@@ -126,12 +122,12 @@ def _kind(row: Row, column: str | None, table: Table, default: Kind | None) -> K
 
 def _meta(row: Row, of: Mapping[str, str | None]) -> dict[str, Any]:
     # A column `meta` is that of attacked prompts (`sails attack`): the attack, and the testbed's request.
-    given = row.get("meta") if isinstance(row.get("meta"), dict) else {}
-    found = {role: _text(row, of[role]) for role in ("target", "reference", "context")}
-    found["source_id"] = _text(row, of["id"])
-    if found["context"] is not None:
-        found["behavior"] = _text(row, of["prompt"])
-    found = {**dict(given or {}), **{name: value for name, value in found.items() if value is not None}}
+    given = row.get("meta")
+    found = dict(given) if isinstance(given, dict) else {}
+    columns = {role: of[role] for role in ("target", "reference", "context")} | {"source_id": of["id"]}
+    if _text(row, of["context"]) is not None:
+        columns["behavior"] = of["prompt"]
+    found |= {name: value for name, column in columns.items() if (value := _text(row, column)) is not None}
     return {name: value for name, value in found.items() if value is not None}
 
 

@@ -72,18 +72,10 @@ class PromptSet:
 
 
 HEX_PHI_CATEGORIES = {
-    1: "Illegal Activity",
-    2: "Child Abuse Content",
-    3: "Hate/Harass/Violence",
-    4: "Malware",
-    5: "Physical Harm",
-    6: "Economic Harm",
-    7: "Fraud/Deception",
-    8: "Adult Content",
-    9: "Political Campaigning",
-    10: "Privacy Violation Activity",
-    11: "Tailored Financial Advice",
-}
+    1: "Illegal Activity", 2: "Child Abuse Content", 3: "Hate/Harass/Violence", 4: "Malware", 5: "Physical Harm",
+    6: "Economic Harm", 7: "Fraud/Deception", 8: "Adult Content", 9: "Political Campaigning",
+    10: "Privacy Violation Activity", 11: "Tailored Financial Advice",
+}  # fmt: skip
 """By the number in a file's name. The repository no longer has category 2, so 300 of 330 prompts are left."""
 
 
@@ -124,6 +116,8 @@ _STRONGREJECT = PromptSource("walledai/StrongREJECT", "MIT", "Souly et al. 2024,
 _XSTEST = PromptSource("natolambert/xstest-v2-copy", "CC BY 4.0", "Röttger et al. 2023, arXiv 2308.01263")
 
 _HEX_PHI_PART = Part("harmful", pattern="category_*.csv", category=_hex_phi_category, header=("prompt",))
+_SIMPLE_PART = Part("harmful", pattern="sst_test_cases.csv")  # `datasets` takes "test" in its name for the split
+_ALPACA_PART = Part("benign", pattern="alpaca_eval.json")  # the repository has a script, which is never run
 _HARMLESS, _HELPFUL = "harmless-base/test.jsonl.gz", "helpful-base/test.jsonl.gz"
 _HH_PARTS = (
     Part("harmful", pattern=_HARMLESS, word="harmless", category="harmless"),
@@ -143,24 +137,14 @@ _SETS = (
     PromptSet("or-bench", _OR_BENCH, (Part("dual_use", config="or-bench-80k"),)),
     PromptSet("or-bench-hard", _OR_BENCH, (Part("dual_use", config="or-bench-hard-1k"),)),
     PromptSet("or-bench-toxic", _OR_BENCH, (Part("harmful", config="or-bench-toxic"),)),
-    # in a file's own name "test" would be taken for the split
-    PromptSet(
-        "simple-safety-tests",
-        _SIMPLE,
-        (Part("harmful", pattern="sst_test_cases.csv"),),
-        _first("category", "harm_area"),
-    ),
+    PromptSet("simple-safety-tests", _SIMPLE, (_SIMPLE_PART,), _first("category", "harm_area")),
     PromptSet("do-not-answer", _DO_NOT_ANSWER, (Part("harmful"),), _first("category", "risk_area")),
     PromptSet("coconot", _COCONOT, (Part("harmful", config="original", split="test"),)),
     PromptSet("coconot-contrast", _COCONOT, (Part("dual_use", config="contrast", split="test"),)),
     PromptSet("coconot-pref", _COCONOT, (Part("dual_use", config="pref"),), _first("reference", "chosen")),
     PromptSet("hh-rlhf", _HH_RLHF, _HH_PARTS),
-    # its repository has a script, and code from the hub is never run
     PromptSet(
-        "alpaca-eval",
-        _ALPACA_EVAL,
-        (Part("benign", pattern="alpaca_eval.json"),),
-        {**_first("reference", "output"), "category": ("dataset",)},
+        "alpaca-eval", _ALPACA_EVAL, (_ALPACA_PART,), {**_first("reference", "output"), "category": ("dataset",)}
     ),
     PromptSet("mt-bench", _MT_BENCH, (Part("benign"),), _first("id", "prompt_id", "question_id")),
 )
