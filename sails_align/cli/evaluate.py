@@ -1,8 +1,6 @@
 """The commands that evaluate, compare and report. Options are checked before what computes is imported."""
 
-import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from sails_align.core.command_line import CommandLine
@@ -43,17 +41,12 @@ def harness(argv: Argv = None, prog: str | None = None) -> Mapping[str, Any]:
     return measure_capability(args)
 
 
-def attack(method: str, argv: Argv = None, prog: str | None = None) -> Mapping[str, Any] | None:
-    """Attack harmful prompts. Return the contents of `metrics.json`, or None without a judge."""
-    args = parse_attack([method, *(sys.argv[1:] if argv is None else argv)], "sails attack")
+def attack(argv: Sequence[str], prog: str | None = None) -> Mapping[str, Any] | None:
+    """Attack harmful prompts by the method in `argv[0]`. Return the contents of `metrics.json`, if there is a judge."""
+    args = parse_attack(argv, "sails attack")
     from sails_align.evaluation.attacks.run import run_attack
 
     return run_attack(args)
-
-
-attack_gcg = partial(attack, "gcg")
-attack_transfer = partial(attack, "transfer")
-attack_wrappers = partial(attack, "wrappers")
 
 
 def compare(argv: Argv = None, prog: str | None = None) -> Mapping[str, Any]:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
@@ -21,6 +20,7 @@ from sails_align.core.files import work_folder, write_json
 from sails_align.evaluation.judges.options import JudgeArguments, LabelArguments
 from sails_align.evaluation.options import RunArguments
 from sails_align.evaluation.output import cache_file, output_folder, write_rows
+from sails_align.evaluation.tables import make_table
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def show(metrics: Mapping[str, Any], source: str) -> None:
             labels = [_word(label, scale) for label in found["labels"]]
             rows = [[label, *map(str, counts)] for label, counts in zip(labels, found["counts"], strict=True)]
             title = f"{name} against {source}, {'1-5' if scale == 'scale' else 'safe or unsafe'}"
-            console.print(_table(title, ["label", *labels, "unscored"], rows))
+            console.print(make_table(title, ["label", *labels, "unscored"], rows))
             accuracy, kappa = found["accuracy"], found["cohen_kappa"]
             if accuracy["value"] is not None:
                 interval = f"{accuracy['ci_low']:.1%} to {accuracy['ci_high']:.1%}"
@@ -81,17 +81,8 @@ def show(metrics: Mapping[str, Any], source: str) -> None:
             shown = "unscored" if share["value"] is None else f"{share['value']:.1%}"
             rows.append([kind, shown, str(share["n"]), str(share["n_unscored"])])
         title = f"{name} under attack: share of responses with too low a score"
-        console.print(_table(title, ["attack", "fooled (%)", "n", "unscored"], rows))
+        console.print(make_table(title, ["attack", "fooled (%)", "n", "unscored"], rows))
 
 
 def _word(label: float, scale: str) -> str:
     return f"{label:g}" if scale == "scale" else {1.0: "safe", 5.0: "unsafe"}[label]
-
-
-def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(title=title)
-    for place, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if place else "left")
-    for row in rows:
-        table.add_row(*row)
-    return table

@@ -1,6 +1,6 @@
-"""What evaluations print."""
+"""Print the results of evaluations."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,23 @@ from sails_align.evaluation.metrics import METRICS, Estimate
 SPLITS = {"harmful": "trained categories", "ood": "held-out categories", "dual_use": "dual use"}
 """The testbed's prompt sets, in words."""
 IN_COLUMNS = ("safety_rate", "harmfulness", "over_refusal_rate", "correct_answer_rate", "helpfulness", "win_rate")
-"""What is shown of each category."""
+"""Metrics shown for each category."""
+
+
+def make_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]] = ()) -> Table:
+    """Make a table whose first column is left-aligned and the others right-aligned."""
+    table = Table(title=title)
+    for place, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if place else "left")
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def show_rates(metrics: Mapping[str, Any], title: str, folder: Path) -> None:
     """Print the rates over all prompts, then those of each category, notes, and where the files are."""
     console = Console()
-    table = Table(title=title)
-    for heading in ("", "value", "95% interval", "n", "unscored", "bounds"):
-        table.add_column(heading, justify="right" if heading else "left")
+    table = make_table(title, ("", "value", "95% interval", "n", "unscored", "bounds"))
     for name, value in metrics["overall"].items():
         table.add_row(METRICS[name].heading, *_cells(name, value))
     splits = metrics.get("by_split", {})
@@ -36,10 +44,9 @@ def show_rates(metrics: Mapping[str, Any], title: str, folder: Path) -> None:
 
 def show_attacks(metrics: Mapping[str, Any], model: str, folder: Path) -> None:
     """Print the success rates of each attack, notes, and where the files are."""
-    table = Table(title=f"Attacks on {model} (95% intervals over prompts)")
     shown = list(next(iter(metrics["attacks"].values())))
-    for heading in ("attack", *(METRICS[name].heading for name in shown), "n", "unscored"):
-        table.add_column(heading, justify="left" if heading == "attack" else "right")
+    headings = ("attack", *(METRICS[name].heading for name in shown), "n", "unscored")
+    table = make_table(f"Attacks on {model} (95% intervals over prompts)", headings)
     for attack, rates in metrics["attacks"].items():
         cells = [METRICS[name].with_interval(Estimate(**rates[name])) for name in shown]
         counts = rates[shown[0]]
@@ -68,10 +75,7 @@ def _show_rest(console: Console, metrics: Mapping[str, Any], folder: Path) -> No
 
 def _by_category(categories: Mapping[str, Mapping[str, Any]]) -> Table:
     shown = [name for name in IN_COLUMNS if any(name in rates for rates in categories.values())]
-    table = Table(title="By category")
-    table.add_column("category")
-    for heading in ("n", *(METRICS[name].heading for name in shown)):
-        table.add_column(heading, justify="right")
+    table = make_table("By category", ("category", "n", *(METRICS[name].heading for name in shown)))
     for category, rates in categories.items():
         n = max((value["n"] + value["n_unscored"] for value in rates.values()), default=0)
         cells = [METRICS[name].text(rates[name]["value"]) if name in rates else "" for name in shown]
