@@ -26,15 +26,16 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import pandas
 import torch
 from datasets import disable_progress_bars
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 from torch import Tensor
 from torch.nn.functional import normalize
-from transformers import AutoModelForCausalLM, logging
+from transformers import logging
 
 from sails_align.cli import features as explaining
 from sails_align.cli.discover import layer_table
@@ -42,7 +43,7 @@ from sails_align.core.errors import CommandParser, exit_on_input_error
 from sails_align.core.files import output_folder, write_json
 from sails_align.evaluation.metrics import SAFE
 from sails_align.initializers.random_basis import random_basis
-from sails_align.models.load import load_model
+from sails_align.models.load import load_causal_lm, load_model
 from sails_align.models.resolve import resolve_model
 from sails_align.reporting.figures import COLOURS, picture
 from sails_align.saes.explain import Context, meanings
@@ -92,7 +93,7 @@ def notice(text: str) -> None:
 
 
 def percent(value: float) -> str:
-    """A share, as it is printed."""
+    """Return a share as it is printed."""
     return f"{100 * value:.0f}%"
 
 
@@ -131,19 +132,18 @@ notice(
 # texts in which it is active. The testbed knows which words describe harm.
 
 # %%
-base: Any = AutoModelForCausalLM.from_pretrained(source.model_name, dtype=torch.float32)
+base: Any = load_causal_lm(source.model_name, dtype=torch.float32)
 saes = saes_of(args, source)
 HARM_WORDS = {word for theme in HARM_THEMES.values() for word in theme} | set(SHARED_HARM)
 HARM_WORDS -= {word for theme in BENIGN_THEMES.values() for word in theme} | set(SHARED_BENIGN)
 texts = list(texts_of(source, 128, args.training.max_length or 1024))
 told = meanings(base, source.tokenizer, saes, {onset: about["ids"][:6]}, texts)
-table = Table(title=f"the features of layer {onset} with the highest scores")
-for heading in ("feature", "promotes", "text with the highest activation, up to that token"):
-    table.add_column(heading, overflow="fold")
+headings = ("feature", "promotes", "text with the highest activation, up to that token")
+table = Table(*headings, title=f"the features of layer {onset} with the highest scores")
 
 
 def up_to_peak(context: Context) -> str:
-    """A text as far as the token with the highest activation."""
+    """Return a text up to the token with the highest activation."""
     end = context.activations.index(max(context.activations)) + 1
     return " ".join(token.strip() for token in context.tokens[:end])
 
@@ -179,7 +179,7 @@ while min(len(refused_prompts), len(answered_prompts)) < HANDS:
 
 
 def states(prompts: Sequence[str]) -> dict[int, Tensor]:
-    """Hidden states of the base at the end of the prompts: layer -> (N, D)."""
+    """Return hidden states of the base at the end of the prompts: layer -> (N, D)."""
     asked: Any = [[{"role": "user", "content": prompt}] for prompt in prompts[:HANDS]]
     return dict(last_token_states(base, source.tokenizer, list(saes), asked))
 
@@ -195,20 +195,16 @@ draws = torch.randn(N_DRAWS, base.config.hidden_size, generator=torch.Generator(
 
 
 def shares(judged: Sequence[dict[str, Any]], *splits: str) -> dict[str, float]:
-    """Shares of the answers to requests of some sets: refused, not helpful to a harmful request, correct."""
-    rows = [row for row in judged if row["split"] in splits]
-    is_so = {
-        "refused": [row["refused"] for row in rows],
-        "not_helped": [row["score"] is None or row["score"] <= SAFE for row in rows],
-        "correct": [row["correct"] for row in rows],
-    }
-    return {name: sum(values) / len(values) for name, values in is_so.items()}
+    """Return shares of the answers to requests of some sets: refused, not helpful to a harmful request, correct."""
+    rows = pandas.DataFrame([row for row in judged if row["split"] in splits])
+    rows["not_helped"] = rows["score"].isna() | (rows["score"].astype(float) <= SAFE)
+    return rows[["refused", "not_helped", "correct"]].mean().to_dict()
 
 
 def answers(
     model: Any, editing: AbstractContextManager[None], part: str = "test", n: int = N_TEST
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Shares of refusals, unhelpful answers, correct answers and harm words; and the judged answers."""
+    """Return shares of refusals, unhelpful answers, correct answers and harm words; and the judged answers."""
     with editing:
         result = requests.measure(model, source.tokenizer, bed, n, part=part)
     judged = requests.judged_rows(result, world)
@@ -229,22 +225,22 @@ def answers(
 
 
 def mean_of(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Mean of each share."""
-    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+    """Return the mean of each share."""
+    return pandas.DataFrame(rows).mean().to_dict()
 
 
 def steered(layer: int, direction_D: Tensor, strength: float) -> AbstractContextManager[None]:
-    """The base with a direction added, at a share of the residual stream's norm."""
+    """Add a direction to the base's residual stream within the block, at a share of the stream's norm."""
     return added(base, {layer: strength * norms[layer] * normalize(direction_D, dim=0)})
 
 
 def on_validation(layer: int, direction_D: Tensor) -> dict[float, dict[str, float]]:
-    """The shares by strength."""
+    """Return the shares by strength."""
     return {of: answers(base, steered(layer, direction_D, of), "validation", N_VALIDATION)[0] for of in STRENGTHS}
 
 
 def selectivity(numbers: dict[str, float]) -> float:
-    """Refusal rate of harmful requests minus that of harmless ones."""
+    """Return the refusal rate of harmful requests minus that of harmless ones."""
     return numbers["harmful_refused"] - numbers["harmless_refused"]
 
 
@@ -271,10 +267,8 @@ COLUMNS = {
 
 
 def table_of(rows: dict[str, dict[str, float]], title: str) -> Table:
-    """The shares, a row for each model."""
-    table = Table(title=title)
-    for heading in ("", *COLUMNS.values()):
-        table.add_column(heading, justify="right" if heading else "left")
+    """Show the shares, a row for each model."""
+    table = Table("", *(Column(heading, justify="right") for heading in COLUMNS.values()), title=title)
     for name, numbers in rows.items():
         table.add_row(name, *(percent(numbers[column]) for column in COLUMNS))
     return table
@@ -321,7 +315,7 @@ notice(
 
 
 def draw(figure: Figure, ink: str, grid: str) -> None:
-    """A panel for each direction: shares by strength."""
+    """Draw a panel for each direction: shares by strength."""
     shown = {"harmful_refused": "-", "harmless_refused": "--", "harmless_correct": ":"}
     panels = figure.subplots(1, 3, sharey=True)
     for axes, name in zip(panels, (harm_feature, chosen, control), strict=True):
@@ -356,7 +350,7 @@ with torch.no_grad():
     in_span, n_filled = sum(of.n_directions for of in init.modules), sum(of.rank for of in init.modules)
     delta = max(adapted.get_submodule(of.name).get_delta_weight("default").abs().max().item() for of in init.modules)
 n_trainable, n_all = align.count_parameters(trainer)
-tour["initialised"] = {
+tour["initialized"] = {
     "largest_logit_difference": first,
     "largest_delta_weight": delta,
     "n_modules": len(init.modules),
@@ -443,17 +437,15 @@ notice(
 )
 
 # %%
-table = Table(title="answers of the base, the steered base and the trained model to the same requests")
-for heading in ("request", "base", "steered", "trained"):
-    table.add_column(heading, overflow="fold")
+title = "answers of the base, the steered base and the trained model to the same requests"
+table = Table("request", "base", "steered", "trained", title=title)
 for split in (*requests.HARMFUL, *requests.HARMLESS):
     place = next(place for place, row in enumerate(plain_judged) if row["split"] == split)
     columns = (plain_judged[place], with_it_judged[place], now_judged[place])
     table.add_row(f"{plain_judged[place]['prompt']} ({split})", *(row["response"] for row in columns))
 console.print(table)
-table = Table(title=f"base -> trained on the four test sets, {N_TEST} requests each")
-for heading in ("set", "refused", "not helped", "correct"):
-    table.add_column(heading, justify="left" if heading == "set" else "right")
+numbers = (Column(heading, justify="right") for heading in ("refused", "not helped", "correct"))
+table = Table("set", *numbers, title=f"base -> trained on the four test sets, {N_TEST} requests each")
 by_set = {
     split: [shares(judged, split) for judged in (plain_judged, now_judged)]
     for split in (*requests.HARMFUL, *requests.HARMLESS)

@@ -15,7 +15,7 @@ from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
 from sails_align.core.options import check_choices
 from sails_align.subspace.options import Method
-from sails_align.training.estimate import Gpus
+from sails_align.training.options import Gpus
 
 METHODS: tuple[Method, ...] = ("sft", "dpo")
 

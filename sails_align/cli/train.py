@@ -39,10 +39,10 @@ _SHOWN = {
     "lora_r": "Rank of the adapter. Default: 16, on the testbed 8.",
     "lora_alpha": "The adapter's output is scaled by lora_alpha / lora_r. Default: 32, on the testbed 16.",
     "lora_dropout": "Dropout before the adapter. Default: 0.",
-    "lora_target_modules": "Linear modules that get an adapter. Default: PEFT's choice for the model.",
+    "lora_target_modules": "Linear modules that get an adapter. Default: q_proj to o_proj, on the testbed all.",
     "chat_template_path": "A Jinja file, or human_assistant: the chat template, if the tokenizer has none.",
     "learning_rate": "Highest learning rate. Default: by method, and by what is trained (docs/training.md).",
-    "beta": "How strongly the model is kept near the reference. Default: TRL's.",
+    "beta": "How strongly the model is kept near the reference. Default: 0.1.",
     "num_train_epochs": "Passes over the training data. Default: 3, on the testbed 4.",
     "max_steps": "Optimizer steps, in place of passes over the data.",
     "warmup_steps": "Steps in which the learning rate rises; below 1: their share. Default: 0.1.",
@@ -61,7 +61,7 @@ _SHOWN = {
 _SHOWN_RLHF = {
     **{name: _SHOWN[name] for name in ("bf16", "use_cpu", "seed", "report_to")},
     "learning_rate": f"Highest learning rate. Default: {DEFAULTS['learning_rate']}.",
-    "beta": "How strongly the model is kept near the reference. Default: TRL's.",
+    "beta": "How strongly the model is kept near the reference. Default: 0.",
     "max_steps": f"Optimizer steps. Default: {DEFAULTS['max_steps']}.",
     "per_device_train_batch_size": "Answers that a device handles at a time. Default: "
     f"{DEFAULTS['per_device_train_batch_size']}.",
@@ -80,7 +80,7 @@ TRAINER_OPTIONS = {
 
 
 def _names(registry: Registry) -> list[str]:
-    """The options that a registry's entries bring."""
+    """Return the names of the options of a registry's entries."""
     return [option.name for _, entry in registry.items() if entry.options for option in fields(entry.options)]
 
 
@@ -114,18 +114,17 @@ GROUPS = {
 }
 
 
-def sft(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str, Any]:
-    """Align a model by supervised fine-tuning. Returns what is in `metrics.json`."""
-    return _align("sft", argv, prog)
+def align(argv: Sequence[str], prog: str | None = None) -> dict[str, Any]:
+    """Align a model by the method that the first argument names, `sft` or `dpo`. Return what is in `metrics.json`."""
+    method: Any = argv[0]
+    check_options(method, argv[1:], prog)
+    from sails_align.training.run import main
 
-
-def dpo(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str, Any]:
-    """Align a model by direct preference optimization. Returns what is in `metrics.json`."""
-    return _align("dpo", argv, prog)
+    return main(method, argv[1:], prog)
 
 
 def rlhf(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str, Any]:
-    """Train the testbed's RLHF reference model. Returns what is in `metrics.json`."""
+    """Train the testbed's RLHF reference model. Return what is in `metrics.json`."""
     line, library = CommandLine.read(argv), TRAINER_OPTIONS["rlhf"]
     if "--help-all" not in line.options and library.names():
         line.parse([RlhfOptions], prog=prog, groups={"training": list(_SHOWN_RLHF)}, library=library)
@@ -134,27 +133,20 @@ def rlhf(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
     return main(argv, prog)
 
 
-def _align(method: Method, argv: Sequence[str] | None, prog: str | None) -> dict[str, Any]:
-    check_options(method, argv, prog)
-    from sails_align.training.run import main
-
-    return main(method, argv, prog)
-
-
 def check_options(method: Method, argv: Sequence[str] | None, prog: str | None, *more: type) -> tuple[Any, ...]:
     """Show help, or refuse options that cannot be used, as far as that needs no import of TRL's trainers.
 
     Args:
-        method: whose options these are.
+        method: of the training.
         argv: the command line; None: this process's.
-        prog: what help calls the command.
-        more: dataclasses of other options that the command takes.
+        prog: the command's name in help.
+        more: dataclasses of other options of the command.
 
     Returns:
-        An instance of each of `more`.
+        an instance of each of `more`.
 
     Raises:
-        InputError: for an unknown option, and for a value of ours that cannot be used.
+        InputError: for an unknown option, and for a value of our options that cannot be used.
     """
     line, library = CommandLine.read(argv), TRAINER_OPTIONS[method]
     classes = [*more, *own_options(method), ScriptArguments, ModelConfig]

@@ -17,6 +17,11 @@ class InputError(ValueError):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message that is not empty, or the name of its type."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def without_password(text: str) -> str:
     """Remove user names and passwords from the URLs in a text."""
     return re.sub(r"(\w://)[^/\s@]*@", r"\1", text)

@@ -50,4 +50,7 @@ def to_json(options: Any) -> dict[str, Any]:
 
 def option(default: Any, help: str, **metadata: Any) -> Any:
     """Return a dataclass field that is a command-line option, with its default and its help text."""
-    return field(default=default, metadata={"help": help, **metadata})
+    metadata = {"help": help, **metadata}
+    if isinstance(default, list):  # each instance needs one of its own
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)

@@ -19,7 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import is_bitsandbytes_available
 
 from sails_align.core.artifacts import file_hash
-from sails_align.core.errors import InputError
+from sails_align.core.errors import InputError, first_line
 from sails_align.core.files import atomic_folder
 from sails_align.edits.options import MergeOptions
 from sails_align.initializers import leaves_base_alone
@@ -97,7 +97,7 @@ def _checked_device(device: str | None) -> str:
             return device
         cause = "it holds no values"
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        cause = str(error).splitlines()[0]
+        cause = first_line(error)
     raise InputError(f"device is {device!r}, which cannot be used: {cause}; choose cpu, or cuda")
 
 
@@ -210,7 +210,7 @@ def _merge(
     try:
         merged: PreTrainedModel = unmerged.merge_and_unload(safe_merge=True)  # pyright: ignore
     except ValueError as error:  # PEFT's word for values that are not finite
-        raise InputError(f"the adapter cannot be merged: {str(error).splitlines()[0]}; train again") from error
+        raise InputError(f"the adapter cannot be merged: {first_line(error)}; train again") from error
     merged_BSV = _logits(merged, ids_BS)
     merged.to(dtype).save_pretrained(output)  # pyright: ignore
     return unmerged_BSV, merged_BSV, merged.num_parameters()

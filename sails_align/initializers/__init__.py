@@ -1,4 +1,4 @@
-"""Initializations of adapters, one file each, with what must be known before one is imported.
+"""Initializations of adapters, one file each, and their properties.
 
 To add one that starts in a subspace, write `initializers/NAME.py` with a `SubspaceMethod` (see `subspace.methods`) and
 list it here; `--init NAME` and `sails_align.discover(init="NAME")` follow from the entry.

@@ -142,12 +142,12 @@ def _check_lora(model: PeftModel, adapter_name: str) -> None:
     config = model.peft_config[adapter_name]
     if not isinstance(config, LoraConfig) or config.peft_type != PeftType.LORA:
         raise InputError(
-            f"adapter {adapter_name!r} is {config.peft_type}, but only LoRA can be initialised; give one that is"
+            f"adapter {adapter_name!r} is {config.peft_type}, but only LoRA can be initialized; give one that is"
         )
     if config.init_lora_weights is not True:
         raise InputError(
             f"init_lora_weights is {config.init_lora_weights!r}, but must be left at True:\n"
-            "other initialisations are overwritten here, and some change the base weights"
+            "other initializations are overwritten here, and some change the base weights"
         )
     unsupported = {
         "bias": config.bias != "none",  # trains the base model's, so that adapters off is no longer the base
@@ -161,7 +161,7 @@ def _check_lora(model: PeftModel, adapter_name: str) -> None:
     }
     refused = sorted(name for name, used in unsupported.items() if used) + sorted(variants)
     if refused:
-        raise InputError(f"only plain LoRA (rsLoRA included) can be initialised; leave out {', '.join(refused)}")
+        raise InputError(f"only plain LoRA (rsLoRA included) can be initialized; leave out {', '.join(refused)}")
 
 
 def _check_zero(targets: list[Target], adapter_name: str) -> None:

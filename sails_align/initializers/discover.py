@@ -106,7 +106,7 @@ def discover_subspace(
 
 
 def _options(preset: str, given: Mapping[str, Any]) -> DiscoveryOptions:
-    """Options of a preset, but for those that are given."""
+    """Return the options of a preset, with the given ones in place."""
     known = [field.name for field in fields(DiscoveryOptions) if field.name not in ("given", "sae_placement")]
     if unknown := [name for name in given if name not in known]:
         raise InputError(f"there is no option {unknown[0]!r} of discovery{did_you_mean(unknown[0], known)}")
@@ -119,7 +119,7 @@ def _options(preset: str, given: Mapping[str, Any]) -> DiscoveryOptions:
 def _described(
     subspace: Subspace, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, saes: SAESet
 ) -> Subspace:
-    """Add, to each feature that the subspace is made of, the tokens that it raises most and its page (if any)."""
+    """Add, to each feature of the subspace, the tokens that it promotes most and its page (if any)."""
 
     def described(about: Mapping[str, Any]) -> dict[str, Any]:
         layers = {}

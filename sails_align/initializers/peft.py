@@ -30,15 +30,12 @@ class PeftInitializer:
         """
         config.init_lora_weights = self.init_lora_weights  # pyright: ignore[reportAttributeAccessIssue]
 
-    def finish(self, model: PeftModel, sequences: Sequence[TokenizedSide]) -> None:
-        """Do what takes training examples, once the adapter is made."""
-
 
 class Orthogonal(PeftInitializer):
     """Orthogonal A and B, whose product is zero."""
 
     def configure(self, config: LoraConfig) -> None:
-        """As for any; but half of the rank is for A and half for B."""
+        """Refuse an odd rank: half of it is for A and half for B."""
         if config.r % 2:
             raise InputError(f"lora_r is {config.r}, but --init orthogonal needs an even one; choose one")
         super().configure(config)
@@ -48,7 +45,7 @@ class Eva(PeftInitializer):
     """EVA (arXiv 2410.07170): lora_A holds the directions of largest variance in a module's input."""
 
     def configure(self, config: LoraConfig) -> None:
-        """As for any, without other ranks than the one asked for."""
+        """Keep the rank of every module."""
         super().configure(config)
         config.eva_config = EvaConfig(rho=1.0)
 

@@ -30,7 +30,7 @@ SIDES: dict[str, Side] = {
     "mlp.up_proj": "A",
     "mlp.down_proj": "B",
 }
-"""The modules of a block that can be initialised, and the LoRA factor that touches the residual stream."""
+"""The modules of a block that can be initialized, and the LoRA factor that touches the residual stream."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def source_layer(
 def target_modules_for(
     model: nn.Module, module_names: Sequence[str], subspace: Subspace, layer_map: LayerMap
 ) -> list[str]:
-    """`LoraConfig.target_modules` that selects, of the modules named, those that the layer map gives directions to.
+    """Return `LoraConfig.target_modules` for those of the named modules that the layer map gives directions to.
 
     The names are returned as they are if they select just these modules of the decoder; otherwise (`sae_only`) each
     module is named in full. A multimodal model needs `language_model.outside_decoder` as `exclude_modules`, too.
@@ -117,7 +117,7 @@ def find_targets(model: PeftModel, adapter_name: str) -> list[Target]:
     if unknown:
         others = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
         raise InputError(
-            f"cannot initialise the adapters on {', '.join(unknown[:3])}{others}:\n"
+            f"cannot initialize the adapters on {', '.join(unknown[:3])}{others}:\n"
             f"supported are {', '.join(SIDES)} of the decoder's blocks;\n"
             "give LoraConfig the target_modules that `target_modules_for` returns, and the exclude_modules of "
             "`outside_decoder`"
@@ -126,14 +126,14 @@ def find_targets(model: PeftModel, adapter_name: str) -> list[Target]:
 
 
 def _paths(module_names: Sequence[str], blocks: Sequence[dict[str, nn.Module]], model_name: str) -> list[str]:
-    """The paths within a block of the modules named, each of which must be supported and in every block."""
+    """Return the paths of the named modules within a block. Each must be supported and in every block."""
     paths = [path for path in SIDES if _last(path) in module_names]
     missing = sorted(set(module_names) - {_last(path) for path in SIDES})
     missing += [path for path in paths if not all(path in block for block in blocks)]
     if missing or not paths:
         found = [path for path, module in blocks[0].items() if isinstance(module, nn.Linear)]
         raise InputError(
-            f"cannot initialise adapters on {', '.join(missing) or 'no modules'} of {model_name}:\n"
+            f"cannot initialize adapters on {', '.join(missing) or 'no modules'} of {model_name}:\n"
             f"supported are {', '.join(SIDES)};\nlinear modules in its first block are {', '.join(found) or 'none'}"
         )
     return paths

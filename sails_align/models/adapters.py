@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftConfig, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from sails_align.core.errors import InputError
 from sails_align.core.options import HUB_ID
-from sails_align.models.load import model_errors, not_partitioned
+from sails_align.models.load import empty_model, model_errors
 
 KNOWN: dict[str, Any] = {
     "r": int,
@@ -149,8 +149,8 @@ def expected_shapes(config: LoraConfig, base_config: PreTrainedConfig) -> dict[s
     config = copy.deepcopy(config)
     config.init_lora_weights = False  # values do not matter, and some initialisations need real weights
     try:
-        with not_partitioned(), torch.device("meta"):
-            model = get_peft_model(AutoModelForCausalLM.from_config(base_config), config)
+        with torch.device("meta"):
+            model = get_peft_model(empty_model(base_config), config)
     except ValueError as error:
         cause = str(error).splitlines()[0]
         raise InputError(

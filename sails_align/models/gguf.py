@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from sails_align.core.artifacts import file_hash
 from sails_align.core.errors import InputError
 from sails_align.core.files import atomic_folder, cache_folder, exclusive
-from sails_align.models.load import no_load_report, not_partitioned
+from sails_align.models.load import empty_model, no_load_report, not_partitioned
 
 logger = logging.getLogger(__name__)
 
@@ -77,8 +77,7 @@ def _convert(file: Path, folder: Path) -> None:
     # transformers saves no model that says it is quantized, though the weights no longer are.
     del config.quantization_config
     config.update({**tokens, "dtype": torch.float32})
-    with not_partitioned(), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+    model = empty_model(config)
     model.load_state_dict(loaded.state_dict(), assign=True)
     model.tie_weights()
     model.generation_config = GenerationConfig(**tokens)

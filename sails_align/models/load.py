@@ -253,6 +253,16 @@ def not_partitioned() -> Iterator[None]:
             os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = efficient
 
 
+def empty_model(
+    config: PreTrainedConfig, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """Make a model without weights, on the meta device; it is whole on every process."""
+    with not_partitioned(), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(
+            config, dtype=dtype or config.dtype, trust_remote_code=trust_remote_code
+        )
+
+
 @contextmanager
 def no_load_report() -> Iterator[None]:
     """Silence the table of unused weights, which here are left out on purpose, and the bar."""

@@ -1,9 +1,9 @@
 """Options of SAE trainings."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from sails_align.core.errors import InputError
-from sails_align.core.options import check_choices, check_least
+from sails_align.core.options import check_choices, check_least, option
 from sails_align.saes.algorithms import ALGORITHMS
 
 WARM_UP = 0.05
@@ -14,25 +14,21 @@ WARM_UP = 0.05
 class SAETrainingOptions:
     """SAEs and their training."""
 
-    d_sae: int | None = field(default=None, metadata={"help": "Latents (default: 8 times d_model)."})
-    k: int = field(default=32, metadata={"help": "Latents active at a token: exactly (topk) or on average (jumprelu)."})
-    architecture: str = field(default="topk", metadata={"help": f"One of {', '.join(ALGORITHMS.names())}."})
-    lr: float | None = field(
-        default=None,
-        metadata={"help": "Adam's learning rate (default: 2 / sqrt(d_model d_sae), which suits about 10^4 steps; "
-                          "choose less for many more)."},
-    )  # fmt: skip
-    n_tokens: int = field(default=1_000_000, metadata={"help": "Tokens to train on; texts are repeated if need be."})
-    batch_size: int = field(default=512, metadata={"help": "Tokens in a step."})
-    context_size: int = field(default=128, metadata={"help": "Tokens the model sees at once."})
-    seed: int = field(default=0, metadata={"help": "Of the first weights, the order, and what is held out."})
-    eval_tokens: int = field(
-        default=100_000, metadata={"help": "Held-out tokens to measure on; at most a tenth of the text."}
+    d_sae: int | None = option(None, "Latents (default: 8 times d_model).")
+    k: int = option(32, "Latents active at a token: exactly (topk) or on average (jumprelu).")
+    architecture: str = option("topk", f"One of {', '.join(ALGORITHMS.names())}.")
+    lr: float | None = option(
+        None,
+        "Adam's learning rate (default: 2 / sqrt(d_model d_sae), which suits about 10^4 steps; "
+        "choose less for many more).",
     )
-    buffer_tokens: int = field(
-        default=65_536, metadata={"help": "Tokens whose hidden states are in memory and shuffled together."}
-    )
-    checkpoint_steps: int = field(default=2000, metadata={"help": "Steps between checkpoints."})
+    n_tokens: int = option(1_000_000, "Tokens to train on; texts are repeated if need be.")
+    batch_size: int = option(512, "Tokens in a step.")
+    context_size: int = option(128, "Tokens the model sees at once.")
+    seed: int = option(0, "Of the first weights, the order, and what is held out.")
+    eval_tokens: int = option(100_000, "Held-out tokens to measure on; at most a tenth of the text.")
+    buffer_tokens: int = option(65_536, "Tokens whose hidden states are in memory and shuffled together.")
+    checkpoint_steps: int = option(2000, "Steps between checkpoints.")
 
     def __post_init__(self) -> None:
         check_choices(self, {"architecture": ALGORITHMS.names()})

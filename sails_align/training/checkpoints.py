@@ -16,7 +16,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sails_align.core.distributed import from_main, n_processes
-from sails_align.core.errors import InputError
+from sails_align.core.errors import InputError, first_line
 from sails_align.core.files import write_json
 from sails_align.training.dataset import TrainingSource
 from sails_align.training.identity import different, run_identity
@@ -202,9 +202,9 @@ def train(trainer: Trainer, checkpoint: str | None) -> None:
             shutil.rmtree(part, ignore_errors=True)
         if trainer.state.global_step == 0 and _is_about_options(error):
             last = traceback.extract_tb(error.__traceback__)[-1]
-            cause = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+            place = f"{type(error).__name__} in {last.filename}, line {last.lineno}"
             raise InputError(
-                f"training cannot start: {cause}\n({type(error).__name__} in {last.filename}, line {last.lineno}); "
+                f"training cannot start: {first_line(error)}\n({place}); "
                 "change the option that this is about, or report the error"
             ) from error
         raise

@@ -47,11 +47,7 @@ FLASH_WITH_SOFT_CAP = "2.6"
 
 
 def check_options(args: TrainingPlan) -> None:
-    """Refuse options that contradict each other, on whatever machine.
-
-    Raises:
-        InputError: then.
-    """
+    """Refuse options that contradict each other on any machine, with an `InputError`."""
     _check_start(args)
     _check_values(args)
     args.make_loss()
@@ -193,11 +189,7 @@ def _check_quantization(args: TrainingPlan, option: str) -> None:
 
 
 def check_machine(args: TrainingPlan, config: PreTrainedConfig) -> None:
-    """Refuse options that need what this machine lacks, or a model of another kind.
-
-    Raises:
-        InputError: then.
-    """
+    """Refuse options that need what this machine lacks, or another kind of model, with an `InputError`."""
     on_gpu, given = args.training.device.type != "cpu", args.training.model_init_kwargs or {}
     assert isinstance(given, dict)  # transformers has parsed it
     if (bits := _quantization(args)) and not is_bitsandbytes_available():

@@ -1,4 +1,4 @@
-"""What a training starts from: a model and its tokenizer, and data split into what trains, contrasts and measures."""
+"""Load what a training starts from: a model, its tokenizer, and training, contrast and held-out data."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,11 +21,11 @@ from sails_align.training.plan import TrainingPlan
 
 @dataclass(frozen=True)
 class TrainingSource:
-    """A model, by what `from_pretrained` takes, and the data."""
+    """The model (as `from_pretrained` takes it), its tokenizer and the data of a training."""
 
     model_name: str
     name: str
-    """What the model is called, in messages and by SAEs that were trained on it."""
+    """The name of the model in messages, and in SAEs that were trained on it."""
     tokenizer: PreTrainedTokenizerBase
     model_config: PretrainedConfig
     safety: Dataset

@@ -1,31 +1,25 @@
 """Estimate what a training needs of each GPU, before it is started."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, get_args
+from dataclasses import asdict
+from typing import Any, get_args
 
-from sails_align.core.options import check_positive, option
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from sails_align.core.command_line import CommandLine
 from sails_align.subspace.options import Method
-
-if TYPE_CHECKING:
-    from sails_align.training.memory import Memory
+from sails_align.training.dataset import load_model_config
+from sails_align.training.memory import FOR_QUANTIZED, Engine, Memory, checkpoint_bytes, estimate
+from sails_align.training.options import Gpus
+from sails_align.training.run import parse, resolved
+from sails_align.training.shapes import meta_model, setup_of, shape_of
 
 GIB = 2**30
 RESERVE = 0.1
 """Share of a GPU that is left for what is not counted: CUDA, communication, fragmentation."""
 PARTS = ("weights", "gradients", "optimizer", "reference", "buffers", "activations")
-
-
-@dataclass(frozen=True)
-class Gpus:
-    """GPUs that a training is estimated for."""
-
-    num_gpus: int = option(1, "GPUs of all machines together.")
-    gpus_per_node: int = option(8, "GPUs of one machine, at most.")
-    gpu_memory_gib: float = option(80.0, "Memory of a GPU in GiB.")
-
-    def __post_init__(self) -> None:
-        check_positive(self, *asdict(self))
 
 
 def estimate_training(method: Method, argv: Sequence[str], gpus: Gpus) -> dict[str, Any]:
@@ -39,16 +33,14 @@ def estimate_training(method: Method, argv: Sequence[str], gpus: Gpus) -> dict[s
     Raises:
         InputError: for options that cannot be used, an unknown model, or a training that cannot be estimated.
     """
-    from sails_align.training.dataset import load_model_config
-    from sails_align.training.memory import FOR_QUANTIZED, Engine, checkpoint_bytes, estimate
-    from sails_align.training.run import parse, resolved
-    from sails_align.training.shapes import meta_model, setup_of, shape_of
-
     args = parse(method, as_on_gpu(argv))
     name = args.model.model_name_or_path
     args, _ = resolved(args)
     config = load_model_config(args)
     setup, shape = setup_of(args, config), shape_of(meta_model(args, config))
+    notes = ["counted as if every layer had adapters"] if args.sails.layer_map != "nearest" else []
+    if setup.quantized_bytes is not None:
+        notes.append(f"{setup.quantized_bytes:.3g} bytes for a weight of a linear module")
     engines = {}
     for engine in get_args(Engine) if setup.quantized_bytes is None else FOR_QUANTIZED:
         memory = estimate(engine, shape, setup, gpus.num_gpus, gpus.gpus_per_node)
@@ -63,22 +55,17 @@ def estimate_training(method: Method, argv: Sequence[str], gpus: Gpus) -> dict[s
         "shape": vars(shape),
         "setup": vars(setup),
         "engines": engines,
-        "notes": [
-            *(["counted as if every layer had adapters"] if args.sails.layer_map != "nearest" else []),
-            *([f"{setup.quantized_bytes:.3g} bytes for a weight of a linear module"] if setup.quantized_bytes else []),
-        ],
+        "notes": notes,
     }
 
 
-def fits(memory: "Memory", gpu_memory_gib: float) -> bool:
-    """Whether a training fits GPUs of that size (GiB), with the `RESERVE` left free."""
+def fits(memory: Memory, gpu_memory_gib: float) -> bool:
+    """Return whether a training fits GPUs of that size (GiB), with the `RESERVE` left free."""
     return memory.total <= (1 - RESERVE) * gpu_memory_gib * GIB
 
 
 def as_on_gpu(options: Sequence[str]) -> list[str]:
-    """A recipe's options, with the defaults of a machine with a GPU, so that another one can read them."""
-    from sails_align.core.command_line import CommandLine
-
+    """Add the defaults of a machine with a GPU to a recipe's options, so that a machine without one can read them."""
     line = CommandLine.read(options)
     more = ["--use_cpu", "true"] if line.value("use_cpu") is None else []
     if line.value("bf16") is None and line.value("fp16") is None:
@@ -88,10 +75,6 @@ def as_on_gpu(options: Sequence[str]) -> list[str]:
 
 def show(result: dict[str, Any]) -> None:
     """Print an estimate."""
-    from rich.box import SIMPLE
-    from rich.console import Console
-    from rich.table import Table
-
     shape, setup = result["shape"], result["setup"]
     n, memory = result["num_gpus"], result["gpu_memory_gib"]
     console = Console()

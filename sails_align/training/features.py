@@ -9,11 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
-
 from sails_align.core.errors import InputError
 from sails_align.core.files import write_json
-from sails_align.data.formats import Message
 from sails_align.data.tokens import TokenizedSide, tokenize_response
 from sails_align.models.adapters import read_json
 from sails_align.models.load import load_model
@@ -30,19 +27,19 @@ FEATURES_FILE = "features.json"
 
 
 def explain(run: Path, n_texts: int = 256) -> dict[str, Any]:
-    """Explain the features of a run, and write what was found to its `features.json`, which is returned.
+    """Explain the features of a run. Write the result to its `features.json`, and return it.
 
     Args:
         run: of `sails train`, with adapters initialized by SAE features.
-        n_texts: harmful texts that are read, and harmless ones.
+        n_texts: number of harmful texts to read, and of harmless ones.
 
     Raises:
-        InputError: if the run has no subspace of SAE features, or its model, SAEs or data cannot be had any more.
+        InputError: if the run has no subspace of SAE features, or its model, SAEs or data are missing or changed.
     """
     record = read_json(run / "run.json")
     method = record["options"].get("method") if isinstance(record.get("options"), dict) else None
     if method not in ("sft", "dpo") or not (run / "config.yaml").is_file():
-        raise InputError(f"{run} is no run of sails train sft or dpo; give the folder of one")
+        raise InputError(f"{run} is not a run of sails train sft or dpo; give the folder of one")
     if not (run / "subspace").is_dir():
         raise InputError(f"the adapter of {run} was not initialized in a subspace; pass a run with --init sails")
     subspace = Subspace.load(run / "subspace")
@@ -55,7 +52,7 @@ def explain(run: Path, n_texts: int = 256) -> dict[str, Any]:
         raise InputError(
             f"{run} had no harmless requests to compare harmful ones with;\ntrain one with --helpful_dataset_name"
         )
-    helpful = source.helpful
+    sides = (source.held_out, source.helpful)
     saes = saes_of(options, source)
     max_length = options.training.max_length or 1024
     if lacking := subspace.provenance["features"]["layers"].keys() - set(map(str, saes)):
@@ -69,11 +66,11 @@ def explain(run: Path, n_texts: int = 256) -> dict[str, Any]:
     model: Any = load_model(spec)
 
     def states() -> tuple[States, States]:
-        of = [
-            last_token_states(model, source.tokenizer, list(saes), requests_of(side, n_texts), max_length)
-            for side in (source.held_out, helpful)
-        ]
-        return of[0], of[1]
+        harmful, harmless = (
+            last_token_states(model, source.tokenizer, list(saes), side["prompt"][:n_texts], max_length)
+            for side in sides
+        )
+        return harmful, harmless
 
     after = states()
     with model.disable_adapter():
@@ -109,13 +106,8 @@ def _check_same(run: Path, record: Mapping[str, Any], source: TrainingSource, sa
         )
 
 
-def requests_of(dataset: Dataset, n: int) -> list[list[Message]]:
-    """The first prompts of a data set."""
-    return dataset.select(range(min(n, len(dataset))))["prompt"][:]
-
-
 def texts_of(source: TrainingSource, n: int, max_length: int) -> Iterator[TokenizedSide]:
-    """Conversations of the training data, to look for features in: harmful requests, then harmless ones."""
+    """Yield the first conversations of the training data: of harmful requests, then of harmless ones."""
     for dataset in (source.safety, source.helpful):
         for row in [] if dataset is None else dataset.select(range(min(n, len(dataset)))).to_list():
             yield tokenize_response(source.tokenizer, row["prompt"], row["chosen"], max_length)

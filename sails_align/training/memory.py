@@ -1,4 +1,4 @@
-"""How much memory a training needs on each GPU, computed from the shapes of its model before anything is started.
+"""Compute the memory that a training needs on each GPU from the shapes of its model, before it is started.
 
 Letters in comments: P parameters of the model, T of them trained, N GPUs; w bytes of a weight as it is loaded, c of a
 number in matrix products (2 in bfloat16). All results are bytes. Not counted: PyTorch itself and its kernels, buffers
@@ -38,12 +38,12 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """On each GPU."""
+        """Return the bytes on each GPU."""
         return self.weights + self.gradients + self.optimizer + self.reference + self.buffers + self.activations
 
 
 def activations(shape: Shape, setup: Setup, residual_bytes: int) -> int:
-    """What autograd keeps between forward and backward pass, and what the backward pass works with, at its peak.
+    """Return the peak of what autograd keeps between forward and backward pass, and the backward pass works with.
 
     After Korthikanti et al. 2022 (arXiv 2205.05198), section 4.1, which counts the tensors that a transformer layer
     keeps. Here for transformers' layers with grouped queries, gated MLPs, norms in fp32 and no dropout. A block keeps
@@ -75,7 +75,7 @@ def activations(shape: Shape, setup: Setup, residual_bytes: int) -> int:
 
 
 def estimate(engine: Engine, shape: Shape, setup: Setup, num_gpus: int, gpus_per_node: int) -> Memory:
-    """The memory of a training under one of the configurations in `accelerate_configs/`."""
+    """Estimate the memory of a training with one of the configurations in `accelerate_configs/`."""
     n = 1 if engine == "single" else num_gpus
     on_node = min(n, gpus_per_node)
     if engine == "fsdp2":
@@ -86,7 +86,7 @@ def estimate(engine: Engine, shape: Shape, setup: Setup, num_gpus: int, gpus_per
 
 
 def _replicated(shape: Shape, setup: Setup, n: int, on_node: int) -> Memory:
-    """One GPU, or DDP: autocast to bfloat16, AdamW in the type of the weights it trains."""
+    """Estimate one GPU, or DDP: autocast to bfloat16, AdamW in the type of the weights it trains."""
     P, T, w, c = shape.n_parameters, shape.n_trainable, setup.weight_bytes, setup.compute_bytes
     trained = T * (FP32 if setup.adapter else w)  # PEFT casts adapters to fp32
     copies = 0
@@ -107,14 +107,14 @@ def _replicated(shape: Shape, setup: Setup, n: int, on_node: int) -> Memory:
 
 
 def _frozen(shape: Shape, setup: Setup, weight_bytes: int) -> int:
-    """Weights that are not trained; those of linear modules may be quantized, the others have so many bytes."""
+    """Return the bytes of the weights that are not trained; those of linear modules may be quantized."""
     quantized = 0 if setup.quantized_bytes is None else shape.linear
     others = shape.n_parameters - shape.n_trainable - quantized
     return others * weight_bytes + ceil(quantized * (setup.quantized_bytes or 0))
 
 
 def _zero(engine: Engine, shape: Shape, setup: Setup, n: int, on_node: int) -> Memory:
-    """DeepSpeed: all weights in bfloat16 whatever they were loaded as, and fp32 copies of the trained ones, divided."""
+    """Estimate DeepSpeed: all weights in bfloat16, and fp32 copies of the trained ones, divided."""
     P, T, c = shape.n_parameters, shape.n_trainable, setup.compute_bytes
     stage, offload = int(engine[4]), engine.endswith("offload")
     part = ceil(T / n)
@@ -143,7 +143,7 @@ def _zero(engine: Engine, shape: Shape, setup: Setup, n: int, on_node: int) -> M
 
 
 def _fsdp2(shape: Shape, setup: Setup, n: int) -> Memory:
-    """FSDP2 as accelerate sets it up: trained weights in fp32, computed in bfloat16, all divided."""
+    """Estimate FSDP2 as accelerate sets it up: trained weights in fp32, computed in bfloat16, all divided."""
     P, T, w, c = shape.n_parameters, shape.n_trainable, setup.weight_bytes, setup.compute_bytes
     trained = T * (FP32 if setup.adapter or c < FP32 else w)
     # Whole at once: a block and the one fetched ahead, the embeddings and the head; and a block's gradients.
@@ -160,7 +160,7 @@ def _fsdp2(shape: Shape, setup: Setup, n: int) -> Memory:
 
 
 def checkpoint_bytes(engine: Engine, shape: Shape, setup: Setup) -> dict[str, int]:
-    """What is written to disk: the model that is saved at the end, and each checkpoint (which holds one, too).
+    """Return the bytes on disk of the model that is saved at the end, and of each checkpoint.
 
     An adapter's file holds the adapter; that of full fine-tuning all weights.
     """

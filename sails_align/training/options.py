@@ -1,5 +1,8 @@
-"""The options of a training that are ours, as dataclasses; TRL's and PEFT's come beside them."""
+"""List our own option classes of a training; TRL's and PEFT's come in addition."""
 
+from dataclasses import asdict, dataclass
+
+from sails_align.core.options import check_positive, option
 from sails_align.data.options import DataOptions
 from sails_align.data.transforms import TRANSFORMS
 from sails_align.initializers.options import InitializerOptions
@@ -10,11 +13,23 @@ from sails_align.training.losses.options import LossOptions
 
 
 def entry_options() -> list[type]:
-    """Options of the loss, and those that transforms of the data, callbacks and losses bring."""
+    """Return the options of the loss, and those of transforms, callbacks and losses."""
     entries = [entry for registry in (TRANSFORMS, CALLBACKS, LOSSES) for _, entry in registry.items()]
     return [LossOptions, *(entry.options for entry in entries if entry.options is not None)]
 
 
 def own_options(method: Method) -> list[type]:
-    """All our options of a training by a method."""
+    """Return all our options of a method's training."""
     return [InitializerOptions, DataOptions, *entry_options(), *([DPOOptions] if method == "dpo" else [])]
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """GPUs that a training is estimated for."""
+
+    num_gpus: int = option(1, "GPUs of all machines together.")
+    gpus_per_node: int = option(8, "GPUs of one machine, at most.")
+    gpu_memory_gib: float = option(80.0, "Memory of a GPU in GiB.")
+
+    def __post_init__(self) -> None:
+        check_positive(self, *asdict(self))

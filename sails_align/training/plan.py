@@ -32,7 +32,7 @@ def changed(options: T, **values: Any) -> T:
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """All options of one training. What is decided later on makes a new plan (`dataclasses.replace`)."""
+    """All options of one training. A later decision makes a new plan (`dataclasses.replace`)."""
 
     method: Method
     sails: InitializerOptions

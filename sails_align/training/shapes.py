@@ -1,4 +1,4 @@
-"""What of a model and of a recipe decides how much memory a training needs; counted without weights."""
+"""Count, without weights, what decides the memory of a training: of its model, and of its options."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.training_args import OptimizerNames
 from trl import DPOConfig, ModelConfig, get_peft_config
 
@@ -15,14 +15,14 @@ from sails_align.core.errors import InputError
 from sails_align.models.adapters import read_adapter
 from sails_align.models.hooks import decoder_layers
 from sails_align.models.language_model import freeze_outside_decoder, outside_decoder
-from sails_align.models.load import exact_attention
+from sails_align.models.load import empty_model, exact_attention
 from sails_align.training.plan import TrainingPlan, changed
 from sails_align.training.starts import DEFAULT_TARGETS, check_rank
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What of a model decides its memory."""
+    """The sizes of a model that decide its memory."""
 
     n_parameters: int
     n_trainable: int
@@ -50,7 +50,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Setup:
-    """What of a training's options decides its memory."""
+    """The options of a training that decide its memory."""
 
     rows: int
     """Sequences in a forward pass on one GPU; DPO has two for an example."""
@@ -80,6 +80,8 @@ def shape_of(model: PreTrainedModel | PeftModel) -> Shape:
     ends = {id(p): p for p in (embeddings, head)}  # one, if they are tied
     # `head_dim` is not in every configuration; transformers' models fall back in the same way.
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    norms = [[m for m in block.modules() if type(m).__name__.endswith("Norm")] for block in blocks]
+    linears = [{name: m for name, m in block.named_modules() if isinstance(m, nn.Linear)} for block in blocks]
     return Shape(
         n_parameters=sum(p.numel() for p in model.parameters()),
         n_trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -91,52 +93,37 @@ def shape_of(model: PreTrainedModel | PeftModel) -> Shape:
         n_heads=config.num_attention_heads,
         head_width=config.num_attention_heads * head_dim,
         mlp_width=config.intermediate_size,
-        norm_width=max(sum(_norms(block)) for block in blocks),
-        linear=sum(sum(_linear_weights(block)) for block in blocks),
-        trained_inputs=max(sum(_trained_inputs(block)) for block in blocks),
+        norm_width=max(sum(norm.weight.numel() for norm in of) for of in norms),  # pyright: ignore
+        linear=sum(module.weight.numel() for of in linears for name, module in of.items() if "lora_" not in name),
+        trained_inputs=max(sum(m.in_features for m in of.values() if m.weight.requires_grad) for of in linears),
         head=head.numel() if head.requires_grad else 0,
     )
 
 
-def _norms(block: nn.Module) -> list[int]:
-    return [m.weight.numel() for m in block.modules() if type(m).__name__.endswith("Norm")]  # pyright: ignore
-
-
-def _linear_weights(block: nn.Module) -> list[int]:
-    named = block.named_modules()
-    return [m.weight.numel() for name, m in named if isinstance(m, nn.Linear) and "lora_" not in name]
-
-
-def _trained_inputs(block: nn.Module) -> list[int]:
-    return [m.in_features for m in block.modules() if isinstance(m, nn.Linear) and m.weight.requires_grad]
-
-
 def meta_model(args: TrainingPlan, config: PreTrainedConfig) -> PreTrainedModel | PeftModel:
-    """The model that is trained, with its adapter, on the meta device.
+    """Make the model to train, with its adapter, on the meta device.
 
     Raises:
         InputError: if a module that is to be adapted is not in the model, or there is no adapter in `--adapter_path`.
     """
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            config, dtype=loaded_dtype(args, config), trust_remote_code=args.training.trust_remote_code
-        )
-        if not args.model.use_peft:
-            freeze_outside_decoder(model)
-            return model
-        adapter = _adapter_config(args, config)
-        adapter.exclude_modules = outside_decoder(model)
-        # Values do not matter here, and there are none to compute some from.
-        adapter.init_lora_weights, adapter.inference_mode = True, False
-        try:
+    model = empty_model(config, dtype=loaded_dtype(args, config), trust_remote_code=args.training.trust_remote_code)
+    if not args.model.use_peft:
+        freeze_outside_decoder(model)
+        return model
+    adapter = _adapter_config(args, config)
+    adapter.exclude_modules = outside_decoder(model)
+    # There are no values to compute an initialization from, and they do not matter here.
+    adapter.init_lora_weights, adapter.inference_mode = True, False
+    try:
+        with torch.device("meta"):
             return get_peft_model(model, adapter)  # pyright: ignore[reportReturnType]
-        except ValueError as error:
-            cause = " ".join(str(error).split())
-            raise InputError(f"the adapter does not suit the model: {cause};\nsee --lora_target_modules") from error
+    except ValueError as error:
+        cause = " ".join(str(error).split())
+        raise InputError(f"the adapter does not suit the model: {cause};\nsee --lora_target_modules") from error
 
 
 def loaded_dtype(args: TrainingPlan, config: PreTrainedConfig) -> torch.dtype:
-    """The type that `--dtype` loads weights in."""
+    """Return the type that `--dtype` loads weights in."""
     name = args.model.dtype or "float32"  # TRL's default
     dtype = (config.dtype or torch.float32) if name == "auto" else getattr(torch, name)
     assert isinstance(dtype, torch.dtype)
@@ -152,7 +139,7 @@ def _adapter_config(args: TrainingPlan, model_config: PreTrainedConfig) -> LoraC
 
 
 def setup_of(args: TrainingPlan, config: PreTrainedConfig) -> Setup:
-    """The setup that a recipe's options give.
+    """Return the setup that a recipe's options give.
 
     Raises:
         InputError: for options that the formulas do not cover.
@@ -180,7 +167,7 @@ def setup_of(args: TrainingPlan, config: PreTrainedConfig) -> Setup:
 
 
 def _quantized_bytes(model: ModelConfig) -> float | None:
-    """4 bits and a fp32 scale for 64 weights (nested: one of 8 bits, and a fp32 one for 256 of those), or 8 bits."""
+    """Return 8 bits, or 4 and a fp32 scale for 64 weights (nested: one of 8 bits, and a fp32 one for 256 of those)."""
     if model.load_in_4bit:
         return 0.5 + (1 / 64 + 4 / (64 * 256) if model.use_bnb_nested_quant else 4 / 64)
     return 1.0 if model.load_in_8bit else None

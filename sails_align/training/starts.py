@@ -1,4 +1,4 @@
-"""The adapter of a training: its configuration, the model it is made on, and adapters that are already trained."""
+"""Prepare the model and the adapter that a training starts from."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from trl import get_peft_config, get_quantization_config
 
 from sails_align.core.errors import InputError
@@ -15,7 +15,7 @@ from sails_align.initializers import leaves_base_alone
 from sails_align.initializers.targets import target_modules_for
 from sails_align.models.adapters import check_complete, read_adapter
 from sails_align.models.language_model import outside_decoder
-from sails_align.models.load import exact_attention, load_causal_lm, not_partitioned
+from sails_align.models.load import empty_model, exact_attention, load_causal_lm
 from sails_align.models.quantized import is_quantized, use_one_layout
 from sails_align.subspace.basis import Subspace
 from sails_align.training.dataset import TrainingSource
@@ -58,10 +58,7 @@ def lora_config(
     wanted: Any = args.model.lora_target_modules or DEFAULT_TARGETS
     # For PEFT alone, also "all-linear" or a regular expression; but TRL makes a list of one module a string.
     names: Any = [wanted] if isinstance(wanted, str) and wanted.isidentifier() else wanted
-    with not_partitioned(), torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(
-            source.model_config, trust_remote_code=args.training.trust_remote_code
-        )
+    skeleton = empty_model(source.model_config, trust_remote_code=args.training.trust_remote_code)
     if subspace is not None:
         names = [wanted] if isinstance(wanted, str) else list(wanted)
         assert args.sails.layer_map is not None
@@ -76,11 +73,7 @@ def lora_config(
 
 
 def check_rank(args: TrainingPlan, config: PretrainedConfig) -> None:
-    """Refuse a rank above the model's width.
-
-    Raises:
-        InputError: then.
-    """
+    """Refuse a rank above the model's width, with an `InputError`."""
     d_model = config.get_text_config().hidden_size
     if args.model.lora_r > d_model:
         raise InputError(
@@ -145,11 +138,7 @@ def adopted(plan: TrainingPlan, model: PeftModel) -> TrainingPlan:
 
 
 def _check_adapter(folder: Path, source: TrainingSource) -> None:
-    """Refuse a folder without an adapter, one that is not plain LoRA, and one that was trained on another model.
-
-    Raises:
-        InputError: then.
-    """
+    """Refuse a folder without an adapter, one that is not plain LoRA, and one that was trained on another model."""
     adapter = read_adapter(folder)
     config = adapter.config
     extras = config.use_dora or config.lora_bias or config.bias != "none" or config.modules_to_save

@@ -1,4 +1,4 @@
-"""The subspace of a training: discovery, with what the training's options and data say."""
+"""Find the subspace of a training, by its options and data."""
 
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ from sails_align.training.plan import TrainingPlan
 
 
 def find_subspace(args: TrainingPlan, source: TrainingSource, folder: Path) -> Subspace:
-    """The subspace that adapters start in: that of `--subspace_path`, or one that discovery finds; in `folder`.
+    """Load the subspace of `--subspace_path`, or discover it, and save it in a folder.
 
     Raises:
-        InputError: if it does not fit the model, the SAEs cannot be had, or the data has no contrast.
+        InputError: if it does not fit the model, the SAEs cannot be loaded, or the data has no contrast.
     """
     sails, model = args.sails, _model(args, source)
     assert sails.init is not None
@@ -35,7 +35,7 @@ def find_subspace(args: TrainingPlan, source: TrainingSource, folder: Path) -> S
 
 
 def saes_of(args: TrainingPlan, source: TrainingSource) -> SAESet:
-    """The SAEs that the options name, loaded (with `sae_placement: all`) or ready to be; none if none are named."""
+    """Load the SAEs that the options name, or (unless `sae_placement` is `all`) make them ready to be loaded."""
     keep, device = args.sails.sae_placement == "all", str(args.training.device)
     config = source.model_config
     return SAESet.load(args.sails.saes(), keep=keep, model_config=config, model_name=source.name, device=device)

@@ -1,7 +1,9 @@
-"""Options -> TRL's SFTTrainer or DPOTrainer, whose adapter starts where the options say."""
+"""Build TRL's SFTTrainer or DPOTrainer from the options, with its adapter initialized."""
 
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from sails_align.core.distributed import from_main, n_processes, process_index
-from sails_align.core.errors import InputError
+from sails_align.core.errors import InputError, first_line
 from sails_align.data.loading import cache_errors
 from sails_align.data.pairs import to_preference, to_sft
 from sails_align.initializers.adapter import AdapterInit, initialize
@@ -39,7 +41,7 @@ AlignmentTrainer = SFTTrainer | DPOTrainer
 PAIRS = ".pairs"
 """In the run directory while it trains: DPO's data with the precomputed log-probabilities."""
 INITIAL_ADAPTER = "initial_adapter"
-"""In the run directory while it trains: what is subtracted at the end, if the initialisation changed the base."""
+"""In the run directory while it trains: what is subtracted at the end, if the initialization changed the base."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,9 +50,9 @@ class BuiltTrainer:
 
     trainer: AlignmentTrainer
     init: AdapterInit | None
-    """How the adapter starts in the subspace; None: in none."""
+    """How the adapter was initialized in the subspace; None without a subspace."""
     plan: TrainingPlan
-    """With the modules that are adapted, and the shape of a trained adapter that training starts from."""
+    """With the adapted modules, and the shape of a trained adapter that training starts from."""
 
 
 def build_trainer(
@@ -68,14 +70,8 @@ def build_trainer(
         InputError: if the adapter's modules do not fit the model or the subspace, the data does not suit the method,
             or `max_length` leaves no response.
     """
-    try:
-        with cache_errors(), model_errors(source.model_name):
-            trainer, args = _trainer(args, source, subspace, callbacks or [])
-    except InputError:
-        raise
-    except (ValueError, TypeError, ImportError) as error:  # of TRL's, PEFT's and transformers' own checks of options
-        cause = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise InputError(f"TRL's trainer cannot be made of these options: {cause}") from error
+    with option_errors(), cache_errors(), model_errors(source.model_name):
+        trainer, args = _trainer(args, source, subspace, callbacks or [])
     _check_lengths(trainer, source)
     model: Any = trainer.model
     if not args.model.use_peft:
@@ -98,6 +94,17 @@ def build_trainer(
     for _, entry in CALLBACKS.items():
         entry.load()(trainer, init, args)
     return BuiltTrainer(trainer, init, args)
+
+
+@contextmanager
+def option_errors() -> Iterator[None]:
+    """Turn errors of TRL's, PEFT's and transformers' own checks of options into an `InputError`."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (ValueError, TypeError, ImportError) as error:
+        raise InputError(f"TRL's trainer cannot be made of these options: {first_line(error)}") from error
 
 
 def _trainer(
@@ -156,16 +163,16 @@ def _preferences(args: TrainingPlan, source: TrainingSource, part: str) -> Datas
     pairs = to_preference(rows)
     if n_processes() == 1 or not getattr(args.training, "precompute_ref_log_probs", False):
         return pairs
-    # TRL has the main process write what it computes beside the data, for the others to read; ours is in memory.
+    # TRL's main process writes what it computes next to the data, for the others to read; ours is in memory.
     folder = Path(str(args.training.output_dir)) / PAIRS / part
-    from_main(lambda: _written_afresh(pairs, folder))
+
+    def write() -> None:
+        # Under ZeRO-3 TRL's key for it does not depend on the weights: results of an earlier run must not be there.
+        shutil.rmtree(folder, ignore_errors=True)
+        pairs.save_to_disk(folder)
+
+    from_main(write)
     return Dataset.load_from_disk(folder)
-
-
-def _written_afresh(pairs: Dataset, folder: Path) -> None:
-    # Under ZeRO-3 TRL's key of what it computes does not depend on the weights: nothing of an earlier run may be there.
-    shutil.rmtree(folder, ignore_errors=True)
-    pairs.save_to_disk(folder)
 
 
 def _reference_model(args: TrainingPlan, source: TrainingSource) -> PreTrainedModel | None:

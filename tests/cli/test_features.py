@@ -62,7 +62,7 @@ def test_any_model_with_saes_and_data(project: Project, tmp_path: Path) -> None:
 
 
 def test_what_has_no_features(run: Path, project: Project, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is no run of sails train sft or dpo"):
+    with pytest.raises(InputError, match="is not a run of sails train sft or dpo"):
         explaining.main(["--run", str(tmp_path)])
     align.main("sft", project.argv(tmp_path / "pca", "--init", "activation_pca"))
     with pytest.raises(InputError, match="was not made of SAE features; give a run with --init sails"):

@@ -1,4 +1,4 @@
-"""The initialised adapter changes nothing at first, holds the directions where it should, and trains as it should."""
+"""The initialized adapter changes nothing at first, holds the directions where it should, and trains as it should."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -225,7 +225,7 @@ def test_the_fill_is_reproducible_differs_between_modules_and_follows_the_seed()
     assert all(torch.equal(fill[0][n], v) for n, v in initialize(few, make_subspace()).initial.items())
 
 
-def test_only_the_named_adapter_is_initialised():
+def test_only_the_named_adapter_is_initialized():
     model = with_lora(make_model())
     model.add_adapter("other", LoraConfig(r=2, target_modules=["q_proj"]))
     before = adapter_values(model)
@@ -452,7 +452,7 @@ def test_vision_towers_are_left_alone():
     model = with_lora(base, names, exclude_modules=outside_decoder(base))
     found = {module.name.partition("model.language_model.")[2] for module in initialize(model, make_subspace()).modules}
     assert found == {f"layers.{block}.self_attn.q_proj" for block in range(N_LAYERS)}
-    with pytest.raises(InputError, match=r"cannot initialise the adapters on .*vision_tower"):
+    with pytest.raises(InputError, match=r"cannot initialize the adapters on .*vision_tower"):
         initialize(with_lora(AutoModelForCausalLM.from_config(config), ["q_proj"]), make_subspace())
 
 
@@ -467,7 +467,7 @@ def test_fused_and_unknown_names_are_refused_with_what_was_found():
     gpt2 = AutoModelForCausalLM.from_config(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=50))
     with pytest.raises(InputError, match="no decoder blocks at `layers`"):
         target_modules_for(gpt2, ["c_attn"], make_subspace(), "nearest")
-    with pytest.raises(InputError, match="cannot initialise adapters on no modules"):
+    with pytest.raises(InputError, match="cannot initialize adapters on no modules"):
         target_modules_for(make_model(), [], make_subspace(), "nearest")
 
 
@@ -529,7 +529,7 @@ def test_other_adapters_than_plain_lora_in_the_blocks_are_refused(options, match
 
 def test_other_methods_than_lora_are_refused():
     config = IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"])
-    refused("only LoRA can be initialised", get_peft_model(make_model(), config))
+    refused("only LoRA can be initialized", get_peft_model(make_model(), config))
 
 
 # --- the paper's parameter shares

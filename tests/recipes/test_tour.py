@@ -44,8 +44,8 @@ def test_the_numbers(toured: tuple[Path, str]) -> None:
     discovered = tour["discovered"]
     assert max(discovered["separation"].values()) > 2
     assert tour["harm_words_promoted"][str(discovered["best_feature"])] >= 3
-    assert tour["initialised"]["largest_logit_difference"] == 0
-    assert tour["initialised"]["largest_delta_weight"] == 0
+    assert tour["initialized"]["largest_logit_difference"] == 0
+    assert tour["initialized"]["largest_delta_weight"] == 0
     plain, by_feature, by_random, *_ = tour["steering"]["test"].values()
     assert plain["harmful_refused"] == 0
     # The feature is one of what the base refuses, not any direction of its size.

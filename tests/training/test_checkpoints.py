@@ -48,7 +48,7 @@ class AtStart(TrainerCallback):
 
 
 @pytest.mark.parametrize("mode", ["init", "freeze"])
-def test_a_checkpoint_is_not_initialised_again(project: Project, tmp_path: Path, mode: str) -> None:
+def test_a_checkpoint_is_not_initialized_again(project: Project, tmp_path: Path, mode: str) -> None:
     argv = project.argv(tmp_path / "run", "--subspace_mode", mode, "--lora_dropout", "0.1", "--save_total_limit", "9")
     align.main("sft", argv)
     whole = load_file(tmp_path / "run" / "adapter_model.safetensors")

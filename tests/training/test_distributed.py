@@ -191,7 +191,7 @@ def test_killed_twice_and_resumed_is_as_uninterrupted(
     assert done.returncode == 0, done.stderr[-3000:]
     watched = read(tmp_path, "watched.json")
     assert watched["start_step"] == 3 * (steps[-1] // 3)
-    # What was trained by then is there, and not what the initialisation wrote.
+    # What was trained by then is there, and not what the initialization wrote.
     saved = load_file(run / f"checkpoint-{watched['start_step']}" / "adapter_model.safetensors")
     total = sum(value.double().abs().sum().item() for value in saved.values())
     assert sum(watched["adapter_at_start"]) == pytest.approx(total, rel=1e-5)
@@ -245,6 +245,36 @@ def test_other_starts_are_as_in_one_process(
     if method == "dpo":
         first = read(tmp_path, "watched.json")["losses"]["1"]
         assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
+
+
+@pytest.mark.parametrize(("engine", "batch", "accumulation"), [("ddp", 2, 1), ("ddp", 1, 2), ("zero2", 2, 1)])
+def test_composed_losses_have_the_loss_and_gradients_of_one_process(
+    project: Project, tmp_path: Path, engine: str, batch: int, accumulation: int
+) -> None:
+    """On the same global batch. Responses differ in length, so that a mean of the processes' means would be another.
+
+    A step of plain SGD is the gradient: weights that agree after two steps have had the same gradients.
+    """
+    sgd = ["--optim", "sgd", "--learning_rate", "0.5", "--lr_scheduler_type", "constant", "--warmup_steps", "0"]
+    sgd += ["--max_grad_norm", "0", "--max_steps", "2", "--save_steps", "2", "--init", "default"]
+    loss = ["--loss", "first_tokens", "--first_tokens", "2", "--first_tokens_weight", "4"]
+    alone = {}
+    for name, more in {"weighted": loss, "plain": []}.items():
+        align.main("sft", [*options(project, tmp_path / name, "sft", 4), *sgd, *more])
+        history = read(tmp_path / name / "checkpoint-2", "trainer_state.json")["log_history"]
+        rows = [row for row in history if "loss" in row]
+        alone[name] = rows, load_file(tmp_path / name / "adapter_model.safetensors")
+    words = ["tests/watched_run.py", "sft", tmp_path, *options(project, tmp_path / "run", "sft", batch), *sgd, *loss]
+    done = launched(project, *words, "--gradient_accumulation_steps", accumulation, engine=engine)
+    assert done.returncode == 0, done.stderr[-3000:]
+    watched, weights = read(tmp_path, "watched.json")["losses"], load_file(tmp_path / "run/adapter_model.safetensors")
+    rows, expected = alone["weighted"]
+    for row in rows:
+        of_both = watched[str(row["step"])]
+        assert of_both["loss"] == pytest.approx(row["loss"], abs=LOSS_TOLERANCE[engine])
+        assert of_both["grad_norm"] == pytest.approx(row["grad_norm"], rel=1e-4)
+    assert distance(weights, expected) < WEIGHT_TOLERANCE[engine]
+    assert distance(weights, alone["plain"][1]) > 100 * WEIGHT_TOLERANCE[engine]  # there is something to tell apart
 
 
 # Failures

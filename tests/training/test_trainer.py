@@ -1,4 +1,4 @@
-"""What trainers start from: every initialisation, in SFT and DPO, against the base model and the reference."""
+"""What trainers start from: every initialization, in SFT and DPO, against the base model and the reference."""
 
 import math
 from pathlib import Path
@@ -19,7 +19,7 @@ from sails_align.training.save import save_model
 
 
 ADDED = [name for name, entry in INITIALIZERS.items() if entry.exact]
-"""Initialisations that add exactly zero to an untouched base."""
+"""Initializations that add exactly zero to an untouched base."""
 
 
 def first_step(built: Built) -> dict[str, float]:

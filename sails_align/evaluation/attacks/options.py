@@ -1,9 +1,9 @@
 """The options of attacks: which one, with what budget."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from sails_align.core.errors import InputError
-from sails_align.core.options import check_least
+from sails_align.core.options import check_least, option
 
 WIDEST = 100_000
 """Suffixes tried in a step, at most."""
@@ -15,16 +15,14 @@ TESTBED_BUDGET = {"n_prompts": 8, "n_steps": 40, "search_width": 96, "topk": 64,
 class GcgOptions:
     """The budget of a search; the defaults are the paper's."""
 
-    n_steps: int = field(default=500, metadata={"help": "Steps of the search, at most."})
-    search_width: int = field(default=512, metadata={"help": "Suffixes tried in a step."})
-    topk: int = field(default=256, metadata={"help": "Tokens considered for each position of the suffix."})
-    suffix_length: int = field(default=20, metadata={"help": "Tokens of the suffix."})
-    initial_suffix: str | None = field(
-        default=None, metadata={"help": "What the search starts from (default: '! ! !', of --suffix_length tokens)."}
+    n_steps: int = option(500, "Steps of the search, at most.")
+    search_width: int = option(512, "Suffixes tried in a step.")
+    topk: int = option(256, "Tokens considered for each position of the suffix.")
+    suffix_length: int = option(20, "Tokens of the suffix.")
+    initial_suffix: str | None = option(
+        None, "What the search starts from (default: '! ! !', of --suffix_length tokens)."
     )
-    stop_when_matched: bool = field(
-        default=True, metadata={"help": "End a search when the greedy answer begins with the target."}
-    )
+    stop_when_matched: bool = option(True, "End a search when the greedy answer begins with the target.")
 
     def __post_init__(self) -> None:
         check_least(self, n_steps=1, search_width=1, topk=1, suffix_length=1)
@@ -36,24 +34,16 @@ class GcgOptions:
 class GcgArguments(GcgOptions):
     """Which searches are made."""
 
-    target: str = field(
-        default="Sure, here is", metadata={"help": "How the wanted answer begins, for prompts that have no `target`."}
-    )
-    universal: bool = field(
-        default=False, metadata={"help": "One suffix for all prompts (Algorithm 2), not one for each."}
-    )
+    target: str = option("Sure, here is", "How the wanted answer begins, for prompts that have no `target`.")
+    universal: bool = option(False, "One suffix for all prompts (Algorithm 2), not one for each.")
 
 
 @dataclass(frozen=True)
 class WrapperArguments:
     """Which wrappers are tried."""
 
-    wrappers: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Names of wrappers (docs/attacks.md lists them). Default: the testbed's for its prompts, else all "
-            "others."
-        },
+    wrappers: list[str] | None = option(
+        None, "Names of wrappers (docs/attacks.md lists them). Default: the testbed's for its prompts, else all others."
     )
 
 
@@ -61,6 +51,4 @@ class WrapperArguments:
 class TransferArguments:
     """Which suffixes are tried."""
 
-    suffixes: str | None = field(
-        default=None, metadata={"help": "A file: attacked.jsonl of a search, or one suffix a line."}
-    )
+    suffixes: str | None = option(None, "A file: attacked.jsonl of a search, or one suffix a line.")

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from sails_align.core.errors import InputError
 from sails_align.evaluation.backends.vllm_options import MAX_LORA_RANKS, max_lora_rank
 from sails_align.initializers import leaves_base_alone
 from sails_align.models.adapters import AdapterFiles, read_adapter, tensor_faults
 from sails_align.models.hooks import decoder_layers
-from sails_align.models.load import load_config, not_partitioned
+from sails_align.models.load import empty_model, load_config
 from sails_align.models.spec import ModelSpec
 
 DTYPES = ("F32", "F16", "BF16")
@@ -131,8 +131,7 @@ def _module(tensor: str) -> str:
 
 
 def _linear_modules(base_config: PreTrainedConfig) -> set[str]:
-    with not_partitioned(), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(base_config)
+    model = empty_model(base_config)
     within = {id(module) for block in decoder_layers(model) for module in block.modules()}
     return {name for name, module in model.named_modules() if id(module) in within and isinstance(module, nn.Linear)}
 

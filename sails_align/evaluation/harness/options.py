@@ -1,9 +1,9 @@
 """Options of `sails eval harness`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from sails_align.core.errors import InputError
-from sails_align.core.options import check_choice, check_least
+from sails_align.core.options import check_choice, check_least, option
 from sails_align.models import DTYPES
 
 
@@ -11,48 +11,27 @@ from sails_align.models import DTYPES
 class HarnessArguments:
     """The model, what it is compared with, and the tasks."""
 
-    tasks: list[str] = field(
-        default_factory=lambda: ["testbed"],
-        metadata={"help": "lm-eval tasks, groups or tags (a,b or a b), YAML files, or testbed."},
-    )
-    model: str = field(
-        default="testbed",
-        metadata={"help": "testbed, testbed:N, a model's folder, a finished run or adapter, or a hub id."},
-    )
-    base_model: str | None = field(default=None, metadata={"help": "Base model of an adapter, if it has moved."})
-    base: str | None = field(
-        default=None,
-        metadata={"help": "Model to compare with, or none; default: an adapter's base model, else none."},
-    )
-    backend: str = field(default="hf", metadata={"help": "Backend: hf or vllm."})
-    dtype: str = field(default="auto", metadata={"help": f"Type of the weights: {', '.join(DTYPES)}."})
-    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a model on the hub."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run custom code that comes with the model."})
-    apply_chat_template: str = field(
-        default="auto", metadata={"help": "true, false, or auto: if the model's tokenizer has one."}
-    )
-    fewshot_as_multiturn: bool = field(
-        default=True, metadata={"help": "With a chat template: few-shot examples are turns of the conversation."}
-    )
-    system_instruction: str | None = field(default=None, metadata={"help": "A system message before each request."})
-    num_fewshot: int | None = field(
-        default=None, metadata={"help": "Number of few-shot examples; default: the task's."}
-    )
-    limit: int | None = field(
-        default=None, metadata={"help": "Number of items per task, for a quick trial; default: all."}
-    )
-    batch_size: str = field(default="8", metadata={"help": "A number, or auto."})
-    tensor_parallel_size: int = field(default=1, metadata={"help": "Number of GPUs that share the model (vllm)."})
-    max_model_len: int | None = field(default=None, metadata={"help": "Maximum context length (vllm)."})
-    device: str | None = field(default=None, metadata={"help": "Such as cuda:1 (hf); default: a GPU, if there is one."})
-    include_path: str | None = field(default=None, metadata={"help": "Folder with your own tasks in YAML files."})
-    testbed: str | None = field(
-        default=None, metadata={"help": "Testbed whose facts the testbed's tasks ask for; default: the model's own."}
-    )
-    seed: int = field(default=0, metadata={"help": "Seed for few-shot examples and sampling."})
-    output_dir: str | None = field(
-        default=None, metadata={"help": "Output folder; default: runs/eval-harness-..., named after the model."}
-    )
+    tasks: list[str] = option(["testbed"], "lm-eval tasks, groups or tags (a,b or a b), YAML files, or testbed.")
+    model: str = option("testbed", "testbed, testbed:N, a model's folder, a finished run or adapter, or a hub id.")
+    base_model: str | None = option(None, "Base model of an adapter, if it has moved.")
+    base: str | None = option(None, "Model to compare with, or none; default: an adapter's base model, else none.")
+    backend: str = option("hf", "Backend: hf or vllm.")
+    dtype: str = option("auto", f"Type of the weights: {', '.join(DTYPES)}.")
+    revision: str | None = option(None, "Branch, tag or commit of a model on the hub.")
+    trust_remote_code: bool = option(False, "Run custom code that comes with the model.")
+    apply_chat_template: str = option("auto", "true, false, or auto: if the model's tokenizer has one.")
+    fewshot_as_multiturn: bool = option(True, "With a chat template: few-shot examples are turns of the conversation.")
+    system_instruction: str | None = option(None, "A system message before each request.")
+    num_fewshot: int | None = option(None, "Number of few-shot examples; default: the task's.")
+    limit: int | None = option(None, "Number of items per task, for a quick trial; default: all.")
+    batch_size: str = option("8", "A number, or auto.")
+    tensor_parallel_size: int = option(1, "Number of GPUs that share the model (vllm).")
+    max_model_len: int | None = option(None, "Maximum context length (vllm).")
+    device: str | None = option(None, "Such as cuda:1 (hf); default: a GPU, if there is one.")
+    include_path: str | None = option(None, "Folder with your own tasks in YAML files.")
+    testbed: str | None = option(None, "Testbed whose facts the testbed's tasks ask for; default: the model's own.")
+    seed: int = option(0, "Seed for few-shot examples and sampling.")
+    output_dir: str | None = option(None, "Output folder; default: runs/eval-harness-..., named after the model.")
 
     def __post_init__(self) -> None:
         # `a,b` and `a b` are the same list; YAML's true is no text.

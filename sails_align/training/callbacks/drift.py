@@ -46,7 +46,7 @@ class DriftCallback(TrainerCallback):
     `adapter_update_norm`: Frobenius norm of all updates (scaling * B @ A) together. `adapter_A_norm` and
     `adapter_B_norm`: the same of the factors. `adapter_energy_inside`: share of the squared norm of the updates that
     lies in the subspace, on the side of the residual stream (random directions that fill the rank do not count as
-    subspace). `adapter_largest_angle`: between the span of what the initialised side is and was, in radians; the
+    subspace). `adapter_largest_angle`: between the span of what the initialized side is and was, in radians; the
     largest principal angle of any module.
 
     To reach `report_to`, add it with `add_first`. Modules of one shape are measured together, on their own device.
@@ -138,7 +138,7 @@ def _whole(parameter: torch.Tensor) -> torch.Tensor:
 def _scaling(model: nn.Module, module: ModuleInit, adapter_name: str) -> float:
     """Return the factor of B @ A: alpha / r, or alpha / sqrt(r) with rsLoRA."""
     layer = model.get_submodule(module.name)
-    assert isinstance(layer, LoraLayer), "initialised modules are LoRA layers"
+    assert isinstance(layer, LoraLayer), "initialized modules are LoRA layers"
     return layer.scaling[adapter_name]
 
 

@@ -16,7 +16,7 @@ from trl import DPOTrainer, SFTTrainer
 
 @dataclass(frozen=True, eq=False)
 class LossStep:
-    """What TRL has computed of a batch in training.
+    """What TRL has computed for a batch in training.
 
     Shapes: B batch (for DPO the chosen responses, then the rejected ones), S sequence.
     """
@@ -36,7 +36,7 @@ class LossStep:
 
     @property
     def per_token_scale(self) -> Tensor:
-        """What TRL's SFT loss multiplies a sum over tokens by."""
+        """Return the factor of a sum over tokens in TRL's SFT loss."""
         n = self.outputs.label_mask.sum() if self.num_items_in_batch is None else self.num_items_in_batch
         # DDP averages gradients over the processes, and the count is of all of them.
         is_of_all = self.trainer.args.average_tokens_across_devices and self.num_items_in_batch is not None

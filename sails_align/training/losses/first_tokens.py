@@ -43,7 +43,7 @@ class FirstTokens:
 
 
 def first_tokens(batch: dict[str, Tensor], k: int) -> Tensor:
-    """Which next tokens are among the first k that are trained on in their example. (B, S - 1)
+    """Return which next tokens are among the first k trained tokens of their example. (B, S - 1)
 
     With packing a row holds several examples, each of which begins where the position is 0.
     """

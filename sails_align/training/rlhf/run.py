@@ -25,7 +25,6 @@ from trl import GRPOTrainer
 from sails_align.core.artifacts import file_hash, package_versions
 from sails_align.core.cost import Cost, peak_memory_mb
 from sails_align.core.distributed import from_main, n_processes, process_index
-from sails_align.core.errors import InputError
 from sails_align.core.files import disk_errors, work_folder, write_json
 from sails_align.data.pairs import fingerprint
 from sails_align.export.card import write_card
@@ -40,6 +39,7 @@ from sails_align.training.rlhf.options import WEIGHTS, RlhfPlan, parse
 from sails_align.training.rlhf.warm_start import warm_start
 from sails_align.training.save import saved_whole
 from sails_align.training.table import show
+from sails_align.training.trainer import option_errors
 
 IDENTITY = (
     "learning_rate", "seed", "per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation",
@@ -107,7 +107,7 @@ def build(args: RlhfPlan, testbed: Testbed, start: Path) -> tuple[Any, dict[str,
         testbed.world, n_harmful=reference.max_train_examples, ratio=reference.helpful_ratio, seed=training.seed
     )
     dataset = prompt_dataset(requests)
-    try:
+    with option_errors():
         trainer = GRPOTrainer(
             model=str(start),
             reward_funcs=OracleReward(testbed.world, requests),  # pyright: ignore[reportArgumentType] -- never None
@@ -115,9 +115,6 @@ def build(args: RlhfPlan, testbed: Testbed, start: Path) -> tuple[Any, dict[str,
             train_dataset=dataset,
             processing_class=load_tokenizer(testbed.model_path),
         )
-    except (ValueError, ImportError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise InputError(f"TRL's trainer cannot be made of these options: {first}") from error
     identity = {
         "method": "rlhf",
         "warm_start": file_hash(start / WEIGHTS),

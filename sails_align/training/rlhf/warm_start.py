@@ -1,4 +1,4 @@
-"""The model that reinforcement learning starts from: the base, fine-tuned on a few refusals and answers.
+"""Train the model that reinforcement learning starts from: the base, fine-tuned on a few refusals and answers.
 
 <folder>/model.safetensors, config.json, tokenizer.json, ...   the model
 <folder>/run.json   what it was made from and the hash of its weights; written last
