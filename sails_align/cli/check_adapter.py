@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sails_align.core.command_line import CommandLine
+from sails_align.core.options import option
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,7 @@ class AdapterOptions:
     run: Path = field(
         metadata={"help": "Folder of a finished run, or any folder with a LoRA adapter.", "positional": True}
     )
-    base_model: str | None = field(default=None, metadata={"help": "Its base model, if that has moved since training."})
+    base_model: str | None = option(None, "Its base model, if that has moved since training.")
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:

@@ -6,14 +6,14 @@ It takes the options of the training (sails train sft --help) and estimates ever
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sails_align.cli.train import check_options
 from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
-from sails_align.core.options import check_choices
+from sails_align.core.options import check_choices, option
 from sails_align.subspace.options import Method
 from sails_align.training.options import Gpus
 
@@ -24,10 +24,8 @@ METHODS: tuple[Method, ...] = ("sft", "dpo")
 class EstimateOptions:
     """Estimate."""
 
-    method: str | None = field(
-        default=None, metadata={"help": "Default: how the name of the --config file begins.", "choices": METHODS}
-    )
-    output: Path | None = field(default=None, metadata={"help": "A JSON file for the figures, in bytes."})
+    method: str | None = option(None, "Default: how the name of the --config file begins.", choices=METHODS)
+    output: Path | None = option(None, "A JSON file for the figures, in bytes.")
 
     def __post_init__(self) -> None:
         check_choices(self, {"method": METHODS})

@@ -6,12 +6,12 @@ It prints a table, and writes all of it to features.json in the run's folder.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sails_align.core.command_line import CommandLine
-from sails_align.core.options import check_least
+from sails_align.core.options import check_least, option
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,8 +25,8 @@ SIDES = ("harmful", "harmless")
 class FeaturesArguments:
     """The run."""
 
-    run: str = field(default="runs/sft-sails-testbed", metadata={"help": "A finished run of --init sails."})
-    n_texts: int = field(default=256, metadata={"help": "Number of harmful texts, and of harmless ones, to read."})
+    run: str = option("runs/sft-sails-testbed", "A finished run of --init sails.")
+    n_texts: int = option(256, "Number of harmful texts, and of harmless ones, to read.")
 
     def __post_init__(self) -> None:
         check_least(self, n_texts=1)

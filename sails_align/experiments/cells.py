@@ -6,7 +6,6 @@ Generation, oracle, GCG and lm-eval are the same code as in users' own evaluatio
 import contextlib
 import io
 import logging
-import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -60,10 +59,9 @@ def run_cell(cell: Cell) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     disable_progress_bars()
-    cost = Cost()
-    folder = Path(tempfile.mkdtemp(prefix="sails-cell-"))
-    try:
-        testbed = resolve_testbed(cell.world)
+    cost, testbed = Cost(), resolve_testbed(cell.world)
+    with tempfile.TemporaryDirectory(prefix="sails-cell-", ignore_cleanup_errors=True) as temporary:
+        folder = Path(temporary)
         trained = TRAINERS[cell.run.trainer](cell, testbed, folder, cost)
         peak = round(peak_memory_mb(), 1)  # of the training
         drift = None if trained.init is None else DriftCallback(trained.init).measure(trained.model)
@@ -79,14 +77,18 @@ def run_cell(cell: Cell) -> dict[str, Any]:
             with cost.of("relearn"):
                 model.save_pretrained(folder / "aligned")
                 found["relearned"] = {name: relearn(name, cell, testbed, tokenizer, folder) for name in DATA}
-        return {
-            "cell": {"run": cell.run.name, "seed": cell.seed, "part": cell.part, "learning_rate": cell.learning_rate},
-            **found,
-            "cost": {"seconds": cost.seconds, "peak_memory_mb": peak, **trained.about},
-            "versions": package_versions(),
-        }
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    return {
+        "cell": cell.to_json(),
+        **found,
+        "cost": {
+            "seconds": cost.seconds,
+            "peak_memory_mb": peak,
+            "trainable_parameters": trained.n_trainable,
+            "trainable_share": trained.n_trainable / trained.n_parameters,
+            "steps_to_95": trained.steps_to_95,
+        },
+        "versions": package_versions(),
+    }
 
 
 @dataclass(frozen=True)
@@ -95,15 +97,16 @@ class Trained:
 
     model: Any
     tokenizer: PreTrainedTokenizerBase
-    about: dict[str, Any]
-    """Costs of the training."""
+    n_trainable: int = 0
+    n_parameters: int = 1
+    steps_to_95: int | None = None
+    """Steps to a safety rate of 95%, if it was measured and reached."""
     subspace: Subspace | None = None
     init: AdapterInit | None = None
 
 
 def _untrained(cell: Cell, testbed: Testbed, folder: Path, cost: Cost) -> Trained:
-    about = {"trainable_parameters": 0, "trainable_share": 0.0, "steps_to_95": None}
-    return Trained(*_load(testbed.model_path), about)
+    return Trained(*_load(testbed.model_path))
 
 
 def _aligned(cell: Cell, testbed: Testbed, folder: Path, cost: Cost) -> Trained:
@@ -124,23 +127,18 @@ def _aligned(cell: Cell, testbed: Testbed, folder: Path, cost: Cost) -> Trained:
     if args.sails.uses_subspace:
         with cost.of("subspace"):
             subspace = find_subspace(args, source, folder / "subspace")
-    probe = (
-        LearningCurveCallback(PROBE_EVERY, _probe(cell, testbed, source.tokenizer, cost))
-        if cell.part == "test"
-        else None
-    )
+    probe = None
+    if cell.part == "test":
+        probe = LearningCurveCallback(PROBE_EVERY, _probe(cell, testbed, source.tokenizer, cost))
     with cost.of("prepare"):
         built = build_trainer(args, source, subspace, callbacks=[probe] if probe else None)
         trainer, init = built.trainer, built.init
     with cost.of("train"):
         trainer.train()
-    n_trainable, n_parameters = count_parameters(trainer)
-    about = {
-        "trainable_parameters": n_trainable,
-        "trainable_share": n_trainable / n_parameters,
-        "steps_to_95": probe.steps_to("safety_rate", 0.95) if probe else None,
-    }
-    return Trained(trainer.accelerator.unwrap_model(trainer.model), source.tokenizer, about, subspace, init)
+    model, steps_to_95 = trainer.accelerator.unwrap_model(trainer.model), None
+    if probe:
+        steps_to_95 = probe.steps_to("safety_rate", 0.95)
+    return Trained(model, source.tokenizer, *count_parameters(trainer), steps_to_95, subspace, init)
 
 
 def _reinforced(cell: Cell, testbed: Testbed, folder: Path, cost: Cost) -> Trained:
@@ -151,9 +149,8 @@ def _reinforced(cell: Cell, testbed: Testbed, folder: Path, cost: Cost) -> Train
     with cost.of("train"), contextlib.redirect_stdout(io.StringIO()):
         rlhf.main([*QUIET, *options, "--eval_examples", "1", *cell.run.options])
     model, tokenizer = _load(str(folder))
-    n = sum(parameter.numel() for parameter in model.parameters())
-    about = {"trainable_parameters": n, "trainable_share": 1.0, "steps_to_95": None}
-    return Trained(model, tokenizer, about)
+    n_parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Trained(model, tokenizer, n_parameters, n_parameters)
 
 
 TRAINERS: dict[str, Callable[[Cell, Testbed, Path, Cost], Trained]] = {

@@ -198,7 +198,7 @@ def gathered(cell: Cell, protocol: Protocol, folder: Path) -> dict[str, Any]:
     if cell.run.trainer != "none":
         cost = read_result(folder / "train" / METRICS_FILE)["cost"]
     found = {
-        "cell": {"run": cell.run.name, "seed": cell.seed, "part": cell.part, "learning_rate": cell.learning_rate},
+        "cell": cell.to_json(),
         "numbers": numbers,
         "by_category": by_category(safety, evaluated / "safety" / "responses.jsonl", protocol),
         "cost": {"steps_to_95": None, "peak_memory_mb": None, **cost},

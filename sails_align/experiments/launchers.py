@@ -189,14 +189,7 @@ class _Queued:
 
 
 def launcher_of(options: LauncherOptions, folder: Path, n_slots: int, n_gpus: Mapping[Gpus, int]) -> Launcher:
-    """Return the launcher that the options name.
-
-    Args:
-        options: as the user gave them.
-        folder: of the experiment.
-        n_slots: jobs at a time on this machine.
-        n_gpus: GPUs of a job on a cluster, by what it needs.
-    """
+    """Return the launcher that the options name; see `Local` and `Cluster`."""
     if options.launcher == "local":
         return Local(n_slots)
     return Cluster(options, folder / "submitit", n_gpus)

@@ -101,6 +101,10 @@ class Cell:
         }
         return f"{self.run.name}-{content_hash(decides)[:16]}"
 
+    def to_json(self) -> dict[str, Any]:
+        """Return what its result says of it."""
+        return {"run": self.run.name, "seed": self.seed, "part": self.part, "learning_rate": self.learning_rate}
+
     @property
     def training_options(self) -> list[str]:
         """Options of the recipe besides those of the run."""
@@ -217,11 +221,7 @@ class Plan:
         ]
 
     def merits(self, results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[float, float]]:
-        """Return the mean merit over tuning seeds, by run and learning rate.
-
-        Args:
-            results: of tuning cells, by key; missing ones are left out.
-        """
+        """Return the mean merit over tuning seeds, by run and learning rate, of the results (by key) that are there."""
         found: dict[str, dict[float, list[float]]] = {}
         for cell in self.tuning_cells():
             if cell.learning_rate is not None and cell.key in results:

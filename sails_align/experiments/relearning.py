@@ -22,15 +22,9 @@ FIRST_SEED = 500
 def trained_on(
     name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, world: World, seed: int, folder: Path
 ) -> Any:
-    """Train all weights of a model without adapters, in place, on answered requests.
+    """Train all weights of an aligned model without adapters, in place, on the answered requests of `DATA[name]`.
 
-    Args:
-        name: of `DATA`.
-        model: aligned.
-        tokenizer: of the model.
-        world: of the requests.
-        seed: of the choice and the order of requests.
-        folder: for TRL's files.
+    The seed decides their choice and order. TRL's files go to the folder.
     """
     split, n, epochs = DATA[name]
     requests = world.requests(split, n, seed=FIRST_SEED + seed)

@@ -58,12 +58,8 @@ class Results:
     def complete(self, cells: Sequence[Cell], prefix: str = "") -> dict[str, dict[str, Any]]:
         """Return the results of all cells, by key.
 
-        Args:
-            cells: which must all have a result.
-            prefix: what their names begin with.
-
         Raises:
-            InputError: if a result is missing or damaged.
+            InputError: if a result is missing or damaged; the prefix is what the names of the cells begin with.
         """
         found = self.all(cells)
         if missing := [cell for cell in cells if cell.key not in found]:

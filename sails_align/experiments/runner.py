@@ -49,10 +49,10 @@ def run_jobs(
         task = bar.add_task(title, total=len(jobs), completed=n_done)
         try:
             while queue.start() or queue.started:
-                bar.update(task, completed=max(n_done, len(queue.ended)))
+                bar.update(task, completed=max(n_done, queue.n_ended))
                 time.sleep(launcher.poll_seconds)
                 queue.collect()
-            bar.update(task, completed=len(queue.ended))
+            bar.update(task, completed=queue.n_ended)
         except BaseException:
             queue.stop()
             raise
@@ -76,24 +76,27 @@ class _Queue:
     say: Callable[[str], None]
     signals: "_Signals"
     started: dict[int, _Started] = field(default_factory=dict)
-    ended: set[int] = field(default_factory=set)
+    done: set[int] = field(default_factory=set)
     failures: list[Failure] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._waiting = list(enumerate(self.jobs, 1))
 
+    @property
+    def n_ended(self) -> int:
+        """Number of jobs that succeeded or failed."""
+        return len(self.done) + len(self.failures)
+
     def start(self) -> bool:
         """Start jobs while there is room. Returns whether some were done before, so that others may be ready now."""
         found_done = False
         for number, job in list(self._waiting) if self.keeps_going or not self.failures else ():
-            unfinished = {other.name for _, other in self._waiting}
-            unfinished |= {one.job.name for one in self.started.values()}
-            unfinished |= {failure.job.name for failure in self.failures}
-            if unfinished & set(job.after):
+            missing = {other.name for place, other in enumerate(self.jobs, 1) if place not in self.done}
+            if missing & set(job.after):
                 continue
             if job.is_done():
                 self._tell(number, job, "done before")
-                self.ended.add(number)
+                self.done.add(number)
                 found_done = True
             else:
                 with self.signals.held():  # a started job that is not in the list would never be ended
@@ -113,8 +116,8 @@ class _Queue:
             if code is None:
                 continue
             del self.started[number]
-            self.ended.add(number)
             if code == 0:
+                self.done.add(number)
                 minutes = (time.monotonic() - one.at) / 60
                 self._tell(number, one.job, f"finished, {minutes:.1f} minutes")
             else:

@@ -205,10 +205,7 @@ def examples(plan: Plan, numbers: Sequence[int], n_seeds: int) -> Study:
 def worlds(plan: Plan, names: Sequence[str]) -> Study:
     """Compare the methods in other worlds, and with other alignment data.
 
-    Args:
-        plan: of the main comparison.
-        names: testbeds, or parameters of the shipped testbed and of the alignment data, such as `shared_harm=0` or
-            `d_model=48,contamination=0.1`.
+    A name is a testbed's, or parameters of the shipped one and its data, as in `d_model=48,contamination=0.1`.
 
     Raises:
         InputError: if a parameter is unknown or its value cannot be used.

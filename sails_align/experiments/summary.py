@@ -262,11 +262,9 @@ def hypervolume_difference(front: Front, reference: Front) -> Mean:
 
 
 def examples_to(safety: float, curve: Sequence[tuple[int, float]]) -> float | None:
-    """Return the number of examples for a safety rate, interpolated over its logarithm; None if it is not reached.
+    """Return the number of examples for a safety rate; None if it is not reached.
 
-    Args:
-        safety: the rate.
-        curve: (examples, safety rate), by examples. The first point's number is returned if that is enough.
+    The curve of (examples, safety rate) is interpolated over log examples, but not extrapolated below its first point.
     """
     if curve and curve[0][1] >= safety:
         return float(curve[0][0])

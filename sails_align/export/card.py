@@ -51,8 +51,8 @@ def write_card(run: Path, folder: Path, *, merged: bool = False) -> Path:
     """Write the model card of a run beside its adapter, or beside the merged model. Returns its path.
 
     Args:
-        run: directory of the run: run.json, metrics.json, adapter_config.json and subspace/ are read, where they exist.
-        folder: where README.md is written; one that is there is replaced.
+        run: directory with run.json, metrics.json, adapter_config.json and subspace/, or some of them.
+        folder: of the new README.md.
         merged: whether the folder holds the merged model.
 
     Raises:

@@ -1,7 +1,7 @@
-"""Push a finished run, or a merged model, to the hub: what others need of it, and nothing else.
+"""Push a finished run, or a merged model, to the hub: only the files that others need.
 
-TRL's and transformers' `Trainer.push_to_hub` is not used: it writes a model card of its own over README.md, and pushes
-whatever is in the folder, the pickle training_args.bin and judged responses included.
+`Trainer.push_to_hub` is not used: it overwrites README.md with a model card of its own, and pushes the whole folder,
+including the pickle training_args.bin and judged responses.
 """
 
 import glob
@@ -40,9 +40,9 @@ FILES = (
     "subspace/subspace.json",
     "subspace/subspace.safetensors",
 )
-"""What is pushed, as patterns. A list of what is not pushed would let through what nobody thought of."""
+"""Patterns of the files that are pushed."""
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}")
-"""What tokens of the hub look like."""
+"""A token of the hub."""
 
 
 def push(
@@ -52,14 +52,13 @@ def push(
 
     Args:
         folder: with its model card.
-        repo_id: `user/name`; without a user, the token's. It is made if it does not exist.
-        private: for a repository that is made; None: as the account has it.
-        revision: branch, made if it does not exist; None: `main`.
+        repo_id: `user/name`; without a user, the token's. It is created if it does not exist.
+        private: of a new repository; None: as the account has it.
+        revision: branch, created if it does not exist; None: `main`.
         token: None: the one of `hf auth login`, or HF_TOKEN.
 
     Raises:
-        InputError: if the folder holds no model or a file holds a token of the hub; or if the hub cannot be reached or
-            refuses: what is in the folder is then as it was.
+        InputError: if the folder has no model, a file contains a token, or the hub cannot be reached or refuses.
     """
     files = sorted(files_to_push(folder))
     if not any(name.endswith(".safetensors") for name in files):
@@ -88,7 +87,7 @@ def push(
 
 
 def files_to_push(folder: Path) -> Iterator[str]:
-    """Paths within the folder of the files that are pushed."""
+    """Yield the paths within the folder of the files that are pushed."""
     for path in (path for path in (*folder.glob("*"), *folder.glob("subspace/*")) if path.is_file()):
         name = path.relative_to(folder).as_posix()
         if any(fnmatch(name, pattern) for pattern in FILES):
@@ -96,7 +95,7 @@ def files_to_push(folder: Path) -> Iterator[str]:
 
 
 def upload_command(folder: Path, repo_id: str, files: list[str], *, private: bool | None, revision: str | None) -> str:
-    """The command that pushes the same files later."""
+    """Return the command that pushes the same files later."""
     words = ["hf", "upload", repo_id, str(folder), "."]
     words += ["--private"] * bool(private) + (["--revision", revision] if revision is not None else [])
     patterns = [name for name in files if "/" not in name and not fnmatch(name, "model-*-of-*.safetensors")]
@@ -106,7 +105,7 @@ def upload_command(folder: Path, repo_id: str, files: list[str], *, private: boo
 
 
 def _refuse_tokens(folder: Path, files: list[str], token: str | None) -> None:
-    """A token can be in run.json, if it was given within another option (such as model_init_kwargs)."""
+    """Refuse files with a token: run.json has it if it was given within another option (such as model_init_kwargs)."""
     for name in (name for name in files if not name.endswith((".safetensors", ".model"))):
         text = (folder / name).read_text(encoding="utf-8", errors="replace")
         if TOKEN.search(text) or (token and token in text):

@@ -41,15 +41,8 @@ class Picture:
         write_bytes(folder / f"{self.name}.png", self.png)
 
 
-def picture(name: str, title: str, size: tuple[float, float], draw: Callable[[Figure, str, str], None]) -> Picture:
-    """Draw a figure in both themes.
-
-    Args:
-        name: of its files.
-        title: what it shows.
-        size: in inches.
-        draw: a function of an empty figure and the colours of text and of grid lines.
-    """
+def picture(name: str, title: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> Picture:
+    """Draw a figure in both themes, of a size in inches; `draw` fills an empty figure."""
     svg: dict[str, bytes] = {}
     png = b""
     for theme, (ink, grid) in THEMES.items():
@@ -66,7 +59,7 @@ def picture(name: str, title: str, size: tuple[float, float], draw: Callable[[Fi
         }
         with matplotlib.rc_context(style):
             figure = Figure(figsize=size, layout="constrained")
-            draw(figure, ink, grid)
+            draw(figure)
             svg[theme] = _bytes(figure, "svg", transparent=True)
             if theme == "light":
                 png = _bytes(figure, "png", facecolor="white", dpi=110)
@@ -96,7 +89,7 @@ def trade_off(rows: Sequence[Row]) -> Picture:
     up = known("safety_rate_out_of_distribution", "safety_rate_in_distribution", "safety_rate")
     styles = style_of(rows)
 
-    def draw(figure: Figure, ink: str, grid: str) -> None:
+    def draw(figure: Figure) -> None:
         axes = figure.subplots()
         for row in rows:
             x, y = row.means[across.name], row.means[up.name]
@@ -109,8 +102,8 @@ def trade_off(rows: Sequence[Row]) -> Picture:
             )  # fmt: skip
         front = pareto_front(rows, across, up)
         axes.step(
-            [across.scale * x for x, _ in front], [up.scale * y for _, y in front], where="pre", color=ink, linewidth=1,
-            linestyle=":", zorder=0, label="not beaten in both",
+            [across.scale * x for x, _ in front], [up.scale * y for _, y in front], where="pre", color=_ink(),
+            linewidth=1, linestyle=":", zorder=0, label="not beaten in both",
         )  # fmt: skip
         axes.set_axisbelow(True)
         _label(figure, across.heading, up.heading)
@@ -142,10 +135,10 @@ def forest(
     """Draw differences (by run and metric) with their intervals: a panel for each metric, a line for each run."""
     n_lines = -(-len(metrics) // 5)
 
-    def draw(figure: Figure, ink: str, grid: str) -> None:
+    def draw(figure: Figure) -> None:
         panels = _panels(figure, len(metrics), 5, sharey=True)
         for axes, metric in zip(panels, metrics, strict=True):
-            axes.axvline(0, color=ink, linewidth=1)
+            axes.axvline(0, color=_ink(), linewidth=1)
             for place, run in enumerate(found):
                 mean = found[run][metric.name]
                 if mean.value is None:
@@ -173,7 +166,7 @@ def bars(
     shown = [row for row in rows if any(row.run.name in of for of in by_category.values())]
     styles = style_of(rows)
 
-    def draw(figure: Figure, ink: str, grid: str) -> None:
+    def draw(figure: Figure) -> None:
         panels = _panels(figure, len(shown), 4, sharex=True, sharey=True)
         for axes, row in zip(panels, shown, strict=True):
             means = [of.get(row.run.name, Mean(None, None, None, 0)) for of in by_category.values()]
@@ -195,7 +188,7 @@ def fronts(found: Sequence[Front], rows: Sequence[Row]) -> Picture:
     """Draw safety against lost helpfulness: a point for each learning rate, a line for the front."""
     styles = style_of(rows)
 
-    def draw(figure: Figure, ink: str, grid: str) -> None:
+    def draw(figure: Figure) -> None:
         axes = figure.subplots()
         for front in found:
             colour, marker = styles[front.run.name]
@@ -217,15 +210,9 @@ def curves(
     labels: Mapping[str, str],
     metrics: Sequence[Metric],
 ) -> Picture:
-    """Draw metrics over the number of training examples: a panel for each metric, a line for each run.
+    """Draw metrics over the number of training examples: a panel for each metric, a line for each run."""
 
-    Args:
-        found: by metric and run: numbers of examples with their means.
-        labels: of the runs.
-        metrics: in this order.
-    """
-
-    def draw(figure: Figure, ink: str, grid: str) -> None:
+    def draw(figure: Figure) -> None:
         panels = _panels(figure, len(metrics), len(metrics))
         for axes, metric in zip(panels, metrics, strict=True):
             for place, (run, of) in enumerate(found[metric.name].items()):
@@ -252,7 +239,7 @@ def learning_rates(found: Mapping[str, Mapping[float, float]], rows: Sequence[Ro
     styles, labels = style_of(rows), {row.run.name: row.run.label for row in rows}
     chosen = {row.run.name: row.learning_rate for row in rows}
 
-    def draw(figure: Figure, ink: str, grid: str) -> None:
+    def draw(figure: Figure) -> None:
         axes = figure.subplots()
         for run, of_rate in found.items():
             rates = sorted(of_rate)
@@ -265,6 +252,11 @@ def learning_rates(found: Mapping[str, Mapping[float, float]], rows: Sequence[Ro
         _label(figure, "learning rate (circle: chosen)", "mean of safety and helpfulness (%)")
 
     return picture("learning_rates", "Learning rates on the validation part, by method", (7.5, 4.0), draw)
+
+
+def _ink() -> str:
+    """Return the colour of text."""
+    return str(matplotlib.rcParams["text.color"])
 
 
 def _label(figure: Figure, across: str, up: str) -> None:

@@ -67,12 +67,6 @@ def write_report(
 ) -> tuple[ReportData, dict[str, Any], list[Path]]:
     """Write results.json and the pages to the folder of the results.
 
-    Args:
-        studies: what was compared.
-        results: of the cells.
-        command: that makes the same report.
-        about: more provenance.
-
     Returns:
         the results, what is in results.json, and the files.
 

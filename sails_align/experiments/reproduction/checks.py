@@ -270,12 +270,7 @@ def _tasks(of: Reproduction) -> Iterator[Finding]:
 
 
 def machine(of: Reproduction, disk_gb: Mapping[Path, float]) -> Iterator[Finding]:
-    """Compare GPUs, memory and free disk with the plan.
-
-    Args:
-        of: the reproduction.
-        disk_gb: what is to be written, by folder, in 10^9 bytes; 0 if that is unknown.
-    """
+    """Compare GPUs, memory and free disk with what is planned; `disk_gb` has 10^9 bytes by folder."""
     if of.num_gpus:
         sizes = [gpu["memory_gib"] for gpu in devices()["gpus"]]
         here = f"{len(sizes)} here" + (f", of {min(sizes):.0f} GiB" if sizes else "")

@@ -52,13 +52,7 @@ class Costs:
 
 
 def costs_of(jobs: Sequence[Job], of: Reproduction, tflops: float) -> list[Costs]:
-    """Return the costs of some steps; none are known without the model's configuration.
-
-    Args:
-        jobs: steps of the reproduction.
-        of: the reproduction.
-        tflops: 10^12 operations a second that a GPU reaches in training.
-    """
+    """Return the costs of some steps, at 10^12 * tflops operations a second; 0 without the model's configuration."""
     if of.config is None:
         return [Costs()] * len(jobs)
     rate = _Rate(_n_parameters(of, of.config), tflops)
