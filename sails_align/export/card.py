@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig
 from sails_align.core.errors import InputError
 from sails_align.core.files import write_text
 from sails_align.evaluation.backends.serving import serve_command, serving_report
-from sails_align.evaluation.metrics import METRICS, Estimate, Metric
+from sails_align.evaluation.metrics import METRICS
 from sails_align.export.card_facts import Facts, code, hub_id, number, public_name, read_facts
 from sails_align.initializers import INITIALIZERS, subspace_initializers
 from sails_align.models.adapters import load_base_config, read_adapter
@@ -31,20 +31,6 @@ SAILS_OPTIONS = (
 TRAINING_OPTIONS = (
     *("max_length", "per_device_train_batch_size", "gradient_accumulation_steps", "weight_decay", "optim", "seed"),
 )
-DATA = {"safety": "harmful requests", "helpful": "harmless requests", "train": "training", "held_out": "held out"}
-N_FEATURES = 5
-"""Features of a layer that are shown."""
-RATES = (
-    *("safety_rate", "safety_rate_in_distribution", "safety_rate_out_of_distribution", "harmfulness"),
-    *("high_risk_rate", "over_refusal_rate", "correct_answer_rate"),
-)
-LOSSES = ("held_out_loss", "held_out_reward_accuracy", "held_out_reward_margin")
-WANTED = ("safety_rate", "over_refusal_rate", "correct_answer_rate", "attack_success_rate", "capability")
-"""Metrics that a card names if they were not measured."""
-LIMITS = {
-    "safety_rate_out_of_distribution": "Harmful requests of held-out categories were answered safely in",
-    "over_refusal_rate": "Harmless requests were refused in",
-}
 
 
 def write_card(run: Path, folder: Path, *, merged: bool = False) -> Path:
@@ -92,26 +78,18 @@ def _metadata(facts: Facts) -> ModelCardData:
 
 
 def _values(facts: Facts, run: Path) -> dict[str, Any]:
-    """Return what the template shows; all rows are Markdown."""
-    init, trained = facts.identity.get("init"), facts.metrics.get("trained") or {}
-    base_config, commit = _base_config(facts, run), (facts.record.get("git") or {}).get("commit")
+    """Return what the template shows."""
+    init, base_config = facts.identity.get("init"), _base_config(facts, run)
+    commit = (facts.record.get("git") or {}).get("commit")
+    left_out = dict(facts.record.get("data", {}).get("dropped_rows", {}))
+    longer = facts.metrics.get("provenance", {}).get("longer_than_max_length", {})
+    left_out |= {f"{part}, longer than max_length": n for part, n in longer.items()}
     return {
-        "facts": facts,
-        "code": code,
-        "init": init,
+        **{"facts": facts, "code": code, "number": number, "public_name": public_name, "METRICS": METRICS},
         "init_summary": INITIALIZERS.get(str(init)).summary if init in INITIALIZERS else None,
         "is_baseline": init in subspace_initializers() and init != "sails",
-        "options": [(name, code(value)) for name, value in _options(facts) if value not in (None, "", [], {})],
-        "data": list(_data(facts)),
-        "left_out": list(_left_out(facts)),
-        "layers": list(_layers(facts)),
-        "features": list(_features(facts)),
-        "n_features": N_FEATURES,
-        "trained": trained,
-        "rates": list(_rates(facts)),
-        "losses": list(_losses(facts)),
-        "measured_limits": list(_limits(trained)),
-        "not_measured": [METRICS[name].label for name in WANTED if name not in trained],
+        "options": list(_options(facts)),
+        "left_out": {cause: n for cause, n in left_out.items() if n},
         "needs_eager": base_config is not None and exact_attention(base_config) == "eager",
         "vllm": _vllm(facts, run, base_config),
         "licence": facts.license(),
@@ -144,84 +122,6 @@ def _options(facts: Facts) -> Iterator[tuple[str, Any]]:
 
 def _joined(names: Any) -> Any:
     return ", ".join(sorted(map(str, names))) if isinstance(names, list) else names
-
-
-def _data(facts: Facts) -> Iterator[tuple[str, str, str, str]]:
-    for part, label in DATA.items():
-        found = facts.record.get("data", {}).get(part, {})
-        if found.get("rows"):
-            sha256 = code(found["sha256"]) if "sha256" in found else ""
-            yield label, _data_name(facts, part, found.get("name")), number(found["rows"], "d"), sha256
-
-
-def _data_name(facts: Facts, part: str, name: Any) -> str:
-    if part not in ("safety", "helpful"):
-        return ""
-    if facts.on_testbed:
-        return "the testbed's requests"
-    if part == "safety":
-        script = facts.options("script")
-        details = (script.get("dataset_config"), script.get("dataset_train_split"))
-    else:
-        data = facts.options("data")
-        details = (data.get("helpful_dataset_config"), data.get("helpful_dataset_split"))
-    return code(" ".join([str(public_name(name)), *(str(word) for word in details if word)]))
-
-
-def _left_out(facts: Facts) -> Iterator[tuple[str, str]]:
-    longer = facts.metrics.get("provenance", {}).get("longer_than_max_length", {})
-    causes = dict(facts.record.get("data", {}).get("dropped_rows", {}))
-    causes |= {f"{part}, longer than max_length": n for part, n in longer.items()}
-    for cause, n in causes.items():
-        if n:
-            yield code(cause), number(n, "d")
-
-
-def _layers(facts: Facts) -> Iterator[tuple[str, str, str, str]]:
-    for layer, values in facts.subspace.get("layers", {}).items():
-        sae = facts.subspace.get("saes", {}).get(layer, {})
-        named = f"{public_name(sae['source'])}, sha256 {str(sae.get('sha256'))[:12]}" if sae.get("source") else "none"
-        kept = number(values.get("variance_kept"), ".0%") if "features" in facts.subspace else "-"
-        yield code(layer), number(values.get("n_directions"), "d"), kept, code(named)
-
-
-def _features(facts: Facts) -> Iterator[tuple[str, ...]]:
-    for layer, of_layer in facts.subspace.get("features", {}).get("layers", {}).items():
-        columns = [of_layer.get(name, []) for name in ("ids", "delta", "score", "rate_aligned", "rate_unaligned")]
-        for feature, delta, score, *rates in list(zip(*columns, strict=False))[:N_FEATURES]:
-            shares = (number(rate, ".1%") for rate in rates)
-            yield code(layer), number(feature, "d"), number(delta, "+.3f"), number(score, ".3f"), *shares
-
-
-def _rates(facts: Facts) -> Iterator[tuple[str, str, str]]:
-    base, trained = (facts.metrics.get(name) or {} for name in ("base", "trained"))
-    for metric in (METRICS[name] for name in RATES):
-        if isinstance(trained.get(metric.name), dict):
-            yield metric.heading, _rate(base.get(metric.name), metric), _rate(trained[metric.name], metric)
-
-
-def _rate(value: Any, metric: Metric) -> str:
-    if not isinstance(value, dict):
-        return "not measured"
-    rate = Estimate(**value)
-    counts = f"n = {rate.n:d}" + (f", {rate.n_unscored:d} unscored" if rate.n_unscored else "")
-    if rate.value is None:
-        return f"unscored ({counts})"
-    return f"{metric.text(rate.value)} ({metric.text(rate.ci_low)} to {metric.text(rate.ci_high)}; {counts})"
-
-
-def _losses(facts: Facts) -> Iterator[tuple[str, str, str]]:
-    models = [facts.metrics.get(name) or {} for name in ("base", "trained")]
-    for metric in (METRICS[name] for name in LOSSES if name in models[1]):
-        base, trained = (number(model.get(metric.name), ".3f") if model else "not measured" for model in models)
-        yield metric.heading, base, trained
-
-
-def _limits(trained: dict[str, Any]) -> Iterator[str]:
-    for name, words in LIMITS.items():
-        rate = trained.get(name)
-        if isinstance(rate, dict) and rate.get("value") is not None:
-            yield f"{words} {number(rate['value'], '.1%')} of cases (n = {number(rate.get('n'), 'd')})."
 
 
 def _base_config(facts: Facts, run: Path) -> PreTrainedConfig | None:
