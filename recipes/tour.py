@@ -314,7 +314,7 @@ notice(
 )
 
 
-def draw(figure: Figure, ink: str, grid: str) -> None:
+def draw(figure: Figure) -> None:
     """Draw a panel for each direction: shares by strength."""
     shown = {"harmful_refused": "-", "harmless_refused": "--", "harmless_correct": ":"}
     panels = figure.subplots(1, 3, sharey=True)
