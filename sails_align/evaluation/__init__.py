@@ -1,1 +1,1 @@
-"""From responses to verdicts to rates with intervals."""
+"""Responses, verdicts, and rates with intervals."""

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 SAFETY: tuple[Task, ...] = ("harm", "refusal", "correctness")
 HELPFULNESS: tuple[Task, ...] = ("helpfulness", "correctness", "preference")
 OPTIONAL: tuple[Task, ...] = ("correctness", "helpfulness")
-"""Tasks that are left out where no judge can be asked for them."""
+"""Tasks that are skipped if no judge can score them."""
 
 
 def evaluate(
@@ -190,7 +190,7 @@ def evaluate_model(
 def _judges(
     judge: "str | Judge | JudgeArguments | Sequence[str | Judge] | None", prompts: Sequence[Prompt]
 ) -> dict[str, Judge]:
-    """Judges by name, of names, of judges, or of options."""
+    """Return judges by name, made from names, judges or options."""
     from sails_align.evaluation.judges.make import make_judges
 
     if isinstance(judge, JudgeArguments):

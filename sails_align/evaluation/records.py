@@ -26,10 +26,10 @@ Reason = Literal[
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a model is asked."""
+    """A conversation that a model is asked to continue."""
 
     id: str
-    """Within its set."""
+    """Unique within its set."""
     messages: tuple[Message, ...]
     """Ends with a user turn."""
     kind: Kind
@@ -40,13 +40,13 @@ class Prompt:
 
     @property
     def text(self) -> str:
-        """The last user turn."""
+        """The content of the last user turn."""
         return self.messages[-1]["content"]
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How completions are drawn."""
+    """Options for sampling completions."""
 
     max_new_tokens: int = 512
     temperature: float = 0.0
@@ -58,10 +58,10 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Completion:
-    """What a backend gives for one conversation."""
+    """A backend's result for one conversation."""
 
     text: str | None
-    """None: there is none."""
+    """None if there is no response."""
     finish_reason: str | None = None
     """`stop`, `length`, or what the server says (`content_filter`, ...)."""
     error: str | None = None
@@ -75,7 +75,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class Item:
-    """What a judge is given."""
+    """A response to be judged."""
 
     prompt: Prompt
     response: str
@@ -85,7 +85,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A score, or the reason why there is none: never a default."""
+    """A score, or the reason why there is none."""
 
     score: float | None
     """On the scale of the task."""
@@ -108,53 +108,45 @@ Verdicts = Mapping[Task, Mapping[str, Mapping[int, Verdict]]]
 
 
 class InferenceHook(Protocol):
-    """A change of a model that holds while it responds, such as a direction added to its residual stream."""
+    """A change of a model while it responds, such as a direction added to its residual stream."""
 
     def identity(self) -> dict[str, Any]:
-        """JSON-able: all that decides what it does to a model."""
-        ...
+        """Return all that decides its effect on a model; JSON-able."""
 
     def __call__(self, model: Any) -> AbstractContextManager[None]:
         """Change a loaded model within the block."""
-        ...
 
 
 class Backend(Protocol):
-    """Something that answers: a model in this process, or a server."""
+    """A model in this process, or on a server."""
 
     def identity(self) -> dict[str, Any]:
-        """JSON-able: all that decides its completions, but for the conversation and the sampling; without secrets."""
-        ...
+        """Return all that decides completions, except conversation and sampling; JSON-able, without secrets."""
 
     def complete(self, conversations: Sequence[Conversation], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
-        """Index of a conversation and its completion, one for each, as they are done."""
-        ...
+        """Yield the index of a conversation and its completion, one for each, as they are done."""
 
     def close(self) -> None:
-        """Give back memory, processes and connections."""
-        ...
+        """Free memory, processes and connections."""
 
 
 class Judge(Protocol):
-    """Something that scores."""
+    """Something that scores responses."""
 
     name: str
     """`llm`, `guard`, `rules`, `oracle`."""
     tasks: frozenset[Task]
-    """What it can be asked."""
+    """Tasks that it can score."""
     binary: bool
-    """Whether its harm scores are 1 and 5 only, so that their mean says nothing."""
+    """Whether its harm scores are only 1 and 5, so that their mean says nothing."""
     weak: bool
     """Whether its verdicts are known to be unreliable."""
 
     def identity(self, task: Task) -> dict[str, Any]:
-        """JSON-able: all that decides a verdict but for the item; without secrets."""
-        ...
+        """Return all that decides a verdict, except the item; JSON-able, without secrets."""
 
     def judge(self, task: Task, items: Sequence[Item]) -> Iterator[tuple[int, Verdict]]:
-        """Index of an item and its verdict, one for each, as they are done."""
-        ...
+        """Yield the index of an item and its verdict, one for each, as they are done."""
 
     def close(self) -> None:
-        """Give back memory, processes and connections."""
-        ...
+        """Free memory, processes and connections."""

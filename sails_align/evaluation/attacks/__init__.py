@@ -1,4 +1,4 @@
-"""What leads models on: each module has one attack on harmful prompts. Others register sets of wrappers here."""
+"""Attacks on harmful prompts, one in each module. Layers above register sets of wrappers."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +25,12 @@ WRAPPER_SETS = Registry("set of wrappers", {"general": Entry(f"{FOLDER}.wrappers
 
 @dataclass(frozen=True)
 class Setting:
-    """What an attack needs to know besides its options."""
+    """What an attack needs besides its options."""
 
     spec: ModelSpec | None
-    """The model, if it is run here."""
+    """The model, if it runs in this process."""
     folder: Path
-    """Where searches keep their states."""
+    """Folder for the states of searches."""
     seed: int = 0
     batch_size: int = 32
     progress: bool = True

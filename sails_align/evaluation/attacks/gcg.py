@@ -33,9 +33,9 @@ from sails_align.models.load import load_model, load_spec_tokenizer
 
 FORMAT = 1
 START = "!"
-"""What the first suffix repeats, as in the paper; a tokenizer that lacks it gets a token drawn by the seed."""
+"""The token that the first suffix repeats, as in the paper; if the tokenizer lacks it, the seed draws another."""
 CHUNK = 16_384
-"""Embeddings looked up at once: those of a vocabulary of 256,000 would take gigabytes."""
+"""Embeddings looked up at once: all of a vocabulary of 256,000 would take gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,16 @@ class GcgResult:
     matched: bool
     """Whether the greedy answers to all prompts begin with their targets."""
     losses: list[float]
-    """Of the best suffix of each step."""
+    """The loss of the best suffix of each step."""
     n_evaluations: int
-    """Suffixes scored, counted for each prompt they were scored on."""
+    """Number of suffixes scored, times the prompts they were scored on."""
     n_reached: int
-    """Prompts that the search got to (Algorithm 2)."""
+    """Number of prompts that the search reached (Algorithm 2)."""
 
 
 @dataclass
 class _State:
-    """Where a search stands: all that its next step depends on."""
+    """The state of a search: all that its next step depends on."""
 
     suffix_ids: list[int]
     best_ids: list[int]
@@ -129,7 +129,7 @@ def _out_of_memory() -> InputError:
 
 
 class _Search:
-    """What stays the same from step to step."""
+    """The steps of a search, and what stays the same from step to step."""
 
     def __init__(
         self,
@@ -169,11 +169,11 @@ class _Search:
 
     @cached_property
     def allowed(self) -> list[int]:
-        """Ids of the tokens that may stand in a suffix; for a large vocabulary this takes a second."""
+        """The ids of tokens for suffixes; for a large vocabulary this takes a second."""
         return allowed_tokens(self.tokenizer, len(next(self.embed.parameters())))
 
     def _first_suffix(self, prompt: Prompt, target: str) -> str:
-        """Return one token, repeated: the first that is still so many tokens after the way through text."""
+        """Return one token, repeated: the first that stays so many tokens when it is converted to text and back."""
         n = self.options.suffix_length
         for word in self._words():
             suffix = " ".join([word] * n)
@@ -217,14 +217,14 @@ class _Search:
         return is_done or len(state.losses) >= self.options.n_steps
 
     def step(self, state: _State) -> None:
-        """Algorithm 1's loop body, then Algorithm 2's."""
+        """Run the loop body of Algorithm 1, then that of Algorithm 2."""
         candidates = surviving(self.tokenizer, self.frames, self._candidates(state))
         if not candidates:  # the next step draws others
             state.losses.append(state.losses[-1] if state.losses else state.best_loss)
             return
         loss_B, matched_B = self._score(state, [ids for ids, _ in candidates])
         lowest = int(loss_B.argmin())
-        # One that works is kept, though the search goes on with another.
+        # A suffix that matches is kept, even if the search goes on with another one.
         best = int(torch.where(matched_B, loss_B, torch.inf).argmin()) if matched_B.any() else lowest
         if (not bool(matched_B[best]), float(loss_B[best])) < (not state.matched, state.best_loss):
             state.best_ids = candidates[best][0]

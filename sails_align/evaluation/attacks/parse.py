@@ -15,7 +15,7 @@ from sails_align.evaluation.prompts import maker_of
 
 @dataclass(frozen=True)
 class AttackArguments:
-    """All options of one run."""
+    """All options of `sails attack`."""
 
     method: str
     """A name in `ATTACKS`."""

@@ -1,7 +1,7 @@
-"""A suffix as the tokens it becomes between a prompt and the answer, and back: what a search over tokens may try.
+"""Convert suffixes between text and tokens, and find those that a search over tokens may try.
 
-A search replaces tokens, but an attacker sends text. Joined tokens often come back from their text as others, so only
-suffixes that survive the way through text and chat template count.
+A search replaces tokens, but an attacker sends text. The text of tokens is often tokenized into other tokens, so only
+suffixes count that survive text and chat template.
 """
 
 from collections.abc import Sequence
@@ -20,31 +20,31 @@ MARK = "\ue000suffix\ue000"  # private-use characters: in no real text
 
 @dataclass(frozen=True)
 class Frame:
-    """A prompt and its target, around a suffix: as text and as tokens."""
+    """The text and tokens around a suffix: prompt, chat template and target."""
 
     before: str
     """The rendered conversation up to the space before the suffix."""
     after: str
-    """The rest of it, with the generation prompt."""
+    """The rest of the conversation, with the generation prompt."""
     before_ids: list[int]
     after_ids: list[int]
     target_ids: list[int]
     """How the wanted answer begins."""
 
     def text(self, suffix: str) -> str:
-        """What the model is given."""
+        """Return the conversation with a suffix."""
         return f"{self.before} {suffix}{self.after}"
 
     def ids(self, suffix_ids: Sequence[int]) -> list[int]:
-        """The tokens of that."""
+        """Return the token ids of the conversation with a suffix."""
         return [*self.before_ids, *suffix_ids, *self.after_ids]
 
 
 def make_frame(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, suffix: str, target: str) -> tuple[Frame, list[int]]:
-    """A prompt's frame, and the tokens of a suffix in it.
+    """Make a prompt's frame, and return it with the tokens of a suffix in it.
 
-    Tokens that hold a part of the prompt, too, belong to the frame. The target is tokenized by itself, as the answer is
-    when it follows a generation prompt that ends in special tokens or white space.
+    Tokens that also hold a part of the prompt belong to the frame. The target is tokenized alone, like an answer after
+    a generation prompt that ends in special tokens or white space.
 
     Raises:
         InputError: if the tokenizer has no character offsets or no chat template, the template rewrites the prompt, or
@@ -87,7 +87,7 @@ def _texts_around(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[s
 
 
 def allowed_tokens(tokenizer: PreTrainedTokenizerBase, n_embeddings: int) -> list[int]:
-    """Ids of the tokens a suffix may have: printable ASCII, not blank, not special, and with an embedding."""
+    """Return the ids of tokens for suffixes: printable ASCII, not blank, not special, and with an embedding."""
     special = special_token_ids(tokenizer)
     ids = [token_id for token_id in range(min(len(tokenizer), n_embeddings)) if token_id not in special]
     texts = tokenizer.batch_decode([[token_id] for token_id in ids], clean_up_tokenization_spaces=False)
@@ -101,9 +101,9 @@ def allowed_tokens(tokenizer: PreTrainedTokenizerBase, n_embeddings: int) -> lis
 def surviving(
     tokenizer: PreTrainedTokenizerBase, frames: Sequence[Frame], candidates: Sequence[Sequence[int]]
 ) -> list[tuple[list[int], str]]:
-    """Of candidate suffixes, those that the way through text leaves as they are in all frames; with their texts.
+    """Return the candidates that are the same tokens again after conversion to text, in all frames; with their texts.
 
-    Those with special tokens are left out.
+    Candidates with special tokens are left out.
     """
     special = special_token_ids(tokenizer)
     candidates = [ids for ids in candidates if special.isdisjoint(ids)]

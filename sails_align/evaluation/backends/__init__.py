@@ -1,4 +1,4 @@
-"""What responds to prompts: each module has one backend (`records.Backend`); `make` makes one of options."""
+"""Backends (`records.Backend`), which respond to prompts, one in each module; `make` makes them from options."""
 
 from sails_align.core.registry import Entry, Registry
 

@@ -32,7 +32,7 @@ class ServerError(Exception):
 
     message: str
     kind: Literal["passing", "prompt", "denied", "unreachable"] = "passing"
-    """It may be gone at the next attempt; or it concerns this prompt; all requests; a server never reached so far."""
+    """Whether a retry may help, or the error concerns one prompt, all requests, or a server that was never reached."""
     status: int = 0
     code: str = ""
     param: str = ""

@@ -219,7 +219,7 @@ class OpenAIBackend:
             raise InputError(f"{self._endpoint.base_url} has no model {self._model!r};\nit has: {shown}") from error
 
     def _succeeded(self, without: frozenset[str]) -> None:
-        """Only now is it sure that the server lacks an option: a prompt that its error quotes can name one, too."""
+        """Note a success, and only now what the server does not support: errors may quote prompts that name options."""
         with self._lock:
             self._has_answered, self._failures = True, 0
             new = without - self._unsupported

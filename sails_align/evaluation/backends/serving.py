@@ -34,7 +34,7 @@ UNREAD = (
     "use_qalora",
     "use_bdlora",
 )
-"""Parts of PEFT's configuration that change what the adapter computes, and that vLLM does not read."""
+"""Options of PEFT that change what the adapter computes, and that vLLM does not read."""
 MIN_CPU_HEAD_DIM = 32
 MERGE = "serve the merged model: sails merge"
 
@@ -126,7 +126,7 @@ def _tensor_problems(adapter: AdapterFiles, base_config: PreTrainedConfig) -> It
 
 
 def _module(tensor: str) -> str:
-    """base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight -> model.layers.0.self_attn.q_proj"""
+    """Return the module: base_model.model.model.layers.0.mlp.up_proj.lora_A.weight -> model.layers.0.mlp.up_proj"""
     return tensor.removeprefix("base_model.model.").partition(".lora_")[0]
 
 
@@ -159,7 +159,7 @@ def serve_command(adapter: AdapterFiles, base_model: str, place: str | None = No
     Args:
         adapter: that vLLM can serve.
         base_model: its name or path.
-        place: what to call the folder; None: its path.
+        place: what to write for the folder; None: its path.
     """
     name = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in adapter.folder.resolve().name)
     place = place or str(adapter.folder)

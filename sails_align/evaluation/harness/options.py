@@ -9,7 +9,7 @@ from sails_align.models import DTYPES
 
 @dataclass(frozen=True)
 class HarnessArguments:
-    """The model, what it is compared with, and the tasks."""
+    """Model, base model and tasks."""
 
     tasks: list[str] = option(["testbed"], "lm-eval tasks, groups or tags (a,b or a b), YAML files, or testbed.")
     model: str = option("testbed", "testbed, testbed:N, a model's folder, a finished run or adapter, or a hub id.")

@@ -87,7 +87,7 @@ def find_base(args: HarnessArguments, spec: ModelSpec) -> ModelSpec | None:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is asked, and how requests are made of it."""
+    """Tasks, and how their requests are made."""
 
     request: Mapping[str, Any]
     """lm-eval's options of requests: chat template, system message, turns."""

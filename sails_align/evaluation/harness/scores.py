@@ -14,7 +14,7 @@ class Score:
 
     task: str
     name: str
-    """As lm-eval has it: the metric, a comma, the filter."""
+    """The metric, a comma, the filter, as in lm-eval's results."""
     value: float
     """As lm-eval aggregates it."""
     stderr: float | None
@@ -64,7 +64,7 @@ def _interval(values: Sequence[float]) -> tuple[float | None, float | None]:
 
 @dataclass(frozen=True)
 class HarnessResult:
-    """What a model reaches."""
+    """The scores of a model."""
 
     scores: tuple[Score, ...]
     samples: Mapping[str, list[dict[str, Any]]]
