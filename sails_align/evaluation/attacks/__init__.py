@@ -4,14 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sails_align.core.registry import Entry, Registry
-from sails_align.evaluation.attacks.options import GcgArguments, TransferArguments, WrapperArguments
+from sails_align.evaluation.attacks.options import GcgOptions, TransferArguments, WrapperArguments
 from sails_align.models.spec import ModelSpec
 
 FOLDER = "sails_align.evaluation.attacks"
 ATTACKS = Registry(
     "attack",
     {
-        "gcg": Entry(f"{FOLDER}.gcg:attack", "Search for adversarial suffixes by gradients.", GcgArguments),
+        "gcg": Entry(f"{FOLDER}.gcg:attack", "Search for adversarial suffixes by gradients.", GcgOptions),
         "wrappers": Entry(f"{FOLDER}.wrappers:attack", "Try known jailbreak templates.", WrapperArguments),
         "transfer": Entry(
             f"{FOLDER}.transfer:attack", "Try suffixes that were found on another model.", TransferArguments

@@ -24,7 +24,7 @@ from sails_align.core.errors import InputError
 from sails_align.core.files import write_json
 from sails_align.core.progress import progress_bar
 from sails_align.evaluation.attacks import Setting
-from sails_align.evaluation.attacks.options import GcgArguments, GcgOptions
+from sails_align.evaluation.attacks.options import GcgOptions
 from sails_align.evaluation.attacks.suffix_tokens import Frame, allowed_tokens, make_frame, surviving
 from sails_align.evaluation.attacks.wrappers import with_suffix
 from sails_align.evaluation.backends.local_model import Batches, context_length, is_out_of_memory
@@ -32,6 +32,8 @@ from sails_align.evaluation.records import Prompt
 from sails_align.models.load import load_model, load_spec_tokenizer
 
 FORMAT = 1
+SAVE_EVERY = 10
+"""Steps between two writings of the state."""
 START = "!"
 """The token that the first suffix repeats, as in the paper; if the tokenizer lacks it, the seed draws another."""
 CHUNK = 16_384
@@ -78,7 +80,6 @@ def search(
     seed: int = 0,
     batch_size: int = 128,
     state_path: Path | None = None,
-    save_every: int = 10,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
 ) -> GcgResult:
     """Search for a suffix after which a model begins its answers to prompts with their targets.
@@ -93,7 +94,6 @@ def search(
         seed: of the draws.
         batch_size: suffixes in one forward pass; halved when memory runs out.
         state_path: JSON file to resume from and to write to; one for each model and search.
-        save_every: steps between two writings.
         on_step: called after each step with its number (from 1) and loss, and once with the step it resumes from.
 
     Raises:
@@ -110,7 +110,7 @@ def search(
             on_step(len(state.losses), state.losses[-1])
         while not run.ended(state):
             run.step(state)
-            if state_path and (len(state.losses) % save_every == 0 or run.ended(state)):
+            if state_path and (len(state.losses) % SAVE_EVERY == 0 or run.ended(state)):
                 write_json(state_path, {"format": FORMAT, "key": run.key, **asdict(state)})
             on_step(len(state.losses), state.losses[-1])
         return run.result(state)
@@ -311,7 +311,7 @@ class _Search:
         return GcgResult(suffix, state.best_loss, matched, state.losses, state.n_evaluations, state.n_active)
 
 
-def attack(options: GcgArguments, prompts: Sequence[Prompt], setting: Setting) -> list[Prompt]:
+def attack(options: GcgOptions, prompts: Sequence[Prompt], setting: Setting) -> list[Prompt]:
     """Search for suffixes, and add them to the prompts. Searches that were stopped or done before are resumed.
 
     Raises:

@@ -95,12 +95,15 @@ WRAPPERS: Mapping[str, Wrapper] = {
 """By name. `payload_splitting` and `base64` only work on models that can reassemble the request."""
 
 
-def wrap(prompt: Prompt, name: str, wrappers: Mapping[str, Wrapper] = WRAPPERS) -> Prompt:
+def wrap(prompt: Prompt, name: str) -> Prompt:
     """Wrap a prompt's last user turn. `meta["attack"]` is the wrapper, `meta["attacked"]` the prompt's id.
 
     Raises:
-        InputError: if there is no such wrapper.
+        InputError: if no set has such a wrapper.
     """
+    wrappers: dict[str, Wrapper] = {}
+    for _, entry in WRAPPER_SETS.items():
+        wrappers |= entry.load()
     if name not in wrappers:
         raise InputError(f"there is no wrapper {name!r}; choose among {', '.join(wrappers)}")
     messages = (*prompt.messages[:-1], *wrappers[name](prompt.text))
@@ -113,11 +116,6 @@ def with_suffix(prompt: Prompt, suffix: str, attack: str = "suffix") -> Prompt:
     return _attacked(prompt, (*prompt.messages[:-1], last), attack, {"suffix": suffix})
 
 
-def all_wrappers() -> dict[str, Wrapper]:
-    """Return all wrappers by name, also those of the testbed."""
-    return {name: wrapper for _, entry in WRAPPER_SETS.items() for name, wrapper in entry.load().items()}
-
-
 def attack(options: WrapperArguments, prompts: Sequence[Prompt], setting: Setting) -> list[Prompt]:
     """Wrap every prompt in each of the wrappers.
 
@@ -126,8 +124,7 @@ def attack(options: WrapperArguments, prompts: Sequence[Prompt], setting: Settin
     """
     known = "testbed" if is_of_testbed(prompts) else "general"
     names = options.wrappers or list(WRAPPER_SETS.get(known).load())
-    wrappers = all_wrappers()
-    return [wrap(prompt, name, wrappers) for name in names for prompt in prompts]
+    return [wrap(prompt, name) for name in names for prompt in prompts]
 
 
 def _attacked(prompt: Prompt, messages: tuple[Message, ...], attack: str, meta: Mapping[str, str]) -> Prompt:
