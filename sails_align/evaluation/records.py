@@ -112,9 +112,11 @@ class InferenceHook(Protocol):
 
     def identity(self) -> dict[str, Any]:
         """Return all that decides its effect on a model; JSON-able."""
+        ...
 
     def __call__(self, model: Any) -> AbstractContextManager[None]:
         """Change a loaded model within the block."""
+        ...
 
 
 class Backend(Protocol):
@@ -122,12 +124,15 @@ class Backend(Protocol):
 
     def identity(self) -> dict[str, Any]:
         """Return all that decides completions, except conversation and sampling; JSON-able, without secrets."""
+        ...
 
     def complete(self, conversations: Sequence[Conversation], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
         """Yield the index of a conversation and its completion, one for each, as they are done."""
+        ...
 
     def close(self) -> None:
         """Free memory, processes and connections."""
+        ...
 
 
 class Judge(Protocol):
@@ -144,9 +149,12 @@ class Judge(Protocol):
 
     def identity(self, task: Task) -> dict[str, Any]:
         """Return all that decides a verdict, except the item; JSON-able, without secrets."""
+        ...
 
     def judge(self, task: Task, items: Sequence[Item]) -> Iterator[tuple[int, Verdict]]:
         """Yield the index of an item and its verdict, one for each, as they are done."""
+        ...
 
     def close(self) -> None:
         """Free memory, processes and connections."""
+        ...
