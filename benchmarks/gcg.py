@@ -43,7 +43,7 @@ def attack(method: str, model: str, folder: Path, args: argparse.Namespace, *mor
     started = time.time()
     options = ["--model", model, "--n_prompts", str(args.n_prompts), "--output_dir", str(folder)]
     options += ["--cache_path", str(args.work / "cache.sqlite"), "--seed", str(args.seed)]
-    metrics = sails_attack(method, [*options, *more])
+    metrics = sails_attack([method, *options, *more])
     assert metrics is not None
     found: dict[str, Any] = {"rates": metrics["attacks"], "seconds": round(time.time() - started, 1)}
     if method == "gcg":

@@ -117,7 +117,7 @@ def test_pickled_models_are_not_opened(tmp_path: Path) -> None:
         ),
         "eval": lambda: safety(["--model", str(model), "--prompts", "testbed", "--output_dir", str(tmp_path / "c")]),
         "harness": lambda: harness(["--model", str(model), "--tasks", "testbed", "--output_dir", str(tmp_path / "d")]),
-        "attack": lambda: attack("gcg", ["--model", str(model), "--output_dir", str(tmp_path / "e")]),
+        "attack": lambda: attack(["gcg", "--model", str(model), "--output_dir", str(tmp_path / "e")]),
         "train-sae": lambda: sae_training.main(
             [*name, "--layers", "1", "--dataset_name", str(rows), "--output_dir", str(tmp_path / "f")]
         ),

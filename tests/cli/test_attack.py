@@ -29,7 +29,7 @@ def run(method: str, folder: Path, *more: str):
     given = ["--output_dir", str(folder), "--progress", "false"]
     if "--n_prompts" not in more:
         given += ["--n_prompts", "2"]
-    return attack(method, [*given, *more])
+    return attack([method, *given, *more])
 
 
 def rows(path: Path) -> list[dict]:
