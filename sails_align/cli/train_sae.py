@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
-from sails_align.core.options import check_choices
+from sails_align.core.options import check_choices, option
 from sails_align.models import DTYPES
 from sails_align.saes.options import SAETrainingOptions
 
@@ -34,20 +34,15 @@ class SAEArguments:
     """Model and data of an SAE training."""
 
     layers: list[int] = field(metadata={"help": "Layers to train an SAE for: l is the output of block l, from 0."})
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "A Hugging Face model; left out: the testbed's."}
-    )
-    model_revision: str | None = field(default=None, metadata={"help": "Its branch, tag or commit."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
-    dtype: str = field(default="auto", metadata={"help": "Of the model: auto (as saved), float32, bfloat16, float16."})
-    dataset_name: str | None = field(
-        default=None,
-        metadata={"help": "A hub id, file or folder. The testbed's model has its own text."},
-    )
-    dataset_config: str | None = field(default=None, metadata={"help": "Its configuration."})
-    dataset_split: str = field(default="train", metadata={"help": "Its split."})
-    on_bad_rows: str = field(default="error", metadata={"help": "Rows that cannot be used: error, or skip (counted)."})
-    output_dir: str | None = field(default=None, metadata={"help": "Default: runs/saes-<model>."})
+    model_name_or_path: str | None = option(None, "A Hugging Face model (default: the testbed's).")
+    model_revision: str | None = option(None, "Its branch, tag or commit.")
+    trust_remote_code: bool = option(False, "Run code that comes with the model.")
+    dtype: str = option("auto", "Of the model: auto (as saved), float32, bfloat16, float16.")
+    dataset_name: str | None = option(None, "A hub id, file or folder. The testbed's model has its own text.")
+    dataset_config: str | None = option(None, "Its configuration.")
+    dataset_split: str = option("train", "Its split.")
+    on_bad_rows: str = option("error", "Rows that cannot be used: error, or skip (counted).")
+    output_dir: str | None = option(None, "Default: runs/saes-<model>.")
 
     def __post_init__(self) -> None:
         check_choices(self, {"dtype": DTYPES, "on_bad_rows": ("error", "skip")})

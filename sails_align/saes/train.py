@@ -77,8 +77,8 @@ def train_saes(
             `n_tokens` are repeated, in another order each time.
         layers: l for the output of block l (0-based).
         output_dir: each SAE goes to `layer_<l>/` there, in sae-lens' format, which `load_saes` reads.
-        model_name: the name in the SAE's configuration, which `load_saes` compares with the model; None: the model's.
-        dataset_name: the name in the SAE's configuration.
+        model_name: for the SAE's configuration, which `load_saes` compares with the model; None: the model's own.
+        dataset_name: for the SAE's configuration.
         progress: show a bar with an estimate of the time left.
         options: of `SAETrainingOptions`, such as `d_sae`, `k`, `architecture`, `n_tokens`, `lr`, `seed`.
 
@@ -90,8 +90,7 @@ def train_saes(
             `output_dir` cannot be written or holds something else.
     """
     chosen = SAETrainingOptions(**options).for_width(model.config.get_text_config().hidden_size)
-    folders = {layer: Path(output_dir) / f"layer_{layer}" for layer in layers}
-    _check(model, layers, folders)
+    _check(model, layers, Path(output_dir))
     with evaluation_mode(model), progress_bar(progress) as bar:
         wanted = chosen.n_tokens + chosen.eval_tokens
         task = bar.add_task("reading text", total=wanted)
@@ -99,167 +98,159 @@ def train_saes(
             texts, tokenizer, n_tokens=wanted, context_size=chosen.context_size, advance=partial(bar.advance, task)
         )
         bar.update(task, total=int(corpus.content.sum()))
-        train_W, held_out = split_windows(
-            corpus, eval_tokens=chosen.eval_tokens, least=chosen.batch_size, seed=chosen.seed
-        )
-        metadata = {
-            "model_name": model.config.name_or_path if model_name is None else model_name,
-            "prepend_bos": corpus.prepend_bos,
-            "context_size": chosen.context_size,
-            "dataset_path": dataset_name,
-            "exclude_special_tokens": True,
-        }
-        with disk_errors(Path(output_dir)):
-            Path(output_dir).mkdir(parents=True, exist_ok=True)
-        inputs = _inputs(model, corpus, train_W, chosen, metadata)
-        reports: dict[int, SAEReport] = {}
-        jobs: list[_Job] = []
-        for layer, folder in folders.items():
-            input_hash = content_hash(inputs | {"layer": layer})
-            report = _finished(folder, input_hash)
-            if report is None:
-                jobs.append(_job(model, layer, folder, input_hash, chosen, metadata))
-            else:
-                reports[layer] = report
-        if jobs:
-            _train(jobs, model, corpus, train_W, chosen, bar)
+        name = model.config.name_or_path if model_name is None else model_name
+        training = _Training.of(model, corpus, chosen, {"model_name": name, "dataset_path": dataset_name}, output_dir)
+        finished = {layer: training.finished(layer) for layer in layers}
+        reports = {layer: report for layer, report in finished.items() if report is not None}
+        trainers = {layer: training.trainer(layer) for layer in layers if layer not in reports}
+        if trainers:
+            training.train(trainers, bar)
             bar.add_task("measuring SAEs", total=None)
-        for job in jobs:
-            reports[job.layer] = _finish(job, model, corpus, held_out)
+        for layer, trainer in trainers.items():
+            reports[layer] = training.finish(layer, trainer)
     return dict(sorted(reports.items()))
 
 
-@dataclass(frozen=True)
-class _Job:
-    """One layer's training."""
-
-    layer: int
-    folder: Path
-    input_hash: str
-    trainer: LayerTrainer
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.folder.with_name(f".{self.folder.name}.checkpoint")
-
-
-def _check(model: PreTrainedModel, layers: Sequence[int], folders: dict[int, Path]) -> None:
+def _check(model: PreTrainedModel, layers: Sequence[int], output: Path) -> None:
     check_layers(model, layers)
-    if not layers or len(folders) < len(layers):
+    if not layers or len(set(layers)) < len(layers):
         raise InputError(f"layers {list(layers)}: give at least one, each once")
-    for folder in folders.values():
+    for folder in (output / f"layer_{layer}" for layer in layers):
         if folder.exists() and not (folder / REPORT).is_file():
             raise InputError(f"{folder} exists, but was not written here; choose another --output_dir")
 
 
-def _inputs(
-    model: PreTrainedModel, corpus: TokenCorpus, train_W: Tensor, options: SAETrainingOptions, metadata: dict[str, Any]
-) -> dict[str, Any]:
-    """Return all that decides the SAEs and their reports (JSON-able), but for the layer."""
-    tokens = {"ids": corpus.ids, "content": corpus.content, "ends": corpus.ends, "train": train_W}
-    deciding = {name: value for name, value in asdict(options).items() if name != "checkpoint_steps"}
-    hashes = {"model": tensors_hash(model.state_dict()), "tokens": tensors_hash(tokens)}
-    return {**deciding, **hashes, "metadata": metadata}
+@dataclass(frozen=True)
+class _Training:
+    """What the trainings of all layers share."""
 
+    model: PreTrainedModel
+    corpus: TokenCorpus
+    train_windows: Tensor
+    held_out: list[int]
+    options: SAETrainingOptions
+    metadata: dict[str, Any]
+    inputs: dict[str, Any]
+    """All that decides the SAEs and their reports (JSON-able), but for the layer."""
+    output: Path
 
-def _finished(folder: Path, input_hash: str) -> SAEReport | None:
-    """Return the report of a layer that was trained before with the same inputs.
-
-    Raises:
-        InputError: if it is damaged, or the weights are not those it reports on.
-    """
-    path = folder / REPORT
-    if not path.is_file():
-        return None
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-        if report["input_hash"] != input_hash:
-            return None
-        intact = file_hash(folder / WEIGHTS) == report["sha256"]
-    except (json.JSONDecodeError, KeyError, FileNotFoundError):
-        intact = False
-    if not intact:
-        raise InputError(f"{folder} is damaged; delete the folder to train the SAE again")
-    return SAEReport(**report)
-
-
-def _job(
-    model: PreTrainedModel,
-    layer: int,
-    folder: Path,
-    input_hash: str,
-    options: SAETrainingOptions,
-    metadata: dict[str, Any],
-) -> _Job:
-    """Make a layer's trainer, continued from its checkpoint if there is one with the same inputs."""
-    d_model = model.config.get_text_config().hidden_size
-    device = str(next(decoder_layers(model)[layer].parameters()).device)
-    hook = {"hook_name": f"blocks.{layer}.hook_resid_post"}
-    job = _Job(layer, folder, input_hash, LayerTrainer(d_model, options, device, metadata | hook))
-    header = read_header(job.checkpoint, CHECKPOINT)
-    if header is not None and header["input_hash"] == input_hash:
-        tensors, header = load_artifact(job.checkpoint, CHECKPOINT)
-        job.trainer.load_state(tensors, header["provenance"])
-    return job
-
-
-def _train(
-    jobs: Sequence[_Job],
-    model: PreTrainedModel,
-    corpus: TokenCorpus,
-    train_W: Tensor,
-    options: SAETrainingOptions,
-    bar: Progress,
-) -> None:
-    """Train the layers together on one stream of hidden states."""
-    task = bar.add_task("training SAEs", total=options.n_steps * len(jobs))
-    tokens = max(options.batch_size, min(options.buffer_tokens, options.n_tokens))
-    start = min(job.trainer.next_buffer for job in jobs)
-    stream = islice(buffers(corpus, train_W, tokens, options.seed), start, None)
-    for index, windows in enumerate(stream, start):
-        bar.update(task, completed=sum(job.trainer.steps for job in jobs))
-        unfinished = [job for job in jobs if not job.trainer.done]
-        if not unfinished:
-            break
-        # Layers are apart if the last run ended while their checkpoints were being written.
-        due = [job for job in unfinished if job.trainer.next_buffer == index]
-        began = time.perf_counter()
-        hidden = hidden_states_of(model, [job.layer for job in due], corpus.sequences(windows))
-        shared = (time.perf_counter() - began) / len(due)
-        for job in due:
-            began, steps = time.perf_counter(), job.trainer.steps
-            job.trainer.train(hidden.pop(job.layer))
-            job.trainer.seconds += time.perf_counter() - began + shared
-            bar.update(task, completed=sum(job.trainer.steps for job in jobs))
-            is_due = job.trainer.steps // options.checkpoint_steps > steps // options.checkpoint_steps
-            if is_due and not job.trainer.done:
-                tensors, counters = job.trainer.state()
-                save_artifact(job.checkpoint, CHECKPOINT, tensors, counters, job.input_hash)
-
-
-def _finish(job: _Job, model: PreTrainedModel, corpus: TokenCorpus, held_out: Sequence[int]) -> SAEReport:
-    """Write a trained layer's SAE and its report, measured on what was written; delete its checkpoint."""
-    from sae_lens import SAE
-
-    options = job.trainer.options
-    with atomic_folder(job.folder) as temporary:
-        job.trainer.save_sae(temporary)
-        sae = SAE.load_from_disk(temporary, device=str(job.trainer.trainer.sae.device))
-        quality = evaluate_sae(model, residual_sae(str(temporary), sae), corpus.sequences(held_out))
-        if not math.isfinite(quality.explained_variance):
-            raise InputError(f"the SAE of layer {job.layer} diverged at lr {options.lr}; choose a smaller lr")
-        assert options.d_sae is not None
-        report = SAEReport(
-            **asdict(quality),
-            layer=job.layer,
-            d_sae=options.d_sae,
-            k=options.k,
-            architecture=options.architecture,
-            tokens_trained=job.trainer.steps * options.batch_size,
-            seconds=job.trainer.seconds,
-            input_hash=job.input_hash,
-            sha256=file_hash(temporary / WEIGHTS),
+    @classmethod
+    def of(
+        cls,
+        model: PreTrainedModel,
+        corpus: TokenCorpus,
+        options: SAETrainingOptions,
+        names: dict[str, Any],
+        output_dir: str | Path,
+    ) -> "_Training":
+        train_W, held_out = split_windows(
+            corpus, eval_tokens=options.eval_tokens, least=options.batch_size, seed=options.seed
         )
-        write_json(temporary / REPORT, asdict(report))
-    shutil.rmtree(job.checkpoint, ignore_errors=True)
-    return report
+        metadata = {
+            **names,
+            "prepend_bos": corpus.prepend_bos,
+            "context_size": options.context_size,
+            "exclude_special_tokens": True,
+        }
+        tokens = {"ids": corpus.ids, "content": corpus.content, "ends": corpus.ends, "train": train_W}
+        hashes = {"model": tensors_hash(model.state_dict()), "tokens": tensors_hash(tokens)}
+        inputs = {**asdict(options), **hashes, "metadata": metadata}
+        del inputs["checkpoint_steps"]
+        return cls(model, corpus, train_W, held_out, options, metadata, inputs, Path(output_dir))
+
+    def folder(self, layer: int) -> Path:
+        return self.output / f"layer_{layer}"
+
+    def checkpoint(self, layer: int) -> Path:
+        return self.output / f".layer_{layer}.checkpoint"
+
+    def input_hash(self, layer: int) -> str:
+        return content_hash({**self.inputs, "layer": layer})
+
+    def finished(self, layer: int) -> SAEReport | None:
+        """Return the report of a layer that was trained before with the same inputs.
+
+        Raises:
+            InputError: if it is damaged, or the weights are not those it reports on.
+        """
+        folder = self.folder(layer)
+        if not (folder / REPORT).is_file():
+            return None
+        try:
+            report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+            if report["input_hash"] != self.input_hash(layer):
+                return None
+            intact = file_hash(folder / WEIGHTS) == report["sha256"]
+        except (json.JSONDecodeError, KeyError, FileNotFoundError):
+            intact = False
+        if not intact:
+            raise InputError(f"{folder} is damaged; delete the folder to train the SAE again")
+        return SAEReport(**report)
+
+    def trainer(self, layer: int) -> LayerTrainer:
+        """Make a layer's trainer, continued from its checkpoint if there is one with the same inputs."""
+        d_model = self.model.config.get_text_config().hidden_size
+        device = str(next(decoder_layers(self.model)[layer].parameters()).device)
+        hook = {"hook_name": f"blocks.{layer}.hook_resid_post"}
+        trainer = LayerTrainer(d_model, self.options, device, self.metadata | hook)
+        header = read_header(self.checkpoint(layer), CHECKPOINT)
+        if header is not None and header["input_hash"] == self.input_hash(layer):
+            tensors, header = load_artifact(self.checkpoint(layer), CHECKPOINT)
+            trainer.load_state(tensors, header["provenance"])
+        return trainer
+
+    def train(self, trainers: dict[int, LayerTrainer], bar: Progress) -> None:
+        """Train the layers together on one stream of hidden states."""
+        with disk_errors(self.output):
+            self.output.mkdir(parents=True, exist_ok=True)
+        options = self.options
+        task = bar.add_task("training SAEs", total=options.n_steps * len(trainers))
+        tokens = max(options.batch_size, min(options.buffer_tokens, options.n_tokens))
+        start = min(trainer.next_buffer for trainer in trainers.values())
+        stream = islice(buffers(self.corpus, self.train_windows, tokens, options.seed), start, None)
+        for index, windows in enumerate(stream, start):
+            bar.update(task, completed=sum(trainer.steps for trainer in trainers.values()))
+            unfinished = {layer: trainer for layer, trainer in trainers.items() if not trainer.done}
+            if not unfinished:
+                break
+            # Layers are apart if the last run ended while their checkpoints were being written.
+            due = {layer: trainer for layer, trainer in unfinished.items() if trainer.next_buffer == index}
+            began = time.perf_counter()
+            hidden = hidden_states_of(self.model, list(due), self.corpus.sequences(windows))
+            shared = (time.perf_counter() - began) / len(due)
+            for layer, trainer in due.items():
+                began, steps = time.perf_counter(), trainer.steps
+                trainer.train(hidden.pop(layer))
+                trainer.seconds += time.perf_counter() - began + shared
+                bar.update(task, completed=sum(trainer.steps for trainer in trainers.values()))
+                is_time = trainer.steps // options.checkpoint_steps > steps // options.checkpoint_steps
+                if is_time and not trainer.done:
+                    tensors, counters = trainer.state()
+                    save_artifact(self.checkpoint(layer), CHECKPOINT, tensors, counters, self.input_hash(layer))
+
+    def finish(self, layer: int, trainer: LayerTrainer) -> SAEReport:
+        """Write a trained layer's SAE and its report, measured on what was written; delete its checkpoint."""
+        from sae_lens import SAE
+
+        options = self.options
+        with atomic_folder(self.folder(layer)) as temporary:
+            trainer.save_sae(temporary)
+            sae = SAE.load_from_disk(temporary, device=str(trainer.trainer.sae.device))
+            quality = evaluate_sae(self.model, residual_sae(str(temporary), sae), self.corpus.sequences(self.held_out))
+            if not math.isfinite(quality.explained_variance):
+                raise InputError(f"the SAE of layer {layer} diverged at lr {options.lr}; choose a smaller lr")
+            assert options.d_sae is not None
+            report = SAEReport(
+                **asdict(quality),
+                layer=layer,
+                d_sae=options.d_sae,
+                k=options.k,
+                architecture=options.architecture,
+                tokens_trained=trainer.steps * options.batch_size,
+                seconds=trainer.seconds,
+                input_hash=self.input_hash(layer),
+                sha256=file_hash(temporary / WEIGHTS),
+            )
+            write_json(temporary / REPORT, asdict(report))
+        shutil.rmtree(self.checkpoint(layer), ignore_errors=True)
+        return report

@@ -39,13 +39,7 @@ def find_subspace(
 ) -> Subspace:
     """Find the subspace of a model with a method.
 
-    Args:
-        model: to look at.
-        data: both sides of the contrasts.
-        saes: of the model; loaded only if they are needed.
-        method: what is added up over the data, and what is made of it.
-        options: of discovery.
-        folder: where to save it, and to load it from if its input hash is the same; None: nowhere.
+    It is saved to `folder`, and loaded from there if its input hash is the same. SAEs are loaded only if needed.
 
     Raises:
         InputError: if the SAEs cannot be had or do not fit the model, or the data lacks a side.
@@ -72,23 +66,19 @@ def find_subspace(
     cached = None if folder is None else from_main(lambda: _cached(folder, input_hash))
     if cached is not None:
         return cached
-    loaded = _loaded(saes, model, options)
-    provenance = {
+    discovery = _Discovery(model, data, _loaded(saes, model, options), method, options)
+    stats, moment_stats = discovery.statistics(with_moments=moments)
+    about = {
         "model": model.identity,
         "data": fingerprints,
         "dropped_rows": data.dropped,
         "options": deciding,
-        "saes": {
-            str(layer): {"source": info.source, "hook": info.hook_name, "sha256": info.sha256}
-            for layer, info in loaded.infos.items()
-        },
+        "saes": discovery.about_saes(),
         "versions": package_versions(),
     }
-    discovery = _Discovery(model, data, loaded, method, options)
-    stats, moment_stats = discovery.statistics(with_moments=moments)
 
     def build_and_save() -> Subspace:
-        subspace = discovery.build(stats, moment_stats, provenance)
+        subspace = discovery.build(stats, moment_stats, about)
         if folder is not None:
             subspace.save(folder, input_hash)
         return subspace
@@ -174,6 +164,10 @@ class _Discovery:
     @property
     def layers(self) -> list[int]:
         return list(self.saes) or list(range(self.model.n_layers))
+
+    def about_saes(self) -> dict[str, dict[str, str]]:
+        infos = self.saes.infos.items()
+        return {str(layer): {"source": of.source, "hook": of.hook_name, "sha256": of.sha256} for layer, of in infos}
 
     def statistics(self, *, with_moments: bool) -> tuple[TokenStats | None, TokenStats | None]:
         """Return the method's statistics, and the moments of hidden states; each process reads its share of the data.
