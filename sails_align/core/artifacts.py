@@ -93,11 +93,7 @@ def save_artifact(
 
 
 def read_header(folder: Path, kind: str) -> dict[str, Any] | None:
-    """Read the JSON of an artifact; return None if there is no artifact.
-
-    Raises:
-        InputError: if the JSON is damaged, or of another kind or format.
-    """
+    """Read the JSON of an artifact (None without one); raise `InputError` for another kind, format, or damage."""
     path = folder / f"{kind}.json"
     if not path.is_file():
         return None
@@ -114,11 +110,7 @@ def read_header(folder: Path, kind: str) -> dict[str, Any] | None:
 
 
 def load_artifact(folder: Path, kind: str) -> tuple[dict[str, "torch.Tensor"], dict[str, Any]]:
-    """Load the tensors and header of an artifact.
-
-    Raises:
-        InputError: if it is missing, of another kind, or its tensors are not the ones that were written.
-    """
+    """Load the tensors and header of an artifact; raise `InputError` if they are missing or not those written."""
     header = read_header(folder, kind)
     if header is None:
         raise InputError(f"{folder} holds no {kind} artifact ({kind}.json is missing); give the folder of one")

@@ -33,11 +33,7 @@ class CommandLine:
 
     @classmethod
     def read(cls, argv: Sequence[str] | None) -> "CommandLine":
-        """Split a command line (None: this process's) into options and the file of `--config`.
-
-        Raises:
-            InputError: if the file cannot be read or is not a mapping of options.
-        """
+        """Split a command line (None: this process's) into options and those of the `--config` file."""
         peek = CommandParser(add_help=False, allow_abbrev=False)
         peek.add_argument("--config")
         known, rest = peek.parse_known_args(sys.argv[1:] if argv is None else list(argv))
@@ -80,7 +76,7 @@ class CommandLine:
         parser = _Parser(classes, prog, groups, library)
         known = parser.names()
         parser.set_defaults_with_config(**(defaults or {}))
-        parser.set_defaults_with_config(**self._of_file(parser, known))
+        parser.set_defaults_with_config(**self._of_file(parser))
         self._set_environment()
         try:
             *parsed, _, rest = parser.parse_args_into_dataclasses(self.options, return_remaining_strings=True)
@@ -103,7 +99,7 @@ class CommandLine:
     def given(self, classes: Iterable[type]) -> dict[str, Any]:
         """Return the value of each option on the command line or in the file, once `parse` has accepted them."""
         parser = _Parser(classes)
-        of_file = self._of_file(parser, parser.names())
+        of_file = self._of_file(parser)
         for action in parser._actions:
             action.default, action.required = argparse.SUPPRESS, False
         return {**of_file, **vars(parser.parse_known_args(self.options)[0])}
@@ -115,11 +111,12 @@ class CommandLine:
             action.required = False
         return parser.parse_known_args(self.options)[1]
 
-    def _of_file(self, parser: "_Parser", known: Iterable[str]) -> dict[str, Any]:
+    def _of_file(self, parser: "_Parser") -> dict[str, Any]:
         """Return the values of the file as argparse would."""
         values = {name: value for name, value in self.from_file.items() if name != "env"}
+        known = parser.names()
         for name in values:
-            if f"--{name}" not in set(known) - {"--config"}:
+            if f"--{name}" not in known - {"--config"}:
                 raise InputError(f"{self.path} has the unknown option {name!r}{_closest(f'--{name}', known)}")
         checked = {}
         for action in parser._actions:

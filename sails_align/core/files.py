@@ -84,11 +84,7 @@ def output_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def work_folder(folder: Path) -> Iterator[Path]:
-    """Open an `output_folder` for one run at a time. The system releases the lock of a killed process.
-
-    Raises:
-        InputError: if another process has the folder.
-    """
+    """Open an `output_folder` for one process at a time; raise `InputError` for another. A killed one releases it."""
     lock = folder / ".lock"
     with output_folder(folder), ExitStack() as stack:
         try:
@@ -104,11 +100,9 @@ def work_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def exclusive(path: Path, timeout: float = -1) -> Iterator[None]:
-    """Hold an exclusive file lock within the block. A killed process releases it.
+    """Hold an exclusive file lock within the block; a killed process releases it.
 
-    Raises:
-        InputError: if the file cannot be written.
-        filelock.Timeout: if another process still holds the lock after `timeout` seconds (negative: never).
+    Raises `filelock.Timeout` if another process still holds it after `timeout` seconds (negative: never).
     """
     lock = FileLock(path, timeout=timeout)
     with disk_errors(path):

@@ -49,11 +49,7 @@ def _line(task: Task) -> str:
 
 
 def progress_bar(shown: bool) -> Progress:
-    """Create a bar with a row for each task: description, share, count, elapsed time and time left.
-
-    Args:
-        shown: False makes it silent.
-    """
+    """Create a bar with a row for each task: description, share, count, elapsed time and time left."""
     return _Bars(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -58,11 +58,7 @@ class Registry(Generic[E]):
         return name in self._entries
 
     def get(self, name: str) -> E:
-        """Return the entry of a name.
-
-        Raises:
-            InputError: if there is none, with the closest name.
-        """
+        """Return the entry of a name; raise `InputError` with the closest name if there is none."""
         if name not in self._entries:
             raise InputError(f"there is no {self.kind} {name!r}{did_you_mean(name, self._entries)}")
         return self._entries[name]

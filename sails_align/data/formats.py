@@ -39,11 +39,7 @@ class Format:
         return tuple(column for column in (self.prompt, self.chosen, self.rejected) if column)
 
     def parse(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Read a row: `prompt` (messages that end with a user turn), `chosen` (text), and `rejected` if there is one.
-
-        Raises:
-            BadRowError: if it cannot be used.
-        """
+        """Return `prompt` (messages that end with a user turn), `chosen` (text), and `rejected` if there is one."""
         row = _flattened(row)
         prompt = parse_prompt(row, self.prompt) if self.prompt else None
         answer = "output" if self.chosen == "instances" else self.chosen
@@ -81,10 +77,7 @@ def find_format(columns: Iterable[str]) -> Format | None:
 def parse_prompt(row: Mapping[str, Any], column: str) -> list[Message]:
     """Parse the prompt in a column: messages, one user turn, or a transcript that ends in "Assistant:".
 
-    An `instruction` is followed, after a blank line, by the row's `input` where there is one.
-
-    Raises:
-        BadRowError: if the column holds no prompt.
+    An `instruction` is followed, after a blank line, by the row's `input` where there is one. Raises `BadRowError`.
     """
     value = row[column]
     if isinstance(value, list):

@@ -57,16 +57,8 @@ def requests_of(
 ) -> Dataset:
     """Read requests that are in memory, with their responses where they have some.
 
-    Args:
-        given: texts, conversations (lists of messages), rows of any format, things with `messages`; or a dataset.
-        name: of the dataset in messages.
-        on_bad_rows: see `normalize`.
-
-    Returns:
-        columns `prompt` (messages), and `chosen` if there are responses.
-
-    Raises:
-        InputError: as `normalize`.
+    They are texts, conversations (lists of messages), rows of any format, things with `messages`; or a dataset. The
+    result has columns `prompt` (messages), and `chosen` if there are responses. See `normalize` for the rest.
     """
     dataset = given if isinstance(given, Dataset) else Dataset.from_list([_row_of(one) for one in given])
     columns = columns_by_lower_name(dataset)
@@ -112,11 +104,7 @@ def to_sft(dataset: Dataset) -> Dataset:
 
 
 def to_preference(dataset: Dataset) -> Dataset:
-    """Convert normalized rows to TRL's conversational preference form, with explicit prompts.
-
-    Raises:
-        InputError: if the rows have no rejected responses.
-    """
+    """Convert normalized rows to TRL's conversational preference form, with explicit prompts."""
     if "rejected" not in dataset.column_names:
         raise InputError(
             f"the data has no rejected responses (columns {', '.join(dataset.column_names)}), and pairs are needed;\n"

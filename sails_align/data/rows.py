@@ -81,16 +81,8 @@ def read_rows(
 ) -> Normalized:
     """Parse every row and write the usable ones to the cache of datasets, next to the source.
 
-    Args:
-        dataset: rows as they were loaded.
-        read: columns the parser needs, in lower case; missing ones are not an error.
-        kept: columns of the result.
-        parser: of one row.
-        name: of the dataset in messages.
-        on_bad_rows: "error": unusable rows are an error; "skip": they are left out and reported.
-
-    Raises:
-        InputError: if there are no rows, bad ones (with "error"), or only bad ones.
+    The parser reads the columns `read`, in lower case (missing ones are not an error), and gives those `kept`.
+    Unusable rows are an error, or with "skip" left out and reported. Raises `InputError` for them, and if none is left.
     """
     if len(dataset) == 0:
         raise InputError(f"{name} is empty; give a data set that has rows")

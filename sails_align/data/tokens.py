@@ -47,11 +47,7 @@ def content_token_mask(tokenizer: PreTrainedTokenizerBase, input_ids: Sequence[i
 
 
 def read_chat_template(path: str) -> str:
-    """Read a chat template from a Jinja file, or one of the package by its name.
-
-    Raises:
-        InputError: if it is none, or cannot be read.
-    """
+    """Read a chat template from a Jinja file, or one of the package by its name; raise `InputError` if it is none."""
     if path in (file.stem for file in TEMPLATES.glob("*.jinja")):
         path = str(TEMPLATES / f"{path}.jinja")
     if not path.endswith((".jinja", ".j2")):
@@ -75,10 +71,8 @@ def tokenize_response(
     """Tokenize prompt and response, cut to `max_length`; the mask holds the response's content tokens.
 
     The tokens of the template, such as the end-of-turn token after the response, and special tokens that occur in the
-    response's own text are not in the mask.
-
-    Raises:
-        InputError: if the tokenizer has no chat template, or one that cannot take the conversation.
+    response's own text are not in the mask. Raises `InputError` if the chat template is missing or refuses the
+    conversation.
     """
     return _tokenize(tokenizer, [*prompt_messages, assistant(response)], max_length, add_generation_prompt=False)
 
@@ -94,9 +88,6 @@ def tokenize_prompt(
     With "all" tokens, the mask holds the content tokens of the last user turn. With "last", it holds the last token of
     the sequence, special or not: the first token of the answer is predicted there, so the model's view of the whole
     prompt is there.
-
-    Raises:
-        InputError: as `tokenize_response`.
     """
     side = _tokenize(tokenizer, prompt_messages, None, add_generation_prompt=True)
     mask = side.mask if tokens == "all" else [False] * (len(side.mask) - 1) + [True]

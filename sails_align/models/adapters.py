@@ -61,11 +61,7 @@ class TensorFaults:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file of named values; return an empty dict if there is no such file.
-
-    Raises:
-        InputError: if it is damaged.
-    """
+    """Read a JSON file of named values ({} without a file); raise `InputError` if it is damaged."""
     if not path.is_file():
         return {}
     try:
@@ -78,11 +74,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_adapter(folder: Path) -> AdapterFiles:
-    """Read an adapter's configuration, and the header of its weights.
-
-    Raises:
-        InputError: if there is none, it is no LoRA adapter, or its files are damaged.
-    """
+    """Read an adapter's configuration and the header of its weights; raise `InputError` if it is no LoRA adapter."""
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}; give the folder of a finished run, or of a LoRA adapter")
     if not (folder / CONFIG).is_file():
@@ -91,7 +83,7 @@ def read_adapter(folder: Path) -> AdapterFiles:
     values = read_json(folder / CONFIG)
     kind = values.get("peft_type")
     if kind != "LORA":
-        raise InputError(f"the adapter in {folder} is of the kind {kind!r}; only LoRA adapters can be used here")
+        raise InputError(f"the adapter in {folder} is of the kind {kind!r}; give a LoRA adapter")
     wrong = [name for name, types in KNOWN.items() if not isinstance(values.get(name), types)]
     if wrong:
         found = f"{wrong[0]} is {values.get(wrong[0])!r}"
@@ -118,14 +110,9 @@ def _read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 def load_base_config(adapter: AdapterFiles, base_model: str | None = None) -> tuple[str, PreTrainedConfig]:
-    """Return the name and configuration of the model an adapter is for.
+    """Return the name and configuration of an adapter's base model, or of `base_model` in its place.
 
-    Args:
-        adapter: names the model.
-        base_model: in place of the one it names, which may have been moved.
-
-    Raises:
-        InputError: if there is no such model, or it is not cached and the hub cannot be reached.
+    Raises `InputError` if there is no such model, or it is not cached and the hub cannot be reached.
     """
     name = base_model or adapter.config.base_model_name_or_path
     if name is None:
@@ -143,8 +130,7 @@ def load_base_config(adapter: AdapterFiles, base_model: str | None = None) -> tu
 def expected_shapes(config: LoraConfig, base_config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
     """Return names and shapes of the tensors an adapter must have, as PEFT makes them on a model without weights.
 
-    Raises:
-        InputError: if none of the modules it names is in the model.
+    Raises `InputError` if none of the modules it names is in the model.
     """
     config = copy.deepcopy(config)
     config.init_lora_weights = False  # values do not matter, and some initialisations need real weights
@@ -162,11 +148,7 @@ def expected_shapes(config: LoraConfig, base_config: PreTrainedConfig) -> dict[s
 
 
 def tensor_faults(adapter: AdapterFiles, base_config: PreTrainedConfig) -> TensorFaults:
-    """Compare an adapter's tensors with what its configuration and the model's shapes imply.
-
-    Raises:
-        InputError: as `expected_shapes`.
-    """
+    """Compare an adapter's tensors with what its configuration and the model's shapes imply."""
     expected = expected_shapes(adapter.config, base_config)
     found = {name: shape for name, (_, shape) in adapter.tensors.items()}
     empty = [name for name, shape in found.items() if 0 in shape]
@@ -199,12 +181,7 @@ def _in_words(faults: dict[str, list[str]]) -> str | None:
 def check_complete(folder: Path, base_config: PreTrainedConfig | None = None) -> None:
     """Refuse an adapter with tensors that are missing, empty, not finite, or not of the model's shapes.
 
-    Args:
-        folder: of the adapter.
-        base_config: of the model it is for; None: of the model that the adapter names.
-
-    Raises:
-        InputError: if there are such tensors, and as `read_adapter` and `load_base_config`.
+    The model is the one that the adapter names, unless a configuration is given.
     """
     adapter = read_adapter(folder)
     faults = tensor_faults(adapter, base_config or load_base_config(adapter)[1])

@@ -24,26 +24,12 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 """Of the folder in the cache: another one makes it anew."""
 MARK = "\ue000answer\ue000"
-_ERRORS = (
-    OSError,
-    ValueError,
-    KeyError,
-    RuntimeError,
-    NotImplementedError,
-    AttributeError,
-    TypeError,
-    IndexError,
-    struct.error,
-)
+_ERRORS = (OSError, ValueError, LookupError, RuntimeError, AttributeError, TypeError, struct.error)
 """What the gguf package and transformers raise for files that are damaged, or of an unknown architecture."""
 
 
 def gguf_folder(file: Path) -> Path:
-    """Return the folder of a GGUF file's model and tokenizer, made on first use.
-
-    Raises:
-        InputError: if there is no such file, it cannot be read, or the package `gguf` is missing.
-    """
+    """Return the folder of a GGUF file's model and tokenizer, made on first use; raise `InputError` if that fails."""
     if not file.is_file():
         raise InputError(f"there is no file {file}; check the path")
     folder = cache_folder() / "gguf" / f"{FORMAT}-{file_hash(file)[:32]}"
@@ -87,10 +73,9 @@ def _convert(file: Path, folder: Path) -> None:
 
 
 def correct_special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Use the token that ends an assistant turn in the chat template as EOS, and for padding, in place.
+    """Use the token that ends an assistant turn in the chat template as EOS, and for padding; return what changed.
 
-    Returns:
-        the changes in words; nothing without a chat template, or where it shows no special token.
+    Nothing is changed without a chat template, or where it shows no special token.
     """
     changes: list[str] = []
     ends = _turn_end(tokenizer)

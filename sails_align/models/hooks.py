@@ -26,10 +26,9 @@ class _StopForward(Exception):  # noqa: N818 -- it is no error
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """Return the decoder blocks of a causal language model (or of its base model, or of a PEFT model).
+    """Return the decoder blocks of a causal language model, its base model, or a PEFT model of it.
 
-    Raises:
-        InputError: if the model has no `layers` list in its decoder, with the module lists that were found.
+    Raises `InputError`, with the module lists that were found, if its decoder has no list `layers`.
     """
     # Not by `hasattr(model, "peft_config")`: PEFT sets that on the base model too.
     base = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -55,11 +54,7 @@ def check_layers(model: nn.Module, layers: Iterable[int]) -> nn.ModuleList:
 
 @contextmanager
 def edited(model: nn.Module, edits: Mapping[int, Edit]) -> Iterator[None]:
-    """Replace the output of each given block by its edit of it, within the `with` block.
-
-    Raises:
-        InputError: if a layer is not in the model.
-    """
+    """Replace the output of each given block by its edit of it, within the `with` block."""
 
     def hook(edit: Edit, module: nn.Module, args: tuple, output: Tensor | tuple) -> Tensor | tuple:
         return (edit(output[0]), *output[1:]) if isinstance(output, tuple) else edit(output)
@@ -75,11 +70,7 @@ def edited(model: nn.Module, edits: Mapping[int, Edit]) -> Iterator[None]:
 
 @contextmanager
 def capture(model: nn.Module, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-    """Fill the yielded dict with the outputs (B, S, D) of the given blocks in every forward pass.
-
-    Raises:
-        InputError: if a layer is not in the model.
-    """
+    """Fill the yielded dict with the outputs (B, S, D) of the given blocks in every forward pass."""
     hidden_states: dict[int, Tensor] = {}
 
     def keep(layer: int, hidden_BSD: Tensor) -> Tensor:
@@ -96,11 +87,7 @@ def hidden_states_at(
 ) -> dict[int, Tensor]:
     """Return the outputs (B, S, D) of the given blocks; neither deeper blocks nor the head are run.
 
-    Args:
-        model: of any precision and on any device; the inputs are moved to it.
-        layers: at least one.
-        input_ids_BS: token ids.
-        attention_mask_BS: 0 at padding.
+    The inputs are moved to the model's device; the attention mask is 0 at padding.
     """
 
     def stop(hidden_BSD: Tensor) -> Tensor:

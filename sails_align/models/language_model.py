@@ -41,11 +41,7 @@ def _beside_decoder(model: PreTrainedModel) -> list[str]:
 def copy_processor(name: str, config: PreTrainedConfig, folder: Path, revision: str | None = None) -> None:
     """Copy a multimodal model's image processor beside its weights: vLLM does not load them without it.
 
-    Args:
-        name: of the model that the weights are from, a hub id or a folder.
-        config: of it; nothing is done for a language model alone.
-        folder: of the weights.
-        revision: of a model on the hub.
+    `name` is a hub id or a folder. Nothing is copied for a language model alone.
     """
     if config.get_text_config() is config:
         return

@@ -43,11 +43,7 @@ def exact_attention(config: PreTrainedConfig) -> str | None:
 
 
 def load_config(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """Load a model's configuration.
-
-    Raises:
-        InputError: if there is no such model, or it is not cached and the hub cannot be reached.
-    """
+    """Load a model's configuration."""
     with model_errors(name, ValueError):
         return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
 
@@ -55,11 +51,7 @@ def load_config(name: str, *, revision: str | None = None, trust_remote_code: bo
 def load_tokenizer(
     name: str, *, revision: str | None = None, trust_remote_code: bool = False, chat_template: str | None = None
 ) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model or of an adapter's folder; a `chat_template` replaces its own.
-
-    Raises:
-        InputError: if there is none.
-    """
+    """Load the tokenizer of a model or of an adapter's folder; a `chat_template` replaces its own."""
     with model_errors(name, *OF_LOADING, what="tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     if chat_template is not None:
@@ -78,20 +70,10 @@ def load_causal_lm(
     quantization: Any = None,
     **more: Any,
 ) -> PreTrainedModel:
-    """Load a causal language model.
+    """Load a causal language model in a type ("auto": the checkpoint's own), by default with `exact_attention`.
 
-    Args:
-        name: of the model.
-        dtype: of the weights; "auto" is the checkpoint's own.
-        device: where it is put; None: on the CPU, or where bitsandbytes wants it.
-        revision: of a model on the hub.
-        trust_remote_code: run code that comes with the model.
-        attn_implementation: of attention; None: `exact_attention`.
-        quantization: a configuration of bitsandbytes (QLoRA).
-        more: options of `from_pretrained`.
-
-    Raises:
-        InputError: if it cannot be loaded.
+    Without a device it is on the CPU, or where bitsandbytes wants it. `quantization` is a configuration of bitsandbytes
+    (QLoRA), and `more` are options of `from_pretrained`. Raises `InputError` if it cannot be loaded.
     """
     where: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     config = load_config(name, **where)
@@ -102,11 +84,7 @@ def load_causal_lm(
 
 
 def load_model(spec: ModelSpec, device: str | None = None) -> PreTrainedModel:
-    """Load a model with its adapter, for inference; on the accelerator, if there is one and no device is given.
-
-    Raises:
-        InputError: if one of them cannot be loaded, or the adapter does not fit the model.
-    """
+    """Load a model with its adapter, for inference; on the accelerator, if there is one and no device is given."""
     if device is None:
         device = str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
     where: dict[str, Any] = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
@@ -117,11 +95,7 @@ def load_model(spec: ModelSpec, device: str | None = None) -> PreTrainedModel:
 
 
 def load_spec_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model to be evaluated, with its chat template.
-
-    Raises:
-        InputError: if there is none.
-    """
+    """Load the tokenizer of a model to be evaluated, with its chat template."""
     revision = spec.revision if spec.tokenizer == spec.base else None
     trust, template = spec.trust_remote_code, spec.chat_template
     return load_tokenizer(spec.tokenizer, revision=revision, trust_remote_code=trust, chat_template=template)
@@ -148,17 +122,7 @@ def load_truncated(
     """Load a model's decoder up to a block, without the deeper blocks and without the head.
 
     Of a multimodal model (Gemma 3) only the language model is kept. It is whole on every process, under ZeRO-3 too.
-
-    Args:
-        name: of any decoder model that `decoder_layers` supports.
-        deepest_layer: index of the last block that is loaded.
-        dtype: "auto" is the checkpoint's own.
-        device: where it is put.
-        revision: of a model on the hub.
-        trust_remote_code: run code that comes with the model.
-
-    Raises:
-        InputError: if there is no such model, the layer is not in it, or the checkpoint lacks weights.
+    Raises `InputError` if there is no such model, the layer is not in it, or the checkpoint lacks weights.
     """
     where: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     config = load_config(str(name), **where)
@@ -171,11 +135,7 @@ def load_truncated(
 
 
 def check_whole(name: str, revision: str | None = None, *, trust_remote_code: bool = False) -> None:
-    """Refuse a checkpoint that lacks weights, which transformers would fill with fresh values. Only names are read.
-
-    Raises:
-        InputError: if weights are missing, or there is no such model.
-    """
+    """Refuse a checkpoint that lacks weights, which transformers would fill with fresh values. Only names are read."""
     where = {"revision": revision, "trust_remote_code": trust_remote_code}
     with no_load_report(), not_partitioned(), model_errors(name, RuntimeError):
         model, loading = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
@@ -206,10 +166,7 @@ def _truncate(config: PreTrainedConfig, deepest_layer: int, name: str | Path) ->
 def model_errors(name: str | Path, *more: type[Exception], what: str = "model") -> Iterator[None]:
     """Turn transformers' errors about a missing, unknown or incomplete model into an `InputError` with a remedy.
 
-    Args:
-        name: of the model.
-        more: further exceptions, whose first line then is the cause.
-        what: it is: a model, a tokenizer, an adapter.
+    `more` are further exceptions to turn; `what` is loaded: a model, a tokenizer, an adapter.
     """
     try:
         yield

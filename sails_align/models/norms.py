@@ -41,8 +41,7 @@ _LAYOUTS = {
 def norm_gain(block: nn.Module, path: str) -> torch.Tensor | None:
     """Return the gain (D,) of the norm before a block's module ("self_attn.q_proj"), float32 on the CPU, if it has one.
 
-    Raises:
-        InputError: if the block's norms are arranged in a way that is not known, or one is not an RMSNorm.
+    Raises `InputError` if the block's norms are arranged in a way that is not known, or one is not an RMSNorm.
     """
     names = frozenset(name for name, _ in block.named_children() if name.endswith("norm"))
     if names not in _LAYOUTS:

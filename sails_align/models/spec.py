@@ -31,11 +31,7 @@ class ModelSpec:
 
 
 def model_path(name: str) -> str:
-    """Return what `from_pretrained` takes for a name: the folder of `testbed` or of a GGUF file, else the name.
-
-    Raises:
-        InputError: if what the name means cannot be made.
-    """
+    """Return what `from_pretrained` takes for a name: the folder of `testbed` or of a GGUF file, else the name."""
     resolver = resolver_of(name)
     if resolver is not None:
         return resolver.load()(name)

@@ -36,11 +36,7 @@ def layer_of_hook(hook_name: str) -> int | None:
 
 
 def layer_of_sae(source: str, hook_names: list[str]) -> int:
-    """Return the block (0-based) whose output an SAE reads, from all hook names in its configuration.
-
-    Raises:
-        InputError: if a hook is not the output of a block, or the names disagree.
-    """
+    """Return the block (0-based) whose output an SAE reads; raise `InputError` if its hooks name no single one."""
     layers = {layer_of_hook(name) for name in hook_names}
     if len(layers) != 1 or None in layers or -1 in layers:
         raise InputError(

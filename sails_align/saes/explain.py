@@ -23,7 +23,7 @@ from sails_align.saes.load import ResidualSAE
 N_CONTEXTS, N_WORDS, N_NEIGHBOURS = 3, 6, 3
 BATCH_SIZE = 16
 N_ENCODED = 2048
-"""Tokens whose latents are in memory at a time."""
+"""Tokens encoded at a time."""
 NEURONPEDIA = "https://www.neuronpedia.org"
 
 
@@ -33,7 +33,7 @@ class Context:
 
     tokens: list[str]
     activations: list[float]
-    """Of the feature at each token."""
+    """Activation of the feature at each token."""
 
 
 @dataclass(frozen=True)
@@ -43,16 +43,16 @@ class Meaning:
     layer: int
     id: int
     contexts: list[Context]
-    """Those with the highest activation, each text once."""
+    """Texts with the highest activation, each once."""
     promoted: list[str]
-    """Tokens whose logits its decoder direction raises most, by the logit lens."""
+    """Tokens whose logits the decoder direction raises most (logit lens)."""
     suppressed: list[str]
     neighbours: list[tuple[int, float]]
     """The latents with the closest decoder directions, and their cosines."""
     neuronpedia: str | None
-    """Its page, if the SAE is public and has one."""
+    """Address of its page, if the SAE is public and has one."""
     label: str | None
-    """What Neuronpedia says that it means, if that is in the cache (`neuronpedia_label`)."""
+    """Neuronpedia's explanation, if it is in the cache (`neuronpedia_label`)."""
 
 
 @torch.no_grad()
@@ -155,9 +155,6 @@ def neuronpedia_label(sae: ResidualSAE, feature: int) -> str | None:
     """Return the first explanation in neuronpedia/<SAE>/<feature>.json of the cache folder; None without that file.
 
     The file is the answer of Neuronpedia's `api/feature/<SAE>/<feature>`. The network is not used.
-
-    Raises:
-        InputError: if the file has another form.
     """
     name = Path(neuronpedia_id(sae) or "..")
     if name.is_absolute() or ".." in name.parts:  # an SAE's file can say anything

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 LAYER = re.compile(r"(?:layer_|blocks\.|\bl)(\d+)")
-"""In the id of an SAE: `layer_5/width_16k/canonical`, `blocks.5.hook_resid_post`, `l5r_8x`."""
+"""Finds the layer in an SAE's id: `layer_5/width_16k/canonical`, `blocks.5.hook_resid_post`, `l5r_8x`."""
 WIDTH = re.compile(r"width_(\d+)([km])")
 # These loaders of sae-lens call torch.load.
 _PICKLED = {"connor_rob_hook_z", "goodfire", "deepseek_r1", "qwen_scope", "dictionary_learning_1"}
@@ -30,11 +30,8 @@ _DAMAGE = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorErr
 def names_of(source: SAESource) -> list[str]:
     """Return the name of each SAE: `release/sae_id`, or its path.
 
-    A path is an SAE's folder (cfg.json and sae_weights.safetensors), a Gemma Scope file, or a folder with any number of
-    them below it, of which `sae_ids` chooses sub-folders.
-
-    Raises:
-        InputError: if the release or an id is unknown or pickled, or there is no SAE at a path.
+    A path is an SAE's folder, a Gemma Scope file, or a folder above any number of them, of which `sae_ids` chooses
+    sub-folders. Raises `InputError` if the release or an id is unknown or pickled, or there is no SAE at a path.
     """
     if (source.release is None) == (source.path is None):
         raise InputError("both or neither of --sae_release and --sae_path are given; give one")
@@ -55,11 +52,7 @@ def names_of(source: SAESource) -> list[str]:
 
 
 def read_sae(source: SAESource, name: str, device: str) -> "SAE[Any]":
-    """Load the SAE with one of the names of a source, in float32, from a path or from the hub or its cache.
-
-    Raises:
-        InputError: if it is neither cached nor reachable, gated, or damaged.
-    """
+    """Load an SAE by its name; raise `InputError` if it is neither cached nor reachable, gated, or damaged."""
     try:
         return _read_sae(source.release, name, device)
     except InputError:
@@ -91,10 +84,9 @@ def _read_sae(release: str | None, name: str, device: str) -> "SAE[Any]":
 
 
 def check_release(release: str, sae_ids: Sequence[str]) -> str | None:
-    """Return the model of a release's SAEs according to sae-lens' directory; None if unknown.
+    """Return the model of a release according to sae-lens' directory; None if unknown.
 
-    Raises:
-        InputError: if the release or an id is unknown, no id is given, or the SAEs are pickles.
+    Raises `InputError` if the release or an id is unknown, no id is given, or the SAEs are pickles.
     """
     of_release = None if "/" in release and release not in _directory() else _release(release)
     known = [] if of_release is None else list(of_release.saes_map)
@@ -114,11 +106,7 @@ def check_release(release: str, sae_ids: Sequence[str]) -> str | None:
 
 
 def ids_of_layers(release: str, layers: Sequence[int]) -> list[str]:
-    """Return the id of each layer's narrowest SAE in a release.
-
-    Raises:
-        InputError: if the release is unknown, or has none, or several that are equally narrow.
-    """
+    """Return the id of each layer's narrowest SAE in a release; raise `InputError` if there is not exactly one."""
     by_layer: dict[int, list[str]] = {}
     for name in _release(release).saes_map:
         if found := LAYER.search(name):

@@ -27,7 +27,7 @@ def load_gemma_scope(
     layers = re.findall(r"layer_(\d+)", file.parent.as_posix())
     if not layers:
         raise InputError(
-            f"the layer of {file} cannot be told: keep Gemma Scope's folder names (layer_12/width_16k/.../params.npz)"
+            f"cannot infer the layer of {file}; keep Gemma Scope's folder names (layer_12/width_16k/.../params.npz)"
         )
     if _ELSEWHERE.search(file.as_posix()):
         raise InputError(f"{file} is not an SAE of the residual stream: use Gemma Scope's `-res` or `resid_post` SAEs")

@@ -16,7 +16,7 @@ from sails_align.saes.algorithms import ALGORITHMS
 from sails_align.saes.options import WARM_UP, SAETrainingOptions
 
 DECAY = 0.3
-"""Share of the training steps, the last ones."""
+"""Share of the training steps, at the end, in which the learning rate falls."""
 DEAD_AFTER = 0.05
 """A latent that has not fired for this share of the steps is dead: the auxiliary loss then trains it on what the others
 leave over (TopK), or pulls its pre-activations up (JumpReLU)."""

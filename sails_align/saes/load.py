@@ -37,9 +37,9 @@ class SAEInfo:
     architecture: str
     """sae-lens' name: "jumprelu", "topk", "standard", ..."""
     hook_name: str
-    """As its configuration has it; `layer` is what it means."""
+    """Hook point in its configuration."""
     model_name: str | None
-    """The model it was trained on, as its configuration has it."""
+    """Model it was trained on, according to its configuration."""
     source: str
     """`release/sae_id`, or the path."""
     sha256: str
@@ -82,9 +82,7 @@ def load_sae(
 ) -> ResidualSAE:
     """Load one SAE of a source (`name` is one of `files.names_of`), in float32, and check that it fits the model.
 
-    Raises:
-        InputError: if it cannot be read, is not of the residual stream, does not fit the model, or expects an input
-            scaling that is not stored with it.
+    Raises `InputError` as `read_sae`, `residual_sae` and `check_fits`, or for weights that are not finite.
     """
     sae = residual_sae(name, read_sae(source, name, device))
     check_fits(sae.info, model_config, model_name, source.allow_mismatch)
@@ -97,8 +95,7 @@ def load_sae(
 def residual_sae(source: str, sae: "SAE[Any]") -> ResidualSAE:
     """Freeze an SAE of sae-lens and bring it into the convention of this module, in place.
 
-    Raises:
-        InputError: if it is not of the residual stream, or its input scaling is unknown.
+    Raises `InputError` if it is not of the residual stream, or its input scaling is unknown.
     """
     metadata = sae.cfg.metadata
     hook_names = [name for name in (metadata.hook_name, metadata.hf_hook_name) if name]

@@ -7,7 +7,7 @@ from sails_align.core.options import check_choices, check_least, option
 from sails_align.saes.algorithms import ALGORITHMS
 
 WARM_UP = 0.05
-"""Share of the training steps."""
+"""Share of the training steps in which learning rate and sparsity loss rise."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from sails_align.saes.load import ResidualSAE
 from sails_align.saes.token_stream import FORWARD_TOKENS
 
 LOSS_TOKENS = 20_000
-"""Content tokens over which the language model's loss is compared, at most: it takes three whole forward passes."""
+"""Maximum number of content tokens for comparing losses, which takes three whole forward passes."""
 LOGIT_TOKENS = 1024
 """Tokens in one of those forward passes: their logits are tokens x vocabulary."""
 
@@ -33,11 +33,11 @@ class SAEQuality:
     """Share of latents that fire on none of the `eval_tokens`."""
     eval_tokens: int
     loss_clean: float
-    """The language model's next-token loss, in nats."""
+    """Next-token loss of the language model, in nats."""
     loss_spliced: float
-    """With the layer's output replaced by the SAE's reconstruction."""
+    """The loss with the layer's output replaced by the SAE's reconstruction."""
     loss_zero_ablation: float
-    """With it replaced by zero."""
+    """The loss with the layer's output replaced by zero."""
     loss_recovered: float | None
     """(zero ablation - spliced) / (zero ablation - clean); None if zero ablation does not raise the loss."""
     loss_tokens: int

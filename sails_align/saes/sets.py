@@ -19,13 +19,13 @@ from sails_align.saes.source import SAESource
 
 @dataclass(frozen=True)
 class SAESet(Mapping[int, ResidualSAE]):
-    """SAEs by layer, in order. Those that are not kept are loaded when they are asked for."""
+    """SAEs by layer, in order. Those that are not kept are loaded on access."""
 
     infos: Mapping[int, SAEInfo]
-    """What is known of each; nothing is loaded for it."""
+    """Metadata of each SAE."""
     _kept: Mapping[int, ResidualSAE]
     _load: Callable[[str], ResidualSAE] | None = None
-    """By name."""
+    """Loads an SAE by its name."""
 
     @classmethod
     def of(cls, saes: Mapping[int, ResidualSAE]) -> "SAESet":
@@ -45,15 +45,9 @@ class SAESet(Mapping[int, ResidualSAE]):
     ) -> "SAESet":
         """Load and check all SAEs of a source, one after the other; none if none are named.
 
-        Args:
-            source: of the SAEs.
-            model_config: of the model whose activations will be encoded.
-            model_name: hub id or path of that model, as the user gave it.
-            device: of the SAEs.
-            keep: hold all of them in memory; else load each again when it is asked for.
-
-        Raises:
-            InputError: as `names_of` and `load_sae`, or if two SAEs are of one layer.
+        The model is the one whose activations will be encoded; `model_name` is its hub id or path, as the user gave it.
+        With `keep`, all SAEs stay in memory; else each is loaded again on access. Raises `InputError` as `names_of` and
+        `load_sae`, or if two SAEs are of one layer.
         """
         load = partial(load_sae, source, model_config=model_config, model_name=model_name, device=device)
         kept: dict[int, ResidualSAE] = {}

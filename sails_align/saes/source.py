@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 SAE_FILES = ("cfg.json", "sae_weights.safetensors", "params.npz")
-"""The files that a local SAE consists of, in sae-lens' format and Gemma Scope's."""
+"""Files of a local SAE, in sae-lens' format and Gemma Scope's."""
 
 
 @dataclass(frozen=True)
@@ -13,9 +13,9 @@ class SAESource:
     """SAEs by name: of a release, or at a path."""
 
     release: str | None = None
-    """Of sae-lens' directory (`gemma-scope-2b-pt-res-canonical`), or a hub repository in sae-lens' format."""
+    """A release of sae-lens' directory (`gemma-scope-2b-pt-res-canonical`), or a hub repository in sae-lens' format."""
     sae_ids: tuple[str, ...] = ()
-    """In the release (`layer_12/width_16k/canonical`); with a path, sub-folders (all if empty)."""
+    """Ids in the release (`layer_12/width_16k/canonical`); with a path, sub-folders (all if empty)."""
     path: str | None = None
     allow_mismatch: bool = False
     """Accept SAEs of a model of another name; width and depth must fit all the same."""

@@ -8,6 +8,7 @@ Shapes: N all tokens, W windows (sequences), T content tokens, D d_model.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from sails_align.models.hooks import token_states
 
 TEXTS_AT_ONCE = 256
 HELD_OUT = 0.1
-"""Share of the windows that is held out, at most."""
+"""Maximum share of the windows that is held out."""
 FORWARD_TOKENS = 8192
 """Tokens, with padding, in one forward pass of the model."""
 
@@ -41,7 +42,7 @@ class TokenCorpus:
         return len(self.ends)
 
     def content_counts(self) -> Tensor:
-        """Number of content tokens in each window (W,)."""
+        """Return the number of content tokens in each window. (W,)"""
         totals_W = self.content.cumsum(0)[self.ends - 1]
         return totals_W.diff(prepend=totals_W.new_zeros(1))
 
@@ -62,10 +63,8 @@ def read_corpus(
     """Read texts or sequences of token ids until there are `n_tokens` content tokens, or they end.
 
     A text is cut into windows of `context_size` tokens, each with BOS in front if the tokenizer has one. Token ids are
-    cut as they are. `advance` is called with the number of content tokens read since the last call.
-
-    Raises:
-        InputError: if a row is neither text nor token ids, or if there is not a single content token.
+    cut as they are. `advance` is called with the number of content tokens read since the last call. Raises `InputError`
+    if a row is neither text nor token ids, or if there is not a single content token.
     """
     special = torch.tensor(sorted(set(tokenizer.all_special_ids)), dtype=torch.int32)
     bos = tokenizer.bos_token_id
@@ -76,9 +75,10 @@ def read_corpus(
     rows = iter(enumerate(texts))
     while count < n_tokens and (some := list(islice(rows, TEXTS_AT_ONCE))):
         before = count
-        for ids, is_text in _token_ids(some, tokenizer):
-            prefix = [bos] if is_text and bos is not None else []
-            step = context_size - len(prefix)
+        sequences, are_texts = _token_ids(some, tokenizer)
+        prefix = [bos] if are_texts and bos is not None else []
+        step = context_size - len(prefix)
+        for ids in sequences:
             for start in range(0, len(ids), step):
                 window = torch.tensor(prefix + list(ids[start : start + step]), dtype=torch.int32)
                 windows.append(window)
@@ -94,21 +94,18 @@ def read_corpus(
 
 def _token_ids(
     rows: Sequence[tuple[int, str | Sequence[int]]], tokenizer: PreTrainedTokenizerBase
-) -> Iterator[tuple[Sequence[int], bool]]:
-    """Yield the token ids of each row, and whether it is a text."""
-    text = isinstance(rows[0][1], str)
+) -> tuple[list[Sequence[int]], bool]:
+    """Return the token ids of numbered rows, and whether they are texts."""
+    are_texts = isinstance(rows[0][1], str)
     for index, row in rows:
-        if not (isinstance(row, str) if text else _is_token_ids(row)):
-            wanted = "text" if text else "text, or token ids"
+        if not (isinstance(row, str) if are_texts else _is_token_ids(row)):
+            wanted = "text" if are_texts else "text, or token ids"
             raise InputError(
                 f"row {index} is {type(row).__name__} ({str(row)[:40]!r}), not {wanted}: choose the column that holds "
                 "the text, and leave out its empty rows"
             )
-    if text:
-        encoded = tokenizer([row for _, row in rows], add_special_tokens=False, verbose=False)  # pyright: ignore
-        yield from ((ids, True) for ids in encoded["input_ids"])  # pyright: ignore
-    else:
-        yield from ((row, False) for _, row in rows)  # pyright: ignore
+    values: Any = [row for _, row in rows]
+    return (tokenizer(values, add_special_tokens=False, verbose=False)["input_ids"] if are_texts else values), are_texts
 
 
 def _is_token_ids(row: object) -> bool:
@@ -118,11 +115,8 @@ def _is_token_ids(row: object) -> bool:
 def split_windows(corpus: TokenCorpus, *, eval_tokens: int, least: int, seed: int) -> tuple[Tensor, list[int]]:
     """Hold out windows at random, until they hold `eval_tokens` content tokens or are a tenth of the windows.
 
-    Returns:
-        the windows to train on, and the held-out ones.
-
-    Raises:
-        InputError: if fewer than `least` content tokens are left to train on.
+    Returns the windows to train on and the held-out ones. Raises `InputError` if fewer than `least` content tokens are
+    left to train on.
     """
     order_W = torch.randperm(len(corpus), generator=torch.Generator().manual_seed(seed))
     counts_W = corpus.content_counts()[order_W]

@@ -47,11 +47,11 @@ class SAEReport(SAEQuality):
     architecture: str
     tokens_trained: int
     seconds: float
-    """Of the training steps, and of the forward passes, which layers trained together share equally."""
+    """Time of the training steps, and of an equal share of the forward passes."""
     input_hash: str
-    """Of all that decides the result: model weights, tokens, options."""
+    """Hash of all that decides the result: model weights, tokens, options."""
     sha256: str
-    """Of the weights' file."""
+    """Hash of the weights' file."""
 
 
 def train_saes(
@@ -122,7 +122,7 @@ def _check(model: PreTrainedModel, layers: Sequence[int], output: Path) -> None:
 
 @dataclass(frozen=True)
 class _Training:
-    """What the trainings of all layers share."""
+    """Train SAEs of several layers on one stream of hidden states."""
 
     model: PreTrainedModel
     corpus: TokenCorpus
@@ -131,7 +131,7 @@ class _Training:
     options: SAETrainingOptions
     metadata: dict[str, Any]
     inputs: dict[str, Any]
-    """All that decides the SAEs and their reports (JSON-able), but for the layer."""
+    """All that decides the SAEs and their reports, except the layer (JSON-able)."""
     output: Path
 
     @classmethod
@@ -168,11 +168,7 @@ class _Training:
         return content_hash({**self.inputs, "layer": layer})
 
     def finished(self, layer: int) -> SAEReport | None:
-        """Return the report of a layer that was trained before with the same inputs.
-
-        Raises:
-            InputError: if it is damaged, or the weights are not those it reports on.
-        """
+        """Return the report of a layer that was trained with the same inputs; raise `InputError` if it is damaged."""
         folder = self.folder(layer)
         if not (folder / REPORT).is_file():
             return None

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 KIND = "subspace"
 SHOWN_LAYERS = 6
-"""In the text that `repr` gives."""
+"""Maximum number of layers in `repr`."""
 ORTHONORMAL_TOLERANCE = 1e-4  # float32 rounding over some thousand dimensions stays well under it
 
 
@@ -47,7 +47,7 @@ class Subspace:
     def __post_init__(self) -> None:
         assert self.bases.keys() == self.singular_values.keys(), "every basis has its singular values"
         if not self.bases:
-            raise InputError("a subspace without layers; give at least one")
+            raise InputError("a subspace needs layers; give at least one")
         assert self.writers is None or self.writers.keys() == self.bases.keys(), "both have the same layers"
         widths = {layer: basis_DR.shape[0] for of in self._all() for layer, basis_DR in of.items()}
         if len(set(widths.values())) > 1:
@@ -117,11 +117,7 @@ class Subspace:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Subspace":
-        """Read a saved subspace.
-
-        Raises:
-            InputError: if it is missing or damaged, or a basis is not orthonormal.
-        """
+        """Read a saved subspace; raise `InputError` if it is missing, damaged, or a basis is not orthonormal."""
         tensors, header = load_artifact(Path(folder), KIND)
         found: dict[str, dict[int, torch.Tensor]] = {"basis": {}, "writers": {}, "singular_values": {}}
         for name, tensor in sorted(tensors.items(), key=lambda item: int(item[0].rpartition(".")[2])):

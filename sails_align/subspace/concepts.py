@@ -33,11 +33,7 @@ def concepts(
 ) -> dict[str, Any]:
     """Describe the features of a subspace (JSON-able).
 
-    Args:
-        subspace: of SAE features.
-        saes: those that it was found with.
-        before: hidden states of harmful and of harmless requests, of the model before training.
-        after: of the trained one.
+    `before` and `after` training, a pair holds the hidden states of harmful and of harmless requests.
     """
     of_layers = subspace.provenance["features"]["layers"]
     return {

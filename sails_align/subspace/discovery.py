@@ -87,11 +87,7 @@ def find_subspace(
 
 
 def load_subspace(path: Path, model: DiscoveryModel, method: str, *, allow_mismatch: bool = False) -> Subspace:
-    """Load a saved subspace.
-
-    Raises:
-        InputError: if it is damaged, of another model, or found by another method.
-    """
+    """Load a saved subspace; raise `InputError` if it is damaged, of another model, or found by another method."""
     subspace = Subspace.load(path)
     if subspace.d_model != model.d_model:
         raise InputError(
@@ -153,7 +149,7 @@ class Pass:
 
 @dataclass(frozen=True)
 class _Discovery:
-    """What discovery works on."""
+    """Run discovery on a model with one method."""
 
     model: DiscoveryModel
     data: DiscoveryData

@@ -20,7 +20,7 @@ from sails_align.models.hooks import evaluation_mode, token_states
 from sails_align.subspace.statistics import Fitter
 
 WINDOW = 512
-"""Sequences that are sorted by length together, so that those of a batch need little padding."""
+"""Number of sequences sorted by length together, so that batches need little padding."""
 
 
 def discover(
@@ -64,7 +64,7 @@ def discover(
                     bar.update(task, completed=done)
                 if not summed(torch.tensor(done)):
                     raise InputError(
-                        f"no token of the {side} side of the {contrast!r} contrast is to be averaged;\n"
+                        f"the {side} side of the {contrast!r} contrast has no tokens to average;\n"
                         "check that it has examples, and that max_length leaves something of them"
                     )
                 bar.update(task, completed=total or done)  # sequences without a masked token were left out

@@ -22,13 +22,13 @@ class DiscoveryModel:
     """A model for discovery: in memory, or named for `from_pretrained`; only the needed blocks are loaded."""
 
     name: str
-    """Its name, in messages and in the metadata of SAEs trained on it."""
+    """Name in messages and in the metadata of its SAEs."""
     config: PreTrainedConfig
     identity: dict[str, Any]
-    """What it is: hashes of its files, or a commit on the hub. Adds to what a cached subspace is keyed by."""
+    """Hashes of its files, or a commit on the hub; part of the key of a cached subspace."""
     path: str | None = None
     loaded: PreTrainedModel | None = None
-    """In place of the path."""
+    """The model in memory, in place of `path`."""
     dtype: str = "float32"
     device: str = "cpu"
     revision: str | None = None
@@ -112,11 +112,7 @@ def contrast_data(
 
 
 def suited_to_data(options: DiscoveryOptions, data: DiscoveryData) -> DiscoveryOptions:
-    """Return the options with a contrast for which the data has both sides.
-
-    Raises:
-        InputError: if it lacks one of a contrast that was asked for.
-    """
+    """Return the options with a contrast that suits the data; raise `InputError` if it cannot be the given one."""
     contrast = options.contrast
     if contrast != "response" and data.harmless is None:
         if "contrast" in options.given:
@@ -135,11 +131,7 @@ def suited_to_data(options: DiscoveryOptions, data: DiscoveryData) -> DiscoveryO
 
 
 def needs_moments(options: DiscoveryOptions, data: DiscoveryData) -> bool:
-    """Return whether harmful and harmless prompts are also compared by hidden states.
-
-    Raises:
-        InputError: if that was asked for and there are no harmless prompts.
-    """
+    """Return whether prompts are also compared by hidden states; raise `InputError` if none are harmless."""
     asked = {"benign_whitening": options.benign_whitening, "layer_map": options.layer_map == "from_onset"}
     if not any(asked.values()):
         return False

@@ -68,7 +68,7 @@ DECIDES_SUBSPACE = (
 
 @dataclass(frozen=True)
 class DiscoveryOptions:
-    """What discovery averages, keeps and spans; the defaults are the preset's."""
+    """Options of discovery; the defaults are those of the preset `default`."""
 
     contrast: str = "split"
     prompt_tokens: str = "last"

@@ -19,12 +19,10 @@ from sails_align.core.errors import InputError
 from sails_align.saes.load import ResidualSAE
 from sails_align.subspace.statistics import (
     Fitter,
-    Key,
     SideSums,
     TokenStats,
     check_finite,
     contrasts_of,
-    token_count,
 )
 
 logger = logging.getLogger(__name__)
@@ -49,29 +47,22 @@ class FeatureFitter(Fitter):
     @torch.no_grad()
     def update(self, contrast: str, side: str, layer: int, hidden_TD: Tensor) -> None:
         """Add tokens to a side."""
-        sae = self._saes[layer]
+        sae, key = self._saes[layer], (contrast, layer, side)
         d_sae = sae.info.d_sae
         chunk = max(1, (CPU_CHUNK if hidden_TD.device.type == "cpu" else GPU_CHUNK) // d_sae)
         for part_TD in hidden_TD.split(chunk):
             acts_TF = sae.encode(part_TD.float())
-            self._add(self._of((contrast, layer, side), d_sae, acts_TF.device), acts_TF)
-
-    def _of(self, key: Key, d_sae: int, device: torch.device) -> SideSums:
-        if key not in self._sums:
-            zeros = {
-                name: torch.zeros(d_sae, dtype=torch.float64, device=device) for name in ("sum", "sumsq", "active")
-            }
-            self._sums[key] = SideSums(token_count(device), **zeros)
-        return self._sums[key]
-
-    @staticmethod
-    def _add(sums: SideSums, acts_TF: Tensor) -> None:
-        sums.n_tokens.add_(acts_TF.shape[0])
-        sums.sum.add_(acts_TF.sum(0))
-        squares_TF = acts_TF.square()
-        sums.sumsq.add_(squares_TF.sum(0))
-        # Counting by a float sum is several times quicker than by an integer one, and exact up to 2^24 tokens.
-        sums.active.add_(squares_TF.sign_().sum(0))
+            if key not in self._sums:
+                zero_F = torch.zeros(d_sae, dtype=torch.float64, device=acts_TF.device)
+                n_tokens = torch.tensor(0, device=acts_TF.device)
+                self._sums[key] = SideSums(n_tokens, zero_F, sumsq=zero_F.clone(), active=zero_F.clone())
+            sums = self._sums[key]
+            sums.n_tokens.add_(acts_TF.shape[0])
+            sums.sum.add_(acts_TF.sum(0))
+            squares_TF = acts_TF.square()
+            sums.sumsq.add_(squares_TF.sum(0))
+            # Counting by a float sum is several times quicker than by an integer one, and exact up to 2^24 tokens.
+            sums.active.add_(squares_TF.sign_().sum(0))
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,7 @@ ONSET_SHARE = 0.8
 
 
 def separation(stats: TokenStats, layer: int) -> float:
-    """Return the Mahalanobis distance between the means of harmful and harmless prompts.
-
-    Raises:
-        InputError: if a side has no tokens, or activations were not finite.
-    """
+    """Return the Mahalanobis distance between the means of harmful and harmless prompts."""
     aligned, unaligned = stats.pair("prompt", layer)
     difference_D = aligned.sum / aligned.n_tokens - unaligned.sum / unaligned.n_tokens
     check_finite(difference_D, layer)
@@ -40,11 +36,7 @@ def onset_of(separations: Mapping[int, float]) -> int:
 
 
 def benign_covariance(stats: TokenStats, layer: int) -> Tensor:
-    """Return the covariance of hidden states over harmless conversations. (D, D) float64, positive definite.
-
-    Raises:
-        InputError: if there are no harmless prompts, or activations were not finite.
-    """
+    """Return the covariance of hidden states over harmless conversations. (D, D) float64, positive definite."""
     aligned, _ = stats.pair("prompt", layer)
     responses = stats.sums.get((BENIGN, layer, "aligned"))
     pooled = aligned if responses is None else aligned + responses

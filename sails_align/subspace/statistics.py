@@ -74,11 +74,7 @@ class TokenStats:
         return sorted({layer for _, layer, _ in self.sums})
 
     def pair(self, contrast: str, layer: int) -> tuple[SideSums, SideSums]:
-        """Return the sums of the aligned and of the unaligned side.
-
-        Raises:
-            InputError: if a side had no tokens.
-        """
+        """Return the sums of the aligned and of the unaligned side; raise `InputError` if a side had no tokens."""
         for side in SIDES:
             if (contrast, layer, side) not in self.sums:
                 raise InputError(
@@ -140,7 +136,7 @@ class ActivationFitter(Fitter):
         if key not in self._sums:
             sum_D = hidden_TD.new_zeros(hidden_TD.shape[1])
             products_DD = torch.outer(sum_D, sum_D) if self._second_moment else _none()
-            self._sums[key] = SideSums(token_count(hidden_TD.device), sum_D, products_DD)
+            self._sums[key] = SideSums(torch.tensor(0, device=hidden_TD.device), sum_D, products_DD)
         sums = self._sums[key]
         sums.n_tokens.add_(hidden_TD.shape[0])
         sums.sum.add_(hidden_TD.sum(0))
@@ -151,11 +147,6 @@ class ActivationFitter(Fitter):
 def contrasts_of(contrast: str) -> tuple[str, ...]:
     """Return the contrasts of an option value: one, or all of them for "both" and "split"."""
     return CONTRASTS if contrast in ("both", "split") else (contrast,)
-
-
-def token_count(device: torch.device) -> Tensor:
-    """Return a count of 0 on the device of the other sums: (), int64."""
-    return torch.tensor(0, dtype=torch.int64, device=device)
 
 
 def check_finite(values: Tensor, layer: int) -> None:

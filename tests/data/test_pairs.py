@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from sails_align.core.errors import InputError
 from sails_align.data.formats import FORMATS, BadRowError, find_format
 from sails_align.data.loading import load_rows
-from sails_align.data.pairs import fingerprint, normalize, requests_of, to_preference, to_sft
-from sails_align.data.transforms.contaminate import contaminate
+from sails_align.data.options import ContaminateOptions, MixOptions
+from sails_align.data.pairs import AlignmentExamples, fingerprint, normalize, requests_of, to_preference, to_sft
+from sails_align.data.transforms import contaminate as contamination
 from sails_align.data.transforms.mix import mix
 
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -527,6 +528,11 @@ def test_mix(n_safety: int, n_helpful: int, ratio: float, seed: int):
     assert mix(safety, helpful, ratio, seed).to_list() == mixed.to_list()
 
 
+def contaminate(safety: Dataset, share: float, seed: int) -> Dataset:
+    given = AlignmentExamples(safety, None, safety)
+    return contamination.transform(given, ContaminateOptions(contamination=share), seed).train
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_contaminated_pairs_have_changed_places(share: float):
     clean = pairs(10, "s")
@@ -540,8 +546,9 @@ def test_contaminated_pairs_have_changed_places(share: float):
     assert again.to_list() == [new for _, new in rows]
     if share == 0.3:
         assert contaminate(clean, share, seed=2).to_list() != again.to_list()
-    with pytest.raises(InputError, match="no rejected responses"):
-        contaminate(clean.remove_columns("rejected"), share, seed=1)
+    if share:
+        with pytest.raises(InputError, match="no rejected responses"):
+            contaminate(clean.remove_columns("rejected"), share, seed=1)
 
 
 def test_mix_interleaves_and_depends_on_the_seed():
@@ -558,8 +565,8 @@ def test_mix_of_pairs_and_plain_examples():
     assert set(mixed.column_names) == {"prompt", "chosen", "category"}
     assert set(mixed["category"]) == {"s", None}
     for ratio in (-1.0, float("nan")):
-        with pytest.raises(InputError, match="must be 0 or more"):
-            mix(plain, plain, ratio, seed=0)
+        with pytest.raises(InputError, match="choose 0 or more"):
+            MixOptions(helpful_ratio=ratio)
 
 
 def test_fingerprint(tmp_path: Path):

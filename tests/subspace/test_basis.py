@@ -214,7 +214,7 @@ def test_no_features_and_no_layers_are_refused():
     options = {"tau": 0.8, "weighting": False, "center": False, "provenance": {}}
     with pytest.raises(InputError, match="0 chosen features leave no direction"):
         build_subspace(select({3: []}), saes_of({3: torch.eye(3, D_MODEL)}), **options)
-    with pytest.raises(InputError, match="without layers"):
+    with pytest.raises(InputError, match="needs layers"):
         build_subspace(select({}), {}, **options)
     with pytest.raises(InputError, match="differ in d_model"):
         build_subspace(select({1: [0], 2: [0]}), saes_of({1: torch.eye(3, 8), 2: torch.eye(3, 9)}), **options)

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
 
 from sails_align.core.errors import InputError
 from sails_align.data.options import ContaminateOptions
@@ -15,19 +14,10 @@ from sails_align.data.pairs import AlignmentExamples
 
 
 def transform(examples: AlignmentExamples, options: ContaminateOptions, seed: int) -> AlignmentExamples:
-    """Contaminate the safety pairs."""
-    if options.contamination == 0:
+    """Swap the chosen and rejected responses of a share of the safety pairs (rounded to whole pairs)."""
+    share, pairs = options.contamination, examples.safety
+    if share == 0:
         return examples
-    safety = contaminate(examples.safety, options.contamination, seed)
-    return replace(examples, safety=safety, train=safety)
-
-
-def contaminate(pairs: Dataset, share: float, seed: int) -> Dataset:
-    """Swap the chosen and rejected responses of a share of the pairs (rounded to whole pairs).
-
-    Raises:
-        InputError: if there are no rejected responses.
-    """
     if "rejected" not in pairs.column_names:
         raise InputError(f"contamination is {share}, but the safety data has no rejected responses; leave it out")
     wrong = set(np.random.default_rng(seed).permutation(len(pairs))[: round(share * len(pairs))].tolist())
@@ -35,4 +25,5 @@ def contaminate(pairs: Dataset, share: float, seed: int) -> Dataset:
     def swap(row: dict[str, Any], index: int) -> dict[str, Any]:
         return {"chosen": row["rejected"], "rejected": row["chosen"]} if index in wrong else {}
 
-    return pairs.map(swap, with_indices=True, keep_in_memory=True)
+    safety = pairs.map(swap, with_indices=True, keep_in_memory=True)
+    return replace(examples, safety=safety, train=safety)

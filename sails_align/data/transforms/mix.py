@@ -25,13 +25,8 @@ def mix(safety: Dataset, helpful: Dataset, ratio: float, seed: int) -> Dataset:
     """Combine all safety examples with `ratio` times as many helpful ones, drawn and ordered by the seed.
 
     The column `rejected` is kept only if both datasets have it; in any other column that one of them lacks, its rows
-    have None.
-
-    Raises:
-        InputError: if there are too few helpful examples.
+    have None. Raises `InputError` if there are too few helpful examples.
     """
-    if not (math.isfinite(ratio) and ratio >= 0):
-        raise InputError(f"the ratio of helpful to safety examples is {ratio}; it must be 0 or more")
     needed = round(ratio * len(safety))
     if needed > len(helpful):
         raise InputError(
