@@ -60,6 +60,10 @@ class TensorFaults:
     """Tensors that do not fit the model."""
 
 
+def _damaged(path: Path, cause: object) -> InputError:
+    return InputError(f"{path} is damaged ({cause}); copy the folder again, or train again")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON file of named values ({} without a file); raise `InputError` if it is damaged."""
     if not path.is_file():
@@ -67,9 +71,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} is damaged ({error}); copy the folder again, or train again") from error
+        raise _damaged(path, error) from error
     if not isinstance(value, dict):
-        raise InputError(f"{path} is damaged (no mapping of names to values); copy the folder again, or train again")
+        raise _damaged(path, "no mapping of names to values")
     return value
 
 
@@ -86,13 +90,11 @@ def read_adapter(folder: Path) -> AdapterFiles:
         raise InputError(f"the adapter in {folder} is of the kind {kind!r}; give a LoRA adapter")
     wrong = [name for name, types in KNOWN.items() if not isinstance(values.get(name), types)]
     if wrong:
-        found = f"{wrong[0]} is {values.get(wrong[0])!r}"
-        raise InputError(f"{folder / CONFIG} is damaged ({found}); copy the folder again, or train again")
+        raise _damaged(folder / CONFIG, f"{wrong[0]} is {values.get(wrong[0])!r}")
     try:
         config = PeftConfig.from_pretrained(str(folder))
     except (TypeError, ValueError) as error:
-        cause = str(error).splitlines()[0]
-        raise InputError(f"{folder / CONFIG} is damaged ({cause}); copy the folder again, or train again") from error
+        raise _damaged(folder / CONFIG, str(error).splitlines()[0]) from error
     assert isinstance(config, LoraConfig)
     return AdapterFiles(folder, config, _read_header(folder / WEIGHTS), read_json(folder / "run.json"))
 
@@ -106,7 +108,7 @@ def _read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 -- it is no dict
             return {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is damaged ({error}); copy the folder again, or train again") from error
+        raise _damaged(path, error) from error
 
 
 def load_base_config(adapter: AdapterFiles, base_model: str | None = None) -> tuple[str, PreTrainedConfig]:

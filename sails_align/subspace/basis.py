@@ -49,7 +49,7 @@ class Subspace:
         if not self.bases:
             raise InputError("a subspace needs layers; give at least one")
         assert self.writers is None or self.writers.keys() == self.bases.keys(), "both have the same layers"
-        widths = {layer: basis_DR.shape[0] for of in self._all() for layer, basis_DR in of.items()}
+        widths = {name: basis_DR.shape[0] for name, basis_DR in self.tensors().items()}
         if len(set(widths.values())) > 1:
             raise InputError(f"the layers of a subspace differ in d_model ({widths}); they must be of one model")
         # One memory order (column-major, as QR gives it): products round differently in another one, and a training
@@ -57,9 +57,6 @@ class Subspace:
         object.__setattr__(self, "bases", _in_order(self.bases))
         if self.writers is not None:
             object.__setattr__(self, "writers", _in_order(self.writers))
-
-    def _all(self) -> list[dict[int, torch.Tensor]]:
-        return [self.bases] if self.writers is None else [self.bases, self.writers]
 
     @property
     def d_model(self) -> int:
