@@ -64,17 +64,10 @@ def package_versions() -> dict[str, str | None]:
 def save_artifact(
     folder: Path, kind: str, tensors: Mapping[str, "torch.Tensor"], provenance: Mapping[str, Any], input_hash: str
 ) -> None:
-    """Write an artifact as a whole or not at all; one of the same kind is replaced.
+    """Write an artifact as a whole or not at all, to a folder of its own; one of the same kind is replaced.
 
-    Args:
-        folder: of the artifact alone.
-        kind: the name that a reader must ask for, such as "subspace".
-        tensors: of any dtype and shape; shared storage is copied.
-        provenance: JSON-able; how the tensors came about.
-        input_hash: `content_hash` of all that decides the result; a stage with the same hash need not run again.
-
-    Raises:
-        InputError: if it cannot be written, or the folder holds anything else (which would be lost).
+    `input_hash` is the `content_hash` of all that decides the result: a stage with the same hash need not run again.
+    `provenance` is JSON-able. Raises `InputError` if it cannot be written, or the folder holds anything else.
     """
     from safetensors.torch import save_file
 

@@ -23,10 +23,10 @@ def load_rows(
 
     Args:
         name_or_path: a local file (json, jsonl, csv, parquet; also .gz), a local folder (of such files, or written by
-            `save_to_disk`), or the id of a data set on the hub; what exists locally comes first.
-        config: configuration of a data set on the hub (or of a folder that declares some).
+            `save_to_disk`), or the id of a dataset on the hub; what exists locally comes first.
+        config: configuration of a dataset on the hub (or of a folder that declares some).
         split: a split, or a part of one, such as "train[:10%]".
-        revision: branch, tag or commit of a data set on the hub.
+        revision: branch, tag or commit on the hub.
 
     Raises:
         InputError: if it is missing, empty or unreadable, has no such split, or the hub cannot be reached.

@@ -32,17 +32,10 @@ class AlignmentExamples:
 
 
 def normalize(dataset: Dataset, *, name: str = "the data set", on_bad_rows: OnBadRows = "error") -> Normalized:
-    """Convert a dataset of any format in `formats.FORMATS` to one common form.
+    """Convert a dataset of any format in `formats.FORMATS` to one common form; `name` is for messages.
 
-    Args:
-        dataset: rows as they were loaded.
-        name: of the dataset in messages.
-        on_bad_rows: "error": unusable rows are an error that counts them by cause; "skip": they are left out and
-            counted.
-
-    Raises:
-        InputError: if the dataset is empty, its columns are not understood, or there are bad rows (or, with "skip", no
-            good ones).
+    With "error", unusable rows are an error that counts them by cause; with "skip", they are left out and counted.
+    Raises `InputError` if the dataset is empty, its columns are not understood, or no good rows are left.
     """
     columns = columns_by_lower_name(dataset)
     form = find_format(columns)

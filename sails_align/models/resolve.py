@@ -25,16 +25,9 @@ def resolve_model(
 ) -> ModelSpec:
     """Find a model and what it is.
 
-    Args:
-        name: `testbed`, `testbed:N`, a local folder (of a model, a finished run, or an adapter), a GGUF file, or a
-            hub id.
-        base_model: of an adapter, if it is not where the adapter says.
-        dtype: of the weights.
-        revision: branch, tag or commit of a model on the hub.
-        trust_remote_code: run code that comes with the model.
-
-    Raises:
-        InputError: if there is no such model, weights are missing, or the adapter does not fit its model.
+    It is `testbed`, `testbed:N`, a local folder (of a model, a finished run, or an adapter), a GGUF file, or a hub id;
+    `base_model` is that of an adapter, if it is not where the adapter says. Raises `InputError` if there is no such
+    model, weights are missing, or the adapter does not fit its model.
     """
     check_choice("dtype", dtype, DTYPES)
     folder = Path(name)

@@ -107,8 +107,7 @@ def load_saes(
     Args:
         release_or_path: a folder or file of SAEs, a release of sae-lens (`gemma-scope-2b-pt-res-canonical`), or a hub
             repository in sae-lens' format.
-        layers: l for the output of block l, 0-based. Of a release the narrowest SAE of each layer is taken; of a folder
-            None takes all.
+        layers: l for the output of block l (0-based): of a release, each one's narrowest SAE; None: all of a folder.
         model: that the SAEs are of.
         sae_ids: in place of `layers`, the names of SAEs in the release, or of sub-folders.
         device: where the SAEs go, in float32; None: where the model is.

@@ -190,21 +190,12 @@ def _weights(layer: int, chosen: LayerSelection) -> torch.Tensor:
 def principal(
     layer: int, directions_KD: torch.Tensor, *, tau: float, center: bool, benign_DD: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Return an orthonormal basis (D, R) of the rows' principal directions, float64, most important first.
+    """Return an orthonormal basis (D, R) of the rows' principal directions, its singular values (R,), and their share.
 
-    Args:
-        layer: for messages.
-        directions_KD: rows, float64.
-        tau: share of the squared singular values to keep.
-        center: subtract the mean row.
-        benign_DD: a positive definite covariance C. Then the basis is of the generalised eigenvectors `v` with the
-            largest `v' S v / v' C v`, where S is the rows' scatter: the rows vary along them, harmless text hardly.
-
-    Returns:
-        the basis, its singular values (R,), and the share of their squares that is kept.
-
-    Raises:
-        InputError: if no direction is left.
+    The basis is float64, most important direction first. It keeps a share `tau` of the squared singular values. With a
+    positive definite covariance `benign_DD` (C), it is of the generalised eigenvectors `v` with the largest
+    `v' S v / v' C v`, where S is the rows' scatter: the rows vary along them, harmless text hardly. Raises an
+    `InputError` that names the layer if no direction is left.
     """
     if benign_DD is not None:
         factor_DD = torch.linalg.cholesky(benign_DD)

@@ -43,12 +43,12 @@ def discover(
         contrasts: contrast -> side -> sequences, read lazily and once. With several processes, each gives its share.
         fitters: all are given the same hidden states, in the model's precision.
         layers: the blocks whose outputs are wanted, at least one.
-        batch_size: sequences in a batch, at most.
-        max_tokens_per_batch: tokens in a batch with its padding, at most.
+        batch_size: see `batches_by_length`.
+        max_tokens_per_batch: see there.
         progress: show a bar.
 
     Raises:
-        InputError: if a layer is not in the model, or no token of a side is to be averaged.
+        InputError: if a layer is not in the model, or a side has no tokens to average.
     """
     with evaluation_mode(model), progress_bar(progress) as bar:
         for contrast, sides in contrasts.items():
