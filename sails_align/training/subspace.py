@@ -11,6 +11,7 @@ from sails_align.subspace.discovery import load_subspace
 from sails_align.subspace.inputs import DiscoveryData, DiscoveryModel
 from sails_align.training.dataset import TrainingSource
 from sails_align.training.plan import TrainingPlan
+from sails_align.training.starts import check_rank
 
 
 def find_subspace(args: TrainingPlan, source: TrainingSource, folder: Path) -> Subspace:
@@ -21,6 +22,7 @@ def find_subspace(args: TrainingPlan, source: TrainingSource, folder: Path) -> S
     """
     sails, model = args.sails, _model(args, source)
     assert sails.init is not None
+    check_rank(args, source.model_config)
     if sails.subspace_path is not None:
         path = Path(sails.subspace_path)
         subspace = load_subspace(path, model, sails.init, allow_mismatch=sails.sae_allow_mismatch)
