@@ -50,26 +50,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     from sails_align.experiments.reproduction.results import table
     from sails_align.experiments.runner import run_jobs
 
-    of, unknown = planned(options)
-    jobs = of.jobs()
+    plan, unknown = planned(options)
+    jobs = plan.jobs()
     if not jobs:
         raise InputError(f"no step is named {' or '.join(options.steps)}; --dry-run lists them")
     say = partial(Console().print, highlight=False, soft_wrap=True, markup=False)
     for job in jobs:
         say(f"# {job.name}", style="bold")
         say(shlex.join(job.work) if isinstance(job.work, tuple) else "")
-    costs = costs_of(jobs, of, options.tflops)
-    if of.config is not None:
+    costs = costs_of(jobs, plan, options.tflops)
+    if plan.config is not None:
         Console().print(_cost_table(jobs, costs, options.tflops))
-    if not options.skip_checks and _check(of, jobs, costs, problems | unknown):
+    if not options.skip_checks and _check(plan, jobs, costs, problems | unknown):
         raise SystemExit(FAILED)
     if options.dry_run:
         return
-    launcher = launcher_of(launching, of.output_dir, max(1, of.num_gpus), of.n_gpus)
-    with work_folder(of.output_dir):
+    launcher = launcher_of(launching, plan.output_dir, max(1, plan.num_gpus), plan.n_gpus)
+    with work_folder(plan.output_dir):
         failures = run_jobs(jobs, launcher, keeps_going=False, say=say)
-        write_text(of.output_dir / "table.md", table(of))
-    say(f"\n{table(of)}\ntable     {of.output_dir / 'table.md'}")
+        write_text(plan.output_dir / "table.md", table(plan))
+    say(f"\n{table(plan)}\ntable     {plan.output_dir / 'table.md'}")
     if failures:
         raise SystemExit(FAILED)
 
@@ -105,20 +105,24 @@ def planned(options: ReproduceOptions) -> tuple["Reproduction", dict[str, str]]:
     from sails_align.training.dataset import load_model_config
 
     file, stem = _file(options.model)
-    plan = read_plans(CommandLine.read(["--config", str(file)]), None)[2][0].plans[0][1]
-    if plan.protocol is None:
+    compared = read_plans(CommandLine.read(["--config", str(file)]), None)[2][0].plans[0][1]
+    if compared.protocol is None:
         raise InputError(f"{file} compares methods on the testbed; give a file with `runs` and `evaluate`")
-    folder = Path(options.output_dir or f"runs/reproduce-{stem}")
-    of = Reproduction(
-        plan.runs, plan.protocol, folder, options.num_gpus, options.gpu_memory_gib, only=tuple(options.steps)
+    plan = Reproduction(
+        compared.runs,
+        compared.protocol,
+        Path(options.output_dir or f"runs/reproduce-{stem}"),
+        options.num_gpus,
+        options.gpu_memory_gib,
+        only=tuple(options.steps),
     )
-    if not of.arguments:
+    if not plan.arguments:
         raise InputError(f"{file} trains nothing; give a file with a run that has `train: sft` or `train: dpo`")
-    some = next(iter(of.arguments.values()))
+    some = next(iter(plan.arguments.values()))
     try:
-        return replace(of, config=load_model_config(some)), {}
+        return replace(plan, config=load_model_config(some)), {}
     except InputError as error:
-        return of, {"memory and costs": f"are unknown: {error}"}
+        return plan, {"memory and costs": f"are unknown: {error}"}
 
 
 def _file(model: str) -> tuple[Path, str]:
@@ -145,21 +149,21 @@ def _cost_table(jobs: "Sequence[Job]", costs: "Sequence[Costs]", tflops: float) 
     return table
 
 
-def _check(of: "Reproduction", jobs: "Sequence[Job]", costs: "Sequence[Costs]", problems: dict[str, str]) -> int:
+def _check(plan: "Reproduction", jobs: "Sequence[Job]", costs: "Sequence[Costs]", problems: dict[str, str]) -> int:
     """Check everything and print it. Returns how many checks failed."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     from sails_align.experiments.reproduction.checks import Finding, findings, machine, repositories
 
-    if "hub" in problems and not repositories(of):  # nothing of it is needed
+    if "hub" in problems and not repositories(plan):  # nothing of it is needed
         del problems["hub"]
-    disk_gb = {Path(HF_HUB_CACHE): 0.0, of.output_dir: 0.0}
+    disk_gb = {Path(HF_HUB_CACHE): 0.0, plan.output_dir: 0.0}
     for job, cost in zip(jobs, costs, strict=True):
         is_cached = job.name.startswith(("data", "discover"))
-        disk_gb[Path(HF_HUB_CACHE) if is_cached else of.output_dir] += cost.disk_gb
+        disk_gb[Path(HF_HUB_CACHE) if is_cached else plan.output_dir] += cost.disk_gb
     told = [Finding(what, "failed", why) for what, why in problems.items()]
     console, statuses = Console(), []
-    for finding in chain(machine(of, disk_gb), told, findings(of)):
+    for finding in chain(machine(plan, disk_gb), told, findings(plan)):
         style = {"ok": "green", "later": "yellow", "failed": "red"}[finding.status]
         console.print(f"{finding.status:7}", style=style, end=" ")
         console.print(f"{finding.what}: {finding.detail}", highlight=False, soft_wrap=True, markup=False)

@@ -51,7 +51,7 @@ class Finding:
     detail: str
 
 
-def findings(of: Reproduction) -> Iterator[Finding]:
+def findings(plan: Reproduction) -> Iterator[Finding]:
     """Run all checks but those of the machine; none needs a GPU or loads the model's weights."""
     checks: dict[str, Callable[[Reproduction], Iterator[Finding]]] = {
         "versions": _versions,
@@ -66,15 +66,15 @@ def findings(of: Reproduction) -> Iterator[Finding]:
     }
     for what, look in checks.items():
         try:
-            yield from look(of)
+            yield from look(plan)
         except InputError as error:
             yield Finding(what, "failed", str(error))
 
 
-def _versions(of: Reproduction) -> Iterator[Finding]:
+def _versions(plan: Reproduction) -> Iterator[Finding]:
     """Check the versions of the core's packages, and of DeepSpeed if an engine needs it."""
     needed, optional = packages()
-    if any(engine.startswith("zero") for engine in of.engines.values()):
+    if any(engine.startswith("zero") for engine in plan.engines.values()):
         needed["deepspeed"] = optional["deepspeed"]
     if problems := package_problems(needed):
         raise InputError("\n".join(problems))
@@ -86,40 +86,40 @@ def _versions(of: Reproduction) -> Iterator[Finding]:
     yield Finding("versions", "ok", f"untested: {', '.join(untested)} (sails doctor)" if untested else "as tested")
 
 
-def _options(of: Reproduction) -> Iterator[Finding]:
-    check(of.runs, of.protocol)
-    yield Finding("options and packages", "ok", f"{len(of.jobs())} commands are valid; their packages are installed")
+def _options(plan: Reproduction) -> Iterator[Finding]:
+    check(plan.runs, plan.protocol)
+    yield Finding("options and packages", "ok", f"{len(plan.jobs())} commands are valid; their packages are installed")
 
 
 # -- the hub ----------------------------------------------------------------------------------------------------------
 
 
-def repositories(of: Reproduction) -> dict[tuple[str, str], str]:
+def repositories(plan: Reproduction) -> dict[tuple[str, str], str]:
     """Return what is taken from the hub: (kind, id) -> a file of it that is in the cache if it was downloaded.
 
     Raises:
         InputError: if a model is neither a local folder nor can be one on the hub.
     """
-    for name in of.hub_models:
+    for name in plan.hub_models:
         try:
             validate_repo_id(name)
         except HFValidationError as error:
             raise InputError(
                 f"model is {name!r}, which is neither a local folder nor a model on the hub; correct it"
             ) from error
-    found = {("model", name): "config.json" for name in of.hub_models}
-    for prompts in _asked(of):
+    found = {("model", name): "config.json" for name in plan.hub_models}
+    for prompts in _asked(plan):
         for name in prompts.prompts:
             if name in PROMPT_SETS and not Path(name).exists():
                 found["dataset", PROMPT_SETS.get(name).source.hub_id] = "README.md"
-    names = [args.script.dataset_name for args in of.arguments.values()]
+    names = [args.script.dataset_name for args in plan.arguments.values()]
     if any(is_hh_rlhf(name) and not Path(str(name)).exists() for name in names):
         found["dataset", DATA] = "README.md"
     return found
 
 
-def _hub(of: Reproduction) -> Iterator[Finding]:
-    wanted = repositories(of)
+def _hub(plan: Reproduction) -> Iterator[Finding]:
+    wanted = repositories(plan)
     if not constants.HF_HUB_OFFLINE:
         for kind, name in wanted:
             yield _access(kind, name)
@@ -150,10 +150,10 @@ def _access(kind: str, name: str) -> Finding:
 # -- training ---------------------------------------------------------------------------------------------------------
 
 
-def _model(of: Reproduction) -> Iterator[Finding]:
+def _model(plan: Reproduction) -> Iterator[Finding]:
     """Check that the chat template writes the answer."""
     for args in _different(
-        of.arguments.values(), lambda args: (args.model.model_name_or_path, args.chat_template_path)
+        plan.arguments.values(), lambda args: (args.model.model_name_or_path, args.chat_template_path)
     ):
         tokenizer = load_tokenizer(args)
         side = tokenize_response(tokenizer, QUESTION, ANSWER, args.training.max_length or 1024)
@@ -166,10 +166,10 @@ def _model(of: Reproduction) -> Iterator[Finding]:
         yield Finding("model", "ok", f"{args.model.model_name_or_path}, chat template {template}")
 
 
-def _saes(of: Reproduction) -> Iterator[Finding]:
+def _saes(plan: Reproduction) -> Iterator[Finding]:
     """Check that the SAEs belong to the model: by their files if these are here, else by sae-lens' directory."""
-    with_saes = [args for args in of.arguments.values() if args.sails.sae_release or args.sails.sae_path]
-    for args in _different(with_saes, lambda plan: (plan.sails.sae_release, plan.sails.sae_path)):
+    with_saes = [args for args in plan.arguments.values() if args.sails.sae_release or args.sails.sae_path]
+    for args in _different(with_saes, lambda args: (args.sails.sae_release, args.sails.sae_path)):
         sails, name = args.sails, str(args.model.model_name_or_path)
         if sails.sae_path is not None or constants.HF_HUB_OFFLINE:
             config = load_model_config(args)
@@ -186,10 +186,10 @@ def _saes(of: Reproduction) -> Iterator[Finding]:
         yield Finding("SAEs", "ok", f"{sails.sae_release}: {len(sails.sae_ids or ())} SAEs of {trained_on}")
 
 
-def _data(of: Reproduction) -> Iterator[Finding]:
+def _data(plan: Reproduction) -> Iterator[Finding]:
     """Check that data sets can be read and have the columns that the method needs."""
     needed: dict[str, tuple[TrainingPlan, bool]] = {}
-    for args in of.arguments.values():
+    for args in plan.arguments.values():
         contrasts_responses = args.sails.uses_subspace and args.sails.contrast != "prompt"
         for name in (args.script.dataset_name, args.data.helpful_dataset_name):
             if name is not None:
@@ -216,23 +216,23 @@ def _different(plans: Iterable[TrainingPlan], key: Callable[[TrainingPlan], Any]
 # -- evaluation -------------------------------------------------------------------------------------------------------
 
 
-def _parsed(of: Reproduction, options: type) -> list[Any]:
+def _parsed(plan: Reproduction, options: type) -> list[Any]:
     """Return a group of options of each evaluation that has it."""
-    parsed = [CommandLine.read(words).parse(OPTIONS[kind]) for kind, words in of.protocol.of_part("test").items()]
+    parsed = [CommandLine.read(words).parse(OPTIONS[kind]) for kind, words in plan.protocol.of_part("test").items()]
     return [found for groups in parsed for found in groups if isinstance(found, options)]
 
 
-def _asked(of: Reproduction) -> list[PromptArguments]:
+def _asked(plan: Reproduction) -> list[PromptArguments]:
     """Return the prompts of each evaluation, and of the attacks if there are some."""
-    asked = _parsed(of, PromptArguments)
-    if any(job.name.startswith("attack") for job in of.jobs()):
-        (attacked,) = CommandLine.read(of.attacked_prompts).parse([PromptArguments])
+    asked = _parsed(plan, PromptArguments)
+    if any(job.name.startswith("attack") for job in plan.jobs()):
+        (attacked,) = CommandLine.read(plan.attacked_prompts).parse([PromptArguments])
         asked += [attacked] if all(attacked.prompts != options.prompts for options in asked) else []
     return asked
 
 
-def _prompts(of: Reproduction) -> Iterator[Finding]:
-    for asked in _asked(of):
+def _prompts(plan: Reproduction) -> Iterator[Finding]:
+    for asked in _asked(plan):
         for name in asked.prompts:
             try:
                 loaded = load_all(replace(asked, prompts=[name], n_prompts=2), 0)
@@ -241,9 +241,9 @@ def _prompts(of: Reproduction) -> Iterator[Finding]:
                 yield Finding(f"prompts {name}", "failed", str(error))
 
 
-def _judge(of: Reproduction) -> Iterator[Finding]:
+def _judge(plan: Reproduction) -> Iterator[Finding]:
     """Ask each judge on a server for one verdict, on a refusal."""
-    for options in {str(vars(options)): options for options in _parsed(of, JudgeArguments)}.values():
+    for options in {str(vars(options)): options for options in _parsed(plan, JudgeArguments)}.values():
         if not options.judge_base_url:
             yield Finding("judge", "ok", f"{', '.join(options.judge or ['oracle'])}: no server is needed")
             continue
@@ -258,8 +258,8 @@ def _judge(of: Reproduction) -> Iterator[Finding]:
                 yield Finding(f"judge {name}", "ok", f"scores a refusal {verdict.score:g} (of 1 to 5)")
 
 
-def _tasks(of: Reproduction) -> Iterator[Finding]:
-    options = of.protocol.of_part("test").get("harness")
+def _tasks(plan: Reproduction) -> Iterator[Finding]:
+    options = plan.protocol.of_part("test").get("harness")
     if options is not None:
         (args,) = CommandLine.read(options).parse(OPTIONS["harness"])
         find_tasks([task for task in args.tasks if task != GROUP])
@@ -269,20 +269,20 @@ def _tasks(of: Reproduction) -> Iterator[Finding]:
 # -- the machine ------------------------------------------------------------------------------------------------------
 
 
-def machine(of: Reproduction, disk_gb: Mapping[Path, float]) -> Iterator[Finding]:
+def machine(plan: Reproduction, disk_gb: Mapping[Path, float]) -> Iterator[Finding]:
     """Compare GPUs, memory and free disk with what is planned; `disk_gb` has 10^9 bytes by folder."""
-    if of.num_gpus:
+    if plan.num_gpus:
         sizes = [gpu["memory_gib"] for gpu in devices()["gpus"]]
         here = f"{len(sizes)} here" + (f", of {min(sizes):.0f} GiB" if sizes else "")
-        is_enough = len(sizes) >= of.num_gpus and min(sizes) >= 0.95 * of.gpu_memory_gib
-        planned = f"{of.num_gpus} of {of.gpu_memory_gib:g} GiB are planned for (--num_gpus, --gpu_memory_gib)"
+        is_enough = len(sizes) >= plan.num_gpus and min(sizes) >= 0.95 * plan.gpu_memory_gib
+        planned = f"{plan.num_gpus} of {plan.gpu_memory_gib:g} GiB are planned for (--num_gpus, --gpu_memory_gib)"
         yield _enough("GPUs", is_enough, f"{planned}, {here}")
-    if wanted := of.memory_gib:
+    if wanted := plan.memory_gib:
         total = environment([])["memory_gib"]
         yield _enough("memory", total > wanted, f"{wanted:,.0f} GiB are planned for, the machine has {total:,.0f} GiB")
-    for name, fit in of.wanted_fits.items():
+    for name, fit in plan.wanted_fits.items():
         if not fit.is_enough:
-            why = f"fits no GPU of {of.gpu_memory_gib:g} GiB; see sails estimate"
+            why = f"fits no GPU of {plan.gpu_memory_gib:g} GiB; see sails estimate"
             yield Finding(f"train/{name}", "failed", why)
     needed: dict[int, float] = {}
     places: dict[int, Path] = {}

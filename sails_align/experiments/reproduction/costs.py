@@ -51,28 +51,28 @@ class Costs:
     """Verdicts asked of language models."""
 
 
-def costs_of(jobs: Sequence[Job], of: Reproduction, tflops: float) -> list[Costs]:
+def costs_of(jobs: Sequence[Job], plan: Reproduction, tflops: float) -> list[Costs]:
     """Return the costs of some steps, at 10^12 * tflops operations a second; 0 without the model's configuration."""
-    if of.config is None:
+    if plan.config is None:
         return [Costs()] * len(jobs)
-    rate = _Rate(_n_parameters(of, of.config), tflops)
-    return [_costs(job, of, of.config, rate) for job in jobs]
+    rate = _Rate(_n_parameters(plan, plan.config), tflops)
+    return [_costs(job, plan, plan.config, rate) for job in jobs]
 
 
-def _costs(job: Job, of: Reproduction, config: PreTrainedConfig, rate: "_Rate") -> Costs:
+def _costs(job: Job, plan: Reproduction, config: PreTrainedConfig, rate: "_Rate") -> Costs:
     assert isinstance(job.work, tuple)
     stage, run, *_ = job.name.split("/")
     match stage:
         case "data":
             return Costs(disk_gb=0.1 if run == "hh-rlhf" else 2 * rate.n_parameters / 1e9)
         case "discover":
-            args = next(args for args in of.arguments.values() if args.sails.uses_subspace)
+            args = next(args for args in plan.arguments.values() if args.sails.uses_subspace)
             n = 2 * args.sails.max_discovery_examples
             return Costs(rate.hours(n * TOKENS), sae_bytes(args, config) / 1e9)
         case "train":
-            args = of.arguments[run]
+            args = plan.arguments[run]
             shape = shape_of(meta_model(args, config))
-            written = checkpoint_bytes(of.engines[run], shape, setup_of(args, config))
+            written = checkpoint_bytes(plan.engines[run], shape, setup_of(args, config))
             kept = written["model"] + (args.training.save_total_limit or 1) * written["checkpoint"]
             return Costs(rate.hours(operations(args) / 2 * training_tokens(args)), kept / 1e9)
         case "attack":
@@ -96,9 +96,9 @@ class _Rate:
         return 2 * self.n_parameters * (read + written / GENERATION) / (self.tflops * 1e12) / 3600
 
 
-def _n_parameters(of: Reproduction, config: PreTrainedConfig) -> int:
+def _n_parameters(plan: Reproduction, config: PreTrainedConfig) -> int:
     """Return the size of the model without adapters."""
-    args = next(iter(of.arguments.values()))
+    args = next(iter(plan.arguments.values()))
     shape = shape_of(meta_model(args, config))
     return shape.n_parameters - (shape.n_trainable if args.model.use_peft else 0)
 

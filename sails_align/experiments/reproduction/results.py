@@ -21,7 +21,7 @@ Column = tuple[str, str, tuple[str, ...]]
 """Heading, evaluation, and place in its metrics.json, which ends with the name of a metric."""
 
 
-def table(of: Reproduction) -> str:
+def table(plan: Reproduction) -> str:
     """Return a Markdown table with a row for each run; unknown numbers are empty, the paper's are in brackets.
 
     Raises:
@@ -29,24 +29,24 @@ def table(of: Reproduction) -> str:
     """
     columns = [
         column
-        for column in _columns(of)
-        if column[1] != "helpfulness" or any(_cell(of, run.name, column) for run in of.runs)
+        for column in _columns(plan)
+        if column[1] != "helpfulness" or any(_cell(plan, run.name, column) for run in plan.runs)
     ]
-    tasks = sorted({task for run in of.runs for task in _harness(of, run.name)})
+    tasks = sorted({task for run in plan.runs for task in _harness(plan, run.name)})
     rows = [["run", *(heading for heading, _, _ in columns), *tasks]]
     rows.append(["---"] * len(rows[0]))
-    for run in of.runs:
-        paper, scores = PAPER.get(of.model, {}).get(run.name, {}), _harness(of, run.name)
+    for run in plan.runs:
+        paper, scores = PAPER.get(plan.model, {}).get(run.name, {}), _harness(plan, run.name)
         row = [run.label]
         for column in columns:
             reported = f"[{paper[column[0]]}]" if column[0] in paper else ""
-            row.append(f"{_cell(of, run.name, column)} {reported}".strip())
+            row.append(f"{_cell(plan, run.name, column)} {reported}".strip())
         rows.append([*row, *(scores.get(task, "") for task in tasks)])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
-def _columns(of: Reproduction) -> Iterator[Column]:
-    for prompts in dict.fromkeys((of.protocol.in_distribution, of.protocol.out_of_distribution)):
+def _columns(plan: Reproduction) -> Iterator[Column]:
+    for prompts in dict.fromkeys((plan.protocol.in_distribution, plan.protocol.out_of_distribution)):
         for name in ("safety_rate", "harmfulness") if prompts is not None else ():
             yield _heading(name, f", {prompts}"), "safety", ("by_split", str(prompts), name)
     yield _heading("over_refusal_rate"), "safety", ("overall", "over_refusal_rate")
@@ -60,20 +60,20 @@ def _heading(name: str, prompts: str = "") -> str:
     return replace(METRICS[name], label=METRICS[name].label + prompts).heading
 
 
-def _read(of: Reproduction, run: str, kind: str) -> Mapping[str, Any]:
-    path = of.output_dir / "evaluated" / run / kind / METRICS_FILE
+def _read(plan: Reproduction, run: str, kind: str) -> Mapping[str, Any]:
+    path = plan.output_dir / "evaluated" / run / kind / METRICS_FILE
     return read_result(path) if path.exists() else {}
 
 
-def _cell(of: Reproduction, run: str, column: Column) -> str:
+def _cell(plan: Reproduction, run: str, column: Column) -> str:
     _, kind, place = column
-    value: Any = _read(of, run, kind)
+    value: Any = _read(plan, run, kind)
     for key in place:
         value = value.get(key, {})
     return METRICS[place[-1]].with_interval(Estimate(**value)) if value else ""
 
 
-def _harness(of: Reproduction, run: str) -> dict[str, str]:
+def _harness(plan: Reproduction, run: str) -> dict[str, str]:
     """Return the first score of each task."""
-    measured = _read(of, run, "harness")
+    measured = _read(plan, run, "harness")
     return {f"{task} (%)": f"{100 * value:.1f}" for task, value in capability(measured).items()} if measured else {}
