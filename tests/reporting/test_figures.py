@@ -22,7 +22,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 
     def keep(name: str, title: str, size: tuple[float, float], draw) -> Picture:
         figure = Figure(figsize=size)
-        draw(figure, "black", "grey")
+        draw(figure)
         kept.append(figure)
         return Picture(name, title, {}, b"")
 
