@@ -1,4 +1,4 @@
-"""Capability of a model by lm-eval-harness, and how far it is from its base model's.
+"""Measure a model's capability with lm-eval-harness, and its difference from the base model.
 
 python eval/harness.py --model runs/sft-sails-testbed --tasks testbed   # an adapter and its base, offline
 python eval/harness.py --model google/gemma-2-2b-it --base google/gemma-2-2b --tasks mmlu,gsm8k --backend vllm

@@ -1,4 +1,4 @@
-"""How helpful a model's answers are, by themselves and against a reference's.
+"""Measure how helpful a model's answers are, by themselves and against a reference's.
 
 python eval/helpfulness.py --model testbed                          # or runs/mine, a model's folder, a hub id
 python eval/helpfulness.py --config FILE.yaml                       # options in a file: docs/evaluation.md

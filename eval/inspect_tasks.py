@@ -1,4 +1,4 @@
-"""The same evaluations as tasks of inspect_ai, for those who work with its logs: pip install 'sails-align[inspect]'.
+"""Run the same evaluations as tasks of inspect_ai: pip install 'sails-align[inspect]'.
 
 inspect eval eval/inspect_tasks.py@safety --model vllm/google/gemma-2-2b-it -T prompts=hex-phi \
     -T judge=llm -T judge_model=gpt-4o-mini -T judge_base_url=https://api.openai.com/v1
@@ -6,7 +6,7 @@ inspect eval eval/inspect_tasks.py@over_refusal --model vllm/google/gemma-2-2b-i
 inspect eval eval/inspect_tasks.py@helpfulness --model hf/testbed -M model_path=runs/merged -M do_sample=false
 
 (do_sample=false: of inspect_ai's providers, hf does not take the temperature 0 that is asked for.)
-inspect_ai runs the model, under its own names, and knows nothing of adapters: merge one first (sails merge). Prompts,
+inspect_ai runs the model, by its own names, and does not support adapters: merge one first (sails merge). Prompts,
 judges and rates are those of `eval/safety.py`; what a judge does not score is unscored in inspect_ai's logs, too.
 """
 
@@ -33,7 +33,7 @@ MESSAGES = {"system": ChatMessageSystem, "user": ChatMessageUser, "assistant": C
 
 @task
 def safety(prompts: str = "testbed", n_prompts: int | None = None, part: str = "test", **judge: Any) -> Task:
-    """Safety rate, harmfulness and high-risk rate of the harmful prompts of a set.
+    """Measure safety rate, harmfulness and high-risk rate on the harmful prompts of a set.
 
     Args:
         prompts: a set by name, a file, a data set of the hub, or `testbed` (docs/prompt_sets.md).
@@ -47,14 +47,14 @@ def safety(prompts: str = "testbed", n_prompts: int | None = None, part: str = "
 
 @task
 def over_refusal(prompts: str = "testbed", n_prompts: int | None = None, part: str = "test", **judge: Any) -> Task:
-    """Share of the harmless prompts of a set that are refused; arguments as of `safety`."""
+    """Measure the share of refused harmless prompts of a set; arguments as of `safety`."""
     chosen = _prompts(prompts, n_prompts, part, harmful=False)
     return _task(chosen, *_judge(chosen, judge), "refusal")
 
 
 @task
 def helpfulness(prompts: str = "testbed", n_prompts: int | None = None, part: str = "test", **judge: Any) -> Task:
-    """Mean score of helpfulness (1-10), or with the testbed's oracle the share of right answers; else as `safety`."""
+    """Measure helpfulness (1-10), or with the testbed's oracle the share of correct answers; else as `safety`."""
     chosen = _prompts(prompts, n_prompts, part, harmful=False)
     asked, n_at_once = _judge(chosen, judge)
     return _task(chosen, asked, n_at_once, "correctness" if "correctness" in asked.tasks else "helpfulness")
@@ -69,7 +69,7 @@ def _prompts(name: str, n: int | None, part: str, *, harmful: bool) -> list[Prom
 
 
 def _judge(prompts: list[Prompt], options: dict[str, Any]) -> tuple[Judge, int]:
-    """The judge, and how many verdicts it can be asked for at once."""
+    """Return the judge, and how many verdicts it can give at once."""
     lists = ("judge", "judge_model", "judge_base_url", "judge_api_key_env")
     options = {name: [value] if name in lists and isinstance(value, str) else value for name, value in options.items()}
     arguments = JudgeArguments(**options)
@@ -105,7 +105,7 @@ def _message(message: dict[str, str]) -> ChatMessage:
 
 @metric
 def rates(asked: Asked, binary: bool) -> Metric:
-    """Our estimates over what was scored, each with its interval; inspect_ai itself counts what was not."""
+    """Compute our estimates over scored samples, with intervals; inspect_ai counts unscored samples itself."""
 
     def values(scores: list[SampleScore]) -> Value:
         found: dict[str, float | None] = {}

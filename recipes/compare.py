@@ -1,4 +1,4 @@
-"""The whole comparison of methods, and its report.
+"""Compare all methods over seeds, and make the report.
 
 python recipes/compare.py                      # the testbed: eight methods, five seeds
 python recipes/compare.py --n_seeds 20 --output_dir runs/twenty

@@ -1,4 +1,4 @@
-"""Align a model by direct preference optimisation (DPO) of adapters that start in its SAE safety subspace.
+"""Align a model by direct preference optimization (DPO) of adapters that start in its SAE safety subspace.
 
 accelerate launch recipes/dpo_sails.py                                  # the testbed
 accelerate launch recipes/dpo_sails.py --config FILE.yaml               # your own model and data: docs/recipes.md

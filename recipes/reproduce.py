@@ -1,4 +1,4 @@
-"""The paper's table on one model: the plan, its cost, checks before a GPU-hour is spent, and the runs themselves.
+"""Reproduce the paper's table on one model: show the plan and its cost, check it, and run it.
 
 python recipes/reproduce.py --model gemma-2-9b --dry-run     # the plan and the checks
 python recipes/reproduce.py --model gemma-2-9b               # all of it; started again, it goes on

@@ -128,17 +128,8 @@ def merge_adapter(
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output} exists and is not empty; give a new folder with --output")
     adapter = read_adapter(folder)
-    if not leaves_base_alone(init := adapter.config.init_lora_weights):
-        raise InputError(
-            f"the adapter in {folder} starts from {init}, which changed the base weights: it does not fit the model;\n"
-            "merge the finished run, whose adapter is converted, and not a checkpoint"
-        )
     name, base_config = load_base_config(adapter, base_model)
-    if getattr(base_config, "quantization_config", None) is not None:
-        raise InputError(f"{name} is quantized, and an adapter cannot be merged into rounded weights;\n"
-                         "give the model before quantization with --base_model")  # fmt: skip
-    check_complete(folder, base_config)
-    _check_base(adapter, Path(name), base_config)
+    _check_fits(adapter, name, base_config)
     revision = None if base_model else adapter.revision
     own_dtype = base_config.get_text_config(decoder=True).dtype
     dtype = dtype or (own_dtype if isinstance(own_dtype, torch.dtype) else torch.float32)
@@ -152,9 +143,7 @@ def merge_adapter(
         written = (written_BSV - unmerged_BSV).abs().max().item()
         if dtype == torch.float32:  # else rounding is reported, not judged
             check_logits(written_BSV, unmerged_BSV)
-        has_tokenizer = (folder / "tokenizer_config.json").is_file()
-        tokenizer = load_tokenizer(str(folder)) if has_tokenizer else load_tokenizer(name, revision=revision)
-        tokenizer.save_pretrained(temporary)
+        _save_tokenizer(folder, name, revision, temporary)
         copy_processor(name, base_config, temporary, revision)
         if finish is not None:
             finish(temporary)
@@ -179,6 +168,22 @@ def _random_ids(config: PreTrainedConfig) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     n_tokens = config.get_text_config(decoder=True).vocab_size
     return torch.randint(n_tokens, (PROMPTS, PROMPT_LENGTH), generator=generator)
+
+
+def _check_fits(adapter: AdapterFiles, base_model: str, base_config: PreTrainedConfig) -> None:
+    """Refuse an adapter that changed its base or is damaged, and a base that is quantized or another one."""
+    if not leaves_base_alone(init := adapter.config.init_lora_weights):
+        raise InputError(
+            f"the adapter in {adapter.folder} starts from {init}, which changed the base weights: it does not fit the "
+            "model;\nmerge the finished run, whose adapter is converted, and not a checkpoint"
+        )
+    if getattr(base_config, "quantization_config", None) is not None:
+        raise InputError(
+            f"{base_model} is quantized, and an adapter cannot be merged into rounded weights;\n"
+            "give the model before quantization with --base_model"
+        )
+    check_complete(adapter.folder, base_config)
+    _check_base(adapter, Path(base_model), base_config)
 
 
 def _check_base(adapter: AdapterFiles, base: Path, base_config: PreTrainedConfig) -> None:
@@ -214,6 +219,13 @@ def _merge(
     merged_BSV = _logits(merged, ids_BS)
     merged.to(dtype).save_pretrained(output)  # pyright: ignore
     return unmerged_BSV, merged_BSV, merged.num_parameters()
+
+
+def _save_tokenizer(folder: Path, base_model: str, revision: str | None, output: Path) -> None:
+    """Save the run's tokenizer with its chat template; for an adapter without one, that of the base model."""
+    has_own = (folder / "tokenizer_config.json").is_file()
+    tokenizer = load_tokenizer(str(folder)) if has_own else load_tokenizer(base_model, revision=revision)
+    tokenizer.save_pretrained(output)
 
 
 def _quantization(adapter: AdapterFiles):
