@@ -79,5 +79,5 @@ $(VLLM_STAMP): pyproject.toml constraints.txt
 .venv-%/.installed: pyproject.toml constraints-%.txt
 	test -d .venv-$* || $(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/python -m pip install --quiet --upgrade pip
-	.venv-$*/bin/python -m pip install --quiet -c constraints-$*.txt -e '.[harness,inspect,dev]'
+	.venv-$*/bin/python -m pip install --quiet -c constraints-$*.txt -e '.[deepspeed,harness,inspect,dev]'
 	touch $@

@@ -293,7 +293,7 @@ def test_checkpoint_of_another_run(fails, copy):
 def test_no_checkpoint(fails, copy):
     options = ["--model_name_or_path", TESTBED, *SHORT, "--output_dir", copy]
     message = fails(*options, "--resume_from_checkpoint", copy / "checkpoint-9")
-    assert all(part in message for part in ("checkpoint-9", "run.json", "whole checkpoint")), message
+    assert all(part in message for part in ("checkpoint-9", "run.json", "complete checkpoint")), message
 
 
 def flip(path: Path) -> None:

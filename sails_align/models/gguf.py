@@ -60,8 +60,8 @@ def _convert(file: Path, folder: Path) -> None:
         logger.warning("%s names other tokens than its chat template shows; corrected: %s", file, ", ".join(corrected))
     tokens = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     config: Any = loaded.config
-    # transformers saves no model that says it is quantized, though the weights no longer are.
-    del config.quantization_config
+    # transformers (from 5.17 on) saves no model that says it is quantized, though the weights no longer are.
+    vars(config).pop("quantization_config", None)
     config.update({**tokens, "dtype": torch.float32})
     model = empty_model(config)
     model.load_state_dict(loaded.state_dict(), assign=True)
