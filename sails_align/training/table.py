@@ -18,7 +18,7 @@ SCALARS = ("held_out_loss", "held_out_reward_accuracy")
 def show(title: str, metrics: dict[str, Any], output_dir: Path) -> None:
     """Print the metrics of the models of a training side by side, what it cost, and where its results are."""
     identity, cost = metrics["provenance"]["identity"], metrics["cost"]
-    labels = {"base": "start" if identity.get("init") == "adapter" else "base", "warm_start": "warm start"}
+    labels = {"base": "initialization" if identity.get("init") == "adapter" else "base", "warm_start": "warm start"}
     models = {name: metrics[name] for name in ("base", "warm_start", "trained") if name in metrics}
     table = Table(title=f"{title} (95% intervals over prompts)")
     table.add_column("")

@@ -132,7 +132,7 @@ def test_discover_then_train_finds_the_subspace_there(capsys, tmp_path, testbed)
     assert "trained" in capsys.readouterr().out
 
 
-def test_discover_shows_a_rival(capsys, tmp_path, testbed):
+def test_discover_shows_a_baseline(capsys, tmp_path, testbed):
     options = ["--model_name_or_path", str(testbed.folder), "--output_dir", str(tmp_path / "run")]
     main(["discover", *options, "--init", "random_basis"])
     assert "layer 1: 8 directions (random_basis)" in capsys.readouterr().out
