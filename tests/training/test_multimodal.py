@@ -98,7 +98,7 @@ def test_plain_lora_then_merged_and_asked(targets: list[str], model: Path, data:
     for name, spec in specs.items():
         with torch.no_grad():
             logits = load_model(spec, "cpu")(input_ids=torch.arange(5, 45).view(4, 10)).logits
-        completions = HFBackend(spec, device="cpu").complete(conversations, Sampling(max_new_tokens=6))
+        completions = HFBackend(spec).complete(conversations, Sampling(max_new_tokens=6))
         found[name] = logits, {index: completion.text for index, completion in completions}
     torch.testing.assert_close(found["adapter"][0], found["merged"][0], atol=1e-4, rtol=1e-4)
     assert found["adapter"][1] == found["merged"][1]
