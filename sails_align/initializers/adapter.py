@@ -80,15 +80,13 @@ def initialize(
     orthogonal to it and the same on every process (a zero pair of row and column would never get a gradient).
 
     Args:
-        model: of `peft.get_peft_model`, with a plain LoRA adapter that was not trained. The rank is read from each
-            module (so `rank_pattern` is honoured).
+        model: of `peft.get_peft_model`, with an untrained plain LoRA adapter, of any `rank_pattern`.
         subspace: of this model.
         freeze: True keeps the factors that take the directions from training; "readers" only those of modules that read
             the residual stream (q, k, v, gate, up).
         layer_map: see `targets.source_layer`.
-        fold_norm: divide by the gain of the RMSNorm between the residual stream and the module, so that the direction
-            read or written in the residual stream is the intended one. Each direction then has the norm `scale` again,
-            but they are no longer orthogonal to each other.
+        fold_norm: divide by the gain of the RMSNorm between the residual stream and the module, so that the intended
+            direction is read or written. The directions are then no longer orthogonal to each other.
         scale: norm of each direction.
         seed: of the random directions.
         adapter_name: as in PEFT.
@@ -97,25 +95,17 @@ def initialize(
         how each module was initialized: what the callbacks `DriftCallback` and `SubspaceDecay` take.
 
     Raises:
-        InputError: if the adapter is not plain LoRA, is not zero, touches modules that are not supported or (with
-            "sae_only") have no SAE, or does not fit the subspace. Nothing is written then.
+        InputError: if the adapter is not plain LoRA, is not zero, does not fit the subspace, or touches modules that
+            are not supported or (with "sae_only") have no SAE. Nothing is written then.
     """
     if not isinstance(model, PeftModel):
         raise InputError(
             f"{type(model).__name__} has no adapter; make one with peft.get_peft_model(model, LoraConfig())"
         )
-    check_choice("layer_map", layer_map, get_args(LayerMap))
-    if freeze not in (False, True, "readers"):
-        raise InputError(f"freeze is {freeze!r}; choose True, False or 'readers'")
-    if not 0 < scale < float("inf"):
-        raise InputError(f"scale is {scale}; choose a value above 0 (with 0 the adapter would never get a gradient)")
+    _check_values(freeze, layer_map, scale)
     _check_lora(model, adapter_name)
     blocks = decoder_layers(model)
-    if max(subspace.bases) >= len(blocks):
-        raise InputError(
-            f"the subspace has layer {max(subspace.bases)}, but the model has blocks 0 to {len(blocks) - 1};\n"
-            "give one that was found in this model"
-        )
+    _check_layers(subspace, len(blocks))
     targets = find_targets(model, adapter_name)
     _check_zero(targets, adapter_name)
     plan = [_plan(target, subspace, layer_map, adapter_name) for target in targets]
@@ -133,6 +123,22 @@ def initialize(
         if freeze is True or (freeze == "readers" and init.side == "A"):
             _freeze(target.module, init.side, adapter_name)
     return AdapterInit(adapter_name, tuple(plan), initial)
+
+
+def _check_values(freeze: bool | str, layer_map: str, scale: float) -> None:
+    check_choice("layer_map", layer_map, get_args(LayerMap))
+    if freeze not in (False, True, "readers"):
+        raise InputError(f"freeze is {freeze!r}; choose True, False or 'readers'")
+    if not 0 < scale < float("inf"):
+        raise InputError(f"scale is {scale}; choose a value above 0 (with 0 the adapter would never get a gradient)")
+
+
+def _check_layers(subspace: Subspace, n_blocks: int) -> None:
+    if max(subspace.bases) >= n_blocks:
+        raise InputError(
+            f"the subspace has layer {max(subspace.bases)}, but the model has blocks 0 to {n_blocks - 1};\n"
+            "give one that was found in this model"
+        )
 
 
 def _check_lora(model: PeftModel, adapter_name: str) -> None:
