@@ -132,7 +132,9 @@ def _directory() -> dict[str, Any]:
 
 def _release(name: str) -> Any:
     if name not in _directory():
-        hint = _closest(name, list(_directory())) or "; its names are in sae-lens' table of pretrained SAEs"
+        hint = _closest(name, list(_directory())) or "; sae-lens' table of pretrained SAEs has all names"
+        if "/" in name:
+            hint = "; if it is a repository on the hub, give the ids of its SAEs (sae_ids)"
         raise InputError(f"{name!r} is neither a path nor a release that sae-lens knows{hint}")
     return _directory()[name]
 
