@@ -8,6 +8,7 @@ A layer whose report has the same input hash is not trained again. The state is 
 """
 
 import json
+import logging
 import math
 import shutil
 import time
@@ -33,6 +34,8 @@ from sails_align.saes.load import residual_sae
 from sails_align.saes.options import SAETrainingOptions
 from sails_align.saes.quality import SAEQuality, evaluate_sae
 from sails_align.saes.token_stream import TokenCorpus, buffers, hidden_states_of, read_corpus, split_windows
+
+logger = logging.getLogger(__name__)
 
 REPORT, CHECKPOINT = "report.json", "sae_checkpoint"
 
@@ -155,7 +158,10 @@ class _Training:
         tokens = {"ids": corpus.ids, "content": corpus.content, "ends": corpus.ends, "train": train_W}
         hashes = {"model": tensors_hash(model.state_dict()), "tokens": tensors_hash(tokens)}
         inputs = {**asdict(options), **hashes, "metadata": metadata}
-        del inputs["checkpoint_steps"]
+        # `context_size` is in the metadata, and `eval_tokens` decides the tokens. SAEs of version 0.1 are known by this
+        # hash: with more in it, they would be trained again.
+        for name in ("checkpoint_steps", "context_size", "eval_tokens"):
+            del inputs[name]
         return cls(model, corpus, train_W, held_out, options, metadata, inputs, Path(output_dir))
 
     def folder(self, layer: int) -> Path:
@@ -175,6 +181,9 @@ class _Training:
         try:
             report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
             if report["input_hash"] != self.input_hash(layer):
+                logger.warning(
+                    "%s holds an SAE of another model, text or options; it is trained again and replaced", folder
+                )
                 return None
             intact = file_hash(folder / WEIGHTS) == report["sha256"]
         except (json.JSONDecodeError, KeyError, FileNotFoundError):
