@@ -104,7 +104,7 @@ def load_spec_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
 def _add_adapter(model: PreTrainedModel, folder: Path) -> Any:
     from sails_align.models.adapters import check_complete
 
-    check_complete(folder, model.config)
+    check_complete(folder, model.config, read_values=False)  # `resolve_model` has read them
     with model_errors(folder, *OF_LOADING, what="adapter"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Found missing adapter keys")
         return PeftModel.from_pretrained(model, str(folder))
