@@ -70,7 +70,7 @@ def load_causal_lm(
     quantization: Any = None,
     **more: Any,
 ) -> PreTrainedModel:
-    """Load a causal language model in a type ("auto": the checkpoint's own), by default with `exact_attention`.
+    """Load a causal language model, by default with the checkpoint's own dtype and `exact_attention`.
 
     Without a device it is on the CPU, or where bitsandbytes wants it. `quantization` is a configuration of bitsandbytes
     (QLoRA), and `more` are options of `from_pretrained`. Raises `InputError` if it cannot be loaded.
