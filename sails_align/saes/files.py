@@ -52,7 +52,7 @@ def names_of(source: SAESource) -> list[str]:
 
 
 def read_sae(source: SAESource, name: str, device: str) -> "SAE[Any]":
-    """Load an SAE by its name; raise `InputError` if it is neither cached nor reachable, gated, or damaged."""
+    """Load an SAE by its name; raise `InputError` if it is gated, damaged, or cannot be downloaded."""
     try:
         return _read_sae(source.release, name, device)
     except InputError:
