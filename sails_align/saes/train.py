@@ -13,7 +13,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -27,6 +27,7 @@ from sails_align.core.artifacts import content_hash, file_hash, load_artifact, r
 from sails_align.core.errors import InputError
 from sails_align.core.files import atomic_folder, disk_errors, write_json
 from sails_align.core.progress import progress_bar
+from sails_align.core.registry import did_you_mean
 from sails_align.models.hooks import check_layers, decoder_layers, evaluation_mode
 from sails_align.saes.files import WEIGHTS
 from sails_align.saes.layer_trainer import LayerTrainer
@@ -92,6 +93,9 @@ def train_saes(
         InputError: if an option is out of range, a layer is not in the model, there is no text or too little, or
             `output_dir` cannot be written or holds something else.
     """
+    known = [field.name for field in fields(SAETrainingOptions)]
+    if unknown := [name for name in options if name not in known]:
+        raise InputError(f"there is no option {unknown[0]!r} of SAE trainings{did_you_mean(unknown[0], known)}")
     chosen = SAETrainingOptions(**options).for_width(model.config.get_text_config().hidden_size)
     _check(model, layers, Path(output_dir))
     with evaluation_mode(model), progress_bar(progress) as bar:
