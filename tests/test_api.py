@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import sails_align as sails
 from sails_align.data.pairs import to_sft
+from sails_align.saes import sets
 from sails_align.testbed.build import Testbed, resolve_testbed
 from sails_align.testbed.data import alignment_data
 
@@ -189,6 +190,22 @@ def test_saes_that_there_are_not(testbed: Testbed, model: Any) -> None:
         sails.load_saes(testbed.sae_path, layers=[0, 1], model=model)
     with pytest.raises(sails.InputError, match="gemma-scope-2b-pt-res-canonical"):
         sails.load_saes("gemma-scope-2b-pt-res-canonicl", layers=[5], model=model)
+    with pytest.raises(sails.InputError, match="repository on the hub, give the ids of its SAEs"):
+        sails.load_saes("someone/saes", layers=[5], model=model)
+
+
+def test_each_sae_is_read_once(testbed: Testbed, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    load_sae, read = sets.load_sae, []
+
+    def counted(source: Any, name: str, **options: Any) -> Any:
+        read.append(name)
+        return load_sae(source, name, **options)
+
+    monkeypatch.setattr(sets, "load_sae", counted)
+    saes = sails.load_saes(testbed.sae_path, layers=[1, 3], model=model)
+    assert list(saes) == [1, 3]
+    assert saes[3].info.layer == 3
+    assert sorted(Path(name).name for name in read) == ["layer_1", "layer_2", "layer_3"]
 
 
 @pytest.mark.parametrize(

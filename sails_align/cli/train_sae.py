@@ -37,7 +37,7 @@ class SAEArguments:
     model_name_or_path: str | None = option(None, "A Hugging Face model (default: the testbed's).")
     model_revision: str | None = option(None, "Its branch, tag or commit.")
     trust_remote_code: bool = option(False, "Run code that comes with the model.")
-    dtype: str = option("auto", "Of the model: auto (as saved), float32, bfloat16, float16.")
+    dtype: str = option("auto", "Type of the model's weights: auto (as saved), float32, bfloat16, float16.")
     dataset_name: str | None = option(None, "A hub id, file or folder. The testbed's model has its own text.")
     dataset_config: str | None = option(None, "Its configuration.")
     dataset_split: str = option("train", "Its split.")

@@ -55,7 +55,7 @@ def _error_number(error: Exception) -> int | None:
 
 @contextmanager
 def _making(path: Path) -> Iterator[None]:
-    """Turn also the error of a place where nothing can be made, such as /proc, into an `InputError`."""
+    """Do what `disk_errors` does, and also for places where nothing can be created, such as /proc."""
     try:
         with disk_errors(path):
             yield

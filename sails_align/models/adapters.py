@@ -149,8 +149,11 @@ def expected_shapes(config: LoraConfig, base_config: PreTrainedConfig) -> dict[s
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
-def tensor_faults(adapter: AdapterFiles, base_config: PreTrainedConfig) -> TensorFaults:
-    """Compare an adapter's tensors with what its configuration and the model's shapes imply."""
+def tensor_faults(adapter: AdapterFiles, base_config: PreTrainedConfig, *, read_values: bool = True) -> TensorFaults:
+    """Compare an adapter's tensors with what its configuration and the model's shapes imply.
+
+    Without `read_values`, tensors that are not finite are not found, and only the header of the file is read.
+    """
     expected = expected_shapes(adapter.config, base_config)
     found = {name: shape for name, (_, shape) in adapter.tensors.items()}
     empty = [name for name, shape in found.items() if 0 in shape]
@@ -162,8 +165,10 @@ def tensor_faults(adapter: AdapterFiles, base_config: PreTrainedConfig) -> Tenso
     # PEFT adds a copy of embeddings that have an adapter; it is no part of what the adapter needs.
     copies = ("embed_tokens.weight", "lm_head.weight", ".base_layer.weight")
     unexpected = [name for name in found if name not in expected and not name.endswith(copies)]
-    with safe_open(adapter.folder / WEIGHTS, framework="pt") as file:
-        not_finite = [name for name in found if not torch.isfinite(file.get_tensor(name)).all()]
+    not_finite = []
+    if read_values:
+        with safe_open(adapter.folder / WEIGHTS, framework="pt") as file:
+            not_finite = [name for name in found if not torch.isfinite(file.get_tensor(name)).all()]
     missing = [name for name in expected if name not in found]
     return TensorFaults(
         _in_words({"missing": missing, "empty": empty, "not finite": not_finite}),
@@ -180,13 +185,13 @@ def _in_words(faults: dict[str, list[str]]) -> str | None:
     return "; ".join(found) or None
 
 
-def check_complete(folder: Path, base_config: PreTrainedConfig | None = None) -> None:
+def check_complete(folder: Path, base_config: PreTrainedConfig | None = None, *, read_values: bool = True) -> None:
     """Refuse an adapter with tensors that are missing, empty, not finite, or not of the model's shapes.
 
-    The model is the one that the adapter names, unless a configuration is given.
+    The model is the one that the adapter names, unless a configuration is given. See `tensor_faults` for `read_values`.
     """
     adapter = read_adapter(folder)
-    faults = tensor_faults(adapter, base_config or load_base_config(adapter)[1])
+    faults = tensor_faults(adapter, base_config or load_base_config(adapter)[1], read_values=read_values)
     if mismatch := faults.mismatch:  # first: of another model some are missing, too
         raise InputError(
             f"the adapter in {folder} does not fit the model: {mismatch};\n"

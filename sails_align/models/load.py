@@ -70,7 +70,7 @@ def load_causal_lm(
     quantization: Any = None,
     **more: Any,
 ) -> PreTrainedModel:
-    """Load a causal language model in a type ("auto": the checkpoint's own), by default with `exact_attention`.
+    """Load a causal language model, by default with the checkpoint's own dtype and `exact_attention`.
 
     Without a device it is on the CPU, or where bitsandbytes wants it. `quantization` is a configuration of bitsandbytes
     (QLoRA), and `more` are options of `from_pretrained`. Raises `InputError` if it cannot be loaded.
@@ -104,7 +104,7 @@ def load_spec_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
 def _add_adapter(model: PreTrainedModel, folder: Path) -> Any:
     from sails_align.models.adapters import check_complete
 
-    check_complete(folder, model.config)
+    check_complete(folder, model.config, read_values=False)  # `resolve_model` has read them
     with model_errors(folder, *OF_LOADING, what="adapter"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Found missing adapter keys")
         return PeftModel.from_pretrained(model, str(folder))

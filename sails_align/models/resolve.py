@@ -66,7 +66,7 @@ def _adapted(folder: Path, base_model: str | None, dtype: str, trust_remote_code
 
 
 def _checked_identity(path: str, revision: str | None, trust_remote_code: bool) -> dict[str, object]:
-    """Return the hashes of a local model's files, or the name and commit of one on the hub; refuse lacking weights."""
+    """Refuse missing weights; return the hashes of a local model's files, or a hub model's name and commit."""
     check_whole(path, revision, trust_remote_code=trust_remote_code)
     if Path(path).is_dir():
         return {"files": _hashes(Path(path))}

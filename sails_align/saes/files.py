@@ -52,7 +52,7 @@ def names_of(source: SAESource) -> list[str]:
 
 
 def read_sae(source: SAESource, name: str, device: str) -> "SAE[Any]":
-    """Load an SAE by its name; raise `InputError` if it is neither cached nor reachable, gated, or damaged."""
+    """Load an SAE by its name; raise `InputError` if it is gated, damaged, or cannot be downloaded."""
     try:
         return _read_sae(source.release, name, device)
     except InputError:
@@ -132,7 +132,9 @@ def _directory() -> dict[str, Any]:
 
 def _release(name: str) -> Any:
     if name not in _directory():
-        hint = _closest(name, list(_directory())) or "; its names are in sae-lens' table of pretrained SAEs"
+        hint = _closest(name, list(_directory())) or "; sae-lens' table of pretrained SAEs has all names"
+        if "/" in name:
+            hint = "; if it is a repository on the hub, give the ids of its SAEs (sae_ids)"
         raise InputError(f"{name!r} is neither a path nor a release that sae-lens knows{hint}")
     return _directory()[name]
 

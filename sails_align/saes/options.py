@@ -25,7 +25,7 @@ class SAETrainingOptions:
     n_tokens: int = option(1_000_000, "Tokens to train on; texts are repeated if need be.")
     batch_size: int = option(512, "Tokens in a step.")
     context_size: int = option(128, "Tokens the model sees at once.")
-    seed: int = option(0, "Of the first weights, the order, and what is held out.")
+    seed: int = option(0, "Seed of the initial weights, the order of the text, and the held-out part.")
     eval_tokens: int = option(100_000, "Held-out tokens to measure on; at most a tenth of the text.")
     buffer_tokens: int = option(65_536, "Tokens whose hidden states are in memory and shuffled together.")
     checkpoint_steps: int = option(2000, "Steps between checkpoints.")

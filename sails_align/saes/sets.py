@@ -3,7 +3,7 @@
 A Gemma Scope SAE of 16k latents takes 0.3 GB in Gemma-2-2B and 0.5 GB in 9B, one of Llama Scope 1.1 GB.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,13 +41,13 @@ class SAESet(Mapping[int, ResidualSAE]):
         model_config: PreTrainedConfig,
         model_name: str,
         device: str = "cpu",
-        keep: bool = True,
+        keep: bool | Collection[int] = True,
     ) -> "SAESet":
         """Load and check all SAEs of a source, one after the other; none if none are named.
 
         The model is the one whose activations will be encoded; `model_name` is its hub id or path, as the user gave it.
-        With `keep`, all SAEs stay in memory; else each is loaded again on access. Raises `InputError` as `names_of` and
-        `load_sae`, or if two SAEs are of one layer.
+        With `keep`, all SAEs stay in memory, or those of the given layers; others are loaded again on access. Raises
+        `InputError` as `names_of` and `load_sae`, or if two SAEs are of one layer.
         """
         load = partial(load_sae, source, model_config=model_config, model_name=model_name, device=device)
         kept: dict[int, ResidualSAE] = {}
@@ -61,7 +61,7 @@ class SAESet(Mapping[int, ResidualSAE]):
                     "give one for each layer (with --sae_path, --sae_ids names the sub-folders to take)"
                 )
             infos[layer] = sae.info
-            if keep:
+            if keep is True or (keep and layer in keep):
                 kept[layer] = sae
             del sae  # before the next one is loaded
         return cls(dict(sorted(infos.items())), kept, load)
@@ -127,7 +127,7 @@ def load_saes(
         model_config=model.config,
         model_name=model.config.name_or_path or type(model).__name__,
         device=str(model.device) if device is None else device,
-        keep=layers is None or not local,
+        keep=True if layers is None else layers,  # a folder may hold SAEs of many more layers
     )
     if lacking := set(layers or ()) - found.keys():
         raise InputError(

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SAE_FILES = ("cfg.json", "sae_weights.safetensors", "params.npz")
+SAE_FILES = ("cfg.json", "sae_weights.safetensors", "params.npz", "params.safetensors")
 """Files of a local SAE, in sae-lens' format and Gemma Scope's."""
 
 

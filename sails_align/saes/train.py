@@ -8,11 +8,12 @@ A layer whose report has the same input hash is not trained again. The state is 
 """
 
 import json
+import logging
 import math
 import shutil
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -26,6 +27,7 @@ from sails_align.core.artifacts import content_hash, file_hash, load_artifact, r
 from sails_align.core.errors import InputError
 from sails_align.core.files import atomic_folder, disk_errors, write_json
 from sails_align.core.progress import progress_bar
+from sails_align.core.registry import did_you_mean
 from sails_align.models.hooks import check_layers, decoder_layers, evaluation_mode
 from sails_align.saes.files import WEIGHTS
 from sails_align.saes.layer_trainer import LayerTrainer
@@ -33,6 +35,8 @@ from sails_align.saes.load import residual_sae
 from sails_align.saes.options import SAETrainingOptions
 from sails_align.saes.quality import SAEQuality, evaluate_sae
 from sails_align.saes.token_stream import TokenCorpus, buffers, hidden_states_of, read_corpus, split_windows
+
+logger = logging.getLogger(__name__)
 
 REPORT, CHECKPOINT = "report.json", "sae_checkpoint"
 
@@ -89,6 +93,9 @@ def train_saes(
         InputError: if an option is out of range, a layer is not in the model, there is no text or too little, or
             `output_dir` cannot be written or holds something else.
     """
+    known = [field.name for field in fields(SAETrainingOptions)]
+    if unknown := [name for name in options if name not in known]:
+        raise InputError(f"there is no option {unknown[0]!r} of SAE trainings{did_you_mean(unknown[0], known)}")
     chosen = SAETrainingOptions(**options).for_width(model.config.get_text_config().hidden_size)
     _check(model, layers, Path(output_dir))
     with evaluation_mode(model), progress_bar(progress) as bar:
@@ -155,7 +162,10 @@ class _Training:
         tokens = {"ids": corpus.ids, "content": corpus.content, "ends": corpus.ends, "train": train_W}
         hashes = {"model": tensors_hash(model.state_dict()), "tokens": tensors_hash(tokens)}
         inputs = {**asdict(options), **hashes, "metadata": metadata}
-        del inputs["checkpoint_steps"]
+        # `context_size` is in the metadata, and `eval_tokens` decides the tokens. SAEs of version 0.1 are known by this
+        # hash: with more in it, they would be trained again.
+        for name in ("checkpoint_steps", "context_size", "eval_tokens"):
+            del inputs[name]
         return cls(model, corpus, train_W, held_out, options, metadata, inputs, Path(output_dir))
 
     def folder(self, layer: int) -> Path:
@@ -175,6 +185,9 @@ class _Training:
         try:
             report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
             if report["input_hash"] != self.input_hash(layer):
+                logger.warning(
+                    "%s holds an SAE of another model, text or options; it is trained again and replaced", folder
+                )
                 return None
             intact = file_hash(folder / WEIGHTS) == report["sha256"]
         except (json.JSONDecodeError, KeyError, FileNotFoundError):

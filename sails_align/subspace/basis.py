@@ -150,7 +150,7 @@ def build_subspace(
 
     Args:
         selection: the chosen features of each layer.
-        saes: by layer; each is asked for once.
+        saes: by layer; each is loaded once.
         tau: in (0, 1]; 0.8 in the paper.
         weighting: multiply each direction by its score (over the layer's largest) before the PCA.
         center: subtract the mean direction, as PCA does; without it the mean direction counts as the others do.

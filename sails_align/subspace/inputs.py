@@ -112,7 +112,7 @@ def contrast_data(
 
 
 def suited_to_data(options: DiscoveryOptions, data: DiscoveryData) -> DiscoveryOptions:
-    """Return the options with a contrast that suits the data; raise `InputError` if it cannot be the given one."""
+    """Return the options with a contrast that suits the data; raise `InputError` if the named one does not."""
     contrast = options.contrast
     if contrast != "response" and data.harmless is None:
         if "contrast" in options.given:
@@ -131,7 +131,7 @@ def suited_to_data(options: DiscoveryOptions, data: DiscoveryData) -> DiscoveryO
 
 
 def needs_moments(options: DiscoveryOptions, data: DiscoveryData) -> bool:
-    """Return whether prompts are also compared by hidden states; raise `InputError` if none are harmless."""
+    """Return whether prompts are also compared by hidden states; raise `InputError` if that needs harmless ones."""
     asked = {"benign_whitening": options.benign_whitening, "layer_map": options.layer_map == "from_onset"}
     if not any(asked.values()):
         return False

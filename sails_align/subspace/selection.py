@@ -105,8 +105,11 @@ def select_features(
 ) -> FeatureSelection:
     """Select the `top_k` best latents of each layer; fewer, with a warning, where fewer are ever active.
 
-    Arguments and errors are those of `rank_features`.
+    Arguments and errors are those of `rank_features`; `top_k` must not be larger than the SAE.
     """
+    for (_, layer, _), sums in stats.sums.items():
+        if top_k > (d_sae := len(sums.sum)):
+            raise InputError(f"top_k is {top_k}, but the SAE of layer {layer} has {d_sae} latents; choose at most that")
     ranked = rank_features(stats, contrast=contrast, score=score, side=side)
     for layer, firing in ranked.layers.items():
         if (n := len(firing.ids)) < top_k:

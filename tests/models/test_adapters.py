@@ -163,6 +163,14 @@ def test_base_models_that_are_not_there(adapter: Path, base: Path, tmp_path: Pat
         load_base_config(read_adapter(adapter), str(tmp_path))
 
 
+def test_values_are_read_only_where_they_are_asked_for(adapter: Path) -> None:
+    edit_weights(adapter, nan_tensor)
+    check_complete(adapter, read_values=False)  # as `load_model` does, after `resolve_model` has looked at the values
+    edit_weights(adapter, lose_tensor)
+    with pytest.raises(InputError, match="1 tensor is missing"):
+        check_complete(adapter, read_values=False)
+
+
 def test_nothing_of_the_model_is_loaded(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", None)
     check_complete(adapter)

@@ -19,7 +19,7 @@ from sails_align.cli.doctor import ASSETS
 from sails_align.core.errors import InputError
 from sails_align.models.hooks import hidden_states_at
 from sails_align.saes.checks import compare_names, layer_of_hook
-from sails_align.saes.files import names_of
+from sails_align.saes.files import WEIGHTS, names_of
 from sails_align.saes.sets import SAESet
 from sails_align.saes.source import SAESource
 
@@ -179,6 +179,17 @@ def test_gemma_scope_files_of_several_layers(tmp_path):
     torch.testing.assert_close(saes[5].encode(hidden_TD).double(), jumprelu(hidden_TD, tensors), atol=1e-4, rtol=1e-4)
     assert list(load(root, sae_ids=("layer_12",))) == [12]
     assert list(load(root / "layer_5/width_16k/average_l0_82/params.npz")) == [5]
+
+
+@pytest.mark.parametrize("file", ["params.npz", "params.safetensors", WEIGHTS])
+def test_local_saes_are_known_by_their_weights(tmp_path, file):
+    """Else a subspace of other SAEs would be taken from the cache."""
+    path = tmp_path / "layer_5" / file
+    path.parent.mkdir()
+    path.write_bytes(b"some weights")
+    before = SAESource(path=str(tmp_path)).identity()
+    path.write_bytes(b"other weights")
+    assert SAESource(path=str(tmp_path)).identity() != before
 
 
 @pytest.mark.parametrize(

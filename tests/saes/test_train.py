@@ -31,7 +31,7 @@ from sails_align.saes.quality import evaluate_sae
 from sails_align.saes.sets import SAESet
 from sails_align.saes.source import SAESource
 from sails_align.saes.token_stream import buffers, hidden_states_of, read_corpus, split_windows
-from sails_align.saes.train import train_saes
+from sails_align.saes.train import _Training, train_saes
 
 WORDS = [f"w{index}" for index in range(60)]
 METADATA = {"model_name": "tiny", "hook_name": "blocks.0.hook_resid_post"}
@@ -358,7 +358,21 @@ def test_a_damaged_checkpoint_is_named(tmp_path, tokenizer, monkeypatch):
         train_saes(make_llama(), tokenizer, make_texts(), [0], **options)
 
 
-def test_finished_layers_are_not_trained_again(tmp_path, tokenizer, monkeypatch):
+def test_what_decides_an_sae_is_hashed_as_it_always_was(tmp_path, tokenizer):
+    """With anything else in the hash, the SAEs in users' folders would be trained again."""
+    model, texts = make_llama(), make_texts()
+    given = {name: value for name, value in SMALL.items() if name not in ("model_name", "progress")}
+    options = SAETrainingOptions(**given).for_width(model.config.hidden_size)
+    corpus = read_corpus(texts, tokenizer, n_tokens=10**6, context_size=options.context_size)
+    names = {"model_name": "tiny", "dataset_path": None}
+    training = _Training.of(model, corpus, options, names, tmp_path)
+    of_options = {"architecture", "batch_size", "buffer_tokens", "d_sae", "k", "lr", "n_tokens", "seed"}
+    assert training.inputs.keys() == of_options | {"metadata", "model", "tokens"}
+    fewer = _Training.of(model, corpus, replace(options, eval_tokens=100), names, tmp_path)
+    assert fewer.input_hash(0) != training.input_hash(0)  # by its tokens
+
+
+def test_finished_layers_are_not_trained_again(tmp_path, tokenizer, monkeypatch, caplog):
     model, texts = make_llama(), make_texts()
     first = train_saes(model, tokenizer, texts, [1], output_dir=tmp_path / "a", **SMALL)
     both = train_saes(model, tokenizer, texts, [0, 1], output_dir=tmp_path / "b", **SMALL)
@@ -370,10 +384,13 @@ def test_finished_layers_are_not_trained_again(tmp_path, tokenizer, monkeypatch)
 
     monkeypatch.setattr(LayerTrainer, "train", never)
     assert train_saes(model, tokenizer, texts, [1], output_dir=tmp_path / "a", **SMALL) == first
+    assert not caplog.records
     changes: dict[str, Any]
     for changes in ({"seed": 1}, {"k": 9}, {"model_name": "other"}):
         with pytest.raises(Killed):
             train_saes(model, tokenizer, texts, [1], output_dir=tmp_path / "a", **SMALL | changes)
+        assert "layer_1 holds an SAE of another model, text or options; it is trained again" in caplog.text
+        caplog.clear()
     with pytest.raises(Killed):
         train_saes(model, tokenizer, texts[::-1], [1], output_dir=tmp_path / "a", **SMALL)
     with pytest.raises(Killed):
@@ -397,6 +414,7 @@ def test_finished_layers_are_not_trained_again(tmp_path, tokenizer, monkeypatch)
         ({"architecture": "relu"}, "architecture is 'relu', which is not one of: topk, jumprelu"),
         ({"n_tokens": 50}, "less than one batch"),
         ({"context_size": 1}, "context_size is 1"),
+        ({"n_token": 500}, "no option 'n_token' of SAE trainings; did you mean 'n_tokens'"),
         ({"texts": []}, "no text"),
         ({"texts": ["", ""]}, "no text"),
         ({"texts": ["w1", None]}, "row 1 is NoneType .*, not text: choose"),

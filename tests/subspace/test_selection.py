@@ -243,6 +243,8 @@ def test_bad_input_is_named() -> None:
     ]:
         with pytest.raises(InputError, match=message):
             DiscoveryOptions(**change)
+    with pytest.raises(InputError, match=r"top_k is 9.*layer 7.* 8"):
+        select_features(stats, **options | {"top_k": 9})
     with pytest.raises(InputError, match="'prompt' contrast has no tokens on its aligned side"):
         select_features(stats, **{**options, "contrast": "both"})
     with pytest.raises(InputError, match="not finite"):
