@@ -4,7 +4,8 @@ The weights are merged in float32 whatever the model's type (bfloat16 becomes fl
 when they are written.
 
 An adapter that was trained on a quantized base (QLoRA) makes up for some of the rounding of its weights. It is merged
-into the weights that are not rounded, which is another model; `Merged.from_quantized` is how far it is from that.
+into the unrounded weights, which gives another model than the one that was trained: `Merged.from_quantized` says how
+far the two are apart.
 
 Shapes: B batch, S sequence, V vocabulary.
 """

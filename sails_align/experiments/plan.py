@@ -90,7 +90,7 @@ class Cell:
 
     @property
     def training_key(self) -> str:
-        """Key of the trained model (with a protocol): other evaluations need no other training."""
+        """Key of the trained model (with a protocol). Cells that differ in their evaluations only share it."""
         decides = {
             "run": asdict(replace(self.run, label="", is_tuned=True, is_reference=False)),
             "learning_rate": self.learning_rate,

@@ -56,10 +56,10 @@ class Results:
         return found
 
     def complete(self, cells: Sequence[Cell], prefix: str = "") -> dict[str, dict[str, Any]]:
-        """Return the results of all cells, by key.
+        """Return the results of all cells, by key; messages put the prefix before the name of a cell.
 
         Raises:
-            InputError: if a result is missing or damaged; the prefix is what the names of the cells begin with.
+            InputError: if a result is missing or damaged.
         """
         found = self.all(cells)
         if missing := [cell for cell in cells if cell.key not in found]:

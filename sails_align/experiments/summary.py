@@ -225,7 +225,7 @@ class Front:
 
     @property
     def pareto(self) -> tuple[Point, ...]:
-        """The points that no other one beats, in order, and first the untrained model, which loses nothing."""
+        """The untrained model, which loses nothing, then the points that no other one beats, by lost helpfulness."""
         kept = [Point(0.0, 0.0, 0.0)]
         for point in sorted(self.points, key=lambda point: (point.lost, -point.safety)):
             if point.safety > kept[-1].safety:

@@ -120,7 +120,7 @@ def initialize(
                 directions_DR = directions_DR / gain_D[:, None]
             initial[init.name] = _write(target.module, init.side, adapter_name, scale * normalize(directions_DR, dim=0))
     for target, init in zip(targets, plan, strict=True):
-        if freeze is True or (freeze == "readers" and init.side == "A"):
+        if freeze and (freeze != "readers" or init.side == "A"):  # also True of NumPy, and 1
             _freeze(target.module, init.side, adapter_name)
     return AdapterInit(adapter_name, tuple(plan), initial)
 

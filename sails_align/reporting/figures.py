@@ -80,7 +80,7 @@ def style_of(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
 
 
 def trade_off(rows: Sequence[Row]) -> Picture:
-    """Draw safety (on held-out categories) against helpfulness, or what is known of them, and the Pareto front."""
+    """Draw safety against helpfulness, by the first metrics of each that have numbers, and the Pareto front."""
 
     def known(*names: str) -> Metric:
         return METRICS[next((name for name in names if any(row.means[name].n for row in rows)), names[-1])]

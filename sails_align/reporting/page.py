@@ -44,7 +44,7 @@ class Section:
     grids: Sequence[Grid] = ()
     pictures: Sequence[Picture] = ()
     meanings: Sequence[Mapping[str, Any]] = ()
-    """Of features, as `saes.explain.Meaning.to_json` gives them."""
+    """Of features: the fields of `saes.explain.Meaning`."""
 
 
 @dataclass(frozen=True)

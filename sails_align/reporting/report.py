@@ -76,7 +76,7 @@ def write_report(
     outcomes: dict[StudyKind, dict[str, Outcome]] = {
         study.kind: {
             label: results.outcome(plan, prefix)
-            for (label, plan), prefix in zip(study.plans, study.by_prefix(), strict=True)
+            for (label, plan), prefix in zip(dict(study.plans).items(), study.by_prefix(), strict=True)
         }
         for study in studies
     }

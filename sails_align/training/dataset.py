@@ -122,8 +122,8 @@ def _load_data(plan: TrainingPlan, dropped: dict[str, int]) -> tuple[Dataset, Da
     Held-out pairs are the test split's; if there is no such split, they are taken from the training split.
 
     Args:
-        plan: names them.
-        dropped: gets the numbers of rows that cannot be used, by cause.
+        plan: names the data sets.
+        dropped: receives the number of unusable rows by cause.
     """
     script, data, seed = plan.script, plan.data, plan.training.seed
     name = script.dataset_name

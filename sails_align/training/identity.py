@@ -14,7 +14,7 @@ from sails_align.training.callbacks.options import DecayOptions
 from sails_align.training.dataset import TrainingSource
 from sails_align.training.plan import TrainingPlan
 
-# Options that decide what is minimised and how; the number of steps may differ, to train for longer.
+# Options that decide what is minimized and how. The number of steps is not among them: a resumed run may train longer.
 INITIALIZER = ("layer_map", "fold_norm", "init_scale", "subspace_mode")
 MODEL = (
     "lora_r", "lora_alpha", "lora_target_modules", "lora_dropout", "use_rslora", "load_in_4bit", "load_in_8bit",

@@ -43,7 +43,7 @@ class Memory:
 
 
 def activations(shape: Shape, setup: Setup, residual_bytes: int) -> int:
-    """Return the peak of what autograd keeps between forward and backward pass, and the backward pass works with.
+    """Return the peak bytes of activations: those kept for the backward pass, and those that it computes.
 
     After Korthikanti et al. 2022 (arXiv 2205.05198), section 4.1, which counts the tensors that a transformer layer
     keeps. Here for transformers' layers with grouped queries, gated MLPs, norms in fp32 and no dropout. A block keeps

@@ -1,4 +1,4 @@
-"""Count, without weights, what decides the memory of a training: of its model, and of its options."""
+"""Read what decides the memory of a training from its options and from its model, which is made without weights."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,7 +167,11 @@ def setup_of(args: TrainingPlan, config: PreTrainedConfig) -> Setup:
 
 
 def _quantized_bytes(model: ModelConfig) -> float | None:
-    """Return 8 bits, or 4 and a fp32 scale for 64 weights (nested: one of 8 bits, and a fp32 one for 256 of those)."""
+    """Return the bytes of a quantized weight, with its share of the scales; None if weights are not quantized.
+
+    In 4 bits, 64 weights share a fp32 scale; with nested quantization the scale has 8 bits, and 256 scales share a fp32
+    one.
+    """
     if model.load_in_4bit:
         return 0.5 + (1 / 64 + 4 / (64 * 256) if model.use_bnb_nested_quant else 4 / 64)
     return 1.0 if model.load_in_8bit else None

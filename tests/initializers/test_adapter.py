@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
@@ -278,6 +279,17 @@ def test_frozen_side_stays_frozen_when_a_checkpoint_is_resumed(tmp_path):
     train(model)
     for module in init.modules:
         assert torch.equal(lora(model, module.name, module.side), init.initial[module.name])
+
+
+@pytest.mark.parametrize("freeze", [1, np.True_])
+def test_any_true_value_freezes(freeze):
+    model, init = adapted(freeze=freeze)
+    before = adapter_values(model)
+    train(model)
+    frozen = {f"{module.name}.lora_{module.side}.default.weight" for module in init.modules}
+    changed = {name for name, value in adapter_values(model).items() if not torch.equal(value, before[name])}
+    assert changed.isdisjoint(frozen)
+    assert changed
 
 
 # --- saving and merging

@@ -40,6 +40,15 @@ def test_stored_results_can_be_read(folder: Path) -> None:
     assert "What the features mean" in (folder / "report.md").read_text()
 
 
+def test_a_world_named_twice_is_reported_once(folder: Path) -> None:
+    stored_plan = json.loads((folder / "plan.json").read_text())
+    (main,) = stored_plan["studies"]
+    again = {"kind": "worlds", "plans": 2 * main["plans"]}
+    write_json(folder / "plan.json", {**stored_plan, "studies": [main, again]})
+    _, values, _ = rewrite_report(folder)
+    assert list(values["studies"]["worlds"]) == ["testbed"]
+
+
 def test_a_report_made_again_is_the_same(folder: Path) -> None:
     rewrite_report(folder)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.suffix in (".md", ".html", ".svg")}

@@ -18,7 +18,7 @@ from sails_align.core.machine import GIB
 from sails_align.evaluation.options import PromptArguments
 from sails_align.experiments.commands import AGAIN, evaluation, options_of
 from sails_align.experiments.jobs import Gpus, Job
-from sails_align.experiments.plan import Protocol, Run, option_groups
+from sails_align.experiments.plan import Evaluation, Protocol, Run, option_groups
 from sails_align.subspace.options import Method
 from sails_align.testbed.build import is_testbed
 from sails_align.training import run as align
@@ -84,25 +84,31 @@ class Reproduction:
         jobs = [*self._data(), *self._discovery(), *self._trainings(), *self._evaluations(), *self._attacks()]
         for place, job in enumerate(jobs):
             if job.name.startswith(("discover", "train")):
-                outdated = tuple(other.result for other in jobs if job.name in other.after)
-                jobs[place] = replace(job, outdates=outdated)
+                outdated = {other.name for other in jobs if job.name in other.after}
+                trained = [name.split("/")[1] for name in (job.name, *outdated) if name.startswith("train/")]
+                # Also evaluations that are not in the file now: they may have been, and may be again.
+                outdated |= {f"evaluate/{run}/{kind}" for run in trained for kind in get_args(Evaluation)}
+                jobs[place] = replace(job, outdates=tuple(map(self._done, sorted(outdated))))
         return [job for job in jobs if not self.only or job.name.startswith(self.only)]
 
     def job(self, name: str, command: Sequence[str], gpus: Gpus, after: Sequence[str] = ()) -> Job:
         """Return a step: its command as it is typed in the repository's folder, and a file in `done/`."""
-        options, file_name = option_groups(command), name.replace("/", ".")
+        options = option_groups(command)
         config = Path(*options.get("--config", ()))
         return Job(
             name=name,
             work=tuple(command),
-            result=self.output_dir / "done" / f"{file_name}.json",
-            log=self.output_dir / "logs" / f"{file_name}.log",
+            result=self._done(name),
+            log=self.output_dir / "logs" / f"{name.replace('/', '.')}.log",
             record={"argv": list(command), "config": file_hash(config) if config.is_file() else None},
             folder=Path(*options.get("--output_dir", options.get("--local-dir", ()))),
             gpus=gpus,
             after=tuple(after),
             keeps_log=True,
         )
+
+    def _done(self, name: str) -> Path:
+        return self.output_dir / "done" / f"{name.replace('/', '.')}.json"
 
     @property
     def n_gpus(self) -> dict[Gpus, int]:
@@ -169,7 +175,7 @@ class Reproduction:
             yield self.job(f"data/{model.rpartition('/')[2]}", ("hf", "download", model, *wanted), "none")
 
     def _after(self, run: Run, *steps: str) -> list[str]:
-        """Return the names of the steps that one of a run cannot do without."""
+        """Return the names of the steps that a step of a run needs: data, discovery, and those given."""
         discovery = ["discover/sails"] if run in self._with_subspace else []
         return [*(job.name for job in self._data()), *discovery, *steps]
 

@@ -199,6 +199,21 @@ def test_steps_wait_for_what_they_start_from() -> None:
     assert not any("lora" in name for name in outdated)
 
 
+def test_what_a_new_training_outdates(tmp_path: Path) -> None:
+    """Also evaluations that the file leaves out now: if it names them again, they must not count as done."""
+    of = replace(planned("gemma-2-9b"), output_dir=tmp_path)
+    kept = tuple(entry for entry in of.protocol.evaluate if entry[1] != "harness")
+    without = replace(of, protocol=replace(of.protocol, evaluate=kept))
+    for each in (of, without):
+        outdated = {path.stem for path in of_run(each, "train/sft-sails").outdates}
+        kinds = ("safety", "helpfulness", "harness")
+        assert outdated == {"attack.sft-sails.gcg", *(f"evaluate.sft-sails.{kind}" for kind in kinds)}
+        found = {path.stem for path in of_run(each, "discover/sails").outdates}
+        assert outdated | {"train.sft-sails", "train.dpo-sails"} < found
+        assert not any("lora" in name for name in found)
+    assert of_run(of, "evaluate/sft-sails/safety").outdates == ()
+
+
 def test_what_counts_as_done(tmp_path: Path) -> None:
     of, config, results = replace(planned("gemma-2-9b"), output_dir=tmp_path), tmp_path / "c.yaml", tmp_path / "results"
     config.write_text("lora_r: 8")
