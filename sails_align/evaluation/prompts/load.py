@@ -191,13 +191,15 @@ def _load(known: PromptSet, part: Part, where: str, revision: str | None) -> Tab
 def _download(known: PromptSet, pattern: str, revision: str | None) -> Path:
     """Return a folder with the files of a set's repository that match a pattern."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 
     hub_id = known.source.hub_id
     try:
         return Path(snapshot_download(hub_id, repo_type="dataset", revision=revision, allow_patterns=pattern))
     except LocalEntryNotFoundError as error:
         raise _unavailable(known, f"{hub_id} is not in the cache and the hub cannot be reached") from error
+    except GatedRepoError as error:  # the first line of its message is only a status
+        raise _unavailable(known, f"{hub_id} is gated, and you have no access to it") from error
     except (OSError, ValueError) as error:  # all errors of the hub are one of these
         cause = next((line for line in str(error).splitlines() if line), type(error).__name__)
         raise _unavailable(known, f"{hub_id} cannot be loaded: {cause}") from error
