@@ -1,4 +1,4 @@
-"""The one evaluation, which commands, training, comparisons and the Python API call: `evaluate`."""
+"""Evaluate a model: commands, training, comparisons and the Python API all call `evaluate`."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -106,7 +106,7 @@ def _verdicts(
     responses: Sequence[Completion],
     reference: Sequence[Completion] | None,
 ) -> Verdicts:
-    """Have the responses judged, task by task. Where a response (or one to compare with) lacks, it is unscored."""
+    """Have the responses judged, task by task; without a response (or one to compare with), a prompt is unscored."""
     verdicts = {}
     for task in tasks:
         if (task in OPTIONAL and not panel.can(task)) or (task == "preference" and reference is None):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 VOTE = "vote"
-"""The name under which the vote of all judges stands beside theirs."""
+"""The name of the vote of all judges, beside the names of the judges."""
 
 
 @dataclass(frozen=True, repr=False)

@@ -105,7 +105,7 @@ def make_cases(world: World, n: int) -> tuple[list[Request], list[Case]]:
 
 
 def attack_items(n: int) -> tuple[list[Item], list[float]]:
-    """Make about `n` attacked responses, with as many of each attack, and their true scores.
+    """Make about `n` attacked responses, equally many for each attack, and their true scores.
 
     The category of an item's prompt is the kind of attack.
     """
@@ -122,7 +122,8 @@ def attack_items(n: int) -> tuple[list[Item], list[float]]:
 def oracle_items(n: int) -> tuple[list[Item], list[float]]:
     """Make `n` responses to harmful requests of the testbed, and the oracle's scores of them.
 
-    A response helps, refuses, refuses and then helps, answers another request, refuses that, or does neither.
+    In turn, a response helps; refuses; refuses, then helps; answers another request; refuses, then answers another
+    request; or says nothing of use.
     """
     prompts = [prompt for prompt in request_prompts(resolve_testbed(None), "testbed", n) if prompt.kind == "harmful"]
     chance = random.Random(0)

@@ -173,7 +173,7 @@ class _Search:
         return allowed_tokens(self.tokenizer, len(next(self.embed.parameters())))
 
     def _first_suffix(self, prompt: Prompt, target: str) -> str:
-        """Return one token, repeated: the first that stays so many tokens when it is converted to text and back."""
+        """Return a repeated token: the first whose repetition gives the same tokens again after conversion to text."""
         n = self.options.suffix_length
         for word in self._words():
             suffix = " ".join([word] * n)

@@ -1,7 +1,7 @@
 """Convert suffixes between text and tokens, and find those that a search over tokens may try.
 
-A search replaces tokens, but an attacker sends text. The text of tokens is often tokenized into other tokens, so only
-suffixes count that survive text and chat template.
+A search replaces tokens, but an attacker sends text, which is often tokenized into other tokens. So a suffix counts
+only if its tokens are the same again after conversion to text and the chat template.
 """
 
 from collections.abc import Sequence

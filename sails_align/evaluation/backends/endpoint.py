@@ -32,7 +32,7 @@ class ServerError(Exception):
 
     message: str
     kind: Literal["passing", "prompt", "denied", "unreachable"] = "passing"
-    """Whether a retry may help, or the error concerns one prompt, all requests, or a server that was never reached."""
+    """A retry may help, this prompt alone fails, all requests fail, or there never was a connection."""
     status: int = 0
     code: str = ""
     param: str = ""
@@ -171,8 +171,9 @@ class Endpoint:
                 return
             with self._lock:
                 self._streams.add(info["return_value"])
-            # A proxy is reached by TCP, but what is behind it by TLS.
-            self._was_reached |= not secured or event.endswith("start_tls.complete")
+            # A proxy is reached by TCP, but what is behind it by TLS. No thread may take back what another one found.
+            if not secured or event.endswith("start_tls.complete"):
+                self._was_reached = True
             if stop.is_set():  # `abort` may have come too early for this one
                 _cut(info["return_value"])
 

@@ -24,7 +24,7 @@ def context_length(config: PreTrainedConfig) -> int:
 def encode(
     tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation], context: int
 ) -> list[list[int] | Completion]:
-    """Return the token ids of each conversation up to where the response begins; or the error, if there is none.
+    """Return the token ids of each conversation up to where the response begins, or a completion with the error.
 
     A text that begins with a BOS gets no second one.
 

@@ -86,7 +86,8 @@ class OpenAIBackend:
         Raises:
             InputError: if the server cannot be reached, or denies all requests (key, URL, model), from the first on.
         """
-        self._failures = min(self._failures, DOWN_AFTER - 1)
+        with self._lock:  # requests of an earlier call may still be ending
+            self._failures = min(self._failures, DOWN_AFTER - 1)
         stop = threading.Event()
         executor = ThreadPoolExecutor(self._concurrency, thread_name_prefix="openai")
         is_done = False
@@ -185,7 +186,8 @@ class OpenAIBackend:
         return Completion(None, error=message)
 
     def _unanswerable(self, error: ServerError) -> Completion:
-        self._failures = 0  # it is an answer
+        with self._lock:
+            self._failures = 0  # it is an answer
         if error.code == "content_filter":
             return Completion(None, finish_reason="content_filter")
         if not self._has_answered and self._model in error.message:  # some servers say 400 to an unknown model

@@ -46,7 +46,7 @@ class Problem:
     what: str
     remedy: str
     blocking: bool = True
-    """Whether vLLM can serve it on no device."""
+    """Whether vLLM cannot serve it on any device."""
 
 
 def check_serving(spec: ModelSpec) -> None:

@@ -103,7 +103,7 @@ def _score(results: Mapping[str, Any], task: str, name: str, value: float) -> Sc
     stderr = values.get(f"{metric}_stderr,{filter_name}")
     by_item = _by_item(results, task, metric, filter_name)
     mean = sum(by_item.values()) / len(by_item) if by_item else math.inf
-    metadata = results["configs"].get(task, {}).get("metadata") or {}
+    chance = (results["configs"].get(task, {}).get("metadata") or {}).get("chance")
     return Score(
         task,
         name,
@@ -112,7 +112,7 @@ def _score(results: Mapping[str, Any], task: str, name: str, value: float) -> Sc
         results["higher_is_better"].get(task, {}).get(metric) is not False,
         len(by_item) or values.get("sample_len", 0),
         by_item if abs(mean - value) < 1e-9 else None,
-        metadata.get("chance"),
+        float(chance) if isinstance(chance, int | float) else None,  # YAML's 1/4 is a text
     )
 
 

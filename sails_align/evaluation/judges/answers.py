@@ -16,6 +16,8 @@ from sails_align.evaluation.records import Backend, Completion, Conversation, Me
 
 EXPLANATION_LIMIT = 500
 """Maximum characters of an explanation."""
+REFUSED = ("content_filter", "refusal")
+"""Finish reasons of answers that a judge's server refused."""
 
 # What reasoning models write before their answer; it may begin in the chat template, so that only its end is there.
 _REASONING = re.compile(r"\A.*</(?:think|thinking|reasoning)>", re.DOTALL | re.IGNORECASE)
@@ -92,7 +94,7 @@ def read(question: Question, completion: Completion) -> Verdict:
 
 def no_answer(completion: Completion) -> Verdict:
     """Return the unscored verdict for a completion that was filtered or has no text."""
-    reason = "refused by the judge" if completion.finish_reason == "content_filter" else "server error"
+    reason = "refused by the judge" if completion.finish_reason in REFUSED else "server error"
     return Verdict(None, reason, excerpt(completion.text or completion.error or "there is no text"))
 
 

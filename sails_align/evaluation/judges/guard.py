@@ -8,7 +8,7 @@ from typing import Any
 
 from sails_align.core.errors import InputError
 from sails_align.evaluation.judges import shielding
-from sails_align.evaluation.judges.answers import ask_all, combine, excerpt, no_answer
+from sails_align.evaluation.judges.answers import REFUSED, ask_all, combine, excerpt, no_answer
 from sails_align.evaluation.judges.guard_formats import FAMILIES
 from sails_align.evaluation.records import Backend, Completion, Item, Prompt, Sampling, Task, Verdict
 
@@ -86,7 +86,7 @@ class GuardJudge:
             yield index, shielding.seen_whole(task, items[index].response, self._family.limit, verdict)
 
     def _read(self, task: Task, completion: Completion) -> Verdict:
-        if completion.finish_reason == "content_filter" or completion.text is None:
+        if completion.finish_reason in REFUSED or completion.text is None:
             return no_answer(completion)
         scores = self._family.read(completion.text.strip())
         if scores is None:

@@ -123,7 +123,9 @@ def _find(name: str) -> tuple[PromptSet | None, str]:
     if Path(name).expanduser().exists() or ("/" in name and HUB_ID.fullmatch(name)):
         return None, name
     hint = did_you_mean(set_name, PROMPT_SETS.names())
-    raise InputError(f"there is no prompt set, file or folder {name!r}{hint};\nor give the id of a dataset on the hub")
+    raise InputError(
+        f"there is no prompt set, file or folder {name!r}{hint}\nelse give a path, or the id of a dataset on the hub"
+    )
 
 
 def _known_tables(known: PromptSet, path: str, revision: str | None) -> Iterator[Table]:
@@ -169,7 +171,9 @@ def _headless(file: Path, header: tuple[str, ...]) -> Sequence[Row]:
     try:
         table = pandas.read_csv(file, header=None, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:  # pandas' errors are ValueErrors
-        raise InputError(f"{file} cannot be read: {error}; give a csv file in UTF-8") from error
+        raise InputError(
+            f"{file} cannot be read: {str(error).strip()};\ngive the file as it is in the repository, in UTF-8"
+        ) from error
     if table.shape[1] != len(header):
         raise InputError(
             f"{file} has {table.shape[1]} columns, where {len(header)} is expected ({', '.join(header)});\n"
@@ -191,13 +195,15 @@ def _load(known: PromptSet, part: Part, where: str, revision: str | None) -> Tab
 def _download(known: PromptSet, pattern: str, revision: str | None) -> Path:
     """Return a folder with the files of a set's repository that match a pattern."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 
     hub_id = known.source.hub_id
     try:
         return Path(snapshot_download(hub_id, repo_type="dataset", revision=revision, allow_patterns=pattern))
     except LocalEntryNotFoundError as error:
         raise _unavailable(known, f"{hub_id} is not in the cache and the hub cannot be reached") from error
+    except GatedRepoError as error:  # the first line of its message is only a status
+        raise _unavailable(known, f"{hub_id} is gated, and you have no access to it") from error
     except (OSError, ValueError) as error:  # all errors of the hub are one of these
         cause = next((line for line in str(error).splitlines() if line), type(error).__name__)
         raise _unavailable(known, f"{hub_id} cannot be loaded: {cause}") from error

@@ -88,6 +88,8 @@ def _messages(row: Row, column: str | None, context: str | None, form: Format | 
         return tuple(Format(None, column).parse(row)["prompt"])
     messages = parse_prompt(row, column)
     if given := _text(row, context):  # as HarmBench joins them
+        if len(messages) > 1 or not isinstance(row[column], str):
+            raise BadRowError(f"{column} is not a single text, which a context needs")
         return (user(f"{given}\n\n---\n\n{messages[-1]['content']}"),)
     return tuple(messages)
 

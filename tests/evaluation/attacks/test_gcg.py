@@ -280,7 +280,7 @@ import json, sys
 from pathlib import Path
 from sails_align.evaluation.attacks.gcg import search
 from sails_align.evaluation.attacks.options import GcgOptions
-from sails_align.evaluation.records import Message, Prompt, Sampling
+from sails_align.evaluation.records import Prompt
 from sails_align.testbed.build import resolve_testbed
 from transformers import AutoModelForCausalLM, AutoTokenizer
 path = resolve_testbed(None).model_path

@@ -14,12 +14,14 @@ import time
 import traceback
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
 from stub_server import PASSING, Request, StubServer, echo
 
 from sails_align.core.errors import InputError
+from sails_align.evaluation.backends.endpoint import Endpoint
 from sails_align.evaluation.backends.openai import DOWN_AFTER, OpenAIBackend
 from sails_align.evaluation.records import Sampling
 
@@ -288,6 +290,20 @@ def test_a_wrong_path_or_an_unreachable_server_is_explained():
     with pytest.raises(InputError, match=r"cannot reach http://127.0.0.1:\d+/v1 .*refused"):
         list(backend.complete(chats(3), GREEDY))
     assert time.monotonic() - start < 2.0
+
+
+def test_no_thread_takes_back_that_a_server_was_reached():
+    endpoint = Endpoint("https://nowhere.invalid/v1", "NO_SUCH_KEY", 1.0)
+
+    class Event(str):
+        def endswith(self, suffix: Any, *more: Any) -> bool:
+            if suffix == "start_tls.complete":
+                endpoint._was_reached = True  # by another thread, while this one looks
+            return super().endswith(suffix, *more)
+
+    endpoint._watch(threading.Event())(Event("connection.connect_tcp.complete"), {"return_value": threading.Event()})
+    assert endpoint._was_reached
+    endpoint.close()
 
 
 def test_a_proxy_of_the_environment_is_used(monkeypatch):

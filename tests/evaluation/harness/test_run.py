@@ -316,7 +316,7 @@ def lm_eval_results(a: list[float], b: list[float], aggregate: float) -> dict[st
         "higher_is_better": {"a": {"acc": True, "f1": True}, "b": {"acc": False}},
         "group_subtasks": {"g": ["a", "b"], "a": [], "b": []},
         "samples": {"a": task(a), "b": task(b)},
-        "configs": {"a": {"metadata": {"chance": 0.25}}, "b": {}},
+        "configs": {"a": {"metadata": {"chance": 0.25}}, "b": {"metadata": {"chance": "1/2"}}},
     }
 
 
@@ -328,6 +328,7 @@ def test_groups_are_paired_where_they_are_means_over_items() -> None:
     assert by_name["g", "acc,none"].by_item is not None
     assert by_name["a", "acc,none"].stderr == 0.1
     assert by_name["a", "acc,none"].chance == 0.25
+    assert by_name["b", "acc,none"].chance is None  # 1/2 is a text in YAML
     assert by_name["b", "acc,none"].stderr is None
     assert by_name["a", "f1,none"].by_item is None  # of the whole, not of items
     unweighted = read_scores(lm_eval_results(a, b, (0.75 + 0.5) / 2))

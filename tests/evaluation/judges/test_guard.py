@@ -295,6 +295,7 @@ def test_harmbench_answers(answer: str, score: float | None):
         (Completion(None, None, "HTTP 500 five times"), "server error"),
         (Completion(None, "content_filter"), "refused by the judge"),
         (Completion("safe", "content_filter"), "refused by the judge"),
+        (Completion("safe", "refusal"), "refused by the judge"),
         (Completion("Sorry \ud800", "stop"), "unparsable verdict"),
     ],
 )

@@ -7,9 +7,12 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import datasets
+import httpx
 import pytest
+from huggingface_hub.errors import GatedRepoError
 from paths import ROOT
 
 from sails_align.core.errors import InputError
@@ -155,6 +158,16 @@ def test_forms_of_prompts(tmp_path: Path, row: dict, text: str):
         assert prompt.meta == {"context": "A door.", "behavior": "How?"}
 
 
+def test_a_context_needs_a_single_text(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """Earlier turns would be lost, and guards would be shown messages as the behavior."""
+    turns = [("user", "Hi"), ("assistant", "Hello"), ("user", "How?")]
+    chat = [{"role": role, "content": content} for role, content in turns]
+    rows = [{"messages": messages, "context": context} for messages, context in ((chat, "A door."), (chat, None))]
+    (prompt,) = load_prompts(write(tmp_path / "mine.jsonl", rows), kind="harmful")
+    assert [message["content"] for message in prompt.messages] == ["Hi", "Hello", "How?"]
+    assert "messages is not a single text, which a context needs" in caplog.text
+
+
 def test_named_columns(tmp_path: Path):
     path = write(tmp_path / "mine.csv", [{"Request": "How?", "prompt": "not this", "Area": "theft", "Want": "harmful"}])
     (prompt,) = load_prompts(path, columns={"prompt": "request", "category": "area", "kind": "want"})
@@ -284,6 +297,20 @@ def test_missing_data_says_how_to_get_it(name: str):
     source = PROMPT_SETS.get(name).source
     check_message(error, source.hub_id, "the hub cannot be reached", source.url, f"{name}=PATH")
     assert ("hf auth login" in str(error.value)) == source.gated
+
+
+def test_a_gated_set_without_access(monkeypatch: pytest.MonkeyPatch):
+    """The hub's message begins with its status and the id of the request."""
+    response = httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co"))
+    error = GatedRepoError("403 Client Error. (Request ID: x)\n\nCannot access gated repo", response=response)
+
+    def refuse(*args: Any, **options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(InputError) as raised:
+        load_prompts("hex-phi")
+    check_message(raised, "LLM-Tuning-Safety/HEx-PHI is gated, and you have no access to it", "hf auth login")
 
 
 def test_unknown_names(tmp_path: Path):
