@@ -11,10 +11,13 @@ from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
-import httpx
 from huggingface_hub import HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError
 
 from sails_align.core.errors import InputError
+
+HubConnectionError: type[Exception] = HfHubHTTPError.__bases__[0]
+"""What the hub's client raises without a connection: of httpx, and from huggingface_hub 2 on of httpx2."""
 
 FILES = (
     "README.md",
@@ -76,7 +79,7 @@ def push(
             commit_message="Finished run of sails-align",
             allow_patterns=[glob.escape(name) for name in files],
         )
-    except (OSError, RuntimeError, ValueError, httpx.HTTPError) as error:  # each is raised by the hub's client
+    except (OSError, RuntimeError, ValueError, HubConnectionError) as error:  # each is raised by the hub's client
         cause = next(line for line in [*str(error).splitlines(), type(error).__name__] if line.strip())
         raise InputError(
             f"cannot push to {repo_id}: {cause.strip()}\n"

@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import httpx
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from packaging.specifiers import SpecifierSet
 
@@ -28,6 +27,7 @@ from sails_align.evaluation.prompts.sets import PROMPT_SETS
 from sails_align.evaluation.records import Item, Prompt
 from sails_align.experiments.commands import OPTIONS, check
 from sails_align.experiments.reproduction.plan import DATA, Reproduction, is_hh_rlhf
+from sails_align.export.hub import HubConnectionError
 from sails_align.saes.checks import compare_names
 from sails_align.saes.files import check_release
 from sails_align.saes.sets import SAESet
@@ -141,7 +141,7 @@ def _access(kind: str, name: str) -> Finding:
         return Finding(what, "failed", f"its licence is not accepted: do so on {page}, then `hf auth login`")
     except RepositoryNotFoundError:
         return Finding(what, "failed", f"there is no {page}, or it is private: check the name, or `hf auth login`")
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+    except (HubConnectionError, OSError) as error:
         cause = without_password(next(iter(str(error).strip().splitlines()), type(error).__name__))
         return Finding(what, "failed", f"{endpoint} cannot be reached ({cause}): check the connection")
     return Finding(what, "ok", page)
