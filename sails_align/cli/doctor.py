@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from sails_align.core import machine
-from sails_align.core.errors import CommandParser
+from sails_align.core.errors import CommandParser, first_line
 
 # This imports as little as it can, not even the package's parser of options: it must work where libraries are broken.
 ASSETS = Path(__file__).parents[1] / "testbed" / "assets"
@@ -80,7 +80,7 @@ def testbed_problem() -> str | None:
             with safe_open(ASSETS / name, framework="np") as file:  # which sees that a file was cut off
                 file.keys()
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        return f"the testbed's files are not whole ({str(error).splitlines()[0]}): install {machine.NAME} again"
+        return f"the testbed's files are not whole ({first_line(error)}): install {machine.NAME} again"
     return None
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from trl import TrlParser  # pyright: ignore[reportPrivateImportUsage]
 
-from sails_align.core.errors import CommandParser, InputError
+from sails_align.core.errors import CommandParser, InputError, first_line
 from sails_align.core.library_options import LibraryOptions
 
 KINDS = {"int": "a whole number", "float": "a number", "string_to_bool": "true or false"}
@@ -87,7 +87,7 @@ class CommandLine:
             raise InputError("\n".join(lines[:3])) from error
         except ImportError as error:  # such as of DeepSpeed, for --deepspeed
             raise InputError(
-                f"an option needs a package that is not installed: {str(error).strip().splitlines()[0]}\n"
+                f"an option needs a package that is not installed: {first_line(error)}\n"
                 "install it (DeepSpeed: pip install 'sails-align[deepspeed]'), or leave the option out"
             ) from error
         if rest:

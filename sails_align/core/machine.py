@@ -15,6 +15,8 @@ import psutil
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from sails_align.core.errors import first_line
+
 NAME = "sails-align"
 OPTIONAL: Mapping[str, str] = {
     "deepspeed": "ZeRO-1, 2 and 3 (accelerate_configs/zero*.yaml)",
@@ -57,7 +59,7 @@ def devices() -> dict[str, Any]:
     try:
         import torch
     except (ImportError, OSError) as error:  # OSError: a shared library that is missing
-        cause = str(error).splitlines()[0]
+        cause = first_line(error)
         return {"gpus": [], "cuda": None, "bf16": None, "problem": f"PyTorch cannot be imported ({cause})"}
     gpus = []
     for index in range(torch.cuda.device_count()):

@@ -14,7 +14,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError
 
-from sails_align.core.errors import InputError
+from sails_align.core.errors import InputError, first_line
 
 HubConnectionError: type[Exception] = HfHubHTTPError.__bases__[0]
 """What the hub's client raises without a connection: of httpx, and from huggingface_hub 2 on of httpx2."""
@@ -80,9 +80,8 @@ def push(
             allow_patterns=[glob.escape(name) for name in files],
         )
     except (OSError, RuntimeError, ValueError, HubConnectionError) as error:  # each is raised by the hub's client
-        cause = next(line for line in [*str(error).splitlines(), type(error).__name__] if line.strip())
         raise InputError(
-            f"cannot push to {repo_id}: {cause.strip()}\n"
+            f"cannot push to {repo_id}: {first_line(error)}\n"
             f"everything is saved in {folder}; check the connection, the name and the token, then push it with\n"
             f"{upload_command(folder, repo_id, files, private=private, revision=revision)}"
         ) from error

@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftConfig, get_peft_model, get_peft_model_state_di
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedConfig
 
-from sails_align.core.errors import InputError
+from sails_align.core.errors import InputError, first_line
 from sails_align.core.options import HUB_ID
 from sails_align.models.load import empty_model, model_errors
 
@@ -94,7 +94,7 @@ def read_adapter(folder: Path) -> AdapterFiles:
     try:
         config = PeftConfig.from_pretrained(str(folder))
     except (TypeError, ValueError) as error:
-        raise _damaged(folder / CONFIG, str(error).splitlines()[0]) from error
+        raise _damaged(folder / CONFIG, first_line(error)) from error
     assert isinstance(config, LoraConfig)
     return AdapterFiles(folder, config, _read_header(folder / WEIGHTS), read_json(folder / "run.json"))
 
@@ -140,7 +140,7 @@ def expected_shapes(config: LoraConfig, base_config: PreTrainedConfig) -> dict[s
         with torch.device("meta"):
             model = get_peft_model(empty_model(base_config), config)
     except ValueError as error:
-        cause = str(error).splitlines()[0]
+        cause = first_line(error)
         raise InputError(
             f"the adapter does not fit the model {config.base_model_name_or_path} ({cause});\n"
             "give the model that it was trained on with --base_model"

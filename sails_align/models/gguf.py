@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from sails_align.core.artifacts import file_hash
-from sails_align.core.errors import InputError
+from sails_align.core.errors import InputError, first_line
 from sails_align.core.files import atomic_folder, cache_folder, exclusive
 from sails_align.models.load import empty_model, no_load_report, not_partitioned
 
@@ -50,7 +50,7 @@ def _convert(file: Path, folder: Path) -> None:
         with no_load_report(), not_partitioned():
             loaded = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **which)
     except _ERRORS as error:
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        cause = first_line(error)
         raise InputError(
             f"cannot load the model {file}: {cause}\n"
             "give a whole file of an architecture that transformers can dequantize, or the model's own folder"

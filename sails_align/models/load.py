@@ -26,7 +26,7 @@ from transformers import (
 from transformers.integrations import deepspeed
 from transformers.utils import logging as transformers_logging
 
-from sails_align.core.errors import InputError
+from sails_align.core.errors import InputError, first_line
 from sails_align.models.spec import ModelSpec
 
 OF_LOADING = (ValueError, KeyError, RuntimeError, ImportError)
@@ -181,7 +181,7 @@ def model_errors(name: str | Path, *more: type[Exception], what: str = "model") 
         is_systems = isinstance(error, OSError) and error.errno is not None  # not transformers' own
         if is_systems or not isinstance(error, (OSError, SafetensorError, *more)):
             raise
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        cause = first_line(error)
         raise InputError(
             f"cannot load the {what} {name}: {cause}\ncheck the name, and that the copy is whole; without network, "
             "download it first (hf download) or give a local folder"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from sails_align.core.errors import InputError
+from sails_align.core.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -74,4 +74,4 @@ def load_tasks(manager: "TaskManager", names: Sequence[str]) -> tuple[list[Any],
 def _root_cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return first_line(error)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas
 
-from sails_align.core.errors import InputError
+from sails_align.core.errors import InputError, first_line
 from sails_align.core.options import HUB_ID
 from sails_align.core.registry import did_you_mean
 from sails_align.data.loading import load_rows
@@ -188,7 +188,7 @@ def _load(known: PromptSet, part: Part, where: str, revision: str | None) -> Tab
     except InputError as error:
         if where != known.source.hub_id:
             raise
-        raise _unavailable(known, str(error).splitlines()[0]) from error
+        raise _unavailable(known, first_line(error)) from error
     return table_of(rows, where, part, part.category if isinstance(part.category, str) else None)
 
 
@@ -205,7 +205,7 @@ def _download(known: PromptSet, pattern: str, revision: str | None) -> Path:
     except GatedRepoError as error:  # the first line of its message is only a status
         raise _unavailable(known, f"{hub_id} is gated, and you have no access to it") from error
     except (OSError, ValueError) as error:  # all errors of the hub are one of these
-        cause = next((line for line in str(error).splitlines() if line), type(error).__name__)
+        cause = first_line(error)
         raise _unavailable(known, f"{hub_id} cannot be loaded: {cause}") from error
 
 

@@ -12,7 +12,7 @@ from huggingface_hub.utils import validate_repo_id
 from packaging.specifiers import SpecifierSet
 
 from sails_align.core.command_line import CommandLine
-from sails_align.core.errors import InputError, without_password
+from sails_align.core.errors import InputError, first_line, without_password
 from sails_align.core.files import disk_errors
 from sails_align.core.machine import devices, environment, existing, package_problems, packages
 from sails_align.data.loading import load_rows
@@ -142,7 +142,7 @@ def _access(kind: str, name: str) -> Finding:
     except RepositoryNotFoundError:
         return Finding(what, "failed", f"there is no {page}, or it is private: check the name, or `hf auth login`")
     except (HubConnectionError, OSError) as error:
-        cause = without_password(next(iter(str(error).strip().splitlines()), type(error).__name__))
+        cause = without_password(first_line(error))
         return Finding(what, "failed", f"{endpoint} cannot be reached ({cause}): check the connection")
     return Finding(what, "ok", page)
 
