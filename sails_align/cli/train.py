@@ -93,6 +93,8 @@ GROUPS = {
         *("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split"),
         *("helpful_dataset_name", "helpful_dataset_config", "helpful_dataset_split"),
         *("max_train_examples", "eval_examples", "on_bad_rows", "max_length"),
+        *("prompt_column", "chosen_column", "rejected_column", "label_column", "good_labels", "bad_responses"),
+        *("helpful_prompt_column", "helpful_chosen_column", "helpful_label_column"),
         *_names(TRANSFORMS),
     ),
     "SAEs and subspace": (

@@ -104,6 +104,7 @@ def texts_of(
     Raises:
         InputError: as `load_rows` and `normalize`; or if no data set is named.
     """
+    from sails_align.data.formats import NO_LABEL, Columns
     from sails_align.data.loading import load_rows
     from sails_align.data.pairs import normalize
     from sails_align.data.rows import columns_by_lower_name
@@ -118,7 +119,8 @@ def texts_of(
     columns = columns_by_lower_name(rows)
     if "text" in columns:
         return _texts(rows, columns["text"], name, args.on_bad_rows)
-    pairs = normalize(rows, name=name, on_bad_rows=args.on_bad_rows).dataset  # pyright: ignore[reportArgumentType]
+    all_responses = Columns(label=NO_LABEL)  # an SAE describes good and bad ones
+    pairs = normalize(rows, name=name, on_bad_rows=args.on_bad_rows, columns=all_responses).dataset  # pyright: ignore
     return _dialogues(pairs, tokenizer)
 
 

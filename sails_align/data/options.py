@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from sails_align.core.errors import InputError
 from sails_align.core.options import check_choices, check_least, option
+from sails_align.data.formats import NO_LABEL, Columns
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,39 @@ class DataOptions:
         "error",
         "What to do with unusable rows: error (stop and report them) or skip (leave them out and count them).",
     )
+    prompt_column: str | None = option(None, "Column of the prompts, if the data does not use a common name.")
+    chosen_column: str | None = option(None, "Column of the responses to learn from, likewise.")
+    rejected_column: str | None = option(None, "Column of the rejected responses, likewise.")
+    label_column: str | None = option(
+        None,
+        "Column that says whether a response is good (is_safe, label and others are known), or none: all are good.",
+    )
+    good_labels: list[str] | None = option(None, "Values of the label column for good responses, such as true.")
+    bad_responses: str = option(
+        "drop",
+        "Responses that are labelled bad: drop (left out and counted) or pair (rejected ones to good ones of the same "
+        "prompt).",
+    )
+    helpful_prompt_column: str | None = option(None, "The same of the helpful dataset: column of the prompts.")
+    helpful_chosen_column: str | None = option(None, "The same of the helpful dataset: column of the responses.")
+    helpful_label_column: str | None = option(None, "The same of the helpful dataset: column of the labels, or none.")
 
     def __post_init__(self) -> None:
-        check_choices(self, {"on_bad_rows": ("error", "skip")})
+        check_choices(self, {"on_bad_rows": ("error", "skip"), "bad_responses": ("drop", "pair")})
         check_least(self, eval_examples=1, max_train_examples=1)
+        if self.rejected_column is not None and self.chosen_column is None:
+            raise InputError("rejected_column is given without chosen_column; give both")
+        if self.good_labels is not None and (self.label_column or self.helpful_label_column) in (None, NO_LABEL):
+            raise InputError("good_labels is given, but no column that has them; give --label_column")
+
+    def columns(self, helpful: bool = False) -> Columns:
+        """Return the columns named for the safety data, or for the helpful data."""
+        good = None if self.good_labels is None else tuple(self.good_labels)
+        if helpful:
+            return Columns(
+                self.helpful_prompt_column, self.helpful_chosen_column, None, self.helpful_label_column, good
+            )
+        return Columns(self.prompt_column, self.chosen_column, self.rejected_column, self.label_column, good)
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,27 @@ train = to_sft(pairs)                              # TRL's form; to_preference(p
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from datasets import Dataset, Features
+from datasets import Dataset, Features, List, Value
 
 from sails_align.core.errors import InputError
-from sails_align.data.formats import FORMATS, PROMPT_COLUMNS, assistant, find_format, parse_prompt
+from sails_align.data.formats import (
+    FORMATS,
+    PROMPT_COLUMNS,
+    Columns,
+    Format,
+    assistant,
+    find_format,
+    named_format,
+    parse_prompt,
+)
+from sails_align.data.labels import GOOD, MEANINGS, Label, find_labels, use_labels
 from sails_align.data.loading import cache_errors
 from sails_align.data.rows import EXTRAS, MESSAGES, Normalized, OnBadRows, columns_by_lower_name, read_rows
+
+NO_COLUMNS = Columns()
 
 
 @dataclass(frozen=True)
@@ -31,18 +43,63 @@ class AlignmentExamples:
     """What is trained on: the safety pairs, until transforms change it."""
 
 
-def normalize(dataset: Dataset, *, name: str = "the data set", on_bad_rows: OnBadRows = "error") -> Normalized:
+def normalize(
+    dataset: Dataset,
+    *,
+    name: str = "the data set",
+    on_bad_rows: OnBadRows = "error",
+    columns: Columns = NO_COLUMNS,
+    pair: bool = False,
+) -> Normalized:
     """Convert a dataset of any format in `formats.FORMATS` to one common form; `name` is for messages.
 
     With "error", unusable rows are an error that counts them by cause; with "skip", they are left out and counted.
-    Raises `InputError` if the dataset is empty, its columns are not understood, or no good rows are left.
+    Rows whose response is labelled bad are left out and counted, or with `pair` their responses become rejected ones
+    (`labels.use_labels`). Raises `InputError` if the dataset is empty, its columns are not understood, or no good rows
+    are left.
+
+    Args:
+        dataset: of rows in a known format.
+        name: for messages.
+        on_bad_rows: "error" or "skip".
+        columns: names of columns that are not the usual ones.
+        pair: pair responses labelled bad with those labelled good.
     """
-    columns = columns_by_lower_name(dataset)
-    form = find_format(columns)
+    by_lower = columns_by_lower_name(dataset)
+    form = _format_of(dataset, by_lower, columns, name)
+    labels = find_labels(dataset, by_lower, form, name, columns.label, columns.good_labels)
+    has_label = bool(labels) or (form.better is not None and any(column in by_lower for column in form.safety_columns))
+
+    def parse(row: Mapping[str, Any]) -> dict[str, Any]:
+        parsed = form.parse(row)
+        own = form.safety_column(row)
+        of_row = [*labels, Label(own, MEANINGS["is_safe"])] if own and columns.label is None else labels
+        return {**parsed, GOOD: all([label.is_good(row) for label in of_row])}
+
+    kept = ["prompt", "chosen", *(["rejected"] if form.paired else []), *_extras_in(by_lower)]
+    read = [*form.reads, *(label.column for label in labels)]
+    found = read_rows(dataset, read, [*kept, *([GOOD] if has_label else [])], parse, name, on_bad_rows)
+    if not has_label:
+        return found
+    rows, left_out = use_labels(found.dataset, pair, name)
+    return Normalized(rows, {**found.dropped, **left_out})
+
+
+def _format_of(dataset: Dataset, by_lower: Mapping[str, str], columns: Columns, name: str) -> Format:
+    for role in ("prompt", "chosen", "rejected"):
+        named = getattr(columns, role)
+        if named is not None and named.lower() not in by_lower:
+            raise InputError(
+                f"{name} has no column {named!r} for the {role}; it has {', '.join(dataset.column_names)}.\n"
+                f"Correct --{role}_column"
+            )
+    form = named_format(by_lower, columns)
     if form is None:
-        raise InputError(_not_understood(dataset, columns, name))
-    kept = ["prompt", "chosen", *(["rejected"] if form.rejected else []), *_extras_in(columns)]
-    return read_rows(dataset, [*form.columns, "input"], kept, form.parse, name, on_bad_rows)
+        raise InputError(_not_understood(dataset, by_lower, name))
+    answers = dataset.features[by_lower[form.chosen]]
+    if not form.paired and isinstance(answers, List) and answers.feature == Value("string"):
+        return replace(form, rejected=form.chosen)
+    return form
 
 
 def requests_of(
@@ -81,10 +138,15 @@ def _extras_in(columns: Mapping[str, str]) -> list[str]:
 def _not_understood(dataset: Dataset, columns: Mapping[str, str], name: str) -> str:
     found = f"{name} has the columns {', '.join(dataset.column_names)}"
     if any(column in columns for column in PROMPT_COLUMNS):
-        return f"{found}: prompts without responses to learn from;\ngive it where prompts are asked for, or other data"
+        return (
+            f"{found}: prompts without responses to learn from;\ngive it where prompts are asked for, other data, or "
+            "the name of the responses' column with --chosen_column"
+        )
     understood = " | ".join(", ".join(form.columns) for form in FORMATS)
-    prompts = " | ".join(PROMPT_COLUMNS)
-    return f"{found}, which are not understood;\nrename them to one of: {understood};\nor, for prompts only: {prompts}"
+    return (
+        f"{found}, which are not understood;\nname them with --prompt_column, --chosen_column (and --rejected_column), "
+        f"or rename them to one of: {understood};\nor, for prompts only: {' | '.join(PROMPT_COLUMNS)}"
+    )
 
 
 def to_sft(dataset: Dataset) -> Dataset:
@@ -101,7 +163,8 @@ def to_preference(dataset: Dataset) -> Dataset:
     if "rejected" not in dataset.column_names:
         raise InputError(
             f"the data has no rejected responses (columns {', '.join(dataset.column_names)}), and pairs are needed;\n"
-            "give a dataset with the columns chosen, rejected, and perhaps prompt"
+            "give a dataset with the columns chosen, rejected, and perhaps prompt; or labelled rows with "
+            "--bad_responses pair"
         )
 
     def convert(row: dict[str, Any]) -> dict[str, Any]:

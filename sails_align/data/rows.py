@@ -17,7 +17,7 @@ from sails_align.data.loading import cache_errors
 logger = logging.getLogger(__name__)
 
 MESSAGES = List({"role": Value("string"), "content": Value("string")})
-TYPES = {"prompt": MESSAGES, "chosen": Value("string"), "rejected": Value("string")}
+TYPES = {"prompt": MESSAGES, "chosen": Value("string"), "rejected": Value("string"), "labelled_good": Value("bool")}
 EXTRAS = {"category": Value("string"), "harmful": Value("bool")}
 """Columns that are passed on as they are, where the source has them."""
 

@@ -125,7 +125,8 @@ def suited_to_data(options: DiscoveryOptions, data: DiscoveryData) -> DiscoveryO
     if contrast != "prompt" and "rejected" not in data.pairs.column_names:
         raise InputError(
             f"contrast {contrast} compares chosen with rejected responses, but the data has no rejected ones;\n"
-            "give preference data, or use --contrast prompt with --helpful_dataset_name"
+            "give preference data (or labelled rows with --bad_responses pair), or use --contrast prompt with "
+            "--helpful_dataset_name"
         )
     return replace(options, contrast=contrast)
 

@@ -10,6 +10,7 @@ from sails_align.core.distributed import from_main
 from sails_align.core.errors import InputError
 from sails_align.data.loading import load_rows
 from sails_align.data.pairs import AlignmentExamples, fingerprint, normalize
+from sails_align.data.splits import split_by_prompt, without_prompts_of
 from sails_align.data.tokens import read_chat_template
 from sails_align.data.transforms import transformed
 from sails_align.models import load
@@ -17,6 +18,9 @@ from sails_align.models.spec import identity_of
 from sails_align.testbed.build import MODEL_NAME, Testbed
 from sails_align.testbed.data import alignment_data
 from sails_align.training.plan import TrainingPlan
+
+HELD_OUT, HELPFUL = "held-out data: ", "helpful data: "
+"""What the causes of dropped rows begin with."""
 
 
 @dataclass(frozen=True)
@@ -133,29 +137,31 @@ def _load_data(plan: TrainingPlan, dropped: dict[str, int]) -> tuple[Dataset, Da
         raise InputError("dataset_streaming is true, but examples are mixed and split by number; leave it out")
 
     def usable(rows: Dataset, name: str, label: str) -> Dataset:
-        normalized = normalize(rows, name=name, on_bad_rows=data.on_bad_rows)  # pyright: ignore[reportArgumentType]
+        normalized = normalize(
+            rows,
+            name=name,
+            on_bad_rows=data.on_bad_rows,  # pyright: ignore[reportArgumentType]
+            columns=data.columns(helpful=label == HELPFUL),
+            pair=data.bad_responses == "pair",
+        )
         dropped.update({label + cause: n for cause, n in normalized.dropped.items()})
         return normalized.dataset
 
-    rows = load_rows(name, config=script.dataset_config, split=script.dataset_train_split)
-    safety = usable(rows, name, "")
+    def load(name: str, split: str, config: str | None, label: str) -> Dataset:
+        return usable(load_rows(name, config=config, split=split), name, label)
+
+    safety = load(name, script.dataset_train_split, script.dataset_config, "")
     try:
         rows = load_rows(name, config=script.dataset_config, split=script.dataset_test_split)
     except InputError:  # no test split
         if script.dataset_test_split != "test":  # one that was asked for
             raise
-        n_held_out = min(data.eval_examples, len(safety) // 5)
-        if n_held_out < 1:
-            raise InputError(
-                f"{name} has {len(safety)} usable rows; give at least 5, so that some can be held out"
-            ) from None
-        parts = safety.train_test_split(test_size=n_held_out, seed=seed)
-        safety, held_out = parts["train"], parts["test"]
+        safety, held_out = split_by_prompt(safety, data.eval_examples, seed, name)
     else:
-        held_out = usable(rows, name, "held-out data: ")
+        held_out = without_prompts_of(usable(rows, name, HELD_OUT), safety, name, HELD_OUT, dropped)
         held_out = held_out.shuffle(seed=seed).select(range(min(data.eval_examples, len(held_out))))
     helpful = None
     if (name := data.helpful_dataset_name) is not None:
-        rows = load_rows(name, config=data.helpful_dataset_config, split=data.helpful_dataset_split)
-        helpful = usable(rows, name, "helpful data: ")
+        helpful = load(name, data.helpful_dataset_split, data.helpful_dataset_config, HELPFUL)
+        helpful = without_prompts_of(helpful, held_out, name, HELPFUL, dropped)
     return safety, helpful, held_out

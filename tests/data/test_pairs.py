@@ -179,6 +179,15 @@ PAIR_ROWS = {
         "chosen": {"from": "gpt", "value": "See you."},
         "rejected": {"from": "gpt", "value": "No!"},
     },
+    "StackExchange": {"question": transcript(TURNS), "response_j": "See you.", "response_k": "No!", "qid": 1},
+    "question": {"question": transcript(TURNS), "chosen": "See you.", "rejected": "No!"},
+    "two responses in a list": {"prompt": transcript(TURNS), "response": ["See you.", "No!"]},
+    "two outputs in a list": {"instruction": TURNS, "output": ["See you.", "No!"]},
+    "messages as JSON": {
+        "prompt": json.dumps(TURNS),
+        "chosen": json.dumps([assistant("See you.")]),
+        "rejected": json.dumps(assistant("No!")),
+    },
 }
 SINGLE = {"prompt": [{"role": "user", "content": "Hi"}], "chosen": "Hello."}
 SINGLE_ROWS = {
@@ -189,6 +198,12 @@ SINGLE_ROWS = {
     "response": {"prompt": "Hi", "response": "Hello."},
     "alpaca": {"instruction": "Hi", "output": "Hello."},
     "alpaca, empty input": {"instruction": "Hi", "input": "", "output": "Hello."},
+    "Dolly, empty context": {"instruction": "Hi", "context": "", "response": "Hello."},
+    "question": {"question": "Hi", "answer": "Hello."},
+    "messages as JSON": {"messages": json.dumps(TURNS[:2])},
+    "ShareGPT as JSON": {
+        "conversations": json.dumps([{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}])
+    },
     "capitals": {"Instruction": "Hi", "Output": "Hello."},
 }
 
@@ -215,6 +230,25 @@ def test_alpaca_preferences_and_input():
     }
 
 
+def test_dolly_context():
+    row = {"instruction": "Add.", "context": "1 2", "response": "3", "category": "sums"}
+    assert normalize_one(row)["prompt"] == [{"role": "user", "content": "Add.\n\n1 2"}]
+
+
+def test_system_turns_are_joined():
+    system = [{"role": "system", "content": "Be short."}, {"role": "system", "content": "Be kind."}]
+    prompt = normalize_one({"messages": [*system, *TURNS[:2]]})["prompt"]
+    assert prompt == [{"role": "system", "content": "Be short.\n\nBe kind."}, TURNS[0]]
+
+
+def test_text_that_is_json_but_no_messages_stays_text():
+    for text in ('{"a": 1}', '[{"a": 1}]', "[{", "[]"):
+        assert normalize_one({"prompt": text, "completion": text}) == {
+            "prompt": [{"role": "user", "content": text}],
+            "chosen": text,
+        }
+
+
 def test_passthrough():
     rows = [
         {"prompt": "a", "completion": "b", "category": "x", "harmful": True},
@@ -227,7 +261,7 @@ def test_passthrough():
 
 
 def test_the_richest_format_wins():
-    assert find_format(["id", "prompt", "chosen", "rejected", "messages"]) == FORMATS[1]
+    assert find_format(["id", "prompt", "chosen", "rejected", "messages"]) == FORMATS[3]
     assert find_format(["prompt", "answer"]) is None
 
 
@@ -275,6 +309,7 @@ BAD_ROWS = {
     "messages has a message whose role is none of": {"messages": [{"role": "tool", "content": "x"}]},
     "messages is neither a string nor a list of messages": {"messages": [1]},
     "messages is empty": {"messages": []},
+    "messages is neither a list of messages nor one as JSON": {"messages": "[{'role': 'user', 'content': 'x'}]"},
     "instances is not a list of one instance": {"instruction": "a", "instances": []},
 }
 
@@ -323,10 +358,12 @@ def test_mixed_types_in_a_file(tmp_path: Path):
 
 
 def test_unknown_columns():
-    dataset = Dataset.from_list([{"question": "a", "answer": "b"}])
+    dataset = Dataset.from_list([{"query": "a", "reply": "b"}])
     with pytest.raises(InputError) as error:
         normalize(dataset, name="qa")
-    check_message(error, "qa has the columns question, answer", "prompt, chosen, rejected", "instruction, output")
+    check_message(
+        error, "qa has the columns query, reply", "--chosen_column", "prompt, chosen, rejected", "instruction, output"
+    )
 
 
 @pytest.mark.parametrize("on_bad_rows", ["error", "skip"])

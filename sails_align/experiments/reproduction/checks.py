@@ -202,7 +202,9 @@ def _data(plan: Reproduction) -> Iterator[Finding]:
             continue
         rows = load_rows(name, config=args.script.dataset_config, split=args.script.dataset_train_split)
         some = rows.select(range(min(N_ROWS, len(rows))))
-        found = normalize(some, name=name, on_bad_rows=args.data.on_bad_rows).dataset  # pyright: ignore
+        columns = args.data.columns(helpful=name != args.script.dataset_name)
+        how = {"columns": columns, "pair": args.data.bad_responses == "pair"}
+        found = normalize(some, name=name, on_bad_rows=args.data.on_bad_rows, **how).dataset  # pyright: ignore
         if pairs and "rejected" not in found.column_names:
             raise InputError(f"{name} has no rejected responses, which DPO and the response contrast need; give pairs")
         yield Finding(what, "ok", f"{len(rows):,} rows; of the first {len(some)}, {len(found)} can be used")

@@ -1,0 +1,88 @@
+"""The data of a training: labels, named columns, and prompts that are in two places."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+from tiny import Project
+
+from sails_align.core.errors import InputError
+from sails_align.training import run as align
+from sails_align.training.dataset import TrainingSource
+
+NO_SUBSPACE = ("--init", "default")
+
+
+def source_of(project: Project, folder: Path, *more: str) -> TrainingSource:
+    args, testbed = align.resolved(align.parse("sft", project.argv(folder / "run", *NO_SUBSPACE, *more)))
+    return align.load_source(args, testbed)
+
+
+def write(path: Path, rows: Sequence[Mapping]) -> str:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def labelled(n: int = 40) -> list[dict]:
+    return [
+        {"prompt": f"how do i break {i // 2}", "response": "you can" if i % 2 else "sorry no", "is_safe": i % 2 == 0}
+        for i in range(n)
+    ]
+
+
+def test_labelled_rows(project: Project, tmp_path: Path):
+    path = write(tmp_path / "data.jsonl", labelled())
+    source = source_of(project, tmp_path, "--dataset_name", path)
+    assert set(source.safety["chosen"]) | set(source.held_out["chosen"]) == {"sorry no"}
+    assert source.dropped == {"the response is labelled bad": 20}
+    paired = source_of(project, tmp_path, "--dataset_name", path, "--bad_responses", "pair")
+    assert set(paired.safety["rejected"]) == {"you can"}
+    assert paired.dropped == {}
+
+
+def test_labels_are_on_the_card(project: Project, tmp_path: Path):
+    path = write(tmp_path / "data.jsonl", labelled())
+    align.main("sft", project.argv(tmp_path / "run", *NO_SUBSPACE, "--dataset_name", path, "--max_steps", "1"))
+    assert "| `the response is labelled bad` | 20 |" in (tmp_path / "run" / "README.md").read_text()
+
+
+def test_named_columns(project: Project, tmp_path: Path):
+    rows = [{"q": row["prompt"], "a": row["response"], "fine": int(row["is_safe"])} for row in labelled()]
+    safety = write(tmp_path / "data.jsonl", rows)
+    helpful = write(tmp_path / "helpful.jsonl", [{"ask": f"how do i oil {i}", "say": "you can"} for i in range(40)])
+    files = ("--dataset_name", safety, "--helpful_dataset_name", helpful)
+    named = ("--prompt_column", "q", "--chosen_column", "a", "--label_column", "fine", "--good_labels", "1")
+    also = ("--helpful_prompt_column", "ask", "--helpful_chosen_column", "say")
+    source = source_of(project, tmp_path, *files, *named, *also)
+    assert set(source.safety["chosen"]) == {"sorry no"}
+    assert source.helpful is not None
+    assert set(source.helpful["chosen"]) == {"you can"}
+    with pytest.raises(InputError, match="--label_column fine"):
+        source_of(project, tmp_path, *files, *named[:4], *also)
+
+
+def test_no_prompt_is_trained_on_and_held_out(project: Project, tmp_path: Path):
+    rows = [{"prompt": f"q {i % 10}", "chosen": f"no {i}", "rejected": f"yes {i}"} for i in range(40)]
+    source = source_of(project, tmp_path, "--dataset_name", write(tmp_path / "data.jsonl", rows))
+    assert not prompts(source.safety) & prompts(source.held_out)
+    assert len(source.safety) + len(source.held_out) == 40
+
+    write(tmp_path / "split" / "train.jsonl", rows)
+    write(tmp_path / "split" / "test.jsonl", [*rows[:3], {**rows[0], "prompt": "another"}])
+    helpful = write(
+        tmp_path / "helpful.jsonl", [{"prompt": p, "response": "x"} for p in ["another", *"abcdefghij" * 4]]
+    )
+    files = ("--dataset_name", str(tmp_path / "split"), "--helpful_dataset_name", helpful)
+    source = source_of(project, tmp_path, *files)
+    assert prompts(source.held_out) == {"another"}
+    assert len(source.safety) == 40
+    assert source.dropped == {
+        "held-out data: the prompt is in the training data too": 3,
+        "helpful data: the prompt is in the held-out data too": 1,
+    }
+
+
+def prompts(dataset) -> set[str]:
+    return {prompt[0]["content"] for prompt in dataset["prompt"]}
