@@ -91,8 +91,8 @@ def pickled(folder: Path, name: str, weights: str, mark: Path) -> Path:
 
 
 def some_rows(folder: Path) -> Path:
-    row = {"prompt": "how do i split the lamp?", "chosen": "no", "rejected": "with a saw"}
-    (folder / "rows.jsonl").write_text(40 * (json.dumps(row) + "\n"))
+    rows = [{"prompt": f"how do i split lamp {n}?", "chosen": "no", "rejected": "with a saw"} for n in range(40)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder / "rows.jsonl"
 
 

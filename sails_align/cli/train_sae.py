@@ -115,7 +115,7 @@ def texts_of(
         if testbed is None:
             raise InputError("no data; give --dataset_name (a hub id, a file or a folder with a column `text`)")
         return sae_rows(testbed.world, tokenizer)
-    rows = load_rows(name, config=args.dataset_config, split=args.dataset_split)
+    rows = load_rows(name, config=args.dataset_config, split=args.dataset_split, mark_unreadable=True)
     columns = columns_by_lower_name(rows)
     if "text" in columns:
         return _texts(rows, columns["text"], name, args.on_bad_rows)

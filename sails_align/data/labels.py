@@ -127,10 +127,12 @@ def _looks_like_label(dataset: Dataset, column: str, form: Format) -> bool:
     feature = dataset.features[column]
     if any(map(_WORDS.fullmatch, words)) or feature == Value("bool"):
         return True
-    if not isinstance(feature, Value) or feature.dtype not in ("string", "large_string"):
+    if not isinstance(feature, Value) or feature.dtype not in ("string", "large_string", "int64"):
         return False
-    values = {_as_text(value) for value in dataset[:1000][column] if value}
-    return bool(values) and values <= _VERDICTS
+    values = [_as_text(value) for value in dataset[:1000][column] if value is not None and str(value).strip()]
+    different = set(values)
+    is_flag = different in ({"0", "1"}, {"-1", "1"}) and len(values) > 2  # of two rows, these may be the numbers
+    return is_flag or (bool(values) and different <= _VERDICTS)
 
 
 # -- using them --------------------------------------------------------------------------------------------------------

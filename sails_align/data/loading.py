@@ -1,74 +1,163 @@
-"""Load datasets from the hub, local folders and local files, with helpful errors."""
+"""Load datasets from the hub, local folders and local files, with helpful errors.
+
+A path is a path, never a pattern, and what is cached of local data is found again by its content.
+"""
 
 import errno
+import glob
+import hashlib
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from datasets import Dataset, DownloadManager, load_dataset
+import pandas
+from datasets import Dataset, Features, Value, load_dataset
 from datasets import config as datasets_config
+from datasets.data_files import DataFilesPatternsDict, get_data_patterns
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
+from sails_align.core.artifacts import file_hash
 from sails_align.core.errors import InputError
 from sails_align.core.options import HUB_ID
-
-BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+from sails_align.data.files import BUILDERS, UNREADABLE, ending, prepared, separator
 
 
 def load_rows(
-    name_or_path: str, *, config: str | None = None, split: str = "train", revision: str | None = None
+    name_or_path: str,
+    *,
+    config: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    mark_unreadable: bool = False,
 ) -> Dataset:
     """Load a dataset as it is. Code from the hub is never run.
 
     Args:
-        name_or_path: a local file (json, jsonl, csv, parquet; also .gz), a local folder (of such files, or written by
-            `save_to_disk`), or the id of a dataset on the hub; what exists locally comes first.
+        name_or_path: a local file (json, jsonl, csv, tsv, parquet; also .gz), a local folder (of such files, or written
+            by `save_to_disk`), or the id of a dataset on the hub; what exists locally comes first.
         config: configuration of a dataset on the hub (or of a folder that declares some).
         split: a split, or a part of one, such as "train[:10%]".
         revision: branch, tag or commit on the hub.
+        mark_unreadable: keep rows of text files that cannot be read, with the cause in the column `files.UNREADABLE`
+            (`pairs.normalize` counts them); else they are an error.
 
     Raises:
         InputError: if it is missing, empty or unreadable, has no such split, or the hub cannot be reached.
     """
     path = Path(name_or_path).expanduser()
-    suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
-    builder = BUILDERS.get(suffixes[-1]) if suffixes else None
+    builder = BUILDERS.get(ending(path))
     if not path.exists() and (builder or not HUB_ID.fullmatch(name_or_path) or name_or_path.startswith(".")):
         raise InputError(f"there is no file or folder {name_or_path}; give a path that exists, or the id of a data set")
     if path.is_file() and builder is None:
         raise InputError(f"{path} is of an unknown kind; give a file ending in {', '.join(BUILDERS)} (or that + .gz)")
     with _load_errors(name_or_path, split):
         if path.is_file():
-            dataset = _load_file(path, str(builder), split)
+            dataset = _load_files(str(builder), {"train": [path]}, split)
         elif path.is_dir():
             dataset = _load_folder(path, config, split)
         else:
             dataset = load_dataset(name_or_path, config, split=split, revision=revision)
     if len(dataset) == 0:
         raise InputError(f"{name_or_path} (split {split}) is empty; give a data set that has rows")
+    if UNREADABLE in dataset.column_names and not mark_unreadable:
+        _refuse_unreadable(dataset, name_or_path)
     return dataset
 
 
-def _load_file(path: Path, builder: str, split: str) -> Dataset:
-    files = {"train": str(path)}
-    if builder == "csv":
-        # else pandas takes the text "None" or "N/A", which a response may well be, for a missing value
-        return load_dataset("csv", data_files=files, split=split, keep_default_na=False)  # pyright: ignore
-    if path.name.endswith(".parquet.gz"):  # of the builders, this one alone reads its files without unpacking them
-        files = {"train": DownloadManager().extract(str(path))}
-    return load_dataset(builder, data_files=files, split=split)
+def _refuse_unreadable(dataset: Dataset, name: str) -> None:
+    bad = [(index, cause) for index, cause in enumerate(dataset[UNREADABLE]) if cause is not None]
+    if bad:
+        rows = ", ".join(str(index) for index, _ in bad[:3]) + (", ..." if len(bad) > 3 else "")
+        causes = ", ".join(dict.fromkeys(cause for _, cause in bad))
+        raise InputError(
+            f"{len(bad)} of {len(dataset)} rows of {name} cannot be read: {causes} (row {rows}; counted from 0);\n"
+            "repair them, or take them out"
+        )
+
+
+Files = Mapping[str, Sequence[Path]]
+"""The files of each split."""
+
+
+def _load_files(builder: str, files: Files, split: str) -> Dataset:
+    cache = _cache_of(file for of_split in files.values() for file in of_split)
+    try:
+        return _build(builder, _prepared(files, cache, strict=False), split, cache)
+    except (DatasetsError, RecursionError, ValueError):
+        with_marks = _prepared(files, cache, strict=True)
+        if builder != "json" or with_marks == _prepared(files, cache, strict=False):
+            raise
+        return _build(builder, with_marks, split, cache)
+
+
+def _prepared(files: Files, cache: Path, strict: bool) -> Files:
+    """Prepare all files; each has a folder of its own, since two may have the same name."""
+    return {
+        split: [prepared(file, cache / split / str(number), strict) for number, file in enumerate(of_split)]
+        for split, of_split in files.items()
+    }
+
+
+def _build(builder: str, files: Files, split: str, cache: Path) -> Dataset:
+    every = [file for of_split in files.values() for file in of_split]
+    options: dict[str, Any] = {}
+    if builder == "csv" and all(ending(file) in (".csv", ".tsv") for file in every):
+        # A csv file has texts: without features, "007" were a number, "True" a truth value and "N/A" a missing value.
+        options = {"sep": separator(every[0]), "keep_default_na": False, "features": _texts(every[0])}
+    elif builder == "csv":  # with unreadable rows; the others are to be in the same form
+        builder = "json"
+        every_csv = [file for file in every if ending(file) != ".jsonl"]
+        if every_csv:
+            raise ValueError(f"another file of the folder has rows that cannot be read; give {every_csv[0]} alone")
+    data_files = {name: [glob.escape(str(file)) for file in of_split] for name, of_split in files.items()}
+    return load_dataset(builder, data_files=data_files, split=split, cache_dir=str(cache), **options)
+
+
+def _texts(path: Path) -> Features:
+    header = pandas.read_csv(path, sep=separator(path), nrows=0, keep_default_na=False)
+    return Features({str(column): Value("string") for column in header.columns})
+
+
+def _cache_of(files: Iterator[Path]) -> Path:
+    """Return the folder in the cache of datasets for files with these names and contents."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.resolve()} {file_hash(file)}\n".encode("utf-8", "surrogateescape"))
+    return Path(datasets_config.HF_DATASETS_CACHE) / "sails-align" / digest.hexdigest()[:32]
 
 
 def _load_folder(path: Path, config: str | None, split: str) -> Dataset:
     saved_dict = path / "dataset_dict.json"
-    if not saved_dict.is_file() and not (path / "state.json").is_file():
-        return load_dataset(str(path), config, split=split)
-    # Not `load_from_disk`: what is later derived from its data sets is cached in the user's folder.
-    splits = json.loads(saved_dict.read_text())["splits"] if saved_dict.is_file() else ["train"]
-    folders = {name: path / name if saved_dict.is_file() else path for name in splits}
-    files = {name: sorted(map(str, folder.glob("*.arrow"))) for name, folder in folders.items()}
-    return load_dataset("arrow", data_files=files, split=split)
+    if saved_dict.is_file() or (path / "state.json").is_file():
+        # Not `load_from_disk`: what is later derived from its data sets is cached in the user's folder.
+        splits = json.loads(saved_dict.read_text(encoding="utf-8"))["splits"] if saved_dict.is_file() else ["train"]
+        folders = {name: path / name if saved_dict.is_file() else path for name in splits}
+        arrows = {name: sorted(folder.iterdir()) for name, folder in folders.items()}
+        return _load_files(
+            "arrow", {name: [file for file in all if file.suffix == ".arrow"] for name, all in arrows.items()}, split
+        )
+    if config is not None or _declares_configs(path):
+        if glob.has_magic(str(path)):
+            raise InputError(f"{path}: `datasets` takes its name for a pattern; rename it, without any of *?[]")
+        every = (file for file in sorted(path.rglob("*")) if file.is_file())
+        return load_dataset(str(path), config, split=split, cache_dir=str(_cache_of(every)))
+    base = glob.escape(str(path.resolve()))
+    found = DataFilesPatternsDict.from_patterns(get_data_patterns(base)).resolve(base)
+    files = {str(name): [Path(file) for file in of_split] for name, of_split in found.items()}
+    kinds = Counter(BUILDERS[ending(file)] for all in files.values() for file in all if ending(file) in BUILDERS)
+    if not kinds:
+        raise ValueError(f"{path} doesn't contain any data files that can be read")
+    builder = kinds.most_common(1)[0][0]
+    ours = {name: [file for file in all if BUILDERS.get(ending(file)) == builder] for name, all in files.items()}
+    return _load_files(builder, {name: all for name, all in ours.items() if all}, split)
+
+
+def _declares_configs(path: Path) -> bool:
+    cards = (path / "README.md", path / ".huggingface.yaml")
+    return any("configs:" in card.read_text(encoding="utf-8", errors="replace") for card in cards if card.is_file())
 
 
 @contextmanager
@@ -91,13 +180,14 @@ def _load_errors(name: str, split: str) -> Iterator[None]:
         ) from error
     except StopIteration as error:  # what `load_dataset` raises on a JSON file of zero bytes
         raise InputError(f"{name} is empty; give a data set that has rows") from error
-    except (DatasetsError, OSError, RuntimeError, ValueError) as error:
+    except (DatasetsError, OSError, RuntimeError, TypeError, ValueError) as error:
         cause = next((line for line in str(_root_cause(error)).splitlines() if line), type(error).__name__)
         if "corresponds to no data" in cause:
             raise InputError(f"{name} (split {split}) is empty; give a data set that has rows") from error
         raise InputError(
             f"{name} (split {split}) cannot be loaded: {cause}\n"
-            "Give a file or folder of json, jsonl, csv or parquet data, or a data set of the hub, and a split it has"
+            "Give a file or folder of json, jsonl, csv, tsv or parquet data, or a data set of the hub, and a split it "
+            "has"
         ) from error
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from datasets import Dataset, Features, List, Value
 
 from sails_align.core.errors import InputError
+from sails_align.data.files import UNREADABLE
 from sails_align.data.formats import BadRowError
 from sails_align.data.loading import cache_errors
 
@@ -53,6 +54,8 @@ class _BatchReader:
         for number, *values in zip(numbers, *(batch[column] for column in batch), strict=True):
             row = dict(zip(batch, values, strict=True))
             try:
+                if row.get(UNREADABLE) is not None:
+                    raise BadRowError(row[UNREADABLE])
                 rows.append({**_extras(row), **self.parser(row)})
             except BadRowError as bad:
                 self.dropped[str(bad)] += 1
@@ -70,10 +73,18 @@ class _BatchReader:
 
 
 def _extras(row: Mapping[str, Any]) -> dict[str, Any]:
-    if not isinstance(row.get("harmful"), bool | None):
-        raise BadRowError("harmful is neither true nor false")
     category = None if row.get("category") is None else str(row["category"])
-    return {"category": category, "harmful": row.get("harmful")}
+    return {"category": category, "harmful": is_true(row.get("harmful"))}
+
+
+def is_true(value: Any) -> bool | None:
+    """Return a truth value, which is a text in csv files; raise `BadRowError` for anything else."""
+    value = (
+        {"true": True, "false": False, "": None}.get(value.strip().lower(), value) if isinstance(value, str) else value
+    )
+    if not isinstance(value, bool | None):
+        raise BadRowError("harmful is neither true nor false")
+    return value
 
 
 def read_rows(
@@ -87,7 +98,7 @@ def read_rows(
     if len(dataset) == 0:
         raise InputError(f"{name} is empty; give a data set that has rows")
     columns = columns_by_lower_name(dataset)
-    wanted = {columns[column]: column for column in [*read, *EXTRAS] if column in columns}
+    wanted = {columns[column]: column for column in [*read, *EXTRAS, UNREADABLE] if column in columns}
     source = dataset.select_columns(list(wanted)).rename_columns(wanted)
     reader = _BatchReader(parser, kept, on_bad_rows)
     with cache_errors():

@@ -15,18 +15,19 @@ def split_by_prompt(rows: Dataset, n_held_out: int, seed: int, name: str) -> tup
     """Split normalized rows into training and held-out rows that have no prompt in common.
 
     Prompts are held out, with all their rows, until there are `n_held_out` rows; at most a fifth of the prompts.
-    Raises `InputError` if there are fewer than five prompts.
+    Raises `InputError` if there are fewer than five rows, or only one prompt.
     """
     by_prompt: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
         by_prompt.setdefault(_key(row), []).append(index)
     groups = list(by_prompt.values())
-    n_groups = min(n_held_out, len(groups) // 5)
-    if n_groups < 1:
+    if len(rows) < 5 or len(groups) < 2:
+        few = f" with {len(groups)} different prompts" if len(groups) < len(rows) else ""
         raise InputError(
-            f"{name} has {len(rows)} usable rows with {len(groups)} different prompts; give at least 5, so that some "
-            "can be held out"
+            f"{name} has {len(rows)} usable rows{few}; give at least 5 (with different prompts), so that some can be "
+            "held out"
         )
+    n_groups = min(n_held_out, max(1, len(groups) // 5))
     if len(groups) < len(rows):
         repeated = len(rows) - len(groups)
         logger.warning("%s: %d rows repeat a prompt; no prompt is both trained on and held out", name, repeated)

@@ -148,11 +148,11 @@ def _load_data(plan: TrainingPlan, dropped: dict[str, int]) -> tuple[Dataset, Da
         return normalized.dataset
 
     def load(name: str, split: str, config: str | None, label: str) -> Dataset:
-        return usable(load_rows(name, config=config, split=split), name, label)
+        return usable(load_rows(name, config=config, split=split, mark_unreadable=True), name, label)
 
     safety = load(name, script.dataset_train_split, script.dataset_config, "")
     try:
-        rows = load_rows(name, config=script.dataset_config, split=script.dataset_test_split)
+        rows = load_rows(name, config=script.dataset_config, split=script.dataset_test_split, mark_unreadable=True)
     except InputError:  # no test split
         if script.dataset_test_split != "test":  # one that was asked for
             raise

@@ -93,6 +93,8 @@ def test_all_bad():
         ("ok", [True, False]),
         ("annotator", ["safe", "unsafe"]),
         ("label", [0, 1]),
+        ("fine", [1, 0, 0]),
+        ("fine", ["1", "0", "0"]),  # as in csv
     ],
 )
 def test_an_unknown_label_is_refused_until_told(column: str, values: list):
@@ -103,7 +105,7 @@ def test_an_unknown_label_is_refused_until_told(column: str, values: list):
     assert "--good_labels" in str(error.value)
     told = normalize(given, columns=Columns(label=column, good_labels=(str(values[0]),)))
     assert [row["prompt"][0]["content"] for row in told.dataset] == ["0"]
-    assert len(normalize(given, columns=Columns(label="none")).dataset) == 2
+    assert len(normalize(given, columns=Columns(label="none")).dataset) == len(values)
 
 
 @pytest.mark.parametrize("more", [{"winner": "a"}, {"label": 1}, {"better_model": "x"}])

@@ -200,7 +200,9 @@ def _data(plan: Reproduction) -> Iterator[Finding]:
         if is_hh_rlhf(name) and not Path(name).exists():
             yield Finding(what, "later", "the first step downloads it")
             continue
-        rows = load_rows(name, config=args.script.dataset_config, split=args.script.dataset_train_split)
+        rows = load_rows(
+            name, config=args.script.dataset_config, split=args.script.dataset_train_split, mark_unreadable=True
+        )
         some = rows.select(range(min(N_ROWS, len(rows))))
         columns = args.data.columns(helpful=name != args.script.dataset_name)
         how = {"columns": columns, "pair": args.data.bad_responses == "pair"}
