@@ -86,14 +86,14 @@ def _cause(line: bytes, strict: bool, is_json: bool) -> str | None:
         return "the row is not JSON" if strict else None
     if strict and not isinstance(row, dict):
         return "the row is not a JSON object"
-    return _cause_in(row)
+    return cause_in(row)
 
 
-def _cause_in(row: Any) -> str | None:
+def cause_in(row: Any) -> str | None:
     """Return why a parsed row cannot be read, if so."""
     if _depth_exceeds(row, MAX_DEPTH + isinstance(row, list)):
         return "the row is nested too deeply"
-    text = json.dumps(row, ensure_ascii=False)
+    text = json.dumps(row, ensure_ascii=False, default=str)
     if text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text):
         return None
     is_bytes = any("\udc80" <= letter <= "\udcff" for letter in text)  # what `surrogateescape` makes of them
@@ -131,5 +131,5 @@ def _csv_rows(path: Path) -> Iterator[bytes]:
 
 def _written(rows: Iterable[Any]) -> Iterator[bytes]:
     for row in rows:
-        cause = _cause_in(row)
+        cause = cause_in(row)
         yield json.dumps(row).encode() if cause is None else _marked(cause)

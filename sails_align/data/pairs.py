@@ -13,7 +13,8 @@ from typing import Any
 
 from datasets import Dataset, Features, List, Value
 
-from sails_align.core.errors import InputError
+from sails_align.core.errors import InputError, first_line
+from sails_align.data.files import UNREADABLE, cause_in
 from sails_align.data.formats import (
     FORMATS,
     PROMPT_COLUMNS,
@@ -102,6 +103,19 @@ def _format_of(dataset: Dataset, by_lower: Mapping[str, str], columns: Columns, 
     return form
 
 
+def dataset_of(rows: Sequence[Mapping[str, Any]], name: str = "the data set") -> Dataset:
+    """Make a dataset of rows in memory, in which rows that cannot be used are marked, as `load_rows` does."""
+    causes = [cause_in(row) for row in rows]
+    marked = [dict(row) if cause is None else {UNREADABLE: cause} for row, cause in zip(rows, causes, strict=True)]
+    columns = dict.fromkeys(column for row in marked for column in row)
+    try:
+        return Dataset.from_list([{column: row.get(column) for column in columns} for row in marked])
+    except (TypeError, ValueError) as error:  # pyarrow's errors
+        raise InputError(
+            f"the rows of {name} cannot be put into one table: {first_line(error)};\ncorrect them"
+        ) from error
+
+
 def requests_of(
     given: Dataset | Sequence[Any], *, name: str = "the data set", on_bad_rows: OnBadRows = "error"
 ) -> Dataset:
@@ -110,7 +124,7 @@ def requests_of(
     They are texts, conversations (lists of messages), rows of any format, things with `messages`; or a dataset. The
     result has columns `prompt` (messages), and `chosen` if there are responses. See `normalize` for the rest.
     """
-    dataset = given if isinstance(given, Dataset) else Dataset.from_list([_row_of(one) for one in given])
+    dataset = given if isinstance(given, Dataset) else dataset_of([_row_of(one) for one in given], name)
     columns = columns_by_lower_name(dataset)
     if find_format(columns) is not None:
         return normalize(dataset, name=name, on_bad_rows=on_bad_rows).dataset

@@ -56,7 +56,7 @@ def read_chat_template(path: str) -> str:
             " would add tokens\nto the model; save that template to a file that ends in .jinja, or give human_assistant"
         )
     try:
-        template = Path(path).read_text(encoding="utf-8")
+        template = Path(path).read_text(encoding="utf-8-sig")  # a BOM would come before each BOS token
     except (OSError, UnicodeDecodeError) as error:
         cause = getattr(error, "strerror", None) or "it is no text in UTF-8"
         raise InputError(f"cannot read the chat template {path}: {cause}; check the path") from error

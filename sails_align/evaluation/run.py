@@ -128,7 +128,7 @@ def _reference_identity(name: str) -> dict[str, str | None]:
 def _read_responses(path: Path) -> dict[str, str]:
     """Read responses by the hash of their conversation: prompts of two sets may have the same id."""
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8-sig").splitlines()]
         return {conversation_hash(row["messages"]): row["response"] for row in rows}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sails_align.core.artifacts import tensors_hash
 from sails_align.core.errors import InputError
 from sails_align.core.registry import did_you_mean
+from sails_align.data.pairs import dataset_of, requests_of
 from sails_align.data.pairs import normalize as normalized
-from sails_align.data.pairs import requests_of
 from sails_align.data.rows import OnBadRows
 from sails_align.initializers import INITIALIZERS, subspace_initializers
 from sails_align.saes.explain import N_WORDS, logit_lens, neuronpedia_page, words
@@ -70,7 +70,7 @@ def discover(
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(model.device),
     )
-    rows = pairs if isinstance(pairs, Dataset) else Dataset.from_list([dict(row) for row in pairs])
+    rows = pairs if isinstance(pairs, Dataset) else dataset_of(pairs, "pairs")
     harmful = normalized(rows, name="pairs", on_bad_rows=on_bad_rows)
     compared = None if harmless is None else requests_of(harmless, name="harmless", on_bad_rows=on_bad_rows)
     data = DiscoveryData(tokenizer, harmful.dataset, compared, harmful.dropped)

@@ -18,7 +18,15 @@ from sails_align.core.errors import InputError
 from sails_align.data.formats import FORMATS, BadRowError, find_format
 from sails_align.data.loading import load_rows
 from sails_align.data.options import ContaminateOptions, MixOptions
-from sails_align.data.pairs import AlignmentExamples, fingerprint, normalize, requests_of, to_preference, to_sft
+from sails_align.data.pairs import (
+    AlignmentExamples,
+    dataset_of,
+    fingerprint,
+    normalize,
+    requests_of,
+    to_preference,
+    to_sft,
+)
 from sails_align.data.transforms import contaminate as contamination
 from sails_align.data.transforms.mix import mix
 
@@ -247,6 +255,14 @@ def test_text_that_is_json_but_no_messages_stays_text():
             "prompt": [{"role": "user", "content": text}],
             "chosen": text,
         }
+
+
+def test_rows_in_memory_that_are_no_text():
+    rows = [{**GOOD, "id": 1}, {**GOOD, "chosen": "x\ud83d"}]
+    found = normalize(dataset_of(rows), on_bad_rows="skip")
+    assert (len(found.dataset), list(found.dropped.values())) == (1, [1])
+    with pytest.raises(InputError, match="lone surrogate"):
+        requests_of(["fine", "x\ud83d"])
 
 
 def test_passthrough():

@@ -14,7 +14,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from sails_align.core.errors import InputError
 from sails_align.data.loading import load_rows
 from sails_align.data.pairs import normalize
-from sails_align.data.tokens import TokenizedSide, content_token_mask, tokenize_prompt, tokenize_response
+from sails_align.data.tokens import (
+    TokenizedSide,
+    content_token_mask,
+    read_chat_template,
+    tokenize_prompt,
+    tokenize_response,
+)
 
 QUICK = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 TEMPLATE = (RECIPES / "templates/human_assistant.jinja").read_text()
@@ -38,6 +44,13 @@ TURNS = [
 ]
 WORDS = ["How", "are", "you", "?", "Fine", ".", "Tell", "me", "more", ",", "please"]
 WORDS += ["I", "will", "not", "tell", "model", "user", "assistant", "think"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_template_file_with_a_bom(tmp_path: Path, encoding: str):
+    path = tmp_path / "t.jinja"
+    path.write_text(GEMMA, encoding=encoding)
+    assert read_chat_template(str(path)) == GEMMA
 
 
 def word_level(template: str, adds_bos: bool = True) -> PreTrainedTokenizerFast:

@@ -38,7 +38,7 @@ def read_suffixes(path: Path) -> list[str]:
         InputError: if it cannot be read, or a line of JSON has no suffix.
     """
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
         if path.suffix not in (".json", ".jsonl"):
             return lines
         rows = [json.loads(line) for line in lines]

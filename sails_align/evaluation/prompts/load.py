@@ -17,6 +17,7 @@ import pandas
 from sails_align.core.errors import InputError, first_line
 from sails_align.core.options import HUB_ID
 from sails_align.core.registry import did_you_mean
+from sails_align.data.formats import one_system_turn
 from sails_align.data.loading import load_rows
 from sails_align.evaluation.options import N_MADE, PromptArguments
 from sails_align.evaluation.prompts import maker_of
@@ -105,7 +106,8 @@ def load_all(asked: PromptArguments, seed: int, system_prompt: str | None = None
             )
         for prompt in loaded:
             meta = {"split": name.partition("=")[0], **prompt.meta}
-            prompts.append(replace(prompt, id=prefix + prompt.id, messages=(*system, *prompt.messages), meta=meta))
+            messages = tuple(one_system_turn([*system, *prompt.messages]))
+            prompts.append(replace(prompt, id=prefix + prompt.id, messages=messages, meta=meta))
     return prompts
 
 

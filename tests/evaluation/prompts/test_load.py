@@ -16,7 +16,8 @@ from huggingface_hub.errors import GatedRepoError
 from paths import ROOT
 
 from sails_align.core.errors import InputError
-from sails_align.evaluation.prompts.load import load_prompts
+from sails_align.evaluation.options import PromptArguments
+from sails_align.evaluation.prompts.load import load_all, load_prompts
 from sails_align.evaluation.prompts.sets import HEX_PHI_CATEGORIES, PROMPT_SETS
 from sails_align.evaluation.records import Prompt
 
@@ -54,6 +55,15 @@ def check_message(error: pytest.ExceptionInfo, *parts: str) -> None:
 
 def texts(prompts: list[Prompt]) -> list[str]:
     return [prompt.text for prompt in prompts]
+
+
+def test_a_system_prompt_beside_one_in_the_data(tmp_path: Path) -> None:
+    own = {"role": "system", "content": "Be kind."}
+    rows = [{"messages": [own, {"role": "user", "content": "a"}]}, {"messages": [{"role": "user", "content": "b"}]}]
+    path = write(tmp_path / "a.jsonl", rows)
+    prompts = load_all(PromptArguments(prompts=[path], kind="benign"), 0, "Be short.")
+    systems = [[each["content"] for each in prompt.messages if each["role"] == "system"] for prompt in prompts]
+    assert systems == [["Be short.\n\nBe kind."], ["Be short."]]
 
 
 # ---------------------------------------------------------------------------------------------------- the real data
