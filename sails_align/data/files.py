@@ -125,6 +125,7 @@ def _json_rows(path: Path, strict: bool) -> Iterator[bytes]:
 
 
 def _csv_rows(path: Path) -> Iterator[bytes]:
+    csv.field_size_limit(2**31 - 1)  # the usual limit, 128 KiB, is less than a long text has
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         yield from _written(csv.DictReader(file, delimiter=separator(path)))
 

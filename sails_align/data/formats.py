@@ -274,7 +274,8 @@ def _conversation(value: Any, prompt: list[Message] | None, field: str) -> list[
     if field in ("messages", "conversations"):
         raise BadRowError(f"{field} is neither a list of messages nor one as JSON")
     text = _text(value, field)
-    return _transcript(text, field) if prompt is None else [*prompt, assistant(text)]
+    is_transcript = prompt is None or text.startswith("\n\nHuman:")
+    return _transcript(text, field) if is_transcript else [*prompt, assistant(text)]
 
 
 def _split(turns: list[Message], field: str) -> tuple[list[Message], str]:

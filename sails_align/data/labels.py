@@ -106,6 +106,8 @@ def find_labels(
     found = [] if form.paired else [column for column in MEANINGS if column in columns]
     used = {*form.reads, *found, *OF_PROMPTS, *(other for column in found for other in BESIDE.get(column, ()))}
     for column in columns:
+        if found and dataset.features[columns[column]] == Value("bool"):
+            continue  # kinds of harm, which a known label sums up
         if column not in used and _looks_like_label(dataset, columns[column], form):
             raise InputError(
                 f"{name} has a column {columns[column]!r} that looks like a label of responses, and its meaning is not "

@@ -121,6 +121,13 @@ def test_labels_of_prompts_do_not_matter():
     assert len(normalize(Dataset.from_list([row])).dataset) == 1
 
 
+def test_kinds_of_harm_beside_a_known_label():
+    row = {"prompt": "a", "response": "b", "is_safe": True, "Physical Harm": False, "severity_level": 0}
+    assert len(normalize(Dataset.from_list([row])).dataset) == 1
+    with pytest.raises(InputError, match="'quality' that looks like a label"):
+        normalize(Dataset.from_list([{**row, "quality": 3}]))
+
+
 def test_missing_label_columns():
     given = rows("is_safe", True, False)
     with pytest.raises(InputError, match="no column 'grade' for the label"):

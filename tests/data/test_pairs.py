@@ -187,6 +187,11 @@ PAIR_ROWS = {
         "chosen": {"from": "gpt", "value": "See you."},
         "rejected": {"from": "gpt", "value": "No!"},
     },
+    "prompt beside transcripts": {
+        "question": "Hi",
+        "chosen": transcript([*TURNS, assistant("See you.")]),
+        "rejected": transcript([*TURNS, assistant("No!")]),
+    },
     "StackExchange": {"question": transcript(TURNS), "response_j": "See you.", "response_k": "No!", "qid": 1},
     "question": {"question": transcript(TURNS), "chosen": "See you.", "rejected": "No!"},
     "two responses in a list": {"prompt": transcript(TURNS), "response": ["See you.", "No!"]},

@@ -109,8 +109,9 @@ def _kind(row: Row, column: str | None, table: Table, default: Kind | None) -> K
     if table.part is not None:
         return table.part.kind(row) if callable(table.part.kind) else table.part.kind
     said = _text(row, column)
-    if said is None and isinstance(row.get("harmful"), bool):  # as in this package's own datasets
-        return "harmful" if row["harmful"] else "benign"
+    harmful = str(row.get("harmful")).strip().lower()  # as in this package's own datasets; a text in csv files
+    if said is None and harmful in ("true", "false"):
+        return "harmful" if harmful == "true" else "benign"
     found = default if said is None else said.strip().lower().replace("-", "_").replace(" ", "_")
     if found in KINDS:
         return found

@@ -57,6 +57,11 @@ def texts(prompts: list[Prompt]) -> list[str]:
     return [prompt.text for prompt in prompts]
 
 
+def test_harmful_in_csv(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", [{"prompt": "a", "harmful": True}, {"prompt": "b", "harmful": False}])
+    assert [prompt.kind for prompt in load_prompts(path)] == ["harmful", "benign"]
+
+
 def test_a_system_prompt_beside_one_in_the_data(tmp_path: Path) -> None:
     own = {"role": "system", "content": "Be kind."}
     rows = [{"messages": [own, {"role": "user", "content": "a"}]}, {"messages": [{"role": "user", "content": "b"}]}]
