@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from sails_align.core.errors import InputError
-from sails_align.data.formats import Message, assistant
+from sails_align.data.formats import Message, assistant, user
 
 TEMPLATES = Path(__file__).parent / "templates"
 """Templates that come with the package, each known by its name: `human_assistant`."""
@@ -63,6 +63,13 @@ def read_chat_template(path: str) -> str:
     if "messages" not in template:
         raise InputError(f"{path} is no chat template, since it has no `messages` in it; check the path")
     return template
+
+
+def check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise `InputError` if the chat template cannot write a question, and a question with its answer."""
+    question = user("How are you?")
+    _render(tokenizer, [question], add_generation_prompt=True)
+    _render(tokenizer, [question, assistant("Fine.")], add_generation_prompt=False)
 
 
 def tokenize_response(
@@ -168,7 +175,8 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], add_gen
         )
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
-    except jinja2.TemplateError as error:
+    # a template is a program of the user's: it fails as programs do
+    except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         roles = ", ".join(message["role"] for message in messages)
         raise InputError(
             f"the chat template of {tokenizer.name_or_path} refuses a conversation of {roles}: {error};\n"

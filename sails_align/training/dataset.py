@@ -11,7 +11,7 @@ from sails_align.core.errors import InputError
 from sails_align.data.loading import load_rows
 from sails_align.data.pairs import AlignmentExamples, fingerprint, normalize
 from sails_align.data.splits import split_by_prompt, without_prompts_of
-from sails_align.data.tokens import read_chat_template
+from sails_align.data.tokens import check_chat_template, read_chat_template
 from sails_align.data.transforms import transformed
 from sails_align.models import load
 from sails_align.models.spec import identity_of
@@ -71,7 +71,7 @@ def load_tokenizer(plan: TrainingPlan) -> PreTrainedTokenizerBase:
     """Load the tokenizer, with the chat template that the plan names.
 
     Raises:
-        InputError: if it cannot be loaded, or has no chat template.
+        InputError: if it cannot be loaded, or has no chat template or one that fails.
     """
     trust = plan.training.trust_remote_code
     template = None if plan.chat_template_path is None else read_chat_template(plan.chat_template_path)
@@ -83,6 +83,7 @@ def load_tokenizer(plan: TrainingPlan) -> PreTrainedTokenizerBase:
             f"the tokenizer of {plan.model_name} has no chat template, which says how a dialogue is written;\n"
             "give one with --chat_template_path (human_assistant suits base models)"
         )
+    check_chat_template(tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -16,6 +16,7 @@ from sails_align.data.loading import load_rows
 from sails_align.data.pairs import normalize
 from sails_align.data.tokens import (
     TokenizedSide,
+    check_chat_template,
     content_token_mask,
     read_chat_template,
     tokenize_prompt,
@@ -51,6 +52,22 @@ def test_a_template_file_with_a_bom(tmp_path: Path, encoding: str):
     path = tmp_path / "t.jinja"
     path.write_text(GEMMA, encoding=encoding)
     assert read_chat_template(str(path)) == GEMMA
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for message in messages %}{{ message['content'] }",
+        "{{ messages[0].missing.part }}",
+        "{{ messages[0] + 1 }}",
+        "{{ 1 // 0 }}{{ messages }}",
+        "{{ raise_exception('no') }}{{ messages }}",
+    ],
+)
+def test_a_template_that_fails(template: str):
+    with pytest.raises(InputError) as error:
+        check_chat_template(word_level(template))
+    check_message(error, "refuses a conversation of user", "--chat_template_path FILE")
 
 
 def word_level(template: str, adds_bos: bool = True) -> PreTrainedTokenizerFast:
