@@ -1,6 +1,6 @@
 """Convert datasets to preference pairs, SFT examples and prompts, each a `datasets.Dataset` on disk.
 
-rows = load_rows("data/pairs.jsonl.gz")            # a hub id, a folder, or a json, jsonl, csv or parquet file
+rows = load_rows("data/pairs.jsonl.gz")            # a hub id, a folder, or a json, jsonl, csv, tsv or parquet file
 pairs = normalize(rows).dataset                    # prompt, chosen, rejected; perhaps category and harmful
 train = to_sft(pairs)                              # TRL's form; to_preference(pairs) for DPO
 """
