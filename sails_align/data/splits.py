@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 def split_by_prompt(rows: Dataset, n_held_out: int, seed: int, name: str) -> tuple[Dataset, Dataset]:
     """Split normalized rows into training and held-out rows that have no prompt in common.
 
-    Prompts are held out, with all their rows, until there are `n_held_out` rows; at most a fifth of the prompts.
+    Prompts are held out, with all their rows, up to `n_held_out` rows and a fifth of the prompts.
     Raises `InputError` if there are fewer than five rows, or only one prompt.
     """
     by_prompt: dict[str, list[int]] = {}
@@ -34,9 +34,13 @@ def split_by_prompt(rows: Dataset, n_held_out: int, seed: int, name: str) -> tup
     parts = Dataset.from_dict({"group": groups}).train_test_split(test_size=n_groups, seed=seed)
     train, drawn = (list(parts[part]["group"]) for part in ("train", "test"))
     held_out: list[list[int]] = []
-    for group in drawn:
-        (held_out if sum(map(len, held_out)) < n_held_out else train).append(group)
-    return rows.select(_flat(train)), rows.select(_flat(held_out))
+    kept: list[list[int]] = []
+    for group in [*drawn, *train]:  # one too large is left to training
+        fits = len(held_out) < n_groups and sum(map(len, held_out)) + len(group) <= n_held_out
+        (held_out if fits else kept).append(group)
+    if not held_out:
+        held_out = [kept.pop(kept.index(min(kept, key=len)))]
+    return rows.select(_flat(kept)), rows.select(_flat(held_out))
 
 
 def without_prompts_of(rows: Dataset, other: Dataset, name: str, part: str, dropped: dict[str, int]) -> Dataset:

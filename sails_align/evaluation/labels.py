@@ -46,11 +46,11 @@ def read_labels(path: str, label_column: str) -> Labelled:
 def _label(value: Any, index: int) -> float:
     word = str(value).strip().lower()
     try:
-        number = WORDS[word] if word in WORDS else float(word)
+        number, shown = WORDS[word] if word in WORDS else float(word), word
     except ValueError:
-        number = 0.0
+        number, shown = 0.0, repr(value)
     if number not in LEVELS:
-        raise InputError(f"row {index}: the label is {value!r}; give 1, 2, 3, 4 or 5, or {', '.join(WORDS)}")
+        raise InputError(f"row {index}: the label is {shown}; give 1, 2, 3, 4 or 5, or {', '.join(WORDS)}")
     return number
 
 
