@@ -56,10 +56,8 @@ def load_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     if chat_template is not None:
         tokenizer.chat_template = chat_template
-    if isinstance(tokenizer.chat_template, str):
-        tokenizer.chat_template = tokenizer.chat_template.removeprefix(
-            "\ufeff"
-        )  # a BOM would come before each BOS token
+    if isinstance(tokenizer.chat_template, str):  # a byte order mark would come before each BOS token
+        tokenizer.chat_template = tokenizer.chat_template.removeprefix("\ufeff")
     return tokenizer
 
 
