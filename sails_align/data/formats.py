@@ -274,8 +274,9 @@ def _conversation(value: Any, prompt: list[Message] | None, field: str) -> list[
     if field in ("messages", "conversations"):
         raise BadRowError(f"{field} is neither a list of messages nor one as JSON")
     text = _text(value, field)
-    is_transcript = prompt is None or text.startswith("\n\nHuman:")
-    return _transcript(text, field) if is_transcript else [*prompt, assistant(text)]
+    if prompt is None or text.startswith("\n\nHuman:"):
+        return _transcript(text, field)
+    return [*prompt, assistant(text)]
 
 
 def _split(turns: list[Message], field: str) -> tuple[list[Message], str]:
