@@ -37,6 +37,7 @@ _COMMANDS = {
     "merge": ("edit:main", "Short for sails edit merge.", "merge"),
     "check-adapter": ("check_adapter:main", "Check whether vLLM can serve an adapter, and how."),
     "estimate": ("estimate:main", "Estimate the memory of a training, by engine and number of GPUs."),
+    "chat": ("chat:main", "Talk to a model in the terminal, or answer prompts from a pipe."),
     "eval safety": ("evaluate:safety", "Measure safety rate, harmfulness, over-refusal and attack success."),
     "eval helpfulness": ("evaluate:helpfulness", "Measure how good the answers are, also against a reference's."),
     "eval harness": ("evaluate:harness", "Measure capability with lm-eval-harness, against the base model."),

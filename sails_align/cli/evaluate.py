@@ -7,7 +7,13 @@ from sails_align.core.command_line import CommandLine
 from sails_align.evaluation.attacks.parse import parse as parse_attack
 from sails_align.evaluation.harness.options import HarnessArguments
 from sails_align.evaluation.judges.options import JudgeArguments
-from sails_align.evaluation.options import PromptArguments, ReferenceArguments, ResponseArguments, RunArguments
+from sails_align.evaluation.options import (
+    ComparedArguments,
+    PromptArguments,
+    ReferenceArguments,
+    ResponseArguments,
+    RunArguments,
+)
 from sails_align.experiments.options import CompareOptions, LauncherOptions, ReportOptions
 from sails_align.experiments.protocol import KEYS
 from sails_align.steering.options import SteeringOptions
@@ -18,19 +24,20 @@ JUDGED = (ResponseArguments, PromptArguments, JudgeArguments, RunArguments)
 
 def safety(argv: Argv = None, prog: str | None = None) -> Mapping[str, Any]:
     """Measure safety rate, harmfulness, over-refusal and attack success. Return the contents of `metrics.json`."""
-    options = CommandLine.read(argv).parse((*JUDGED, SteeringOptions), prog=prog)
+    classes = (*JUDGED, ComparedArguments, SteeringOptions)
+    how, asked, who, run, against, steering = CommandLine.read(argv).parse(classes, prog=prog)
     from sails_align.evaluation.run import run_evaluation
 
-    return run_evaluation("safety", *options)
+    return run_evaluation("safety", how, asked, who, run, steering, compare=against.compare)
 
 
 def helpfulness(argv: Argv = None, prog: str | None = None) -> Mapping[str, Any]:
     """Measure how helpful the responses of a model are. Return the contents of `metrics.json`."""
-    classes = (*JUDGED, ReferenceArguments, SteeringOptions)
-    how, asked, who, run, against, steering = CommandLine.read(argv).parse(classes, prog=prog)
+    classes = (*JUDGED, ReferenceArguments, ComparedArguments, SteeringOptions)
+    how, asked, who, run, reference, against, steering = CommandLine.read(argv).parse(classes, prog=prog)
     from sails_align.evaluation.run import run_evaluation
 
-    return run_evaluation("helpfulness", how, asked, who, run, steering, against.reference)
+    return run_evaluation("helpfulness", how, asked, who, run, steering, reference.reference, against.compare)
 
 
 def harness(argv: Argv = None, prog: str | None = None) -> Mapping[str, Any]:

@@ -1,7 +1,7 @@
-"""Options of evaluations: model, prompts, output, reference."""
+"""Options of evaluations: model, prompts, output, comparison, reference."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from sails_align.core.errors import InputError
 from sails_align.core.options import check_choice, check_least, option
@@ -76,6 +76,39 @@ class ResponseArguments:
 
 
 @dataclass(frozen=True)
+class ChatArguments:
+    """Model and sampling of a conversation."""
+
+    model: str = option(
+        "testbed", "Model: testbed, testbed:N, a model's folder, a finished run or adapter, a GGUF file, or a hub id."
+    )
+    base: bool = option(False, "Answer each prompt twice, side by side: without adapter and steering, and with them.")
+    prompt: str | None = option(None, "Answer this prompt and end.")
+    system_prompt: str | None = option(None, "A system message before the conversation.")
+    max_new_tokens: int = option(512, "Maximum length of an answer in tokens.")
+    temperature: float = option(0.0, "Sampling temperature; 0 is greedy.")
+    seed: int = option(0, "Seed for sampling.")
+    dtype: str = option("auto", f"Type of the weights: {', '.join(DTYPES)}.")
+    device: str | None = option(None, "Such as cpu or cuda:1; default: a GPU, if there is one.")
+    base_model: str | None = option(None, "Base model of an adapter, if it has moved.")
+    revision: str | None = option(None, "Branch, tag or commit of a model on the hub.")
+    trust_remote_code: bool = option(False, "Run custom code that comes with the model.")
+    chat_template_path: str | None = option(
+        None, "Chat template for a model without one: a Jinja file, or human_assistant."
+    )
+
+    def __post_init__(self) -> None:
+        self.response()
+        if self.prompt is not None and not self.prompt.strip():
+            raise InputError("prompt is empty; give a text, or leave it out to talk in the terminal")
+
+    def response(self) -> ResponseArguments:
+        """Return the options that evaluations have, too; this checks them."""
+        shared = {option.name for option in fields(self)} & {option.name for option in fields(ResponseArguments)}
+        return ResponseArguments(**{name: getattr(self, name) for name in shared})
+
+
+@dataclass(frozen=True)
 class PromptArguments:
     """Prompts."""
 
@@ -120,6 +153,21 @@ class RunArguments:
     def __post_init__(self) -> None:
         if not 0 <= self.max_unscored <= 1:
             raise InputError(f"max_unscored is {self.max_unscored}, but it is a share: choose 0 to 1")
+
+
+@dataclass(frozen=True)
+class ComparedArguments:
+    """Comparison."""
+
+    compare: str | None = option(
+        None,
+        "Another model to evaluate on the same prompts, with the same judges and seed, and to subtract: `base` (the "
+        "model without its adapter and without steering), or a model like --model, on the same backend.",
+    )
+
+    def __post_init__(self) -> None:
+        if self.compare == "":
+            raise InputError("compare is empty; give base, or a model such as testbed or the folder of a run")
 
 
 @dataclass(frozen=True)

@@ -96,15 +96,20 @@ class EvaluationResult:
                     rows[place]["unscored"] = verdict.reason
         return DataFrame(rows)
 
-    def compare(self, other: "EvaluationResult") -> "Comparison":
+    def compare(self, other: "EvaluationResult", places: Iterable[int] | None = None) -> "Comparison":
         """Subtract another result from this one, prompt by prompt; prompts that only one of them has are left out.
+
+        Args:
+            other: a result on the same prompts, or some of them.
+            places: of this result's prompts to compare; None: all.
 
         Raises:
             InputError: if no prompt has a score of the same task in both.
         """
         theirs = {conversation_hash(prompt.messages): place for place, prompt in enumerate(other.prompts)}
         keys = [conversation_hash(prompt.messages) for prompt in self.prompts]
-        pairs = [(place, theirs[key]) for place, key in enumerate(keys) if key in theirs]
+        places = range(len(keys)) if places is None else places
+        pairs = [(place, theirs[keys[place]]) for place in places if keys[place] in theirs]
         found: dict[str, Estimate] = {}
         for metric in METRICS.values():
             scores = [(self._score(metric, one), other._score(metric, two)) for one, two in pairs]

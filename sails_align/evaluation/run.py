@@ -4,6 +4,8 @@
 <output_dir>/reference.jsonl   the responses to compare with, if there is a reference
 <output_dir>/verdicts.jsonl    the verdict of each judge on each response, and their vote
 <output_dir>/metrics.json      rates with intervals, by category and by judge; agreement; provenance
+
+With `--compare`, `compared.py` has the other model's.
 """
 
 import json
@@ -15,9 +17,10 @@ from typing import Any, Literal
 
 from sails_align.core.artifacts import file_hash
 from sails_align.core.errors import InputError
-from sails_align.core.files import work_folder
+from sails_align.core.files import work_folder, write_json
 from sails_align.evaluation.backends.make import find_spec, make_backend
 from sails_align.evaluation.cache import Cache
+from sails_align.evaluation.compared import COMPARED, COMPARISON_FILE, Responder, compared_with, comparison_of
 from sails_align.evaluation.evaluate import HELPFULNESS, OPTIONAL, SAFETY, evaluate
 from sails_align.evaluation.judges.make import make_judges
 from sails_align.evaluation.judges.options import JudgeArguments
@@ -27,7 +30,8 @@ from sails_align.evaluation.output import cache_file, conversation_hash, output_
 from sails_align.evaluation.pipeline import respond
 from sails_align.evaluation.prompts.load import load_all
 from sails_align.evaluation.records import Completion, Judge, Prompt
-from sails_align.evaluation.tables import show_rates
+from sails_align.evaluation.result import EvaluationResult
+from sails_align.evaluation.tables import show_comparison, show_rates
 from sails_align.steering import hook_of
 from sails_align.steering.options import SteeringOptions
 
@@ -44,10 +48,12 @@ def run_evaluation(
     run: RunArguments,
     steering: SteeringOptions,
     reference: str | None = None,
+    compare: str | None = None,
 ) -> Mapping[str, Any]:
     """Respond, judge, write the files and print the rates. Return the contents of `metrics.json`.
 
-    Helpfulness leaves harmful prompts out. `reference` is a model, a responses.jsonl or `set` to compare with.
+    Helpfulness leaves harmful prompts out. `reference` is a model, a responses.jsonl or `set` that answers are compared
+    with one by one; `compare` is `base` or a model that is evaluated, too.
 
     Raises:
         InputError: for a model, prompts, a judge or a reference that cannot be used.
@@ -64,26 +70,47 @@ def run_evaluation(
         judges = make_judges(who, prompts)
         if command == "helpfulness":
             _check_judges(judges, reference)
-        spec = find_spec(how)
-        result = evaluate(
-            prompts,
-            make_backend(how, spec, prompts, hook_of(steering)),
-            judges,
-            tasks=TASKS[command],
-            sampling=how.sampling(prompts),
-            reference=None if reference is None else _reference(reference, how, prompts, cache, options),
-            cache=cache,
-            folder=folder,
-            provenance={
-                "prompts": {"sets": asked.prompts, "n": len(prompts), "part": asked.part},
-                "reference": None if reference is None else _reference_identity(reference),
-            },
-            **options,
-        )
+        responder = Responder(how, find_spec(how), hook_of(steering))
+        other = None if compare is None else compared_with(compare, responder)
+        answers = None if reference is None else _reference(reference, how, prompts, cache, options)
+        provenance = {
+            "prompts": {"sets": asked.prompts, "n": len(prompts), "part": asked.part},
+            "reference": None if reference is None else _reference_identity(reference),
+        }
+
+        def result_of(who_responds: Responder, judges: Mapping[str, Judge], folder: Path) -> EvaluationResult:
+            return evaluate(
+                prompts,
+                make_backend(who_responds.how, who_responds.spec, prompts, who_responds.hook),
+                judges,
+                tasks=TASKS[command],
+                sampling=how.sampling(prompts),
+                reference=answers,
+                cache=cache,
+                folder=folder,
+                provenance=provenance,
+                **options,
+            )
+
+        results = [result_of(responder, judges, folder)]
+        if other is not None:
+            results.append(result_of(other, make_judges(who, prompts), folder / COMPARED))
         title = f"{command.capitalize()} of {how.model}" + (f" against {reference}" if reference else "")
-        show_rates(result.metrics, title, folder)
-    fail_if_unscored(result.metrics["unscored"], run.max_unscored)
-    return result.metrics
+        _show(results, compare, title, folder)
+    for result in results:
+        fail_if_unscored(result.metrics["unscored"], run.max_unscored)
+    return results[0].metrics
+
+
+def _show(results: Sequence[EvaluationResult], compare: str | None, title: str, folder: Path) -> None:
+    """Print the rates of a model, or those of two models with their differences, which are written, too."""
+    if compare is None:
+        (folder / COMPARISON_FILE).unlink(missing_ok=True)  # of an earlier evaluation
+        show_rates(results[0].metrics, title, folder)
+        return
+    comparison = {COMPARED: compare, **comparison_of(*results)}
+    write_json(folder / COMPARISON_FILE, comparison)
+    show_comparison(comparison, f"{title}, compared with {compare}", [of.metrics for of in results], folder)
 
 
 def _check_judges(judges: Mapping[str, Judge], reference: str | None) -> None:

@@ -11,6 +11,8 @@ from sails_align.evaluation.metrics import METRICS, Estimate
 
 SPLITS = {"harmful": "trained categories", "ood": "held-out categories", "dual_use": "dual use"}
 """The testbed's prompt sets, in words."""
+BY_SPLIT = {"safety_rate", "over_refusal_rate"}
+"""Metrics shown for each prompt set."""
 IN_COLUMNS = ("safety_rate", "harmfulness", "over_refusal_rate", "correct_answer_rate", "helpfulness", "win_rate")
 """Metrics shown for each category."""
 
@@ -34,12 +36,50 @@ def show_rates(metrics: Mapping[str, Any], title: str, folder: Path) -> None:
     splits = metrics.get("by_split", {})
     for split, rates in splits.items() if len(splits) > 1 else ():
         for name, value in rates.items():
-            if name in ("safety_rate", "over_refusal_rate"):
+            if name in BY_SPLIT:
                 table.add_row(f"  {SPLITS.get(split, split)}: {METRICS[name].heading}", *_cells(name, value))
     console.print(table)
     if len(metrics["by_category"]) > 1:
         console.print(_by_category(metrics["by_category"]))
     _show_rest(console, metrics, folder)
+
+
+def show_comparison(
+    comparison: Mapping[str, Any], title: str, of_both: Sequence[Mapping[str, Any]], folder: Path
+) -> None:
+    """Print the rates of a model and of the one that it is compared with, notes, and where the files are.
+
+    Args:
+        comparison: the contents of `comparison.json`.
+        title: of the table.
+        of_both: their `metrics.json`: the model's, and the other one's.
+        folder: of the evaluation.
+    """
+    console, other = Console(), "base" if comparison["compared"] == "base" else "other"
+    table = make_table(title, ("", other, "model", "difference", "95% interval", "n"))
+    for name, row in comparison["overall"].items():
+        table.add_row(METRICS[name].heading, *_compared_cells(name, row))
+    splits = comparison["by_split"]
+    for split, rows in splits.items() if len(splits) > 1 else ():
+        for name, row in rows.items():
+            if name in BY_SPLIT:
+                table.add_row(f"  {SPLITS.get(split, split)}: {METRICS[name].heading}", *_compared_cells(name, row))
+    console.print(table)
+    for metrics, where in zip(of_both, (folder, folder / "compared"), strict=True):
+        _show_rest(console, metrics, where)
+    _say(console, f"compared  {folder / 'comparison.json'}")
+
+
+def _compared_cells(name: str, row: Mapping[str, Any]) -> Sequence[str]:
+    text, difference = METRICS[name].text, row["difference"]
+    values = text(row["compared"]["value"]), text(row["model"]["value"])
+    if difference is None:  # the judges of one of them give no grades, or nothing is scored
+        return *values, "", "", "0"
+    value, low, high = (
+        f"{'+' if number > 0 else ''}{text(number)}"
+        for number in (difference["value"], difference["ci_low"], difference["ci_high"])
+    )
+    return *values, value, f"{low} to {high}", str(difference["n"])
 
 
 def show_attacks(metrics: Mapping[str, Any], model: str, folder: Path) -> None:

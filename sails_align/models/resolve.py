@@ -1,5 +1,6 @@
 """Find what a user calls a model: a hub id, a folder, a GGUF file, `testbed`, or an adapter's folder."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
@@ -48,6 +49,14 @@ def resolve_model(
                 "model's folder, a GGUF file, the folder of a finished run, or the id of a model on the hub"
             )
         return _plain(name, name, dtype, revision, trust_remote_code)
+
+
+def without_adapter(spec: ModelSpec) -> ModelSpec:
+    """Return the base of an adapter's model, with the adapter's tokenizer and chat template."""
+    assert spec.adapter is not None, f"{spec.name} has no adapter"
+    others = {name: value for name, value in spec.identity.items() if name != "adapter"}
+    tokenizer = {name: value for name, value in spec.identity["adapter"].items() if not name.startswith("adapter_")}
+    return replace(spec, name=spec.base, adapter=None, identity={**others, "tokenizer": tokenizer})
 
 
 def _plain(name: str, path: str, dtype: str, revision: str | None, trust_remote_code: bool) -> ModelSpec:

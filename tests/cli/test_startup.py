@@ -53,6 +53,8 @@ def test_help_of_every_command():
         (["train", "sft", "--top_k", "many"], "invalid int value: 'many'"),
         (["discover", "--config", "nowhere.yaml"], "cannot read the configuration nowhere.yaml"),
         (["train", "rlhf", "--helpful_ratio", "-1"], "helpful_ratio is -1.0"),
+        (["chat", "--temperature", "-1"], "temperature is -1.0"),
+        (["eval", "safety", "--compair", "base"], "did you mean --compare?"),
         (["eval", "safety", "--juge", "rules"], "did you mean --judge?"),
         (["eval", "harness", "--batch_size", "none"], "batch_size is 'none'"),
         (["attack", "gcg", "--n_step", "3"], "did you mean --n_steps?"),

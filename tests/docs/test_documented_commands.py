@@ -16,7 +16,13 @@ from sails_align.core.command_line import CommandLine
 from sails_align.evaluation.attacks.parse import parse as parse_attack
 from sails_align.evaluation.harness.options import HarnessArguments
 from sails_align.evaluation.judges.options import JudgeArguments, LabelArguments
-from sails_align.evaluation.options import PromptArguments, ReferenceArguments, ResponseArguments, RunArguments
+from sails_align.evaluation.options import (
+    ComparedArguments,
+    PromptArguments,
+    ReferenceArguments,
+    ResponseArguments,
+    RunArguments,
+)
 from sails_align.experiments.options import ReportOptions
 from sails_align.experiments.results import names_of
 from sails_align.experiments.studies import read_plans
@@ -33,8 +39,8 @@ EVALUATE = re.compile(
 )
 COMMON = [ResponseArguments, PromptArguments, JudgeArguments, RunArguments]
 CLASSES = {
-    "safety": [*COMMON, SteeringOptions],
-    "helpfulness": [*COMMON, ReferenceArguments, SteeringOptions],
+    "safety": [*COMMON, ComparedArguments, SteeringOptions],
+    "helpfulness": [*COMMON, ReferenceArguments, ComparedArguments, SteeringOptions],
     "harness": [HarnessArguments],
     "judge-check": [LabelArguments, JudgeArguments, RunArguments],
     "report": [ReportOptions],

@@ -1,6 +1,6 @@
 """Responses from a model in this process: transformers' `generate` on batches of conversations of like length."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import groupby
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from accelerate.utils.memory import clear_device_cache
 from torch.nn.utils.rnn import pad_sequence
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from sails_align.core.artifacts import content_hash
 from sails_align.evaluation.backends.local_model import Batches, context_length, encode
@@ -32,6 +32,7 @@ class HFBackend:
     def __init__(self, spec: ModelSpec | None, *, batch_size: int = 32, hook: InferenceHook | None = None) -> None:
         self._spec, self._batch_size, self._hook = spec, batch_size, hook
         self._loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None
+        self._stream: Callable[[str], None] | None = None
 
     @classmethod
     def of(
@@ -41,13 +42,15 @@ class HFBackend:
         *,
         batch_size: int = 128,
         hook: InferenceHook | None = None,
+        stream: Callable[[str], None] | None = None,
     ) -> "HFBackend":
         """Wrap a model in memory, with or without an adapter. Do not cache its responses: nothing tells its state.
 
-        Its mode (train or eval) is restored after each use.
+        Its mode (train or eval) is restored after each use. `stream` is called with each piece of a response as it
+        comes; conversations must then come one at a time.
         """
         backend = cls(None, batch_size=batch_size, hook=hook)
-        backend._loaded = model, tokenizer
+        backend._loaded, backend._stream = (model, tokenizer), stream
         return backend
 
     def identity(self) -> dict[str, Any]:
@@ -73,7 +76,7 @@ class HFBackend:
         model.eval()
         try:
             with nullcontext() if self._hook is None else self._hook(model):
-                yield from _complete(model, tokenizer, conversations, sampling, self._batch_size)
+                yield from _complete(model, tokenizer, conversations, sampling, self._batch_size, self._stream)
         finally:
             model.train(was_training)
 
@@ -90,6 +93,7 @@ def _complete(
     conversations: Sequence[Conversation],
     sampling: Sampling,
     batch_size: int,
+    stream: Callable[[str], None] | None = None,
 ) -> Iterator[tuple[int, Completion]]:
     context = context_length(model.config)
     prompts: dict[int, list[int]] = {}
@@ -101,7 +105,7 @@ def _complete(
     order, batches = sorted(prompts, key=lambda index: len(prompts[index])), Batches(batch_size)
     # A prompt that fills the context has room for fewer tokens; a batch is of prompts with room for as many.
     for n_new, group in groupby(order, key=lambda index: min(sampling.max_new_tokens, context - len(prompts[index]))):
-        respond = partial(_respond, model, tokenizer, prompts, sampling, n_new)
+        respond = partial(_respond, model, tokenizer, prompts, sampling, n_new, stream)
         for batch, completions in batches.run(respond, list(group)):
             too_long = Completion(None, error=f"out of memory with {len(prompts[batch[0]])} tokens")
             yield from zip(batch, completions or [too_long], strict=True)
@@ -114,6 +118,7 @@ def _respond(
     prompts: Mapping[int, list[int]],
     sampling: Sampling,
     n_new: int,
+    stream: Callable[[str], None] | None,
     batch: Sequence[int],
 ) -> list[Completion]:
     stop = _stop_ids(model, tokenizer)
@@ -125,6 +130,7 @@ def _respond(
             input_ids=pad_sequence(rows, batch_first=True, padding_value=pad, padding_side="left").to(model.device),
             attention_mask=pad_sequence(mask, batch_first=True, padding_side="left").to(model.device),
             generation_config=_generation_config(sampling, n_new, stop, pad),
+            streamer=None if stream is None else _Streamer(tokenizer, stop, stream),
         )
     new_tokens: list[list[int]] = output[:, max(map(len, rows)) :].tolist()
     ends = [next((place for place, token in enumerate(row) if token in stop), None) for row in new_tokens]
@@ -136,6 +142,23 @@ def _respond(
     return [
         Completion(text.strip(), "length" if end is None else "stop") for text, end in zip(texts, ends, strict=True)
     ]
+
+
+class _Streamer(TextStreamer):
+    """Hand over the text of a response as it comes, without what ends it."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: set[int], stream: Callable[[str], None]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False)  # pyright: ignore[reportArgumentType]
+        self._stop, self._stream = stop, stream
+
+    def put(self, value: torch.Tensor) -> None:
+        """Take the prompt, and then each token."""
+        if self.next_tokens_are_prompt or value.item() not in self._stop:
+            super().put(value)
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Take a piece that further tokens do not change."""
+        self._stream(text)
 
 
 def _stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:

@@ -1,0 +1,48 @@
+"""Print texts that a model or a file holds: they are data, and a terminal must not obey them."""
+
+import re
+import unicodedata
+
+ESCAPES = re.compile(
+    r"\x1b\[[0-?]*[ -/]*[@-~]|\x9b[0-?]*[ -/]*[@-~]"  # colours, movements of the cursor
+    r"|(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f]).*?(?:\x07|\x1b\\|\x9c)"  # titles, links, the clipboard
+    r"|\x1b[^\[\]PX^_]",
+    re.DOTALL,
+)
+"""ECMA-48 control sequences, as a whole."""
+LONGEST_ESCAPE = 4096
+KEPT = "\n\t"
+REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""They make a text look like another one."""
+
+
+def printable(text: str) -> str:
+    """Return a text without control sequences and control characters, other than line breaks and tabs.
+
+    A lone surrogate, which no output can encode, becomes U+FFFD.
+    """
+    return "".join(map(_printable_character, ESCAPES.sub("", text)))
+
+
+def _printable_character(character: str) -> str:
+    category = unicodedata.category(character)
+    if category == "Cs":
+        return "\ufffd"
+    return "" if (category == "Cc" and character not in KEPT) or character in REORDERING else character
+
+
+class PrintableStream:
+    """Make pieces of a text printable as they come, also where a control sequence is spread over several pieces."""
+
+    def __init__(self) -> None:
+        self._held = ""
+
+    def add(self, piece: str, *, is_last: bool = False) -> str:
+        """Return what can be printed now; the beginning of a control sequence is held back until its end is there."""
+        text = ESCAPES.sub("", self._held + piece)
+        start = re.search("[\x1b\x9b\x9d\x90\x98\x9e\x9f]", text)
+        if is_last or start is None or len(text) - start.start() > LONGEST_ESCAPE:
+            self._held = ""
+            return printable(text)
+        self._held = text[start.start() :]
+        return printable(text[: start.start()])
