@@ -161,6 +161,11 @@ class Terminal:
     def write(self, text: str) -> None:
         os.write(self.file, text.encode())
 
+    def interrupt(self) -> None:
+        """Press Ctrl-C at a prompt, a moment after it is shown: Python misses a signal before it waits for a key."""
+        time.sleep(1)
+        self.write("\x03")
+
     def exit_code(self) -> int:
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
@@ -176,7 +181,7 @@ def test_in_a_terminal() -> None:
     terminal.write("/rest\n")
     terminal.until("there is no command /rest; /help lists them")
     terminal.until("> ")
-    terminal.write("\x03")  # Ctrl-C
+    terminal.interrupt()
     terminal.until("/exit or Ctrl-D ends")
     terminal.until("> ")
     terminal.write("\x04")  # Ctrl-D
