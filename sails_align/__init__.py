@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 # PEFT imports bitsandbytes wherever it is installed, and that warns of a kernel for CPUs that nothing here uses.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
-# Its prompts, its judge and its wrappers are registered, by name; it imports nothing heavy.
+# Their models, prompts, judge and its wrappers are registered, by name; it imports nothing heavy.
+import sails_align.smollm2  # noqa: E402
 import sails_align.testbed  # noqa: E402, F401
 
 if TYPE_CHECKING:
