@@ -41,14 +41,56 @@ FAULTS = (
     "html",  # 200, but a web page
     "wrong_shape",  # 200 and JSON, but something else
     "no_choices",
-    "null_content",
+    "null_content",  # finish reason null, too
     "reasoning_only",  # null content beside reasoning_content, finish reason "length"
     "content_filter",
+    "filtered_part",  # part of a text, finish reason "SAFETY"
+    "no_content_filter",  # a message without content, finish reason "content_filter"
+    "no_content_length",
+    "null_content_length",
+    "no_text",  # null content, finish reason "stop"
     "refusal",
+    "refusal_part",  # in a list of parts
+    "tool_call",
+    "error_reason",  # part of a text, finish reason "error"
+    "error_in_choice",  # part of a text, and an error beside it
+    "error_in_200",  # no choices, and an error of code 502 with status 200
+    "filter_in_200",  # no choices, and an error of code 403 that says moderation, with status 200
+    "no_reason",  # the right answer, finish reason null
+    "max_tokens_reason",  # the right answer, finish reason "MAX_TOKENS"
+    "parts",  # the right answer as a list of parts, after one of thinking
+    "thinking_part",  # a part of thinking alone, finish reason "length"
     "echo_key",  # 500 with the Authorization header in its body
 )
-PASSING = ("429", "500", "503", "drop", "refuse", "truncated", "slow", "html", "wrong_shape", "no_choices")
+PASSING = (
+    "429", "500", "503", "drop", "refuse", "truncated", "slow", "html", "wrong_shape", "no_choices",
+    "error_reason", "error_in_choice", "error_in_200",
+)  # fmt: skip
 """Faults after which asking again helps, and that come at once."""
+
+ODD: dict[str, dict[str, Any]] = {
+    "null_content": {"content": None, "finish_reason": None},
+    "reasoning_only": {"content": None, "reasoning_content": "Let me think.", "finish_reason": "length"},
+    "content_filter": {"content": None, "finish_reason": "content_filter"},
+    "filtered_part": {"content": "Sure. Step 1: take", "finish_reason": "SAFETY"},
+    "no_content_filter": {"finish_reason": "content_filter"},
+    "no_content_length": {"finish_reason": "length"},
+    "null_content_length": {"content": None, "finish_reason": "length"},
+    "no_text": {"content": None},
+    "refusal": {"content": None, "refusal": "I cannot help with that."},
+    "refusal_part": {"content": [{"type": "refusal", "refusal": "I cannot help with that."}]},
+    "tool_call": {"content": None, "tool_calls": [{"id": "1"}], "finish_reason": "tool_calls"},
+    "error_reason": {"content": "Sure. Step 1: take", "finish_reason": "error"},
+    "error_in_choice": {"content": "Sure. Step 1: take"},
+    "no_reason": {"finish_reason": None},
+    "max_tokens_reason": {"finish_reason": "MAX_TOKENS"},
+    "thinking_part": {"content": [{"type": "thinking", "thinking": "Let me"}], "finish_reason": "length"},
+}
+"""Fields of the choice and the message of answers with status 200, by fault."""
+ODD_ERRORS = {
+    "error_in_200": {"code": 502, "message": "The upstream host failed."},
+    "filter_in_200": {"code": 403, "message": "Your input was flagged by moderation."},
+}
 
 
 def text_of(asked: Asked) -> str:
@@ -104,6 +146,7 @@ class StubServer:
         choose: fault (or None) for a request, instead of `script` and `faults`.
         key: that requests must carry; None takes any.
         unsupported: names of options that are answered by 400.
+        schema_error: status and body of the answer to requests with a response_format; None takes them.
         max_chars: longer conversations are answered by 400.
         retry_after: seconds, of 429.
     """
@@ -121,6 +164,7 @@ class StubServer:
         seed: int = 0,
         key: str | None = None,
         unsupported: Sequence[str] = (),
+        schema_error: tuple[int, Any] | None = None,
         max_chars: int | None = None,
         retry_after: int = 1,
         hang: float = 3600.0,
@@ -133,6 +177,7 @@ class StubServer:
         self.answer, self.model, self.latency, self.key = answer, model, latency, key
         self.faults, self.kinds, self.seed, self.choose = faults, tuple(kinds), seed, choose
         self.unsupported, self.max_chars = tuple(unsupported), max_chars
+        self.schema_error = schema_error
         self.retry_after, self.hang, self.slow, self.port = retry_after, hang, slow, port
         self.requests: list[Request] = []
         self.given: Counter[str] = Counter()
@@ -212,6 +257,9 @@ class StubServer:
             if option in body:
                 message = f"Unsupported parameter: '{option}' is not supported with this model."
                 return _error(400, message, code="unsupported_parameter", param=option)
+        if self.schema_error and "response_format" in body:
+            status, answer = self.schema_error
+            return web.json_response(answer, status=status)
         length = len(text_of(body.get("messages") or body.get("prompt", "")))
         if self.max_chars is not None and length > self.max_chars:
             message = f"This model's maximum context length is {self.max_chars}, but the prompt has {length}."
@@ -270,15 +318,20 @@ class StubServer:
             return web.Response(text=whole[: len(whole) // 2], content_type="application/json")
         if fault == "wrong_shape":
             return _json({"result": ["fine"]})
-        changes = {
-            "null_content": {"content": None},
-            "reasoning_only": {"content": None, "reasoning_content": "Let me think.", "finish_reason": "length"},
-            "content_filter": {"content": None, "finish_reason": "content_filter"},
-            "refusal": {"content": None, "refusal": "I cannot help with that."},
-            "no_choices": {},
-        }
-        completion = self._completion(asked, **changes[fault])
-        return _json(completion | {"choices": []} if fault == "no_choices" else completion)
+        completion = self._completion(asked, **ODD.get(fault, {}))
+        (choice,) = completion["choices"]
+        if fault in ("error_in_200", "filter_in_200"):
+            return _json({"error": ODD_ERRORS[fault]})
+        if fault == "no_choices":
+            return _json(completion | {"choices": []})
+        if fault == "error_in_choice":
+            choice["error"] = {"code": 502, "message": "The upstream host failed."}
+        if fault.startswith("no_content"):
+            del choice["message"]["content"]
+        if fault == "parts":
+            content = [{"type": "thinking", "thinking": []}, {"type": "text", "text": self.answer(asked.asked)}]
+            choice["message"]["content"] = content
+        return _json(completion)
 
 
 def _json(value: Any) -> web.Response:

@@ -3,7 +3,7 @@
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -18,7 +18,9 @@ MAX_WAIT = 60.0
 _PASSING = (408, 409, 425, 429)
 _ONE_PROMPT = (400, 413, 422)
 _OPTIONS = {
-    "response_format": re.compile(r"response_format|json_schema|structured output", re.IGNORECASE),
+    "response_format": re.compile(
+        r"response.?format|json.?schema|structured.?output|grammar|guided|requested parameters", re.IGNORECASE
+    ),
     "seed": re.compile(r"\bseed\b"),
     "temperature": re.compile(r"\btemperature\b"),
     "max_tokens": re.compile(r"\bmax_tokens\b"),
@@ -29,7 +31,24 @@ _UNSUPPORTED = re.compile(
     r"|not (?:permitted|allowed|available|implemented)",
     re.IGNORECASE,
 )
-_FILTERED = re.compile(r"content_filter|content_policy|moderation|flagged", re.IGNORECASE)
+_FILTERED = re.compile(
+    r"content.?filter|content.?policy|moderation|flagged|safety (?:system|filter|setting|reason)|data.?inspection"
+    r"|inappropriate content|sensitive (?:content|words?)|content exists risk",
+    re.IGNORECASE,
+)
+"""How servers say that they withhold answers to a prompt."""
+
+# Finish reasons, which servers write in many ways ("MAX_TOKENS", "content_filter: SAFETY"), by what they mean.
+_CUT_OFF = re.compile(r"length|max.?tokens", re.IGNORECASE)
+_WITHHELD = re.compile(
+    r"filter|refus|safety|moderat|flagged|block|prohibited|recitation|sensitive|guardrail|spii", re.IGNORECASE
+)
+_BROKEN_OFF = re.compile(
+    r"error|abort|cancel|fail|time.?out|insufficient|interrupt|overload|unavailable", re.IGNORECASE
+)
+_CALLED = re.compile(r"tool|function", re.IGNORECASE)
+_TEXT = ("text", "output_text")
+"""Types of the parts of a message that are its text."""
 
 
 def request_options(sampling: Sampling, without: frozenset[str]) -> dict[str, Any]:
@@ -45,16 +64,21 @@ def request_options(sampling: Sampling, without: frozenset[str]) -> dict[str, An
 
 
 def unsupported_option(error: ServerError, body: Mapping[str, Any]) -> str | None:
-    """Return the option of a request that the server does not support, if that is what its error says."""
-    if error.kind != "prompt" or error.code == "content_filter":
+    """Return the option of a request that the server does not support, if that may be what its error says.
+
+    Complaints about a JSON schema come in all words and codes, so that any complaint about a request that has one is
+    put down to it, if to nothing else.
+    """
+    if error.code == "content_filter":
         return None
     names = [name for name in _OPTIONS if name in body]
-    if not _UNSUPPORTED.search(f"{error.code} {error.message}"):
-        # Complaints about schemas have many words; the other names come up where a prompt is too long, too.
+    if error.kind != "prompt" or not _UNSUPPORTED.search(f"{error.code} {error.message}"):
+        # The other names come up where a prompt is too long, too.
         names = [name for name in names if name == "response_format"]
     by_param = [name for name in names if name == error.param.partition(".")[0]]
     by_message = [name for name in names if _OPTIONS[name].search(error.message)]
-    return next(iter(by_param + by_message), None)
+    by_default = [name for name in names if name == "response_format" and error.status in (400, 422)]
+    return next(iter(by_param + by_message + by_default), None)
 
 
 def read_completion(response: httpx.Response, content: bytes, endpoint: Endpoint) -> Completion:
@@ -69,7 +93,7 @@ def read_completion(response: httpx.Response, content: bytes, endpoint: Endpoint
         ServerError: if there is none.
     """
     if response.status_code != 200:
-        raise _read_error(response, content, endpoint)
+        raise _read_error(response, content.decode("utf-8", "replace"), endpoint)
     kind = response.headers.get("content-type", "").partition(";")[0]
     if "json" not in kind:
         raise _no_answer(f"{kind or 'something'} and not JSON (is the URL right?)", content, endpoint)
@@ -77,8 +101,10 @@ def read_completion(response: httpx.Response, content: bytes, endpoint: Endpoint
         answer = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise _no_answer("truncated or invalid JSON", content, endpoint) from error
+    if isinstance(answer, dict) and answer.get("error") and not answer.get("choices"):
+        raise _read_error(response, json.dumps(answer), endpoint)  # some hosts send errors with status 200
     try:
-        return _completion(answer["choices"][0], endpoint)
+        return _completion(answer["choices"][0], response, endpoint)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise _no_answer("no completion", content, endpoint) from error
 
@@ -87,22 +113,60 @@ def _no_answer(what: str, content: bytes, endpoint: Endpoint) -> ServerError:
     return ServerError(f"the answer is {what}: {endpoint.excerpt(content.decode('utf-8', 'replace'))}")
 
 
-def _completion(choice: dict[str, Any], endpoint: Endpoint) -> Completion:
-    message = choice["message"] if "message" in choice else {"content": choice["text"]}
-    text, reason = message["content"], choice.get("finish_reason")
-    if reason == "content_filter" or message.get("refusal"):
-        return Completion(endpoint.scrub(text).strip() if text else None, "content_filter")
-    if text is None and (message.get("reasoning_content") or message.get("reasoning")):
+def _completion(choice: dict[str, Any], response: httpx.Response, endpoint: Endpoint) -> Completion:
+    """Return the completion in a choice. Its finish reason decides first: part of a text is no answer."""
+    reason, error = choice.get("finish_reason"), choice.get("error")
+    if reason and _WITHHELD.search(reason):
+        return Completion(None, "content_filter")
+    if error or (reason and _BROKEN_OFF.search(reason)):
+        error = error or f"the server broke the answer off (finish reason: {reason})"
+        raise _read_error(response, json.dumps({"error": error}), endpoint)
+    reason = "length" if reason and _CUT_OFF.search(reason) else reason
+    message = choice.get("message") or {"content": choice.get("text")}
+    parts = _parts(message.get("content"))
+    if refusal := message.get("refusal") or "".join(text for kind, text in parts if kind == "refusal"):
+        return Completion(endpoint.scrub(refusal).strip(), "refusal")
+    text = "".join(text for kind, text in parts if kind in _TEXT)
+    if text.strip():
+        return Completion(endpoint.scrub(text).strip(), reason)  # stripped, as are other backends' texts
+    return _without_text(message, parts, reason)
+
+
+def _without_text(message: Mapping[str, Any], parts: Sequence[tuple[str, str]], reason: str | None) -> Completion:
+    """Return the completion of a message without text, with the cause.
+
+    Raises:
+        TypeError: if the server does not say how it ended.
+    """
+    if message.get("reasoning_content") or message.get("reasoning") or any(kind not in _TEXT for kind, _ in parts):
         cause = f"the model reasoned but gave no answer (finish reason: {reason}); allow more new tokens"
         return Completion(None, reason, cause)
-    if not isinstance(text, str):
+    if reason == "length":
+        return Completion(None, reason, "the model used up its new tokens without an answer; allow more of them")
+    if message.get("tool_calls") or message.get("function_call") or _CALLED.search(reason or ""):
+        return Completion(None, reason, "the model called a tool and gave no answer")
+    if reason is None and not parts:
         raise TypeError("no text")
-    return Completion(endpoint.scrub(text).strip(), reason)  # stripped, as are other backends' texts
+    return Completion("", reason)
 
 
-def _read_error(response: httpx.Response, content: bytes, endpoint: Endpoint) -> ServerError:
+def _parts(content: Any) -> list[tuple[str, str]]:
+    """Return kind and text of each part of a message's content, which may be a text, a list of parts, or none."""
+    if content is None:
+        return []
+    found = []
+    for part in [content] if isinstance(content, str | dict) else content:
+        kind = "text" if isinstance(part, str) else part.get("type", "text")
+        text = part if isinstance(part, str) else part.get(kind if kind == "refusal" else "text")
+        found.append((kind, text if isinstance(text, str) else ""))
+    return found
+
+
+def _read_error(response: httpx.Response, body: str, endpoint: Endpoint) -> ServerError:
     status, headers = response.status_code, response.headers
-    message, code, param = _error_fields(content.decode("utf-8", "replace"))
+    message, code, param = _error_fields(body)
+    if status == 200:  # the error's code tells more, if it is a status
+        status = int(code) if re.fullmatch(r"[45]\d\d", code) else 502
     where = f" (redirects to {headers['location']})" if response.has_redirect_location else ""
     text = f"status {status}: {endpoint.excerpt((message or response.reason_phrase) + where)}"
     if status in (*_ONE_PROMPT, 403) and _FILTERED.search(f"{code} {message}"):
@@ -121,6 +185,8 @@ def _error_fields(text: str) -> tuple[str, str, str]:
         body = json.loads(text)
     except (ValueError, RecursionError):
         return text, "", ""
+    if isinstance(body, list) and len(body) == 1:  # as Google's servers send it
+        (body,) = body
     error = body.get("error", body.get("detail", body)) if isinstance(body, dict) else body
     if isinstance(error, dict):
         message = error.get("message") or json.dumps(error)

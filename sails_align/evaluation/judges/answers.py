@@ -82,7 +82,7 @@ def read(question: Question, completion: Completion) -> Verdict:
     """Return the verdict in an LLM judge's answer, or the reason why there is none."""
     if completion.finish_reason == "length":  # what is cut off might have gone on to say something else
         return Verdict(None, "unparsable verdict", excerpt(f"(cut off) {completion.text or completion.error or ''}"))
-    if completion.finish_reason == "content_filter" or completion.text is None:
+    if completion.finish_reason in REFUSED or completion.text is None:
         return no_answer(completion)
     own = _REASONING.sub("", completion.text, count=1)
     found = [] if _OPEN_REASONING.match(own) else _choices(question, own)

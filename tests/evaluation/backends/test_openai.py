@@ -153,18 +153,74 @@ def test_rate_limits_use_up_patience_and_not_attempts():
         assert "status 429: Rate limit reached" in completion.error
 
 
-def test_filtered_refused_and_reasoned_answers_are_told_apart():
-    with StubServer(script=["content_filter"]) as server:
-        filtered = one(server)
-    with StubServer(script=["refusal"]) as server:
-        refused = one(server)
-    with StubServer(script=["reasoning_only"]) as server:
-        reasoned = one(server)
-    assert (filtered.text, filtered.finish_reason) == (None, "content_filter")
-    assert (refused.text, refused.finish_reason) == (None, "content_filter")
-    assert (reasoned.text, reasoned.finish_reason) == (None, "length")
-    assert reasoned.error is not None
-    assert "reasoned but gave no answer" in reasoned.error
+@pytest.mark.parametrize(
+    ("fault", "text", "finish_reason", "cause"),
+    [
+        ("content_filter", None, "content_filter", None),
+        ("no_content_filter", None, "content_filter", None),
+        ("filtered_part", None, "content_filter", None),
+        ("filter_in_200", None, "content_filter", None),
+        ("refusal", "I cannot help with that.", "refusal", None),
+        ("refusal_part", "I cannot help with that.", "refusal", None),
+        ("reasoning_only", None, "length", "reasoned but gave no answer"),
+        ("thinking_part", None, "length", "reasoned but gave no answer"),
+        ("no_content_length", None, "length", "used up its new tokens"),
+        ("null_content_length", None, "length", "used up its new tokens"),
+        ("tool_call", None, "tool_calls", "called a tool"),
+        ("no_text", "", "stop", None),
+        ("no_reason", "text 0", None, None),
+        ("max_tokens_reason", "text 0", "length", None),
+        ("parts", "text 0", "stop", None),
+    ],
+)
+def test_the_finish_reason_decides_and_no_answer_is_asked_for_twice(fault, text, finish_reason, cause):
+    with StubServer(echo, choose=lambda _: fault) as server:
+        completion = one(server)
+    assert (completion.text, completion.finish_reason) == (text, finish_reason)
+    assert (cause or "") in (completion.error or "")
+    assert (completion.error is None) == (cause is None)
+    assert len(server.requests) == 1
+
+
+def test_answers_without_text_do_not_take_the_server_down():
+    odd = ["no_content_filter", "null_content_length", "tool_call", "no_text", "filter_in_200"]
+    with StubServer(echo, script=odd * DOWN_AFTER) as server:
+        found = complete(server, chats(len(odd) * DOWN_AFTER + 1), concurrency=1)
+        assert len(server.requests) == len(found)
+    assert found[len(odd) * DOWN_AFTER].text == f"text {len(odd) * DOWN_AFTER}"
+
+
+@pytest.mark.parametrize(
+    ("fault", "cause"),
+    [
+        ("error_reason", "status 502: the server broke the answer off (finish reason: error)"),
+        ("error_in_choice", "status 502: The upstream host failed."),
+        ("error_in_200", "status 502: The upstream host failed."),
+    ],
+)
+def test_a_part_of_an_answer_is_none(fault, cause):
+    with StubServer(echo, choose=lambda _: fault) as server:
+        completion = one(server, max_attempts=2)
+    assert completion.text is None
+    assert completion.error == f"server error after 2 attempts: {cause}"
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (400, [{"error": {"code": 400, "message": "Invalid value at 'properties[2].value.enum[0]' (TYPE_STRING), 1"}}]),
+        (400, {"error": {"message": "additionalProperties is no field of this object"}}),
+        (422, {"detail": [{"loc": ["body"], "msg": "Extra inputs"}]}),
+        (500, {"error": {"message": "cannot compile the grammar"}}),
+        (404, {"error": {"code": 404, "message": "No endpoints found that can handle the requested parameters."}}),
+    ],
+)
+def test_a_server_that_takes_no_schema_is_asked_without_it(status, body, caplog):
+    with StubServer(echo, schema_error=(status, body)) as server:
+        found = complete(server, chats(3), Sampling(schema={"type": "object"}), concurrency=1, max_attempts=1)
+    assert [found[index].text for index in range(3)] == ["text 0", "text 1", "text 2"]
+    assert len(server.requests) == 4
+    assert "does not support response_format" in caplog.text
 
 
 def test_a_prompt_that_is_too_long_is_its_own_error():
