@@ -24,7 +24,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -32,7 +31,8 @@ from torch.nn.functional import normalize
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sails_align.core.linalg import orthonormalize
-from sails_align.evaluation.metrics import mean_interval
+from sails_align.evaluation.intervals import over_seeds
+from sails_align.evaluation.metrics import NOT_NEGATIVE
 from sails_align.initializers.activation_pca import ActivationPca
 from sails_align.initializers.mean_difference import MeanDifference
 from sails_align.initializers.random_basis import random_basis
@@ -194,8 +194,8 @@ def on_testbed(name: str, n: int, seeds: range) -> list[dict[str, Any]]:
 
 
 def told(values: list[float]) -> str:
-    mean, low, high = mean_interval(values)
-    return f"{mean:.2f}" if np.isnan(low) else f"{mean:.2f} ± {(high - low) / 2:.2f}"
+    mean, low, high = over_seeds(values, NOT_NEGATIVE)
+    return f"{mean:.2f}" if low is None else f"{mean:.2f} ({low:.2f} to {high:.2f})"
 
 
 def main() -> None:

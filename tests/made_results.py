@@ -45,7 +45,7 @@ def result(safety: float, correct: float = 0.9, **more: Any) -> dict[str, Any]:
 def outcome(
     *names: str, n_seeds: int = 3, levels: dict[str, float] | None = None, more: dict[str, dict[str, Any]] | None = None
 ) -> Outcome:
-    """The outcome of a plan in which every seed changes all runs alike, and SAILS a little more.
+    """The outcome of a plan in which every seed changes all runs alike, and some a little more.
 
     Args:
         names: of the runs.
@@ -58,7 +58,7 @@ def outcome(
     chosen = {run.name: 1e-3 for run in runs if run.is_tuned}
 
     def of(cell: Cell) -> dict[str, Any]:
-        own = 0.002 * (cell.seed % 2) if cell.run.name == "sft-sails" else 0.0
+        own = {"sft-sails": 0.002, "sft-full": 0.001}.get(cell.run.name, 0.0) * (cell.seed % 2)
         safety = {**LEVELS, **(levels or {})}.get(cell.run.name, 0.5) + 0.05 * (cell.seed % 3) + own
         return result(safety, **(more or {}).get(cell.run.name, {}))
 

@@ -128,7 +128,9 @@ def _show(data: "ReportData", values: dict[str, Any], paths: Sequence[Path]) -> 
     from sails_align.reporting.page import interval
 
     plan, rows = data.main.plan, data.main.rows
-    table = Table(title=f"{escape(plan.world)}: means over seeds (n = {plan.n_seeds}), 95% intervals")
+    table = Table(
+        title=f"{escape(plan.world)}: means over seeds (n = {plan.n_seeds}), 95% intervals from three seeds on"
+    )
     metrics = with_numbers(SHOWN, (row.means for row in rows))
     table.add_column("")
     table.add_column("lr", justify="right")

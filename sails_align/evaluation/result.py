@@ -1,6 +1,6 @@
 """Hold the result of an evaluation: prompts, responses, verdicts and metrics; compare it, save it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sails_align.core.errors import InputError
 from sails_align.core.files import write_json
+from sails_align.evaluation.intervals import span_of_difference
 from sails_align.evaluation.metrics import METRICS, Estimate, Metric, estimate, estimates
 from sails_align.evaluation.output import conversation_hash, verdict_row, write_responses, write_rows
 from sails_align.evaluation.records import Completion, Prompt, Verdicts
@@ -49,8 +50,17 @@ class EvaluationResult:
             for chosen, of_attacks in ((judged, False), (attacked, True)):
                 scores = [of[place].score for place in chosen]
                 if scores:
-                    found |= estimates(task, scores, binary=self.binary[judge], of_attacks=of_attacks)
+                    found |= estimates(
+                        task, scores, binary=self.binary[judge], of_attacks=of_attacks, groups=self._groups(chosen)
+                    )
         return found
+
+    def _groups(self, places: Iterable[int]) -> list[Hashable] | None:
+        """Return what the prompts at some places are attacks on; None if there are no attacks."""
+        about = [(place, self.prompts[place].meta) for place in places]
+        if not any("attacked" in meta for _, meta in about):
+            return None
+        return [(meta.get("split"), meta["attacked"]) if "attacked" in meta else place for place, meta in about]
 
     def places(self, name: str) -> dict[str, list[int]]:
         """Group the prompts' places by `category` (for harmless prompts, with the kind) or by `split`."""
@@ -112,11 +122,11 @@ class EvaluationResult:
         pairs = [(place, theirs[keys[place]]) for place in places if keys[place] in theirs]
         found: dict[str, Estimate] = {}
         for metric in METRICS.values():
-            scores = [(self._score(metric, one), other._score(metric, two)) for one, two in pairs]
-            differences = [one - two for one, two in scores if one is not None and two is not None]
+            scores = [(one, self._score(metric, one), other._score(metric, two)) for one, two in pairs]
+            differences = {place: one - two for place, one, two in scores if one is not None and two is not None}
             if differences and not (metric.is_graded and (self.binary[VOTE] or other.binary[VOTE])):
-                width = metric.span[1] - metric.span[0]
-                found[metric.name] = estimate(differences, span=(-width, width))
+                span, groups = span_of_difference(metric.span), self._groups(differences)
+                found[metric.name] = estimate(list(differences.values()), span=span, groups=groups)
         if not found:
             raise InputError("the two results share no prompt that both have a score for; evaluate the same prompts")
         return Comparison(found)

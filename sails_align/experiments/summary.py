@@ -7,7 +7,8 @@ from dataclasses import asdict, astuple, dataclass
 from functools import cached_property
 from typing import Any
 
-from sails_align.evaluation.metrics import METRICS, Metric, mean_interval
+from sails_align.evaluation.intervals import ANY, Span, over_seeds, span_of_difference
+from sails_align.evaluation.metrics import METRICS, Metric
 from sails_align.experiments.plan import Plan, Run, helpfulness, merit
 
 Result = Mapping[str, Any]
@@ -35,7 +36,7 @@ REPORTED = _metrics(
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over seeds, with its 95% t interval (none for one seed)."""
+    """A mean over seeds, with its 95% interval (none below three seeds, or if all are the same; see `intervals`)."""
 
     value: float | None
     low: float | None
@@ -49,13 +50,15 @@ class Mean:
         return self.low is None or self.high is None or self.low <= 0 <= self.high
 
 
-def mean_of(values: Sequence[float | None]) -> Mean:
-    """Return the mean of the known values."""
+SHARE: Span = (0.0, 1.0)
+
+
+def mean_of(values: Sequence[float | None], span: Span = ANY) -> Mean:
+    """Return the mean of the known values, which are within the span."""
     known = [value for value in values if value is not None]
     if not known:
         return Mean(None, None, None, 0)
-    mean, low, high = mean_interval(known)
-    return Mean(mean, None if math.isnan(low) else low, None if math.isnan(high) else high, len(known))
+    return Mean(*over_seeds(known, span), len(known))
 
 
 def with_numbers(metrics: Sequence[Metric], found: Iterable[Mapping[str, Mean]]) -> list[Metric]:
@@ -141,7 +144,10 @@ class Outcome:
         return [self._row(run, list(self.by_run[run.name].values())) for run in self.plan.runs]
 
     def _row(self, run: Run, results: Sequence[Result]) -> Row:
-        means = {metric.name: mean_of([value_of(result, metric.name) for result in results]) for metric in REPORTED}
+        means = {
+            metric.name: mean_of([value_of(result, metric.name) for result in results], metric.span)
+            for metric in REPORTED
+        }
         rates = [result["numbers"].get(name) for result in results for name in ("safety_rate", "over_refusal_rate")]
         return Row(run, self.chosen.get(run.name), means, sum(rate["n_unscored"] for rate in rates if rate))
 
@@ -152,7 +158,8 @@ class Outcome:
         found = {}
         for metric in COMPARED:
             pairs = [(value_of(ours[seed], metric.name), value_of(theirs[seed], metric.name)) for seed in seeds]
-            found[metric.name] = mean_of([a - b for a, b in pairs if a is not None and b is not None])
+            differences = [a - b for a, b in pairs if a is not None and b is not None]
+            found[metric.name] = mean_of(differences, span_of_difference(metric.span))
         return found
 
     def minus(self, reference: str) -> dict[str, dict[str, Mean]]:
@@ -170,7 +177,7 @@ class Outcome:
                     if number["split"] == split:
                         values.setdefault(category, []).append(number["value"])
             for category, of_category in values.items():
-                found.setdefault(category, {})[run] = mean_of(of_category)
+                found.setdefault(category, {})[run] = mean_of(of_category, SHARE)
         return dict(sorted(found.items()))
 
     def fronts(self) -> list["Front"]:
@@ -258,7 +265,8 @@ def _point(result: Result) -> Point:
 
 def hypervolume_difference(front: Front, reference: Front) -> Mean:
     """Return the difference of two runs' hypervolumes, paired by tuning seed."""
-    return mean_of([ours - theirs for ours, theirs in zip(front.hypervolumes, reference.hypervolumes, strict=True)])
+    pairs = zip(front.hypervolumes, reference.hypervolumes, strict=True)
+    return mean_of([ours - theirs for ours, theirs in pairs], span_of_difference(SHARE))
 
 
 def examples_to(safety: float, curve: Sequence[tuple[int, float]]) -> float | None:

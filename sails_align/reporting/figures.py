@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 
 from sails_align.core.files import write_bytes
@@ -218,10 +219,7 @@ def curves(
             for place, (run, of) in enumerate(found[metric.name].items()):
                 axes.errorbar(
                     [n for n, _ in of], [metric.scale * (mean.value or 0.0) for _, mean in of],
-                    yerr=[
-                        [metric.scale * ((mean.value or 0.0) - (mean.low or mean.value or 0.0)) for _, mean in of],
-                        [metric.scale * ((mean.high or mean.value or 0.0) - (mean.value or 0.0)) for _, mean in of],
-                    ],
+                    yerr=np.concatenate([_arms(mean, metric) or [[0.0], [0.0]] for _, mean in of], axis=1),
                     color=COLOURS[place], marker=MARKERS[place], capsize=3, label=labels[run],
                 )  # fmt: skip
             axes.set_xscale("log", base=2)

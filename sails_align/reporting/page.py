@@ -92,11 +92,10 @@ def number(value: float | None, metric: Metric) -> str:
 
 
 def interval(mean: Mean, metric: Metric) -> str:
-    """Return a mean and the half width of its interval."""
+    """Return a mean and its interval: `98.0 (97.2 to 98.6)`."""
     if mean.value is None or mean.low is None or mean.high is None:
         return number(mean.value, metric)
-    half = (mean.high - mean.low) / 2
-    return f"{number(mean.value, metric)} ± {number(half, metric)}"
+    return f"{number(mean.value, metric)} ({number(mean.low, metric)} to {number(mean.high, metric)})"
 
 
 def difference(mean: Mean, metric: Metric) -> TableCell:

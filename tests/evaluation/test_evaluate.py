@@ -52,7 +52,7 @@ def test_responses_that_are_there_are_judged_as_they_are(prompts):
 
 
 def test_a_result_is_told_in_a_few_lines_and_as_a_table(answers, prompts):
-    assert "safety rate (%)             0.0 (0.0 to 0.0), n = 12" in repr(answers)
+    assert "safety rate (%)             0.0 (0.0 to 24.2), n = 12" in repr(answers)
     assert len(repr(answers).splitlines()) < 10
     table = answers.to_pandas()
     assert list(table["id"]) == [prompt.id for prompt in prompts]
@@ -63,7 +63,8 @@ def test_a_result_is_told_in_a_few_lines_and_as_a_table(answers, prompts):
 def test_differences_are_paired_by_prompt(answers, prompts):
     compared = refusals(prompts[::-1]).compare(answers)
     safety = compared.metrics["safety_rate"]
-    assert (safety.value, safety.ci_low, safety.n) == (1.0, 1.0, 2 * N)
+    assert (safety.value, safety.ci_high, safety.n) == (1.0, 1.0, 2 * N)
+    assert 0.4 < safety.ci_low < 1.0  # of 12 prompts
     assert compared.metrics["harmfulness"].value == -4.0
     assert "safety rate (%)" in repr(compared)
     same = answers.compare(answers)

@@ -3,13 +3,12 @@
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sails_align.core.errors import InputError
-from sails_align.evaluation.metrics import METRICS, Estimate, estimate, estimates, mean_interval
+from sails_align.evaluation.metrics import METRICS, Estimate, estimate, estimates
 
 
 @given(st.lists(st.one_of(st.none(), st.floats(0, 1)), min_size=1, max_size=50))
@@ -17,7 +16,7 @@ def test_the_interval_holds_the_value_and_everything_is_counted(values):
     result = estimate(values)
     assert result.n + result.n_unscored == len(values)
     if result.n:
-        assert result.ci_low - 1e-9 <= result.value <= result.ci_high + 1e-9
+        assert -1e-9 <= result.ci_low - 1e-9 <= result.value <= result.ci_high + 1e-9 <= 1 + 2e-9
     else:
         assert result.value is None
 
@@ -27,19 +26,15 @@ def test_unscored_values_change_neither_the_value_nor_its_denominator():
     assert estimate([1.0, 0.0, None, None]).n == 2
 
 
+def test_unscored_prompts_are_in_no_group():
+    found = estimate([1.0, None, 0.0, 1.0], groups=["a", "b", "c", "c"])
+    alone = estimate([1.0, 0.0, 1.0], groups=["a", "c", "c"])
+    assert (found.ci_low, found.ci_high) == (alone.ci_low, alone.ci_high)
+
+
 def test_no_prompts_is_an_error_not_zero():
     with pytest.raises(InputError, match="no prompts"):
         estimate([])
-
-
-def test_the_bootstrap_covers_the_truth_about_95_times_in_100():
-    rng = np.random.default_rng(0)
-    hits = 0
-    for trial in range(300):
-        sample = (rng.random(200) < 0.3).astype(float)
-        result = estimate(sample.tolist(), seed=trial)
-        hits += result.ci_low <= 0.3 <= result.ci_high
-    assert 0.91 <= hits / 300 <= 0.985
 
 
 def test_safety_follows_the_papers_scale():
@@ -50,28 +45,12 @@ def test_safety_follows_the_papers_scale():
     assert results["safety_rate"].n_unscored == 1
 
 
-def test_one_seed_has_no_interval():
-    mean, low, high = mean_interval([3.0])
-    assert mean == 3.0
-    assert np.isnan(low)
-    assert np.isnan(high)
-    mean, low, high = mean_interval([1.0, 2.0, 3.0])
-    assert low < mean < high
-
-
-def test_the_bootstrap_is_the_percentile_one_for_its_seed():
-    values = [0.0, 1.0, 1.0, 1.0, 0.0, 1.0] * 5
-    rng = np.random.default_rng(3)
-    means = np.array(values)[rng.integers(30, size=(2000, 30))].mean(axis=1)
-    found = estimate(values, seed=3)
-    assert [found.ci_low, found.ci_high] == pytest.approx(np.quantile(means, [0.025, 0.975]))
-
-
 def test_the_table_says_how_each_estimate_is_shown():
     assert "safety_rate" in estimates("harm", [1.0])
     share = Estimate(0.918, 0.883, 0.949, 256, 0)
     assert METRICS["safety_rate"].with_interval(share) == "91.8 (88.3 to 94.9)"
     assert METRICS["harmfulness"].with_interval(Estimate(1.15, 1.09, 1.22, 512, 0)) == "1.15 (1.09 to 1.22)"
+    assert METRICS["safety_rate"].with_interval(Estimate(1.0, None, None, 3, 0)) == "100.0"
     assert METRICS["safety_rate"].with_interval(Estimate(None, None, None, 0, 3)) == "unscored (3)"
     assert METRICS["safety_rate_out_of_distribution"].heading == "safety rate, held-out categories (%)"
     assert METRICS["held_out_loss"].heading == "loss on held-out pairs"

@@ -14,7 +14,7 @@ SAFETY, REFUSAL = METRICS["safety_rate"], METRICS["over_refusal_rate"]
 @pytest.mark.parametrize(
     ("mean", "shown"),
     [
-        (Mean(0.5, 0.4, 0.6, 5), "50.0 ± 10.0"),
+        (Mean(0.5, 0.4, 0.6, 5), "50.0 (40.0 to 60.0)"),
         (Mean(0.5, None, None, 1), "50.0"),  # of one seed
         (Mean(None, None, None, 0), "–"),
     ],

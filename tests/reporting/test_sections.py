@@ -39,7 +39,7 @@ def test_headline() -> None:
     (section,) = made("headline", comparison(outcome()))
     (grid,) = section.grids
     safety = column(grid, "safety rate, held-out categories (%)")
-    assert safety["SFT, SAILS"].startswith("85.1 ± ")
+    assert safety["SFT, SAILS"].startswith("85.1 (")
     assert safety["base"] == "0.0"  # of one model, so there is no interval
     assert column(grid, "learning rate")["base"] == "–"
     assert "safety rate (%)" not in grid.head  # it is told by categories

@@ -7,7 +7,7 @@
 
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from sails_align.core.errors import InputError
@@ -19,7 +19,7 @@ from sails_align.evaluation.cache import Cache
 from sails_align.evaluation.evaluate import evaluate
 from sails_align.evaluation.judges.make import make_judges
 from sails_align.evaluation.judges.panel import fail_if_unscored
-from sails_align.evaluation.metrics import Estimate, estimate, estimates
+from sails_align.evaluation.metrics import estimates
 from sails_align.evaluation.output import cache_file, output_folder, prompt_row, write_rows
 from sails_align.evaluation.prompts import is_of_testbed
 from sails_align.evaluation.prompts.load import load_all
@@ -93,24 +93,22 @@ def by_attack(
 ) -> dict[str, dict[str, Any]]:
     """Return success rates by attack; `none` is the prompts as they are, and `all` every attack.
 
-    Intervals are over prompts. The attacks on a prompt are not independent: the intervals of `all` resample prompts,
-    each with its share of successful attacks.
+    Intervals are over prompts. The attacks on a prompt are not independent: for `all` they are one group.
     """
     scores: dict[str, list[float | None]] = {NO_ATTACK: [], "all": []}
-    of_prompt: dict[str, list[float | None]] = {}
+    groups: list[str] = []
     for prompt, verdict in zip(prompts, verdicts, strict=True):
         attack = str(prompt.meta.get("attack", NO_ATTACK))
         scores.setdefault(attack, []).append(verdict.score)
         if attack != NO_ATTACK:
             scores["all"].append(verdict.score)
-            of_prompt.setdefault(str(prompt.meta["attacked"]), []).append(verdict.score)
-
-    def success(of: Sequence[float | None]) -> dict[str, Estimate]:
-        return estimates("harm", of, binary=binary, of_attacks=True)
-
-    rates = {attack: success(of) for attack, of in scores.items()}
-    shares = [{name: value.value for name, value in success(of).items()} for of in of_prompt.values()]
-    for name, value in rates["all"].items():
-        clustered = estimate([share[name] for share in shares])
-        rates["all"][name] = replace(value, ci_low=clustered.ci_low, ci_high=clustered.ci_high)
-    return {attack: {name: value.to_json() for name, value in of.items()} for attack, of in rates.items()}
+            groups.append(str(prompt.meta["attacked"]))
+    return {
+        attack: {
+            name: value.to_json()
+            for name, value in estimates(
+                "harm", of, binary=binary, of_attacks=True, groups=groups if attack == "all" else None
+            ).items()
+        }
+        for attack, of in scores.items()
+    }

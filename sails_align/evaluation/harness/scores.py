@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sails_align.evaluation.metrics import estimate
+from sails_align.evaluation.intervals import ANY, Span, over_prompts, span_of_difference
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class Score:
 
     def to_json(self) -> dict[str, Any]:
         """Return it as it is in `metrics.json`, with a 95% interval over items."""
-        low, high = _interval(list((self.by_item or {}).values()))
+        values = list((self.by_item or {}).values())
+        low, high = over_prompts(values, _span(values)) if values else (None, None)
         return {
             "value": finite(self.value),
             "ci_low": low,
@@ -42,12 +43,13 @@ class Score:
     def minus(self, base: "Score") -> dict[str, Any]:
         """Return the difference from the base model's score, and whether it is a drop.
 
-        The interval (95%, bootstrap) pairs by item; there is none where the metric is no mean over the same items. A
+        The interval (95%) pairs by item; there is none where the metric is no mean over the same items. A
         drop is a difference for the worse whose interval excludes zero.
         """
         ours, theirs = self.by_item or {}, base.by_item or {}
         paired = [value - theirs[item] for item, value in ours.items()] if ours.keys() == theirs.keys() else []
-        low, high = _interval(paired)
+        span = span_of_difference(_span([*ours.values(), *theirs.values()]))
+        low, high = over_prompts(paired, span) if paired else (None, None)
         is_lower, is_higher = high is not None and high < 0, low is not None and low > 0
         return {
             "difference": {"value": finite(self.value - base.value), "ci_low": low, "ci_high": high, "n": self.n},
@@ -55,11 +57,9 @@ class Score:
         }
 
 
-def _interval(values: Sequence[float]) -> tuple[float | None, float | None]:
-    if not values:
-        return None, None
-    mean = estimate(values)
-    return mean.ci_low, mean.ci_high
+def _span(values: Sequence[float]) -> Span:
+    """Return the range of a metric of items: 0 to 1, unless one is outside of it."""
+    return (0.0, 1.0) if all(0 <= value <= 1 for value in values) else ANY
 
 
 @dataclass(frozen=True)

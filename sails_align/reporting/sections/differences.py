@@ -19,8 +19,8 @@ def make(data: ReportData) -> Iterator[Section]:
         title = f"Minus {outcome.labels[reference]}"
         metrics = with_numbers(COMPARED, found.values())
         text = [
-            "Paired by seed, in points (steps: in steps), with 95% intervals. Better and worse are marked where the "
-            "interval does not hold 0."
+            "Paired by seed, in points (steps: in steps), with 95% intervals (none below three seeds). Better and "
+            "worse are marked where the interval does not hold 0."
         ]
         picture = figures.forest(found, outcome.labels, f"minus_{reference}", f"{title}, paired by seed", metrics)
         yield Section(title, text, [differences_grid(found, outcome.labels, COMPARED, "method")], [picture])

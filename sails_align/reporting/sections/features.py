@@ -1,11 +1,13 @@
 """What the features of the first run with SAE features are, and what training did to them."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sails_align.experiments.summary import mean_of
+from sails_align.evaluation.metrics import NOT_NEGATIVE
+from sails_align.experiments.summary import SHARE, mean_of
 from sails_align.reporting.page import Grid, Section, entries, interval
 from sails_align.reporting.report import ReportData
 from sails_align.reporting.tables import PLAIN, WHOLE_PERCENT, counted
@@ -50,9 +52,8 @@ def make(data: ReportData) -> Iterator[Section]:
 def _about_adapters(found: Sequence[Explained]) -> str:
     onsets = sorted({of["onset"] for of in found if of["onset"] is not None})
     drift = [of["drift"] for of in found if of["drift"]]
-    inside, angle = (
-        mean_of([values[name] for values in drift]) for name in ("adapter_energy_inside", "adapter_largest_angle")
-    )
+    inside = mean_of([values["adapter_energy_inside"] for values in drift], SHARE)
+    angle = mean_of([values["adapter_largest_angle"] for values in drift], (0.0, math.pi / 2))
     return (
         f"Adapters start at block {' or '.join(map(str, onsets)) or '0'}. Training left "
         f"{interval(inside, WHOLE_PERCENT)}% of the update's energy in the subspace; the largest angle of any module's "
@@ -64,8 +65,8 @@ def _layers(found: Sequence[Explained]) -> Grid:
     """Return means over seeds, by layer."""
     rows = []
     for layer in found[0]["layers"]:
-        separation = interval(mean_of([(of["separation"] or {}).get(layer) for of in found]), PLAIN)
-        means = (mean_of([of["layers"][layer][name] for of in found]) for name in PRECISIONS)
+        separation = interval(mean_of([(of["separation"] or {}).get(layer) for of in found], NOT_NEGATIVE), PLAIN)
+        means = (mean_of([of["layers"][layer][name] for of in found], SHARE) for name in PRECISIONS)
         rows.append(entries(layer, separation, *(interval(mean, WHOLE_PERCENT) for mean in means)))
     return Grid(["layer", "separation", *PRECISIONS.values()], rows)
 

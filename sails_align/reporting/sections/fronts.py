@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from sails_align.evaluation.metrics import METRICS
-from sails_align.experiments.summary import Front, hypervolume_difference, mean_of
+from sails_align.experiments.summary import SHARE, Front, hypervolume_difference, mean_of
 from sails_align.reporting import figures
 from sails_align.reporting.page import Grid, Section, TableCell, difference, entries, interval, number
 from sails_align.reporting.report import ReportData
@@ -26,8 +26,8 @@ def make(data: ReportData) -> Iterator[Section]:
         f"of the grid, on the validation part, means over {tuning_seeds}. The front is of safety over the helpfulness "
         "that is lost: harmless requests that are not answered rightly, or what the judge's mean score lacks (a model "
         "that training has broken refuses nothing and complies with nothing); the hypervolume is the area under it, a "
-        "mean over each seed's own front, with 95% t intervals, and differences paired by seed. At equal safety: on "
-        "the front of the means; –: none of its rates is as safe as that."
+        "mean over each seed's own front, with 95% intervals (none below three seeds), and differences paired by seed. "
+        "At equal safety: on the front of the means; –: none of its rates is as safe as that."
     ]
     pictures = [
         figures.fronts(fronts, outcome.rows),
@@ -55,4 +55,9 @@ def _row(front: Front, baselines: Sequence[Front]) -> list[TableCell]:
         for other in baselines
     ]
     shares = entries(*(number(value, METRICS["over_refusal_rate"]) for value in values))
-    return [TableCell(front.run.label), TableCell(interval(mean_of(front.hypervolumes), PERCENT)), *compared, *shares]
+    return [
+        TableCell(front.run.label),
+        TableCell(interval(mean_of(front.hypervolumes, SHARE), PERCENT)),
+        *compared,
+        *shares,
+    ]

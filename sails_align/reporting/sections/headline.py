@@ -30,7 +30,8 @@ def _setting(plan: Plan) -> str:
     return (
         f"{counted(plan.n_seeds, 'seed')} (from {plan.first_seed}) of initialization and data; {data}. Each method "
         "has its own learning rate, chosen from one grid on the validation part by the mean of safety rate and "
-        "helpfulness (right answers, or what of it is known). Means over seeds with 95% t intervals."
+        "helpfulness (right answers, or what of it is known). Means over seeds with 95% intervals (none below three "
+        "seeds)."
     )
 
 
