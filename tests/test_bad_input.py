@@ -133,7 +133,7 @@ def test_yaml(fails, tmp_path, text, said):
     ("rows", "said"),
     [
         ([], ["is empty", "give a data set that has rows"]),
-        ([{"question": "a", "reply": "b"}], ["question, reply", "not understood", "rename them"]),
+        ([{"question": "a", "reply": "b"}], ["question, reply", "without responses", "--chosen_column"]),
         ([*ROWS, {**ROWS[0], "chosen": " "}], ["1 of 11 rows", "chosen is empty: 1 (row 10)", "--on_bad_rows skip"]),
         (
             [{**ROWS[0], "rejected": None}, *ROWS, {**ROWS[0], "rejected": None}],

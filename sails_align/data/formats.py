@@ -4,25 +4,44 @@ Every format is read in the same way: its columns are joined to whole conversati
 and that turn is the response.
 """
 
-import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-Message = dict[str, str]
-"""`{"role": "system" | "user" | "assistant", "content": text}`"""
+from sails_align.data.messages import (
+    OPEN_TURN,
+    SPEAKERS,
+    SYSTEM_COLUMNS,
+    BadRowError,
+    Message,
+    assistant,
+    checked_prompt,
+    conversation,
+    from_text,
+    is_empty,
+    messages_of,
+    split_response,
+    text_of,
+    transcript,
+    user,
+    with_system,
+)
 
-ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
-SPEAKERS = re.compile(r"\n\n(Human|Assistant):")
-OPEN_TURN = re.compile(r"\n\nAssistant:\s*\Z")
-PROMPT_COLUMNS = ("goal", "forbidden_prompt", "prompt", "instruction")
+QUESTIONS = ("prompt", "instruction", "question", "query", "input", "user_input", "vanilla")
+"""Columns of prompts beside their responses."""
+ANSWERS = ("completion", "response", "output", "answer", "model_output")
+PAIRS = (
+    ("chosen", "rejected"),
+    ("chosen_response", "rejected_response"),
+    ("preferred_output", "non_preferred_output"),  # OpenAI
+    ("response_j", "response_k"),  # StackExchange, paired
+    ("answers", "answers"),  # Nectar
+)
+PROMPT_COLUMNS = ("goal", "forbidden_prompt", *QUESTIONS)
 """Columns that hold a prompt of their own. The first two occur in sets of prompts without responses to learn from:
 the `target` beside `goal` (AdvBench, JailbreakBench) is the compliance an attacker wants, so it is never `chosen`."""
-
-
-class BadRowError(Exception):
-    """An unusable row. The text is the cause; rows with the same cause share it, so they can be counted."""
+BESIDE_PROMPTS = ("input", "context", "history", "adversarial", *SYSTEM_COLUMNS)
+"""Columns that `parse_prompt` may read beside the prompt's."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +52,7 @@ class Format:
     """Column of the prompt; None: the conversation in `chosen` begins with it."""
     chosen: str
     rejected: str | None = None
-    """If it is `chosen`, that column is a list of two responses, the better one first."""
+    """If it is `chosen`, that column is a list of responses: two, the better one first, or some with ranks."""
     better: str | None = None
     """Column with the number of the better response: 0 for `chosen`, 1 for `rejected`."""
 
@@ -47,7 +66,7 @@ class Format:
     def reads(self) -> tuple[str, ...]:
         """Return all columns that it uses: those it must have, and those it may have."""
         numbered = NUMBERED if self.better else ()
-        return (*self.columns, *(["input", "context"] if self.prompt == "instruction" else []), *numbered)
+        return (*self.columns, *BESIDE_PROMPTS, *numbered)
 
     @property
     def paired(self) -> bool:
@@ -57,30 +76,25 @@ class Format:
     def parse(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Return `prompt` (messages that end with a user turn), `chosen` (text), and `rejected` if there is one."""
         row = _flattened(row)
-        if self.prompt == "instruction" and _is_empty(row.get("input")):
-            row = {**row, "input": row.get("context")}  # Dolly
         prompt = parse_prompt(row, self.prompt) if self.prompt else None
         answer = "output" if self.chosen == "instances" else self.chosen
         if self.rejected is None:
-            chosen_prompt, chosen = _split(_conversation(row[answer], prompt, answer), answer)
-            return {"prompt": chosen_prompt, "chosen": chosen}
+            chosen_prompt, chosen = split_response(conversation(row[answer], prompt, answer), answer)
+            return {"prompt": with_system(row, chosen_prompt), "chosen": chosen}
         (answer, better), (other, worse) = self._ordered(row)
-        chosen_prompt, chosen = _split(_conversation(better, prompt, answer), answer)
-        rejected_prompt, rejected = _split(_conversation(worse, prompt, other), other)
+        chosen_prompt, chosen = split_response(conversation(better, prompt, answer), answer)
+        rejected_prompt, rejected = split_response(conversation(worse, prompt, other), other)
         if chosen_prompt != rejected_prompt:
             raise BadRowError("chosen and rejected have no common prompt")
         if chosen == rejected:
             raise BadRowError("chosen and rejected are equal")
-        return {"prompt": chosen_prompt, "chosen": chosen, "rejected": rejected}
+        return {"prompt": with_system(row, chosen_prompt), "chosen": chosen, "rejected": rejected}
 
     def _ordered(self, row: Mapping[str, Any]) -> list[tuple[str, Any]]:
         """Return the better and the worse response, each with its column."""
         assert self.rejected is not None
         if self.rejected == self.chosen:
-            answers = row[self.chosen]
-            if not isinstance(answers, list) or len(answers) != 2:
-                raise BadRowError(f"{self.chosen} is not a list of two responses, the better one first")
-            return [(self.chosen, answer) for answer in answers]
+            return [(self.chosen, answer) for answer in _best_and_worst(row[self.chosen], self.chosen)]
         columns = [self.chosen, self.rejected]
         if self.better is not None:
             number = str(row[self.better]).removesuffix(".0")
@@ -100,26 +114,45 @@ class Format:
         return (f"is_{self.chosen}_safe", f"is_{self.rejected}_safe") if self.better else ()
 
 
+def _best_and_worst(answers: Any, field: str) -> tuple[Any, Any]:
+    """Return the best and the worst of some responses: two in this order, or some with `answer` and `rank` (Nectar)."""
+    if not isinstance(answers, list) or len(answers) < 2:
+        raise BadRowError(f"{field} is not a list of two responses, the better one first")
+    if all(isinstance(answer, dict) and {"answer", "rank"} <= answer.keys() for answer in answers):
+        ranks = [answer["rank"] for answer in answers]
+        if not all(isinstance(rank, int | float) for rank in ranks) or len(set(ranks)) < 2:
+            raise BadRowError(f"{field} has no two ranks")
+        ranked = sorted(answers, key=lambda answer: answer["rank"])
+        return ranked[0]["answer"], ranked[-1]["answer"]
+    if len(answers) != 2 or field == "answers":
+        wanted = "answers with their ranks" if field == "answers" else "two responses, the better one first"
+        raise BadRowError(f"{field} is not a list of {wanted}")
+    return answers[0], answers[1]
+
+
 NUMBERED = ("is_response_0_safe", "is_response_1_safe", "better_response_id", "safer_response_id")
 """Columns of PKU-SafeRLHF beside its responses."""
-FORMATS = (
-    Format("prompt", "response_0", "response_1", "safer_response_id"),  # PKU-SafeRLHF
-    Format("prompt", "response_0", "response_1", "better_response_id"),
-    Format("conversations", "chosen", "rejected"),  # LLaMA-Factory's ShareGPT preferences
-    Format("prompt", "chosen", "rejected"),  # TRL, explicit prompt; strings or messages
-    Format("instruction", "chosen", "rejected"),  # LLaMA-Factory's alpaca preferences
-    Format("question", "chosen", "rejected"),
-    Format("question", "response_j", "response_k"),  # StackExchange, paired
-    Format(None, "chosen", "rejected"),  # HH-RLHF transcripts, or TRL messages with an implicit prompt
-    Format(None, "messages"),
-    Format(None, "conversations"),  # ShareGPT
-    Format("prompt", "completion"),  # TRL
-    Format("prompt", "response"),  # CoCoNot
-    Format("instruction", "output"),  # alpaca, with or without `input`
-    Format("instruction", "response"),  # Dolly, with or without `context`
-    Format("instruction", "instances"),  # self-instruct
-    Format("question", "answer"),
-    Format("question", "response"),
+FORMATS = tuple(
+    dict.fromkeys(
+        [
+            Format("prompt", "response_0", "response_1", "safer_response_id"),  # PKU-SafeRLHF
+            Format("prompt", "response_0", "response_1", "better_response_id"),
+            Format("history", "human_ref_b", "human_ref_a", "labels"),  # SHP: 1 if A is better
+            Format("conversations", "chosen", "rejected"),  # LLaMA-Factory's ShareGPT preferences
+            *(Format(prompt, *pair) for prompt in QUESTIONS for pair in PAIRS),  # TRL, with an explicit prompt
+            Format(None, "chosen", "rejected"),  # HH-RLHF transcripts, or TRL messages with an implicit prompt
+            Format(None, "messages"),
+            Format(None, "conversations"),  # ShareGPT
+            Format(None, "conversation"),  # LMSYS, WildChat
+            Format(None, "transcript"),  # Anthropic's red team
+            Format("prompt", "completion"),  # TRL
+            Format("prompt", "response"),  # CoCoNot
+            Format("instruction", "output"),  # alpaca, with or without `input`
+            Format("instruction", "response"),  # Dolly, with or without `context`
+            Format("instruction", "instances"),  # self-instruct
+            *(Format(prompt, answer) for prompt in QUESTIONS for answer in ANSWERS),
+        ]
+    )
 )
 
 
@@ -153,7 +186,7 @@ def named_format(present: Iterable[str], asked: Columns) -> Format | None:
     )
     columns = set(present)
     if chosen is not None:
-        usual = next((column for column in (*PROMPT_COLUMNS, "question") if column in columns), None)
+        usual = next((column for column in PROMPT_COLUMNS if column in columns), None)
         return Format(prompt or usual, chosen, rejected)
     if prompt is None:
         return find_format(columns)
@@ -164,132 +197,38 @@ def named_format(present: Iterable[str], asked: Columns) -> Format | None:
 def parse_prompt(row: Mapping[str, Any], column: str) -> list[Message]:
     """Parse the prompt in a column: messages, one user turn, or a transcript that ends in "Assistant:".
 
-    An `instruction` is followed, after a blank line, by the row's `input` where there is one. Raises `BadRowError`.
+    Before it come the row's system prompt and the turns of its `history` (LLaMA-Factory), and after an `instruction`,
+    after a blank line, its `input` (alpaca) or `context` (Dolly), where there are such. Raises `BadRowError`.
     """
-    value = _from_json(row[column])
+    column = "adversarial" if column == "vanilla" and not is_empty(row.get("adversarial")) else column  # WildJailbreak
+    value = from_text(row[column])
+    if isinstance(value, dict) and "messages" in value:  # OpenAI's preferences
+        value = value["messages"]
+    return with_system(row, [*_history(row, column), *_prompt_turns(row, column, value)])
+
+
+def _prompt_turns(row: Mapping[str, Any], column: str, value: Any) -> list[Message]:
     if isinstance(value, list):
-        return _checked_prompt(_messages(value, column))
-    text = _text(value, column)
+        return checked_prompt(messages_of(value, column))
+    text = text_of(value, column)
     if column == "instruction":
-        given = _flattened(row).get("input")
-        return [user(text if _is_empty(given) else f"{text}\n\n{_text(given, 'input')}")]
+        row = _flattened(row)
+        beside = next((name for name in ("input", "context") if not is_empty(row.get(name))), None)
+        return [user(text if beside is None else f"{text}\n\n{text_of(row[beside], beside)}")]
     if SPEAKERS.match(text):
-        return _checked_prompt(_transcript(OPEN_TURN.sub("", text), column))
+        return checked_prompt(transcript(OPEN_TURN.sub("", text), column))
     return [user(text)]
 
 
-def user(content: str) -> Message:
-    """Create a user turn."""
-    return {"role": "user", "content": content}
-
-
-def assistant(content: str) -> Message:
-    """Create an assistant turn."""
-    return {"role": "assistant", "content": content}
-
-
-def _is_empty(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and not value.strip())
-
-
-def _text(value: Any, field: str) -> str:
-    if _is_empty(value):
-        raise BadRowError(f"{field} is empty")
-    if not isinstance(value, str):
-        raise BadRowError(f"{field} is not a string")
-    return value
-
-
-def _messages(value: Any, field: str) -> list[Message]:
-    """Messages of the forms {role, content} and {from, value}; an empty system message says nothing and is left out."""
-    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
-        raise BadRowError(f"{field} is neither a string nor a list of messages")
-    messages = []
-    for message in value:
-        role, content = ("role", "content") if message.get("role") is not None else ("from", "value")
-        if str(message.get(role)) not in ROLES:
-            raise BadRowError(f"{field} has a message whose role is none of {', '.join(ROLES)}")
-        if ROLES[message[role]] == "system" and _is_empty(message.get(content)):
-            continue
-        messages.append({"role": ROLES[message[role]], "content": _text(message.get(content), f"a message in {field}")})
-    if not messages:
-        raise BadRowError(f"{field} is empty")
-    return one_system_turn(messages)
-
-
-def one_system_turn(messages: Iterable[Message]) -> list[Message]:
-    """Join system turns that follow each other to one of several paragraphs: chat templates refuse two."""
-    joined: list[Message] = []
-    for message in messages:
-        if joined and message["role"] == joined[-1]["role"] == "system":
-            joined[-1] = {**message, "content": f"{joined[-1]['content']}\n\n{message['content']}"}
-        else:
-            joined.append(message)
-    return joined
-
-
-def _from_json(value: Any) -> Any:
-    """Return the messages that a text holds as JSON, as in csv files, else the value as it is."""
-    if not isinstance(value, str) or not re.match(r"\s*(\[\s*)?\{", value):
-        return value
-    try:
-        loaded = json.loads(value)
-    except (ValueError, RecursionError):
-        return value
-    messages = loaded if isinstance(loaded, list) else [loaded]
-    keys = ({"role", "content"}, {"from", "value"})
-    are_messages = all(
-        isinstance(message, dict) and any(each <= message.keys() for each in keys) for message in messages
-    )
-    return loaded if are_messages else value
-
-
-def _transcript(text: str, field: str) -> list[Message]:
-    r"""Turns of an HH-RLHF transcript, "\n\nHuman: ...\n\nAssistant: ...".
-
-    White space around a turn is layout, not content. Where one speaker has two turns running, as happens in HH-RLHF,
-    they are one turn of two paragraphs, because chat templates want the roles to alternate; but not at the end, where
-    a response that follows another one is a sign of a broken transcript (HH-RLHF: an inline "Human:" before it).
-    """
-    head, *pieces = SPEAKERS.split(text)
-    if head.strip() or not pieces:
-        raise BadRowError(f"{field} is not a transcript of Human: and Assistant: turns")
-    turns: list[Message] = []
-    for i, (speaker, content) in enumerate(zip(pieces[::2], pieces[1::2], strict=True)):
-        role = ROLES[speaker.lower()]
-        is_response = role == "assistant" and 2 * (i + 1) == len(pieces)
-        if turns and turns[-1]["role"] == role and not is_response:
-            turns[-1]["content"] = f"{turns[-1]['content']}\n\n{content.strip()}".strip()
-        else:
-            turns.append({"role": role, "content": content.strip()})
-    return [{**turn, "content": _text(turn["content"], f"a turn in {field}")} for turn in turns]
-
-
-def _conversation(value: Any, prompt: list[Message] | None, field: str) -> list[Message]:
-    """The whole conversation: the column's own, if it begins with its prompt, else prompt + response."""
-    value = _from_json(value)
-    if isinstance(value, list | dict):
-        turns = _messages([value] if isinstance(value, dict) else value, field)
-        return prompt + turns if prompt and turns[0]["role"] == "assistant" else turns
-    if field in ("messages", "conversations"):
-        raise BadRowError(f"{field} is neither a list of messages nor one as JSON")
-    text = _text(value, field)
-    if prompt is None or text.startswith("\n\nHuman:"):
-        return _transcript(text, field)
-    return [*prompt, assistant(text)]
-
-
-def _split(turns: list[Message], field: str) -> tuple[list[Message], str]:
-    if turns[-1]["role"] != "assistant":
-        raise BadRowError(f"{field} does not end in an assistant turn")
-    return _checked_prompt(turns[:-1]), turns[-1]["content"]
-
-
-def _checked_prompt(turns: list[Message]) -> list[Message]:
-    spoken = [turn["role"] for turn in turns if turn["role"] != "system"]
-    if not spoken or spoken[0] != "user" or spoken[-1] != "user":
-        raise BadRowError("the prompt does not begin and end with a user turn")
-    return turns
+def _history(row: Mapping[str, Any], column: str) -> list[Message]:
+    """Return the turns before an alpaca instruction: a list of [question, answer]."""
+    turns = row.get("history")
+    if column == "history" or not isinstance(turns, list):
+        return []
+    if not all(isinstance(turn, list) and len(turn) == 2 for turn in turns):
+        raise BadRowError("history is not a list of [question, answer]")
+    pairs = [(text_of(question, "history"), text_of(answer, "history")) for question, answer in turns]
+    return [message for question, answer in pairs for message in (user(question), assistant(answer))]
 
 
 def _flattened(row: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -7,14 +7,15 @@ means, because a response that is labelled bad must not be trained on.
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset, Value
 
 from sails_align.core.errors import InputError
-from sails_align.data.formats import NO_LABEL, BadRowError, Format
+from sails_align.data.formats import NO_LABEL, Format
+from sails_align.data.messages import BadRowError
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ MEANINGS: Mapping[str, Mapping[str, bool]] = {
     "is_safe": {**_TRUTH, **_SAFETY},  # BeaverTails, PKU-SafeRLHF-QA
     "is_response_safe": {**_TRUTH, **_SAFETY},
     "label": {"true": True, "false": False, **_SAFETY},  # KTO; the numbers mean good in one set and toxic in another
+    "kto_tag": _TRUTH,  # LLaMA-Factory
     "response_harm_label": _SAFETY,  # WildGuardMix
     "response_label": _SAFETY,  # Aegis 2.0
 }
@@ -42,12 +44,26 @@ _WORDS = re.compile(
     "label(l?ed|s)?|(un)?safer?|safety|harm(ful|less|lessness)?|toxic(ity)?|scores?|ratings?|quality|prefer(red|ence)|"
     "accept(ed|able)|approved|chosen|rejected|good|bad|better|best|worse|worst|(in)?correct|verdict|flag(ged)?|"
     "violat(es|ion|ing)|refus(al|ed)|compliance|complied|judge?ment|severity|reward|rank|votes?|winner|desirable|"
-    "helpful(ness)?|jailbroken|success|grade|is"
+    "helpful(ness)?|jailbroken|success|grade|moderation|valid|pass(ed)?|keep|is"
 )
 """Words in the name of a column that looks like a label."""
 _OF_PAIRS = re.compile("labels?|prefer(red|ence)|better|safer|best|winner|verdict")
 """The same, where there are pairs: scores of theirs are not in doubt."""
 _VERDICTS = frozenset([*_SAFETY, "true", "false", "good", "bad", "toxic", "refusal", "compliance", "yes", "no"])
+_OPPOSITES = _VERDICTS.union(
+    *[("y", "n"), ("ok", "nontoxic", "non-toxic", "benign", "malicious"), ("refused", "complied"), ("pass", "fail")],
+    *[("accept", "reject", "accepted", "rejected", "acceptable", "unacceptable"), ("correct", "incorrect")],
+    *[("right", "wrong"), ("positive", "negative")],
+)
+"""Words that are verdicts if there are others beside them."""
+_SCORES = [
+    (f"{name}{mark}{side}", f"{name}{mark}{other}") if before else (f"{side}{mark}{name}", f"{other}{mark}{name}")
+    for name in ("score", "rating", "reward", "avg_rating")
+    for mark in ("_", "-")
+    for before in (True, False)
+    for side, other in [("chosen", "rejected")]
+]
+"""Columns of the scores of the two responses of a pair (UltraFeedback and others), of which the first is the higher."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +122,8 @@ def find_labels(
     found = [] if form.paired else [column for column in MEANINGS if column in columns]
     used = {*form.reads, *found, *OF_PROMPTS, *(other for column in found for other in BESIDE.get(column, ()))}
     for column in columns:
-        if found and dataset.features[columns[column]] == Value("bool"):
+        feature = dataset.features[columns[column]]
+        if found and (feature == Value("bool") or isinstance(feature, dict)):
             continue  # kinds of harm, which a known label sums up
         if column not in used and _looks_like_label(dataset, columns[column], form):
             raise InputError(
@@ -123,18 +140,52 @@ def _as_text(value: Any) -> str:
 
 
 def _looks_like_label(dataset: Dataset, column: str, form: Format) -> bool:
-    words = re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1_\2", column).lower())
+    words, feature = _words(column), dataset.features[column]
     if form.paired:
         return any(map(_OF_PAIRS.fullmatch, words)) and not {"chosen", "rejected"}.intersection(words)
-    feature = dataset.features[column]
     if any(map(_WORDS.fullmatch, words)) or feature == Value("bool"):
         return True
-    if not isinstance(feature, Value) or feature.dtype not in ("string", "large_string", "int64"):
+    if isinstance(feature, dict):  # such as `metadata`
+        names = [word for name in feature for word in _words(name)]
+        return any(map(_WORDS.fullmatch, names)) or Value("bool") in feature.values()
+    if not isinstance(feature, Value) or not re.match("(large_)?string|u?int|float|double", feature.dtype):
         return False
-    values = [_as_text(value) for value in dataset[:1000][column] if value is not None and str(value).strip()]
-    different = set(values)
-    is_flag = different in ({"0", "1"}, {"-1", "1"}) and len(values) > 2  # of two rows, these may be the numbers
-    return is_flag or (bool(values) and different <= _VERDICTS)
+    return _are_verdicts(dataset[:1000][column]) and _are_verdicts(dataset.unique(column), len(dataset))
+
+
+def _are_verdicts(values: Sequence[Any], n: int = 0) -> bool:
+    """Whether the values can be labels; the numbers of few rows cannot, since they may be what they count."""
+    different = {_as_text(value) for value in values if value is not None and str(value).strip()}
+    if different and different <= {"0", "1", "-1"}:
+        return n == 0 or (different in ({"0", "1"}, {"-1", "1"}, {"-1", "0", "1"}) and n > 2)
+    several = n == 0 or len(different) > 1  # n == 0: a part of the rows, and the others are still to be seen
+    return bool(different) and different <= (_OPPOSITES if several else _VERDICTS)
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower())
+
+
+def score_columns(columns: Iterable[str]) -> tuple[str, str] | None:
+    """Return the columns of the scores of chosen and rejected responses, if there are such."""
+    present = set(columns)
+    return next((pair for pair in _SCORES if present.issuperset(pair)), None)
+
+
+def check_scores(row: Mapping[str, Any], columns: tuple[str, str] | None) -> None:
+    """Raise `BadRowError` if the chosen response of a pair has a lower score than the rejected one."""
+    if columns is None:
+        return
+    chosen, rejected = (_number(row[column]) for column in columns)
+    if chosen is not None and rejected is not None and chosen < rejected:
+        raise BadRowError(f"{columns[0]} is less than {columns[1]}, so the rejected response is the better one")
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return None if value is None else float(value)
+    except (TypeError, ValueError):
+        return None
 
 
 # -- using them --------------------------------------------------------------------------------------------------------

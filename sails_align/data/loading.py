@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas
-from datasets import Dataset, Features, Value, load_dataset
+from datasets import ClassLabel, Dataset, Features, Value, load_dataset
 from datasets import config as datasets_config
 from datasets.data_files import DataFilesPatternsDict, get_data_patterns
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
@@ -64,7 +64,24 @@ def load_rows(
         raise InputError(f"{name_or_path} (split {split}) is empty; give a data set that has rows")
     if UNREADABLE in dataset.column_names and not mark_unreadable:
         _refuse_unreadable(dataset, name_or_path)
-    return dataset
+    return with_class_names(dataset)
+
+
+def with_class_names(dataset: Dataset) -> Dataset:
+    """Give the names of classes in place of their numbers, which say nothing by themselves."""
+    classes = {name: of for name, of in dataset.features.items() if isinstance(of, ClassLabel)}
+    if not classes:
+        return dataset
+
+    def named(batch: Mapping[str, list]) -> dict[str, list]:
+        return {
+            name: [None if number is None or number < 0 else of.int2str(number) for number in batch[name]]
+            for name, of in classes.items()
+        }
+
+    features = Features({**dataset.features, **{name: Value("string") for name in classes}})
+    with cache_errors():
+        return dataset.map(named, batched=True, features=features, desc="Reading the names of classes")
 
 
 def _refuse_unreadable(dataset: Dataset, name: str) -> None:

@@ -16,18 +16,27 @@ from datasets import Dataset, Features, List, Value
 from sails_align.core.errors import InputError, first_line
 from sails_align.data.files import UNREADABLE, cause_in
 from sails_align.data.formats import (
-    FORMATS,
+    ANSWERS,
+    BESIDE_PROMPTS,
+    PAIRS,
     PROMPT_COLUMNS,
     Columns,
     Format,
-    assistant,
     find_format,
     named_format,
     parse_prompt,
 )
-from sails_align.data.labels import GOOD, MEANINGS, Label, find_labels, use_labels
-from sails_align.data.loading import cache_errors
-from sails_align.data.rows import EXTRAS, MESSAGES, Normalized, OnBadRows, columns_by_lower_name, read_rows
+from sails_align.data.labels import GOOD, MEANINGS, Label, check_scores, find_labels, score_columns, use_labels
+from sails_align.data.loading import cache_errors, with_class_names
+from sails_align.data.messages import assistant
+from sails_align.data.rows import (
+    EXTRAS,
+    MESSAGES,
+    Normalized,
+    OnBadRows,
+    columns_by_lower_name,
+    read_rows,
+)
 
 NO_COLUMNS = Columns()
 
@@ -66,19 +75,22 @@ def normalize(
         columns: names of columns that are not the usual ones.
         pair: pair responses labelled bad with those labelled good.
     """
+    dataset = with_class_names(dataset)
     by_lower = columns_by_lower_name(dataset)
     form = _format_of(dataset, by_lower, columns, name)
     labels = find_labels(dataset, by_lower, form, name, columns.label, columns.good_labels)
+    scores = score_columns(by_lower) if form.paired and columns.label is None else None
     has_label = bool(labels) or (form.better is not None and any(column in by_lower for column in form.safety_columns))
 
     def parse(row: Mapping[str, Any]) -> dict[str, Any]:
         parsed = form.parse(row)
+        check_scores(row, scores)
         own = form.safety_column(row)
         of_row = [*labels, Label(own, MEANINGS["is_safe"])] if own and columns.label is None else labels
         return {**parsed, GOOD: all([label.is_good(row) for label in of_row])}
 
     kept = ["prompt", "chosen", *(["rejected"] if form.paired else []), *_extras_in(by_lower)]
-    read = [*form.reads, *(label.column for label in labels)]
+    read = [*form.reads, *(label.column for label in labels), *(scores or ())]
     found = read_rows(dataset, read, [*kept, *([GOOD] if has_label else [])], parse, name, on_bad_rows)
     if not has_label:
         return found
@@ -124,7 +136,9 @@ def requests_of(
     They are texts, conversations (lists of messages), rows of any format, things with `messages`; or a dataset. The
     result has columns `prompt` (messages), and `chosen` if there are responses. See `normalize` for the rest.
     """
-    dataset = given if isinstance(given, Dataset) else dataset_of([_row_of(one) for one in given], name)
+    dataset = with_class_names(
+        given if isinstance(given, Dataset) else dataset_of([_row_of(one) for one in given], name)
+    )
     columns = columns_by_lower_name(dataset)
     if find_format(columns) is not None:
         return normalize(dataset, name=name, on_bad_rows=on_bad_rows).dataset
@@ -136,7 +150,7 @@ def requests_of(
         return {"prompt": parse_prompt(row, column)}
 
     kept = ["prompt", *_extras_in(columns)]
-    return read_rows(dataset, [column, "input", "instances"], kept, parse, name, on_bad_rows).dataset
+    return read_rows(dataset, [column, "instances", *BESIDE_PROMPTS], kept, parse, name, on_bad_rows).dataset
 
 
 def _row_of(one: Any) -> dict[str, Any]:
@@ -153,13 +167,13 @@ def _not_understood(dataset: Dataset, columns: Mapping[str, str], name: str) -> 
     found = f"{name} has the columns {', '.join(dataset.column_names)}"
     if any(column in columns for column in PROMPT_COLUMNS):
         return (
-            f"{found}: prompts without responses to learn from;\ngive it where prompts are asked for, other data, or "
-            "the name of the responses' column with --chosen_column"
+            f"{found}: prompts without responses to learn from, or under a name that is not known;\nname them with "
+            "--chosen_column (and --rejected_column), give it where prompts are asked for, or give other data"
         )
-    understood = " | ".join(", ".join(form.columns) for form in FORMATS)
     return (
         f"{found}, which are not understood;\nname them with --prompt_column, --chosen_column (and --rejected_column), "
-        f"or rename them to one of: {understood};\nor, for prompts only: {' | '.join(PROMPT_COLUMNS)}"
+        f"or rename them to messages, conversations, or one of {', '.join(PROMPT_COLUMNS)} with one of "
+        f"{', '.join(ANSWERS)}, or with two of {' | '.join(', '.join(pair) for pair in PAIRS[:3])}"
     )
 
 

@@ -12,8 +12,8 @@ from datasets import Dataset, Features, List, Value
 
 from sails_align.core.errors import InputError
 from sails_align.data.files import UNREADABLE
-from sails_align.data.formats import BadRowError
 from sails_align.data.loading import cache_errors
+from sails_align.data.messages import BadRowError
 
 logger = logging.getLogger(__name__)
 

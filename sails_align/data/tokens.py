@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from sails_align.core.errors import InputError
-from sails_align.data.formats import Message, assistant, user
+from sails_align.data.messages import Message, assistant, user
 
 TEMPLATES = Path(__file__).parent / "templates"
 """Templates that come with the package, each known by its name: `human_assistant`."""

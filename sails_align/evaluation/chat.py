@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sails_align.core.errors import InputError
 from sails_align.core.text import PrintableStream, printable
-from sails_align.data.formats import Message, assistant, user
+from sails_align.data.messages import Message, assistant, user
 from sails_align.evaluation.backends.hf import HFBackend
 from sails_align.evaluation.backends.make import find_spec
 from sails_align.evaluation.options import ChatArguments

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sails_align.core.artifacts import package_versions
 from sails_align.core.cost import Cost, peak_memory_mb
-from sails_align.data.formats import Message
+from sails_align.data.messages import Message
 from sails_align.data.tokens import tokenize_response
 from sails_align.evaluation.attacks.options import TESTBED_BUDGET, GcgOptions
 from sails_align.evaluation.attacks.wrappers import with_suffix

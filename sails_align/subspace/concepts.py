@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sails_align.data.formats import Message
+from sails_align.data.messages import Message
 from sails_align.data.tokens import padded, tokenize_prompt
 from sails_align.models.hooks import evaluation_mode, token_states
 from sails_align.saes.load import ResidualSAE

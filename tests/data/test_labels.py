@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features, Value
 
 from sails_align.core.errors import InputError
 from sails_align.data.formats import Columns
@@ -19,6 +19,7 @@ LABELS = {
     "response_label": ("safe", "unsafe"),
     "Is_Safe": ("True", "False"),  # as in csv
     "is_response_safe": (1, 0),
+    "kto_tag": (True, False),
 }
 
 
@@ -95,6 +96,9 @@ def test_all_bad():
         ("label", [0, 1]),
         ("fine", [1, 0, 0]),
         ("fine", ["1", "0", "0"]),  # as in csv
+        ("fine", [1.0, 0.0, None]),
+        ("fine", ["pass", "fail"]),
+        ("metadata", [{"label": "a"}, {"label": "b"}]),
     ],
 )
 def test_an_unknown_label_is_refused_until_told(column: str, values: list):
@@ -103,9 +107,41 @@ def test_an_unknown_label_is_refused_until_told(column: str, values: list):
         normalize(given, name="mine.jsonl")
     assert f"{column}" in str(error.value)
     assert "--good_labels" in str(error.value)
-    told = normalize(given, columns=Columns(label=column, good_labels=(str(values[0]),)))
+    told = normalize(
+        given,
+        columns=Columns(label=column, good_labels=(str(values[0]),)),
+        on_bad_rows="skip" if None in values else "error",
+    )
     assert [row["prompt"][0]["content"] for row in told.dataset] == ["0"]
     assert len(normalize(given, columns=Columns(label="none")).dataset) == len(values)
+
+
+@pytest.mark.parametrize(("column", "values"), [("source", ["y", "y"]), ("n", [1, 2]), ("about", ["positive"] * 2)])
+def test_columns_that_are_no_labels(column: str, values: list):
+    given = Dataset.from_list([{"prompt": str(n), "response": GOOD, column: value} for n, value in enumerate(values)])
+    assert len(normalize(given).dataset) == 2
+
+
+def test_a_label_after_a_thousand_rows_of_one_value():
+    values = [*["safe"] * 1500, "odd"]
+    given = Dataset.from_dict({"prompt": list(map(str, range(1501))), "response": [GOOD] * 1501, "fine": values})
+    assert len(normalize(given).dataset) == 1501
+    values[-1] = "unsafe"
+    with pytest.raises(InputError, match="'fine' that looks like a label"):
+        normalize(Dataset.from_dict({**given.to_dict(), "fine": values}))
+
+
+@pytest.mark.parametrize("column", ["label", "fine"])
+def test_classes_are_labels_by_name(column: str):
+    features = Features(
+        {**dict.fromkeys(["prompt", "response"], Value("string")), column: ClassLabel(names=["unsafe", "safe"])}
+    )
+    given = Dataset.from_dict({"prompt": ["a", "b"], "response": [GOOD, BAD], column: [1, 0]}, features)
+    if column == "fine":
+        with pytest.raises(InputError, match="looks like a label"):
+            normalize(given)
+    columns = Columns() if column == "label" else Columns(label=column, good_labels=("safe",))
+    assert normalize(given, columns=columns).dataset["chosen"][:] == [GOOD]
 
 
 @pytest.mark.parametrize("more", [{"winner": "a"}, {"label": 1}, {"better_model": "x"}])
@@ -123,6 +159,7 @@ def test_labels_of_prompts_do_not_matter():
 
 def test_kinds_of_harm_beside_a_known_label():
     row = {"prompt": "a", "response": "b", "is_safe": True, "Physical Harm": False, "severity_level": 0}
+    row["category"] = {"theft": False}
     assert len(normalize(Dataset.from_list([row])).dataset) == 1
     with pytest.raises(InputError, match="'quality' that looks like a label"):
         normalize(Dataset.from_list([{**row, "quality": 3}]))

@@ -5,6 +5,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,8 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sails_align.core.errors import InputError
-from sails_align.data.formats import FORMATS, BadRowError, find_format
+from sails_align.data.formats import Format, find_format
 from sails_align.data.loading import load_rows
+from sails_align.data.messages import BadRowError
 from sails_align.data.options import ContaminateOptions, MixOptions
 from sails_align.data.pairs import (
     AlignmentExamples,
@@ -282,8 +284,90 @@ def test_passthrough():
 
 
 def test_the_richest_format_wins():
-    assert find_format(["id", "prompt", "chosen", "rejected", "messages"]) == FORMATS[3]
-    assert find_format(["prompt", "answer"]) is None
+    assert find_format(["id", "prompt", "chosen", "rejected", "messages"]) == Format("prompt", "chosen", "rejected")
+    assert find_format(["goal", "answer"]) is None
+
+
+SYSTEM = {"role": "system", "content": "Be kind."}
+ASKED = {"role": "user", "content": "Hi"}
+GPT = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "b"}]
+SHORT = {"prompt": [ASKED], "chosen": "b"}
+PAIR = {**SHORT, "rejected": "c"}
+WITH_SYSTEM = {"prompt": [SYSTEM, ASKED], "chosen": "b"}
+LAYOUTS = {
+    "LLaMA-Factory, alpaca with a system prompt and a history": (
+        {"system": "Be kind.", "instruction": "Bye", "input": "", "output": "b", "history": [["Hi", "Hello."]]},
+        {"prompt": [SYSTEM, *TURNS], "chosen": "b"},
+    ),
+    "LLaMA-Factory, preferences": (
+        {"system": "Be kind.", "conversations": GPT[:1], "chosen": GPT[1], "rejected": {"from": "gpt", "value": "c"}},
+        {**PAIR, **WITH_SYSTEM},
+    ),
+    "OpenOrca": ({"system_prompt": "Be kind.", "question": "Hi", "response": "b"}, WITH_SYSTEM),
+    "OpenOrca without one": ({"system_prompt": "", "question": "Hi", "response": "b"}, SHORT),
+    "Orca DPO pairs": ({"system": "Be kind.", "input": "Hi", "chosen": "b", "rejected": "c"}, {**PAIR, **WITH_SYSTEM}),
+    "ShareGPT with a system prompt": ({"system": "Be kind.", "conversations": GPT}, WITH_SYSTEM),
+    "messages that begin with one": (
+        {"system": "Be kind.", "messages": [SYSTEM, ASKED, assistant("b")]},
+        WITH_SYSTEM,
+    ),
+    "OpenAI, developer and content in parts": (
+        {
+            "messages": [
+                {"role": "developer", "content": [{"type": "text", "text": "Be kind."}]},
+                {"role": "user", "content": [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]},
+                {"role": "assistant", "content": [{"type": "text", "text": "b"}]},
+            ]
+        },
+        WITH_SYSTEM,
+    ),
+    "OpenAI preferences": (
+        {
+            "input": {"messages": [SYSTEM, ASKED]},
+            "preferred_output": [assistant("b")],
+            "non_preferred_output": [assistant("c")],
+        },
+        {**PAIR, **WITH_SYSTEM},
+    ),
+    "messages as pandas writes them to csv": ({"messages": str([ASKED, assistant("b")])}, SHORT),
+    "roles in capitals": ({"messages": [{"role": "User", "content": "Hi"}, {"role": "model", "content": "b"}]}, SHORT),
+    "Nectar": (
+        {
+            "prompt": "\n\nHuman: Hi\n\nAssistant: ",
+            "answers": [{"answer": text, "rank": rank} for text, rank in (("c", 7.0), ("d", 2.0), ("b", 1.0))],
+        },
+        PAIR,
+    ),
+    "SHP, A is better": ({"history": "Hi", "human_ref_A": "b", "human_ref_B": "c", "labels": 1}, PAIR),
+    "SHP, B is better": ({"history": "Hi", "human_ref_A": "c", "human_ref_B": "b", "labels": 0}, PAIR),
+    "LMSYS": ({"conversation": [ASKED, assistant("b")], "model": "x"}, SHORT),
+    "red team": ({"transcript": "\n\nHuman: Hi\n\nAssistant: b"}, SHORT),
+    "ToxicChat": ({"user_input": "Hi", "model_output": "b"}, SHORT),
+    "WildJailbreak, vanilla": ({"vanilla": "Hi", "adversarial": "", "completion": "b"}, SHORT),
+    "WildJailbreak, adversarial": ({"vanilla": "x", "adversarial": "Hi", "completion": "b"}, SHORT),
+    "UltraFeedback": (
+        {
+            **{"prompt": "Hi", "chosen": [ASKED, assistant("b")], "rejected": [ASKED, assistant("c")]},
+            **{"messages": [ASKED, assistant("b")], "score_chosen": 9.0, "score_rejected": 9.0},
+        },
+        PAIR,
+    ),
+    **{f"{q}, {a}": ({q: "Hi", a: "b"}, SHORT) for q in ("prompt", "query", "input") for a in ("answer", "output")},
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layouts(name: str):
+    row, expected = LAYOUTS[name]
+    assert normalize_one(row) == expected
+
+
+@pytest.mark.parametrize("columns", [("score_chosen", "score_rejected"), ("chosen-rating", "rejected-rating")])
+def test_scores_that_contradict_a_pair(columns: tuple[str, str]):
+    rows = [{**GOOD, columns[0]: better, columns[1]: 3.0} for better in (4.0, 3.0, None, 2.0)]
+    with pytest.raises(InputError, match=f"{columns[0]} is less than {columns[1]}.*: 1 .row 3."):
+        normalize(Dataset.from_list(rows))
+    assert len(normalize(Dataset.from_list(rows), on_bad_rows="skip").dataset) == 3
 
 
 words = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=30).map(str.strip)
@@ -330,7 +414,14 @@ BAD_ROWS = {
     "messages has a message whose role is none of": {"messages": [{"role": "tool", "content": "x"}]},
     "messages is neither a string nor a list of messages": {"messages": [1]},
     "messages is empty": {"messages": []},
-    "messages is neither a list of messages nor one as JSON": {"messages": "[{'role': 'user', 'content': 'x'}]"},
+    "messages is neither a list of messages nor one as JSON": {"messages": "a text"},
+    "a text looks like messages, but they are neither JSON": {"messages": "[{'role': 'user', 'content': 'x'} {'role"},
+    "the last message in messages has weight 0": {"messages": [TURNS[0], {**TURNS[1], "weight": 0}]},
+    "history is not a list of": {"instruction": "a", "output": "b", "history": ["c"]},
+    "the system prompt is not a string": {"prompt": "a", "response": "b", "system": 3},
+    "answers has no two ranks": {"prompt": "a", "answers": [{"answer": "b", "rank": 1.0}, {"answer": "c", "rank": 1}]},
+    "answers is not a list of answers with their ranks": {"prompt": "a", "answers": ["b", "c"]},
+    "response is not a list of two responses": {"prompt": "a", "response": ["b"]},
     "instances is not a list of one instance": {"instruction": "a", "instances": []},
 }
 
@@ -341,7 +432,7 @@ def test_bad_row(cause: str):
     form = find_format(row)
     assert form is not None
     with pytest.raises(BadRowError, match=cause):
-        form.parse(row)
+        (replace(form, rejected="response") if isinstance(row.get("response"), list) else form).parse(row)
 
 
 @QUICK
@@ -379,11 +470,11 @@ def test_mixed_types_in_a_file(tmp_path: Path):
 
 
 def test_unknown_columns():
-    dataset = Dataset.from_list([{"query": "a", "reply": "b"}])
+    dataset = Dataset.from_list([{"ask": "a", "reply": "b"}])
     with pytest.raises(InputError) as error:
         normalize(dataset, name="qa")
     check_message(
-        error, "qa has the columns query, reply", "--chosen_column", "prompt, chosen, rejected", "instruction, output"
+        error, "qa has the columns ask, reply", "--chosen_column", "chosen, rejected", "instruction", "output"
     )
 
 

@@ -17,8 +17,8 @@ import pandas
 from sails_align.core.errors import InputError, first_line
 from sails_align.core.options import HUB_ID
 from sails_align.core.registry import did_you_mean
-from sails_align.data.formats import one_system_turn
 from sails_align.data.loading import load_rows
+from sails_align.data.messages import one_system_turn
 from sails_align.evaluation.options import N_MADE, PromptArguments
 from sails_align.evaluation.prompts import maker_of
 from sails_align.evaluation.prompts.rows import Row, Table, choose_columns, parse, table_of

@@ -10,7 +10,8 @@ from typing import Any
 from datasets import Dataset
 
 from sails_align.core.errors import InputError
-from sails_align.data.formats import BadRowError, Format, find_format, parse_prompt, user
+from sails_align.data.formats import Format, find_format, parse_prompt
+from sails_align.data.messages import BadRowError, user
 from sails_align.data.rows import columns_by_lower_name
 from sails_align.evaluation.prompts.sets import Columns, Part
 from sails_align.evaluation.records import Kind, Message, Prompt
