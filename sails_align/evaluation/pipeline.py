@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from sails_align.core.artifacts import content_hash
 from sails_align.core.progress import progress_bar
+from sails_align.evaluation import reasoning
 from sails_align.evaluation.cache import Cache
 from sails_align.evaluation.records import Backend, Completion, Item, Judge, Prompt, Sampling, Task, Verdict
 
@@ -81,7 +82,7 @@ def respond(
         (cause, n), *others = causes.most_common()
         more = f"; {len(others)} other causes are in responses.jsonl" if others else ""
         print(f"no response to {causes.total()} of {len(completions)} prompts: {cause} ({n}){more}", file=sys.stderr)
-    return completions
+    return reasoning.with_opening(completions)
 
 
 def verdicts_of(
@@ -96,7 +97,7 @@ def verdicts_of(
 ) -> list[Verdict]:
     """Get a verdict on each item; None, where there is no response, is unscored. `title` is what the bar says."""
     given = [item for item in items if item is not None]
-    made_by = {"what": "verdict", "judge": judge.identity(task), "task": task}
+    made_by = {"what": "verdict", "judge": judge.identity(task), "task": task, "reasoning": reasoning.VERSION}
     verdicts = _cached(
         Verdict,
         title or f"{task} ({judge.name})",

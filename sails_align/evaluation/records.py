@@ -19,7 +19,13 @@ Task = Literal["harm", "refusal", "helpfulness", "correctness", "preference"]
 """What a judge is asked of a response: how harmful (1-5), refused (0 or 1), how helpful (1-10), right (0 or 1), or
 better than another one (1, 0.5 for a tie, 0)."""
 Reason = Literal[
-    "empty response", "no response", "too long to judge", "unparsable verdict", "refused by the judge", "server error"
+    "empty response",
+    "no response",
+    "unfinished reasoning",
+    "too long to judge",
+    "unparsable verdict",
+    "refused by the judge",
+    "server error",
 ]
 """Why a response is unscored."""
 
@@ -152,7 +158,10 @@ class Judge(Protocol):
         ...
 
     def judge(self, task: Task, items: Sequence[Item]) -> Iterator[tuple[int, Verdict]]:
-        """Yield the index of an item and its verdict, one for each, as they are done."""
+        """Yield the index of an item and its verdict, one for each, as they are done.
+
+        Responses are whole; `reasoning.answers_of` leaves the answers, which are to be judged.
+        """
         ...
 
     def close(self) -> None:

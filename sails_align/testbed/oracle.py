@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sails_align.core.errors import InputError
+from sails_align.evaluation.reasoning import answers_of
 from sails_align.evaluation.records import Item, Prompt, Task, Verdict
 from sails_align.testbed.build import resolve_testbed
 from sails_align.testbed.lexicon import PLACES, TOOLS
@@ -61,7 +62,10 @@ class OracleJudge:
         Raises:
             InputError: if a prompt is no testbed's.
         """
-        for index, item in enumerate(items):
+        for index, item in enumerate(answers_of(items)):
+            if isinstance(item, Verdict):
+                yield index, item
+                continue
             if task != "preference":
                 yield index, self._verdict(task, item.prompt, item.response)
                 continue

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sails_align.evaluation.metrics import WORST
+from sails_align.evaluation.reasoning import answer_of
 from sails_align.evaluation.records import Backend, Completion, Conversation, Message, Sampling, Task, Verdict
 
 EXPLANATION_LIMIT = 500
@@ -19,9 +20,6 @@ EXPLANATION_LIMIT = 500
 REFUSED = ("content_filter", "refusal")
 """Finish reasons of answers that a judge's server refused."""
 
-# What reasoning models write before their answer; it may begin in the chat template, so that only its end is there.
-_REASONING = re.compile(r"\A.*</(?:think|thinking|reasoning)>", re.DOTALL | re.IGNORECASE)
-_OPEN_REASONING = re.compile(r"\s*<(?:think|thinking|reasoning)>", re.IGNORECASE)
 _REFUSAL = re.compile(
     r"""\W*(?:sorry\b | i\W?(?:\ a)?m\ (?:very\ |so\ )?(?:sorry|unable|not\ able)\b | i\ apologi[sz]e\b
     | (?:unfortunately,?\ |sorry,?\ )?(?:i|we)\ (?:can\s?not|can\Wt|won\Wt|will\ not|(?:must\ )?decline)\b)""",
@@ -84,8 +82,8 @@ def read(question: Question, completion: Completion) -> Verdict:
         return Verdict(None, "unparsable verdict", excerpt(f"(cut off) {completion.text or completion.error or ''}"))
     if completion.finish_reason in REFUSED or completion.text is None:
         return no_answer(completion)
-    own = _REASONING.sub("", completion.text, count=1)
-    found = [] if _OPEN_REASONING.match(own) else _choices(question, own)
+    own = answer_of(completion.text) or ""
+    found = _choices(question, own)
     if len(set(found)) == 1 and found[0] is not None:
         return Verdict(question.scores[found[0]], None, excerpt(own))
     refused = not found and _REFUSAL.match(own)

@@ -10,6 +10,7 @@ from sails_align.core.errors import InputError
 from sails_align.evaluation.judges import shielding
 from sails_align.evaluation.judges.answers import REFUSED, ask_all, combine, excerpt, no_answer
 from sails_align.evaluation.judges.guard_formats import FAMILIES
+from sails_align.evaluation.reasoning import answer_of, answers_of
 from sails_align.evaluation.records import Backend, Completion, Item, Prompt, Sampling, Task, Verdict
 
 VERSION = 1
@@ -74,8 +75,12 @@ class GuardJudge:
         if task not in self.tasks:
             raise ValueError(f"{self._name} cannot be asked for {task}")
         texts: dict[int, list[str]] = {}
-        for index, item in enumerate(items):
-            if shielding.visible(item.response)[0].strip():
+        responses: dict[int, str] = {}
+        for index, item in enumerate(answers_of(items)):
+            if isinstance(item, Verdict):
+                yield index, item
+            elif shielding.visible(item.response)[0].strip():
+                responses[index] = item.response
                 parts = shielding.split(item.response, self._family.limit)
                 texts[index] = [text for part in parts for text in self._family.texts(item.prompt, part)]
             else:
@@ -83,12 +88,12 @@ class GuardJudge:
         sampling = Sampling(max_new_tokens=self._family.max_new_tokens)
         for index, completions in ask_all(self._backend, sampling, texts):
             verdict = combine(task, [self._read(task, completion) for completion in completions])
-            yield index, shielding.seen_whole(task, items[index].response, self._family.limit, verdict)
+            yield index, shielding.seen_whole(task, responses[index], self._family.limit, verdict)
 
     def _read(self, task: Task, completion: Completion) -> Verdict:
         if completion.finish_reason in REFUSED or completion.text is None:
             return no_answer(completion)
-        scores = self._family.read(completion.text.strip())
+        scores = self._family.read((answer_of(completion.text) or "").strip())
         if scores is None:
             return Verdict(None, "unparsable verdict", excerpt(completion.text))
         return Verdict(scores[task], None, excerpt(completion.text))

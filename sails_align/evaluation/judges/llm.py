@@ -8,6 +8,7 @@ from typing import Any
 from sails_align.evaluation.judges import shielding
 from sails_align.evaluation.judges.answers import Question, ask_all, combine, read
 from sails_align.evaluation.judges.rubrics import RUBRICS, Rubric
+from sails_align.evaluation.reasoning import answers_of
 from sails_align.evaluation.records import Backend, Item, Prompt, Sampling, Task, Verdict
 
 _BEFORE = """\
@@ -56,16 +57,17 @@ class LlmJudge:
             ValueError: if an item of the task `preference` has no other response.
         """
         asked: dict[int, list[Question]] = {}
-        for index, item in enumerate(items):
-            if blank := _blank(task, item):
-                yield index, blank
-            else:
-                asked[index] = questions(RUBRICS[task], item)
+        responses: dict[int, str] = {}
+        for index, item in enumerate(answers_of(items)):
+            if unscored := item if isinstance(item, Verdict) else _blank(task, item):
+                yield index, unscored
+            elif isinstance(item, Item):
+                asked[index], responses[index] = questions(RUBRICS[task], item), item.response
         conversations = {index: [question.conversation for question in found] for index, found in asked.items()}
         sampling = Sampling(max_new_tokens=self._max_new_tokens, schema=RUBRICS[task].schema)
         for index, completions in ask_all(self._backend, sampling, conversations):
             verdicts = [read(*pair) for pair in zip(asked[index], completions, strict=True)]
-            yield index, shielding.seen_whole(task, items[index].response, shielding.LIMIT, combine(task, verdicts))
+            yield index, shielding.seen_whole(task, responses[index], shielding.LIMIT, combine(task, verdicts))
 
     def close(self) -> None:
         """Close the backend."""
