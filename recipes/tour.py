@@ -349,7 +349,7 @@ with torch.no_grad():
     first = (adapted.eval()(**asked).logits - base.eval()(**asked).logits).abs().max().item()
     in_span, n_filled = sum(of.n_directions for of in init.modules), sum(of.rank for of in init.modules)
     delta = max(adapted.get_submodule(of.name).get_delta_weight("default").abs().max().item() for of in init.modules)
-n_trainable, n_all = align.count_parameters(trainer)
+n_trainable, n_all = align.count_parameters(adapted)
 tour["initialized"] = {
     "largest_logit_difference": first,
     "largest_delta_weight": delta,

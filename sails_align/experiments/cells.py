@@ -111,8 +111,8 @@ def _untrained(cell: Cell, testbed: Testbed, folder: Path, cost: Cost) -> Traine
 
 def _aligned(cell: Cell, testbed: Testbed, folder: Path, cost: Cost) -> Trained:
     """Train by SFT or DPO as `align.run` does, without saving anything."""
+    from sails_align.models.parameters import count_parameters
     from sails_align.training import run as align
-    from sails_align.training.measure import count_parameters
     from sails_align.training.subspace import find_subspace
     from sails_align.training.trainer import build_trainer
 
@@ -138,7 +138,7 @@ def _aligned(cell: Cell, testbed: Testbed, folder: Path, cost: Cost) -> Trained:
     model, steps_to_95 = trainer.accelerator.unwrap_model(trainer.model), None
     if probe:
         steps_to_95 = probe.steps_to("safety_rate", 0.95)
-    return Trained(model, source.tokenizer, *count_parameters(trainer), steps_to_95, subspace, init)
+    return Trained(model, source.tokenizer, *count_parameters(model), steps_to_95, subspace, init)
 
 
 def _reinforced(cell: Cell, testbed: Testbed, folder: Path, cost: Cost) -> Trained:

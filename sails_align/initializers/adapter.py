@@ -7,6 +7,7 @@ Shapes: D d_model, R rank.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -119,9 +120,7 @@ def initialize(
             if gain_D is not None:
                 directions_DR = directions_DR / gain_D[:, None]
             initial[init.name] = _write(target.module, init.side, adapter_name, scale * normalize(directions_DR, dim=0))
-    for target, init in zip(targets, plan, strict=True):
-        if freeze and (freeze != "readers" or init.side == "A"):  # also True of NumPy, and 1
-            _freeze(target.module, init.side, adapter_name)
+    freeze_factors(targets, freeze, adapter_name)
     return AdapterInit(adapter_name, tuple(plan), initial)
 
 
@@ -230,6 +229,14 @@ def _write(module: LoraLayer, side: Side, adapter_name: str, directions_DR: torc
     assert torch.isfinite(kept).all(), "the other factor is finite"
     assert kept.any(dim=1 if side == "A" else 0).all(), "and has no zero direction"
     return kept.detach().float().clone()
+
+
+def freeze_factors(targets: Sequence[Target], freeze: bool | Literal["readers"], adapter_name: str) -> None:
+    """Freeze the factors that take the directions, as `initialize` does."""
+    for target in targets:
+        side = SIDES[target.path]
+        if freeze and (freeze != "readers" or side == "A"):  # also True of NumPy, and 1
+            _freeze(target.module, side, adapter_name)
 
 
 def _freeze(module: LoraLayer, side: Side, adapter_name: str) -> None:

@@ -1,6 +1,5 @@
 """Support base models in 4 or 8 bits (QLoRA) by bitsandbytes: what adapters need in addition to TRL."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -59,9 +58,3 @@ def train_in_float32(model: nn.Module, values: dict[str, torch.Tensor]) -> None:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and parameter.is_floating_point():
             parameter.data = values.get(name, parameter.data).to(torch.float32)
-
-
-def n_weights(parameter: torch.Tensor) -> int:
-    """Return how many weights a parameter stands for: bitsandbytes packs two of 4 bits, or more, into one number."""
-    state = getattr(parameter, "quant_state", None)
-    return parameter.numel() if state is None else math.prod(state.shape)

@@ -1,24 +1,38 @@
 """Estimate what a training needs of each GPU, before it is started."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
+from torch import zeros
+from transformers import PretrainedConfig
 
 from sails_align.core.command_line import CommandLine
+from sails_align.initializers.options import InitializerOptions
+from sails_align.saes.files import LAYER
+from sails_align.subspace.basis import Subspace
 from sails_align.subspace.options import Method
-from sails_align.training.dataset import load_model_config
+from sails_align.testbed.build import Testbed
+from sails_align.training.dataset import load_model_config, load_source
 from sails_align.training.memory import FOR_QUANTIZED, Engine, Memory, checkpoint_bytes, estimate
 from sails_align.training.options import Gpus
+from sails_align.training.plan import TrainingPlan, changed
 from sails_align.training.run import parse, resolved
 from sails_align.training.shapes import meta_model, setup_of, shape_of
+from sails_align.training.subspace import find_subspace
 
 GIB = 2**30
 RESERVE = 0.1
 """Share of a GPU that is left for what is not counted: CUDA, communication, fragmentation."""
+AT_MOST = (
+    "discovery decides which blocks have adapters: for the exact number, run sails discover with these options, and "
+    "give its folder subspace/ as --subspace_path"
+)
 PARTS = ("weights", "gradients", "optimizer", "reference", "buffers", "activations")
 
 
@@ -35,10 +49,12 @@ def estimate_training(method: Method, argv: Sequence[str], gpus: Gpus) -> dict[s
     """
     args = parse(method, as_on_gpu(argv))
     name = args.model.model_name_or_path
-    args, _ = resolved(args)
+    args, testbed = resolved(args)
     config = load_model_config(args)
-    setup, shape = setup_of(args, config), shape_of(meta_model(args, config))
-    notes = ["counted as if every layer had adapters"] if args.sails.layer_map != "nearest" else []
+    subspace = _subspace(args, config, testbed)
+    setup, shape = setup_of(args, config), shape_of(meta_model(args, config, subspace))
+    is_exact = subspace is not None or not args.sails.uses_subspace or args.sails.layer_map == "nearest"
+    notes = [] if is_exact else [AT_MOST]
     if setup.quantized_bytes is not None:
         notes.append(f"{setup.quantized_bytes:.3g} bytes for a weight of a linear module")
     engines = {}
@@ -57,6 +73,29 @@ def estimate_training(method: Method, argv: Sequence[str], gpus: Gpus) -> dict[s
         "engines": engines,
         "notes": notes,
     }
+
+
+def _subspace(args: TrainingPlan, config: PretrainedConfig, testbed: Testbed | None) -> Subspace | None:
+    """Return a subspace with the layers and the onset of the training's: saved, or the testbed's; None if unknown."""
+    sails = args.sails
+    if not sails.uses_subspace or sails.layer_map == "nearest":
+        return None
+    if sails.subspace_path is not None:
+        return Subspace.load(sails.subspace_path)
+    if testbed is not None:
+        quiet = replace(args, training=changed(args.training, disable_tqdm=True))
+        with TemporaryDirectory() as folder:
+            return find_subspace(quiet, load_source(quiet, testbed), Path(folder))
+    return _of_sae_layers(sails, config) if sails.layer_map == "sae_only" else None
+
+
+def _of_sae_layers(sails: InitializerOptions, config: PretrainedConfig) -> Subspace | None:
+    """Return a subspace without directions that has the layers in the names of a release's SAEs; None if none are."""
+    found = [LAYER.search(name) for name in sails.sae_ids or ()]
+    if sails.sae_release is None or None in found:
+        return None
+    layers, width = [int(match[1]) for match in found if match], config.get_text_config().hidden_size
+    return Subspace({layer: zeros(width, 0) for layer in layers}, {layer: zeros(0) for layer in layers}, {})
 
 
 def fits(memory: Memory, gpu_memory_gib: float) -> bool:
@@ -78,11 +117,12 @@ def show(result: dict[str, Any]) -> None:
     shape, setup = result["shape"], result["setup"]
     n, memory = result["num_gpus"], result["gpu_memory_gib"]
     console = Console()
+    at_most = "at most " if AT_MOST in result["notes"] else ""
     console.print(
         f"{result['model']}, {result['method'].upper()}, {result['start']}: {shape['n_parameters']:,} parameters, "
-        f"{shape['n_trainable']:,} trained ({shape['n_trainable'] / shape['n_parameters']:.2%}).\n"
+        f"{at_most}{shape['n_trainable']:,} trained ({shape['n_trainable'] / shape['n_parameters']:.2%}).\n"
         f"{setup['rows']} sequences of {setup['length']} tokens at a time on each GPU, "
-        + "; ".join([f"{'with' if setup['checkpointing'] else 'without'} gradient checkpointing", *result["notes"]]),
+        + "\n".join([f"{'with' if setup['checkpointing'] else 'without'} gradient checkpointing", *result["notes"]]),
         highlight=False,
         soft_wrap=True,
     )

@@ -13,7 +13,6 @@ from sails_align.core.cost import Cost
 from sails_align.core.distributed import from_main, process_index
 from sails_align.core.errors import InputError
 from sails_align.core.files import write_json
-from sails_align.models.quantized import n_weights
 from sails_align.testbed import prompts as requests
 from sails_align.testbed.build import Testbed
 from sails_align.training.dataset import TrainingSource
@@ -94,14 +93,3 @@ def measure(
     result = requests.measure(model, source.tokenizer, testbed, args.data.eval_examples)
     numbers |= {name: value.to_json() for name, value in requests.numbers(result).items()}
     return numbers, [{"model": label, **row} for row in requests.judged_rows(result, testbed.world)]
-
-
-def count_parameters(trainer: AlignmentTrainer) -> tuple[int, int]:
-    """Count the trainable parameters, and all but those of the adapter copy that is DPO's reference."""
-    assert trainer.model is not None
-    n_trainable = n_all = 0
-    for name, parameter in trainer.model.named_parameters():
-        n = getattr(parameter, "ds_numel", n_weights(parameter))  # the first is of a parameter that ZeRO-3 has split
-        n_all += 0 if ".ref." in name else n
-        n_trainable += n if parameter.requires_grad else 0
-    return n_trainable, n_all

@@ -164,8 +164,7 @@ def checkpoint_bytes(engine: Engine, shape: Shape, setup: Setup) -> dict[str, in
 
     An adapter's file holds the adapter; that of full fine-tuning all weights.
     """
-    T, c = shape.n_trainable, setup.compute_bytes
-    saved = T if setup.adapter else shape.n_parameters
+    T, c, saved = shape.n_trainable, setup.compute_bytes, shape.n_saved
     if not engine.startswith("zero"):
         number = FP32 if setup.adapter or (engine == "fsdp2" and c < FP32) else setup.weight_bytes
         return {"model": number * saved, "checkpoint": number * (saved + 2 * T)}

@@ -25,6 +25,7 @@ from sails_align.data.pairs import fingerprint
 from sails_align.export.card import write_card
 from sails_align.export.hub import push
 from sails_align.models.adapters import check_complete
+from sails_align.models.parameters import count_parameters
 from sails_align.models.spec import model_path
 from sails_align.subspace.basis import Subspace
 from sails_align.subspace.options import DPOOptions, Method
@@ -33,7 +34,7 @@ from sails_align.training.checkpoints import MarkCheckpoints, check_folder, find
 from sails_align.training.checks import check_machine, check_options
 from sails_align.training.dataset import TrainingSource, load_source
 from sails_align.training.identity import run_identity
-from sails_align.training.measure import MeasureStart, count_parameters, measure
+from sails_align.training.measure import MeasureStart, measure
 from sails_align.training.options import own_options
 from sails_align.training.plan import TrainingPlan, changed
 from sails_align.training.record import write_record
@@ -150,7 +151,8 @@ def run(args: TrainingPlan, output_dir: Path) -> dict[str, Any]:
         save_model(args, trainer, output_dir)
     with cost.of("evaluate"):
         trained, responses = measure(trainer, source, testbed, args, "trained")
-    n_trainable, n_parameters = count_parameters(trainer)
+    assert trainer.model is not None
+    n_trainable, n_parameters = count_parameters(trainer.model)
     metrics = {
         "base": start.base,
         "trained": trained,

@@ -12,12 +12,16 @@ from transformers.training_args import OptimizerNames
 from trl import DPOConfig, ModelConfig, get_peft_config
 
 from sails_align.core.errors import InputError
+from sails_align.initializers.adapter import freeze_factors
+from sails_align.initializers.targets import find_targets
 from sails_align.models.adapters import read_adapter
 from sails_align.models.hooks import decoder_layers
 from sails_align.models.language_model import freeze_outside_decoder, outside_decoder
 from sails_align.models.load import empty_model, exact_attention
+from sails_align.models.parameters import count_parameters
+from sails_align.subspace.basis import Subspace
 from sails_align.training.plan import TrainingPlan, changed
-from sails_align.training.starts import DEFAULT_TARGETS, check_rank
+from sails_align.training.starts import DEFAULT_TARGETS, adapted_modules, check_rank
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,8 @@ class Shape:
 
     n_parameters: int
     n_trainable: int
+    n_saved: int
+    """Parameters in a checkpoint: the adapter's, frozen factors included, or all."""
     n_layers: int
     block: int
     """Parameters of the largest decoder block."""
@@ -82,9 +88,12 @@ def shape_of(model: PreTrainedModel | PeftModel) -> Shape:
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     norms = [[m for m in block.modules() if type(m).__name__.endswith("Norm")] for block in blocks]
     linears = [{name: m for name, m in block.named_modules() if isinstance(m, nn.Linear)} for block in blocks]
+    n_trainable, n_parameters = count_parameters(model)
+    n_adapter = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
     return Shape(
-        n_parameters=sum(p.numel() for p in model.parameters()),
-        n_trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        n_parameters=n_parameters,
+        n_trainable=n_trainable,
+        n_saved=n_adapter or n_parameters,
         n_layers=len(blocks),
         block=max(sum(p.numel() for p in block.parameters()) for block in blocks),
         embeddings=sum(p.numel() for p in ends.values()),
@@ -100,8 +109,15 @@ def shape_of(model: PreTrainedModel | PeftModel) -> Shape:
     )
 
 
-def meta_model(args: TrainingPlan, config: PreTrainedConfig) -> PreTrainedModel | PeftModel:
+def meta_model(
+    args: TrainingPlan, config: PreTrainedConfig, subspace: Subspace | None = None
+) -> PreTrainedModel | PeftModel:
     """Make the model to train, with its adapter, on the meta device.
+
+    Args:
+        args: of the training.
+        config: of its model.
+        subspace: that the adapter starts in. None: every block has adapters, as with `layer_map: nearest`.
 
     Raises:
         InputError: if a module that is to be adapted is not in the model, or there is no adapter in `--adapter_path`.
@@ -111,15 +127,20 @@ def meta_model(args: TrainingPlan, config: PreTrainedConfig) -> PreTrainedModel 
         freeze_outside_decoder(model)
         return model
     adapter = _adapter_config(args, config)
+    if subspace is not None:
+        adapter.target_modules = adapted_modules(model, args, subspace)
     adapter.exclude_modules = outside_decoder(model)
     # There are no values to compute an initialization from, and they do not matter here.
     adapter.init_lora_weights, adapter.inference_mode = True, False
     try:
         with torch.device("meta"):
-            return get_peft_model(model, adapter)  # pyright: ignore[reportReturnType]
+            adapted = get_peft_model(model, adapter)
     except ValueError as error:
         cause = " ".join(str(error).split())
         raise InputError(f"the adapter does not suit the model: {cause};\nsee --lora_target_modules") from error
+    if args.sails.uses_subspace:
+        freeze_factors(find_targets(adapted, "default"), args.sails.freeze, "default")  # pyright: ignore[reportArgumentType]
+    return adapted  # pyright: ignore[reportReturnType]
 
 
 def loaded_dtype(args: TrainingPlan, config: PreTrainedConfig) -> torch.dtype:

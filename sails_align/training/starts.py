@@ -60,9 +60,7 @@ def lora_config(
     names: Any = [wanted] if isinstance(wanted, str) and wanted.isidentifier() else wanted
     skeleton = empty_model(source.model_config, trust_remote_code=args.training.trust_remote_code)
     if subspace is not None:
-        names = [wanted] if isinstance(wanted, str) else list(wanted)
-        assert args.sails.layer_map is not None
-        names = target_modules_for(skeleton, names, subspace, args.sails.layer_map)  # pyright: ignore[reportArgumentType]
+        names = adapted_modules(skeleton, args, subspace)
     args = replace(args, model=changed(args.model, lora_target_modules=names))
     config = get_peft_config(args.model)
     assert isinstance(config, LoraConfig)
@@ -70,6 +68,13 @@ def lora_config(
     if subspace is None:
         args.sails.initializer.load().configure(config)
     return args, config
+
+
+def adapted_modules(model: PreTrainedModel, args: TrainingPlan, subspace: Subspace) -> list[str]:
+    """Return the modules that get an adapter which starts in the subspace (`target_modules_for`)."""
+    wanted: Any = args.model.lora_target_modules or DEFAULT_TARGETS
+    names = [wanted] if isinstance(wanted, str) else list(wanted)
+    return target_modules_for(model, names, subspace, args.sails.layer_map)  # pyright: ignore[reportArgumentType]
 
 
 def check_rank(args: TrainingPlan, config: PretrainedConfig) -> None:

@@ -11,12 +11,18 @@ from typing import Any
 import pytest
 from hub_configs import SHAPES
 from paths import RECIPES, ROOT
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from sails_align.cli.estimate import main
 from sails_align.core.errors import InputError
+from sails_align.models.parameters import count_parameters
+from sails_align.testbed.build import resolve_testbed
+from sails_align.training.dataset import load_source
 from sails_align.training.estimate import GIB
+from sails_align.training.run import parse, resolved
+from sails_align.training.subspace import find_subspace
+from sails_align.training.trainer import build_trainer
 
 TINY = LlamaConfig(
     num_hidden_layers=2,
@@ -92,6 +98,64 @@ def test_the_testbed_and_a_trained_adapter(folder: Path, tmp_path: Path) -> None
     get_peft_model(AutoModelForCausalLM.from_config(TINY), adapter).save_pretrained(str(tmp_path))
     argv = ["--method", "dpo", "--model_name_or_path", str(folder / "tiny"), "--adapter_path", str(tmp_path)]
     assert main(argv)["setup"]["reference"] == "adapter"
+
+
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        ("sft", []),
+        ("sft", ["--layer_map", "sae_only"]),
+        ("sft", ["--layer_map", "nearest", "--subspace_mode", "init"]),
+        ("sft", ["--subspace_mode", "freeze", "--lora_r", "4", "--lora_target_modules", "q_proj", "down_proj"]),
+        ("sft", ["--preset", "paper"]),
+        ("sft", ["--init", "mean_diff", "--lora_r", "1"]),
+        ("sft", ["--init", "pissa", "--lora_target_modules", "all-linear"]),
+        ("sft", ["--use_peft", "false"]),
+        ("dpo", ["--init", "orthogonal"]),
+        ("dpo", ["--adapter_path", "ADAPTER"]),
+    ],
+)
+def test_as_many_parameters_are_trained_as_in_the_real_training(
+    method: Any, more: list[str], tmp_path: Path, adapter_of_testbed: Path
+) -> None:
+    """The estimate, the trainer's model, and the number that metrics and card take are one."""
+    more = [str(adapter_of_testbed) if word == "ADAPTER" else word for word in more]
+    small = ["--max_train_examples", "32", "--eval_examples", "4", "--disable_tqdm", "true"]
+    shape = main(["--method", method, *small, *more])["shape"]
+    args, testbed = resolved(parse(method, [*small, *more, "--output_dir", str(tmp_path)]))
+    source = load_source(args, testbed)
+    subspace = find_subspace(args, source, tmp_path / "subspace") if args.sails.uses_subspace else None
+    model: Any = build_trainer(args, source, subspace).trainer.model
+    assert (shape["n_trainable"], shape["n_parameters"]) == count_parameters(model)
+    saved = get_peft_model_state_dict(model, adapter_name="default") if args.model.use_peft else model.state_dict()
+    n_tied = 0 if args.model.use_peft else model.lm_head.weight.numel()
+    assert shape["n_saved"] == sum(tensor.numel() for tensor in saved.values()) - n_tied
+
+
+@pytest.fixture(scope="module")
+def adapter_of_testbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("adapter")
+    base = AutoModelForCausalLM.from_pretrained(resolve_testbed(None).model_path)
+    get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj", "o_proj"])).save_pretrained(str(folder))
+    return folder
+
+
+def test_the_example_of_the_readme(capsys: pytest.CaptureFixture[str]) -> None:
+    """What `make demo` prints as trainable: the blocks before the onset, and frozen factors, are not trained."""
+    main(recipe("testbed", "sft_sails"))
+    n_trained, share = re.findall(r"([\d,]+) trained \(([\d.]+%)\)", capsys.readouterr().out)[0]
+    assert f"| trainable parameters | | {n_trained} ({share} of this tiny model) |" in (ROOT / "README.md").read_text()
+
+
+def test_what_only_discovery_decides_is_a_bound(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = [*recipe("gemma-2-2b", "sft_sails"), "--model_name_or_path", str(folder / "gemma-2-2b")]
+    n = {}
+    for layer_map in ("nearest", "from_onset", "sae_only"):
+        n[layer_map] = main([*argv, "--layer_map", layer_map])["shape"]["n_trainable"]
+        assert ("at most " in capsys.readouterr().out) == (layer_map == "from_onset")
+    assert n["from_onset"] == n["nearest"]
+    # Four layers of 26: o_proj of the SAEs' blocks, and q, k and v of the blocks after them.
+    assert n["sae_only"] * 26 == n["nearest"] * 4
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from sails_align.models.adapters import read_json
 from sails_align.models.load import exact_attention
 from sails_align.models.quantized import quantization_of, use_one_layout
 from sails_align.training import run as align
-from sails_align.training.measure import count_parameters
+from sails_align.models.parameters import count_parameters
 
 NF4 = ["--load_in_4bit", "true", "--bnb_4bit_quant_type", "nf4"]
 QUANTIZATIONS = {
@@ -150,7 +150,7 @@ def test_small_changes_of_directions_are_not_lost(project: Project, tmp_path: Pa
 
 def test_all_weights_are_counted(project: Project, tmp_path: Path) -> None:
     whole, quantized = (
-        count_parameters(build(project.argv(tmp_path / str(len(more)), *more)).trainer) for more in ([], NF4)
+        count_parameters(build(project.argv(tmp_path / str(len(more)), *more)).trainer.model) for more in ([], NF4)
     )
     assert whole == quantized
 

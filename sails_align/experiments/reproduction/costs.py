@@ -100,7 +100,7 @@ def _n_parameters(plan: Reproduction, config: PreTrainedConfig) -> int:
     """Return the size of the model without adapters."""
     args = next(iter(plan.arguments.values()))
     shape = shape_of(meta_model(args, config))
-    return shape.n_parameters - (shape.n_trainable if args.model.use_peft else 0)
+    return shape.n_parameters - (shape.n_saved if args.model.use_peft else 0)
 
 
 def operations(args: TrainingPlan) -> int:
