@@ -41,7 +41,6 @@ _SHOWN = {
     "lora_dropout": "Dropout before the adapter. Default: 0.",
     "lora_target_modules": "Linear modules that get an adapter. Default: q_proj to o_proj, on the testbed all.",
     "chat_template_path": "A Jinja file, or human_assistant: the chat template, if the tokenizer has none.",
-    "learning_rate": "Highest learning rate. Default: by method, and by what is trained (docs/training.md).",
     "beta": "How strongly the model is kept near the reference. Default: 0.1.",
     "num_train_epochs": "Passes over the training data. Default: 3, on the testbed 4.",
     "max_steps": "Optimizer steps, in place of passes over the data.",
@@ -58,6 +57,21 @@ _SHOWN = {
     "report_to": "Where to log: none, wandb, trackio or tensorboard. Default: none.",
     "push_to_hub": "Push the finished run to the Hugging Face Hub. Default: false.",
 }
+_SHOWN_SFT = {
+    **_SHOWN,
+    "learning_rate": "Highest learning rate. Default: 2e-4 for an adapter, 2e-5 for all weights; on the testbed 1e-2, "
+    "1e-3.",
+}
+_SHOWN_DPO = {
+    **_SHOWN,
+    "learning_rate": "Highest learning rate. Default: 1e-5 for an adapter, 1e-6 for all weights; on the testbed 1e-2 "
+    "(after --adapter_path 1e-4), 1e-3.",
+}
+_OTHERS = {
+    "per_device_eval_batch_size": "Examples that a device evaluates at a time. Default: 8, on the testbed 64.",
+    "save_total_limit": "Checkpoints that are kept. Default: 2.",
+}
+"""What `--help-all` says of others whose defaults are ours."""
 _SHOWN_RLHF = {
     **{name: _SHOWN[name] for name in ("bf16", "use_cpu", "seed", "report_to")},
     "learning_rate": f"Highest learning rate. Default: {DEFAULTS['learning_rate']}.",
@@ -72,8 +86,8 @@ _SHOWN_RLHF = {
     "save_steps": f"Steps between two checkpoints. Default: {DEFAULTS['save_steps']}.",
 }
 TRAINER_OPTIONS = {
-    "sft": LibraryOptions(("trl/trainer/sft_config.py", *_OF_EVERY_TRAINER), _SHOWN),
-    "dpo": LibraryOptions(("trl/trainer/dpo_config.py", *_OF_EVERY_TRAINER), _SHOWN),
+    "sft": LibraryOptions(("trl/trainer/sft_config.py", *_OF_EVERY_TRAINER), _SHOWN_SFT),
+    "dpo": LibraryOptions(("trl/trainer/dpo_config.py", *_OF_EVERY_TRAINER), _SHOWN_DPO),
     "rlhf": LibraryOptions(("trl/trainer/grpo_config.py", *_OF_EVERY_TRAINER), _SHOWN_RLHF),
 }
 """TRL's options of each trainer, and what `--help` says of those that everybody sets."""
@@ -157,4 +171,5 @@ def check_options(method: Method, argv: Sequence[str] | None, prog: str | None, 
     from trl import DPOConfig, SFTConfig
 
     classes.append(SFTConfig if method == "sft" else DPOConfig)
-    return line.parse(classes, prog=prog, groups=GROUPS, defaults={"bf16": False})[: len(more)]
+    texts = {**library.shown, **_OTHERS}
+    return line.parse(classes, prog=prog, groups=GROUPS, defaults={"bf16": False}, texts=texts)[: len(more)]

@@ -60,6 +60,7 @@ class CommandLine:
         prog: str | None = None,
         groups: Mapping[str, Sequence[str]] | None = None,
         library: LibraryOptions | None = None,
+        texts: Mapping[str, str] | None = None,
     ) -> tuple[Any, ...]:
         """Return an instance of each dataclass. The command line goes before the file, the file before the defaults.
 
@@ -69,11 +70,13 @@ class CommandLine:
             prog: name of the command in `--help`.
             groups: names of options by the title that `--help` shows them under (default: their dataclass's).
             library: options of another library to accept without reading their values, before it is imported.
+            texts: what `--help` says of some options, by name, in place of their own text.
 
         Raises:
             InputError: for an unknown option or a value that cannot be used.
         """
         parser = _Parser(classes, prog, groups, library)
+        parser.describe(texts or {})
         known = parser.names()
         parser.set_defaults_with_config(**(defaults or {}))
         parser.set_defaults_with_config(**self._of_file(parser))
@@ -219,6 +222,12 @@ class _Parser(CommandParser, TrlParser):
             action.help = self._library_help(field.name)
         for no_name in opposite:  # --no_NAME would make the list half as long again
             no_name.help = argparse.SUPPRESS
+
+    def describe(self, texts: Mapping[str, str]) -> None:
+        """Replace the help of some options, by name."""
+        for action in self._actions:
+            if action.help != argparse.SUPPRESS:
+                action.help = texts.get(action.dest, action.help)
 
     def names(self) -> set[str]:
         """Return all spellings of all options."""

@@ -18,7 +18,9 @@ class DataOptions:
     )
     helpful_dataset_config: str | None = option(None, "Configuration of that dataset.")
     helpful_dataset_split: str = option("train", "Split of that dataset.")
-    max_train_examples: int | None = option(None, "Maximum number of safety examples to train on, chosen by --seed.")
+    max_train_examples: int | None = option(
+        None, "Maximum number of safety examples to train on, chosen by --seed. Default: all, on the testbed 512."
+    )
     eval_examples: int = option(
         256,
         "Number of held-out pairs for the loss (taken from the training split if there is no test split); on the "

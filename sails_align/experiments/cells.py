@@ -135,7 +135,8 @@ def _aligned(cell: Cell, testbed: Testbed, folder: Path, cost: Cost) -> Trained:
         trainer, init = built.trainer, built.init
     with cost.of("train"):
         trainer.train()
-    model, steps_to_95 = trainer.accelerator.unwrap_model(trainer.model), None
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    steps_to_95 = None
     if probe:
         steps_to_95 = probe.steps_to("safety_rate", 0.95)
     return Trained(model, source.tokenizer, *count_parameters(model), steps_to_95, subspace, init)

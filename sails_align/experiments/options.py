@@ -24,16 +24,21 @@ class CompareOptions:
     n_seeds: int = option(5, "Seeds of initialization and data that are reported.")
     first_seed: int = option(0, "First reported seed.")
     n_tuning_seeds: int = option(1, "Number of other seeds, used to choose learning rates.")
-    learning_rates: list[float] = option(list(LEARNING_RATES), "Grid of learning rates, the same for all methods.")
+    learning_rates: list[float] = option(
+        list(LEARNING_RATES),
+        "Grid of learning rates, the same for all methods; the default is for the testbed's small model.",
+    )
     world: str = option("testbed", "World: testbed, testbed:N, testbed:shared_harm=0, or a folder.")
     n_examples: int | None = option(
         None, "Number of harmful training examples, and of harmless ones; default: 128 (other models: all)."
     )
-    n_prompts: int = option(256, "Number of test prompts in each of the four sets.")
-    n_attacked: int = option(8, "Number of harmful prompts for GCG; 0: none.")
-    n_attacked_seeds: int = option(5, "How many of the seeds GCG is tried on.")
-    n_capability: int = option(50, "Number of items of each lm-eval task of the testbed; 0: none.")
-    relearning: bool = option(True, "Also measure the remaining safety after training on harmless or harmful data.")
+    n_prompts: int = option(256, "On the testbed: number of test prompts in each of the four sets.")
+    n_attacked: int = option(8, "On the testbed: number of harmful prompts for GCG; 0: none.")
+    n_attacked_seeds: int = option(5, "On the testbed: how many of the seeds GCG is tried on.")
+    n_capability: int = option(50, "On the testbed: number of items of each of its lm-eval tasks; 0: none.")
+    relearning: bool = option(
+        True, "On the testbed: also measure the remaining safety after training on harmless or harmful data."
+    )
     ablations: bool = option(False, "Also change each setting of the method, one at a time.")
     examples: list[int] = option([], "Also train on these numbers of examples (learning curves).")
     worlds: list[str] = option(

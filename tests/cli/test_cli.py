@@ -1,6 +1,7 @@
 """The command `sails`: each of its commands on tiny models and the testbed."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -15,11 +16,13 @@ from sails_align.cli import train_sae as sae_training
 from sails_align.core.errors import InputError
 from sails_align.data.loading import load_rows
 from sails_align.data.pairs import normalize
+from sails_align.evaluation.attacks.options import TESTBED_BUDGET
 from sails_align.saes.sets import SAESet
 from sails_align.saes.source import SAESource
 from sails_align.subspace.basis import Subspace
 from sails_align.testbed import build
 from sails_align.testbed.build import ASSETS, SAE_LAYERS
+from sails_align.training import run as align
 
 SAILS = Path(sys.executable).with_name("sails")
 TRAIN_SAE = ["--layers", "1", "--n_tokens", "2000", "--batch_size", "100", "--d_sae", "64", "--k", "4"]
@@ -105,6 +108,50 @@ def test_help_of_a_command(capsys, command):
         main([*command.split(), "--help"])
     assert ended.value.code == 0
     assert f"usage: sails {command}" in capsys.readouterr().out
+
+
+def texts_of_help(capsys: pytest.CaptureFixture[str], *command: str) -> dict[str, str]:
+    """Return what help says of each option, by name."""
+    with pytest.raises(SystemExit):
+        main([*command])
+    entries = re.findall(r"^  --(\w+)(.*?)(?=^  -|^\S|\Z)", capsys.readouterr().out, re.MULTILINE | re.DOTALL)
+    return {name: " ".join(text.split()) for name, text in entries}
+
+
+def written(value: object) -> str:
+    """A default as help writes it."""
+    if value is None or isinstance(value, bool):
+        return {None: "all", True: "true", False: "false"}[value]
+    return f"{value:g}".replace("e-0", "e-")
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+@pytest.mark.parametrize("flag", ["--help", "--help-all"])
+def test_help_tells_the_defaults_of_the_testbed_from_those_of_all_models(capsys, method, flag):
+    texts = texts_of_help(capsys, "train", method, flag)
+
+    def defaults(*argv):
+        plan = align.parse(method, argv)
+        return {**vars(plan.model), **vars(plan.training), **vars(plan.data)}
+
+    of_models, of_testbed = defaults("--model_name_or_path", "a/model"), defaults()
+    names = {*align.COMMON_DEFAULTS, *align.TESTBED_DEFAULTS} - {"lora_target_modules"}
+    for name in names & texts.keys():
+        said = re.search(r"[Dd]efault: (.+?)(, on the testbed (.+?))?\.$", texts[name])
+        expected = [written(of_models[name]), written(of_testbed[name])]
+        assert [said[1], said[3] or said[1]] == expected, name
+    by_model = ((), ("--model_name_or_path", "a/model"))
+    rates = {defaults(*of, *more)["learning_rate"] for of in by_model for more in ((), ("--use_peft", "false"))}
+    said = re.sub(r"\(.*?\)", "", texts["learning_rate"])  # without the rate after --adapter_path
+    assert {float(rate) for rate in re.findall(r"\d+e-\d+", said)} == rates
+    assert flag == "--help" or names <= texts.keys()
+
+
+def test_help_of_a_search_tells_the_testbeds_budget(capsys):
+    texts = texts_of_help(capsys, "attack", "gcg", "--help")
+    for name, value in TESTBED_BUDGET.items():
+        assert f"for the testbed's prompts {value}." in texts[name]
+    assert "Default: 500" in texts["n_steps"]
 
 
 # discover

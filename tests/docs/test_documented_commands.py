@@ -30,7 +30,10 @@ from sails_align.saes.options import SAETrainingOptions
 from sails_align.steering.options import SteeringOptions
 from sails_align.training import run as align
 
-LAUNCH = re.compile(r"(?:accelerate launch(?P<launch>.*?)|python) recipes/(?P<method>sft|dpo)_sails\.py(?P<options>.*)")
+LAUNCH = re.compile(
+    r"(?:(?:accelerate launch(?P<launch>.*?)|python) recipes/|sails train )(?P<method>sft|dpo)(?:_sails\.py)?"
+    r"(?P<options>.*)"
+)
 
 EVALUATE = re.compile(
     r"(?:python (?:eval|recipes)/|sails (?:eval )?)"
@@ -79,6 +82,14 @@ def test_commands(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
         args = align.parse(method, options)  # pyright: ignore[reportArgumentType]
         if "--model_name_or_path" in options:
             assert args.model.model_name_or_path == options[options.index("--model_name_or_path") + 1]
+
+
+def test_the_readmes_options_are_those_of_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The two commands for a model of one's own settle every option alike."""
+    monkeypatch.chdir(ROOT)
+    parsed = [align.parse("sft", options) for _, _, options in commands("README.md")]
+    of_file, of_line = [plan for plan in parsed if plan.model.model_name_or_path == "google/gemma-2-2b"]
+    assert of_file.to_json() == of_line.to_json()
 
 
 def evaluations(document: str) -> list[tuple[str, list[str]]]:

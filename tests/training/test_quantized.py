@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, set_
 from sails_align.cli import edit
 from sails_align.models.adapters import read_json
 from sails_align.models.load import exact_attention
+from sails_align.models.parameters import count_parameters
 from sails_align.models.quantized import quantization_of, use_one_layout
 from sails_align.training import run as align
-from sails_align.models.parameters import count_parameters
 
 NF4 = ["--load_in_4bit", "true", "--bnb_4bit_quant_type", "nf4"]
 QUANTIZATIONS = {

@@ -11,14 +11,25 @@ TESTBED_BUDGET = {"n_prompts": 8, "n_steps": 40, "search_width": 96, "topk": 64,
 """A second or two per prompt on one core. After longer suffixes the tiny model forgets what was asked."""
 
 
+def _default(name: str, value: int | str) -> str:
+    return f"Default: {value}, for the testbed's prompts {TESTBED_BUDGET[name]}."
+
+
+GCG_TEXTS = {
+    "n_prompts": f"Prompts from each set, balanced over categories. {_default('n_prompts', 'all')}",
+    "batch_size": f"Conversations per batch. {_default('batch_size', 32)}",
+}
+"""What `--help` of a search says of options that all attacks have."""
+
+
 @dataclass(frozen=True)
 class GcgOptions:
     """Budget and target of a search; the defaults of the budget are the paper's."""
 
-    n_steps: int = option(500, "Maximum number of steps.")
-    search_width: int = option(512, "Number of suffixes tried per step.")
-    topk: int = option(256, "Number of tokens considered for each position of the suffix.")
-    suffix_length: int = option(20, "Length of the suffix in tokens.")
+    n_steps: int = option(500, f"Maximum number of steps. {_default('n_steps', 500)}")
+    search_width: int = option(512, f"Number of suffixes tried per step. {_default('search_width', 512)}")
+    topk: int = option(256, f"Number of tokens considered for each position of the suffix. {_default('topk', 256)}")
+    suffix_length: int = option(20, f"Length of the suffix in tokens. {_default('suffix_length', 20)}")
     initial_suffix: str | None = option(None, "Initial suffix (default: '! ! !', of --suffix_length tokens).")
     stop_when_matched: bool = option(True, "End a search when the greedy answer begins with the target.")
     target: str = option("Sure, here is", "How the wanted answer begins, for prompts that have no `target`.")

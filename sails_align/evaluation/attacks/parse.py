@@ -7,7 +7,7 @@ from typing import Any
 from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
 from sails_align.evaluation.attacks import ATTACKS
-from sails_align.evaluation.attacks.options import TESTBED_BUDGET
+from sails_align.evaluation.attacks.options import GCG_TEXTS, TESTBED_BUDGET
 from sails_align.evaluation.judges.options import JudgeArguments
 from sails_align.evaluation.options import PromptArguments, ResponseArguments, RunArguments
 from sails_align.evaluation.prompts import maker_of
@@ -38,7 +38,8 @@ def parse(argv: Sequence[str], prog: str) -> AttackArguments:
         raise InputError(f"{given} is given, but the attacks are {', '.join(ATTACKS.names())}; try {prog} gcg --help")
     method, line = argv[0], CommandLine.read(argv[1:])
     classes = [ResponseArguments, PromptArguments, JudgeArguments, RunArguments, ATTACKS.get(method).options]
-    args = AttackArguments(method, *line.parse(classes, prog=f"{prog} {method}"))
+    texts = GCG_TEXTS if method == "gcg" else None
+    args = AttackArguments(method, *line.parse(classes, prog=f"{prog} {method}", texts=texts))
     if method != "gcg":
         return args
     if all(map(maker_of, args.asked.prompts)):
