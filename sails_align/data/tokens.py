@@ -8,8 +8,10 @@ tokenizer merges over the border (as " Hi" after "Assistant:") belongs to the te
 Shapes: B batch, S sequence.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +25,8 @@ from sails_align.data.messages import Message, assistant, user
 TEMPLATES = Path(__file__).parent / "templates"
 """Templates that come with the package, each known by its name: `human_assistant`."""
 MARK = "\ue000text\ue000"  # private-use characters: not white space, so no template trims them, and in no real text
+
+PROBE = [user("How are you?")]
 
 
 @dataclass(frozen=True)
@@ -67,9 +71,39 @@ def read_chat_template(path: str) -> str:
 
 def check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise `InputError` if the chat template cannot write a question, and a question with its answer."""
-    question = user("How are you?")
-    _render(tokenizer, [question], add_generation_prompt=True)
-    _render(tokenizer, [question, assistant("Fine.")], add_generation_prompt=False)
+    _render(tokenizer, PROBE, add_generation_prompt=True)
+    _render(tokenizer, [*PROBE, assistant("Fine.")], add_generation_prompt=False)
+
+
+def turn_end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the special tokens that the chat template writes after a response: what training teaches to end with.
+
+    None, if the template writes text only. Raises `InputError` if the template fails, or rewrites a response.
+    """
+    text, _, end = _render_with_span(tokenizer, [*PROBE, assistant("Fine.")], False)
+    special = special_token_ids(tokenizer)
+    ids: list[int] = tokenizer(text[end:], add_special_tokens=False, verbose=False)["input_ids"]
+    return [token_id for token_id in ids if token_id in special]
+
+
+def turn_openers(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    r"""Return the texts that begin a turn, where the chat template writes turns as plain text: "\n\nHuman:".
+
+    None, if special tokens begin a turn, or letters alone, which a response may hold. Raises `InputError` as
+    `turn_end`.
+    """
+    places = [f"{MARK}{place}{MARK}" for place in range(3)]
+    messages = [user(places[0]), assistant(places[1]), user(places[2])]
+    text = _render(tokenizer, messages, add_generation_prompt=False)
+    special = [str(token) for token in tokenizer.convert_ids_to_tokens(sorted(special_token_ids(tokenizer)))]
+    found = []
+    for first, second in pairwise(places):
+        between = text.rpartition(first)[2].partition(second)[0]
+        pieces = re.split("|".join(map(re.escape, special)), between) if special else [between]
+        opener = pieces[-1].rstrip()
+        if len(pieces) <= 2 and re.search(r"[^\W\d_]", opener) and re.search(r"[^\w\s]", opener):
+            found.append(opener)
+    return list(dict.fromkeys(found))
 
 
 def tokenize_response(

@@ -135,7 +135,7 @@ def _base_config(facts: Facts, run: Path) -> PreTrainedConfig | None:
 def _vllm(facts: Facts, run: Path, base_config: PreTrainedConfig | None) -> str:
     """Return the command that serves the model, or what to do first."""
     if facts.kind != "adapter":
-        return "vllm serve PATH"
+        return "vllm serve PATH --generation-config vllm"
     if base_config is None:
         return "# run: sails check-adapter PATH"
     blocking = [problem.what for problem in serving_report(run, base_config) if problem.blocking]

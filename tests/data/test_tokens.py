@@ -5,6 +5,7 @@ from pathlib import Path
 
 import datasets
 import pytest
+from bigram import bigram_tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from paths import RECIPES
@@ -21,6 +22,8 @@ from sails_align.data.tokens import (
     read_chat_template,
     tokenize_prompt,
     tokenize_response,
+    turn_end,
+    turn_openers,
 )
 
 QUICK = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -270,6 +273,42 @@ def test_last_token_is_gone_after_truncation():
     n_tokens = len(tokenize_prompt(tokenizer, TURNS, 999).input_ids)
     assert sum(tokenize_prompt(tokenizer, TURNS, n_tokens, tokens="last").mask) == 1
     assert sum(tokenize_prompt(tokenizer, TURNS, n_tokens - 1, tokens="last").mask) == 0
+
+
+# --------------------------------------------------------------------------------------------------- the ends of turns
+
+CHATML = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+LLAMA_2 = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token + '[INST] ' + m['content'] + ' [/INST]' }}"
+    "{% else %}{{ ' ' + m['content'] + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+VICUNA = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}{{ 'USER: ' + m['content'] + ' ' }}"
+    "{% else %}{{ 'ASSISTANT: ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
+)
+BARE = "{% for m in messages %}{{ m['role'] + ' ' + m['content'] + '\n' }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "ends", "openers"),
+    [
+        (TEMPLATE, ["</s>"], ["\n\nAssistant:", "\n\nHuman:"]),
+        (CHATML, ["<|im_end|>"], []),
+        (LLAMA_2, ["</s>"], [" [/INST]"]),
+        (VICUNA, ["</s>"], [" ASSISTANT:", "USER:"]),
+        (BARE, [], []),  # "user" alone may stand in a response
+    ],
+)
+def test_what_ends_a_turn_and_what_begins_one(template: str, ends: list[str], openers: list[str]):
+    tokenizer = bigram_tokenizer(template)
+    assert tokenizer.convert_ids_to_tokens(turn_end(tokenizer)) == ends
+    assert turn_openers(tokenizer) == openers
+
+
+def test_the_end_of_gemmas_turn():
+    tokenizer = word_level(GEMMA)
+    assert tokenizer.convert_ids_to_tokens(turn_end(tokenizer)) == ["<end_of_turn>"]
+    assert turn_openers(tokenizer) == []
 
 
 # ----------------------------------------------------------------------------------------------------------- bad input

@@ -111,7 +111,7 @@ def test_full_fine_tuning(runs: dict[str, Path], tmp_path: Path) -> None:
     assert data.library_name == "transformers"
     assert "full-fine-tuning" in data.tags
     assert "Training starts from all weights of the base model." in text
-    assert "vllm serve PATH\n" in text
+    assert "vllm serve PATH --generation-config vllm\n" in text
     assert "AutoPeftModel" not in text
     assert "rank" not in text.partition("## Data")[0]
 
@@ -120,7 +120,7 @@ def test_a_merged_model(run: Path) -> None:
     text, data = card_of(run, merged=True)
     assert data.library_name == "transformers"
     assert "`tiny` with a LoRA adapter merged into its weights" in text
-    assert "vllm serve PATH\n" in text
+    assert "vllm serve PATH --generation-config vllm\n" in text
     assert "AutoPeftModel" not in text
 
 

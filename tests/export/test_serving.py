@@ -131,8 +131,10 @@ def test_gemma_2_with_sixteen_directions(base: Path, tmp_path: Path) -> None:
 def test_the_command(base: Path, tmp_path: Path) -> None:
     folder = save_adapter(tmp_path / "my run", base, r=9)
     words = ["vllm", "serve", "google/gemma-2-2b", "--enable-lora", "--max-lora-rank", "16"]
-    words += ["--lora-modules", f"my-run={folder}"]
+    words += ["--lora-modules", f"my-run={folder}", "--generation-config", "vllm"]
     assert shlex.split(serve_command(read_adapter(folder), "google/gemma-2-2b")) == words
+    (folder / "generation_config.json").write_text('{"eos_token_id": 7}')
+    words[-1] = str(folder)
     (folder / "chat_template.jinja").write_text("{{ messages }}")
     (folder / "run.json").write_text(json.dumps({"options": {"model": {"model_revision": "v2"}}}))
     words += ["--revision", "v2", "--chat-template", f"{folder}/chat_template.jinja"]

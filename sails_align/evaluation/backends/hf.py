@@ -9,11 +9,19 @@ from typing import Any
 import torch
 from accelerate.utils.memory import clear_device_cache
 from torch.nn.utils.rnn import pad_sequence
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteriaList,
+    TextStreamer,
+)
 
 from sails_align.core.artifacts import content_hash
 from sails_align.evaluation.backends.local_model import Batches, context_length, encode
+from sails_align.evaluation.backends.stops import VERSION, Stops, StopTexts, stops_of
 from sails_align.evaluation.records import Completion, Conversation, InferenceHook, Sampling
+from sails_align.models.generation import neutral_config, neutral_generation, say_what_is_left_out
 from sails_align.models.load import load_model, load_spec_tokenizer
 from sails_align.models.spec import ModelSpec
 
@@ -59,7 +67,8 @@ class HFBackend:
         if self._spec is None:
             assert self._loaded is not None
             return {"backend": "hf", "model": {"name": self._loaded[0].name_or_path, "in_memory": True}, **hook}
-        return {"backend": "hf", "model": dict(self._spec.identity), "dtype": self._spec.dtype, **hook}
+        model = {"model": dict(self._spec.identity), "dtype": self._spec.dtype}
+        return {"backend": "hf", **model, "stops": VERSION, **hook}
 
     def complete(self, conversations: Sequence[Conversation], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
         """Yield the index of a conversation and its completion, batch by batch, short conversations first.
@@ -70,13 +79,17 @@ class HFBackend:
         if self._loaded is None:
             assert self._spec is not None
             tokenizer = load_spec_tokenizer(self._spec)
-            self._loaded = load_model(self._spec), tokenizer
+            loaded = load_model(self._spec)
+            config = loaded.generation_config
+            say_what_is_left_out(config, tokenizer, stops_of(tokenizer, config).ids)
+            self._loaded = loaded, tokenizer
         model, tokenizer = self._loaded
+        stops = stops_of(tokenizer, model.generation_config)
         was_training = model.training
         model.eval()
         try:
-            with nullcontext() if self._hook is None else self._hook(model):
-                yield from _complete(model, tokenizer, conversations, sampling, self._batch_size, self._stream)
+            with nullcontext() if self._hook is None else self._hook(model), neutral_generation(model, stops.ids):
+                yield from _complete(model, tokenizer, conversations, sampling, stops, self._batch_size, self._stream)
         finally:
             model.train(was_training)
 
@@ -92,6 +105,7 @@ def _complete(
     tokenizer: PreTrainedTokenizerBase,
     conversations: Sequence[Conversation],
     sampling: Sampling,
+    stops: Stops,
     batch_size: int,
     stream: Callable[[str], None] | None = None,
 ) -> Iterator[tuple[int, Completion]]:
@@ -105,7 +119,7 @@ def _complete(
     order, batches = sorted(prompts, key=lambda index: len(prompts[index])), Batches(batch_size)
     # A prompt that fills the context has room for fewer tokens; a batch is of prompts with room for as many.
     for n_new, group in groupby(order, key=lambda index: min(sampling.max_new_tokens, context - len(prompts[index]))):
-        respond = partial(_respond, model, tokenizer, prompts, sampling, n_new, stream)
+        respond = partial(_respond, model, tokenizer, prompts, sampling, stops, n_new, stream)
         for batch, completions in batches.run(respond, list(group)):
             too_long = Completion(None, error=f"out of memory with {len(prompts[batch[0]])} tokens")
             yield from zip(batch, completions or [too_long], strict=True)
@@ -117,72 +131,63 @@ def _respond(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Mapping[int, list[int]],
     sampling: Sampling,
+    stops: Stops,
     n_new: int,
     stream: Callable[[str], None] | None,
     batch: Sequence[int],
 ) -> list[Completion]:
-    stop = _stop_ids(model, tokenizer)
-    pad: Any = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(stop, default=0)
+    pad: Any = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(stops.ids, default=0)
     rows = [torch.tensor(prompts[index]) for index in batch]
-    mask = [torch.ones_like(row) for row in rows]
+    mask, n_prompt = [torch.ones_like(row) for row in rows], max(map(len, rows))
+    criteria = [StopTexts(tokenizer, stops.texts, n_prompt)] if stops.texts else []
     with _seeded(model.device, sampling, batch[0]):
         output: Any = model.generate(  # pyright: ignore[reportCallIssue] -- transformers' type is not known to pyright
             input_ids=pad_sequence(rows, batch_first=True, padding_value=pad, padding_side="left").to(model.device),
             attention_mask=pad_sequence(mask, batch_first=True, padding_side="left").to(model.device),
-            generation_config=_generation_config(sampling, n_new, stop, pad),
-            streamer=None if stream is None else _Streamer(tokenizer, stop, stream),
+            generation_config=_generation_config(sampling, n_new, stops, pad),
+            stopping_criteria=StoppingCriteriaList(criteria),
+            streamer=None if stream is None else _Streamer(tokenizer, stops, stream),
         )
-    new_tokens: list[list[int]] = output[:, max(map(len, rows)) :].tolist()
-    ends = [next((place for place, token in enumerate(row) if token in stop), None) for row in new_tokens]
-    texts = tokenizer.batch_decode(
-        [row[:end] for row, end in zip(new_tokens, ends, strict=True)],
-        skip_special_tokens=True,
-        clean_up_tokenization_spaces=False,  # which Llama 3's asks for, and vLLM does not do
-    )
-    return [
-        Completion(text.strip(), "length" if end is None else "stop") for text, end in zip(texts, ends, strict=True)
-    ]
+    return [_completion(tokenizer, row, stops) for row in output[:, n_prompt:].tolist()]
+
+
+def _completion(tokenizer: PreTrainedTokenizerBase, new_tokens: list[int], stops: Stops) -> Completion:
+    """Return the response in new tokens: what stands before the first thing that ends it."""
+    end = next((place for place, token in enumerate(new_tokens) if token in stops.ids), None)
+    # Without the clean-up of spaces that Llama 3's tokenizer asks for, and that vLLM does not do.
+    text = str(tokenizer.decode(new_tokens[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    cut = stops.cut(text)
+    return Completion(cut.strip(), "length" if end is None and cut == text else "stop")
 
 
 class _Streamer(TextStreamer):
     """Hand over the text of a response as it comes, without what ends it."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: set[int], stream: Callable[[str], None]) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Stops, stream: Callable[[str], None]) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False)  # pyright: ignore[reportArgumentType]
-        self._stop, self._stream = stop, stream
+        self._stops, self._stream, self._text, self._n_given = stops, stream, "", 0
 
     def put(self, value: torch.Tensor) -> None:
         """Take the prompt, and then each token."""
-        if self.next_tokens_are_prompt or value.item() not in self._stop:
+        if self.next_tokens_are_prompt or value.item() not in self._stops.ids:
             super().put(value)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         """Take a piece that further tokens do not change."""
-        self._stream(text)
+        self._text += text
+        cut = self._stops.cut(self._text)
+        n_held = 0 if stream_end or cut != self._text else self._stops.held_back(cut)
+        piece = cut[self._n_given : len(cut) - n_held]
+        if piece:
+            self._stream(piece)
+            self._n_given += len(piece)
 
 
-def _stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Return the tokenizer's EOS and those of generation_config.json (Gemma's <end_of_turn>, Llama's <|eot_id|>)."""
-    of_model = model.generation_config.eos_token_id if model.generation_config else None
-    ids: list[Any] = [*(of_model if isinstance(of_model, list) else [of_model]), tokenizer.eos_token_id]
-    return {token for token in ids if token is not None}
-
-
-def _generation_config(sampling: Sampling, n_new: int, stop: set[int], pad: int) -> GenerationConfig:
-    """Set all that decides the tokens: transformers would take the rest from the model's generation_config.json.
-
-    vLLM does not: a repetition penalty there, as Qwen has, would make responses of the two differ.
-    """
+def _generation_config(sampling: Sampling, n_new: int, stops: Stops, pad: int) -> GenerationConfig:
+    """Set all that decides the tokens; `neutral_generation` keeps transformers from adding values of the model's."""
     drawn = {"temperature": sampling.temperature, "top_k": 0, "top_p": 1.0} if sampling.temperature > 0 else {}
-    return GenerationConfig(
-        max_new_tokens=n_new,
-        do_sample=sampling.temperature > 0,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        eos_token_id=sorted(stop) or None,
-        pad_token_id=pad,
-        **drawn,
-    )
+    drawn |= {"max_new_tokens": n_new, "do_sample": sampling.temperature > 0, "pad_token_id": pad}
+    return neutral_config(sorted(stops.ids), **drawn)
 
 
 @contextmanager

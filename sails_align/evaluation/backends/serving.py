@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from transformers import PreTrainedConfig
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from sails_align.core.errors import InputError
 from sails_align.evaluation.backends.vllm_options import MAX_LORA_RANKS, max_lora_rank
@@ -165,6 +166,8 @@ def serve_command(adapter: AdapterFiles, base_model: str, place: str | None = No
     place = place or str(adapter.folder)
     words = ["vllm", "serve", base_model, "--enable-lora", "--max-lora-rank", str(max_lora_rank(adapter.config.r))]
     words += ["--lora-modules", f"{name}={place}"]
+    # Of the base's generation_config.json only the EOS tokens; the adapter's file says nothing else, and its own.
+    words += ["--generation-config", place if (adapter.folder / GENERATION_CONFIG_NAME).is_file() else "vllm"]
     if adapter.revision not in (None, "main"):
         words += ["--revision", str(adapter.revision)]
     if (adapter.folder / "chat_template.jinja").is_file():  # vLLM takes the base model's, which may have none

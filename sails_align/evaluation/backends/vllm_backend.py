@@ -15,9 +15,11 @@ from sails_align.core.artifacts import content_hash, file_hash
 from sails_align.core.errors import InputError
 from sails_align.evaluation.backends.adapter_check import ignored_adapter
 from sails_align.evaluation.backends.local_model import encode
+from sails_align.evaluation.backends.stops import VERSION, Stops, stops_of
 from sails_align.evaluation.backends.vllm_options import adapter_effect, cannot_start, engine_options
 from sails_align.evaluation.records import Completion, Conversation, Sampling
 from sails_align.models.adapters import CONFIG, WEIGHTS
+from sails_align.models.generation import load_generation_config, say_what_is_left_out
 from sails_align.models.load import load_spec_tokenizer
 from sails_align.models.spec import ModelSpec
 
@@ -67,7 +69,8 @@ class VLLMBackend:
         """Return the model, the type of its weights, and the context, if it is not the model's own."""
         length = self._options["max_model_len"]
         context = {} if length is None else {"max_model_len": length}
-        return {"backend": "vllm", "model": dict(self._spec.identity), "dtype": self._spec.dtype, **context}
+        model = {"model": dict(self._spec.identity), "dtype": self._spec.dtype}
+        return {"backend": "vllm", **model, "stops": VERSION, **context}
 
     def complete(self, conversations: Sequence[Conversation], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
         """Yield the index of a conversation and its completion, chunk by chunk, in order.
@@ -86,7 +89,7 @@ class VLLMBackend:
             # Not `LLM.chat`, which would tokenize again what `encode` tokenized to know its length.
             outputs = self._llm.generate(
                 [{"prompt_token_ids": prompts[index]} for index in chunk],
-                sampling_params(sampling),
+                sampling_params(sampling, self._stops),
                 use_tqdm=False,
                 lora_request=self._lora_request(),
             )
@@ -103,6 +106,10 @@ class VLLMBackend:
         if self._llm is not None:
             return
         self._tokenizer = load_spec_tokenizer(self._spec)
+        where = {"revision": self._spec.revision, "trust_remote_code": self._spec.trust_remote_code}
+        config = load_generation_config(self._spec.base, **where)
+        self._stops = stops_of(self._tokenizer, config)
+        say_what_is_left_out(config, self._tokenizer, self._stops.ids)
         options = engine_options(self._spec) | self._options
         self._checked = self._spec.adapter is None or is_zero(Path(self._spec.adapter))
         from vllm import LLM  # pyright: ignore[reportMissingImports]
@@ -131,8 +138,11 @@ class VLLMBackend:
         self._checked = True
 
 
-def sampling_params(sampling: Sampling) -> Any:
-    """Return vLLM's form of a sampling. Each conversation is drawn with the seed, whatever its place in a batch."""
+def sampling_params(sampling: Sampling, stops: Stops) -> Any:
+    """Return vLLM's form of a sampling, and of what ends a response.
+
+    Each conversation is drawn with the seed, whatever its place in a batch.
+    """
     from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
     from vllm.sampling_params import StructuredOutputsParams  # pyright: ignore[reportMissingImports]
 
@@ -142,6 +152,8 @@ def sampling_params(sampling: Sampling) -> Any:
         temperature=sampling.temperature,
         seed=sampling.seed if sampling.temperature > 0 else None,
         structured_outputs=schema,
+        stop=list(stops.texts) or None,
+        stop_token_ids=list(stops.ids) or None,
     )
 
 

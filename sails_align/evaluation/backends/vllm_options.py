@@ -43,6 +43,7 @@ def engine_options(spec: ModelSpec) -> dict[str, Any]:
         "tokenizer_revision": spec.revision if spec.tokenizer == spec.base else None,
         "trust_remote_code": spec.trust_remote_code,
         "dtype": _weights_dtype(spec),
+        "generation_config": "vllm",  # of the model's own file only the EOS tokens: see `models.generation`
     }
     if spec.adapter is None:
         return options

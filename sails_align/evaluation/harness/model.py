@@ -5,13 +5,15 @@ silently (#2432). Both are checked on a real request before anything is measured
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from sails_align.core.errors import InputError
+from sails_align.evaluation.backends.stops import stops_of
 from sails_align.evaluation.backends.vllm_options import adapter_effect, cannot_start, engine_options
 from sails_align.evaluation.harness.options import HarnessArguments
+from sails_align.models.generation import neutral_generation, say_what_is_left_out
 from sails_align.models.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -88,12 +90,29 @@ def hf_lm(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", bos: b
     """Make lm-eval's `HFLM` of a loaded model; `bos` is the result of `add_bos_token`."""
     from lm_eval.models.huggingface import HFLM
 
+    if tokenizer.pad_token is None and tokenizer.eos_token is None and tokenizer.unk_token is None:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)  # masked: lm-eval would add a token without embedding
     if bos:
         tokenizer.add_bos_token = True  # lm-eval passes it only to tokenizers that it loads itself
     log = logging.getLogger("lm_eval.models.huggingface")
     log.addFilter(lambda record: "`pretrained`" not in str(record.msg))  # it warns of every model that is loaded
     options: dict[str, Any] = {"pretrained": model, "tokenizer": tokenizer, "add_bos_token": bos}
     return HFLM(**options, batch_size=batch_size)  # pyright: ignore[reportCallIssue] -- its decorator hides them
+
+
+@contextmanager
+def neutral_lm(lm: Any, tasks: Sequence[Any]) -> Iterator[None]:
+    """Let the tasks alone say how lm-eval's `HFLM` generates within the block (vLLM's model is loaded so)."""
+    if hasattr(lm, "lora_request"):
+        yield
+        return
+    config = lm.model.generation_config
+    ends = stops_of(lm.tokenizer, config).ids
+    say_what_is_left_out(config, lm.tokenizer, ends)
+    # Only where a task draws: transformers warns of it elsewhere. Its default, 50, is not vLLM's.
+    draws = any((task.config.generation_kwargs or {}).get("do_sample") for task in tasks)
+    with neutral_generation(lm.model, ends, **({"top_k": 0} if draws else {})):
+        yield
 
 
 @contextmanager

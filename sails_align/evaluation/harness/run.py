@@ -24,6 +24,7 @@ from sails_align.evaluation.harness.model import (
     check_system,
     hf_lm,
     load_lm,
+    neutral_lm,
     uses_chat_template,
 )
 from sails_align.evaluation.harness.options import HarnessArguments
@@ -166,19 +167,18 @@ def _run(lm: Any, args: HarnessArguments, plan: _Plan, adapter: str | None = Non
 
     checks = _check_requests(lm, args, plan, adapter)
     simple_evaluate: Any = lm_eval.simple_evaluate  # its decorator hides its parameters
-    results = simple_evaluate(
-        **plan.request,
-        model=lm,
-        tasks=plan.tasks_or_groups,
-        task_manager=plan.manager,
-        num_fewshot=args.num_fewshot,
-        limit=args.limit,
-        log_samples=True,
-        random_seed=args.seed,
-        numpy_random_seed=args.seed,
-        torch_random_seed=args.seed,
-        fewshot_random_seed=args.seed,
-    )
+    seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), args.seed)
+    with neutral_lm(lm, plan.tasks):
+        results = simple_evaluate(
+            **plan.request,
+            **seeds,
+            model=lm,
+            tasks=plan.tasks_or_groups,
+            task_manager=plan.manager,
+            num_fewshot=args.num_fewshot,
+            limit=args.limit,
+            log_samples=True,
+        )
     setup = {
         "chat_template": plan.chat_template,
         "add_bos_token": plan.bos,

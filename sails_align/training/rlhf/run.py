@@ -28,6 +28,7 @@ from sails_align.core.distributed import from_main, n_processes, process_index
 from sails_align.core.files import disk_errors, work_folder, write_json
 from sails_align.data.pairs import fingerprint
 from sails_align.export.card import write_card
+from sails_align.models.generation import eos_ids, neutral_config
 from sails_align.models.load import load_causal_lm, load_tokenizer
 from sails_align.testbed import prompts as requests
 from sails_align.testbed.build import Testbed, resolve_testbed
@@ -115,6 +116,8 @@ def build(args: RlhfPlan, testbed: Testbed, start: Path) -> tuple[Any, dict[str,
             train_dataset=dataset,
             processing_class=load_tokenizer(testbed.model_path),
         )
+    model: Any = trainer.model
+    model.generation_config = neutral_config(eos_ids(model.generation_config))  # TRL adds values of the model's
     identity = {
         "method": "rlhf",
         "warm_start": file_hash(start / WEIGHTS),

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 from adapters import edit_weights, lose_tensor, save_adapter
+from bigram import bigram_model, bigram_tokenizer
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationMixin
 
 from sails_align.core.errors import InputError
+from sails_align.data.tokens import read_chat_template
 from sails_align.evaluation.backends.adapter_check import check_adapter_applied
 from sails_align.evaluation.backends.hf import HFBackend
 from sails_align.evaluation.records import Completion, Conversation, Sampling
@@ -118,11 +120,67 @@ def test_stops_at_the_end_of_turn_of_generation_config():
     assert tokenizer(stopped.text, add_special_tokens=False)["input_ids"] == words[:place]
 
 
-def test_penalties_of_generation_config_do_not_count():
+@pytest.mark.parametrize(
+    "of_model",
+    [
+        {"repetition_penalty": 5.0, "temperature": 0.6, "top_p": 0.1, "do_sample": True, "min_p": 0.9},
+        {"num_beams": 3, "length_penalty": -5.0, "early_stopping": True},
+        {"min_new_tokens": 20},
+        {"suppress_tokens": list(range(5, 40))},
+        {"guidance_scale": 9.0},
+        {"stop_strings": ["a"]},
+        {"bad_words_ids": [[9], [12]], "no_repeat_ngram_size": 1, "forced_eos_token_id": 2},
+        {"max_length": 3, "num_return_sequences": 2, "exponential_decay_length_penalty": (1, 9.0)},
+    ],
+)
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(24, temperature=1.0, seed=3)])
+def test_generation_config_decides_nothing_but_the_end(of_model: dict[str, Any], sampling: Sampling):
     model, tokenizer = AutoModelForCausalLM.from_pretrained(BASE), AutoTokenizer.from_pretrained(BASE)
-    expected = texts(HFBackend.of(model, tokenizer), chats())
-    model.generation_config.update(repetition_penalty=5.0, temperature=0.6, top_p=0.1, do_sample=True)
-    assert texts(HFBackend.of(model, tokenizer), chats()) == expected
+    expected = texts(HFBackend.of(model, tokenizer), chats(4), sampling)
+    vars(model.generation_config).update(of_model)
+    before = model.generation_config.to_dict()
+    assert texts(HFBackend.of(model, tokenizer), chats(4), sampling) == expected
+    assert model.generation_config.to_dict() == before
+
+
+def test_what_is_not_used_of_generation_config_is_said(tmp_path, caplog):
+    for load in (AutoModelForCausalLM, AutoTokenizer):
+        load.from_pretrained(BASE).save_pretrained(tmp_path)
+    path = tmp_path / "generation_config.json"
+    path.write_text(json.dumps({"eos_token_id": 2, "stop_strings": ["a"], "repetition_penalty": 1.3}))
+    assert texts(HFBackend(spec(tmp_path)), chats(2)) == texts(HFBackend(spec()), chats(2))
+    (said,) = [record.getMessage() for record in caplog.records if "generation_config" in record.getMessage()]
+    assert "repetition_penalty 1.3, stop_strings ['a']; they end with <eos>" in said
+
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "following"),
+    [
+        # a base model, after a template of plain text: it goes on with the user's next turn
+        (read_chat_template("human_assistant"), {":": " Yes", " Yes": ".", ".": "\n\n", "\n\n": "Human", "Human": ":"}),
+        # a model that ends turns with a token that neither its tokenizer nor its generation_config.json names
+        (CHATML, {"\n": " Yes", " Yes": ".", ".": "<|im_end|>", "<|im_end|>": "\n"}),
+    ],
+)
+def test_a_turn_of_the_user_is_no_part_of_a_response(template: str, following: dict[str, str]):
+    tokenizer = bigram_tokenizer(template)
+    model = bigram_model(tokenizer, following)
+    chat = [{"role": "user", "content": " Hi"}]
+    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    output = model.generate(**prompt, max_new_tokens=16)[0, prompt["input_ids"].shape[1] :]
+    assert tokenizer.decode(output).count(" Yes.") > 2  # without stops it never ends
+    pieces: list[str] = []
+    for backend in (HFBackend.of(model, tokenizer), HFBackend.of(model, tokenizer, stream=pieces.append)):
+        assert completions(backend, [chat], Sampling(16)) == [Completion("Yes.", "stop")]
+    assert "".join(pieces).strip() == "Yes."
+    cut = Sampling(3)  # in the midst of what ends it, or just before
+    assert completions(HFBackend.of(model, tokenizer), [chat], cut)[0].text == "Yes."
 
 
 def test_a_text_is_given_as_it_is_and_with_one_bos():

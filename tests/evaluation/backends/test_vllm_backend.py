@@ -178,7 +178,9 @@ def test_what_is_too_long_is_an_error_and_what_fills_the_context_is_cut_as_trans
 def test_prompts_are_those_of_vllms_own_chat(adapted, expected):
     """The template and the tokens are what `LLM.chat` makes of messages."""
     chats = [[dict(message) for message in asked] for asked in conversations() if not isinstance(asked, str)]
-    outputs = adapted._llm.chat(chats, sampling_params(GREEDY), use_tqdm=False, lora_request=adapted._lora_request())
+    outputs = adapted._llm.chat(
+        chats, sampling_params(GREEDY, adapted._stops), use_tqdm=False, lora_request=adapted._lora_request()
+    )
     assert [output.outputs[0].text.strip() for output in outputs] == [
         completion.text for completion in expected["adapter"][: len(chats)]
     ]

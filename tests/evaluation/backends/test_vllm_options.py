@@ -58,6 +58,7 @@ def test_what_an_adapter_needs(tmp_path, monkeypatch):
         "tokenizer_revision": None,  # the folder's, not that of the base on the hub
         "trust_remote_code": False,
         "dtype": "float32",
+        "generation_config": "vllm",
         "enable_lora": True,
         "max_lora_rank": 16,
     }

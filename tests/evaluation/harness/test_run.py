@@ -229,10 +229,17 @@ def test_the_adapter_is_applied_and_equals_the_merged_model(runs: Runs) -> None:
 
 
 def test_a_model_in_memory_has_the_scores_of_one_that_is_loaded(runs: Runs) -> None:
+    """Whatever its generation_config.json says of generating: lm-eval passes on only what a task says."""
     spec = spec_of(runs.folder / "merged")
-    result = run_in_memory(load_model(spec), load_spec_tokenizer(spec), runs.args, [runs.tasks])
+    model = load_model(spec)
+    others = {"repetition_penalty": 9.0, "num_beams": 2, "stop_strings": ["a"], "suppress_tokens": list(range(9, 40))}
+    vars(model.generation_config).update(others)
+    result = run_in_memory(model, load_spec_tokenizer(spec), runs.args, [runs.tasks])
     assert result.scores == runs.merged.scores
     assert result.setup == runs.merged.setup
+    texts = [[sample["resps"] for sample in of.samples["testbed_answers"]] for of in (result, runs.merged)]
+    assert texts[0] == texts[1]
+    assert model.generation_config.num_beams == 2
 
 
 def test_the_difference_is_paired(runs: Runs) -> None:
