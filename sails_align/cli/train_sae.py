@@ -153,12 +153,30 @@ def show(reports: "dict[int, SAEReport]", output_dir: Path) -> None:
     from rich.table import Table
 
     table = Table(title="SAEs, on held-out tokens")
-    for heading in ("layer", "explained variance", "L0", "dead latents", "loss recovered", "tokens", "seconds"):
+    for heading in (
+        "layer",
+        "explained variance",
+        "of typical tokens",
+        "L0",
+        "dead latents",
+        "loss recovered",
+        "tokens",
+        "seconds",
+    ):
         table.add_column(heading, justify="right")
     for layer, report in reports.items():
         recovered = "-" if report.loss_recovered is None else f"{report.loss_recovered:.1%}"
-        cells = (f"{report.explained_variance:.3f}", f"{report.l0:.1f}", f"{report.dead_fraction:.1%}", recovered)
+        typical = report.explained_variance_typical
+        variances = f"{report.explained_variance:.3f}", "-" if typical is None else f"{typical:.3f}"
+        cells = (*variances, f"{report.l0:.1f}", f"{report.dead_fraction:.1%}", recovered)
         table.add_row(str(layer), *cells, f"{report.tokens_trained:,}", f"{report.seconds:.0f}")
     console = Console()
     console.print(table)
+    for layer, report in reports.items():
+        if report.n_massive:
+            tokens = ", ".join(f"{token!r} ({n})" for token, n in report.massive_tokens.items())
+            said = (
+                f"layer {layer}: {report.n_massive} of {report.eval_tokens:,} tokens have massive activations: {tokens}"
+            )
+            console.print(said, highlight=False, markup=False)
     console.print(f"SAEs      {output_dir}/  (--sae_path {output_dir})", highlight=False)

@@ -81,6 +81,25 @@ def capture(model: nn.Module, layers: Sequence[int]) -> Iterator[dict[int, Tenso
         yield hidden_states
 
 
+@contextmanager
+def continued_from(model: nn.Module, layer: int, hidden_BSD: Tensor) -> Iterator[None]:
+    """Let forward passes within the block begin at a hidden state: the output of block `layer` (B, S, D).
+
+    That block and those before it are not run. The inputs must be those that the hidden state belongs to.
+    """
+    blocks = check_layers(model, [layer])[: layer + 1]
+    own = [vars(block).get("forward") for block in blocks]  # such as that of a model spread over devices
+    try:
+        for block in blocks:
+            block.forward = lambda *args, **kwargs: hidden_BSD
+        yield
+    finally:
+        for block, forward in zip(blocks, own, strict=True):
+            del block.forward
+            if forward is not None:
+                block.forward = forward
+
+
 @torch.no_grad()
 def hidden_states_at(
     model: nn.Module, layers: Sequence[int], input_ids_BS: Tensor, attention_mask_BS: Tensor

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.progress import Progress
@@ -33,7 +34,7 @@ from sails_align.saes.files import WEIGHTS
 from sails_align.saes.layer_trainer import LayerTrainer
 from sails_align.saes.load import residual_sae
 from sails_align.saes.options import SAETrainingOptions
-from sails_align.saes.quality import SAEQuality, evaluate_sae
+from sails_align.saes.quality import SAEQuality, evaluate_saes, n_measured
 from sails_align.saes.token_stream import TokenCorpus, buffers, hidden_states_of, read_corpus, split_windows
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ logger = logging.getLogger(__name__)
 REPORT, CHECKPOINT = "report.json", "sae_checkpoint"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SAEReport(SAEQuality):
     """An SAE's quality on held-out tokens, and how it was trained."""
 
@@ -112,9 +113,7 @@ def train_saes(
         trainers = {layer: training.trainer(layer) for layer in layers if layer not in reports}
         if trainers:
             training.train(trainers, bar)
-            bar.add_task("measuring SAEs", total=None)
-        for layer, trainer in trainers.items():
-            reports[layer] = training.finish(layer, trainer)
+            reports |= training.finish(trainers, bar, tokenizer)
     return dict(sorted(reports.items()))
 
 
@@ -237,29 +236,55 @@ class _Training:
                     tensors, counters = trainer.state()
                     save_artifact(self.checkpoint(layer), CHECKPOINT, tensors, counters, self.input_hash(layer))
 
-    def finish(self, layer: int, trainer: LayerTrainer) -> SAEReport:
-        """Write a trained layer's SAE and its report, measured on what was written; delete its checkpoint."""
+    def finish(
+        self, trainers: dict[int, LayerTrainer], bar: Progress, tokenizer: PreTrainedTokenizerBase
+    ) -> dict[int, SAEReport]:
+        """Write the trained SAEs and their reports, measured on what was written; delete their checkpoints.
+
+        Raises:
+            InputError: if the SAE of a layer diverged. Those of the other layers are kept.
+        """
         from sae_lens import SAE
 
-        options = self.options
-        with atomic_folder(self.folder(layer)) as temporary:
-            trainer.save_sae(temporary)
-            sae = SAE.load_from_disk(temporary, device=str(trainer.trainer.sae.device))
-            quality = evaluate_sae(self.model, residual_sae(str(temporary), sae), self.corpus.sequences(self.held_out))
-            if not math.isfinite(quality.explained_variance):
-                raise InputError(f"the SAE of layer {layer} diverged at lr {options.lr}; choose a smaller lr")
-            assert options.d_sae is not None
-            report = SAEReport(
-                **asdict(quality),
-                layer=layer,
-                d_sae=options.d_sae,
-                k=options.k,
-                architecture=options.architecture,
-                tokens_trained=trainer.steps * options.batch_size,
-                seconds=trainer.seconds,
-                input_hash=self.input_hash(layer),
-                sha256=file_hash(temporary / WEIGHTS),
+        sequences = self.corpus.sequences(self.held_out)
+        task = bar.add_task("measuring SAEs", total=n_measured(sequences))
+        with TemporaryDirectory(prefix=".measured.", dir=self.output) as temporary:
+            folders = {layer: Path(temporary) / f"layer_{layer}" for layer in trainers}
+            saes = {}
+            for layer, trainer in trainers.items():
+                trainer.save_sae(folders[layer])
+                sae = SAE.load_from_disk(folders[layer], device=str(trainer.trainer.sae.device))
+                saes[layer] = residual_sae(str(folders[layer]), sae)
+            measured = evaluate_saes(
+                self.model,
+                saes,
+                sequences,
+                advance=partial(bar.advance, task),
+                name_of=lambda token: str(tokenizer.decode([token])),
             )
-            write_json(temporary / REPORT, asdict(report))
+            finite = [layer for layer, quality in measured.items() if math.isfinite(quality.explained_variance)]
+            reports = {layer: self._keep(layer, trainers[layer], folders[layer], measured[layer]) for layer in finite}
+        if diverged := sorted(trainers.keys() - reports.keys()):
+            raise InputError(f"the SAE of layer {diverged[0]} diverged at lr {self.options.lr}; choose a smaller lr")
+        return reports
+
+    def _keep(self, layer: int, trainer: LayerTrainer, written: Path, quality: SAEQuality) -> SAEReport:
+        """Move a written SAE to its folder, with its report."""
+        options = self.options
+        assert options.d_sae is not None
+        report = SAEReport(
+            **asdict(quality),
+            layer=layer,
+            d_sae=options.d_sae,
+            k=options.k,
+            architecture=options.architecture,
+            tokens_trained=trainer.steps * options.batch_size,
+            seconds=trainer.seconds,
+            input_hash=self.input_hash(layer),
+            sha256=file_hash(written / WEIGHTS),
+        )
+        write_json(written / REPORT, asdict(report))
+        with atomic_folder(self.folder(layer)) as temporary:
+            shutil.copytree(written, temporary, dirs_exist_ok=True)
         shutil.rmtree(self.checkpoint(layer), ignore_errors=True)
         return report

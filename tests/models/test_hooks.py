@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GPT2Config
 
 from sails_align.core.errors import InputError
-from sails_align.models.hooks import capture, decoder_layers, hidden_states_at
+from sails_align.models.hooks import capture, continued_from, decoder_layers, edited, hidden_states_at
 
 
 def tiny(family: str) -> torch.nn.Module:
@@ -69,6 +69,25 @@ def test_capture_is_that_of_a_whole_forward() -> None:
     assert torch.equal(hidden_states[1], hidden_states_at(model, [1], ids_BS, ones_BS)[1])
     assert torch.equal(logits, model(input_ids=ids_BS, attention_mask=ones_BS).logits)
     assert hooks_left(model) == 0
+
+
+@pytest.mark.parametrize("family", TEXT_CONFIGS)
+def test_a_forward_that_begins_at_a_block_is_that_of_a_whole_one(family: str) -> None:
+    model = tiny(family)
+    ids_BS, ones_BS = tokens()
+    ran: list[int] = []
+    for index, block in enumerate(decoder_layers(model)):
+        block.register_forward_pre_hook(lambda module, args, index=index: ran.append(index))
+        block.mlp.register_forward_hook(lambda module, args, output, index=index: ran.append(index))
+    with torch.no_grad():
+        with capture(model, [1]) as states, edited(model, {1: lambda hidden_BSD: 2 * hidden_BSD}):
+            whole = model(input_ids=ids_BS, attention_mask=ones_BS).logits
+        ran.clear()
+        with continued_from(model, 1, 2 * states[1]):
+            continued = model(input_ids=ids_BS, attention_mask=ones_BS).logits
+    assert torch.equal(continued, whole)
+    assert ran == [0, 1, 2, 2], "of the blocks before, only the calls are left"
+    assert not any("forward" in vars(block) for block in decoder_layers(model))
 
 
 def test_no_hook_stays_when_the_forward_fails() -> None:

@@ -27,7 +27,7 @@ from sails_align.models.hooks import hidden_states_at
 from sails_align.saes.layer_trainer import LayerTrainer
 from sails_align.saes.load import residual_sae
 from sails_align.saes.options import SAETrainingOptions
-from sails_align.saes.quality import evaluate_sae
+from sails_align.saes.quality import evaluate_saes, n_measured
 from sails_align.saes.sets import SAESet
 from sails_align.saes.source import SAESource
 from sails_align.saes.token_stream import buffers, hidden_states_of, read_corpus, split_windows
@@ -259,13 +259,13 @@ def linear_sae(decoder_DD: torch.Tensor):
 def test_report_of_a_perfect_and_of_a_useless_sae(corpus):
     model = make_llama()
     model.lm_head.weight.data = model.model.embed_tokens.weight.data * 20  # so that ablation hurts or helps visibly
-    perfect = evaluate_sae(model, linear_sae(torch.eye(32)), corpus.sequences(range(50)))
+    perfect = evaluate_saes(model, {0: linear_sae(torch.eye(32))}, corpus.sequences(range(50)))[0]
     assert perfect.explained_variance == pytest.approx(1.0)
     assert perfect.loss_spliced == pytest.approx(perfect.loss_clean)
     assert perfect.l0 == pytest.approx(32)
     assert perfect.dead_fraction == 0
     assert perfect.eval_tokens == corpus.content_counts()[:50].sum()
-    useless = evaluate_sae(model, linear_sae(torch.zeros(32, 32)), corpus.sequences(range(50)))
+    useless = evaluate_saes(model, {0: linear_sae(torch.zeros(32, 32))}, corpus.sequences(range(50)))[0]
     assert useless.explained_variance < 0.05
     assert useless.loss_spliced == pytest.approx(useless.loss_zero_ablation)
     assert abs(useless.loss_clean - useless.loss_zero_ablation) > 0.1
@@ -276,8 +276,36 @@ def test_report_of_a_perfect_and_of_a_useless_sae(corpus):
 
 def test_splicing_leaves_the_model_as_it_was(corpus):
     model = make_llama()
-    evaluate_sae(model, linear_sae(torch.eye(32)), corpus.sequences([0, 1]))
-    assert not any(module._forward_hooks for module in model.modules())
+    evaluate_saes(model, {0: linear_sae(torch.eye(32))}, corpus.sequences([0, 1]))
+    assert not any(module._forward_hooks or "forward" in vars(module) for module in model.modules())
+
+
+def test_layers_measured_together_are_as_each_alone(corpus):
+    model, sequences = make_llama(), corpus.sequences(range(50))
+    saes = {layer: linear_sae(0.8 * torch.eye(32)) for layer in (0, 1)}
+    counted: list[int] = []
+    together = evaluate_saes(model, saes, sequences, advance=counted.append)
+    assert sum(counted) == n_measured(sequences)
+    for layer, sae in saes.items():
+        assert together[layer] == evaluate_saes(model, {layer: sae}, sequences)[layer]
+
+
+def test_massive_activations_are_told_apart(corpus):
+    """One token with a norm a thousand times that of others holds nearly all the variance."""
+    model, sequences = make_llama(), corpus.sequences(range(200))
+    token = sequences[0].input_ids[1]  # after BOS
+    model.model.embed_tokens.weight.data[token] *= 1000
+    massive = sum(sequence.input_ids.count(token) for sequence in sequences)
+    of_first = torch.zeros(32, 32)
+    quality = evaluate_saes(model, {0: linear_sae(of_first)}, sequences, name_of=lambda id: f"token {id}")[0]
+    assert quality.n_massive == massive
+    assert quality.massive_tokens == {f"token {token}": massive}
+    with torch.no_grad():
+        direction_D = model.model.embed_tokens.weight[token] / model.model.embed_tokens.weight[token].norm()
+    knows_it = evaluate_saes(model, {0: linear_sae(torch.outer(direction_D, direction_D))}, sequences)[0]
+    assert knows_it.explained_variance > 0.99
+    assert knows_it.explained_variance_typical is not None
+    assert knows_it.explained_variance_typical < 0.5
 
 
 # The whole
@@ -349,7 +377,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, tokenizer,
 
 def test_a_damaged_checkpoint_is_named(tmp_path, tokenizer, monkeypatch):
     options = SMALL | {"output_dir": tmp_path, "checkpoint_steps": 1}
-    monkeypatch.setattr("sails_align.saes.train.evaluate_sae", lambda *_: (_ for _ in ()).throw(Killed))
+    monkeypatch.setattr("sails_align.saes.train.evaluate_saes", lambda *_, **__: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
         train_saes(make_llama(), tokenizer, make_texts(), [0], **options)
     file = tmp_path / ".layer_0.checkpoint" / "sae_checkpoint.safetensors"
