@@ -59,7 +59,8 @@ class Family:
     policies: tuple[str, ...] = ("",)
     """Asked one at a time; a response is harmful if it violates any."""
     contextual: str | None = None
-    """The template for prompts with {context} and {behavior}."""
+    """The template for prompts with {context} and {behavior}. A family that has one is asked about the behavior that
+    a prompt's meta names, where there is one."""
     limit: int = shielding.LIMIT
     """Maximum characters of a response in one prompt, so that it fits the model's context."""
 
@@ -74,9 +75,11 @@ class Family:
         slots["conversation"] = _dialogue([*turns, ("assistant", response)], "User", "Agent")
         template = self.template
         behavior, context = prompt.meta.get("behavior"), prompt.meta.get("context")
-        if self.contextual is not None and isinstance(behavior, str) and isinstance(context, str):
-            template = self.contextual
-            slots |= {"behavior": neutral(behavior), "context": neutral(context)}
+        if self.contextual is not None and isinstance(behavior, str):  # what was wanted, not the attack's words
+            slots["request"] = slots["behavior"] = shielding.cut(neutral(behavior), PROMPT_LIMIT)
+            if isinstance(context, str):
+                template = self.contextual
+                slots["context"] = neutral(context)
         return [template.format(policy=policy, **slots) for policy in self.policies]
 
     def read(self, answer: str) -> dict[Task, float] | None:

@@ -12,8 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import pandas
-
 from sails_align.core.errors import InputError, first_line
 from sails_align.core.options import HUB_ID
 from sails_align.core.registry import did_you_mean
@@ -21,8 +19,11 @@ from sails_align.data.loading import load_rows
 from sails_align.data.messages import one_system_turn
 from sails_align.evaluation.options import N_MADE, PromptArguments
 from sails_align.evaluation.prompts import maker_of
-from sails_align.evaluation.prompts.rows import Row, Table, choose_columns, parse, table_of
-from sails_align.evaluation.prompts.sets import COLUMNS, PROMPT_SETS, Part, PromptSet
+from sails_align.evaluation.prompts.definitions import COLUMNS, Columns, Part, PromptSet
+from sails_align.evaluation.prompts.files import headless, object_in, read_table
+from sails_align.evaluation.prompts.recognize import check_copy, check_count, fitting, suggestion
+from sails_align.evaluation.prompts.rows import Table, choose_columns, parse, table_of
+from sails_align.evaluation.prompts.sets import PROMPT_SETS
 from sails_align.evaluation.records import Kind, Prompt
 
 logger = logging.getLogger(__name__)
@@ -61,13 +62,13 @@ def load_prompts(
     """
     known, path = _find(name_or_path)
     if known is None:
-        tables = [table_of(load_rows(path, split=split or "train", revision=revision), path)]
+        tables = [_table(path, columns or {}, split, revision)]
     elif split is not None:
         raise InputError(
             f"{known.name} has splits of its own; leave out split={split!r}, or load {known.source.hub_id}"
         )
     else:
-        tables = list(_known_tables(known, path, revision))
+        tables = _checked(known, list(_known_tables(known, path, revision)), name_or_path, is_copy=bool(path))
     asked = columns if columns and path else {}
     chosen = choose_columns(known.columns if known else COLUMNS, asked, tables)
     dropped: Counter[str] = Counter()
@@ -78,6 +79,8 @@ def load_prompts(
         raise InputError(f"{name_or_path} has no prompts: {_report(dropped) or 'it is empty'}; give data that has some")
     if dropped:
         logger.warning("%s: %d prompts; left out: %s", name_or_path, len(prompts), _report(dropped))
+    if known is None and (hint := suggestion(tables[0].names, path)):
+        logger.warning("%s is read as any file.%s", path, hint)
     return prompts if n is None else _sample(prompts, n, seed)
 
 
@@ -117,17 +120,52 @@ def load_all(asked: PromptArguments, seed: int, system_prompt: str | None = None
 def _find(name: str) -> tuple[PromptSet | None, str]:
     """Return the known set of a name, if it is one, and the path or hub id of the data."""
     set_name, separator, path = name.partition("=")
-    set_name = set_name.lower().replace("_", "-")
-    if set_name in PROMPT_SETS:
+    set_name = _plain(set_name)
+    known = next((known for of_set, known in PROMPT_SETS.items() if _plain(of_set) == set_name), None)
+    if known is not None:
         if separator and not (path and Path(path).expanduser().exists()):
-            raise InputError(f"there is no file or folder {path!r}; give the path of a copy of {set_name}")
-        return PROMPT_SETS.get(set_name), path
+            raise InputError(f"there is no file or folder {path!r}; give the path of a copy of {known.name}")
+        return known, path
     if Path(name).expanduser().exists() or ("/" in name and HUB_ID.fullmatch(name)):
         return None, name
-    hint = did_you_mean(set_name, PROMPT_SETS.names())
+    hint = did_you_mean(name.partition("=")[0].lower().replace("_", "-"), PROMPT_SETS.names())
     raise InputError(
         f"there is no prompt set, file or folder {name!r}{hint}\nelse give a path, or the id of a dataset on the hub"
     )
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "").replace("-", "")
+
+
+def _table(path: str, asked: Mapping[str, str], split: str | None, revision: str | None) -> Table:
+    """Return the table of any file, folder or dataset on the hub."""
+    file = Path(path).expanduser()
+    if file.is_file():
+        content = object_in(file)
+        if content is not None and fitting(content):
+            raise InputError(f"{path} is one JSON object, and not a row a line{suggestion(content, path)}")
+        return read_table(file, _names(COLUMNS, asked))
+    return table_of(load_rows(path, split=split or "train", revision=revision), path)
+
+
+def _names(columns: Columns, asked: Mapping[str, str]) -> set[str]:
+    return {name for options in columns.values() for name in options} | {name.lower() for name in asked.values()}
+
+
+def _checked(known: PromptSet, tables: Sequence[Table], name: str, *, is_copy: bool) -> list[Table]:
+    """Keep the rows of a known set; see `check_copy` and `check_count`."""
+    checked = []
+    for table in tables:
+        rows = list(table.rows)
+        of_set = table.part.row if table.part is not None else None
+        kept = rows if of_set is None else [row for row in map(of_set, rows) if row is not None]
+        if is_copy:
+            check_copy(known, table.names, kept, len(rows), table.where)
+        names = tuple(dict.fromkeys([*map(str.lower, table.names), *(kept[0] if kept else ())]))
+        checked.append(replace(table, rows=kept, names=table.names if of_set is None else names))
+    check_count(known, sum(len(list(table.rows)) for table in checked), name)
+    return checked
 
 
 def _known_tables(known: PromptSet, path: str, revision: str | None) -> Iterator[Table]:
@@ -142,6 +180,8 @@ def _known_tables(known: PromptSet, path: str, revision: str | None) -> Iterator
         else:
             folder = local or _download(known, part.pattern, revision)
             files = sorted(folder.glob(part.pattern), key=lambda file: (len(file.name), file.name))
+            if part.unpack is not None:  # other files lie beside them
+                files = [file for file in files if part.unpack(object_in(file) or {})]
             if not files:
                 raise InputError(
                     f"{folder} holds no {part.pattern} of {known.name}; give a whole copy, or one file of it"
@@ -163,25 +203,9 @@ def _read_file(known: PromptSet, part: Part, file: Path) -> Table:
     category = part.category(file) if callable(part.category) else part.category
     if part.header is not None and part.pattern is not None:
         if file.match(part.pattern):
-            return Table(_headless(file, part.header), part.header, str(file), part, category)
+            return Table(headless(file, part.header), part.header, str(file), part, category)
         category = None  # a copy in another format has a column for it
-    return table_of(load_rows(str(file)), str(file), part, category)
-
-
-def _headless(file: Path, header: tuple[str, ...]) -> Sequence[Row]:
-    """Read a csv file that has no header."""
-    try:
-        table = pandas.read_csv(file, header=None, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:  # pandas' errors are ValueErrors
-        raise InputError(
-            f"{file} cannot be read: {str(error).strip()};\ngive the file as it is in the repository, in UTF-8"
-        ) from error
-    if table.shape[1] != len(header):
-        raise InputError(
-            f"{file} has {table.shape[1]} columns, where {len(header)} is expected ({', '.join(header)});\n"
-            "give the file as it is in the repository, or one with a header under another name"
-        )
-    return table.set_axis(header, axis=1).to_dict("records")
+    return read_table(file, _names(known.columns, {}), part, category)
 
 
 def _load(known: PromptSet, part: Part, where: str, revision: str | None) -> Table:
@@ -200,6 +224,8 @@ def _download(known: PromptSet, pattern: str, revision: str | None) -> Path:
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 
     hub_id = known.source.hub_id
+    if hub_id is None:
+        raise _unavailable(known, f"{known.name} is not on the hub")
     try:
         return Path(snapshot_download(hub_id, repo_type="dataset", revision=revision, allow_patterns=pattern))
     except LocalEntryNotFoundError as error:

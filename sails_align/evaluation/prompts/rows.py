@@ -1,7 +1,5 @@
 """Make prompts of the rows of any table with prompts in it."""
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,12 +11,11 @@ from sails_align.core.errors import InputError
 from sails_align.data.formats import Format, find_format, parse_prompt
 from sails_align.data.messages import BadRowError, user
 from sails_align.data.rows import columns_by_lower_name
-from sails_align.evaluation.prompts.sets import Columns, Part
+from sails_align.evaluation.prompts.definitions import Columns, Part, Row, prompt_id
+from sails_align.evaluation.prompts.recognize import suggestion
 from sails_align.evaluation.records import Kind, Message, Prompt
 
 KINDS: tuple[Kind, ...] = ("harmful", "benign", "dual_use")
-Row = Mapping[str, Any]
-"""With column names in lower case."""
 
 
 @dataclass(frozen=True)
@@ -67,15 +64,17 @@ def parse(table: Table, columns: Columns, kind: Kind | None, category: str, drop
         raise InputError(
             f"{table.where} has the columns {', '.join(table.names)}, none of which is known to hold prompts;\n"
             f"name one of them {', '.join(columns['prompt'])}, or say which it is (columns: prompt)"
+            + suggestion(table.names, table.where)
         )
     for row in table.rows:
         try:
             messages = _messages(row, of["prompt"], of["context"], form)
+            of_row = _kind(row, of["kind"], table, kind)
         except BadRowError as bad:
             dropped[str(bad)] += 1
             continue
         found = table.category or _text(row, of["category"]) or category
-        yield Prompt(_id(messages), messages, _kind(row, of["kind"], table, kind), found, _meta(row, of))
+        yield Prompt(prompt_id(messages), messages, of_row, found, _meta(row, of))
 
 
 def _messages(row: Row, column: str | None, context: str | None, form: Format | None) -> tuple[Message, ...]:
@@ -120,7 +119,7 @@ def _kind(row: Row, column: str | None, table: Table, default: Kind | None) -> K
         raise InputError(f"{table.where}: {said!r} is no kind of prompt; kinds are {', '.join(KINDS)}")
     raise InputError(
         f"{table.where} does not say which prompts are to be refused; give a column `kind` ({', '.join(KINDS)}),\n"
-        "or say what all of them are (kind)"
+        "or say what all of them are (kind)" + suggestion(table.names, table.where)
     )
 
 
@@ -133,8 +132,3 @@ def _meta(row: Row, of: Mapping[str, str | None]) -> dict[str, Any]:
         columns["behavior"] = of["prompt"]
     found |= {name: value for name, column in columns.items() if (value := _text(row, column)) is not None}
     return {name: value for name, value in found.items() if value is not None}
-
-
-def _id(messages: Sequence[Message]) -> str:
-    said = [[message["role"], message["content"].strip()] for message in messages]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]

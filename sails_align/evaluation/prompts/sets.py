@@ -1,97 +1,11 @@
 """Define the known prompt sets: the source of each, its columns, and the kind of its prompts."""
 
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
-
-from sails_align.core.errors import InputError
 from sails_align.core.registry import Registry
+from sails_align.evaluation.prompts import published
+from sails_align.evaluation.prompts.definitions import COLUMNS, Columns, Part, PromptSet, PromptSource
 from sails_align.evaluation.records import Kind
 
-Columns = Mapping[str, tuple[str, ...]]
-"""Role -> names of its column in lower case, of which the first one found counts."""
-COLUMNS: Columns = {
-    "prompt": (
-        *("messages", "prompt", "goal", "forbidden_prompt", "instruction", "question", "prompts_final", "behavior"),
-        *("conversations", "text"),
-    ),
-    "category": ("category", "semanticcategory"),
-    "kind": ("kind",),
-    "target": ("target",),
-    "reference": ("reference",),
-    "context": ("context", "contextstring"),
-    "id": ("id",),
-}
-"""The columns of any file; the originals of known sets and their copies on the hub differ in them."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """Define one table of a set."""
-
-    kind: Kind | Callable[[Mapping[str, Any]], Kind]
-    """Of all its prompts, or of a row with lower-case columns."""
-    config: str | None = None
-    split: str = "train"
-    pattern: str | None = None
-    """Files in the repository, if `datasets` cannot read the repository itself."""
-    word: str = ""
-    """Part of the path of a local copy that tells this table from the set's others."""
-    category: str | Callable[[Path], str] | None = None
-    """Of all its prompts, or of those in a file. None: a column has it, or else it is the set's name."""
-    header: tuple[str, ...] | None = None
-    """Names of the columns of csv files without a header."""
-
-
-@dataclass(frozen=True)
-class PromptSource:
-    """Name the source of a set."""
-
-    hub_id: str
-    licence: str
-    citation: str
-    gated: bool = False
-    """Whether the user must accept a licence on the hub first."""
-
-    @property
-    def url(self) -> str:
-        """The page with the licence."""
-        return f"https://huggingface.co/datasets/{self.hub_id}"
-
-
-@dataclass(frozen=True)
-class PromptSet:
-    """Define a known prompt set."""
-
-    name: str
-    source: PromptSource
-    parts: tuple[Part, ...]
-    columns: Columns = field(default_factory=lambda: COLUMNS)
-
-
-HEX_PHI_CATEGORIES = {
-    1: "Illegal Activity", 2: "Child Abuse Content", 3: "Hate/Harass/Violence", 4: "Malware", 5: "Physical Harm",
-    6: "Economic Harm", 7: "Fraud/Deception", 8: "Adult Content", 9: "Political Campaigning",
-    10: "Privacy Violation Activity", 11: "Tailored Financial Advice",
-}  # fmt: skip
-"""By the number in a file's name. The repository no longer has category 2, so 300 of 330 prompts are left."""
-
-
-def _hex_phi_category(file: Path) -> str:
-    number = re.search(r"\d+", file.stem)
-    return HEX_PHI_CATEGORIES.get(int(number[0]), file.stem) if number else file.stem
-
-
-def _xstest_kind(row: Mapping[str, Any]) -> Kind:
-    if row.get("type"):
-        return "harmful" if str(row["type"]).startswith("contrast_") else "dual_use"
-    if row.get("label") in ("safe", "unsafe"):
-        return "harmful" if row["label"] == "unsafe" else "dual_use"
-    raise InputError(
-        "a row of xstest has neither a type nor a label (safe, unsafe); give a copy that has the column type"
-    )
+# -- sources ----------------------------------------------------------------------------------------------------------
 
 
 def _first(role: str, *names: str) -> Columns:
@@ -101,51 +15,185 @@ def _first(role: str, *names: str) -> Columns:
 
 _ADVBENCH = PromptSource("walledai/AdvBench", "MIT", "Zou et al. 2023, arXiv 2307.15043", gated=True)
 _ALPACA_EVAL = PromptSource("tatsu-lab/alpaca_eval", "CC BY-NC 4.0", "Li et al. 2023, github.com/tatsu-lab/alpaca_eval")
+_ARTIFACTS = PromptSource(
+    None, "MIT", "Chao et al. 2024, arXiv 2404.01318", home="https://github.com/JailbreakBench/artifacts"
+)
+_BEAVERTAILS = PromptSource("PKU-Alignment/BeaverTails-Evaluation", "CC BY-NC 4.0", "Ji et al. 2023, arXiv 2307.04657")
+_CATQA = PromptSource("declare-lab/CategoricalHarmfulQA", "Apache 2.0", "Bhardwaj et al. 2024, arXiv 2402.11746")
 _COCONOT = PromptSource("allenai/coconot", "ODC-BY", "Brahman et al. 2024, arXiv 2407.12043")
 _DO_NOT_ANSWER = PromptSource(
     "LibrAI/do-not-answer", "Apache 2.0 (its card also: CC BY-NC-SA 4.0)", "Wang et al. 2023, arXiv 2308.13387"
 )
 _HARMBENCH = PromptSource("walledai/HarmBench", "MIT", "Mazeika et al. 2024, arXiv 2402.04249", gated=True)
+_HARMFULQA = PromptSource("declare-lab/HarmfulQA", "Apache 2.0", "Bhardwaj and Poria 2023, arXiv 2308.09662")
 _HEX_PHI = PromptSource("LLM-Tuning-Safety/HEx-PHI", "HEx-PHI licence", "Qi et al. 2023, arXiv 2310.03693", gated=True)
 _HH_RLHF = PromptSource("Anthropic/hh-rlhf", "MIT", "Bai et al. 2022, arXiv 2204.05862")
+_I_CONA = PromptSource(
+    None, "CC BY-NC 4.0", "Bianchi et al. 2024, arXiv 2309.07875", home="https://github.com/vinid/safety-tuned-llamas"
+)
 _JAILBREAKBENCH = PromptSource("JailbreakBench/JBB-Behaviors", "MIT", "Chao et al. 2024, arXiv 2404.01318")
+_MALICIOUS = PromptSource("walledai/MaliciousInstruct", "CC BY-SA 4.0", "Huang et al. 2023, arXiv 2310.06987")
 _MT_BENCH = PromptSource("HuggingFaceH4/mt_bench_prompts", "Apache 2.0", "Zheng et al. 2023, arXiv 2306.05685")
 _OR_BENCH = PromptSource("bench-llm/or-bench", "CC BY 4.0", "Cui et al. 2024, arXiv 2405.20947")
+_SAFE_RLHF = PromptSource("PKU-Alignment/PKU-SafeRLHF", "CC BY-NC 4.0", "Ji et al. 2024, arXiv 2406.15513")
+_SALAD = PromptSource("OpenSafetyLab/Salad-Data", "Apache 2.0", "Li et al. 2024, arXiv 2402.05044")
 _SIMPLE = PromptSource("Bertievidgen/SimpleSafetyTests", "CC BY 2.0", "Vidgen et al. 2023, arXiv 2311.08370")
+_SORRY_BENCH = PromptSource(
+    "sorry-bench/sorry-bench-202503", "SORRY-Bench licence", "Xie et al. 2024, arXiv 2406.14598", gated=True
+)
 _STRONGREJECT = PromptSource("walledai/StrongREJECT", "MIT", "Souly et al. 2024, arXiv 2402.10260", gated=True)
+_TOXICCHAT = PromptSource("lmsys/toxic-chat", "CC BY-NC 4.0", "Lin et al. 2023, arXiv 2310.17389")
+_WILDGUARD = PromptSource("allenai/wildguardmix", "ODC-BY", "Han et al. 2024, arXiv 2406.18495", gated=True)
+_WILDJAILBREAK = PromptSource("allenai/wildjailbreak", "ODC-BY", "Jiang et al. 2024, arXiv 2406.18510", gated=True)
 _XSTEST = PromptSource("natolambert/xstest-v2-copy", "CC BY 4.0", "Röttger et al. 2023, arXiv 2308.01263")
 
-_HEX_PHI_PART = Part("harmful", pattern="category_*.csv", category=_hex_phi_category, header=("prompt",))
+# -- tables and columns -----------------------------------------------------------------------------------------------
+
+_HEX_PHI_PART = Part("harmful", pattern="category_*.csv", category=published.hex_phi_category, header=("prompt",))
 _SIMPLE_PART = Part("harmful", pattern="sst_test_cases.csv")  # `datasets` takes "test" in its name for the split
 _ALPACA_PART = Part("benign", pattern="alpaca_eval.json")  # the repository has a script, which is never run
+_ARTIFACTS_PART = Part("harmful", pattern="**/*.json", unpack=published.artifacts)
+_SORRY_PART = Part(
+    "harmful", pattern="question.jsonl", row=published.only("prompt_style", "base", "")
+)  # beside its mutations
+_WILDJAILBREAK_PART = Part(
+    published.wildjailbreak_kind, pattern="eval/eval.tsv", row=published.wildjailbreak_row
+)  # not a csv to the hub
 _HARMLESS, _HELPFUL = "harmless-base/test.jsonl.gz", "helpful-base/test.jsonl.gz"
 _HH_PARTS = (
     Part("harmful", pattern=_HARMLESS, word="harmless", category="harmless"),
     Part("benign", pattern=_HELPFUL, word="helpful", category="helpful"),
 )
+_HARMBENCH_COLUMNS = frozenset({"behavior", "functionalcategory", "semanticcategory", "contextstring", "behaviorid"})
+_JBB_COLUMNS = frozenset({"goal", "target", "behavior", "category", "source"})
+_COCONOT_COLUMNS = frozenset({"id", "category", "subcategory", "prompt"})
+_TAXONOMY = frozenset({"1-category", "2-category", "3-category"})
+
+
+def _harmbench(category: str) -> tuple[Part]:
+    return (Part("harmful", config=category, row=published.only("functionalcategory", category)),)
+
+
+def _jailbreakbench(kind: Kind) -> tuple[Part]:
+    return (Part(kind, config="behaviors", split=kind),)
+
 
 _SETS = (
-    PromptSet("hex-phi", _HEX_PHI, (_HEX_PHI_PART,)),
-    PromptSet("advbench", _ADVBENCH, (Part("harmful"),)),
-    PromptSet("harmbench", _HARMBENCH, (Part("harmful", config="standard"),)),
-    PromptSet("harmbench-contextual", _HARMBENCH, (Part("harmful", config="contextual"),)),
-    PromptSet("harmbench-copyright", _HARMBENCH, (Part("harmful", config="copyright"),)),
-    PromptSet("jailbreakbench", _JAILBREAKBENCH, (Part("harmful", config="behaviors", split="harmful"),)),
-    PromptSet("jailbreakbench-benign", _JAILBREAKBENCH, (Part("benign", config="behaviors", split="benign"),)),
-    PromptSet("strongreject", _STRONGREJECT, (Part("harmful"),)),
-    PromptSet("xstest", _XSTEST, (Part(_xstest_kind, split="prompts"),), _first("category", "type")),
-    PromptSet("or-bench", _OR_BENCH, (Part("dual_use", config="or-bench-80k"),)),
-    PromptSet("or-bench-hard", _OR_BENCH, (Part("dual_use", config="or-bench-hard-1k"),)),
-    PromptSet("or-bench-toxic", _OR_BENCH, (Part("harmful", config="or-bench-toxic"),)),
-    PromptSet("simple-safety-tests", _SIMPLE, (_SIMPLE_PART,), _first("category", "harm_area")),
-    PromptSet("do-not-answer", _DO_NOT_ANSWER, (Part("harmful"),), _first("category", "risk_area")),
-    PromptSet("coconot", _COCONOT, (Part("harmful", config="original", split="test"),)),
-    PromptSet("coconot-contrast", _COCONOT, (Part("dual_use", config="contrast", split="test"),)),
-    PromptSet("coconot-pref", _COCONOT, (Part("dual_use", config="pref"),), _first("reference", "chosen")),
+    PromptSet("hex-phi", _HEX_PHI, (_HEX_PHI_PART,), counts=(300, 330)),
+    PromptSet("advbench", _ADVBENCH, (Part("harmful"),), counts=(520,), signature=frozenset({"goal", "target"})),
+    PromptSet(
+        "harmbench", _HARMBENCH, _harmbench("standard"), counts=(200,), signature=_HARMBENCH_COLUMNS, word="standard",
+        refuse=published.not_standard,
+    ),
+    PromptSet(
+        "harmbench-contextual", _HARMBENCH, _harmbench("contextual"), counts=(100,), signature=_HARMBENCH_COLUMNS,
+        word="contextual", refuse=published.not_contextual,
+    ),
+    PromptSet(
+        "harmbench-copyright", _HARMBENCH, _harmbench("copyright"), counts=(100,), signature=_HARMBENCH_COLUMNS,
+        word="copyright", refuse=published.not_copyright,
+    ),
+    PromptSet(
+        "jailbreakbench", _JAILBREAKBENCH, _jailbreakbench("harmful"), counts=(100,), signature=_JBB_COLUMNS,
+        word="harmful", refuse=published.not_harmful,
+    ),
+    PromptSet(
+        "jailbreakbench-benign", _JAILBREAKBENCH, _jailbreakbench("benign"), counts=(100,), signature=_JBB_COLUMNS,
+        word="benign", refuse=published.not_benign,
+    ),
+    PromptSet(
+        "jailbreakbench-artifacts", _ARTIFACTS, (_ARTIFACTS_PART,), signature=frozenset({"parameters", "jailbreaks"})
+    ),
+    PromptSet(
+        "strongreject", _STRONGREJECT, (Part("harmful"),), counts=(313,),
+        signature=frozenset({"category", "source", "forbidden_prompt"}),
+    ),
+    PromptSet(
+        "sorry-bench", _SORRY_BENCH, (_SORRY_PART,), _first("id", "question_id"), counts=(440, 450),
+        signature=frozenset({"question_id", "category", "turns", "prompt_style"}),
+    ),
+    PromptSet("malicious-instruct", _MALICIOUS, (Part("harmful"),), counts=(100,)),
+    PromptSet(
+        "beavertails-evaluation", _BEAVERTAILS, (Part("harmful", split="test"),), counts=(700,),
+        signature=frozenset({"prompt", "category", "category_id"}),
+    ),
+    PromptSet(
+        "pku-saferlhf", _SAFE_RLHF, (Part("harmful", config="default", split="test"),),
+        signature=frozenset({"prompt", "response_0", "response_1", "safer_response_id"}),
+    ),
+    PromptSet(
+        "salad-bench", _SALAD, (Part("harmful", config="base_set"),),
+        {**_first("id", "qid"), "category": ("1-category",)}, signature=_TAXONOMY | {"question"}, word="base",
+    ),
+    PromptSet(
+        "salad-bench-attack", _SALAD, (Part("harmful", config="attack_enhanced_set"),),
+        {**_first("id", "aid"), "prompt": ("augq",), "category": ("1-category",)},
+        signature=_TAXONOMY | {"augq", "baseq"}, word="attack",
+    ),
+    PromptSet(
+        "catqa", _CATQA, (Part("harmful", split="en", unpack=published.nested("category", "subcategory")),),
+        counts=(550,),
+        signature=frozenset({"question", "category", "subcategory"}),
+    ),
+    PromptSet(
+        "harmfulqa", _HARMFULQA, (Part("harmful", unpack=published.nested("topic", "subtopic")),),
+        _first("category", "topic"), counts=(1960,),
+        signature=frozenset({"question", "topic", "subtopic"}),
+    ),
+    PromptSet(
+        "i-cona", _I_CONA, (Part("harmful", pattern="**/I-CoNa.json", unpack=published.instructions),), counts=(178,),
+        signature=frozenset({"instructions", "inputs"}),
+    ),
+    PromptSet(
+        "wildguardtest", _WILDGUARD, (Part(published.wildguard_kind, config="wildguardtest", split="test"),),
+        _first("category", "subcategory"), counts=(1725,),
+        signature=frozenset({"prompt", "adversarial", "prompt_harm_label", "response_harm_label"}),
+    ),
+    PromptSet(
+        "wildjailbreak", _WILDJAILBREAK, (_WILDJAILBREAK_PART,), counts=(2210,),
+        signature=frozenset({"adversarial", "data_type"}),
+    ),
+    PromptSet(
+        "toxicchat", _TOXICCHAT, (Part(published.toxicchat_kind, config="toxicchat0124", split="test"),),
+        _first("id", "conv_id"), signature=frozenset({"user_input", "toxicity", "jailbreaking"}),
+    ),
+    PromptSet(
+        "xstest", _XSTEST, (Part(published.xstest_kind, split="prompts"),), _first("category", "type"), counts=(450,),
+        signature=frozenset({"prompt", "type", "focus", "note"}),
+    ),
+    PromptSet("or-bench", _OR_BENCH, (Part("dual_use", config="or-bench-80k"),), word="80k"),
+    PromptSet(
+        "or-bench-hard", _OR_BENCH, (Part("dual_use", config="or-bench-hard-1k"),), counts=(1319,), word="hard"
+    ),
+    PromptSet("or-bench-toxic", _OR_BENCH, (Part("harmful", config="or-bench-toxic"),), counts=(655,), word="toxic"),
+    PromptSet(
+        "simple-safety-tests", _SIMPLE, (_SIMPLE_PART,), _first("category", "harm_area"), counts=(100,),
+        signature=frozenset({"harm_area", "prompts_final"}),
+    ),
+    PromptSet(
+        "do-not-answer", _DO_NOT_ANSWER, (Part("harmful"),), _first("category", "risk_area"), counts=(939,),
+        signature=frozenset({"risk_area", "types_of_harm", "question"}),
+    ),
+    PromptSet(
+        "coconot", _COCONOT, (Part("harmful", config="original", split="test"),), counts=(1001,),
+        signature=_COCONOT_COLUMNS | {"response"}, word="original", refuse=published.not_original,
+    ),
+    PromptSet(
+        "coconot-contrast", _COCONOT, (Part("dual_use", config="contrast", split="test"),), counts=(379,),
+        signature=_COCONOT_COLUMNS | {"response"}, word="contrast", refuse=published.not_contrast,
+    ),
+    PromptSet(
+        "coconot-pref", _COCONOT, (Part("dual_use", config="pref"),), _first("reference", "chosen"), counts=(927,),
+        signature=_COCONOT_COLUMNS | {"chosen", "rejected"}, word="pref",
+    ),
     PromptSet("hh-rlhf", _HH_RLHF, _HH_PARTS),
     PromptSet(
-        "alpaca-eval", _ALPACA_EVAL, (_ALPACA_PART,), {**_first("reference", "output"), "category": ("dataset",)}
+        "alpaca-eval", _ALPACA_EVAL, (_ALPACA_PART,), {**_first("reference", "output"), "category": ("dataset",)},
+        counts=(805,), signature=frozenset({"dataset", "instruction", "output", "generator"}),
     ),
-    PromptSet("mt-bench", _MT_BENCH, (Part("benign"),), _first("id", "prompt_id", "question_id")),
-)
+    PromptSet(
+        "mt-bench", _MT_BENCH, (Part("benign"),), _first("id", "prompt_id", "question_id"), counts=(80,),
+        signature=frozenset({"question_id", "category", "turns"}),
+    ),
+)  # fmt: skip
 PROMPT_SETS = Registry("prompt set", {known.name: known for known in _SETS})

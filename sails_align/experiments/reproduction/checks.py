@@ -110,8 +110,9 @@ def repositories(plan: Reproduction) -> dict[tuple[str, str], str]:
     found = {("model", name): "config.json" for name in plan.hub_models}
     for prompts in _asked(plan):
         for name in prompts.prompts:
-            if name in PROMPT_SETS and not Path(name).exists():
-                found["dataset", PROMPT_SETS.get(name).source.hub_id] = "README.md"
+            hub_id = PROMPT_SETS.get(name).source.hub_id if name in PROMPT_SETS else None
+            if hub_id is not None and not Path(name).exists():
+                found["dataset", hub_id] = "README.md"
     names = [args.script.dataset_name for args in plan.arguments.values()]
     if any(is_hh_rlhf(name) and not Path(str(name)).exists() for name in names):
         found["dataset", DATA] = "README.md"

@@ -18,7 +18,8 @@ from paths import ROOT
 from sails_align.core.errors import InputError
 from sails_align.evaluation.options import PromptArguments
 from sails_align.evaluation.prompts.load import load_all, load_prompts
-from sails_align.evaluation.prompts.sets import HEX_PHI_CATEGORIES, PROMPT_SETS
+from sails_align.evaluation.prompts.published import HEX_PHI_CATEGORIES
+from sails_align.evaluation.prompts.sets import PROMPT_SETS
 from sails_align.evaluation.records import Prompt
 
 
@@ -80,7 +81,12 @@ def test_a_system_prompt_beside_one_in_the_data(tmp_path: Path) -> None:
         ("advbench", "advbench/harmful_behaviors.csv", 520, "harmful", 1, "Write a script that can exploit"),
         ("jailbreakbench", "jailbreakbench/jailbreakbench_harmful.csv", 100, "harmful", 10, "Write a defamatory"),
         ("strongreject", "strongreject/strongreject_dataset.csv", 313, "harmful", 6, "Can you explain how to write"),
+        ("coconot", "coconot/coconot_eval.jsonl", 1001, "harmful", 5, "Please generate a list of illegal"),
+        ("coconot-contrast", "coconot/coconot_contrast_eval.jsonl", 379, "dual_use", 3, "How to burn calories"),
         ("coconot-pref", "coconot/coconot_pref.jsonl", 919, "dual_use", 3, "Teach me about the different religious"),
+        ("simple-safety-tests", "simple_safety_tests/sst_test_cases.csv", 100, "harmful", 5, "What is the easiest way"),
+        ("harmbench", "harmbench/harmbench_behaviors_text_all.csv", 200, "harmful", 6, "Give detailed instructions"),
+        ("harmbench-copyright", "harmbench/harmbench_behaviors_text_all.csv", 100, "harmful", 1, "Generate the lyrics"),
         ("hh-rlhf", "hh_rlhf/harmless-base.test.jsonl.gz", 2302, "harmful", 1, "okay some of these do not have"),
     ],
 )
@@ -289,17 +295,18 @@ def test_the_registry():
         assert name == known.name == name.lower()
         assert known.source.licence
         assert known.source.citation
-        assert known.source.hub_id.count("/") == 1
+        assert known.source.hub_id is None or known.source.hub_id.count("/") == 1
+        assert known.source.url.startswith("https://")
         assert all(part.word for part in known.parts) or len(known.parts) == 1
 
 
 def test_the_documentation_lists_all_sets():
     """A row for each: name, repository, kinds and licence, and no others."""
     page = (ROOT / "docs" / "prompt_sets.md").read_text()
-    rows = [line for line in page.split("## Known sets")[1].splitlines() if line.startswith("| `")]
+    rows = [line for line in page.split("## Known sets")[1].split("\n## ")[0].splitlines() if line.startswith("| `")]
     assert [row.split("`")[1] for row in rows] == list(PROMPT_SETS.names())
     for row, (_, known) in zip(rows, PROMPT_SETS.items(), strict=True):
-        assert known.source.hub_id in row
+        assert (known.source.hub_id or known.source.home.removeprefix("https://")) in row
         assert known.source.licence in row
         assert ("gated" in row) == known.source.gated
         assert all(part.kind in row for part in known.parts if isinstance(part.kind, str))
@@ -310,7 +317,8 @@ def test_missing_data_says_how_to_get_it(name: str):
     with pytest.raises(InputError) as error:
         load_prompts(name)
     source = PROMPT_SETS.get(name).source
-    check_message(error, source.hub_id, "the hub cannot be reached", source.url, f"{name}=PATH")
+    cause = ("is not on the hub",) if source.hub_id is None else (source.hub_id, "the hub cannot be reached")
+    check_message(error, *cause, source.url, f"{name}=PATH")
     assert ("hf auth login" in str(error.value)) == source.gated
 
 
@@ -468,6 +476,75 @@ def test_a_known_set_from_the_cache_of_data_sets(own_cache: Path):
         ("or-bench-toxic", {"prompt": "Q?", "category": "deception"}, "harmful", "deception", None),
         ("coconot", {"id": "x", "category": "C", "prompt": "Q?", "response": ""}, "harmful", "C", "x"),
         ("coconot-contrast", {"id": "x", "category": "C", "prompt": "Q?", "response": ""}, "dual_use", "C", "x"),
+        ("mt-bench", {"question_id": 81, "category": "math", "turns": ["Q?", "R?"]}, "benign", "math", "81"),
+        (
+            "sorry-bench",
+            {"question_id": 2, "category": "7", "turns": ["Q?"], "prompt_style": "base"},
+            "harmful",
+            "7",
+            "2",
+        ),
+        (
+            "wildguardtest",
+            {"prompt": "Q?", "adversarial": True, "subcategory": "S", "prompt_harm_label": "unharmful"},
+            "benign",
+            "S",
+            None,
+        ),
+        (
+            "wildjailbreak",
+            {"vanilla": "V?", "adversarial": "Q?", "data_type": "adversarial_benign"},
+            "dual_use",
+            "adversarial_benign",
+            None,
+        ),
+        (
+            "wildjailbreak",
+            {"adversarial": "Q?", "label": 1, "data_type": "adversarial_harmful"},
+            "harmful",
+            "adversarial_harmful",
+            None,
+        ),
+        ("beavertails-evaluation", {"prompt": "Q?", "category": "C", "category_id": 3}, "harmful", "C", None),
+        (
+            "pku-saferlhf",
+            {"prompt": "Q?", "response_0": "A", "response_1": "B", "safer_response_id": 1},
+            "harmful",
+            "pku-saferlhf",
+            None,
+        ),
+        (
+            "salad-bench",
+            {"qid": 4, "question": "Q?", "1-category": "O1", "2-category": "O2", "3-category": "O3"},
+            "harmful",
+            "O1",
+            "4",
+        ),
+        (
+            "salad-bench-attack",
+            {
+                "aid": 4,
+                "qid": 1,
+                "augq": "Q?",
+                "baseq": "B?",
+                "1-category": "O1",
+                "2-category": "O2",
+                "3-category": "O3",
+            },
+            "harmful",
+            "O1",
+            "4",
+        ),
+        ("malicious-instruct", {"prompt": "Q?"}, "harmful", "malicious-instruct", None),
+        (
+            "toxicchat",
+            {"conv_id": "c", "user_input": "Q?", "model_output": "A", "toxicity": 1, "jailbreaking": 0},
+            "harmful",
+            "toxicchat",
+            "c",
+        ),
+        ("catqa", {"Question": "Q?", "Category": "C", "Subcategory": "D"}, "harmful", "C", None),
+        ("harmfulqa", {"id": "7", "topic": "T", "subtopic": "S", "question": "Q?"}, "harmful", "T", "7"),
     ],
 )
 def test_columns_of_known_sets(tmp_path: Path, name: str, row: dict, kind: str, category: str, meta: str | None):
@@ -476,3 +553,197 @@ def test_columns_of_known_sets(tmp_path: Path, name: str, row: dict, kind: str, 
     assert (prompt.text, prompt.kind, prompt.category) == ("Q?", kind, category)
     assert prompt.meta.get("source_id") == meta
     assert prompt.meta.get("reference") == row.get("output")
+
+
+# ---------------------------------------------------------------------------------------------------- copies of sets
+
+HARMBENCH = [
+    {"Behavior": f"Do {number}.", "FunctionalCategory": category, "SemanticCategory": "x", "Tags": "",
+     "ContextString": "A door." if category == "contextual" else "", "BehaviorID": f"b{number}"}
+    for number, category in enumerate(["standard", "standard", "contextual", "copyright"])
+]  # fmt: skip
+JBB_HARMFUL = [
+    {"Goal": f"Do {number}.", "Target": "Sure", "Behavior": "x", "Category": "y", "Source": source}
+    for number, source in enumerate(["Original", "TDC/HarmBench", "AdvBench"] * 10)
+]
+JBB_BENIGN = [{**row, "Source": "Original"} for row in JBB_HARMFUL]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("harmbench", ["Do 0.", "Do 1."]),
+        ("harmbench-contextual", ["A door.\n\n---\n\nDo 2."]),
+        ("harmbench-copyright", ["Do 3."]),
+    ],
+)
+def test_one_file_holds_three_sets(tmp_path: Path, name: str, expected: list[str]):
+    assert texts(load_prompts(f"{name}=" + write(tmp_path / "all.csv", HARMBENCH))) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "rows", "says"),
+    [
+        ("harmbench-copyright", "a.csv", HARMBENCH[:3], "none of its 3 rows belongs"),
+        ("harmbench", "a.csv", [{"prompt": "Q?", "context": "A door.", "category": "x"}], "its rows have contexts"),
+        ("harmbench", "a.csv", [{"prompt": "Q?", "tags": "book"}], "the columns of harmbench-copyright"),
+        ("harmbench-contextual", "a.csv", [{"prompt": "Q?", "category": "x"}], "none of its rows has a context"),
+        ("jailbreakbench-benign", "a.csv", JBB_HARMFUL, "requests from AdvBench, which only jailbreakbench has"),
+        ("jailbreakbench", "a.csv", JBB_BENIGN, "no requests from AdvBench or HarmBench"),
+        ("jailbreakbench", "benign-behaviors.csv", JBB_HARMFUL, "give jailbreakbench-benign="),
+        ("or-bench", "or-bench-toxic.csv", [{"prompt": "Q?", "category": "x"}], "give or-bench-toxic="),
+        ("or-bench", "a.csv", [{"prompt": f"Q{i}?"} for i in range(655)], "the 655 rows of or-bench-toxic"),
+        ("coconot-contrast", "a.jsonl", [{"prompt": "Q?", "category": "Humanizing requests"}], "only coconot has"),
+        ("coconot", "a.jsonl", [{"prompt": f"Q{i}?", "category": "x"} for i in range(60)], "of coconot-contrast"),
+        ("coconot", "coconot_contrast.jsonl", [{"prompt": "Q?"}], "give coconot-contrast="),
+        ("advbench", "a.csv", JBB_HARMFUL, "it has the columns of jailbreakbench"),
+        ("jailbreakbench", "a.csv", [{"goal": f"Do {i}.", "target": "Sure"} for i in range(520)], "give advbench="),
+        ("malicious-instruct", "a.csv", [{"harm_area": "x", "prompts_final": "Q?"}], "give simple-safety-tests="),
+    ],
+)  # fmt: skip
+def test_a_copy_of_another_set_is_refused(tmp_path: Path, name: str, file: str, rows: list[dict], says: str):
+    with pytest.raises(InputError) as error:
+        load_prompts(f"{name}=" + write(tmp_path / file, rows))
+    check_message(error, f"is not {name}", says, "--kind")
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "says"),
+    [
+        ("jailbreakbench-benign", "jailbreakbench/jailbreakbench_harmful.csv", "give jailbreakbench="),
+        ("coconot", "coconot/coconot_contrast_eval.jsonl", "coconot-contrast"),
+        ("coconot-contrast", "coconot/coconot_eval.jsonl", "only coconot has"),
+        ("coconot", "coconot/coconot_pref.jsonl", "give coconot-pref="),
+        ("advbench", "xstest/xstest_prompts.csv", "give xstest="),
+        ("strongreject", "harmbench/harmbench_behaviors_text_all.csv", "give harmbench="),
+        ("do-not-answer", "layouts/salad_bench.jsonl", "give salad-bench="),
+    ],
+)
+def test_real_copies_of_another_set_are_refused(shared: Path, name: str, file: str, says: str):
+    with pytest.raises(InputError, match=says):
+        load_prompts(f"{name}={shared / 'data' / file}")
+
+
+def test_a_part_of_a_set_is_read_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    path = write(tmp_path / "part.csv", [{"goal": "How?", "target": "Sure"}])
+    assert len(load_prompts(f"advbench={path}")) == 1
+    assert "1 rows, where the published set has 520" in caplog.text
+    rows = [{**HARMBENCH[0], "Behavior": f"Do {number}."} for number in range(100)]  # as many as of another kind
+    assert len(load_prompts("harmbench=" + write(tmp_path / "harmbench.csv", rows))) == 100
+
+
+def test_a_file_that_is_a_known_set_is_suggested_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    path = write(tmp_path / "mine.jsonl", [{"prompt": "Q?", "adversarial": False, "prompt_harm_label": "unharmful",
+                                            "response_harm_label": "unharmful"}])  # fmt: skip
+    with pytest.raises(InputError) as error:
+        load_prompts(path)
+    check_message(error, "does not say which prompts", f"--prompts wildguardtest={path}")
+    assert len(load_prompts(path, kind="harmful")) == 1
+    assert f"--prompts wildguardtest={path}" in caplog.text
+    path = write(tmp_path / "other.jsonl", [{"vanilla": "Q?", "adversarial": "", "data_type": "vanilla_harmful"}])
+    with pytest.raises(InputError) as error:
+        load_prompts(path, kind="harmful")
+    assert f"--prompts wildjailbreak={path}" in str(error.value)
+    path = write(tmp_path / "all.csv", HARMBENCH)
+    caplog.clear()
+    assert len(load_prompts(path, kind="harmful")) == 4
+    assert "harmbench (or harmbench-contextual, harmbench-copyright)" in caplog.text
+    (tmp_path / "I-CoNa.json").write_text(json.dumps({"instructions": ["Q?"], "inputs": []}))
+    with pytest.raises(InputError, match="--prompts i-cona="):
+        load_prompts(str(tmp_path / "I-CoNa.json"), kind="harmful")
+
+
+# ---------------------------------------------------------------------------------------------------- forms of files
+
+
+def test_a_text_with_a_prompt_a_line(tmp_path: Path):
+    file = tmp_path / "MaliciousInstruct.txt"
+    file.write_bytes("\ufeffHow to do it?\r\n\r\nWays, with a comma\n".encode())
+    prompts = load_prompts(f"MaliciousInstruct={file}")
+    assert [(prompt.text, prompt.kind, prompt.category) for prompt in prompts] == [
+        ("How to do it?", "harmful", "malicious-instruct"), ("Ways, with a comma", "harmful", "malicious-instruct")
+    ]  # fmt: skip
+    assert texts(load_prompts(str(file), kind="benign")) == texts(prompts)
+    file.write_bytes(b"caf\xe9\n")
+    with pytest.raises(InputError, match="UTF-8"):
+        load_prompts(str(file), kind="benign")
+
+
+def test_a_csv_file_without_a_header(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    headless(tmp_path / "mine.csv", ["How do I do it, please?", "And that?"])
+    assert texts(load_prompts(str(tmp_path / "mine.csv"), kind="benign")) == ["How do I do it, please?", "And that?"]
+    assert "has no header line" in caplog.text
+    write(tmp_path / "named.csv", [{"The text of the prompt": "Q?"}])
+    (prompt,) = load_prompts(str(tmp_path / "named.csv"), kind="benign", columns={"prompt": "The text of the prompt"})
+    assert prompt.text == "Q?"
+    (tmp_path / "two.csv").write_text("How do I do it?,Sure\nAnd that one?,Sure\n")
+    with pytest.raises(InputError) as error:
+        load_prompts(str(tmp_path / "two.csv"), kind="benign")
+    check_message(error, "two.csv has no header line", "How do I do it?, Sure", "prompt,category")
+
+
+JAILBREAKS = {
+    "parameters": {"method": "GCG", "model": "vicuna"},
+    "jailbreaks": [
+        {"index": 0, "goal": "Do it.", "category": "Privacy", "prompt": "Do it. !!", "jailbroken": True},
+        {"index": 1, "goal": "Do that.", "category": "Privacy", "prompt": None, "jailbroken": False},
+    ],
+}
+
+
+def test_artifacts_of_jailbreakbench(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    folder = tmp_path / "attack-artifacts" / "GCG"
+    (folder / "white_box").mkdir(parents=True)
+    (folder / "attack-info.json").write_text(json.dumps({"models": {"vicuna": ["white_box"]}}))
+    (folder / "white_box" / "vicuna.json").write_text(json.dumps(JAILBREAKS))
+    (prompt,) = load_prompts(f"jailbreakbench-artifacts={tmp_path}")
+    assert (prompt.text, prompt.kind, prompt.category) == ("Do it. !!", "harmful", "Privacy")
+    (goal,) = load_prompts(write(tmp_path / "goal.csv", [{"Goal": "Do it."}]), kind="harmful")
+    assert prompt.meta == {"attack": "GCG", "attacked_model": "vicuna", "behavior": "Do it.", "attacked": goal.id}
+    assert "prompt is empty: 1" in caplog.text
+    assert load_prompts(f"jailbreakbench-artifacts={folder / 'white_box' / 'vicuna.json'}") == [prompt]
+    with pytest.raises(InputError, match="is not jailbreakbench-artifacts"):
+        load_prompts(f"jailbreakbench-artifacts={folder / 'attack-info.json'}")
+
+
+def test_real_artifacts(shared: Path):
+    file = shared / "data/jailbreakbench_artifacts/dsn_white_box_vicuna-13b.json"
+    prompts = load_prompts(f"jailbreakbench-artifacts={file}")
+    behaviors = load_prompts(f"jailbreakbench={shared / 'data/jailbreakbench/jailbreakbench_harmful.csv'}")
+    assert [prompt.meta["attacked"] for prompt in prompts] == [prompt.id for prompt in behaviors]
+    assert {prompt.meta["attack"] for prompt in prompts} == {"DSN"}
+    assert load_prompts(f"jailbreakbench-artifacts={file.parent}") == prompts
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("i-cona", {"instructions": ["Q?", "R?"], "inputs": []}, [("Q?", "i-cona"), ("R?", "i-cona")]),
+        ("catqa", {"Drugs": {"Use:": ["Q?"]}, "Hate": {"A": ["R?"]}}, [("Q?", "Drugs"), ("R?", "Hate")]),
+        ("harmfulqa", {"Law": {"Crime": ["Q?", "R?"]}}, [("Q?", "Law"), ("R?", "Law")]),
+    ],
+)
+def test_json_files_of_one_object(tmp_path: Path, name: str, content: dict, expected: list[tuple[str, str]]):
+    (tmp_path / "copy.json").write_text(json.dumps(content))
+    prompts = load_prompts(f"{name}={tmp_path / 'copy.json'}")
+    assert [(prompt.text, prompt.category) for prompt in prompts] == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "expected"),
+    [
+        ("sorry-bench", "sorry_bench_question.jsonl", ("Request number 1?", "harmful", "1")),
+        ("sorrybench", "sorry_bench_question.jsonl", ("Request number 1?", "harmful", "1")),
+        ("wildguardtest", "wildguardtest.jsonl", ("Question 0?", "harmful", "benign")),
+        ("wildjailbreak", "wildjailbreak_train.jsonl", ("Q 0?", "harmful", "vanilla_harmful")),
+        ("wildjailbreak", "wildjailbreak_train.tsv", ("Question 0?", "harmful", "vanilla_harmful")),
+        ("pku-saferlhf", "pku_saferlhf.jsonl", ("Q0?", "harmful", "pku-saferlhf")),
+        ("salad-bench", "salad_bench.jsonl", ("Q0?", "harmful", "O1")),
+        ("toxicchat", "toxicchat.jsonl", ("Q0?", "benign", "toxicchat")),
+        ("hex-phi", "hexphi/category_3.csv", ("Request 0 of category 3, please.", "harmful", "Hate/Harass/Violence")),
+    ],
+)
+def test_layouts_of_sets_on_the_hub(shared: Path, name: str, file: str, expected: tuple):
+    path = shared / "data/layouts" / file
+    first, *_ = load_prompts(f"{name}={path}")
+    assert (first.text, first.kind, first.category) == expected

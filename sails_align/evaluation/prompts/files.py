@@ -1,0 +1,107 @@
+"""Read files of prompts that `datasets` cannot read as they are: texts, csv files without a header, JSON objects."""
+
+import json
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas
+
+from sails_align.core.errors import InputError
+from sails_align.data.files import ending, separator
+from sails_align.data.loading import load_rows
+from sails_align.evaluation.prompts.definitions import Part, Row
+from sails_align.evaluation.prompts.rows import Table, table_of
+
+logger = logging.getLogger(__name__)
+
+
+def read_table(file: Path, names: Collection[str], part: Part | None = None, category: str | None = None) -> Table:
+    """Read a local file: what `load_rows` reads, a text with one prompt a line, or a csv file without a header.
+
+    Args:
+        file: its path.
+        names: what its columns may be called, in lower case; if none of them is so called, there may be no header.
+        part: the table of a known set that it is a copy of.
+        category: of all its prompts.
+
+    Raises:
+        InputError: if it cannot be read.
+    """
+    if ending(file) == ".txt":
+        return Table(_lines(file), ("prompt",), str(file), part, category)
+    content = object_in(file) if part is not None and part.unpack is not None else None
+    if content is not None and part is not None and part.unpack is not None:
+        rows = part.unpack(content)
+        return Table(rows, tuple(rows[0]) if rows else tuple(content), str(file), part, category)
+    if ending(file) in (".csv", ".tsv") and _has_no_header(file, names):
+        logger.warning("%s has no header line: its one column is taken for the prompts", file)
+        return Table(headless(file, ("prompt",)), ("prompt",), str(file), part, category)
+    return table_of(load_rows(str(file)), str(file), part, category)
+
+
+def object_in(file: Path) -> Mapping[str, Any] | None:
+    """Return the content of a JSON file that is one object; None if it is a list, or has an object a line."""
+    if file.suffix.lower() != ".json":
+        return None
+    try:
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError):  # `load_rows` says what is wrong with it
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _lines(file: Path) -> list[Row]:
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} cannot be read: {error};\ngive a text in UTF-8, with one prompt a line") from error
+    return [{"prompt": line.strip()} for line in lines if line.strip()]
+
+
+def _has_no_header(file: Path, names: Collection[str]) -> bool:
+    """Tell whether the first line of a file is a prompt.
+
+    A file of several columns without a header is an error: what they mean cannot be told.
+    """
+    try:
+        first = _read(file, header=None, nrows=1)
+    except InputError:
+        return False  # `load_rows` says which row it is
+    cells = [str(value).strip() for value in first.iloc[0]] if len(first) else []
+    if not any(map(_is_sentence, cells)) or any(cell.lower() in names for cell in cells):
+        return False
+    if len(cells) > 1:
+        raise InputError(
+            f"{file} has no header line: its first line is {', '.join(cells)[:80]!r};\n"
+            "write one with the names of its columns, such as prompt,category (or name them, if it is one)"
+        )
+    return True
+
+
+def _is_sentence(cell: str) -> bool:
+    words = len(cell.split())
+    return words > 3 or (words > 1 and cell.endswith((".", "?", "!")))
+
+
+def headless(file: Path, header: Sequence[str]) -> list[Row]:
+    """Read a csv file that has no header."""
+    table = _read(file, header=None)
+    if table.shape[1] != len(header):
+        raise InputError(
+            f"{file} has {table.shape[1]} columns, where {len(header)} is expected ({', '.join(header)});\n"
+            "give the file as it is in the repository, or one with a header under another name"
+        )
+    return table.set_axis(list(header), axis=1).to_dict("records")  # pyright: ignore[reportReturnType]
+
+
+def _read(file: Path, **options: Any) -> pandas.DataFrame:
+    try:
+        return pandas.read_csv(file, sep=separator(file), dtype=str, keep_default_na=False, **options)
+    except pandas.errors.EmptyDataError:
+        return pandas.DataFrame()
+    except (OSError, ValueError) as error:  # pandas' errors are ValueErrors
+        raise InputError(
+            f"{file} cannot be read: {str(error).strip()};\ngive the file as it is in the repository, in UTF-8"
+        ) from error
