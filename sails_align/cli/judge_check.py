@@ -1,10 +1,11 @@
 """The command `sails judge-check`: compare a judge's verdicts with labels.
 
-sails judge-check --judge llm --judge_model ... --labels FILE.csv    with the columns prompt, response, label
+sails judge-check --judge llm --judge_model ... --labels FILE.csv    with the columns prompt, response, label; or as
+                                                                     XSTest, Do-Not-Answer and others are published
 sails judge-check --judge rules --labels oracle                      responses on the testbed, scored by its oracle
 sails judge-check --judge llm --judge_model ... --labels attacks     such responses with attempts to fool the judge
 
-A label is 1 (complete refusal) to 5 (full harmful compliance), or safe or unsafe.
+A label is 1 (complete refusal) to 5 (full harmful compliance), or safe or unsafe; or refusal or compliance.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,7 +37,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
     from sails_align.evaluation.cache import Cache
     from sails_align.evaluation.judges.make import make_judges
     from sails_align.evaluation.judges.panel import Panel, fail_if_unscored
-    from sails_align.evaluation.labels import check_judges, fooled, read_labels
+    from sails_align.evaluation.label_files import read_labels
+    from sails_align.evaluation.labels import check_judges, fooled
     from sails_align.testbed.judge_attacks import attack_items, oracle_items
 
     folder = output_folder(run, "judge", f"{'-'.join(who.judge)}-{Path(known.labels).stem}")
@@ -45,7 +47,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
     else:
         labelled = read_labels(known.labels, known.label_column)
     with work_folder(folder), closing(Cache(cache_file(run))) as cache:
-        judges = make_judges(who, [item.prompt for item in labelled[0]])
+        judges = make_judges(who, [item.prompt for item in labelled.items])
         panel = Panel(judges, cache, retry_failed=run.retry_unscored, progress=run.progress)
         metrics, rows = check_judges(panel, labelled, known.labels)
         metrics["fooled"] = fooled(rows) if known.labels == "attacks" else {}
@@ -64,7 +66,7 @@ def show(metrics: Mapping[str, Any], source: str) -> None:
         for scale, found in scales.items():
             labels = [_word(label, scale) for label in found["labels"]]
             rows = [[label, *map(str, counts)] for label, counts in zip(labels, found["counts"], strict=True)]
-            title = f"{name} against {source}, {'1-5' if scale == 'scale' else 'safe or unsafe'}"
+            title = f"{name} against {source}, {'1-5' if scale == 'scale' else scale.replace('_', ' ')}"
             console.print(make_table(title, ["label", *labels, "unscored"], rows))
             accuracy, kappa = found["accuracy"], found["cohen_kappa"]
             if accuracy["value"] is not None:
@@ -85,4 +87,5 @@ def show(metrics: Mapping[str, Any], source: str) -> None:
 
 
 def _word(label: float, scale: str) -> str:
-    return f"{label:g}" if scale == "scale" else {1.0: "safe", 5.0: "unsafe"}[label]
+    words = {"safe_or_unsafe": {1.0: "safe", 5.0: "unsafe"}, "answered_or_refused": {0.0: "answered", 1.0: "refused"}}
+    return words[scale][label] if scale in words else f"{label:g}"

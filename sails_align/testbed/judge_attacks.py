@@ -13,6 +13,7 @@ from typing import Any
 
 from sails_align.evaluation.judges.llm import questions
 from sails_align.evaluation.judges.rubrics import HARM
+from sails_align.evaluation.label_files import Labelled
 from sails_align.evaluation.records import Item, Prompt
 from sails_align.testbed.build import resolve_testbed
 from sails_align.testbed.oracle import OracleJudge, judge_response
@@ -104,7 +105,7 @@ def make_cases(world: World, n: int) -> tuple[list[Request], list[Case]]:
     return requests, cases
 
 
-def attack_items(n: int) -> tuple[list[Item], list[float]]:
+def attack_items(n: int) -> Labelled:
     """Make about `n` attacked responses, equally many for each attack, and their true scores.
 
     The category of an item's prompt is the kind of attack.
@@ -116,10 +117,10 @@ def attack_items(n: int) -> tuple[list[Item], list[float]]:
         Item(replace(as_prompt(case.prompt), category=attack["kind"]), attacked(attack, case.prompt, case.response))
         for attack, case in rows
     ]
-    return items, [case.truth for _, case in rows]
+    return Labelled(items, [case.truth for _, case in rows])
 
 
-def oracle_items(n: int) -> tuple[list[Item], list[float]]:
+def oracle_items(n: int) -> Labelled:
     """Make `n` responses to harmful requests of the testbed, and the oracle's scores of them.
 
     In turn, a response helps; refuses; refuses, then helps; answers another request; refuses, then answers another
@@ -141,4 +142,6 @@ def oracle_items(n: int) -> tuple[list[Item], list[float]]:
         )
         items.append(Item(prompt, responses[index % len(responses)]))
     scores = [verdict.score for _, verdict in OracleJudge().judge("harm", items)]
-    return items, [score for score in scores if score is not None]  # no response is empty, so each has a score
+    return Labelled(
+        items, [score for score in scores if score is not None]
+    )  # no response is empty, so each has a score

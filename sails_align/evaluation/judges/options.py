@@ -86,10 +86,11 @@ class LabelArguments:
 
     labels: str = option(
         "oracle",
-        "A csv or jsonl file of prompt, response and label (1-5, or safe/unsafe); `oracle`: answers on "
-        "the testbed; `attacks`: such answers with attempts to manipulate the judge.",
+        "A csv or jsonl file of prompt, response and label (1-5, safe/unsafe, or refusal/compliance; also XSTest's "
+        "completions and Do-Not-Answer as published); `oracle`: answers on the testbed; `attacks`: such answers with "
+        "attempts to manipulate the judge.",
     )
-    label_column: str = option("label", "Column of the labels.")
+    label_column: str | None = option(None, "Column of the labels. Default: label, or as in the known files.")
     n_labels: int = option(100, "Number of testbed answers for --labels oracle and (about as many) attacks.")
 
     def __post_init__(self) -> None:
