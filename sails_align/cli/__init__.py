@@ -36,6 +36,7 @@ _COMMANDS = {
     **{f"edit {name}": ("edit:main", entry.summary, name) for name, entry in EDITS.items()},
     "merge": ("edit:main", "Short for sails edit merge.", "merge"),
     "check-adapter": ("check_adapter:main", "Check whether vLLM can serve an adapter, and how."),
+    "preview": ("preview:main", "Show training examples as tokens, and what of them is trained on."),
     "estimate": ("estimate:main", "Estimate the memory of a training, by engine and number of GPUs."),
     "chat": ("chat:main", "Talk to a model in the terminal, or answer prompts from a pipe."),
     "eval safety": ("evaluate:safety", "Measure safety rate, harmfulness, over-refusal and attack success."),

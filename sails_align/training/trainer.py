@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
@@ -110,9 +110,8 @@ def option_errors() -> Iterator[None]:
 def _trainer(
     args: TrainingPlan, source: TrainingSource, subspace: Subspace | None, callbacks: list[TrainerCallback]
 ) -> tuple[AlignmentTrainer, TrainingPlan]:
-    training = args.training
     if getattr(source.model_config, "quantization_config", None) is None:
-        trust = training.trust_remote_code
+        trust = args.training.trust_remote_code
         from_main(lambda: check_whole(source.model_name, args.model.model_revision, trust_remote_code=trust))
     config = None
     if args.model.use_peft:
@@ -122,8 +121,24 @@ def _trainer(
         args = adopted(args, model)
     values = {} if isinstance(model, str) else trained_values(model)
     init_kwargs = model_init_kwargs(args, source) if isinstance(model, str) else None
+    trainer = trl_trainer(args, source, model, config, callbacks, init_kwargs)
+    trained: Any = trainer.model
+    if is_quantized(trained):
+        train_in_float32(trained, values)
+    return trainer, args
+
+
+def trl_trainer(
+    args: TrainingPlan,
+    source: TrainingSource,
+    model: PreTrainedModel | PeftModel | str,
+    config: PeftConfig | None,
+    callbacks: list[TrainerCallback],
+    init_kwargs: dict[str, Any] | None = None,
+) -> AlignmentTrainer:
+    """Make TRL's trainer, which tokenizes the data."""
     # We push at the end: TRL would push pickles and every checkpoint, with a card of its own.
-    training = changed(training, push_to_hub=False, model_init_kwargs=init_kwargs)
+    training = changed(args.training, push_to_hub=False, model_init_kwargs=init_kwargs)
     common: dict[str, Any] = {
         "model": model,
         "processing_class": source.tokenizer,
@@ -132,22 +147,17 @@ def _trainer(
     }
     if isinstance(training, DPOConfig):
         train, held_out = (_preferences(args, source, part) for part in ("train", "held_out"))
-        trainer = with_loss(DPOTrainer, args.make_loss())(
+        return with_loss(DPOTrainer, args.make_loss())(
             ref_model=_reference_model(args, source),
             args=training,
             train_dataset=train,
             eval_dataset=held_out,
             **common,
         )
-    else:
-        training = changed(training, chat_template_path=None)  # it is in the tokenizer already
-        train, held_out = to_sft(source.train), to_sft(source.held_out)
-        made = with_loss(SFTTrainer, args.make_loss())
-        trainer = made(args=training, train_dataset=train, eval_dataset=held_out, **common)
-    trained: Any = trainer.model
-    if is_quantized(trained):
-        train_in_float32(trained, values)
-    return trainer, args
+    training = changed(training, chat_template_path=None)  # it is in the tokenizer already
+    train, held_out = to_sft(source.train), to_sft(source.held_out)
+    made = with_loss(SFTTrainer, args.make_loss())
+    return made(args=training, train_dataset=train, eval_dataset=held_out, **common)
 
 
 def _preferences(args: TrainingPlan, source: TrainingSource, part: str) -> Dataset:

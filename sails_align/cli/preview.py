@@ -1,0 +1,62 @@
+"""The command `sails preview`: see what a training trains on, before it is started.
+
+sails preview --config recipes/configs/gemma-2-9b/dpo_sails.yaml
+
+It takes the options of the training (sails train sft --help), loads its data and tokenizer, and prints some examples
+with their roles, the tokens that are trained on, and those that `--max_length` cuts off. The model is not loaded.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+from sails_align.cli.train import TRAINER_OPTIONS, check_options
+from sails_align.core.command_line import CommandLine
+from sails_align.core.options import check_choices, check_least, option
+from sails_align.subspace.options import DPOOptions, Method
+
+METHODS: tuple[Method, ...] = ("sft", "dpo")
+
+
+@dataclass(frozen=True)
+class PreviewOptions:
+    """Preview."""
+
+    method: str | None = option(
+        None,
+        "Default: how the name of the --config file begins, or else dpo if there are options that only DPO has.",
+        choices=METHODS,
+    )
+    n_examples: int = option(3, "Number of training examples.")
+    longest: bool = option(False, "Show the longest examples in place of the first ones.")
+
+    def __post_init__(self) -> None:
+        check_choices(self, {"method": METHODS})
+        check_least(self, n_examples=1)
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Print training examples.
+
+    Raises:
+        InputError: for options that cannot be used, and for data that the training refuses.
+    """
+    line = CommandLine.read(argv)
+    method = _method(line)
+    (options,) = check_options(method, argv, prog, PreviewOptions)
+    from datasets import disable_progress_bars
+
+    from sails_align.training.preview import preview
+
+    disable_progress_bars()  # a few rows are read again and again
+    of_training = line.without([PreviewOptions]) + ([] if line.path is None else ["--config", line.path])
+    preview(method, of_training, options.n_examples, longest=options.longest)
+
+
+def _method(line: CommandLine) -> Method:
+    named = line.value("method") or (line.path or "").rpartition("/")[2].partition("_")[0]
+    only_dpo = {field.name for field in fields(DPOOptions)} | (
+        set(TRAINER_OPTIONS["dpo"].names()) - set(TRAINER_OPTIONS["sft"].names())
+    )
+    if named in METHODS:
+        return "dpo" if named == "dpo" else "sft"
+    return "dpo" if any(line.value(name) is not None for name in only_dpo - {"chat_template_path"}) else "sft"
