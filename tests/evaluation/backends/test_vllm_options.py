@@ -6,6 +6,7 @@ import pytest
 import torch
 from adapters import edit_weights, save_adapter
 
+from sails_align.core import machine
 from sails_align.core.errors import InputError
 from sails_align.evaluation.backends import vllm_options
 from sails_align.evaluation.backends.vllm_backend import VLLMBackend, is_zero
@@ -71,6 +72,15 @@ def test_without_vllm_it_is_said_how_to_get_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install"):
         VLLMBackend(ModelSpec("m", BASE, None, BASE, {}))
+
+
+@pytest.mark.parametrize(("version", "is_said"), [("0.32.0", False), ("0.33.0", True)])
+def test_another_release_of_vllm_is_said(monkeypatch, caplog, version, is_said):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    found = {"vllm": {"version": version, "wanted": "<0.33,>=0.32", "ok": not is_said}}
+    monkeypatch.setattr(machine, "packages", lambda: ({}, found))
+    VLLMBackend(ModelSpec("m", BASE, None, BASE, {"files": "abc"}))
+    assert (f"vllm {version} is installed" in caplog.text) == is_said
 
 
 def test_identity_is_of_what_decides_the_texts(monkeypatch):
