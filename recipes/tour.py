@@ -52,6 +52,7 @@ from sails_align.subspace.concepts import last_token_states
 from sails_align.testbed import prompts as requests
 from sails_align.testbed.lexicon import BENIGN_THEMES, HARM_THEMES, SHARED_BENIGN, SHARED_HARM
 from sails_align.training import run as align
+from sails_align.training.earlier import check_folder
 from sails_align.training.features import texts_of
 from sails_align.training.subspace import find_subspace, saes_of
 from sails_align.training.trainer import build_trainer
@@ -82,7 +83,7 @@ with exit_on_input_error():
     with output_folder(given.output_dir):
         args, testbed = align.resolved(args)
         source = align.load_source(args, testbed)
-        align.check_folder(args, source, given.output_dir / "run")
+        check_folder(args, source, given.output_dir / "run")
 assert testbed is not None
 bed, world = testbed, testbed.world
 

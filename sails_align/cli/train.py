@@ -14,6 +14,7 @@ from trl import ModelConfig, ScriptArguments  # of TRL, these two import no torc
 
 from sails_align.core.command_line import CommandLine
 from sails_align.core.library_options import LibraryOptions
+from sails_align.core.options import OutputOptions
 from sails_align.core.registry import Registry
 from sails_align.data.transforms import TRANSFORMS
 from sails_align.subspace.options import Method
@@ -126,7 +127,7 @@ GROUPS = {
         *("gradient_accumulation_steps", "gradient_checkpointing", "bf16", "use_cpu", "seed"),
         *("loss", *_names(LOSSES)),
     ),
-    "output": ("output_dir", "logging_steps", "save_steps", "report_to", "push_to_hub"),
+    "output": ("output_dir", "overwrite_output_dir", "logging_steps", "save_steps", "report_to", "push_to_hub"),
 }
 
 
@@ -143,7 +144,7 @@ def rlhf(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
     """Train the testbed's RLHF reference model. Return what is in `metrics.json`."""
     line, library = CommandLine.read(argv), TRAINER_OPTIONS["rlhf"]
     if "--help-all" not in line.options and library.names():
-        line.parse([RlhfOptions], prog=prog, groups={"training": list(_SHOWN_RLHF)}, library=library)
+        line.parse([RlhfOptions, OutputOptions], prog=prog, groups={"training": list(_SHOWN_RLHF)}, library=library)
     from sails_align.training.rlhf.run import main
 
     return main(argv, prog)

@@ -1,8 +1,10 @@
 """Check the values of option dataclasses, and convert options to JSON."""
 
+import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, field, fields
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from sails_align.core.errors import InputError
@@ -46,6 +48,64 @@ def check_positive(options: Any, *names: str) -> None:
 def to_json(options: Any) -> dict[str, Any]:
     """Convert options to JSON."""
     return {name: value for name, value in asdict(options).items() if name != "given"}
+
+
+def all_but(left_out: Collection[str], *options: Any) -> dict[str, Any]:
+    """Return every option of some dataclasses by name, as JSON values, except those left out.
+
+    An option that is added later is in the result unless it is named in `left_out`, which says why it need not be.
+    The name of a JSON file (such as DeepSpeed's configuration) becomes its content.
+    """
+    found: dict[str, Any] = {}
+    for each in options:  # not by transformers' `to_dict`, which masks every option that is called `..._token`
+        names = [field.name for field in fields(each) if field.name not in left_out and field.name != "given"]
+        found |= {name: _json(getattr(each, name)) for name in names}
+    return found
+
+
+def _json(value: Any) -> Any:
+    """Return a JSON value that stands for an option's value; not of a secret, which is left out by name."""
+    if isinstance(value, str) and value.endswith(".json"):
+        try:
+            return json.loads(Path(value).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return value
+    plain: Any = value.to_dict() if hasattr(value, "to_dict") else value  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        return json.loads(json.dumps(plain, allow_nan=False))
+    except (TypeError, ValueError):
+        return str(value)
+
+
+SHOWN_DIFFERENCES = 12
+
+
+def different(options: Mapping[str, Any], earlier: Mapping[str, Any]) -> list[str]:
+    """Return the names of options that differ from earlier ones, each with the earlier value and the present one."""
+    if options and not earlier:
+        return ["options, which were not recorded"]
+    names = [name for name, value in options.items() if name not in earlier or value != earlier[name]]
+    return [f"{name} ({_shown(earlier, name)}, now {_shown(options, name)})" for name in names]
+
+
+def _shown(options: Mapping[str, Any], name: str) -> str:
+    text = json.dumps(options[name], ensure_ascii=False) if name in options else "not recorded"
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def listed(differences: Sequence[str]) -> str:
+    """Return differences as one line of a message."""
+    more = len(differences) - SHOWN_DIFFERENCES
+    return ", ".join([*differences[:SHOWN_DIFFERENCES], *([f"and {more} more"] if more > 0 else [])])
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Results that are there already."""
+
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Replace what the output folder holds, if it was made with other options."}
+    )
 
 
 def option(default: Any, help: str, **metadata: Any) -> Any:

@@ -1,9 +1,10 @@
 """Mark checkpoints with the run that they belong to, and find the one to resume from.
 
 <output_dir>/checkpoint-N/          TRL's checkpoint
-<output_dir>/checkpoint-N/run.json  the identity of its run, and the size of each file; written last
+<output_dir>/checkpoint-N/run.json  the identity of its run, and a digest of each file; written last
 """
 
+import hashlib
 import json
 import logging
 import shutil
@@ -18,12 +19,16 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from sails_align.core.distributed import from_main, n_processes
 from sails_align.core.errors import InputError, first_line
 from sails_align.core.files import write_json
-from sails_align.training.dataset import TrainingSource
-from sails_align.training.identity import different, run_identity
-from sails_align.training.plan import TrainingPlan
+from sails_align.core.options import listed
+from sails_align.training.earlier import METRICS_FILE, REMEDY, clear, read_record
+from sails_align.training.identity import differences
 from sails_align.training.save import add_to_adapter, frozen_adapter_weights
 
 logger = logging.getLogger(__name__)
+
+
+SAMPLE, N_SAMPLES = 2**20, 64
+"""Bytes of a sample of a large file, and how many are taken."""
 
 
 class MarkCheckpoints(TrainerCallback):
@@ -51,55 +56,65 @@ class MarkCheckpoints(TrainerCallback):
             # TRL's copy of the adapter for DPO's reference is made anew when training resumes. If it were here,
             # transformers would load it and leave the trained adapter alone (`Trainer._load_from_checkpoint`).
             shutil.rmtree(folder / "ref", ignore_errors=True)
-            write_json(folder / "run.json", {"identity": self.identity, "files": _sizes(folder)})
+            write_json(folder / "run.json", {"identity": self.identity, "files": _digests(folder)})
 
 
-def _sizes(folder: Path) -> dict[str, int]:
-    """Return the bytes of each file: a file that is shorter later is damaged."""
+def _digests(folder: Path) -> dict[str, str]:
+    """Return a digest of each file: one that was cut short, or is of zeros after a crash, is damaged."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "run.json")
-    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+    return {path.relative_to(folder).as_posix(): _digest(path) for path in files}
+
+
+def _digest(path: Path) -> str:
+    """Hash a file's size and its content; of a large one, samples, since optimizer states have many gigabytes."""
+    size = path.stat().st_size
+    step = max(SAMPLE, size // N_SAMPLES)
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for place in (*range(0, size, step), max(0, size - SAMPLE)):
+            file.seek(place)
+            digest.update(file.read(SAMPLE))
+    return digest.hexdigest()
 
 
 def _identity_in(checkpoint: Path) -> dict[str, Any] | None:
     """Return the identity in a checkpoint's `run.json`; None if the checkpoint is not complete."""
-    mark = _read_json(checkpoint / "run.json")
-    if not {"identity", "files"} <= mark.keys():
+    mark = read_record(checkpoint / "run.json")
+    identity, files = mark.get("identity"), mark.get("files")
+    if not isinstance(identity, dict) or not isinstance(files, dict):
         return None
-    found = _sizes(checkpoint)
-    return mark["identity"] if all(found.get(name) == size for name, size in mark["files"].items()) else None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """Return what a JSON file holds; an empty dict if it is missing or damaged."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return {}
-    return value if isinstance(value, dict) else {}
+        is_whole = all(_digest(checkpoint / name) == digest for name, digest in files.items())
+    except OSError:  # one is missing, or cannot be read
+        return None
+    return identity if is_whole else None
 
 
-def find_checkpoint(args: TrainingArguments, identity: dict[str, Any]) -> str | None:
+def find_checkpoint(args: TrainingArguments, identity: dict[str, Any], *, overwrite: bool = False) -> str | None:
     """Find the checkpoint to resume from, in the main process.
 
     It is the last complete one in the output directory for `--resume_from_checkpoint true` (None if there is none yet),
-    or the one named. Without the option, the checkpoints of a finished run of the same identity are deleted.
+    or the one named. Without the option, the checkpoints of a finished run of the same identity are deleted; with
+    `overwrite`, any run in the folder is, unless it is resumed.
 
     Raises:
         InputError: if it is not a checkpoint, or one of another run; or without the option, if there are checkpoints of
             another run or of one that has not finished.
     """
-    return from_main(lambda: _find_checkpoint(args, identity))
+    return from_main(lambda: _find_checkpoint(args, identity, overwrite))
 
 
-def _find_checkpoint(args: TrainingArguments, identity: dict[str, Any]) -> str | None:
+def _find_checkpoint(args: TrainingArguments, identity: dict[str, Any], overwrite: bool) -> str | None:
     wanted = str(args.resume_from_checkpoint or "false")
     output_dir = Path(str(args.output_dir))
     if wanted.lower() == "false":
-        _clear_checkpoints(output_dir, identity)
+        clear(output_dir) if overwrite else _clear_checkpoints(output_dir, identity)
         return None
     checkpoint = Path(wanted) if wanted.lower() != "true" else _last_complete(output_dir)
     if checkpoint is None:
-        logger.warning("%s has no checkpoint yet: training starts from the beginning", output_dir)
+        if overwrite:
+            clear(output_dir)
+        logger.warning("%s has no complete checkpoint: training starts from the beginning", output_dir)
         return None
     of_checkpoint = _identity_in(checkpoint)
     if of_checkpoint is None and (within := _checkpoints(checkpoint)):
@@ -112,9 +127,12 @@ def _find_checkpoint(args: TrainingArguments, identity: dict[str, Any]) -> str |
             f"cannot resume from {checkpoint}: it is not a complete checkpoint (run.json, or a file that it lists, is "
             "missing or damaged);\ngive a complete checkpoint of this run, or leave --resume_from_checkpoint out"
         )
-    if names := different(identity, of_checkpoint):
+    if found := differences(identity, of_checkpoint):
+        if overwrite and wanted.lower() == "true":
+            clear(output_dir)
+            return None
         raise InputError(
-            f"cannot resume from {checkpoint}: it is of another run (different: {', '.join(names)});\n"
+            f"cannot resume from {checkpoint}: it is of another run (different: {listed(found)});\n"
             "use the same options, another --output_dir, or leave --resume_from_checkpoint out"
         )
     return str(checkpoint)
@@ -127,16 +145,16 @@ def _clear_checkpoints(output_dir: Path, identity: dict[str, Any]) -> None:
     """
     earlier = _checkpoints(output_dir)
     complete = [(path, found) for path in earlier if (found := _identity_in(path)) is not None]
-    for path, found in complete:
-        if different(identity, found):
+    for path, of_checkpoint in complete:
+        if found := differences(identity, of_checkpoint):
             raise InputError(
-                f"{output_dir} has checkpoints of another run, such as {path.name};\n"
-                "choose another --output_dir, or delete them"
+                f"{output_dir} has checkpoints of another run, such as {path.name} (different: {listed(found)});\n"
+                f"{REMEDY}"
             )
-    if complete and not (output_dir / "metrics.json").exists():
+    if complete and not (output_dir / METRICS_FILE).exists():
         raise InputError(
             f"{output_dir} has checkpoints of this run, which has not ended, such as {complete[-1][0].name};\n"
-            "resume it with --resume_from_checkpoint true, or delete them to start again"
+            "resume it with --resume_from_checkpoint true, or start again with --overwrite_output_dir true"
         )
     if earlier:
         logger.warning("starting again: %d checkpoints of the same run are deleted", len(earlier))
@@ -160,27 +178,6 @@ def _checkpoints(output_dir: Path) -> list[Path]:
     """List the checkpoints of a run in the order of their steps."""
     found = [path for path in output_dir.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
     return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
-
-
-def check_folder(args: TrainingPlan, source: TrainingSource, output_dir: Path) -> None:
-    """Refuse a folder that holds another run, before anything in it is changed.
-
-    Raises:
-        InputError: if it does.
-    """
-    identity = run_identity(args, source, None)  # by all processes: they hash the model together
-    for name in ("subspace", "lora_target_modules", "lora_r", "lora_alpha", "lora_dropout"):
-        del identity[name]  # decided later
-    from_main(lambda: _check_folder(identity, output_dir))
-
-
-def _check_folder(identity: dict[str, Any], output_dir: Path) -> None:
-    record = _read_json(output_dir / "run.json")
-    if record and (names := different(identity, record.get("identity", {}))):
-        raise InputError(
-            f"{output_dir} holds another run (different: {', '.join(names)});\n"
-            "choose another --output_dir, or delete that one"
-        )
 
 
 def train(trainer: Trainer, checkpoint: str | None) -> None:

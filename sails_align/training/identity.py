@@ -1,68 +1,124 @@
-"""Decide whether two trainings are the same, so that a checkpoint of one is never resumed by another."""
+"""Decide whether two trainings are the same, so that a checkpoint of one is never resumed by another.
 
-import enum
-from collections.abc import Sequence
+A run's identity has every option of every class (ours, TRL's, transformers' and PEFT's) except those in `LEFT_OUT`, and
+the content of what the options name: model, data, template, adapter, SAEs, reference.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from trl import DPOConfig
-
-from sails_align.core.artifacts import content_hash, tensors_hash
+from sails_align.core.artifacts import content_hash, file_hash, tensors_hash
 from sails_align.core.distributed import n_processes
+from sails_align.core.options import all_but, different
+from sails_align.data.pairs import fingerprint
 from sails_align.models.spec import identity_of
 from sails_align.subspace.basis import Subspace
-from sails_align.training.callbacks.options import DecayOptions
 from sails_align.training.dataset import TrainingSource
 from sails_align.training.plan import TrainingPlan
 
-# Options that decide what is minimized and how. The number of steps is not among them: a resumed run may train longer.
-INITIALIZER = ("layer_map", "fold_norm", "init_scale", "subspace_mode")
-MODEL = (
-    "lora_r", "lora_alpha", "lora_target_modules", "lora_dropout", "use_rslora", "load_in_4bit", "load_in_8bit",
-    "bnb_4bit_quant_type", "use_bnb_nested_quant", "attn_implementation", "dtype",
-)  # fmt: skip
-TRAINING = (
-    "learning_rate", "seed", "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "optim",
-    "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "lr_scheduler_type",
-    "lr_scheduler_kwargs", "warmup_steps", "bf16", "fp16",
-)  # fmt: skip
-SFT = ("packing", "packing_strategy", "completion_only_loss")
-DPO = (
-    "beta", "loss_type", "loss_weights", "label_smoothing", "ld_alpha", "f_divergence_type", "use_weighting",
-    "precompute_ref_log_probs", "truncation_mode",
-)  # fmt: skip
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+LEFT_OUT: Mapping[str, frozenset[str]] = {
+    "where results go, and what is logged, saved and reported": _names(
+        """output_dir overwrite_output_dir resume_from_checkpoint disable_tqdm report_to run_name project debug
+        trackio_space_id trackio_bucket_id trackio_static_space_id log_level log_level_replica log_on_each_node
+        logging_strategy logging_steps logging_first_step logging_nan_inf_filter include_num_input_tokens_seen
+        skip_memory_metrics save_strategy save_steps save_total_limit save_only_model save_on_each_node
+        enable_jit_checkpoint push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push
+        hub_revision log_completions log_multimodal num_completions_to_print log_unique_prompts
+        log_completions_hub_repo"""
+    ),
+    "how it is measured while it trains": _names(
+        """do_train do_eval do_predict eval_strategy eval_steps eval_delay eval_on_start eval_do_concat_batches
+        eval_use_gather_object eval_accumulation_steps per_device_eval_batch_size prediction_loss_only
+        include_for_metrics batch_eval_metrics"""
+    ),
+    "how the machine does it, with the same result": _names(
+        """local_rank ddp_backend ddp_timeout gradient_checkpointing gradient_checkpointing_kwargs dataset_num_proc
+        dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor
+        dataloader_multiprocessing_context torch_empty_cache_steps precompute_ref_batch_size sae_placement"""
+    ),
+    "known by what they name or stand for": _names(
+        """model_name_or_path dataset_name helpful_dataset_name chat_template_path adapter_path sae_path subspace_path
+        ref_model_name_or_path warm_start_path preset"""
+    ),
+    "compared apart: a resumed run may train longer": _names("max_steps num_train_epochs"),
+}
+"""Options that are not in the identity, by the reason."""
+_LEFT_OUT = frozenset().union(*LEFT_OUT.values())
+DECIDES_BEST = _names("save_strategy save_steps eval_strategy eval_steps eval_delay per_device_eval_batch_size")
+"""With `load_best_model_at_end`, they decide which model is the result."""
+DECIDED_LATER = ("subspace", "lora_target_modules", "lora_r", "lora_alpha", "lora_dropout")
+"""Of the identity, what is known only when the trainer is built."""
 
 
 def run_identity(args: TrainingPlan, source: TrainingSource, subspace: Subspace | None) -> dict[str, Any]:
     """Return what must be the same for a checkpoint to be this run's."""
-    sails, training = args.sails, args.training
-    identity = {
+    sails, reference = args.sails, args.dpo.ref_model_name_or_path
+    return {
         "method": args.method,
         "model": source.identity(),
         "data": source.data_hash(),
+        "held_out": fingerprint(source.held_out),
+        "saes": _subspace_source(args),
         "subspace": None if subspace is None else tensors_hash(subspace.tensors()),
         "init": args.start,
         "adapter": None if sails.adapter_path is None else identity_of(sails.adapter_path),
-        "subspace_decay": args.of(DecayOptions).subspace_decay,
-        "loss": args.loss,
+        "reference": None if reference is None else identity_of(reference),
         "engine": args.engine,
         "n_processes": n_processes(),
         "chat_template": content_hash(source.tokenizer.chat_template),
-        **values(sails, INITIALIZER),
-        **values(args.model, MODEL),
-        **values(training, TRAINING),
+        "options": option_values(args.training, sails, args.data, *args.extras, args.script, args.model, args.dpo),
+        "length": length_of(args.training),
     }
-    if isinstance(training, DPOConfig):
-        reference = args.dpo.ref_model_name_or_path
-        identity |= {"reference": None if reference is None else identity_of(reference)}
-    return identity | values(training, DPO if isinstance(training, DPOConfig) else SFT)
 
 
-def values(options: Any, names: Sequence[str]) -> dict[str, Any]:
-    """Return JSON-able values of some options."""
-    found = {name: getattr(options, name) for name in names}
-    return {name: str(value) if isinstance(value, enum.Enum) else value for name, value in found.items()}
+def option_values(training: Any, *others: Any) -> dict[str, Any]:
+    """Return the options of a training's classes that are in its identity, by name, as JSON values.
+
+    Args:
+        training: TRL's configuration.
+        others: options of the other classes.
+    """
+    left_out = _LEFT_OUT - DECIDES_BEST if training.load_best_model_at_end else _LEFT_OUT
+    return all_but(left_out, training, *others)
 
 
-def different(identity: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """Return the names of what differs between two identities."""
-    return [name for name in identity if content_hash(identity[name]) != content_hash(other.get(name))]
+def length_of(training: Any) -> dict[str, float]:
+    """Return how long a run trains."""
+    return {"max_steps": training.max_steps, "num_train_epochs": training.num_train_epochs}
+
+
+def differences(identity: Mapping[str, Any], other: Mapping[str, Any], *, length: bool = False) -> list[str]:
+    """Return what differs between an identity and an earlier one: options by name, with both values.
+
+    Args:
+        identity: of this run; parts that it lacks are not compared.
+        other: of the earlier run.
+        length: whether they must be equally long, too.
+    """
+    compared = {name: value for name, value in identity.items() if name not in ("options", "length")}
+    found = [name for name in compared if content_hash(compared[name]) != content_hash(other.get(name))]
+    found += different(identity["options"], other.get("options") or {})
+    return found + (different(identity["length"], other.get("length") or {}) if length else [])
+
+
+def known_early(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of an identity that is known before the trainer is built."""
+    options = {name: value for name, value in identity["options"].items() if name not in DECIDED_LATER}
+    return {**{name: value for name, value in identity.items() if name not in DECIDED_LATER}, "options": options}
+
+
+def _subspace_source(args: TrainingPlan) -> dict[str, Any] | None:
+    """Return the SAEs that a subspace is made of, or the file that it comes from; None without a subspace."""
+    sails = args.sails
+    if not sails.uses_subspace:
+        return None
+    if sails.subspace_path is None:
+        return sails.saes().identity()
+    path = Path(sails.subspace_path) / "subspace.safetensors"
+    return {"subspace": file_hash(path) if path.is_file() else None}

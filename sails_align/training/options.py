@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
-from sails_align.core.options import check_positive, option
+from sails_align.core.options import OutputOptions, check_positive, option
 from sails_align.data.options import DataOptions
 from sails_align.data.transforms import TRANSFORMS
 from sails_align.initializers.options import InitializerOptions
@@ -20,7 +20,13 @@ def entry_options() -> list[type]:
 
 def own_options(method: Method) -> list[type]:
     """Return all our options of a method's training."""
-    return [InitializerOptions, DataOptions, *entry_options(), *([DPOOptions] if method == "dpo" else [])]
+    return [
+        InitializerOptions,
+        DataOptions,
+        OutputOptions,
+        *entry_options(),
+        *([DPOOptions] if method == "dpo" else []),
+    ]
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ class TrainingPlan:
     sails: InitializerOptions
     data: DataOptions
     extras: tuple[Any, ...]
-    """Options of transforms, callbacks and losses, one of each class in `entry_options`."""
+    """Options of the output and of transforms, callbacks and losses, one of each class."""
     script: ScriptArguments
     training: SFTConfig | DPOConfig
     model: ModelConfig

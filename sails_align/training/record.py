@@ -16,6 +16,9 @@ import sails_align
 from sails_align.core.artifacts import package_versions
 from sails_align.core.files import write_json, write_text
 
+NOT_REPEATED = ("hub_token", "push_to_hub_token", "overwrite_output_dir")
+"""Options that `config.yaml` leaves out: secrets, and what would replace the run."""
+
 
 def write_record(output_dir: Path, recipe: str, config: Mapping[str, Any], record: Mapping[str, Any]) -> None:
     """Write `config.yaml` and `run.json`. Neither has a token or a key.
@@ -28,7 +31,7 @@ def write_record(output_dir: Path, recipe: str, config: Mapping[str, Any], recor
     """
     write_json(output_dir / "run.json", {**record, "versions": package_versions(), "git": git_commit()})
     header = f"# accelerate launch recipes/{recipe} --config {output_dir}/config.yaml\n"
-    public = {name: value for name, value in config.items() if name not in ("hub_token", "push_to_hub_token")}
+    public = {name: value for name, value in config.items() if name not in NOT_REPEATED}
     write_text(output_dir / "config.yaml", header + yaml.safe_dump({**public, "output_dir": str(output_dir)}))
 
 

@@ -21,6 +21,7 @@ from sails_align.core.cost import Cost, peak_memory_mb
 from sails_align.core.distributed import check_devices, plain_cpu, process_index
 from sails_align.core.errors import InputError
 from sails_align.core.files import disk_errors, work_folder, write_json, write_text
+from sails_align.core.options import OutputOptions
 from sails_align.data.pairs import fingerprint
 from sails_align.export.card import write_card
 from sails_align.export.hub import push
@@ -30,9 +31,10 @@ from sails_align.models.spec import model_path
 from sails_align.subspace.basis import Subspace
 from sails_align.subspace.options import DPOOptions, Method
 from sails_align.testbed.build import Testbed, is_testbed, resolve_testbed
-from sails_align.training.checkpoints import MarkCheckpoints, check_folder, find_checkpoint, train
+from sails_align.training.checkpoints import MarkCheckpoints, find_checkpoint, train
 from sails_align.training.checks import check_machine, check_options
 from sails_align.training.dataset import TrainingSource, load_source
+from sails_align.training.earlier import check_folder
 from sails_align.training.identity import run_identity
 from sails_align.training.measure import MeasureStart, measure
 from sails_align.training.options import own_options
@@ -129,7 +131,10 @@ def run(args: TrainingPlan, output_dir: Path) -> dict[str, Any]:
         args, testbed = resolved(args)
         source = load_source(args, testbed)
     check_machine(args, source.model_config)
-    check_folder(args, source, output_dir)
+    if (finished := check_folder(args, source, output_dir)) is not None:
+        if args.training.push_to_hub and process_index() == 0:
+            finish(args, source, output_dir)
+        return finished
     subspace = None
     if args.sails.uses_subspace:
         with cost.of("subspace"):
@@ -138,7 +143,8 @@ def run(args: TrainingPlan, output_dir: Path) -> dict[str, Any]:
         built = build_trainer(args, source, subspace)
         args, trainer = built.plan, built.trainer
         identity = run_identity(args, source, subspace)
-        checkpoint = find_checkpoint(args.training, identity)
+        overwrite = args.of(OutputOptions).overwrite_output_dir
+        checkpoint = find_checkpoint(args.training, identity, overwrite=overwrite)
         trainer.add_callback(MarkCheckpoints(identity))
         if trainer.is_world_process_zero():
             config, record = {**args.defaults, **args.given}, _record(args, identity, source, subspace)

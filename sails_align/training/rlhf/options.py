@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
-from sails_align.core.options import check_choices, check_least, check_positive, option
+from sails_align.core.options import OutputOptions, check_choices, check_least, check_positive, option
 from sails_align.evaluation.options import TESTBED_TOKENS
 from sails_align.testbed.build import is_testbed
 
@@ -76,6 +76,7 @@ class RlhfPlan:
 
     reference: RlhfOptions
     training: "GRPOConfig"
+    output: OutputOptions
     given: dict[str, Any]
     """The options that were given or have a default of ours, as `--config` takes them."""
 
@@ -101,8 +102,8 @@ def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> RlhfPla
         raise InputError("num_generations is 0, but GRPO compares the answers to a prompt; choose 2 or more")
     if line.value("generation_batch_size") is not None and line.value("steps_per_generation") is None:
         del defaults["steps_per_generation"]  # TRL takes one of the two
-    classes = [RlhfOptions, GRPOConfig]
-    reference, training = line.parse(classes, defaults=defaults, prog=prog)
+    classes = [RlhfOptions, OutputOptions, GRPOConfig]
+    reference, output, training = line.parse(classes, defaults=defaults, prog=prog)
     if training.output_dir in (None, "trainer_output"):
         name = reference.model_name_or_path or "testbed"
         training.output_dir = f"runs/rlhf-{name.rstrip('/').split('/')[-1].replace(':', '-')}"
@@ -113,4 +114,4 @@ def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> RlhfPla
             "the testbed's model is too small to be split: DeepSpeed and FSDP are not supported here;\n"
             "launch one process, or several with accelerate_configs/cpu.yaml or multi_gpu.yaml"
         )
-    return RlhfPlan(reference, training, {**defaults, **line.given(classes)})
+    return RlhfPlan(reference, training, output, {**defaults, **line.given(classes)})

@@ -28,25 +28,21 @@ from sails_align.core.distributed import from_main, n_processes, process_index
 from sails_align.core.files import disk_errors, work_folder, write_json
 from sails_align.data.pairs import fingerprint
 from sails_align.export.card import write_card
+from sails_align.models import spec as models
 from sails_align.models.generation import eos_ids, neutral_config
 from sails_align.models.load import load_causal_lm, load_tokenizer
 from sails_align.testbed import prompts as requests
 from sails_align.testbed.build import Testbed, resolve_testbed
 from sails_align.testbed.reward import OracleReward, prompt_dataset, training_requests
 from sails_align.training.checkpoints import MarkCheckpoints, find_checkpoint, train
-from sails_align.training.identity import values
+from sails_align.training.earlier import check_earlier
+from sails_align.training.identity import length_of, option_values
 from sails_align.training.record import write_record
 from sails_align.training.rlhf.options import WEIGHTS, RlhfPlan, parse
 from sails_align.training.rlhf.warm_start import warm_start
 from sails_align.training.save import saved_whole
 from sails_align.training.table import show
 from sails_align.training.trainer import option_errors
-
-IDENTITY = (
-    "learning_rate", "seed", "per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation",
-    "num_generations", "num_iterations", "beta", "epsilon", "temperature", "top_p", "top_k", "max_completion_length",
-    "loss_type", "scale_rewards", "optim", "weight_decay", "lr_scheduler_type",
-)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str, Any]:
@@ -62,11 +58,13 @@ def run(args: RlhfPlan, output_dir: Path) -> dict[str, Any]:
     cost, reference, training = Cost(), args.reference, args.training
     with training.main_process_first(local=True, desc="finding the testbed"):
         testbed = resolve_testbed(reference.model_name_or_path)
+    if (finished := check_earlier(identity_of(args, testbed), output_dir, training, args.output)) is not None:
+        return finished
     with cost.of("warm start"), disk_errors(output_dir):
         start = warm_start(args, testbed, output_dir / "warm_start")
     with cost.of("train"), disk_errors(output_dir):
         trainer, identity = build(args, testbed, start)
-        checkpoint = find_checkpoint(trainer.args, identity)
+        checkpoint = find_checkpoint(trainer.args, identity, overwrite=args.output.overwrite_output_dir)
         trainer.add_callback(MarkCheckpoints(identity))
         if process_index() == 0:
             options = {
@@ -118,14 +116,21 @@ def build(args: RlhfPlan, testbed: Testbed, start: Path) -> tuple[Any, dict[str,
         )
     model: Any = trainer.model
     model.generation_config = neutral_config(eos_ids(model.generation_config))  # TRL adds values of the model's
-    identity = {
+    made_from = {"warm_start": file_hash(start / WEIGHTS), "data": fingerprint(dataset)}
+    return trainer, {**identity_of(args, testbed), **made_from}
+
+
+def identity_of(args: RlhfPlan, testbed: Testbed) -> dict[str, Any]:
+    """Return the part of a run's identity that is known before the warm start."""
+    start = args.reference.warm_start_path
+    return {
         "method": "rlhf",
-        "warm_start": file_hash(start / WEIGHTS),
-        "data": fingerprint(dataset),
+        "model": models.identity_of(testbed.model_path),
+        "warm_start_given": None if start is None else file_hash(Path(start) / WEIGHTS),
         "n_processes": n_processes(),
-        **values(training, IDENTITY),
+        "options": option_values(args.training, args.reference),
+        "length": length_of(args.training),
     }
-    return trainer, identity
 
 
 def measure(args: RlhfPlan, testbed: Testbed, folder: Path) -> dict[str, Any]:

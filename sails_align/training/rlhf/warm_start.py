@@ -21,6 +21,8 @@ from sails_align.training.trainer import build_trainer
 
 BATCH = 16
 """Examples in a batch of all processes."""
+NOT_OF_IT = ("output_dir", "disable_tqdm", "save_strategy")
+"""Options that do not change the warm start."""
 
 
 def warm_start(args: RlhfPlan, testbed: Testbed, folder: Path) -> Path:
@@ -54,7 +56,7 @@ def warm_start(args: RlhfPlan, testbed: Testbed, folder: Path) -> Path:
         "output_dir": folder,
     }
     made_from = content_hash(
-        {name: str(value) for name, value in options.items() if name != "output_dir"}
+        {name: str(value) for name, value in options.items() if name not in NOT_OF_IT}
         | {"base": file_hash(Path(testbed.model_path) / WEIGHTS), "n_processes": n_processes()}
     )
     if from_main(lambda: _is_whole(folder, made_from)):

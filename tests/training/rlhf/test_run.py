@@ -130,14 +130,22 @@ def test_resumed_is_as_uninterrupted(finished: Path, copy: Path) -> None:
 
 def test_a_damaged_warm_start_is_made_again(finished: Path, copy: Path) -> None:
     (copy / "warm_start" / WEIGHTS).write_bytes(b"damaged")
-    rlhf.main(argv(copy, max_steps=1, save_strategy="no"))
+    rlhf.main(argv(copy, max_steps=1, save_strategy="no", overwrite_output_dir="true"))
     assert distance(copy / "warm_start", finished / "warm_start") == 0
 
 
 @pytest.mark.parametrize(("name", "value"), [("learning_rate", 1e-3), ("seed", 1), ("num_generations", 8)])
 def test_a_checkpoint_of_another_run_is_refused(copy: Path, name: str, value: object) -> None:
-    with pytest.raises(InputError, match=rf"of another run \(different:.*{name}"):
-        rlhf.main(argv(copy, resume_from_checkpoint="true", **{name: value}))
+    for more in ({}, {"resume_from_checkpoint": "true"}):
+        with pytest.raises(InputError, match=rf"another run \(different:.*{name} \([-.\d]+, now {value}\)"):
+            rlhf.main(argv(copy, **more, **{name: value}))
+
+
+def test_a_finished_run_is_not_done_again(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path.is_file()}
+    assert rlhf.main(argv(copy)) == read(copy, "metrics.json")
+    assert "finished: nothing is done" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path.is_file()} == before
 
 
 # Learning
