@@ -1,5 +1,6 @@
 """Read files of prompts that `datasets` cannot read as they are: texts, csv files without a header, JSON objects."""
 
+import gzip
 import json
 import logging
 from collections.abc import Collection, Mapping, Sequence
@@ -36,9 +37,21 @@ def read_table(file: Path, names: Collection[str], part: Part | None = None, cat
         rows = part.unpack(content)
         return Table(rows, tuple(rows[0]) if rows else tuple(content), str(file), part, category)
     if ending(file) in (".csv", ".tsv") and _has_no_header(file, names):
-        logger.warning("%s has no header line: its one column is taken for the prompts", file)
-        return Table(headless(file, ("prompt",)), ("prompt",), str(file), part, category)
+        return _without_header([file], str(file), part, category)
     return table_of(load_rows(str(file)), str(file), part, category)
+
+
+def headless_folder(folder: Path, names: Collection[str]) -> Table | None:
+    """Return the table of a folder of csv files without header lines, as HEx-PHI's; None if it is none."""
+    files = sorted(folder.glob("*.csv"), key=lambda file: (len(file.name), file.name))
+    are_headless = bool(files) and all(_has_no_header(file, names) for file in files)
+    return _without_header(files, str(folder)) if are_headless else None
+
+
+def _without_header(files: Sequence[Path], where: str, part: Part | None = None, category: str | None = None) -> Table:
+    logger.warning("%s has no header line: its one column is taken for the prompts", where)
+    rows = [row for file in files for row in headless(file, ("prompt",))]
+    return Table(rows, ("prompt",), where, part, category)
 
 
 def object_in(file: Path) -> Mapping[str, Any] | None:
@@ -54,7 +67,8 @@ def object_in(file: Path) -> Mapping[str, Any] | None:
 
 def _lines(file: Path) -> list[Row]:
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        content = gzip.decompress(file.read_bytes()) if file.suffix.lower() == ".gz" else file.read_bytes()
+        lines = content.decode("utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise InputError(f"{file} cannot be read: {error};\ngive a text in UTF-8, with one prompt a line") from error
     return [{"prompt": line.strip()} for line in lines if line.strip()]

@@ -20,8 +20,8 @@ from sails_align.data.messages import one_system_turn
 from sails_align.evaluation.options import N_MADE, PromptArguments
 from sails_align.evaluation.prompts import maker_of
 from sails_align.evaluation.prompts.definitions import COLUMNS, Columns, Part, PromptSet
-from sails_align.evaluation.prompts.files import headless, object_in, read_table
-from sails_align.evaluation.prompts.recognize import check_copy, check_count, fitting, suggestion
+from sails_align.evaluation.prompts.files import headless, headless_folder, object_in, read_table
+from sails_align.evaluation.prompts.recognize import check_copy, check_count, copy_in, suggestion, suggestion_for_object
 from sails_align.evaluation.prompts.rows import Table, choose_columns, parse, table_of
 from sails_align.evaluation.prompts.sets import PROMPT_SETS
 from sails_align.evaluation.records import Kind, Prompt
@@ -143,10 +143,11 @@ def _table(path: str, asked: Mapping[str, str], split: str | None, revision: str
     file = Path(path).expanduser()
     if file.is_file():
         content = object_in(file)
-        if content is not None and fitting(content):
-            raise InputError(f"{path} is one JSON object, and not a row a line{suggestion(content, path)}")
+        if content is not None and (hint := suggestion_for_object(content, path)):
+            raise InputError(f"{path} is one JSON object, and not a row a line{hint}")
         return read_table(file, _names(COLUMNS, asked))
-    return table_of(load_rows(path, split=split or "train", revision=revision), path)
+    found = headless_folder(file, _names(COLUMNS, asked)) if file.is_dir() else None
+    return found or table_of(load_rows(path, split=split or "train", revision=revision), path)
 
 
 def _names(columns: Columns, asked: Mapping[str, str]) -> set[str]:
@@ -175,7 +176,10 @@ def _known_tables(known: PromptSet, path: str, revision: str | None) -> Iterator
         yield _read_file(known, _part_of(known, local), local)
         return
     for part in known.parts:
-        if part.pattern is None:
+        copy = copy_in(known, local) if local is not None and part.pattern is None else None
+        if copy is not None:
+            yield _read_file(known, part, copy)
+        elif part.pattern is None:
             yield _load(known, part, str(local or known.source.hub_id), None if local else revision)
         else:
             folder = local or _download(known, part.pattern, revision)

@@ -169,3 +169,24 @@ def not_contrast(rows: Sequence[Row]) -> str | None:
     """Return what shows that rows are not those of CoCoNot's contrast test."""
     found = sorted({str(row.get("category")) for row in rows} & _NOT_IN_CONTRAST)
     return f"it has the category {found[0]!r}, which only coconot has" if found else None
+
+
+def not_i_cona(rows: Sequence[Row]) -> str | None:
+    """Return what shows that rows are those of another file of safety-tuned-llamas, some of which are harmless."""
+    others = {50: "I-Alpaca", 40: "I-Controversial", 100: "I-MaliciousInstructions and others"}
+    return f"it has as many rows as {others[len(rows)]}" if len(rows) in others else None
+
+
+def not_catqa(rows: Sequence[Row]) -> str | None:
+    """Return what shows that rows are not those of CatQA."""
+    return "it has the 1960 rows of harmfulqa" if len(rows) == 1960 else None
+
+
+def not_harmfulqa(rows: Sequence[Row]) -> str | None:
+    """Return what shows that rows are not those of HarmfulQA."""
+    return "it has the 550 rows of catqa" if len(rows) == 550 else None
+
+
+def not_evaluation(rows: Sequence[Row]) -> str | None:
+    """Return what shows that rows are not those of BeaverTails' evaluation."""
+    return "it has responses with labels, as BeaverTails has" if rows and "is_safe" in rows[0] else None

@@ -1,9 +1,12 @@
 """Recognize known prompt sets by what a file holds, so that none is taken for another one."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from sails_align.core.errors import InputError
+from sails_align.data.files import BUILDERS, ending
 from sails_align.evaluation.prompts.definitions import PromptSet, Row
 from sails_align.evaluation.prompts.sets import PROMPT_SETS
 
@@ -20,11 +23,46 @@ def fitting(columns: Iterable[str]) -> list[PromptSet]:
 
 def suggestion(columns: Iterable[str], path: str) -> str:
     """Return a hint, on a line of its own, that a file is a known set; nothing if it is none."""
-    names = [known.name for known in fitting(columns)]
+    return _hint("Its columns are those", fitting(columns), path)
+
+
+def suggestion_for_object(content: Mapping[str, Any], path: str) -> str:
+    """Return the same for a JSON file that is one object."""
+    unpacked = [(known, part.unpack) for _, known in PROMPT_SETS.items() for part in known.parts if part.unpack]
+    return _hint("Its layout is that", [known for known, unpack in unpacked if unpack(content)], path)
+
+
+def _hint(sign: str, fits: Sequence[PromptSet], path: str) -> str:
+    names = [known.name for known in fits]
     if not names:
         return ""
     others = f" (or {', '.join(names[1:])})" if len(names) > 1 else ""
-    return f"\nIts columns are those of {names[0]}{others}: --prompts {names[0]}={path} reads it as that set"
+    return f"\n{sign} of {names[0]}{others}: --prompts {names[0]}={path} reads it as that set"
+
+
+def copy_in(known: PromptSet, folder: Path) -> Path | None:
+    """Return the only file of a folder that can be the copy of a set, by its name.
+
+    None if the folder is a whole repository or a saved dataset, or has several files that are not told apart.
+
+    Raises:
+        InputError: if no file, or more than one, can be the copy, and the set is one of several in its repository.
+    """
+    if any((folder / name).is_file() for name in ("README.md", "dataset_dict.json", "state.json")):
+        return None
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and ending(file) in BUILDERS]
+    words = [other.word for other in _siblings(known) if other.word]
+    named = [file for file in files if known.word and known.word in file.name.lower()]
+    others = [file for file in files if not any(word in file.name.lower() for word in words)]
+    found = next((found[0] for found in (named, others) if len(found) == 1), None)
+    if found is None and words:
+        raise InputError(f"{folder}: it is not clear which of its files is {known.name}; give {known.name}=FILE")
+    return found
+
+
+def _siblings(known: PromptSet) -> list[PromptSet]:
+    """Return the other sets of the same source."""
+    return [other for _, other in PROMPT_SETS.items() if other.source is known.source and other is not known]
 
 
 def check_copy(known: PromptSet, columns: Sequence[str], kept: Sequence[Row], n_rows: int, where: str) -> None:
@@ -47,9 +85,8 @@ def check_copy(known: PromptSet, columns: Sequence[str], kept: Sequence[Row], n_
         raise _not_this(known, f"it has the columns of {other.name}", where, other.name)
     if not kept:
         raise _not_this(known, f"none of its {n_rows} rows belongs to that set", where)
-    siblings = [other for _, other in PROMPT_SETS.items() if other.source is known.source and other is not known]
     name = where.rstrip("/").rpartition("/")[2].lower()
-    for other in siblings if len(kept) == n_rows else ():
+    for other in _siblings(known) if len(kept) == n_rows else ():
         if other.word and other.word in name and known.word not in name:
             raise _not_this(known, "its name says so", where, other.name)
         if known.refuse is None and n_rows in other.counts and n_rows not in known.counts:  # its content tells best

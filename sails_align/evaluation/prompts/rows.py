@@ -102,6 +102,8 @@ def _text(row: Row, column: str | None) -> str | None:
     value = None if column is None else row[column]
     if isinstance(value, list):  # HarmBench's tags, MT-Bench's references
         value = next((item for item in value if item), None)
+    if isinstance(value, dict):  # BeaverTails' flags of kinds of harm
+        value = ", ".join(name for name, flag in value.items() if flag is True)
     return None if value is None or not str(value).strip() else str(value)
 
 

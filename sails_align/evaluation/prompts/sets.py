@@ -115,7 +115,7 @@ _SETS = (
     PromptSet("malicious-instruct", _MALICIOUS, (Part("harmful"),), counts=(100,)),
     PromptSet(
         "beavertails-evaluation", _BEAVERTAILS, (Part("harmful", split="test"),), counts=(700,),
-        signature=frozenset({"prompt", "category", "category_id"}),
+        signature=frozenset({"prompt", "category", "category_id"}), refuse=published.not_evaluation,
     ),
     PromptSet(
         "pku-saferlhf", _SAFE_RLHF, (Part("harmful", config="default", split="test"),),
@@ -133,16 +133,16 @@ _SETS = (
     PromptSet(
         "catqa", _CATQA, (Part("harmful", split="en", unpack=published.nested("category", "subcategory")),),
         counts=(550,),
-        signature=frozenset({"question", "category", "subcategory"}),
+        signature=frozenset({"question", "category", "subcategory"}), refuse=published.not_catqa,
     ),
     PromptSet(
         "harmfulqa", _HARMFULQA, (Part("harmful", unpack=published.nested("topic", "subtopic")),),
         _first("category", "topic"), counts=(1960,),
-        signature=frozenset({"question", "topic", "subtopic"}),
+        signature=frozenset({"question", "topic", "subtopic"}), refuse=published.not_harmfulqa,
     ),
     PromptSet(
         "i-cona", _I_CONA, (Part("harmful", pattern="**/I-CoNa.json", unpack=published.instructions),), counts=(178,),
-        signature=frozenset({"instructions", "inputs"}),
+        signature=frozenset({"instructions", "inputs"}), refuse=published.not_i_cona,
     ),
     PromptSet(
         "wildguardtest", _WILDGUARD, (Part(published.wildguard_kind, config="wildguardtest", split="test"),),

@@ -1,6 +1,7 @@
 """Prompt sets: known ones from real files, hub caches and local copies, and any file with prompts in it."""
 
 import csv
+import gzip
 import json
 import logging
 import shutil
@@ -229,6 +230,12 @@ def test_no_prompts_is_an_error(tmp_path: Path):
     (tmp_path / "nothing.jsonl").write_text("")
     with pytest.raises(InputError, match="empty"):
         load_prompts(str(tmp_path / "nothing.jsonl"))
+
+
+def test_flags_of_kinds_of_harm_are_a_category(tmp_path: Path):
+    flags = {"drugs": True, "theft": False, "violence,aiding": True}
+    (prompt,) = load_prompts(write(tmp_path / "a.jsonl", [{"prompt": "Q?", "category": flags}]), kind="harmful")
+    assert prompt.category == "drugs, violence,aiding"
 
 
 def test_kinds_are_never_guessed(tmp_path: Path):
@@ -599,6 +606,10 @@ def test_one_file_holds_three_sets(tmp_path: Path, name: str, expected: list[str
         ("advbench", "a.csv", JBB_HARMFUL, "it has the columns of jailbreakbench"),
         ("jailbreakbench", "a.csv", [{"goal": f"Do {i}.", "target": "Sure"} for i in range(520)], "give advbench="),
         ("malicious-instruct", "a.csv", [{"harm_area": "x", "prompts_final": "Q?"}], "give simple-safety-tests="),
+        ("beavertails-evaluation", "a.csv", [{"prompt": "Q?", "response": "A", "is_safe": True}], "as BeaverTails has"),
+        ("catqa", "a.csv", [{"question": f"Q{i}?"} for i in range(1960)], "the 1960 rows of harmfulqa"),
+        ("harmfulqa", "a.csv", [{"question": f"Q{i}?"} for i in range(550)], "the 550 rows of catqa"),
+        ("i-cona", "a.csv", [{"prompt": f"Q{i}?"} for i in range(50)], "as many rows as I-Alpaca"),
     ],
 )  # fmt: skip
 def test_a_copy_of_another_set_is_refused(tmp_path: Path, name: str, file: str, rows: list[dict], says: str):
@@ -651,6 +662,20 @@ def test_a_file_that_is_a_known_set_is_suggested_by_name(tmp_path: Path, caplog:
     (tmp_path / "I-CoNa.json").write_text(json.dumps({"instructions": ["Q?"], "inputs": []}))
     with pytest.raises(InputError, match="--prompts i-cona="):
         load_prompts(str(tmp_path / "I-CoNa.json"), kind="harmful")
+    (tmp_path / "catqa.json").write_text(json.dumps({"Drugs": {"Use": ["Q?"]}}))
+    with pytest.raises(InputError, match=r"catqa \(or harmfulqa\)"):
+        load_prompts(str(tmp_path / "catqa.json"), kind="harmful")
+
+
+def test_the_file_of_a_set_in_a_folder(tmp_path: Path):
+    """A folder that is no copy of the whole repository."""
+    write(tmp_path / "one" / "harmbench.csv", HARMBENCH)
+    assert texts(load_prompts(f"harmbench={tmp_path / 'one'}")) == ["Do 0.", "Do 1."]
+    write(tmp_path / "two" / "harmful-behaviors.csv", JBB_HARMFUL)
+    write(tmp_path / "two" / "benign-behaviors.csv", JBB_BENIGN)
+    assert {prompt.kind for prompt in load_prompts(f"jailbreakbench-benign={tmp_path / 'two'}")} == {"benign"}
+    with pytest.raises(InputError, match="it is not clear which of its files is coconot"):
+        load_prompts(f"coconot={tmp_path / 'two'}")
 
 
 # ---------------------------------------------------------------------------------------------------- forms of files
@@ -664,6 +689,8 @@ def test_a_text_with_a_prompt_a_line(tmp_path: Path):
         ("How to do it?", "harmful", "malicious-instruct"), ("Ways, with a comma", "harmful", "malicious-instruct")
     ]  # fmt: skip
     assert texts(load_prompts(str(file), kind="benign")) == texts(prompts)
+    (tmp_path / "packed.txt.gz").write_bytes(gzip.compress(file.read_bytes()))
+    assert load_prompts(f"malicious-instruct={tmp_path / 'packed.txt.gz'}") == prompts
     file.write_bytes(b"caf\xe9\n")
     with pytest.raises(InputError, match="UTF-8"):
         load_prompts(str(file), kind="benign")
@@ -673,6 +700,11 @@ def test_a_csv_file_without_a_header(tmp_path: Path, caplog: pytest.LogCaptureFi
     headless(tmp_path / "mine.csv", ["How do I do it, please?", "And that?"])
     assert texts(load_prompts(str(tmp_path / "mine.csv"), kind="benign")) == ["How do I do it, please?", "And that?"]
     assert "has no header line" in caplog.text
+    (tmp_path / "folder").mkdir()
+    for number in (1, 2, 10):
+        headless(tmp_path / "folder" / f"category_{number}.csv", [f"Tell me about the number {number}."])
+    prompts = load_prompts(str(tmp_path / "folder"), kind="harmful")
+    assert texts(prompts) == [f"Tell me about the number {number}." for number in (1, 2, 10)]
     write(tmp_path / "named.csv", [{"The text of the prompt": "Q?"}])
     (prompt,) = load_prompts(str(tmp_path / "named.csv"), kind="benign", columns={"prompt": "The text of the prompt"})
     assert prompt.text == "Q?"
