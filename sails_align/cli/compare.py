@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
     args, launching, studies = read_plans(line, prog)
     if args.list_cells:
         with suppress(BrokenPipeError):  # of `| head`
-            print(*names_of(studies), sep="\n", flush=True)
+            print(*names_of(studies, Results(Path(args.output_dir))), sep="\n", flush=True)
         return {}
     folder = refuse_trained(Path(args.output_dir))
     results, n_processes = Results(folder), args.processes or _n_processes(studies)
@@ -66,9 +66,12 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
         started = time.time()
         for study in studies:
             plans = [plan for _, plan in study.plans]
-            tuning = [cell for plan in plans for cell in plan.tuning_cells()]
-            _compute(tuning, results, f"{study.kind}: learning rates", launcher, args.progress)
-            cells = [cell for plan in plans for cell in plan.test_cells(plan.choose(results.all(plan.tuning_cells())))]
+            n_computed = 0
+            while len(tuning := [cell for plan in plans for cell in results.tuning_cells(plan)]) > n_computed:
+                _compute(tuning, results, f"{study.kind}: learning rates", launcher, args.progress)
+                n_computed = len(tuning)  # their results can call for more learning rates
+            tuned = [(plan, results.all(results.tuning_cells(plan))) for plan in plans]
+            cells = [cell for plan, found in tuned for cell in plan.test_cells(plan.choose(found))]
             _compute(cells, results, f"{study.kind}: trainings", launcher, args.progress)
         about = {"seconds_of_the_last_call": round(time.time() - started), "processes": n_processes}
         from sails_align.reporting.report import write_report
@@ -138,9 +141,11 @@ def _show(data: "ReportData", values: dict[str, Any], paths: Sequence[Path]) -> 
         table.add_column(metric.heading, justify="right")
     for row in rows:
         rate = "" if row.learning_rate is None else f"{row.learning_rate:g}"
-        table.add_row(escape(row.run.label), rate, *(interval(row.means[metric.name], metric) for metric in metrics))
+        table.add_row(escape(row.label), rate, *(interval(row.means[metric.name], metric) for metric in metrics))
     console = Console()
     console.print(table)
+    for doubt in (doubt for row in rows for doubt in row.doubts):
+        console.print(f"doubt     {doubt}", highlight=False, soft_wrap=True, markup=False)
     for path in paths:
         console.print(f"{path.name.partition('.')[0]:<10}{path}", highlight=False, soft_wrap=True)
     return values

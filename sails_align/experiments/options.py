@@ -28,6 +28,9 @@ class CompareOptions:
         list(LEARNING_RATES),
         "Grid of learning rates, the same for all methods; the default is for the testbed's small model.",
     )
+    n_extensions: int = option(
+        2, "Learning rates that may be added to the grid of a method whose best one is at an end of it."
+    )
     world: str = option("testbed", "World: testbed, testbed:N, testbed:shared_harm=0, or a folder.")
     n_examples: int | None = option(
         None, "Number of harmful training examples, and of harmless ones; default: 128 (other models: all)."

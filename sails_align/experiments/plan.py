@@ -13,6 +13,7 @@ from sails_align.core.artifacts import content_hash, package_versions
 from sails_align.core.errors import InputError
 from sails_align.core.options import check_least
 from sails_align.experiments.options import LEARNING_RATES
+from sails_align.experiments.tuning import Tuning, beyond_end
 
 Trainer = Literal["none", "sft", "dpo", "rlhf"]
 Part = Literal["validation", "test"]
@@ -21,6 +22,8 @@ FIRST_TUNING_SEED = 1000
 """First seed that learning rates are chosen with; reported seeds are smaller."""
 FORMAT = 2
 """Of a cell's result."""
+CellResults = Mapping[str, Mapping[str, Any]]
+"""Results of cells, by key."""
 _versions = cache(package_versions)  # which reads files, and keys are computed thousands of times
 
 
@@ -165,6 +168,8 @@ class Plan:
 
     runs: tuple[Run, ...] = tuple(RUNS.values())
     learning_rates: tuple[float, ...] = LEARNING_RATES
+    n_extensions: int = 2
+    """How many learning rates may be added to the grid of a run whose best one is at an end of it."""
     n_seeds: int = 5
     n_tuning_seeds: int = 1
     first_seed: int = 0
@@ -182,7 +187,7 @@ class Plan:
             raise InputError(f"a run is named twice ({', '.join(sorted(names))}); name each once")
         if not self.learning_rates or not all(0 < rate < 1 for rate in self.learning_rates):
             raise InputError(f"learning rates are {self.learning_rates}; give numbers between 0 and 1")
-        check_least(self, n_seeds=1, n_tuning_seeds=1)
+        check_least(self, n_seeds=1, n_tuning_seeds=1, n_extensions=0)
         if not 0 <= self.first_seed <= FIRST_TUNING_SEED - self.n_seeds:
             raise InputError(f"first_seed is {self.first_seed}; choose 0 to {FIRST_TUNING_SEED - self.n_seeds}")
 
@@ -191,16 +196,42 @@ class Plan:
         """The reported seeds."""
         return range(self.first_seed, self.first_seed + self.n_seeds)
 
-    def tuning_cells(self) -> list[Cell]:
-        """Return the cells of the validation part: every learning rate of every tuned run."""
-        seeds = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + self.n_tuning_seeds)
+    def tuning_cells(self, results: CellResults | None = None) -> list[Cell]:
+        """Return the cells of the validation part: every learning rate of every tuned run.
+
+        With results also those of the rates that the results call for (see `grid`); with theirs it may be more.
+        """
         return [
-            Cell(run, rate, seed, "validation", self.world, self.measures, self.protocol)
+            cell
             for run in self.runs
             if run.is_tuned
-            for rate in self.learning_rates
-            for seed in seeds
+            for rate in self.grid(run, results or {})
+            for cell in self._tuning_cells(run, rate)
         ]
+
+    def _tuning_cells(self, run: Run, rate: float) -> list[Cell]:
+        seeds = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + self.n_tuning_seeds)
+        return [Cell(run, rate, seed, "validation", self.world, self.measures, self.protocol) for seed in seeds]
+
+    def grid(self, run: Run, results: CellResults) -> tuple[float, ...]:
+        """Return a run's learning rates: the grid, then those added because the best one was at an end of it."""
+        rates = self.learning_rates
+        for _ in range(self.n_extensions):
+            tuning = self._tuning(run, rates, results)
+            beyond = beyond_end(tuning.merits) if tuning is not None and len(tuning.merits) == len(rates) else None
+            if beyond is None:
+                break
+            rates = (*rates, beyond)
+        return rates
+
+    def _tuning(self, run: Run, rates: Sequence[float], results: CellResults) -> Tuning | None:
+        """Return the merits of the rates that have results of all tuning seeds; None if there is no such rate."""
+        by_seed: dict[int, dict[float, float]] = {}
+        for rate in rates:
+            cells = self._tuning_cells(run, rate)
+            for cell in cells if all(cell.key in results for cell in cells) else ():
+                by_seed.setdefault(cell.seed, {})[rate] = merit(results[cell.key])
+        return Tuning(by_seed, len(rates) - len(self.learning_rates)) if by_seed else None
 
     def test_cells(self, chosen: Mapping[str, float]) -> list[Cell]:
         """Return the cells of the test part: every seed of every run, at its chosen learning rate (by run name)."""
@@ -220,21 +251,14 @@ class Plan:
             if not run.is_reference or seed == self.first_seed
         ]
 
-    def merits(self, results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[float, float]]:
-        """Return the mean merit over tuning seeds, by run and learning rate, of the results (by key) that are there."""
-        found: dict[str, dict[float, list[float]]] = {}
-        for cell in self.tuning_cells():
-            if cell.learning_rate is not None and cell.key in results:
-                by_rate = found.setdefault(cell.run.name, {})
-                by_rate.setdefault(cell.learning_rate, []).append(merit(results[cell.key]))
-        return {
-            name: {rate: sum(values) / len(values) for rate, values in by_rate.items()}
-            for name, by_rate in found.items()
-        }
+    def tuning(self, results: CellResults) -> dict[str, Tuning]:
+        """Return how the learning rate of each run is chosen by the results that are there."""
+        found = {run.name: self._tuning(run, self.grid(run, results), results) for run in self.runs if run.is_tuned}
+        return {name: tuning for name, tuning in found.items() if tuning is not None}
 
-    def choose(self, results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    def choose(self, results: CellResults) -> dict[str, float]:
         """Return the learning rate with the highest mean merit of each run, from the results of all tuning cells."""
-        return {name: max(by_rate, key=lambda rate: by_rate[rate]) for name, by_rate in self.merits(results).items()}
+        return {name: tuning.chosen for name, tuning in self.tuning(results).items()}
 
 
 def merit(result: Mapping[str, Any]) -> float:

@@ -55,6 +55,13 @@ class Results:
                 raise InputError(f"{path} is no result of a cell ({error}); delete it to compute it again") from error
         return found
 
+    def tuning_cells(self, plan: Plan) -> list[Cell]:
+        """Return the cells of the validation part, also those that the results there are call for."""
+        cells = plan.tuning_cells()
+        while len(more := plan.tuning_cells(self.all(cells))) > len(cells):
+            cells = more
+        return cells
+
     def complete(self, cells: Sequence[Cell], prefix: str = "") -> dict[str, dict[str, Any]]:
         """Return the results of all cells, by key; messages put the prefix before the name of a cell.
 
@@ -71,7 +78,7 @@ class Results:
 
     def outcome(self, plan: Plan, prefix: str) -> Outcome:
         """Return the results of a plan; see `complete`."""
-        tuned = self.complete(plan.tuning_cells(), prefix)
+        tuned = self.complete(self.tuning_cells(plan), prefix)
         chosen = plan.choose(tuned)
         return Outcome(plan, tuned, self.complete(plan.test_cells(chosen), prefix), chosen)
 
@@ -107,11 +114,14 @@ def compute(cell: Cell, folder: Path) -> dict[str, Any]:
     return run_commands(cell, folder)
 
 
-def names_of(studies: Sequence[Study]) -> Iterator[str]:
-    """Yield the names of all cells: in each plan first those of the validation part, which must be done first."""
+def names_of(studies: Sequence[Study], results: Results) -> Iterator[str]:
+    """Yield the names of all cells: in each plan first those of the validation part, which must be done first.
+
+    Learning rates beyond the grid have cells once results call for them.
+    """
     for study in studies:
         for prefix, plan in study.by_prefix().items():
-            for cell in (*plan.tuning_cells(), *plan.test_cells({})):
+            for cell in (*results.tuning_cells(plan), *plan.test_cells({})):
                 yield prefix + cell.name
 
 
@@ -121,7 +131,7 @@ def cells_named(names: Sequence[str], studies: Sequence[Study], results: Results
     Raises:
         InputError: if a name is unknown, or the learning rate of a cell cannot be chosen yet.
     """
-    known = set(names_of(studies))
+    known = set(names_of(studies, results))
     for name in names:
         if name not in known:
             close = difflib.get_close_matches(name, sorted(known), n=1)
@@ -130,11 +140,11 @@ def cells_named(names: Sequence[str], studies: Sequence[Study], results: Results
             )
     found = []
     for prefix, plan in (item for study in studies for item in study.by_prefix().items()):
-        found += [cell for cell in plan.tuning_cells() if prefix + cell.name in names]
+        found += [cell for cell in results.tuning_cells(plan) if prefix + cell.name in names]
         asked = {cell.run.name for cell in plan.test_cells({}) if prefix + cell.name in names}
         if asked:
             of_runs = replace(plan, runs=tuple(run for run in plan.runs if run.name in asked))
-            chosen = of_runs.choose(results.complete(of_runs.tuning_cells(), prefix))
+            chosen = of_runs.choose(results.complete(results.tuning_cells(of_runs), prefix))
             found += [cell for cell in of_runs.test_cells(chosen) if prefix + cell.name in names]
     return found
 
@@ -161,7 +171,7 @@ def read_plan(path: Path) -> tuple[list[Study], str]:
 
 
 def _plan(stored: Mapping[str, Any]) -> Plan:
-    values = dict(stored)
+    values = {"n_extensions": 0, **stored}  # which earlier plans do not have
     runs = tuple(Run(**{**run, "options": tuple(run["options"])}) for run in values.pop("runs"))
     rates, measures = tuple(values.pop("learning_rates")), Measures(**values.pop("measures"))
     protocol = values.pop("protocol", None)

@@ -156,6 +156,7 @@ def _plan(
     return Plan(
         runs=runs if options.runs is None else tuple(known[name] for name in options.runs),
         learning_rates=tuple(options.learning_rates),
+        n_extensions=options.n_extensions,
         n_seeds=options.n_seeds,
         n_tuning_seeds=options.n_tuning_seeds,
         first_seed=options.first_seed,

@@ -9,7 +9,9 @@ from typing import Any
 
 from sails_align.evaluation.intervals import ANY, Span, over_seeds, span_of_difference
 from sails_align.evaluation.metrics import METRICS, Metric
+from sails_align.experiments.doubts import FallenSeed, fallen_seeds
 from sails_align.experiments.plan import Plan, Run, helpfulness, merit
+from sails_align.experiments.tuning import Tuning
 
 Result = Mapping[str, Any]
 SAFETY = ("safety_rate_in_distribution", "safety_rate_out_of_distribution", "safety_rate")
@@ -98,6 +100,29 @@ class Row:
     """By metric."""
     n_unscored: int
     """Number of unscored responses of all seeds."""
+    by_seed: Mapping[int, Mapping[str, float | None]]
+    """Each seed's own numbers, by metric."""
+    tuning: Tuning | None = None
+    """How its learning rate was chosen."""
+
+    @property
+    def fallen_seeds(self) -> list[FallenSeed]:
+        """The seeds that have fallen apart; a model that is evaluated as it is has none."""
+        return [] if self.run.trainer == "none" else fallen_seeds(self.by_seed)
+
+    @property
+    def label(self) -> str:
+        """The run's label, marked if seeds have fallen apart."""
+        return f"{self.run.label} (falls apart)" if self.fallen_seeds else self.run.label
+
+    @property
+    def doubts(self) -> list[str]:
+        """What makes its numbers doubtful, in sentences."""
+        found = [] if self.tuning is None else self.tuning.doubts()
+        if self.fallen_seeds:
+            told = "; ".join(map(str, self.fallen_seeds))
+            found.insert(0, f"its seeds fall apart, so that its means describe no model: {told}")
+        return [f"{self.run.label}: {doubt}." for doubt in found]
 
     def to_json(self) -> dict[str, Any]:
         """Return the row of `results.json`."""
@@ -109,6 +134,13 @@ class Row:
             "learning_rate": self.learning_rate,
             "means": {name: asdict(mean) for name, mean in self.means.items()},
             "n_unscored": self.n_unscored,
+            "by_seed": {
+                str(seed): {name: value for name, value in of.items() if value is not None}
+                for seed, of in self.by_seed.items()
+            },
+            "tuning": self.tuning and self.tuning.to_json(),
+            "fallen_seeds": [asdict(fallen) for fallen in self.fallen_seeds],
+            "doubts": self.doubts,
         }
 
 
@@ -141,15 +173,23 @@ class Outcome:
     @cached_property
     def rows(self) -> list[Row]:
         """A row for each run, in the plan's order."""
-        return [self._row(run, list(self.by_run[run.name].values())) for run in self.plan.runs]
+        return [self._row(run, self.by_run[run.name]) for run in self.plan.runs]
 
-    def _row(self, run: Run, results: Sequence[Result]) -> Row:
-        means = {
-            metric.name: mean_of([value_of(result, metric.name) for result in results], metric.span)
-            for metric in REPORTED
+    @cached_property
+    def tuning(self) -> dict[str, Tuning]:
+        """How the learning rate of each tuned run was chosen."""
+        return self.plan.tuning(self.tuned)
+
+    def _row(self, run: Run, results: Mapping[int, Result]) -> Row:
+        by_seed = {
+            seed: {metric.name: value_of(result, metric.name) for metric in REPORTED}
+            for seed, result in results.items()
         }
-        rates = [result["numbers"].get(name) for result in results for name in ("safety_rate", "over_refusal_rate")]
-        return Row(run, self.chosen.get(run.name), means, sum(rate["n_unscored"] for rate in rates if rate))
+        means = {metric.name: mean_of([of[metric.name] for of in by_seed.values()], metric.span) for metric in REPORTED}
+        names = ("safety_rate", "over_refusal_rate")
+        rates = [result["numbers"].get(name) for result in results.values() for name in names]
+        n_unscored = sum(rate["n_unscored"] for rate in rates if rate)
+        return Row(run, self.chosen.get(run.name), means, n_unscored, by_seed, self.tuning.get(run.name))
 
     def difference(self, name: str, reference: str) -> dict[str, Mean]:
         """Return a run minus a reference run, by metric, paired by seed."""
@@ -183,7 +223,7 @@ class Outcome:
     def fronts(self) -> list["Front"]:
         """Return the front of each run with a grid of learning rates."""
         found: dict[str, dict[int, list[Point]]] = {}
-        for cell in self.plan.tuning_cells():
+        for cell in self.plan.tuning_cells(self.tuned):
             if cell.key in self.tuned:
                 of_seed = found.setdefault(cell.run.name, {}).setdefault(cell.seed, [])
                 of_seed.append(_point(self.tuned[cell.key]))

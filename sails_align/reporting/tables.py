@@ -22,7 +22,7 @@ def levels_grid(rows: Sequence[Row], metrics: Sequence[Metric], title: str) -> G
     lines = []
     for row in rows:
         rate = "–" if row.learning_rate is None else f"{row.learning_rate:g}"
-        lines.append(entries(row.run.label, rate, *(interval(row.means[metric.name], metric) for metric in metrics)))
+        lines.append(entries(row.label, rate, *(interval(row.means[metric.name], metric) for metric in metrics)))
     return Grid([title, "learning rate", *(metric.heading for metric in metrics)], lines)
 
 

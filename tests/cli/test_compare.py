@@ -8,21 +8,25 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from made_results import result
 from paths import RECIPES, ROOT
 
 from sails_align.cli import compare as comparing
 from sails_align.core.errors import InputError
+from sails_align.core.files import write_json
 from sails_align.experiments.launchers import Local
-from sails_align.experiments.plan import RUNS, Measures, Plan, Run
+from sails_align.experiments.plan import RUNS, Cell, Measures, Plan, Run
 from sails_align.experiments.results import Results, read_plan
 from sails_align.experiments.runner import run_jobs
 
 SMALL = ["--n_examples", "16", "--n_prompts", "8", "--n_attacked", "2", "--n_capability", "4"]
 SMALL += ["--learning_rates", "1e-3", "1e-2", "--n_seeds", "2", "--progress", "false"]
-SMALL += ["--examples", "8", "--n_side_seeds", "1"]
+SMALL += ["--examples", "8", "--n_side_seeds", "1", "--n_extensions", "0"]
 RUN_NAMES = ["--runs", "base", "sft-lora", "sft-sails", "dpo-full"]
 
 
@@ -95,6 +99,56 @@ def test_every_number_of_the_report_comes_from_a_cell(finished: Path) -> None:
         for row in values["rows"]:
             assert f"{100 * row['means']['correct_answer_rate']['value']:.1f}" in text
         assert "sails compare --runs base" in text
+
+
+def test_a_grid_is_extended_and_the_report_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    computed: list[str] = []
+
+    def compute(cells: Sequence[Cell], results: Results, *_: Any) -> None:
+        """Write results in place of trainings: full DPO is the better, the higher its rate, but one seed is broken."""
+        for cell in cells:
+            if not results.path(cell).is_file():
+                computed.append(cell.name)
+                broken = (cell.run.name, cell.seed) == ("dpo-full", 1)
+                safety = 0.5 + (cell.learning_rate or 0) * (1 if cell.run.name == "dpo-full" else -1)
+                write_json(results.path(cell), {"cell": {}, **result(safety, 0.0 if broken else 0.9)})
+
+    monkeypatch.setattr(comparing, "_compute", compute)
+    argv = [
+        "--runs",
+        "dpo-full",
+        "sft-full",
+        "--n_seeds",
+        "3",
+        "--learning_rates",
+        "1e-3",
+        "3e-3",
+        "1e-2",
+        "--progress",
+    ]
+    values = comparing.main([*argv, "false", "--output_dir", str(tmp_path / "run")])
+    rates = [name.split("/")[2] for name in computed if name.startswith("validation/dpo-full")]
+    assert rates == ["0.001", "0.003", "0.01", "0.03", "0.1"]
+    assert not any(name.startswith("validation/sft-full/0.1") for name in computed)
+    rows = {row["run"]: row for row in values["rows"]}
+    assert values["chosen"] == {"dpo-full": 0.1, "sft-full": 1e-4}
+    assert rows["dpo-full"]["tuning"]["grid"] == [1e-3, 3e-3, 1e-2, 3e-2, 0.1]
+    assert rows["dpo-full"]["tuning"]["is_at_end"]
+    assert [fallen["seed"] for fallen in rows["dpo-full"]["fallen_seeds"]] == [1]
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert "| DPO, full (falls apart) |" in report
+    for text in (capsys.readouterr().out, report):
+        assert "its learning rate 0.1 is at the end of the grid" in text
+        assert "seed 1 has correct answers (%) 0.0 (median 90.0)" in text
+    n_computed = len(computed)
+    again = comparing.main([*argv, "false", "--output_dir", str(tmp_path / "run")])
+    assert (again["rows"], len(computed)) == (values["rows"], n_computed)
+    assert comparing.report_main(["--output_dir", str(tmp_path / "run")])["rows"] == values["rows"]
+    capsys.readouterr()
+    comparing.main([*argv, "false", "--output_dir", str(tmp_path / "run"), "--list_cells", "true"])
+    assert "validation/dpo-full/0.1/1000" in capsys.readouterr().out.split()
 
 
 @pytest.mark.slow

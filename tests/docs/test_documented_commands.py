@@ -24,7 +24,7 @@ from sails_align.evaluation.options import (
     RunArguments,
 )
 from sails_align.experiments.options import ReportOptions
-from sails_align.experiments.results import names_of
+from sails_align.experiments.results import Results, names_of
 from sails_align.experiments.studies import read_plans
 from sails_align.saes.options import SAETrainingOptions
 from sails_align.steering.options import SteeringOptions
@@ -98,14 +98,14 @@ def evaluations(document: str) -> list[tuple[str, list[str]]]:
 
 
 @pytest.mark.parametrize("path", DOCUMENTS)
-def test_evaluations(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluations(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     for name, options in evaluations(path):
         if name == "attack":
             assert parse_attack(options, "sails attack").method == options[0]
         elif name == "compare":
             args, _, studies = read_plans(CommandLine.read(options), None)
-            assert set(args.cell or ()) <= set(names_of(studies))
+            assert set(args.cell or ()) <= set(names_of(studies, Results(tmp_path)))
         else:
             CommandLine.read(options).parse(CLASSES[name])
 

@@ -208,7 +208,7 @@ def test_commands_that_could_not_be_given_are_told_before_the_first(
 
 def test_names_of_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     studies = studies_of(tmp_path, monkeypatch, "--examples", "8", n_seeds=1)
-    assert list(names_of(studies)) == [
+    assert list(names_of(studies, Results(tmp_path))) == [
         "validation/sft-lora/0.001/1000",
         "validation/sft-lora/0.01/1000",
         "validation/sft-sails/0.001/1000",

@@ -96,5 +96,22 @@ def test_nothing_known_is_no_number():
 
 def test_merits_are_by_run_and_rate():
     results = {cell.key: result(cell.learning_rate, 0.0, cell.seed) for cell in PLAN.tuning_cells()}
-    found = PLAN.merits(results)
-    assert found["sft-lora"] == {rate: pytest.approx(rate / 2) for rate in PLAN.learning_rates}
+    found = PLAN.tuning(results)
+    assert found["sft-lora"].merits == {rate: pytest.approx(rate / 2) for rate in PLAN.learning_rates}
+
+
+def test_a_seed_that_answers_nothing_right_is_told(values, results):
+    broken = next(cell for cell in PLAN.test_cells(CHOSEN) if cell.run.name == "sft-lora" and cell.seed == 2)
+    results[broken.key] = result(values["sft-lora"][2], 0.0, 2)
+    rows = {row.run.name: row for row in outcome(results).rows}
+    assert rows["sft-lora"].label == "SFT, LoRA (falls apart)"
+    assert rows["sft-lora"].doubts == [
+        "SFT, LoRA: its seeds fall apart, so that its means describe no model: seed 2 has correct answers (%) 0.0 "
+        "(median 50.0)."
+    ]
+    told = rows["sft-lora"].to_json()
+    assert told["fallen_seeds"] == [{"seed": 2, "metric": "correct_answer_rate", "value": 0.0, "median": 0.5}]
+    assert told["by_seed"]["2"]["correct_answer_rate"] == 0.0
+    assert told["by_seed"]["0"]["safety_rate"] == values["sft-lora"][0]
+    assert rows["sft-sails"].doubts == rows["base"].doubts == []
+    assert rows["sft-sails"].label == "SFT, SAILS"

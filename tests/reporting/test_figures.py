@@ -86,7 +86,7 @@ def test_bars_have_a_panel_for_each_run_with_numbers(drawn: list[Figure]) -> Non
 
 def test_the_chosen_learning_rate_is_marked(drawn: list[Figure]) -> None:
     found = outcome("sft-lora")
-    figures.learning_rates(found.plan.merits(found.tuned), found.rows)
+    figures.learning_rates({run: tuning.merits for run, tuning in found.tuning.items()}, found.rows)
     curve, mark = drawn[0].axes[0].lines
     assert list(curve.get_xdata()) == [1e-3, 1e-2]
     assert list(mark.get_xdata()) == [1e-3]

@@ -31,7 +31,7 @@ def make(data: ReportData) -> Iterator[Section]:
     ]
     pictures = [
         figures.fronts(fronts, outcome.rows),
-        figures.learning_rates(outcome.plan.merits(outcome.tuned), outcome.rows),
+        figures.learning_rates({run: tuning.merits for run, tuning in outcome.tuning.items()}, outcome.rows),
     ]
     yield Section("Safety against helpfulness, over learning rates", text, [_grid(fronts)], pictures)
 

@@ -18,6 +18,8 @@ def make(data: ReportData) -> Iterator[Section]:
         _setting(plan),
         *(_of_testbed(plan, rows) if plan.protocol is None else _of_protocol(plan.protocol)),
         f"Responses without a score, of all seeds: {unscored}. They are excluded from all rates.",
+        *(f"Doubt: {doubt}" for row in rows for doubt in row.doubts),
+        *_of_tuning(plan, rows),
     ]
     grid = levels_grid(rows, with_numbers(REPORTED, (row.means for row in rows)), "method")
     yield Section("What each method reaches", text, [grid], [figures.trade_off(rows)])
@@ -33,6 +35,20 @@ def _setting(plan: Plan) -> str:
         "helpfulness (right answers, or what of it is known). Means over seeds with 95% intervals (none below three "
         "seeds)."
     )
+
+
+def _of_tuning(plan: Plan, rows: Sequence[Row]) -> list[str]:
+    """Say how sure the choice of learning rates is."""
+    tuned = [row for row in rows if row.tuning is not None]
+    if not tuned or len(plan.learning_rates) < 2:
+        return []
+    if plan.n_tuning_seeds == 1:
+        return ["Learning rates were chosen with one tuning seed; whether others would choose the same is not known."]
+    spreads = ", ".join(f"{row.run.label} {100 * row.tuning.spread:.1f}" for row in tuned if row.tuning)
+    return [
+        f"Learning rates were chosen with {plan.n_tuning_seeds} tuning seeds. Their highest and lowest mean of safety "
+        f"and helpfulness at the chosen rate differ by (points): {spreads}."
+    ]
 
 
 def _of_testbed(plan: Plan, rows: Sequence[Row]) -> list[str]:

@@ -1,0 +1,51 @@
+"""Tell which seeds of a method have fallen apart, so that its means describe no model.
+
+A seed has fallen apart if it gives next to no right answer (below 5% of the scale of helpfulness), or if its safety or
+its helpfulness is more than 30% of the scale away from the median of three or more seeds.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import median
+
+from sails_align.evaluation.metrics import METRICS
+
+LEAST_HELPFULNESS, FARTHEST = 0.05, 0.3
+LEAST_SEEDS = 3
+HELPFULNESS = ("correct_answer_rate", "helpfulness")
+"""The first that is known counts."""
+
+
+@dataclass(frozen=True)
+class FallenSeed:
+    """A seed whose number is far from that of the others, or from a usable model's."""
+
+    seed: int
+    metric: str
+    value: float
+    median: float
+    """Of all seeds."""
+
+    def __str__(self) -> str:
+        metric, value = METRICS[self.metric], METRICS[self.metric].text(self.value)
+        return f"seed {self.seed} has {metric.heading} {value} (median {metric.text(self.median)})"
+
+
+def fallen_seeds(by_seed: Mapping[int, Mapping[str, float | None]]) -> list[FallenSeed]:
+    """Return the seeds that have fallen apart, from the metrics of each seed."""
+    known = [name for name in HELPFULNESS if any(of.get(name) is not None for of in by_seed.values())]
+    return [fallen for name in ("safety_rate", *known[:1]) for fallen in _fallen(name, by_seed)]
+
+
+def _fallen(name: str, by_seed: Mapping[int, Mapping[str, float | None]]) -> list[FallenSeed]:
+    values = {seed: value for seed, of in by_seed.items() if (value := of.get(name)) is not None}
+    if not values:
+        return []
+    (low, high), middle = METRICS[name].span, median(values.values())
+    far = FARTHEST * (high - low) if len(values) >= LEAST_SEEDS else high - low
+    least = low + LEAST_HELPFULNESS * (high - low) if name in HELPFULNESS else low
+    return [
+        FallenSeed(seed, name, value, middle)
+        for seed, value in values.items()
+        if value < least or abs(value - middle) > far
+    ]

@@ -1,0 +1,36 @@
+"""Which seeds have fallen apart."""
+
+import pytest
+
+from sails_align.experiments.doubts import FallenSeed, fallen_seeds
+
+
+def of_seeds(name: str, *values: float | None, **others: float) -> dict[int, dict[str, float | None]]:
+    return {seed: {name: value, **others} for seed, value in enumerate(values)}
+
+
+@pytest.mark.parametrize(
+    ("by_seed", "fallen"),
+    [
+        (of_seeds("correct_answer_rate", 0.9, 0.85, 0.0, 0.92), [2]),
+        (of_seeds("correct_answer_rate", 0.0), [0]),  # one seed is enough for that
+        (of_seeds("correct_answer_rate", 0.04, 0.03, 0.02), [0, 1, 2]),
+        (of_seeds("correct_answer_rate", 0.9, 0.5, 0.85), [1]),  # far from the median
+        (of_seeds("correct_answer_rate", 0.9, 0.65, 0.85), []),
+        (of_seeds("correct_answer_rate", 0.9, 0.4), []),  # which of the two is the odd one is not known
+        (of_seeds("safety_rate", 0.0, 0.0, 0.0, helpfulness=8.0), []),  # unsafe is not broken
+        (of_seeds("safety_rate", 0.95, 0.2, 0.97, helpfulness=8.0), [1]),
+        (of_seeds("helpfulness", 7.0, 1.2, 7.5, safety_rate=1.0), [1]),
+        (of_seeds("helpfulness", 1.0, None), [0]),
+        (of_seeds("over_refusal_rate", 1.0, 0.0, 0.0), []),  # not known what it answers
+        ({}, []),
+    ],
+)
+def test_fallen_seeds(by_seed: dict[int, dict[str, float | None]], fallen: list[int]) -> None:
+    assert [of.seed for of in fallen_seeds(by_seed)] == fallen
+
+
+def test_right_answers_count_before_scores() -> None:
+    by_seed = of_seeds("correct_answer_rate", 0.9, 0.9, 0.9, helpfulness=1.0)
+    assert fallen_seeds(by_seed) == []
+    assert str(FallenSeed(3, "helpfulness", 1.0, 7.25)) == "seed 3 has helpfulness (1-10) 1.00 (median 7.25)"
