@@ -128,5 +128,6 @@ def attack(options: WrapperArguments, prompts: Sequence[Prompt], setting: Settin
 
 
 def _attacked(prompt: Prompt, messages: tuple[Message, ...], attack: str, meta: Mapping[str, str]) -> Prompt:
-    about = {**prompt.meta, **meta, "attack": attack, "attacked": prompt.id}
+    # HarmBench's classifier is asked about the behavior, which meta has already if the prompt has a context.
+    about = {"behavior": prompt.text, **prompt.meta, **meta, "attack": attack, "attacked": prompt.id}
     return replace(prompt, id=f"{prompt.id}+{attack}", messages=messages, meta=about)

@@ -23,7 +23,7 @@ from sails_align.evaluation.prompts.definitions import COLUMNS, Columns, Part, P
 from sails_align.evaluation.prompts.files import headless, headless_folder, object_in, read_table
 from sails_align.evaluation.prompts.recognize import check_copy, check_count, copy_in, suggestion, suggestion_for_object
 from sails_align.evaluation.prompts.rows import Table, choose_columns, parse, table_of
-from sails_align.evaluation.prompts.sets import PROMPT_SETS
+from sails_align.evaluation.prompts.sets import PROMPT_SETS, find_set
 from sails_align.evaluation.records import Kind, Prompt
 
 logger = logging.getLogger(__name__)
@@ -120,22 +120,17 @@ def load_all(asked: PromptArguments, seed: int, system_prompt: str | None = None
 def _find(name: str) -> tuple[PromptSet | None, str]:
     """Return the known set of a name, if it is one, and the path or hub id of the data."""
     set_name, separator, path = name.partition("=")
-    set_name = _plain(set_name)
-    known = next((known for of_set, known in PROMPT_SETS.items() if _plain(of_set) == set_name), None)
+    known = find_set(set_name)
     if known is not None:
         if separator and not (path and Path(path).expanduser().exists()):
             raise InputError(f"there is no file or folder {path!r}; give the path of a copy of {known.name}")
         return known, path
     if Path(name).expanduser().exists() or ("/" in name and HUB_ID.fullmatch(name)):
         return None, name
-    hint = did_you_mean(name.partition("=")[0].lower().replace("_", "-"), PROMPT_SETS.names())
+    hint = did_you_mean(set_name.lower().replace("_", "-"), PROMPT_SETS.names())
     raise InputError(
         f"there is no prompt set, file or folder {name!r}{hint}\nelse give a path, or the id of a dataset on the hub"
     )
-
-
-def _plain(name: str) -> str:
-    return name.lower().replace("_", "").replace("-", "")
 
 
 def _table(path: str, asked: Mapping[str, str], split: str | None, revision: str | None) -> Table:

@@ -197,3 +197,12 @@ _SETS = (
     ),
 )  # fmt: skip
 PROMPT_SETS = Registry("prompt set", {known.name: known for known in _SETS})
+
+
+def find_set(name: str) -> PromptSet | None:
+    """Return the known set of a name, in which case, hyphens and underscores do not matter; None if there is none."""
+    return next((known for of_set, known in PROMPT_SETS.items() if _letters(of_set) == _letters(name)), None)
+
+
+def _letters(name: str) -> str:
+    return name.lower().replace("_", "").replace("-", "")

@@ -23,7 +23,7 @@ from sails_align.evaluation.judges.make import make_judges
 from sails_align.evaluation.judges.options import JudgeArguments
 from sails_align.evaluation.options import PromptArguments
 from sails_align.evaluation.prompts.load import load_all
-from sails_align.evaluation.prompts.sets import PROMPT_SETS
+from sails_align.evaluation.prompts.sets import find_set
 from sails_align.evaluation.records import Item, Prompt
 from sails_align.experiments.commands import OPTIONS, check
 from sails_align.experiments.reproduction.plan import DATA, Reproduction, is_hh_rlhf
@@ -110,9 +110,9 @@ def repositories(plan: Reproduction) -> dict[tuple[str, str], str]:
     found = {("model", name): "config.json" for name in plan.hub_models}
     for prompts in _asked(plan):
         for name in prompts.prompts:
-            hub_id = PROMPT_SETS.get(name).source.hub_id if name in PROMPT_SETS else None
-            if hub_id is not None and not Path(name).exists():
-                found["dataset", hub_id] = "README.md"
+            known = find_set(name)
+            if known is not None and known.source.hub_id is not None:
+                found["dataset", known.source.hub_id] = "README.md"
     names = [args.script.dataset_name for args in plan.arguments.values()]
     if any(is_hh_rlhf(name) and not Path(str(name)).exists() for name in names):
         found["dataset", DATA] = "README.md"

@@ -27,7 +27,7 @@ def test_a_wrapped_prompt_is_still_that_prompt(name):
     assert wrapped.messages != PROMPT.messages
     assert (REQUEST in wrapped.text) == (name not in REWRITTEN)
     assert (wrapped.kind, wrapped.category) == (PROMPT.kind, PROMPT.category)
-    assert wrapped.meta == {"target": "you can", "attack": name, "attacked": "7"}
+    assert wrapped.meta == {"target": "you can", "attack": name, "attacked": "7", "behavior": REQUEST}
     assert wrapped.id != PROMPT.id
     json.dumps(wrapped.messages)
 
