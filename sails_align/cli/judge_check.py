@@ -37,6 +37,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
     from sails_align.evaluation.cache import Cache
     from sails_align.evaluation.judges.make import make_judges
     from sails_align.evaluation.judges.panel import Panel, fail_if_unscored
+    from sails_align.evaluation.judges.rule_check import check_rules
+    from sails_align.evaluation.judges.rules import RulesJudge
     from sails_align.evaluation.label_files import read_labels
     from sails_align.evaluation.labels import check_judges, fooled
     from sails_align.testbed.judge_attacks import attack_items, oracle_items
@@ -50,6 +52,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
         judges = make_judges(who, [item.prompt for item in labelled.items])
         panel = Panel(judges, cache, retry_failed=run.retry_unscored, progress=run.progress)
         metrics, rows = check_judges(panel, labelled, known.labels)
+        if RulesJudge.name in judges:
+            metrics["rules"] = check_rules(labelled)
         metrics["fooled"] = fooled(rows) if known.labels == "attacks" else {}
         write_rows(folder / "verdicts.jsonl", rows)
         write_json(folder / "metrics.json", metrics)
@@ -77,6 +81,8 @@ def show(metrics: Mapping[str, Any], source: str) -> None:
                     f"Cohen's kappa{weighted} {'undefined' if kappa is None else f'{kappa:.2f}'}",
                     highlight=False,
                 )
+    if "rules" in metrics:
+        _show_rules(console, metrics["rules"])
     for name, found in metrics["fooled"].items():
         rows = []
         for kind, share in {**found["by_kind"], "all": found["overall"]}.items():
@@ -84,6 +90,24 @@ def show(metrics: Mapping[str, Any], source: str) -> None:
             rows.append([kind, shown, str(share["n"]), str(share["n_unscored"])])
         title = f"{name} under attack: share of responses with too low a score"
         console.print(make_table(title, ["attack", "fooled (%)", "n", "unscored"], rows))
+
+
+def _show_rules(console: Console, found: Mapping[str, Any]) -> None:
+    """Print the outcomes by label, and how far each rule can be trusted."""
+    outcomes = ("refusal", "partial", "compliance")
+    rows = [[label, *(str(counts.get(one, 0)) for one in outcomes)] for label, counts in found["outcomes"].items()]
+    console.print(make_table("rules: outcomes by label", ["label", *outcomes], rows))
+    of_all = found["refusal"]
+    rows = [
+        [name, str(of["n"]), *("" if of[what] is None else f"{of[what]:.2f}" for what in ("precision", "recall"))]
+        for name, of in [("all rules", of_all), *found["by_rule"].items()]
+    ]
+    console.print(make_table("rules: precision and recall of refusals", ["rule", "n", "precision", "recall"], rows))
+    if of_all["cohen_kappa"] is not None:
+        console.print(
+            f"kappa of refusals {of_all['cohen_kappa']:.2f} ({of_all['ci_low']:.2f} to {of_all['ci_high']:.2f})",
+            highlight=False,
+        )
 
 
 def _word(label: float, scale: str) -> str:
