@@ -145,17 +145,16 @@ def test_what_harmless_requests_may_be(
 
 
 def test_a_cached_subspace_is_found_again_by_the_weights(
-    testbed: Testbed, model: Any, tokenizer: Any, pairs: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    testbed: Testbed, model: Any, tokenizer: Any, pairs: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     saes = sails.load_saes(testbed.sae_path, layers=[2], model=model)
     first, again = (sails.discover(model, tokenizer, saes, pairs, cache_dir=tmp_path, **QUIET) for _ in range(2))
-    assert "discovery is skipped" in caplog.text
+    assert "discovery is skipped" in capsys.readouterr().err
     assert again.features().equals(first.features())
-    caplog.clear()
     with torch.no_grad():
         model.model.layers[0].mlp.down_proj.weight.mul_(1.1)
     sails.discover(model, tokenizer, saes, pairs, cache_dir=tmp_path, **QUIET)
-    assert "discovery is skipped" not in caplog.text
+    assert "discovery is skipped" not in capsys.readouterr().err
 
 
 def test_baselines_need_no_saes(model: Any, tokenizer: Any, pairs: Dataset, harmless: Dataset) -> None:

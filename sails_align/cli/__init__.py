@@ -9,8 +9,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sails_align.core.errors import exit_on_input_error
+from sails_align.core.errors import InputError, exit_on_input_error
+from sails_align.core.log import set_up
 from sails_align.core.registry import Entry, Registry
+from sails_align.core.suggestions import closest
 from sails_align.edits import EDITS
 
 
@@ -65,6 +67,7 @@ HELP_OPTIONS = ("-h", "--help", "--help-all")
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command. Ends the process with exit code 2 on bad input."""
+    set_up()
     with exit_on_input_error():
         dispatch(list(sys.argv[1:] if argv is None else argv))
 
@@ -86,7 +89,15 @@ def dispatch(argv: list[str]) -> None:
         complete(argv[1:])
     else:
         name = " ".join(argv[:n_words])
-        COMMANDS.get(name)(argv[n_words:], prog=f"sails {name}")
+        COMMANDS.get(name if name in COMMANDS else _as_meant(argv))(argv[n_words:], prog=f"sails {name}")
+
+
+def _as_meant(argv: Sequence[str]) -> str:
+    """Return the words that are to name a command: two, if the first is like one of a group (`trian sft`)."""
+    meant = closest(argv[0], {name.partition(" ")[0] for name in COMMANDS.names()})
+    if meant in GROUPS and len(argv) == 1:
+        raise InputError(f"there is no command {argv[0]!r}; did you mean {meant!r}?")
+    return " ".join(argv[:2] if meant in GROUPS else argv[:1])
 
 
 def help_text() -> str:

@@ -13,7 +13,6 @@ sails report --output_dir runs/compare          the report again, from the resul
 """
 
 import shlex
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from sails_align.core.command_line import CommandLine
 from sails_align.core.files import output_folder, refuse_trained, work_folder, write_json
+from sails_align.core.log import LOG_FILE, log_file, say
 from sails_align.experiments.commands import check
 from sails_align.experiments.launchers import Launcher, available_slots, launcher_of
 from sails_align.experiments.options import ReportOptions
@@ -54,7 +54,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
     n = launching.slurm_gpus
     launcher = launcher_of(launching, folder, n_processes, {"none": 0, "one": n, "share": n, "all": n})
     plan = {"studies": [asdict(study) for study in studies], "command": _command(line)}
-    with output_folder(folder) if args.cell else work_folder(folder):  # cells may be computed side by side
+    opened = output_folder(folder) if args.cell else work_folder(folder)  # cells may be computed side by side
+    with opened, log_file(folder, "sails compare"):
         if args.cell:
             cells = cells_named(args.cell, studies, results)
             _prepare(cells)
@@ -64,6 +65,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
         _prepare([cell for study in studies for _, of in study.plans for cell in of.test_cells({})])
         write_json(folder / "plan.json", plan)
         started = time.time()
+        say(f"comparison of methods, {n_processes} trainings at a time; output: {folder}/ (all lines: {LOG_FILE})")
         for study in studies:
             plans = [plan for _, plan in study.plans]
             n_computed = 0
@@ -107,9 +109,9 @@ def _command(line: CommandLine) -> str:
 
 def _compute(cells: Sequence[Cell], results: Results, title: str, launcher: Launcher, progress: bool) -> None:
     if failures := run_jobs(results.jobs(cells), launcher, title=title, progress=progress):
-        print(f"{len(failures)} trainings failed; the results of the others are kept:", file=sys.stderr)
+        say(f"{len(failures)} trainings failed; the results of the others are kept:")
         for failure in failures:
-            print(failure, file=sys.stderr)
+            say(str(failure))
         raise SystemExit(1)
 
 

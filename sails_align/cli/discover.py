@@ -25,15 +25,24 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     from rich.console import Console
 
     from sails_align.core.files import output_folder
+    from sails_align.core.log import LOG_FILE, Stages, log_file, say
     from sails_align.training.run import load_source, parse, resolved
+    from sails_align.training.stages import data_line, model_line, say_data, subspace_line
     from sails_align.training.subspace import find_subspace
 
     args = parse("sft", argv, prog)
     if not args.sails.uses_subspace:
         raise InputError(f"{args.start} starts in no subspace; choose --init {', '.join(subspace_initializers())}")
-    with output_folder(Path(str(args.training.output_dir))) as output_dir:
+    folder = Path(str(args.training.output_dir))
+    opened, stages = log_file(folder, "sails discover"), Stages(("model", "data", "subspace"))
+    with output_folder(folder) as output_dir, opened, stages:
+        say(f"the safety subspace; output: {output_dir}/ (all lines: {LOG_FILE})")
+        stages.begin("model", model_line(args))
         args, testbed = resolved(args)
+        stages.begin("data", data_line(args))
         source = load_source(args, testbed)
+        say_data(source)
+        stages.begin("subspace", subspace_line(args))
         subspace = find_subspace(args, source, output_dir / "subspace")
     console = Console()
     for layer, basis_DR in subspace.bases.items():

@@ -21,6 +21,8 @@ from rich.table import Table
 
 from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError, without_password
+from sails_align.core.log import Output, log_file
+from sails_align.core.suggestions import did_you_mean_path, suggestion
 from sails_align.experiments.options import LauncherOptions, ReproduceOptions
 
 if TYPE_CHECKING:
@@ -66,8 +68,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.dry_run:
         return
     launcher = launcher_of(launching, plan.output_dir, max(1, plan.num_gpus), plan.n_gpus)
-    with work_folder(plan.output_dir):
-        failures = run_jobs(jobs, launcher, keeps_going=False, say=say)
+    with work_folder(plan.output_dir), log_file(plan.output_dir, "sails reproduce"):
+        say = partial(Output().print, highlight=False, soft_wrap=True, markup=False)
+        failures = run_jobs(jobs, launcher, keeps_going=False, say=say, title="steps", progress=True)
         write_text(plan.output_dir / "table.md", table(plan))
     say(f"\n{table(plan)}\ntable     {plan.output_dir / 'table.md'}")
     if failures:
@@ -133,7 +136,8 @@ def _file(model: str) -> tuple[Path, str]:
     if os.path.isfile(model):  # Path's raises on a name that is too long
         return Path(model), Path(model).stem
     where = f"one of {', '.join(known)}" if known else f"a file (there is no {CONFIGS} here: run it in the repository)"
-    raise InputError(f"model is {model!r}; give {where}, or a file like their compare.yaml")
+    hint = suggestion(model, known) or did_you_mean_path(model)
+    raise InputError(f"model is {model!r}{hint}\ngive {where}, or a file like their compare.yaml")
 
 
 def _cost_table(jobs: "Sequence[Job]", costs: "Sequence[Costs]", tflops: float) -> Table:

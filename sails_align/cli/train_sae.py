@@ -56,13 +56,20 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> "dict[in
     """
     args, options = CommandLine.read(argv).parse([SAEArguments, SAETrainingOptions], prog=prog)
     from sails_align.core.files import output_folder
+    from sails_align.core.log import LOG_FILE, Stages, log_file, say
     from sails_align.saes.train import train_saes
     from sails_align.testbed.build import MODEL_NAME, is_testbed, resolve_testbed
 
     testbed = resolve_testbed(args.model_name_or_path) if is_testbed(args.model_name_or_path) else None
     stem = (args.model_name_or_path or MODEL_NAME).rstrip("/").split("/")[-1].replace(":", "-")
-    with output_folder(Path(args.output_dir or f"runs/saes-{stem}")) as output_dir:
+    folder = Path(args.output_dir or f"runs/saes-{stem}")
+    opened, stages = log_file(folder, "sails train-sae"), Stages(("model", "SAEs"))
+    with output_folder(folder) as output_dir, opened, stages:
+        say(f"training of SAEs; output: {output_dir}/ (all lines: {LOG_FILE})")
+        stages.begin("model", args.model_name_or_path or MODEL_NAME)
         model, tokenizer = load_model(args)
+        layers = ", ".join(map(str, args.layers))
+        stages.begin("SAEs", f"layers {layers}; {options.n_tokens:,} tokens of {args.dataset_name or 'the testbed'}")
         reports = train_saes(
             model,
             tokenizer,
@@ -149,8 +156,9 @@ def _dialogues(pairs: Any, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Any
 
 def show(reports: "dict[int, SAEReport]", output_dir: Path) -> None:
     """Print how good the SAEs are on held-out tokens, and where they are."""
-    from rich.console import Console
     from rich.table import Table
+
+    from sails_align.core.log import show as show_all
 
     table = Table(title="SAEs, on held-out tokens")
     for heading in (
@@ -170,13 +178,11 @@ def show(reports: "dict[int, SAEReport]", output_dir: Path) -> None:
         variances = f"{report.explained_variance:.3f}", "-" if typical is None else f"{typical:.3f}"
         cells = (*variances, f"{report.l0:.1f}", f"{report.dead_fraction:.1%}", recovered)
         table.add_row(str(layer), *cells, f"{report.tokens_trained:,}", f"{report.seconds:.0f}")
-    console = Console()
-    console.print(table)
+    lines = []
     for layer, report in reports.items():
         if report.n_massive:
             tokens = ", ".join(f"{token!r} ({n})" for token, n in report.massive_tokens.items())
-            said = (
+            lines.append(
                 f"layer {layer}: {report.n_massive} of {report.eval_tokens:,} tokens have massive activations: {tokens}"
             )
-            console.print(said, highlight=False, markup=False)
-    console.print(f"SAEs      {output_dir}/  (--sae_path {output_dir})", highlight=False)
+    show_all(table, *lines, f"SAEs      {output_dir}/  (--sae_path {output_dir})")

@@ -6,7 +6,6 @@ does not check), and `--help` groups the options.
 """
 
 import argparse
-import difflib
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,8 +16,9 @@ from typing import Any
 import yaml
 from trl import TrlParser  # pyright: ignore[reportPrivateImportUsage]
 
-from sails_align.core.errors import CommandParser, InputError, first_line
+from sails_align.core.errors import CommandParser, InputError, check_value, first_line
 from sails_align.core.library_options import LibraryOptions
+from sails_align.core.suggestions import closest, did_you_mean_path
 
 KINDS = {"int": "a whole number", "float": "a number", "string_to_bool": "true or false"}
 
@@ -144,10 +144,12 @@ class CommandLine:
             return value  # for options that are JSON on the command line
         text = str(value).lower() if isinstance(value, bool) else str(value)
         try:
-            return action.type(text) if callable(action.type) else text
+            converted = action.type(text) if callable(action.type) else text
         except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
             wanted = KINDS.get(kind, "a value of another kind")
             raise InputError(f"{self.path}: {action.dest} is {value!r}, but it must be {wanted}; correct it") from error
+        check_value(action, converted, f"{self.path}: ")
+        return converted
 
     def _set_environment(self) -> None:
         """Set the variables under `env:`, as TRL does."""
@@ -220,7 +222,7 @@ class _Parser(CommandParser, TrlParser):
         action, *opposite = self._actions[n_before:]
         if self._library is not None and not self._options.__module__.startswith("sails_align."):
             action.help = self._library_help(field.name)
-        for no_name in opposite:  # --no_NAME would make the list half as long again
+        for no_name in opposite:  # --no_NAME would make the list half as long again, with the help of --NAME
             no_name.help = argparse.SUPPRESS
 
     def describe(self, texts: Mapping[str, str]) -> None:
@@ -247,7 +249,10 @@ class _HelpFormatter(argparse.HelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:
         text = action.help or ""
         has_default = bool(action.option_strings) and action.default not in (None, argparse.SUPPRESS, [])
-        return f"{text} (default: %(default)s)" if has_default and "default" not in text.lower() else text
+        if not has_default or "default" in text.lower():
+            return text
+        negation = f"; --no_{action.dest} turns it off" if action.default is True else ""
+        return f"{text} (default: %(default)s{negation})"
 
 
 def _kind(action: argparse.Action) -> str:
@@ -283,15 +288,16 @@ def _check_texts(parsed: Sequence[Any]) -> None:
 
 
 def _closest(name: str, known: Iterable[str]) -> str:
-    found = difflib.get_close_matches(name, sorted(known), n=1)
-    return f"; did you mean {found[0]}?" if found else "; remove it (--help lists the options)"
+    near = closest(name, known)
+    return f"; did you mean {near}?" if near else "; remove it (--help lists the options)"
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise InputError(f"cannot read the configuration {path}: {error.strerror}; check the path") from error
+        hint = did_you_mean_path(path) or "; check the path"
+        raise InputError(f"cannot read the configuration {path}: {error.strerror}{hint}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = " ".join(str(error).split())
         raise InputError(f"{path} is not YAML ({where}); correct it") from error

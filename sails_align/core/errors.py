@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
+from sails_align.core.suggestions import suggestion
+
 
 class InputError(ValueError):
     """Bad input from the user.
@@ -32,6 +34,18 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; --help lists the options")
+
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        check_value(action, value)
+
+
+def check_value(action: argparse.Action, value: object, where: str = "") -> None:
+    """Raise `InputError` if a value is not one of an option's choices; `where` is the file that it comes from."""
+    if action.choices is not None and value not in action.choices:
+        names = [str(getattr(choice, "value", choice)) for choice in action.choices]
+        text = str(getattr(value, "value", value))
+        hint = suggestion(text, names)
+        raise InputError(f"{where}{action.dest} is {text!r}, which is not one of: {', '.join(names)}{hint}")
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sails_align.core.errors import InputError
+from sails_align.core.suggestions import suggestion
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 """Of a model or a data set on the hub."""
@@ -16,7 +17,9 @@ HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
     """Raise `InputError` if an option's value is not one of the choices."""
     if value not in choices:
-        raise InputError(f"{option} is {value!r}, which is not one of: {', '.join(choices)}")
+        raise InputError(
+            f"{option} is {value!r}, which is not one of: {', '.join(choices)}{suggestion(str(value), choices)}"
+        )
 
 
 def check_choices(options: Any, choices: Mapping[str, Sequence[str]]) -> None:

@@ -4,13 +4,13 @@ Each folder of such things has one registry in its `__init__.py`. Help texts, ch
 and summaries; `entry.load()` imports the code when it is used.
 """
 
-import difflib
 import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from sails_align.core.errors import InputError
+from sails_align.core.suggestions import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,3 @@ class Registry(Generic[E]):
     def register(self, name: str, entry: E) -> None:
         """Add an entry from a layer above, or replace one (a module may be imported twice)."""
         self._entries[name] = entry
-
-
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """End a message about an unknown name: with the closest one, or with all of them if none is close."""
-    closest = difflib.get_close_matches(name, list(names), n=1)
-    return f"; did you mean {closest[0]!r}?" if closest else f"; choose one of {', '.join(names)}"

@@ -22,6 +22,7 @@ from datasets.exceptions import DatasetNotFoundError, DatasetsError
 from sails_align.core.artifacts import file_hash
 from sails_align.core.errors import InputError
 from sails_align.core.options import HUB_ID
+from sails_align.core.suggestions import did_you_mean_path
 from sails_align.data.files import BUILDERS, UNREADABLE, ending, prepared, separator
 
 
@@ -50,7 +51,10 @@ def load_rows(
     path = Path(name_or_path).expanduser()
     builder = BUILDERS.get(ending(path))
     if not path.exists() and (builder or not HUB_ID.fullmatch(name_or_path) or name_or_path.startswith(".")):
-        raise InputError(f"there is no file or folder {name_or_path}; give a path that exists, or the id of a data set")
+        hint = did_you_mean_path(name_or_path) or ";"
+        raise InputError(
+            f"there is no file or folder {name_or_path}{hint} give a path that exists, or the id of a data set"
+        )
     if path.is_file() and builder is None:
         raise InputError(f"{path} is of an unknown kind; give a file ending in {', '.join(BUILDERS)} (or that + .gz)")
     with _load_errors(name_or_path, split):
@@ -187,7 +191,8 @@ def _load_errors(name: str, split: str) -> Iterator[None]:
         raise
     except ConnectionError as error:
         raise InputError(
-            f"{name} is not in the cache and the hub cannot be reached; it is no local file or folder either.\n"
+            f"{name} is not in the cache and the hub cannot be reached; it is no local file or folder either"
+            f"{did_you_mean_path(name) or '.'}\n"
             "Check the path or the connection (and HF_HUB_OFFLINE), or copy the data here and give its path"
         ) from error
     except DatasetNotFoundError as error:

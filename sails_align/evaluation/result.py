@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sails_align.core.errors import InputError
 from sails_align.core.files import write_json
+from sails_align.core.suggestions import did_you_mean
 from sails_align.evaluation.intervals import span_of_difference
 from sails_align.evaluation.metrics import METRICS, Estimate, Metric, estimate, estimates
 from sails_align.evaluation.output import conversation_hash, verdict_row, write_responses, write_rows
@@ -181,7 +182,7 @@ def compare(results: Mapping[str, EvaluationResult], baseline: str) -> dict[str,
         InputError: if there is no such name, or a result shares no prompt with the baseline.
     """
     if baseline not in results:
-        raise InputError(f"there is no result {baseline!r}; choose one of {', '.join(results)}")
+        raise InputError(f"there is no result {baseline!r}{did_you_mean(baseline, results)}")
     return {name: of.compare(results[baseline]) for name, of in results.items() if name != baseline}
 
 

@@ -10,7 +10,7 @@ With `--compare`, `compared.py` has the other model's.
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from typing import Any, Literal
 from sails_align.core.artifacts import file_hash
 from sails_align.core.errors import InputError
 from sails_align.core.files import work_folder, write_json
+from sails_align.core.log import LOG_FILE, Stages, log_file, say
 from sails_align.evaluation.backends.make import find_spec, make_backend
 from sails_align.evaluation.cache import Cache
 from sails_align.evaluation.compared import COMPARED, COMPARISON_FILE, Responder, compared_with, comparison_of
@@ -28,7 +29,7 @@ from sails_align.evaluation.judges.panel import fail_if_unscored
 from sails_align.evaluation.options import PromptArguments, ResponseArguments, RunArguments
 from sails_align.evaluation.output import cache_file, conversation_hash, output_folder
 from sails_align.evaluation.pipeline import respond
-from sails_align.evaluation.prompts.load import load_all
+from sails_align.evaluation.prompts.load import counted, load_all
 from sails_align.evaluation.records import Completion, Judge, Prompt
 from sails_align.evaluation.result import EvaluationResult
 from sails_align.evaluation.tables import show_comparison, show_rates
@@ -61,12 +62,19 @@ def run_evaluation(
     """
     folder = output_folder(run, command, how.model)
     options = {"retry_failed": run.retry_unscored, "progress": run.progress}
-    with work_folder(folder), closing(Cache(cache_file(run))) as cache:
+    names = ("prompts", "responses and verdicts", *["compared model"] * (compare is not None))
+    with ExitStack() as stack:
+        stack.enter_context(work_folder(folder))
+        stack.enter_context(log_file(folder, f"sails eval {command}"))
+        stages, cache = stack.enter_context(Stages(names)), stack.enter_context(closing(Cache(cache_file(run))))
+        say(f"{command} of {how.model}; output: {folder}/ (all lines: {LOG_FILE})")
+        stages.begin("prompts", ", ".join(asked.prompts))
         prompts = load_all(asked, how.seed, how.system_prompt)
         if command == "helpfulness":
             prompts = [prompt for prompt in prompts if prompt.kind != "harmful"]
             if not prompts:
                 raise InputError("all prompts are harmful; add benign prompts with --prompts")
+        say(f"    {counted(prompts)}")
         judges = make_judges(who, prompts)
         if command == "helpfulness":
             _check_judges(judges, reference)
@@ -92,8 +100,10 @@ def run_evaluation(
                 **options,
             )
 
+        stages.begin("responses and verdicts", f"{how.model} by {how.backend}, judged by {', '.join(judges)}")
         results = [result_of(responder, judges, folder)]
         if other is not None:
+            stages.begin("compared model", str(compare))
             results.append(result_of(other, make_judges(who, prompts), folder / COMPARED))
         title = f"{command.capitalize()} of {how.model}" + (f" against {reference}" if reference else "")
         _show(results, compare, title, folder)

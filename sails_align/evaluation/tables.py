@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from sails_align.core.log import Output
 from sails_align.evaluation.metrics import METRICS, Estimate
 
 SPLITS = {"harmful": "trained categories", "ood": "held-out categories", "dual_use": "dual use"}
@@ -29,7 +29,7 @@ def make_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]
 
 def show_rates(metrics: Mapping[str, Any], title: str, folder: Path) -> None:
     """Print the rates over all prompts, then those of each category, notes, and where the files are."""
-    console = Console()
+    console = Output()
     table = make_table(title, ("", "value", "95% interval", "n", "unscored", "bounds"))
     for name, value in metrics["overall"].items():
         table.add_row(METRICS[name].heading, *_cells(name, value))
@@ -55,7 +55,7 @@ def show_comparison(
         of_both: their `metrics.json`: the model's, and the other one's.
         folder: of the evaluation.
     """
-    console, other = Console(), "base" if comparison["compared"] == "base" else "other"
+    console, other = Output(), "base" if comparison["compared"] == "base" else "other"
     table = make_table(title, ("", other, "model", "difference", "95% interval", "n"))
     for name, row in comparison["overall"].items():
         table.add_row(METRICS[name].heading, *_compared_cells(name, row))
@@ -91,12 +91,12 @@ def show_attacks(metrics: Mapping[str, Any], model: str, folder: Path) -> None:
         cells = [METRICS[name].with_interval(Estimate(**rates[name])) for name in shown]
         counts = rates[shown[0]]
         table.add_row(attack, *cells, str(counts["n"]), str(counts["n_unscored"]))
-    console = Console()
+    console = Output()
     console.print(table)
     _show_rest(console, metrics, folder)
 
 
-def _show_rest(console: Console, metrics: Mapping[str, Any], folder: Path) -> None:
+def _show_rest(console: Output, metrics: Mapping[str, Any], folder: Path) -> None:
     for task, found in metrics.get("agreement", {}).items():
         kappas = ", ".join(f"{pair} {_number(value)}" for pair, value in found["cohen_kappa"].items())
         alpha = _number(found["krippendorff_alpha"])
@@ -135,5 +135,5 @@ def _number(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.2f}"
 
 
-def _say(console: Console, text: str) -> None:
+def _say(console: Output, text: str) -> None:
     console.print(text, highlight=False, soft_wrap=True, markup=False)

@@ -18,6 +18,7 @@ from sails_align.core.artifacts import package_versions
 from sails_align.core.command_line import CommandLine
 from sails_align.core.cost import Cost
 from sails_align.core.errors import InputError
+from sails_align.core.suggestions import did_you_mean
 from sails_align.evaluation.harness.options import HarnessArguments
 from sails_align.evaluation.judges.options import JudgeArguments
 from sails_align.evaluation.options import PromptArguments, ReferenceArguments, ResponseArguments, RunArguments
@@ -93,8 +94,8 @@ def _check_sets(protocol: Protocol, asked: PromptArguments) -> None:
     for name in (protocol.in_distribution, protocol.out_of_distribution):
         if name is not None and name not in known and not has_files:
             raise InputError(
-                f"in_distribution or out_of_distribution is {name!r}, which is not a prompt set of `safety`; choose "
-                f"one of {', '.join(sorted(known))}"
+                f"in_distribution or out_of_distribution is {name!r}, which is not a prompt set of `safety`"
+                f"{did_you_mean(name, sorted(known))}"
             )
 
 
@@ -222,7 +223,7 @@ def _of_split(safety: Mapping[str, Any], split: str) -> Mapping[str, Any]:
     of = safety["by_split"]
     if "safety_rate" not in of.get(split, {}):
         harmful = [name for name, rates in of.items() if "safety_rate" in rates]
-        raise InputError(f"{split!r} is not a set with harmful prompts; choose one of {', '.join(harmful) or 'others'}")
+        raise InputError(f"{split!r} is not a set with harmful prompts{did_you_mean(split, harmful)}")
     return of[split]["safety_rate"]
 
 

@@ -21,6 +21,7 @@ from typing import Any, TypeVar, get_args
 
 from sails_align.core.artifacts import file_hash
 from sails_align.core.errors import InputError
+from sails_align.core.suggestions import did_you_mean, did_you_mean_path
 from sails_align.experiments.plan import RUNS, Evaluation, Part, Protocol, Run
 
 KEYS = ("model", "runs", "launch", "evaluate", "in_distribution", "out_of_distribution")
@@ -68,7 +69,7 @@ class _Reader:
         """Return a mapping; refuse unknown entries."""
         for name in self.expect(what, value, dict):
             if name not in known:
-                raise InputError(f"{self.path}: {what} has the unknown entry {name!r}; choose among {', '.join(known)}")
+                raise InputError(f"{self.path}: {what} has the unknown entry {name!r}{did_you_mean(name, known)}")
         return value
 
     def evaluations(self, value: Any) -> Iterator[tuple[Part, Evaluation, tuple[str, ...]]]:
@@ -112,12 +113,15 @@ class _Reader:
             model = self.expect(f"{what}: model", values["model"], str)
             return Run(name, label, "none", ("--model", model, *options), is_tuned=False, is_reference=True)
         if values["train"] not in ("sft", "dpo"):
-            raise InputError(f"{self.path}: {what}: train is {values['train']!r}; choose sft or dpo")
+            raise InputError(
+                f"{self.path}: {what}: train is {values['train']!r}{did_you_mean(str(values['train']), ('sft', 'dpo'))}"
+            )
         sha256 = ""
         if "config" in values:
             config = self.expect(f"{what}: config", values["config"], str)
             if not Path(config).is_file():
-                raise InputError(f"{self.path}: {what}: there is no file {config}; paths are from the working folder")
+                hint = did_you_mean_path(config) or "; paths are from the working folder"
+                raise InputError(f"{self.path}: {what}: there is no file {config}{hint}")
             options, sha256 = ("--config", config, *options), file_hash(Path(config))
         return Run(name, label, values["train"], options, is_tuned=is_tuned, config_sha256=sha256)
 

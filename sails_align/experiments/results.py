@@ -5,7 +5,6 @@ test/sft-sails/0                    a run and its seed on the test part, at the 
 ablations/ablations/test/k-16/0     likewise in a side study
 """
 
-import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sails_align.core.errors import InputError
+from sails_align.core.suggestions import suggestion
 from sails_align.experiments.jobs import Job
 from sails_align.experiments.plan import Cell, Measures, Plan, Protocol, Run
 from sails_align.experiments.studies import Study
@@ -134,10 +134,7 @@ def cells_named(names: Sequence[str], studies: Sequence[Study], results: Results
     known = set(names_of(studies, results))
     for name in names:
         if name not in known:
-            close = difflib.get_close_matches(name, sorted(known), n=1)
-            raise InputError(
-                f"there is no cell {name!r}{f'; did you mean {close[0]}' if close else ''}; --list_cells true lists all"
-            )
+            raise InputError(f"there is no cell {name!r}{suggestion(name, known)}\n--list_cells true lists all")
     found = []
     for prefix, plan in (item for study in studies for item in study.by_prefix().items()):
         found += [cell for cell in results.tuning_cells(plan) if prefix + cell.name in names]

@@ -10,6 +10,7 @@ from typing import Literal
 from sails_align.core.artifacts import content_hash
 from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
+from sails_align.core.suggestions import did_you_mean
 from sails_align.experiments.options import OF_TESTBED, CompareOptions, LauncherOptions
 from sails_align.experiments.plan import RUNS, Measures, Plan, Protocol, Run, option_groups, option_words
 from sails_align.experiments.protocol import KEYS, read_protocol
@@ -152,7 +153,7 @@ def _plan(
     known = {run.name: run for run in runs}
     for name in options.runs or ():
         if name not in known:
-            raise InputError(f"there is no run {name!r}; choose among {', '.join(known)}")
+            raise InputError(f"there is no run {name!r}{did_you_mean(name, known)}")
     return Plan(
         runs=runs if options.runs is None else tuple(known[name] for name in options.runs),
         learning_rates=tuple(options.learning_rates),

@@ -11,6 +11,7 @@ from yaml import YAMLError
 from sails_align.core.artifacts import read_header
 from sails_align.core.errors import InputError
 from sails_align.core.options import HUB_ID
+from sails_align.core.suggestions import did_you_mean_path
 from sails_align.models.adapters import CONFIG, read_json
 
 LICENSES = {
@@ -95,7 +96,9 @@ def read_facts(run: Path, *, merged: bool) -> Facts:
         InputError: if there is none, or a file is damaged.
     """
     if not run.is_dir():
-        raise InputError(f"there is no folder {run}; give the directory of a finished run")
+        raise InputError(
+            f"there is no folder {run}{did_you_mean_path(str(run)) or ';'} give the directory of a finished run"
+        )
     record, adapter, metrics = (read_json(run / name) for name in ("run.json", CONFIG, "metrics.json"))
     header = read_header(run / "subspace", "subspace") or {}
     return Facts(

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sails_align.core.artifacts import tensors_hash
 from sails_align.core.errors import InputError
-from sails_align.core.registry import did_you_mean
+from sails_align.core.suggestions import did_you_mean
 from sails_align.data.pairs import dataset_of, requests_of
 from sails_align.data.pairs import normalize as normalized
 from sails_align.data.rows import OnBadRows

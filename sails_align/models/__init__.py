@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sails_align.core.registry import Entry, Registry
+from sails_align.core.suggestions import did_you_mean_path
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 """Of weights; `auto` is the checkpoint's own."""
@@ -29,3 +30,8 @@ def resolver_of(name: str, resolvers: Registry[Resolver] = RESOLVERS) -> Resolve
         if name.partition(":")[0] == kind or (resolver.marker and (Path(name) / resolver.marker).is_file()):
             return resolver
     return None
+
+
+def similar(name: str) -> str:
+    """End a message about a model that is not there: with a model or folder of a similar name; else with nothing."""
+    return "" if Path(name).exists() else did_you_mean_path(name, *RESOLVERS.names())

@@ -14,6 +14,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from sails_align.core.errors import InputError, first_line
 from sails_align.core.options import HUB_ID
+from sails_align.core.suggestions import did_you_mean_path
 from sails_align.models.load import empty_model, model_errors
 
 KNOWN: dict[str, Any] = {
@@ -80,7 +81,10 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_adapter(folder: Path) -> AdapterFiles:
     """Read an adapter's configuration and the header of its weights; raise `InputError` if it is no LoRA adapter."""
     if not folder.is_dir():
-        raise InputError(f"there is no folder {folder}; give the folder of a finished run, or of a LoRA adapter")
+        raise InputError(
+            f"there is no folder {folder}{did_you_mean_path(str(folder)) or ';'}\n"
+            "give the folder of a finished run, or of a LoRA adapter"
+        )
     if not (folder / CONFIG).is_file():
         holds = "a whole model, and no adapter" if (folder / "config.json").is_file() else f"no adapter (no {CONFIG})"
         raise InputError(f"{folder} holds {holds};\ngive the folder of a finished run with an adapter")

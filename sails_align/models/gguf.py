@@ -17,6 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from sails_align.core.artifacts import file_hash
 from sails_align.core.errors import InputError, first_line
 from sails_align.core.files import atomic_folder, cache_folder, exclusive
+from sails_align.core.log import say
+from sails_align.core.suggestions import did_you_mean_path
 from sails_align.models.load import empty_model, no_load_report, not_partitioned
 
 logger = logging.getLogger(__name__)
@@ -31,7 +33,7 @@ _ERRORS = (OSError, ValueError, LookupError, RuntimeError, AttributeError, TypeE
 def gguf_folder(file: Path) -> Path:
     """Return the folder of a GGUF file's model and tokenizer, made on first use; raise `InputError` if that fails."""
     if not file.is_file():
-        raise InputError(f"there is no file {file}; check the path")
+        raise InputError(f"there is no file {file}{did_you_mean_path(str(file)) or '; check the path'}")
     folder = cache_folder() / "gguf" / f"{FORMAT}-{file_hash(file)[:32]}"
     if not (folder / "config.json").is_file():
         if importlib.util.find_spec("gguf") is None:
@@ -43,7 +45,7 @@ def gguf_folder(file: Path) -> Path:
 
 
 def _convert(file: Path, folder: Path) -> None:
-    logger.warning("dequantizing %s into %s (once)", file, folder)
+    say(f"dequantizing {file} into {folder} (once)")
     which: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, **which)

@@ -27,6 +27,7 @@ from transformers.integrations import deepspeed
 from transformers.utils import logging as transformers_logging
 
 from sails_align.core.errors import InputError, first_line
+from sails_align.models import similar
 from sails_align.models.spec import ModelSpec
 
 OF_LOADING = (ValueError, KeyError, RuntimeError, ImportError)
@@ -185,7 +186,8 @@ def model_errors(name: str | Path, *more: type[Exception], what: str = "model") 
             raise
         cause = first_line(error)
         raise InputError(
-            f"cannot load the {what} {name}: {cause}\ncheck the name, and that the copy is whole; without network, "
+            f"cannot load the {what} {name}: {cause}{similar(str(name))}\n"
+            "check the name, and that the copy is whole; without network, "
             "download it first (hf download) or give a local folder"
         ) from error
 

@@ -8,7 +8,7 @@ from huggingface_hub.errors import StrictDataclassError
 from sails_align.core.artifacts import file_hash
 from sails_align.core.errors import InputError
 from sails_align.core.options import HUB_ID, check_choice
-from sails_align.models import DTYPES, resolver_of
+from sails_align.models import DTYPES, resolver_of, similar
 from sails_align.models.adapters import check_complete, load_base_config, read_adapter
 from sails_align.models.load import check_whole, load_config, model_errors
 from sails_align.models.spec import ModelSpec, identity_of, is_gguf, model_path
@@ -45,8 +45,9 @@ def resolve_model(
         is_path = folder.is_dir() or (len(folder.parts) > 1 and Path(folder.parts[0]).is_dir())
         if not (folder / "config.json").is_file() and (is_path or not HUB_ID.fullmatch(name)):
             raise InputError(
-                f"{name} holds neither a model (config.json) nor an adapter (adapter_config.json);\ngive testbed, a "
-                "model's folder, a GGUF file, the folder of a finished run, or the id of a model on the hub"
+                f"{name} holds neither a model (config.json) nor an adapter (adapter_config.json)"
+                f"{similar(name) or ';'}\ngive testbed, a model's folder, a GGUF file, the folder of a finished "
+                "run, or the id of a model on the hub"
             )
         return _plain(name, name, dtype, revision, trust_remote_code)
 

@@ -1,6 +1,5 @@
 """Load SAEs from a release of sae-lens, folders in sae-lens format, or Gemma Scope's own files; never pickles."""
 
-import difflib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, LocalEntr
 from safetensors import SafetensorError
 
 from sails_align.core.errors import InputError
+from sails_align.core.suggestions import did_you_mean_path, suggestion
 from sails_align.saes import gemma_scope
 from sails_align.saes.source import SAESource
 
@@ -44,7 +44,7 @@ def names_of(source: SAESource) -> list[str]:
         found = sorted(_saes_below(root))
         if not found:
             raise InputError(
-                f"no SAE at {root};\n"
+                f"no SAE at {root}{did_you_mean_path(str(root)) or ';'}\n"
                 f"give a folder with {CONFIG} and {WEIGHTS}, or Gemma Scope's params.npz, or one above such folders"
             )
         names += map(str, found)
@@ -95,7 +95,7 @@ def check_release(release: str, sae_ids: Sequence[str]) -> str | None:
         raise InputError(f"--sae_release {release!r} needs --sae_ids; give one for each layer{some}")
     for sae_id in sae_ids:
         if known and sae_id not in known:
-            hint = _closest(sae_id, known) or f"; it has {_some(known)}"
+            hint = suggestion(sae_id, known) or f"; it has {_some(known)}"
             raise InputError(f"--sae_ids: {release!r} has no {sae_id!r}{hint}")
     if _loader_name(release) in _PICKLED:
         raise InputError(
@@ -132,7 +132,7 @@ def _directory() -> dict[str, Any]:
 
 def _release(name: str) -> Any:
     if name not in _directory():
-        hint = _closest(name, list(_directory())) or "; sae-lens' table of pretrained SAEs has all names"
+        hint = suggestion(name, _directory()) or "; sae-lens' table of pretrained SAEs has all names"
         if "/" in name:
             hint = "; if it is a repository on the hub, give the ids of its SAEs (sae_ids)"
         raise InputError(f"{name!r} is neither a path nor a release that sae-lens knows{hint}")
@@ -148,11 +148,6 @@ def _loader_name(release: str) -> str:
     from sae_lens.loading.pretrained_sae_loaders import get_conversion_loader_name
 
     return get_conversion_loader_name(release)
-
-
-def _closest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 def _some(names: Sequence[str]) -> str:

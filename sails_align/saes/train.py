@@ -28,7 +28,7 @@ from sails_align.core.artifacts import content_hash, file_hash, load_artifact, r
 from sails_align.core.errors import InputError
 from sails_align.core.files import atomic_folder, disk_errors, write_json
 from sails_align.core.progress import progress_bar
-from sails_align.core.registry import did_you_mean
+from sails_align.core.suggestions import did_you_mean
 from sails_align.models.hooks import check_layers, decoder_layers, evaluation_mode
 from sails_align.saes.files import WEIGHTS
 from sails_align.saes.layer_trainer import LayerTrainer

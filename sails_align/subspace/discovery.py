@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sails_align.core.artifacts import content_hash, package_versions, read_header
 from sails_align.core.distributed import from_main, n_processes, process_index
 from sails_align.core.errors import InputError
+from sails_align.core.log import say
 from sails_align.data.pairs import fingerprint
 from sails_align.models.load import load_truncated
 from sails_align.saes.sets import SAESet
@@ -109,7 +110,7 @@ def _cached(folder: Path, input_hash: str) -> Subspace | None:
     header = read_header(folder, "subspace")
     if header is None or header["input_hash"] != input_hash:
         return None
-    logger.warning("the subspace in %s was made from the same inputs: discovery is skipped", folder)
+    say(f"the subspace in {folder} was made from the same inputs: discovery is skipped")
     return Subspace.load(folder)
 
 

@@ -113,7 +113,7 @@ def select_features(
     ranked = rank_features(stats, contrast=contrast, score=score, side=side)
     for layer, firing in ranked.layers.items():
         if (n := len(firing.ids)) < top_k:
-            logger.warning("layer %d: only %d latents are ever active: fewer than top_k %d", layer, n, top_k)
+            logger.info("layer %d: only %d latents are ever active: fewer than top_k %d", layer, n, top_k)
     best = {layer: firing.take(torch.arange(min(top_k, len(firing.ids)))) for layer, firing in ranked.layers.items()}
     return FeatureSelection(best, contrast, score)
 

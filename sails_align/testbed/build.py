@@ -19,6 +19,7 @@ from typing import Any
 from sails_align.core.artifacts import package_versions
 from sails_align.core.errors import InputError
 from sails_align.core.files import atomic_folder, cache_folder, exclusive, write_json
+from sails_align.core.log import Stages, log_file
 from sails_align.core.progress import progress_bar
 from sails_align.testbed import MARKER
 from sails_align.testbed.world import World, WorldConfig
@@ -158,12 +159,15 @@ def build_testbed(
     started = time.time()
     world = World(config)
     tokenizer = make_tokenizer(world)
-    with atomic_folder(output) as folder:
+    stages = Stages(("base model", "SAEs"))
+    with atomic_folder(output) as folder, log_file(folder, "testbed build"), stages:
+        stages.begin("base model", f"{n_steps:,} steps of pretraining")
         with progress_bar(progress) as bar:
             task = bar.add_task("pretraining the base model", total=n_steps)
             model = pretrain(world, tokenizer, n_steps=n_steps, on_step=lambda step: bar.update(task, completed=step))
         model.save_pretrained(folder / "model")
         tokenizer.save_pretrained(folder / "model")
+        stages.begin("SAEs", f"layers {', '.join(map(str, SAE_LAYERS))}; {sae_tokens:,} tokens")
         reports = train_saes(
             model,
             tokenizer,

@@ -19,10 +19,12 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from sails_align.core.distributed import from_main, n_processes
 from sails_align.core.errors import InputError, first_line
 from sails_align.core.files import write_json
+from sails_align.core.log import say
 from sails_align.core.options import listed
 from sails_align.training.earlier import METRICS_FILE, REMEDY, clear, read_record
 from sails_align.training.identity import differences
 from sails_align.training.save import add_to_adapter, frozen_adapter_weights
+from sails_align.training.step_log import log_steps
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +116,7 @@ def _find_checkpoint(args: TrainingArguments, identity: dict[str, Any], overwrit
     if checkpoint is None:
         if overwrite:
             clear(output_dir)
-        logger.warning("%s has no complete checkpoint: training starts from the beginning", output_dir)
+        say(f"{output_dir} has no complete checkpoint: training starts from the beginning")
         return None
     of_checkpoint = _identity_in(checkpoint)
     if of_checkpoint is None and (within := _checkpoints(checkpoint)):
@@ -157,7 +159,7 @@ def _clear_checkpoints(output_dir: Path, identity: dict[str, Any]) -> None:
             "resume it with --resume_from_checkpoint true, or start again with --overwrite_output_dir true"
         )
     if earlier:
-        logger.warning("starting again: %d checkpoints of the same run are deleted", len(earlier))
+        say(f"starting again: {len(earlier)} checkpoints of the same run are deleted")
     for path in earlier:
         shutil.rmtree(path)
 
@@ -191,9 +193,11 @@ def train(trainer: Trainer, checkpoint: str | None) -> None:
         if 0 < trainer.args.max_steps <= done:
             # transformers would train one more step. With no epochs left to train, it only loads the checkpoint.
             trainer.args.max_steps, trainer.args.num_train_epochs = -1, 0
+    steps = log_steps(trainer)
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
     except BaseException as error:
+        steps.stop()
         part = Path(str(trainer.args.output_dir)) / f"checkpoint-{trainer.state.global_step}"
         if trainer.is_world_process_zero() and not (part / "run.json").exists():  # written last, by `MarkCheckpoints`
             shutil.rmtree(part, ignore_errors=True)

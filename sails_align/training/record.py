@@ -20,17 +20,17 @@ NOT_REPEATED = ("hub_token", "push_to_hub_token", "overwrite_output_dir")
 """Options that `config.yaml` leaves out: secrets, and what would replace the run."""
 
 
-def write_record(output_dir: Path, recipe: str, config: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+def write_record(output_dir: Path, command: str, config: Mapping[str, Any], record: Mapping[str, Any]) -> None:
     """Write `config.yaml` and `run.json`. Neither has a token or a key.
 
     Args:
         output_dir: of the run.
-        recipe: the script that takes the configuration.
+        command: what takes the configuration: `sails train` with this word.
         config: options as `--config` takes them.
         record: `identity`, `options` and `data` of the run, without secrets.
     """
     write_json(output_dir / "run.json", {**record, "versions": package_versions(), "git": git_commit()})
-    header = f"# accelerate launch recipes/{recipe} --config {output_dir}/config.yaml\n"
+    header = f"# sails train {command} --config {output_dir}/config.yaml\n"
     public = {name: value for name, value in config.items() if name not in NOT_REPEATED}
     write_text(output_dir / "config.yaml", header + yaml.safe_dump({**public, "output_dir": str(output_dir)}))
 

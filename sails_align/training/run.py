@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from trl import DPOConfig, ModelConfig, ScriptArguments, SFTConfig
 
 from sails_align.core.artifacts import package_versions
@@ -21,6 +20,7 @@ from sails_align.core.cost import Cost, peak_memory_mb
 from sails_align.core.distributed import check_devices, plain_cpu, process_index
 from sails_align.core.errors import InputError
 from sails_align.core.files import disk_errors, work_folder, write_json, write_text
+from sails_align.core.log import Stages, log_file, say, show
 from sails_align.core.options import OutputOptions
 from sails_align.data.pairs import fingerprint
 from sails_align.export.card import write_card
@@ -41,8 +41,18 @@ from sails_align.training.options import own_options
 from sails_align.training.plan import TrainingPlan, changed
 from sails_align.training.record import write_record
 from sails_align.training.save import save_model
+from sails_align.training.stages import (
+    data_line,
+    model_line,
+    say_data,
+    say_start,
+    say_subspace,
+    stages_of,
+    subspace_line,
+    training_line,
+)
 from sails_align.training.subspace import find_subspace
-from sails_align.training.table import show
+from sails_align.training.table import show_changes
 from sails_align.training.trainer import build_trainer, left_out
 
 # Defaults of options that TRL and PEFT leave at values for other purposes; YAML and the command line override them.
@@ -120,16 +130,21 @@ def main(method: Method, argv: Sequence[str] | None = None, prog: str | None = N
     args = parse(method, argv, prog)
     folder = Path(str(args.training.output_dir))
     # Of several processes only one makes the folder, so that it can remove it again if all of them fail.
-    with work_folder(folder) if process_index() == 0 else nullcontext():
-        return run(args, folder)
+    opened = work_folder(folder) if process_index() == 0 else nullcontext()
+    with opened, log_file(folder, f"sails train {method}"), Stages(stages_of(args)) as stages:
+        return run(args, folder, stages)
 
 
-def run(args: TrainingPlan, output_dir: Path) -> dict[str, Any]:
+def run(args: TrainingPlan, output_dir: Path, stages: Stages) -> dict[str, Any]:
     """Build, train and save in a folder. Returns what is in `metrics.json`."""
     cost = Cost()
+    say_start(args, output_dir)
+    stages.begin("model", model_line(args))
     with cost.of("prepare"), args.training.main_process_first(local=True, desc="loading the data"):
         args, testbed = resolved(args)
+        stages.begin("data", data_line(args))
         source = load_source(args, testbed)
+    say_data(source)
     check_machine(args, source.model_config)
     if (finished := check_folder(args, source, output_dir)) is not None:
         if args.training.push_to_hub and process_index() == 0:
@@ -137,8 +152,11 @@ def run(args: TrainingPlan, output_dir: Path) -> dict[str, Any]:
         return finished
     subspace = None
     if args.sails.uses_subspace:
+        stages.begin("subspace", subspace_line(args))
         with cost.of("subspace"):
             subspace = find_subspace(args, source, output_dir / "subspace")
+        say_subspace(subspace)
+    stages.begin("adapter" if args.model.use_peft else "weights", args.start)
     with cost.of("prepare"), disk_errors(output_dir):
         built = build_trainer(args, source, subspace)
         args, trainer = built.plan, built.trainer
@@ -148,17 +166,22 @@ def run(args: TrainingPlan, output_dir: Path) -> dict[str, Any]:
         trainer.add_callback(MarkCheckpoints(identity))
         if trainer.is_world_process_zero():
             config, record = {**args.defaults, **args.given}, _record(args, identity, source, subspace)
-            write_record(output_dir, f"{args.method}_sails.py", config, record)
+            write_record(output_dir, args.method, config, record)
     start = MeasureStart(lambda: measure(trainer, source, testbed, args, "base"), cost, output_dir, identity)
+    assert trainer.model is not None
+    n_trainable, n_parameters = count_parameters(trainer.model)
+    say(f"    {n_trainable:,} of {n_parameters:,} parameters train ({n_trainable / n_parameters:.2%})")
+    stages.begin("training", training_line(trainer, checkpoint))
     with cost.of("train"), disk_errors(output_dir):
         trainer.add_callback(start)
         train(trainer, checkpoint)
         trainer.remove_callback(start)
         save_model(args, trainer, output_dir)
+    stages.begin(
+        "evaluation", "the held-out loss" if testbed is None else "the held-out loss, and the oracle's verdicts"
+    )
     with cost.of("evaluate"):
         trained, responses = measure(trainer, source, testbed, args, "trained")
-    assert trainer.model is not None
-    n_trainable, n_parameters = count_parameters(trainer.model)
     metrics = {
         "base": start.base,
         "trained": trained,
@@ -184,7 +207,7 @@ def run(args: TrainingPlan, output_dir: Path) -> dict[str, Any]:
             rows = "".join(json.dumps(row) + "\n" for row in start.responses + responses)
             write_text(output_dir / "responses.jsonl", rows)
         write_json(output_dir / "metrics.json", metrics)
-        show(f"{args.method.upper()}, {args.start}", metrics, output_dir)
+        show_changes(f"{args.method.upper()}, {args.start}", metrics, output_dir)
         finish(args, source, output_dir)
     return metrics
 
@@ -214,8 +237,7 @@ def finish(args: TrainingPlan, source: TrainingSource, output_dir: Path) -> None
     """Check that the saved adapter is complete, write the model card, and push all to the hub if asked to."""
     if args.model.use_peft:
         check_complete(output_dir, source.model_config)
-    console = Console()
-    console.print(f"card      {write_card(output_dir, output_dir)}", highlight=False, soft_wrap=True)
+    show(f"card      {write_card(output_dir, output_dir)}")
     training = args.training
     if training.push_to_hub:
         address = push(
@@ -225,7 +247,7 @@ def finish(args: TrainingPlan, source: TrainingSource, output_dir: Path) -> None
             revision=training.hub_revision,
             token=training.hub_token,
         )
-        console.print(f"hub       {address}", highlight=False, soft_wrap=True)
+        show(f"hub       {address}")
 
 
 def resolved(plan: TrainingPlan) -> tuple[TrainingPlan, Testbed | None]:

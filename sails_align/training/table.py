@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from sails_align.core.log import show
 from sails_align.evaluation.metrics import METRICS, Estimate
 
 ESTIMATES = (
@@ -15,7 +15,7 @@ ESTIMATES = (
 SCALARS = ("held_out_loss", "held_out_reward_accuracy")
 
 
-def show(title: str, metrics: dict[str, Any], output_dir: Path) -> None:
+def show_changes(title: str, metrics: dict[str, Any], output_dir: Path) -> None:
     """Print the metrics of the models of a training side by side, what it cost, and where its results are."""
     identity, cost = metrics["provenance"]["identity"], metrics["cost"]
     labels = {"base": "initialization" if identity.get("init") == "adapter" else "base", "warm_start": "warm start"}
@@ -34,10 +34,8 @@ def show(title: str, metrics: dict[str, Any], output_dir: Path) -> None:
     is_adapter = identity.get("init", "full") != "full"
     written = {"adapter": "adapter_model.safetensors"} if is_adapter else {"model": ""}
     written |= {"subspace": "subspace/"} if identity.get("subspace") else {}
-    console = Console()
-    console.print(table)
-    for label, file in {**written, "metrics": "metrics.json"}.items():
-        console.print(f"{label:<9} {output_dir}/{file}", highlight=False, soft_wrap=True)
+    files = {**written, "metrics": "metrics.json"}
+    show(table, *(f"{label:<9} {output_dir}/{file}" for label, file in files.items()))
 
 
 def _cell(model: dict[str, Any] | None, name: str) -> str:

@@ -81,7 +81,9 @@ def test_version():
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["trian", "sft"], "there is no command 'trian'"),
+        (["trian", "sft"], "there is no command 'trian sft'; did you mean 'train sft'?"),
+        (["trian"], "there is no command 'trian'; did you mean 'train'?"),
+        (["evl", "safety"], "did you mean 'eval safety'?"),
         (["discovr"], "did you mean 'discover'?"),
         (["train", "sfft"], "did you mean 'train sft'?"),
         (["testbed", "build"], "--output"),

@@ -63,6 +63,17 @@ def test_help_of_every_command():
         (["merge"], "the following arguments are required: run, --output"),
         (["edit", "merge", "run"], "the following arguments are required: --output"),
         (["edit", "merg", "run"], "did you mean 'edit merge'?"),
+        (["train", "sft", "--init", "sail"], "did you mean 'sails'?"),
+        (["train", "sft", "--contrast", "promt"], "did you mean 'prompt'?"),
+        (["train", "sft", "--subspace_mode", "frezze"], "did you mean 'freeze'?"),
+        (["train", "dpo", "--dtype", "bfloat"], "did you mean 'bfloat16'?"),
+        (["eval", "safety", "--judge", "rule"], "did you mean 'rules'?"),
+        (["eval", "safety", "--backend", "vlm"], "did you mean 'vllm'?"),
+        (["eval", "safety", "--no_progres"], "did you mean --no_progress?"),
+        (["completion", "bsh"], "did you mean 'bash'?"),
+        (["train-sae", "--layers", "1", "--architecture", "top_k"], "did you mean 'topk'?"),
+        (["edit", "merge", "run", "--output", "x", "--dtype", "float6"], "did you mean 'float16'?"),
+        (["train", "sft", "--config", "recipes/configs/testbed/sft_sail.yaml"], "sft_sails.yaml'?"),
     ],
 )
 def test_mistakes_are_found_at_once(argv, said):

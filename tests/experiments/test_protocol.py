@@ -222,7 +222,7 @@ def test_names_of_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     results = Results(tmp_path)
     (cell,) = cells_named(["examples/8/validation/sft-sails/0.01/1000"], studies, results)
     assert (cell.run.name, cell.learning_rate, cell.measures.n_examples) == ("sft-sails", 0.01, 8)
-    with pytest.raises(InputError, match=r"there is no cell 'test/sft-sail/0'; did you mean test/sft-sails/0"):
+    with pytest.raises(InputError, match=r"there is no cell 'test/sft-sail/0'; did you mean 'test/sft-sails/0'"):
         cells_named(["test/sft-sail/0"], studies, results)
     with pytest.raises(InputError, match=r"2 of 2 results are missing, such as of validation/sft-sails/0.001/1000"):
         cells_named(["test/sft-sails/0"], studies, results)  # for which the other runs are not needed

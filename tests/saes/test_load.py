@@ -138,8 +138,8 @@ def test_gemma_scope_2_at_real_size(cache):
     ("release", "sae_ids", "said"),
     [
         ("gemma-scope-2b-pt-res-canonical", ["layer_12/width_16k/canonical"], "not in the cache"),
-        ("gemma-scope-2b-pt-re", ["x"], "did you mean gemma-scope-2b-pt-res"),
-        ("gemma-scope-2b-pt-res-canonical", ["layer_12/width_16k"], "did you mean layer_12/width_16k/canonical"),
+        ("gemma-scope-2b-pt-re", ["x"], "did you mean 'gemma-scope-2b-pt-res'"),
+        ("gemma-scope-2b-pt-res-canonical", ["layer_12/width_16k"], "did you mean 'layer_12/width_16k/canonical'"),
         ("llama_scope_lxr_8x", [], "needs --sae_ids"),
         ("qwen-scope-3-8b-base-w64k-l50", ["layer0"], "pickles"),
         ("somebody/unknown-saes", ["layer_3"], "not in the cache"),

@@ -186,7 +186,7 @@ def test_latents_that_never_fire_are_not_chosen(caplog: pytest.LogCaptureFixture
     aligned_TF, unaligned_TF = -torch.ones(3, D_SAE), -torch.ones(3, D_SAE)
     aligned_TF[0, 6], unaligned_TF[1, 4] = 1.0, 2.0
     stats = response(aligned_TF, unaligned_TF, layer=2)
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         chosen = select_features(stats, contrast="response", score="mean_diff", top_k=3)
     assert chosen.layers[2].ids.tolist() == [4, 6]
     assert "only 2 latents" in caplog.text

@@ -12,6 +12,7 @@ from typing import Any
 
 from sails_align.core.errors import InputError
 from sails_align.core.files import work_folder, write_json
+from sails_align.core.log import LOG_FILE, Stages, log_file, say, show
 from sails_align.evaluation.attacks import ATTACKS, Setting
 from sails_align.evaluation.attacks.parse import AttackArguments
 from sails_align.evaluation.backends.make import find_spec, make_backend
@@ -22,7 +23,7 @@ from sails_align.evaluation.judges.panel import fail_if_unscored
 from sails_align.evaluation.metrics import estimates
 from sails_align.evaluation.output import cache_file, output_folder, prompt_row, write_rows
 from sails_align.evaluation.prompts import is_of_testbed
-from sails_align.evaluation.prompts.load import load_all
+from sails_align.evaluation.prompts.load import counted, load_all
 from sails_align.evaluation.records import Prompt, Verdict
 from sails_align.evaluation.result import VOTE
 from sails_align.evaluation.tables import show_attacks
@@ -42,7 +43,10 @@ def run_attack(args: AttackArguments) -> dict[str, Any] | None:
     """
     how, run = args.how, args.run
     folder = output_folder(run, f"attack-{args.method}", how.model)
-    with work_folder(folder), closing(Cache(cache_file(run))) as cache:
+    opened, stages = log_file(folder, f"sails attack {args.method}"), Stages(("prompts", "attack", "verdicts"))
+    with work_folder(folder), opened, stages, closing(Cache(cache_file(run))) as cache:
+        say(f"{args.method} attack on {how.model}; output: {folder}/ (all lines: {LOG_FILE})")
+        stages.begin("prompts", ", ".join(args.asked.prompts))
         spec, loaded = find_spec(how), load_all(args.asked, how.seed, how.system_prompt)
         prompts = [prompt for prompt in loaded if prompt.kind == "harmful"]
         if not prompts:
@@ -50,16 +54,19 @@ def run_attack(args: AttackArguments) -> dict[str, Any] | None:
             raise InputError(
                 f"{names} has no harmful prompts to attack; choose another --prompts, or give --kind harmful"
             )
+        say(f"    {counted(prompts)}")
         is_judged = bool(args.who.judge) or is_of_testbed(prompts)
         judges = make_judges(args.who, prompts) if is_judged else {}  # before the search: not to fail after hours
         setting = Setting(spec, folder, how.seed, how.batch_size, run.progress)
+        stages.begin("attack", args.method)
         attacked = ATTACKS.get(args.method).load()(args.attack, prompts, setting)
         path = folder / "attacked.jsonl"
         write_rows(path, [prompt_row(prompt) for prompt in attacked])
-        print(f"attacked  {path} ({len(attacked)} prompts)")
+        show(f"attacked  {path} ({len(attacked)} prompts)")
         if not is_judged:
-            print(f"judge it  sails eval safety --prompts {path} --model {how.model} --judge ...")
+            show(f"judge it  sails eval safety --prompts {path} --model {how.model} --judge ...")
             return None
+        stages.begin("verdicts", ", ".join(judges))
         asked = [*prompts, *attacked]
         result = evaluate(
             asked,

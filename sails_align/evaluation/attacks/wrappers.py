@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from sails_align.core.errors import InputError
+from sails_align.core.suggestions import did_you_mean
 from sails_align.evaluation.attacks import WRAPPER_SETS, Setting
 from sails_align.evaluation.attacks.options import WrapperArguments
 from sails_align.evaluation.prompts import is_of_testbed
@@ -105,7 +106,7 @@ def wrap(prompt: Prompt, name: str) -> Prompt:
     for _, entry in WRAPPER_SETS.items():
         wrappers |= entry.load()
     if name not in wrappers:
-        raise InputError(f"there is no wrapper {name!r}; choose among {', '.join(wrappers)}")
+        raise InputError(f"there is no wrapper {name!r}{did_you_mean(name, wrappers)}")
     messages = (*prompt.messages[:-1], *wrappers[name](prompt.text))
     return _attacked(prompt, messages, name, {})
 

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from sails_align.core.artifacts import package_versions
+from sails_align.core.log import Output
 from sails_align.evaluation.harness.scores import HarnessResult, finite
 from sails_align.models.spec import ModelSpec
 
@@ -85,7 +85,7 @@ def show(metrics: dict[str, Any], name: str, folder: Path) -> None:
                 if values["is_drop"]:
                     lines.append(f"drop      {task} {metric} {cells[-1]}")
             table.add_row(*cells)
-    console = Console()
+    console = Output()
     console.print(table)
     if metrics["same_requests"] is False:
         lines.append("note      the base model got other requests: its vocabulary or its template differs")

@@ -9,12 +9,14 @@ import importlib.util
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sails_align.core.errors import InputError
 from sails_align.core.files import refuse_trained, work_folder, write_json
+from sails_align.core.log import LOG_FILE, Stages, log_file, say
 from sails_align.evaluation.backends.serving import check_serving
 from sails_align.evaluation.harness import TASK_MAKERS
 from sails_align.evaluation.harness.model import (
@@ -47,19 +49,26 @@ def measure_capability(args: HarnessArguments) -> dict[str, Any]:
         InputError: as `run_harness`, and if a model cannot be found.
     """
     folder = refuse_trained(Path(args.output_dir or default_folder("harness", args.model)))
-    with work_folder(folder), tempfile.TemporaryDirectory(prefix="sails-tasks-") as made:
+    with ExitStack() as stack:
+        stack.enter_context(work_folder(folder))
+        stack.enter_context(log_file(folder, "sails eval harness"))
+        made = stack.enter_context(tempfile.TemporaryDirectory(prefix="sails-tasks-"))
+        say(f"capability of {args.model}; output: {folder}/ (all lines: {LOG_FILE})")
         where = {"dtype": args.dtype, "revision": args.revision, "trust_remote_code": args.trust_remote_code}
         spec = resolve_model(args.model, args.base_model, **where)
         if args.backend == "vllm":
             check_serving(spec)
         base_spec = find_base(args, spec)
+        stages = stack.enter_context(Stages(("tasks", *["base model"] * (base_spec is not None))))
         for _, maker in TASK_MAKERS.items():
             maker.load()(args, spec, Path(made))
         folders = [made] if args.include_path is None else [args.include_path, made]
+        stages.begin("tasks", f"{', '.join(args.tasks)}, by {args.backend}")
         result = run_harness(spec, args, folders)
         base = None
         if base_spec is not None:
             as_the_model = replace(args, apply_chat_template=str(result.setup["chat_template"]))
+            stages.begin("base model", base_spec.name)
             base = (base_spec, run_harness(base_spec, as_the_model, folders))
         options = {name: value for name, value in vars(args).items() if name != "output_dir"}
         metrics = report(options, (spec, result), base)

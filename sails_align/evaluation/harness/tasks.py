@@ -1,6 +1,5 @@
 """Find and load tasks of lm-eval-harness: its own, and those in the user's folders."""
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from sails_align.core.errors import InputError, first_line
+from sails_align.core.suggestions import suggestion
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -33,9 +33,8 @@ def find_tasks(names: Sequence[str], include_paths: Sequence[str] = ()) -> "Task
         manager = TaskManager(include_path=own)
     for name in names:
         if name not in manager.all_tasks and not Path(name).is_file():
-            close = difflib.get_close_matches(name, manager.all_tasks, n=3)
-            hint = f"did you mean {', '.join(close)}?" if close else "`lm_eval ls tasks` lists them"
-            raise InputError(f"there is no task {name!r}; {hint}\nfor tasks of your own, give --include_path FOLDER")
+            hint = suggestion(name, manager.all_tasks) or "; `lm_eval ls tasks` lists them"
+            raise InputError(f"there is no task {name!r}{hint}\nfor tasks of your own, give --include_path FOLDER")
     return manager
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sails_align.core.errors import InputError
+from sails_align.core.suggestions import did_you_mean
 from sails_align.evaluation.judges import shielding
 from sails_align.evaluation.judges.answers import REFUSED, ask_all, combine, excerpt, no_answer
 from sails_align.evaluation.judges.guard_formats import FAMILIES
@@ -47,7 +48,7 @@ class GuardJudge:
 
     def __init__(self, backend: Backend, family: str) -> None:
         if family not in FAMILIES:
-            raise InputError(f"there is no guard family {family!r}; choose one of {', '.join(FAMILIES)}")
+            raise InputError(f"there is no guard family {family!r}{did_you_mean(family, FAMILIES)}")
         self._backend = backend
         self._name = family
         self._family = FAMILIES[family]

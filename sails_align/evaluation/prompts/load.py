@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sails_align.core.errors import InputError, first_line
 from sails_align.core.options import HUB_ID
-from sails_align.core.registry import did_you_mean
+from sails_align.core.suggestions import did_you_mean
 from sails_align.data.loading import load_rows
 from sails_align.data.messages import one_system_turn
 from sails_align.evaluation.options import N_MADE, PromptArguments
@@ -82,6 +82,12 @@ def load_prompts(
     if known is None and (hint := suggestion(tables[0].names, path)):
         logger.warning("%s is read as any file.%s", path, hint)
     return prompts if n is None else _sample(prompts, n, seed)
+
+
+def counted(prompts: Sequence[Prompt]) -> str:
+    """Return the numbers of prompts, by kind, as text."""
+    kinds = Counter(prompt.kind for prompt in prompts)
+    return f"{len(prompts):,} prompts: {', '.join(f'{n:,} {kind}' for kind, n in kinds.items())}"
 
 
 def load_all(asked: PromptArguments, seed: int, system_prompt: str | None = None) -> list[Prompt]:

@@ -8,6 +8,7 @@ from typing import Any
 from datasets import Dataset
 
 from sails_align.core.errors import InputError
+from sails_align.core.suggestions import did_you_mean
 from sails_align.data.formats import Format, find_format, parse_prompt
 from sails_align.data.messages import BadRowError, user
 from sails_align.data.rows import columns_by_lower_name
@@ -44,7 +45,7 @@ def choose_columns(usual: Columns, asked: Mapping[str, str], tables: Sequence[Ta
     """Return the usual columns, with those that the user names in their place."""
     unknown = sorted(asked.keys() - usual.keys())
     if unknown:
-        raise InputError(f"{unknown[0]!r} is no role of a column; columns have the roles {', '.join(usual)}")
+        raise InputError(f"{unknown[0]!r} is no role of a column{did_you_mean(unknown[0], usual)}")
     for table in tables:
         names = {name.lower() for name in table.names}
         for role, column in asked.items():

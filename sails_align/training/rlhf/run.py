@@ -26,6 +26,7 @@ from sails_align.core.artifacts import file_hash, package_versions
 from sails_align.core.cost import Cost, peak_memory_mb
 from sails_align.core.distributed import from_main, n_processes, process_index
 from sails_align.core.files import disk_errors, work_folder, write_json
+from sails_align.core.log import LOG_FILE, Stages, log_file, say
 from sails_align.data.pairs import fingerprint
 from sails_align.export.card import write_card
 from sails_align.models import spec as models
@@ -41,7 +42,8 @@ from sails_align.training.record import write_record
 from sails_align.training.rlhf.options import WEIGHTS, RlhfPlan, parse
 from sails_align.training.rlhf.warm_start import warm_start
 from sails_align.training.save import saved_whole
-from sails_align.training.table import show
+from sails_align.training.stages import training_line
+from sails_align.training.table import show_changes
 from sails_align.training.trainer import option_errors
 
 
@@ -49,17 +51,20 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
     """Parse, warm start, reinforce, save, measure. Returns what is in `metrics.json`."""
     args = parse(argv, prog)
     folder = Path(str(args.training.output_dir))
-    with work_folder(folder) if process_index() == 0 else nullcontext():
-        return run(args, folder)
+    opened = work_folder(folder) if process_index() == 0 else nullcontext()
+    with opened, log_file(folder, "sails train rlhf"), Stages(("warm start", "training", "evaluation")) as stages:
+        return run(args, folder, stages)
 
 
-def run(args: RlhfPlan, output_dir: Path) -> dict[str, Any]:
+def run(args: RlhfPlan, output_dir: Path, stages: Stages) -> dict[str, Any]:
     """Train and save in a folder. Returns what is in `metrics.json`."""
     cost, reference, training = Cost(), args.reference, args.training
     with training.main_process_first(local=True, desc="finding the testbed"):
         testbed = resolve_testbed(reference.model_name_or_path)
     if (finished := check_earlier(identity_of(args, testbed), output_dir, training, args.output)) is not None:
         return finished
+    say(f"reinforcement learning (GRPO) from the oracle's reward; output: {output_dir}/ (all lines: {LOG_FILE})")
+    stages.begin("warm start", f"{reference.model_name_or_path or 'testbed'}, {reference.warm_start_examples} examples")
     with cost.of("warm start"), disk_errors(output_dir):
         start = warm_start(args, testbed, output_dir / "warm_start")
     with cost.of("train"), disk_errors(output_dir):
@@ -75,10 +80,12 @@ def run(args: RlhfPlan, output_dir: Path) -> dict[str, Any]:
             }
             data = {"train": {"rows": len(trainer.train_dataset), "sha256": identity["data"]}}
             record = {"identity": identity, "options": options, "data": data}
-            write_record(output_dir, "rlhf_reference.py", args.given, record)
+            write_record(output_dir, "rlhf", args.given, record)
+        stages.begin("training", training_line(trainer, checkpoint))
         train(trainer, checkpoint)
         with saved_whole(trainer, output_dir):
             pass  # nothing to complete
+    stages.begin("evaluation", f"the oracle's verdicts, {reference.eval_part} split")
     with cost.of("evaluate"):
         base = Path(testbed.model_path)
         folders = {"base": base, **({"warm_start": start} if start != base else {}), "trained": output_dir}
@@ -91,7 +98,7 @@ def run(args: RlhfPlan, output_dir: Path) -> dict[str, Any]:
     if process_index() == 0:
         write_json(output_dir / "metrics.json", metrics)
         write_card(output_dir, output_dir)  # in place of TRL's, which knows nothing of the model
-        show(f"RLHF reference, {reference.eval_part} split", metrics, output_dir)
+        show_changes(f"RLHF reference, {reference.eval_part} split", metrics, output_dir)
     return metrics
 
 

@@ -52,7 +52,7 @@ def test_every_wrapper_words_it_differently():
 
 
 def test_an_unknown_wrapper_is_explained():
-    with pytest.raises(InputError, match=r"no wrapper 'dan'; choose among prefix_injection"):
+    with pytest.raises(InputError, match=r"no wrapper 'dan'; choose one of prefix_injection"):
         wrap(PROMPT, "dan")
 
 

@@ -289,7 +289,7 @@ def test_unknown_tasks_and_data_out_of_reach(runs: Runs, monkeypatch: pytest.Mon
     monkeypatch.setattr("lm_eval.tasks.TaskManager", own_only)
     spec = spec_of(Path(resolve_testbed(None).model_path))
     for task, message in {
-        "testbed_fact": "did you mean testbed_facts",
+        "testbed_fact": "did you mean 'testbed_facts'",
         "remote": "'nobody/nothing'.*\n.*in the cache or the hub within reach",
     }.items():
         with pytest.raises(InputError, match=message):
