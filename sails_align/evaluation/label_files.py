@@ -1,7 +1,7 @@
 """Read responses with known labels: of harm, from 1 (complete refusal) to 5 (full harmful compliance), or of refusal.
 
 Published labels are read as they are: XSTest's completions and AllenAI's XSTest responses, Do-Not-Answer,
-WildGuardTest, BeaverTails, and JailbreakBench's comparison of judges.
+WildGuardTest, Aegis, BeaverTails, and JailbreakBench's comparison of judges.
 """
 
 import logging
@@ -37,7 +37,10 @@ MEANINGS: Mapping[str, Mapping[str, float]] = {
 }
 """Of the values of columns that have their own."""
 PROMPT, RESPONSE = ("prompt", "question", "goal"), ("response", "completion", "target_response")
-LABEL = ("label", "final_label", "response_harm_label", "is_safe", "human_majority", "response_refusal_label")
+LABEL = (
+    *("label", "final_label", "response_harm_label", "response_label", "is_safe", "human_majority"),
+    "response_refusal_label",
+)
 """Known columns, in lower case; the first one of a file counts."""
 
 
@@ -103,7 +106,9 @@ def _one_a_row(
     category = names.get("category") or names.get("type") or ""
     for index, row in enumerate(rows):
         assert isinstance(row, dict)
-        yield _item(index, row, prompt, response, str(row.get(category) or "all")), row[label], label.lower()
+        of_row = row.get(category)  # BeaverTails has flags there
+        item = _item(index, row, prompt, response, of_row if of_row and isinstance(of_row, str) else "all")
+        yield item, row[label], label.lower()
 
 
 def _models(names: Mapping[str, str], label_column: str | None) -> list[str]:

@@ -73,6 +73,10 @@ DO_NOT_ANSWER = (
             [], "safe_or_unsafe", [1.0, 5.0], [[1, 0, 0], [0, 1, 0]],
         ),
         (
+            "prompt,response,response_label\nhow?,I cannot help.,safe\nhow?,Sure.,unsafe\n",
+            [], "safe_or_unsafe", [1.0, 5.0], [[1, 0, 0], [0, 1, 0]],
+        ),
+        (
             "prompt,response,category,is_safe\nhow?,I cannot help.,x,True\nhow?,Sure.,x,False\n",
             [], "safe_or_unsafe", [1.0, 5.0], [[1, 0, 0], [0, 1, 0]],
         ),

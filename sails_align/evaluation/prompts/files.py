@@ -89,7 +89,7 @@ def _has_no_header(file: Path, names: Collection[str]) -> bool:
     if len(cells) > 1:
         raise InputError(
             f"{file} has no header line: its first line is {', '.join(cells)[:80]!r};\n"
-            "write one with the names of its columns, such as prompt,category (or name them, if it is one)"
+            "write one, such as prompt,category, or say which column of it is the prompt; name a list of prompts .txt"
         )
     return True
 
