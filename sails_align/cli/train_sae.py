@@ -92,13 +92,14 @@ def load_model(args: SAEArguments) -> "tuple[PreTrainedModel, PreTrainedTokenize
     """
     import torch
 
-    from sails_align.models.load import load_causal_lm, load_tokenizer
+    from sails_align.models.load import check_vocabulary, load_causal_lm, load_config, load_tokenizer
     from sails_align.models.spec import model_path
     from sails_align.testbed.build import MODEL_NAME
 
     where: dict[str, Any] = {"revision": args.model_revision, "trust_remote_code": args.trust_remote_code}
     name = model_path(args.model_name_or_path or MODEL_NAME)
     tokenizer = load_tokenizer(name, **where)
+    check_vocabulary(tokenizer, load_config(name, **where))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return load_causal_lm(name, dtype=args.dtype, device=device, **where), tokenizer
 

@@ -9,8 +9,9 @@ Shapes: B batch, S sequence.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -19,13 +20,17 @@ import jinja2
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from sails_align.core.errors import InputError
+from sails_align.core.errors import InputError, first_line
 from sails_align.data.messages import Message, assistant, user
 
 TEMPLATES = Path(__file__).parent / "templates"
 """Templates that come with the package, each known by its name: `human_assistant`."""
 MARK = "\ue000text\ue000"  # private-use characters: not white space, so no template trims them, and in no real text
 
+TEMPLATE_ERRORS = (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What a chat template raises: it is a program of the user's, and fails as programs do."""
+APART = "\u200b"
+"""Zero-width space, put into special tokens that stand in texts."""
 PROBE = [user("How are you?")]
 
 
@@ -42,6 +47,32 @@ def special_token_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Return the ids of all special tokens: BOS, EOS, padding, and added ones such as `<start_of_turn>`."""
     added = (token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special)
     return frozenset([*tokenizer.all_special_ids, *added])
+
+
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
+    """Return a pattern that finds the special tokens of two characters or more in a text; None if there are none."""
+    return _pattern(tuple(map(str, tokenizer.convert_ids_to_tokens(sorted(special_token_ids(tokenizer))))))
+
+
+@cache
+def _pattern(tokens: tuple[str, ...]) -> re.Pattern[str] | None:
+    longest_first = sorted((token for token in tokens if len(token) > 1), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+
+
+def as_text(messages: Iterable[Message], control: re.Pattern[str] | None) -> list[Message]:
+    """Return messages whose contents hold no special tokens: an invisible character takes each apart.
+
+    Else a tokenizer makes a control token of what is text: data that quotes `</s>` would teach a model to stop there,
+    and a prompt could end its own turn.
+    """
+    if control is None:
+        return list(messages)
+    return [{**message, "content": control.sub(_apart, message["content"])} for message in messages]
+
+
+def _apart(found: re.Match[str]) -> str:
+    return f"{found[0][0]}{APART}{found[0][1:]}"
 
 
 def content_token_mask(tokenizer: PreTrainedTokenizerBase, input_ids: Sequence[int]) -> list[bool]:
@@ -71,19 +102,20 @@ def read_chat_template(path: str) -> str:
 
 def check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise `InputError` if the chat template cannot write a question, and a question with its answer."""
-    _render(tokenizer, PROBE, add_generation_prompt=True)
-    _render(tokenizer, [*PROBE, assistant("Fine.")], add_generation_prompt=False)
+    render(tokenizer, PROBE, add_generation_prompt=True)
+    render(tokenizer, [*PROBE, assistant("Fine.")], add_generation_prompt=False)
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the special tokens that the chat template writes after a response: what training teaches to end with.
+    """Return the special or added tokens that the chat template writes after a response: what training ends with.
 
     None, if the template writes text only. Raises `InputError` if the template fails, or rewrites a response.
     """
     text, _, end = _render_with_span(tokenizer, [*PROBE, assistant("Fine.")], False)
-    special = special_token_ids(tokenizer)
+    special, added = special_token_ids(tokenizer), tokenizer.added_tokens_decoder
     ids: list[int] = tokenizer(text[end:], add_special_tokens=False, verbose=False)["input_ids"]
-    return [token_id for token_id in ids if token_id in special]
+    # Some tokenizers do not call <|im_end|> special; Gemma's have line breaks among their added tokens.
+    return [n for n in ids if n in special or (n in added and added[n].content.strip())]
 
 
 def turn_openers(tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -94,7 +126,7 @@ def turn_openers(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """
     places = [f"{MARK}{place}{MARK}" for place in range(3)]
     messages = [user(places[0]), assistant(places[1]), user(places[2])]
-    text = _render(tokenizer, messages, add_generation_prompt=False)
+    text = render(tokenizer, messages, add_generation_prompt=False)
     special = [str(token) for token in tokenizer.convert_ids_to_tokens(sorted(special_token_ids(tokenizer)))]
     found = []
     for first, second in pairwise(places):
@@ -189,8 +221,9 @@ def _render_with_span(
     tokenizer: PreTrainedTokenizerBase, messages: list[Message], add_generation_prompt: bool
 ) -> tuple[str, int, int]:
     """Return the rendered conversation, and the characters of it that the last message's content spans."""
-    text = _render(tokenizer, messages, add_generation_prompt)
-    marked = _render(tokenizer, [*messages[:-1], {**messages[-1], "content": MARK}], add_generation_prompt)
+    text = render(tokenizer, messages, add_generation_prompt=add_generation_prompt)
+    marks = [*messages[:-1], {**messages[-1], "content": MARK}]
+    marked = render(tokenizer, marks, add_generation_prompt=add_generation_prompt)
     before, mark, after = marked.rpartition(MARK)
     start, end = len(before), len(text) - len(after)
     if not mark or start > end or not text.startswith(before) or not text.endswith(after):
@@ -201,18 +234,27 @@ def _render_with_span(
     return text, start, end
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], add_generation_prompt: bool) -> str:
-    if tokenizer.chat_template is None:
+def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+    """Write a conversation with the chat template; special tokens in its contents stay text.
+
+    Raises `InputError` if there is no chat template, or it fails or refuses the conversation.
+    """
+    if isinstance(tokenizer.chat_template, dict):
+        raise InputError(
+            f"{tokenizer.name_or_path} has several chat templates ({', '.join(tokenizer.chat_template)}), and none is "
+            "the default;\nsave the right one to a file and give it with --chat_template_path FILE"
+        )
+    if not tokenizer.chat_template:
         raise InputError(
             f"the tokenizer of {tokenizer.name_or_path} has no chat template;\n"
             "give one with --chat_template_path FILE, or --chat_template_path human_assistant for a base model"
         )
+    given = as_text(messages, control_tokens(tokenizer))
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
-    # a template is a program of the user's: it fails as programs do
-    except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        return str(tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=add_generation_prompt))
+    except TEMPLATE_ERRORS as error:
         roles = ", ".join(message["role"] for message in messages)
         raise InputError(
-            f"the chat template of {tokenizer.name_or_path} refuses a conversation of {roles}: {error};\n"
+            f"the chat template of {tokenizer.name_or_path} refuses a conversation of {roles}: {first_line(error)};\n"
             "leave such rows out, or give another template with --chat_template_path FILE"
         ) from error

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.utils import is_bitsandbytes_available
+from transformers.utils import GENERATION_CONFIG_NAME, is_bitsandbytes_available
 
 from sails_align.core.artifacts import file_hash
 from sails_align.core.errors import InputError, first_line
@@ -25,6 +25,7 @@ from sails_align.core.files import atomic_folder
 from sails_align.edits.options import MergeOptions
 from sails_align.initializers import leaves_base_alone
 from sails_align.models.adapters import AdapterFiles, check_complete, load_base_config, read_adapter
+from sails_align.models.generation import end_generation, eos_ids, load_generation_config
 from sails_align.models.language_model import copy_processor
 from sails_align.models.load import load_causal_lm, load_tokenizer
 from sails_align.models.quantized import quantization_of, use_one_layout
@@ -218,6 +219,9 @@ def _merge(
     except ValueError as error:  # PEFT's word for values that are not finite
         raise InputError(f"the adapter cannot be merged: {first_line(error)}; train again") from error
     merged_BSV = _logits(merged, ids_BS)
+    # Of the adapter's run, if it says what ends a response; and a base's file that contradicts itself is not saved.
+    has_own = (folder / GENERATION_CONFIG_NAME).is_file()
+    end_generation(merged, eos_ids(load_generation_config(str(folder)) if has_own else merged.generation_config))
     merged.to(dtype).save_pretrained(output)  # pyright: ignore
     return unmerged_BSV, merged_BSV, merged.num_parameters()
 

@@ -52,6 +52,28 @@ def others_in(config: GenerationConfig | None) -> dict[str, Any]:
     return {name: value for name, value in kept.items() if name not in NO_CHOICE and not name.startswith("output_")}
 
 
+def end_generation(model: PreTrainedModel, ends: Sequence[int]) -> None:
+    """Have the tokens that end a response saved with a model, in place.
+
+    transformers refuses to save a configuration that contradicts itself, as Llama 2's did: after the training. Of such
+    a one only the tokens are kept.
+    """
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    base.generation_config.eos_token_id = list(ends) or None
+    if not is_savable(base.generation_config):
+        logger.warning("the model's generation_config.json contradicts itself: of it only the EOS tokens are kept")
+        base.generation_config = neutral_config(list(ends))
+
+
+def is_savable(config: GenerationConfig) -> bool:
+    """Return whether transformers saves a configuration."""
+    try:
+        config.validate(strict=True)
+    except ValueError:
+        return False
+    return True
+
+
 @contextmanager
 def neutral_generation(model: PreTrainedModel, ends: Sequence[int], **more: Any) -> Iterator[None]:
     """Generate within the block as its caller says, whatever the model's generation configuration.

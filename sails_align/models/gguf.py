@@ -11,6 +11,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
@@ -100,7 +101,10 @@ def _turn_end(tokenizer: PreTrainedTokenizerBase) -> str | None:
     if not tokenizer.chat_template:
         return None
     conversation = [{"role": "user", "content": "."}, {"role": "assistant", "content": MARK}]
-    text = str(tokenizer.apply_chat_template(conversation, tokenize=False))
+    try:
+        text = str(tokenizer.apply_chat_template(conversation, tokenize=False))
+    except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        return None  # what uses the template says that it fails
     after = text.rpartition(MARK)[2]
     special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     found = [(after.index(token), -len(token), token) for token in special if token in after]

@@ -57,9 +57,32 @@ def load_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     if chat_template is not None:
         tokenizer.chat_template = chat_template
+    named = tokenizer.chat_template
+    if isinstance(named, dict) and (
+        only := named.get("default", next(iter(named.values())) if len(named) == 1 else None)
+    ):
+        tokenizer.chat_template = only
     if isinstance(tokenizer.chat_template, str):  # a byte order mark would come before each BOS token
         tokenizer.chat_template = tokenizer.chat_template.removeprefix("\ufeff")
     return tokenizer
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
+    """Refuse a tokenizer that makes tokens without an embedding, with an `InputError`.
+
+    A special token counts only if it is EOS, BOS, padding or unknown, or stands in the chat template: Gemma 3's
+    tokenizer has one for images that its small models lack.
+    """
+    n, added = config.get_text_config(decoder=True).vocab_size, tokenizer.added_tokens_decoder
+    named, template = set(tokenizer.all_special_ids), str(tokenizer.chat_template)
+    beyond = {number: token for token, number in tokenizer.get_vocab().items() if number >= n}
+    for number, token in sorted(beyond.items()):
+        if number in named or token in template or not (number in added and added[number].special):
+            raise InputError(
+                f"the tokenizer of {tokenizer.name_or_path} has {len(tokenizer)} tokens, but the model has embeddings "
+                f"for {n}: {token!r} ({number}) has none;\ngive the model's own tokenizer, or a model whose embeddings "
+                "were resized"
+            )
 
 
 def load_causal_lm(
@@ -101,7 +124,9 @@ def load_spec_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model to be evaluated, with its chat template."""
     revision = spec.revision if spec.tokenizer == spec.base else None
     trust, template = spec.trust_remote_code, spec.chat_template
-    return load_tokenizer(spec.tokenizer, revision=revision, trust_remote_code=trust, chat_template=template)
+    tokenizer = load_tokenizer(spec.tokenizer, revision=revision, trust_remote_code=trust, chat_template=template)
+    check_vocabulary(tokenizer, load_config(spec.base, revision=spec.revision, trust_remote_code=trust))
+    return tokenizer
 
 
 def _add_adapter(model: PreTrainedModel, folder: Path) -> Any:

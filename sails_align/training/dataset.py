@@ -1,23 +1,29 @@
 """Load what a training starts from: a model, its tokenizer, and training, contrast and held-out data."""
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
 from datasets import Dataset
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from sails_align.core.distributed import from_main
+from sails_align.core.distributed import from_main, process_index
 from sails_align.core.errors import InputError
-from sails_align.data.loading import load_rows
+from sails_align.data.loading import cache_errors, load_rows
+from sails_align.data.messages import assistant
 from sails_align.data.pairs import AlignmentExamples, fingerprint, normalize
 from sails_align.data.splits import split_by_prompt, without_prompts_of
-from sails_align.data.tokens import check_chat_template, read_chat_template
+from sails_align.data.tokens import as_text, check_chat_template, control_tokens, read_chat_template
 from sails_align.data.transforms import transformed
 from sails_align.models import load
+from sails_align.models.generation import load_generation_config
 from sails_align.models.spec import identity_of
 from sails_align.testbed.build import MODEL_NAME, Testbed
 from sails_align.testbed.data import alignment_data
+from sails_align.training.ends import ResponseEnd, agree_on_end
 from sails_align.training.plan import TrainingPlan
+
+logger = logging.getLogger(__name__)
 
 HELD_OUT, HELPFUL = "held-out data: ", "helpful data: "
 """What the causes of dropped rows begin with."""
@@ -42,6 +48,10 @@ class TrainingSource:
     """Examples for the held-out loss."""
     dropped: dict[str, int]
     """Rows that could not be used, counted by cause."""
+    end: ResponseEnd
+    """What ends a response."""
+    n_quoting: int = 0
+    """Training examples whose texts hold special tokens, which were taken apart (`data.tokens.as_text`)."""
     _identity: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
     """Kept, since hashing large weights takes minutes."""
 
@@ -63,8 +73,29 @@ def load_model_config(plan: TrainingPlan) -> PretrainedConfig:
     Raises:
         InputError: if there is no such model, or it is not cached and the hub cannot be reached.
     """
-    trust = plan.training.trust_remote_code
-    return load.load_config(plan.model_name, revision=plan.model.model_revision, trust_remote_code=trust)
+    return load.load_config(plan.model_name, **_where(plan))
+
+
+def _where(plan: TrainingPlan) -> dict[str, Any]:
+    return {"revision": plan.model.model_revision, "trust_remote_code": plan.training.trust_remote_code}
+
+
+def rows_as_text(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, int]:
+    """Return normalized rows whose texts hold no special tokens (`data.tokens.as_text`), and how many held some."""
+    control = control_tokens(tokenizer)
+
+    def converted(row: dict[str, Any]) -> dict[str, Any]:
+        turns = {name: [assistant(row[name])] for name in ("chosen", "rejected") if row.get(name) is not None}
+        answers = {name: as_text(messages, control)[0]["content"] for name, messages in turns.items()}
+        return {"prompt": as_text(row["prompt"], control), **answers}
+
+    def quotes(row: dict[str, Any]) -> bool:
+        texts = (*(message["content"] for message in row["prompt"]), row["chosen"], row.get("rejected") or "")
+        return control is not None and any(control.search(text) for text in texts)
+
+    n = sum(map(quotes, rows))  # pyright: ignore[reportArgumentType]
+    with cache_errors():
+        return (rows.map(converted, desc="Keeping special tokens text"), n) if n else (rows, 0)
 
 
 def load_tokenizer(plan: TrainingPlan) -> PreTrainedTokenizerBase:
@@ -73,19 +104,19 @@ def load_tokenizer(plan: TrainingPlan) -> PreTrainedTokenizerBase:
     Raises:
         InputError: if it cannot be loaded, or has no chat template or one that fails.
     """
-    trust = plan.training.trust_remote_code
     template = None if plan.chat_template_path is None else read_chat_template(plan.chat_template_path)
-    tokenizer = load.load_tokenizer(
-        plan.model_name, revision=plan.model.model_revision, trust_remote_code=trust, chat_template=template
-    )
+    tokenizer = load.load_tokenizer(plan.model_name, **_where(plan), chat_template=template)
     if not tokenizer.chat_template:
         raise InputError(
             f"the tokenizer of {plan.model_name} has no chat template, which says how a dialogue is written;\n"
             "give one with --chat_template_path (human_assistant suits base models)"
         )
     check_chat_template(tokenizer)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    eos = getattr(plan.training, "eos_token", None)
+    if eos is not None and eos not in tokenizer.get_vocab():
+        raise InputError(f"eos_token is {eos}, which the tokenizer of {plan.model_name} does not have; leave it out")
+    if eos is not None:
+        tokenizer.eos_token = eos
     return tokenizer
 
 
@@ -108,16 +139,28 @@ def load_source(plan: TrainingPlan, testbed: Testbed | None) -> TrainingSource:
         helpful = alignment_data(testbed.world, harmful=False, seed=seed)
         held_out = alignment_data(testbed.world, harmful=True, n=plan.data.eval_examples, part="validation")
     examples = transformed(AlignmentExamples(safety, helpful, train=safety), plan.extras, seed)
+    tokenizer, config = load_tokenizer(plan), load_model_config(plan)
+    end = agree_on_end(tokenizer, load_generation_config(plan.model_name, **_where(plan)))
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    load.check_vocabulary(tokenizer, config)
+    train, n_quoting = rows_as_text(examples.train, tokenizer)
+    if n_quoting and process_index() == 0:
+        logger.warning(
+            "%d training examples hold special tokens of the tokenizer in their texts: they stay text", n_quoting
+        )
     return TrainingSource(
         model_name=plan.model_name,
         name=plan.model_name if testbed is None else MODEL_NAME,
-        tokenizer=load_tokenizer(plan),
-        model_config=load_model_config(plan),
-        safety=examples.safety,
-        helpful=examples.helpful,
-        train=examples.train,
-        held_out=held_out,
+        tokenizer=tokenizer,
+        model_config=config,
+        safety=rows_as_text(examples.safety, tokenizer)[0],
+        helpful=None if examples.helpful is None else rows_as_text(examples.helpful, tokenizer)[0],
+        train=train,
+        held_out=rows_as_text(held_out, tokenizer)[0],
         dropped=dropped,
+        end=end,
+        n_quoting=n_quoting,
     )
 
 

@@ -7,7 +7,7 @@ accelerate launch recipes/dpo_sails.py --config FILE.yaml    anything else
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -222,9 +222,10 @@ def _record(
         "train": {"rows": len(source.train), "sha256": source.data_hash()},
         "held_out": {"rows": len(source.held_out), "sha256": fingerprint(source.held_out)},
         "dropped_rows": source.dropped,
+        "examples_with_special_tokens": source.n_quoting,
     }
     saes = None if subspace is None else subspace.provenance.get("saes")
-    return {"identity": identity, "options": args.to_json(), "data": data, "saes": saes}
+    return {"identity": identity, "options": args.to_json(), "data": data, "saes": saes, "end": asdict(source.end)}
 
 
 def last_drift(logs: Sequence[Mapping[str, Any]]) -> dict[str, float]:

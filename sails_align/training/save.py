@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Trainer
 
+from sails_align.models.generation import eos_ids, neutral_config
 from sails_align.models.language_model import copy_processor
 from sails_align.training.plan import TrainingPlan
 from sails_align.training.trainer import INITIAL_ADAPTER, PAIRS, AlignmentTrainer
@@ -54,7 +55,10 @@ def save_model(args: TrainingPlan, trainer: AlignmentTrainer, output_dir: Path) 
         if trainer.is_world_process_zero():
             assert any(part.glob("*.safetensors")), "engines that save no whole weights are refused with the options"
             add_to_adapter(part, frozen)
-            if not args.model.use_peft:
+            if args.model.use_peft:
+                base = model.get_base_model()
+                neutral_config(eos_ids(base.generation_config)).save_pretrained(str(part))
+            else:
                 copy_processor(str(args.model.model_name_or_path), model.config, part, args.model.model_revision)
             if args.sails.initializer.changes_base:
                 initial = output_dir / INITIAL_ADAPTER

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jinja2
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel, TrainerCallback
@@ -18,6 +19,7 @@ from sails_align.core.errors import InputError, first_line
 from sails_align.data.loading import cache_errors
 from sails_align.data.pairs import to_preference, to_sft
 from sails_align.initializers.adapter import AdapterInit, initialize
+from sails_align.models.generation import end_generation
 from sails_align.models.language_model import freeze_outside_decoder
 from sails_align.models.load import check_whole, load_tokenizer, model_errors
 from sails_align.models.quantized import is_quantized, train_in_float32, trained_values
@@ -74,6 +76,7 @@ def build_trainer(
         trainer, args = _trainer(args, source, subspace, callbacks or [])
     _check_lengths(trainer, source)
     model: Any = trainer.model
+    end_generation(model, source.end.ids)
     if not args.model.use_peft:
         freeze_outside_decoder(model)
     if args.sails.initializer.needs_data:
@@ -103,6 +106,11 @@ def option_errors() -> Iterator[None]:
         yield
     except InputError:
         raise
+    except jinja2.TemplateError as error:
+        raise InputError(
+            f"the chat template refuses an example of the data: {first_line(error)};\n"
+            "leave such rows out, or give another template with --chat_template_path FILE"
+        ) from error
     except (ValueError, TypeError, ImportError) as error:
         raise InputError(f"TRL's trainer cannot be made of these options: {first_line(error)}") from error
 

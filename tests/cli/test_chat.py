@@ -84,7 +84,7 @@ def test_a_system_prompt_stays() -> None:
     assert [message["role"] for message in one.messages] == ["system", "user", "assistant"]
     one.reset()
     assert one.messages == [{"role": "system", "content": "say no"}]
-    with pytest.raises(NoAnswerError, match="the chat template does not take this conversation"):
+    with pytest.raises(NoAnswerError, match="refuses a conversation of"):
         talk(system_prompt="say no")["model"].ask(PROMPT)
 
 

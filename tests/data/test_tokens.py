@@ -16,15 +16,19 @@ from sails_align.core.errors import InputError
 from sails_align.data.loading import load_rows
 from sails_align.data.pairs import normalize
 from sails_align.data.tokens import (
+    APART,
     TokenizedSide,
+    as_text,
     check_chat_template,
     content_token_mask,
+    control_tokens,
     read_chat_template,
     tokenize_prompt,
     tokenize_response,
     turn_end,
     turn_openers,
 )
+from sails_align.evaluation.backends.local_model import encode
 
 QUICK = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 TEMPLATE = (RECIPES / "templates/human_assistant.jinja").read_text()
@@ -190,7 +194,7 @@ def test_response_mask_on_a_real_tokenizer(stories: PreTrainedTokenizerBase, res
     special = [str(stories.decode([token])) for token in stories.all_special_ids]
     if not any(token in response for token in special):
         assert decoded.removeprefix(" ") == response.removeprefix(" ")
-    assert side.input_ids.count(stories.bos_token_id) == 1 + response.count("<s>")
+    assert side.input_ids.count(stories.bos_token_id) == 1
     assert (side.input_ids[-1], side.mask[-1]) == (stories.eos_token_id, False)
 
 
@@ -303,6 +307,22 @@ def test_what_ends_a_turn_and_what_begins_one(template: str, ends: list[str], op
     tokenizer = bigram_tokenizer(template)
     assert tokenizer.convert_ids_to_tokens(turn_end(tokenizer)) == ends
     assert turn_openers(tokenizer) == openers
+
+
+@pytest.mark.parametrize("text", ["a </s> b", "<s>", "</s></s>", "<unk> <s"])
+def test_special_tokens_in_a_text_are_text(stories: PreTrainedTokenizerBase, text: str):
+    """In a prompt, in a response, and in what is asked: no control token comes of them."""
+    turns = [{"role": "user", "content": text}]
+    plain = tokenize_response(stories, [{"role": "user", "content": "a"}], "b", 999)
+    side = tokenize_response(stories, turns, text, 999)
+    for token_id in stories.all_special_ids:
+        assert side.input_ids.count(token_id) == plain.input_ids.count(token_id)
+    assert masked_text(stories, side).replace(APART, "") == text
+    ((asked,)) = encode(stories, [turns], 999)
+    assert asked.count(stories.eos_token_id) == 0
+    assert asked.count(stories.bos_token_id) == 1
+    again = as_text(as_text(turns, control_tokens(stories)), control_tokens(stories))
+    assert again == as_text(turns, control_tokens(stories)) != turns or text == "<unk> <s"
 
 
 def test_the_end_of_gemmas_turn():

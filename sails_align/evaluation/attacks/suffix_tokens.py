@@ -7,11 +7,10 @@ only if its tokens are the same again after conversion to text and the chat temp
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from sails_align.core.errors import InputError
-from sails_align.data.tokens import special_token_ids
+from sails_align.data.tokens import render, special_token_ids
 from sails_align.evaluation.attacks.wrappers import with_suffix
 from sails_align.evaluation.records import Prompt
 
@@ -68,18 +67,7 @@ def make_frame(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, suffix: str, 
 
 
 def _texts_around(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[str, str]:
-    if tokenizer.chat_template is None:
-        raise InputError(
-            f"the tokenizer of {tokenizer.name_or_path} has no chat template, and an attack goes through it;\n"
-            "give a model that has one"
-        )
-    messages = list(with_suffix(prompt, MARK).messages)
-    try:
-        text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    except jinja2.TemplateError as error:
-        raise InputError(
-            f"the chat template of {tokenizer.name_or_path} refuses prompt {prompt.id!r}: {error}; leave it out"
-        ) from error
+    text = render(tokenizer, with_suffix(prompt, MARK).messages, add_generation_prompt=True)
     before, mark, after = text.partition(f" {MARK}")
     if not mark or MARK in after:
         raise InputError(f"the chat template of {tokenizer.name_or_path} rewrites prompt {prompt.id!r}; leave it out")

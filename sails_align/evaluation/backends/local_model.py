@@ -6,10 +6,10 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-from jinja2 import TemplateError
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from sails_align.core.errors import InputError
+from sails_align.core.errors import InputError, first_line
+from sails_align.data.tokens import check_chat_template, render
 from sails_align.evaluation.records import Completion, Conversation
 
 T = TypeVar("T")
@@ -34,14 +34,8 @@ def encode(
         context: tokens of a prompt and its response together, at most.
 
     Raises:
-        InputError: if messages are given and there is no chat template.
+        InputError: if messages are given, and there is no chat template or it fails with any.
     """
-    if tokenizer.chat_template is None and any(not isinstance(conversation, str) for conversation in conversations):
-        raise InputError(
-            f"the tokenizer {tokenizer.name_or_path} has no chat template, so the model cannot be asked anything;\n"
-            "give a model that was tuned for chats, an adapter whose folder has a tokenizer with a template, or a\n"
-            "template by --chat_template_path (human_assistant suits base models)"
-        )
     return [_encode_one(tokenizer, conversation, context) for conversation in conversations]
 
 
@@ -55,9 +49,11 @@ def _encode_one(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, 
     else:
         messages = [dict(message) for message in conversation]
         try:
-            ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        except TemplateError as error:  # Gemma's has no system role, for one
-            return Completion(None, error=f"the chat template does not take this conversation: {error}")
+            text = render(tokenizer, messages, add_generation_prompt=True)
+        except InputError as error:  # Gemma's has no system role, for one
+            check_chat_template(tokenizer)  # one that takes no conversation at all is an error
+            return Completion(None, error=first_line(error))
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     if not 0 < len(ids) < context:
         error = f"the conversation is {len(ids)} tokens long, and the model's context is {context}"
         return Completion(None, error=error)

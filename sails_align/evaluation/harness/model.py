@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from sails_align.core.errors import InputError
+from sails_align.data.tokens import check_chat_template, render
 from sails_align.evaluation.backends.stops import stops_of
 from sails_align.evaluation.backends.vllm_options import adapter_effect, cannot_start, engine_options
 from sails_align.evaluation.harness.options import HarnessArguments
@@ -30,8 +31,10 @@ def uses_chat_template(tokenizer: "PreTrainedTokenizerBase", wanted: str) -> boo
     """Return whether prompts become user turns of the chat template; `auto`: if the tokenizer has one.
 
     Raises:
-        InputError: if it is wanted and there is none.
+        InputError: if it is wanted and there is none, or it fails.
     """
+    if wanted != "false" and tokenizer.chat_template is not None:
+        check_chat_template(tokenizer)
     if wanted == "auto":
         return tokenizer.chat_template is not None
     if wanted == "true" and tokenizer.chat_template is None:
@@ -48,12 +51,10 @@ def check_system(tokenizer: "PreTrainedTokenizerBase", instruction: str) -> None
     Raises:
         InputError: if it does not.
     """
-    from jinja2 import TemplateError
-
     messages = [{"role": "system", "content": instruction}, *PROBE]
     try:
-        rendered = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    except TemplateError:
+        rendered = render(tokenizer, messages, add_generation_prompt=True)
+    except InputError:
         rendered = ""
     if instruction.strip() not in rendered:
         raise InputError(
@@ -76,10 +77,11 @@ def add_bos_token(
     bos = tokenizer.bos_token_id
     if bos is None:
         return None
-    by_template = False
-    if tokenizer.chat_template is not None:
-        ids: Any = tokenizer.apply_chat_template(PROBE, tokenize=True, add_generation_prompt=True, return_dict=False)
-        by_template = bos in ids[:BOS_WITHIN]
+    try:
+        text = render(tokenizer, PROBE, add_generation_prompt=True)
+    except InputError:  # there is no template, or it fails where it is not asked for
+        text = ""
+    by_template = bos in tokenizer(text, add_special_tokens=False)["input_ids"][:BOS_WITHIN]
     by_tokenizer = tokenizer("a")["input_ids"][:1] == [bos]
     if not (by_tokenizer or by_template or any(family in model_type for family in BOS_FAMILIES)):
         return None
