@@ -31,16 +31,14 @@ import torch
 from datasets import disable_progress_bars
 from matplotlib.figure import Figure
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Column, Table
 from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import logging
 
 from sails_align.cli import features as explaining
-from sails_align.cli.discover import layer_table
 from sails_align.core.errors import CommandParser, exit_on_input_error
 from sails_align.core.files import output_folder, write_json
+from sails_align.core.tables import FittedTable
 from sails_align.evaluation.metrics import SAFE
 from sails_align.initializers.random_basis import random_basis
 from sails_align.models.load import load_causal_lm, load_model
@@ -109,7 +107,14 @@ subspace = find_subspace(args, source, given.output_dir / "run" / "subspace")
 onset = subspace.onset
 assert onset is not None
 about = subspace.provenance["features"]["layers"][str(onset)]
-console.print(layer_table(onset, subspace.bases[onset].shape[1], subspace.provenance))
+headings = ("feature", "delta", "active in harmless requests", "active in harmful requests")
+title = (
+    f"layer {onset}: {len(about['ids'])} features -> {subspace.bases[onset].shape[1]} PCA directions; the best features"
+)
+table = FittedTable(title, headings)
+for of in [row for row in subspace.feature_rows() if (row["layer"], row["used_by"]) == (onset, "readers")][:10]:
+    table.add_row(str(of["id"]), f"{of['delta']:+.3f}", percent(of["rate_aligned"]), percent(of["rate_unaligned"]))
+console.print(table)
 separations = {int(layer): value for layer, value in subspace.provenance["separation"].items()}
 best = about["ids"][0]
 tour["discovered"] = {
@@ -140,7 +145,7 @@ HARM_WORDS -= {word for theme in BENIGN_THEMES.values() for word in theme} | set
 texts = list(texts_of(source, 128, args.training.max_length or 1024))
 told = meanings(base, source.tokenizer, saes, {onset: about["ids"][:6]}, texts)
 headings = ("feature", "promotes", "text with the highest activation, up to that token")
-table = Table(*headings, title=f"the features of layer {onset} with the highest scores")
+table = FittedTable(f"the features of layer {onset} with the highest scores", headings, n_texts=3)
 
 
 def up_to_peak(context: Context) -> str:
@@ -150,7 +155,7 @@ def up_to_peak(context: Context) -> str:
 
 
 for meaning in told:
-    table.add_row(str(meaning.id), *map(escape, (" ".join(meaning.promoted), up_to_peak(meaning.contexts[0]))))
+    table.add_row(str(meaning.id), " ".join(meaning.promoted), up_to_peak(meaning.contexts[0]))
 console.print(table)
 n_harm = {meaning.id: len(HARM_WORDS & {word.strip() for word in meaning.promoted}) for meaning in told}
 tour["harm_words_promoted"] = n_harm
@@ -267,9 +272,9 @@ COLUMNS = {
 }
 
 
-def table_of(rows: dict[str, dict[str, float]], title: str) -> Table:
+def table_of(rows: dict[str, dict[str, float]], title: str) -> FittedTable:
     """Show the shares, a row for each model."""
-    table = Table("", *(Column(heading, justify="right") for heading in COLUMNS.values()), title=title)
+    table = FittedTable(title, ("", *COLUMNS.values()))
     for name, numbers in rows.items():
         table.add_row(name, *(percent(numbers[column]) for column in COLUMNS))
     return table
@@ -439,14 +444,15 @@ notice(
 
 # %%
 title = "answers of the base, the steered base and the trained model to the same requests"
-table = Table("request", "base", "steered", "trained", title=title)
+table = FittedTable(title, ("request", "base", "steered", "trained"), n_texts=4)
 for split in (*requests.HARMFUL, *requests.HARMLESS):
     place = next(place for place, row in enumerate(plain_judged) if row["split"] == split)
     columns = (plain_judged[place], with_it_judged[place], now_judged[place])
     table.add_row(f"{plain_judged[place]['prompt']} ({split})", *(row["response"] for row in columns))
 console.print(table)
-numbers = (Column(heading, justify="right") for heading in ("refused", "not helped", "correct"))
-table = Table("set", *numbers, title=f"base -> trained on the four test sets, {N_TEST} requests each")
+table = FittedTable(
+    f"base -> trained on the four test sets, {N_TEST} requests each", ("set", "refused", "not helped", "correct")
+)
 by_set = {
     split: [shares(judged, split) for judged in (plain_judged, now_judged)]
     for split in (*requests.HARMFUL, *requests.HARMLESS)

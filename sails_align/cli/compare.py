@@ -126,24 +126,20 @@ def report_main(argv: Sequence[str] | None = None, prog: str | None = None) -> d
 def _show(data: "ReportData", values: dict[str, Any], paths: Sequence[Path]) -> dict[str, Any]:
     """Print the table and the paths of the files. Returns what is in results.json."""
     from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
 
+    from sails_align.core.tables import FittedTable
     from sails_align.experiments.summary import SHOWN, with_numbers
     from sails_align.reporting.page import interval
 
     plan, rows = data.main.plan, data.main.rows
-    table = Table(
-        title=f"{escape(plan.world)}: means over seeds (n = {plan.n_seeds}), 95% intervals from three seeds on"
-    )
     metrics = with_numbers(SHOWN, (row.means for row in rows))
-    table.add_column("")
-    table.add_column("lr", justify="right")
-    for metric in metrics:
-        table.add_column(metric.heading, justify="right")
+    table = FittedTable(
+        f"{plan.world}: means over seeds (n = {plan.n_seeds}), 95% intervals from three seeds on",
+        ("", "lr", *(metric.heading for metric in metrics)),
+    )
     for row in rows:
         rate = "" if row.learning_rate is None else f"{row.learning_rate:g}"
-        table.add_row(escape(row.label), rate, *(interval(row.means[metric.name], metric) for metric in metrics))
+        table.add_row(row.label, rate, *(interval(row.means[metric.name], metric) for metric in metrics))
     console = Console()
     console.print(table)
     for doubt in (doubt for row in rows for doubt in row.doubts):

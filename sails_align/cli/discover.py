@@ -1,36 +1,60 @@
-"""The command `sails discover`: find the subspace that a training with the same options starts in, save and show it."""
+"""The command `sails discover`: find the subspace that a training with the same options starts in, save and explain it.
+
+sails discover                                       the testbed
+sails discover --config FILE.yaml --output_dir DIR   anything else
+
+DIR/subspace/       the subspace, for --subspace_path; a training with the same options in DIR uses it
+DIR/discovered.json every chosen feature: the tokens that it promotes, and the texts in which it is most active
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sails_align.cli.train import check_options
 from sails_align.core.errors import InputError
+from sails_align.core.options import check_least, option
 from sails_align.initializers import subspace_initializers
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from sails_align.core.tables import FittedTable
+    from sails_align.subspace.basis import Subspace
 
-SHOWN_FEATURES = 10
-"""Features of a layer that are printed; all of them are in the artifact."""
+DISCOVERED = "discovered.json"
+USERS = {"all": "", "readers": ", for modules that read", "writers": ", for modules that write"}
+
+
+@dataclass(frozen=True)
+class ShownOptions:
+    """What is printed."""
+
+    n_texts: int = option(256, "Number of harmful texts, and of harmless ones, to find top contexts in.")
+    n_shown: int = option(5, f"Number of features of a layer to print; {DISCOVERED} has all.")
+
+    def __post_init__(self) -> None:
+        check_least(self, n_texts=1, n_shown=0)
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Find the safety subspace, save it and show it.
 
     Raises:
-        InputError: as `training.run.parse`, `load_source` and `find_subspace`.
+        InputError: as `training.run.parse`, `load_source`, `find_subspace` and `explain_subspace`.
     """
-    check_options("sft", argv, prog)
+    (shown,) = check_options("sft", argv, prog, ShownOptions)
     from rich.console import Console
 
-    from sails_align.core.files import output_folder
+    from sails_align.core.command_line import CommandLine
+    from sails_align.core.files import output_folder, write_json
     from sails_align.core.log import LOG_FILE, Stages, log_file, say
+    from sails_align.training.features import explain_subspace
     from sails_align.training.run import load_source, parse, resolved
     from sails_align.training.stages import data_line, model_line, say_data, subspace_line
     from sails_align.training.subspace import find_subspace
 
-    args = parse("sft", argv, prog)
+    line = CommandLine.read(argv)
+    args = parse("sft", [*line.without([ShownOptions]), *([] if line.path is None else ["--config", line.path])], prog)
     if not args.sails.uses_subspace:
         raise InputError(f"{args.start} starts in no subspace; choose --init {', '.join(subspace_initializers())}")
     folder = Path(str(args.training.output_dir))
@@ -44,31 +68,58 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         say_data(source)
         stages.begin("subspace", subspace_line(args))
         subspace = find_subspace(args, source, output_dir / "subspace")
+        features = []
+        if "features" in subspace.provenance and args.sails.saes().named:
+            features = explain_subspace(args, source, subspace, shown.n_texts)
+            write_json(output_dir / DISCOVERED, features)
     console = Console()
-    for layer, basis_DR in subspace.bases.items():
-        console.print(layer_table(layer, basis_DR.shape[1], subspace.provenance), highlight=False)
+    for table in tables_of(subspace, features, shown.n_shown):
+        console.print(table, highlight=False)
     saved = output_dir / "subspace" if args.sails.subspace_path is None else args.sails.subspace_path
-    console.print(f"subspace  {saved}/", highlight=False)
+    console.print(f"subspace  {saved}/", highlight=False, soft_wrap=True)
+    if features:
+        console.print(f"features  {output_dir / DISCOVERED}", highlight=False, soft_wrap=True)
 
 
-def layer_table(layer: int, n_directions: int, provenance: dict[str, Any]) -> "Table | str":
-    """The best features of a layer, if the subspace was made of features, and how many directions it has there."""
-    from rich.table import Table
+def tables_of(subspace: "Subspace", features: Sequence[dict[str, Any]], n_shown: int) -> "list[FittedTable | str]":
+    """Return a table for each layer (and kind of modules), or a line if there are no features."""
+    about, tables = subspace.provenance, []
+    for used_by in dict.fromkeys(feature["used_by"] for feature in features) or ["all"]:
+        bases, kept = subspace.bases, about.get("layers", {})
+        if used_by == "writers" and subspace.writers is not None:
+            bases, kept = subspace.writers, about["writers"]["layers"]
+        for layer, basis_DR in bases.items():
+            of_layer = [of for of in features if (of["layer"], of["used_by"]) == (layer, used_by)]
+            if of_layer:
+                share = kept[str(layer)]["variance_kept"]
+                found = f"{_counted(len(of_layer), 'feature')} -> {_counted(basis_DR.shape[1], 'PCA direction')}"
+                title = f"layer {layer}: {found} ({share:.0%} of their variance){USERS[used_by]}"
+                tables.append(_table(title, of_layer, n_shown))
+            else:
+                tables.append(f"layer {layer}: {_counted(basis_DR.shape[1], 'direction')} ({about.get('method')})")
+    return tables
 
-    directions = f"direction{'' if n_directions == 1 else 's'}"
-    if "features" not in provenance:
-        return f"layer {layer}: {n_directions} {directions} ({provenance['method']})"
-    features = provenance["features"]["layers"][str(layer)]
-    n_kept = len(features["ids"])
-    kept = provenance["layers"][str(layer)]["variance_kept"]
-    table = Table(
-        title=f"layer {layer}: {n_kept} features -> {n_directions} PCA {directions} ({kept:.0%} of their variance)"
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
+def _table(title: str, features: Sequence[dict[str, Any]], n_shown: int) -> "FittedTable":
+    from sails_align.core.tables import FittedTable
+
+    more = len(features) - n_shown
+    return FittedTable(
+        title,
+        ("feature", "delta", "promotes", "most active at the token in brackets"),
+        map(_row, features[:n_shown]),
+        n_texts=4,
+        caption=f"and {more} more, in {DISCOVERED}" if more > 0 else None,
     )
-    for heading in ("feature", "delta", "score", "active, aligned", "active, unaligned"):
-        table.add_column(heading, justify="right")
-    names = ("ids", "delta", "score", "rate_aligned", "rate_unaligned")
-    for feature, delta, score, *rates in list(zip(*(features[name] for name in names), strict=True))[:SHOWN_FEATURES]:
-        table.add_row(str(feature), f"{delta:+.3f}", f"{score:.3f}", *(f"{rate:.1%}" for rate in rates))
-    if n_kept > SHOWN_FEATURES:
-        table.caption = f"and {n_kept - SHOWN_FEATURES} more, in subspace.json"
-    return table
+
+
+def _row(feature: dict[str, Any]) -> Sequence[str]:
+    from sails_align.saes.explain import excerpt
+
+    best = next((excerpt(of["tokens"], of["activations"]) for of in feature["contexts"]), "nowhere")
+    promoted = " ".join(word.strip() for word in feature["promoted"])
+    return str(feature["id"]), f"{feature['delta']:+.3f}", promoted, best

@@ -16,10 +16,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from sails_align.core import machine
 from sails_align.core.errors import CommandParser, first_line
+from sails_align.core.tables import FittedTable
 
 # This imports as little as it can, not even the package's parser of options: it must work where libraries are broken.
 ASSETS = Path(__file__).parents[1] / "testbed" / "assets"
@@ -113,14 +113,13 @@ def show(found: Mapping[str, Any], console: Console) -> None:
     say("result", "the core cannot work as it is" if found["problems"] else "the core has what it needs")
 
 
-def _table(title: str, rows: Mapping[str, Mapping[str, Any]], features: Mapping[str, str] | None = None) -> Table:
-    table = Table(title=title, title_justify="left")
-    for heading in ("package", "installed", "wanted", "tested", *([] if features is None else ["for"])):
-        table.add_column(heading, overflow="fold")
+def _table(title: str, rows: Mapping[str, Mapping[str, Any]], features: Mapping[str, str] | None = None) -> FittedTable:
+    headings = ("package", "installed", "wanted", "tested", *([] if features is None else ["for"]))
+    table = FittedTable(title, headings, n_texts=len(headings))
     for name, package in rows.items():
         installed = package["version"] or "missing"
         if package["version"] is not None and not package["ok"]:
             installed += " (does not fit)"
         last = [] if features is None else [features[name]]
-        table.add_row(*map(escape, (name, installed, package["wanted"], package["tested"] or "", *last)))
+        table.add_row(name, installed, package["wanted"], package["tested"] or "", *last)
     return table

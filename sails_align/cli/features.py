@@ -14,7 +14,7 @@ from sails_align.core.command_line import CommandLine
 from sails_align.core.options import check_least, option
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from sails_align.core.tables import FittedTable
 
 N_PRINTED = 4
 """Features of a layer that are printed; the file has all."""
@@ -50,25 +50,22 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
     return found
 
 
-def table_of(found: Mapping[str, Any]) -> "Table":
+def table_of(found: Mapping[str, Any]) -> "FittedTable":
     """Return the features with their words and activations."""
-    from rich.markup import escape
-    from rich.table import Table
+    from sails_align.core.tables import FittedTable
+    from sails_align.saes.explain import excerpt
 
-    table = Table(title="meaning of the features (activations at the end of requests, before -> after training)")
-    for heading in ("layer, feature", "promotes", "most active at", "on harmful", "on harmless"):
-        table.add_column(heading, overflow="fold")
+    table = FittedTable(
+        "meaning of the features (activations at the end of requests, before -> after training)",
+        ("layer, feature", "promotes", "most active at the token in brackets", "on harmful", "on harmless"),
+        n_texts=3,
+    )
     told = {(meaning["layer"], meaning["id"]): meaning for meaning in found["meanings"]}
     for layer, of in found["layers"].items():
         for feature in of["features"][:N_PRINTED]:
             meaning = told[int(layer), feature["id"]]
+            promoted = " ".join(word.strip() for word in meaning["promoted"])
+            best = next((excerpt(of["tokens"], of["activations"]) for of in meaning["contexts"]), "nowhere")
             changes = [f"{feature[f'{side}_before']:.2f} -> {feature[f'{side}_after']:.2f}" for side in SIDES]
-            row = (f"{layer}, {feature['id']}", " ".join(meaning["promoted"]), peaks(meaning["contexts"]), *changes)
-            table.add_row(*map(escape, row))
+            table.add_row(f"{layer}, {feature['id']}", promoted, best, *changes)
     return table
-
-
-def peaks(contexts: Sequence[Mapping[str, Any]]) -> str:
-    """Return the token of each text at which the feature is most active."""
-    found = (max(zip(of["activations"], of["tokens"], strict=True))[1].strip() for of in contexts)
-    return " ".join(dict.fromkeys(found))

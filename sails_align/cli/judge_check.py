@@ -18,10 +18,10 @@ from rich.console import Console
 from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
 from sails_align.core.files import work_folder, write_json
+from sails_align.core.tables import FittedTable
 from sails_align.evaluation.judges.options import JudgeArguments, LabelArguments
 from sails_align.evaluation.options import RunArguments
 from sails_align.evaluation.output import cache_file, output_folder, write_rows
-from sails_align.evaluation.tables import make_table
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def show(metrics: Mapping[str, Any], source: str) -> None:
             labels = [_word(label, scale) for label in found["labels"]]
             rows = [[label, *map(str, counts)] for label, counts in zip(labels, found["counts"], strict=True)]
             title = f"{name} against {source}, {'1-5' if scale == 'scale' else scale.replace('_', ' ')}"
-            console.print(make_table(title, ["label", *labels, "unscored"], rows))
+            console.print(FittedTable(title, ["label", *labels, "unscored"], rows))
             accuracy, kappa = found["accuracy"], found["cohen_kappa"]
             if accuracy["value"] is not None:
                 interval = f"{accuracy['ci_low']:.1%} to {accuracy['ci_high']:.1%}"
@@ -89,20 +89,20 @@ def show(metrics: Mapping[str, Any], source: str) -> None:
             shown = "unscored" if share["value"] is None else f"{share['value']:.1%}"
             rows.append([kind, shown, str(share["n"]), str(share["n_unscored"])])
         title = f"{name} under attack: share of responses with too low a score"
-        console.print(make_table(title, ["attack", "fooled (%)", "n", "unscored"], rows))
+        console.print(FittedTable(title, ["attack", "fooled (%)", "n", "unscored"], rows))
 
 
 def _show_rules(console: Console, found: Mapping[str, Any]) -> None:
     """Print the outcomes by label, and how far each rule can be trusted."""
     outcomes = ("refusal", "partial", "compliance")
     rows = [[label, *(str(counts.get(one, 0)) for one in outcomes)] for label, counts in found["outcomes"].items()]
-    console.print(make_table("rules: outcomes by label", ["label", *outcomes], rows))
+    console.print(FittedTable("rules: outcomes by label", ["label", *outcomes], rows))
     of_all = found["refusal"]
     rows = [
         [name, str(of["n"]), *("" if of[what] is None else f"{of[what]:.2f}" for what in ("precision", "recall"))]
         for name, of in [("all rules", of_all), *found["by_rule"].items()]
     ]
-    console.print(make_table("rules: precision and recall of refusals", ["rule", "n", "precision", "recall"], rows))
+    console.print(FittedTable("rules: precision and recall of refusals", ["rule", "n", "precision", "recall"], rows))
     if of_all["cohen_kappa"] is not None:
         console.print(
             f"kappa of refusals {of_all['cohen_kappa']:.2f} ({of_all['ci_low']:.2f} to {of_all['ci_high']:.2f})",

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
 
 from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError, without_password
 from sails_align.core.log import Output, log_file
 from sails_align.core.suggestions import did_you_mean_path, suggestion
+from sails_align.core.tables import FittedTable
 from sails_align.experiments.options import LauncherOptions, ReproduceOptions
 
 if TYPE_CHECKING:
@@ -140,11 +140,9 @@ def _file(model: str) -> tuple[Path, str]:
     raise InputError(f"model is {model!r}{hint}\ngive {where}, or a file like their compare.yaml")
 
 
-def _cost_table(jobs: "Sequence[Job]", costs: "Sequence[Costs]", tflops: float) -> Table:
-    table = Table(title=f"expected, at {tflops:g} TFLOP/s (computed, not measured)")
-    table.add_column("step")
-    for heading in ("GPU-hours", "disk (GB)", "judge requests"):
-        table.add_column(heading, justify="right")
+def _cost_table(jobs: "Sequence[Job]", costs: "Sequence[Costs]", tflops: float) -> FittedTable:
+    title = f"expected, at {tflops:g} TFLOP/s (computed, not measured)"
+    table = FittedTable(title, ("step", "GPU-hours", "disk (GB)", "judge requests"))
     for job, cost in zip(jobs, costs, strict=True):
         table.add_row(job.name, f"{cost.gpu_hours:.2f}", f"{cost.disk_gb:,.1f}", f"{cost.judge_requests:,}")
     total = [sum(getattr(cost, name) for cost in costs) for name in ("gpu_hours", "disk_gb", "judge_requests")]

@@ -34,16 +34,14 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     parameters = asdict(options)
     output = parameters.pop("output")
     world = WorldConfig(**parameters)
-    from rich.table import Table
-
     from sails_align.core.log import LOG_FILE, say, show
+    from sails_align.core.tables import FittedTable
     from sails_align.testbed.build import build_testbed
 
     say(f"building the testbed of seed {options.seed}; output: {output}/ (all lines: {LOG_FILE})")
     report = build_testbed(output, world)
-    table = Table(title=f"Testbed of seed {options.seed}: {report['n_parameters']:,} parameters")
-    for heading in ("SAE of layer", "explained variance", "L0", "dead latents"):
-        table.add_column(heading, justify="right")
+    title = f"Testbed of seed {options.seed}: {report['n_parameters']:,} parameters"
+    table = FittedTable(title, ("SAE of layer", "explained variance", "L0", "dead latents"))
     for layer, sae in report["saes"].items():
         table.add_row(layer, f"{sae['explained_variance']:.3f}", f"{sae['l0']:.1f}", f"{sae['dead_fraction']:.1%}")
     show(table, f"testbed   {output}/  (--model_name_or_path {output})")

@@ -157,22 +157,11 @@ def _dialogues(pairs: Any, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Any
 
 def show(reports: "dict[int, SAEReport]", output_dir: Path) -> None:
     """Print how good the SAEs are on held-out tokens, and where they are."""
-    from rich.table import Table
-
     from sails_align.core.log import show as show_all
+    from sails_align.core.tables import FittedTable
 
-    table = Table(title="SAEs, on held-out tokens")
-    for heading in (
-        "layer",
-        "explained variance",
-        "of typical tokens",
-        "L0",
-        "dead latents",
-        "loss recovered",
-        "tokens",
-        "seconds",
-    ):
-        table.add_column(heading, justify="right")
+    quality = ("explained variance", "of typical tokens", "L0", "dead latents", "loss recovered")
+    table = FittedTable("SAEs, on held-out tokens", ("layer", *quality, "tokens", "seconds"))
     for layer, report in reports.items():
         recovered = "-" if report.loss_recovered is None else f"{report.loss_recovered:.1%}"
         typical = report.explained_variance_typical

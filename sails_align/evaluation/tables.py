@@ -1,12 +1,11 @@
 """Print the results of evaluations."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from sails_align.core.log import Output
+from sails_align.core.tables import FittedTable
 from sails_align.evaluation.metrics import METRICS, Estimate
 
 SPLITS = {"harmful": "trained categories", "ood": "held-out categories", "dual_use": "dual use"}
@@ -17,30 +16,25 @@ IN_COLUMNS = ("safety_rate", "harmfulness", "over_refusal_rate", "correct_answer
 """Metrics shown for each category."""
 
 
-def make_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]] = ()) -> Table:
-    """Make a table whose first column is left-aligned and the others right-aligned."""
-    table = Table(title=title)
-    for place, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if place else "left")
-    for row in rows:
-        table.add_row(*row)
-    return table
-
-
 def show_rates(metrics: Mapping[str, Any], title: str, folder: Path) -> None:
     """Print the rates over all prompts, then those of each category, notes, and where the files are."""
     console = Output()
-    table = make_table(title, ("", "value", "95% interval", "n", "unscored", "bounds"))
-    for name, value in metrics["overall"].items():
-        table.add_row(METRICS[name].heading, *_cells(name, value))
     splits = metrics.get("by_split", {})
+    named = [(METRICS[name].heading, name, value) for name, value in metrics["overall"].items()]
+    for judge, rates in metrics["judges"].items():  # grades, if some judges give none
+        named += [
+            (f"{METRICS[name].heading}, {judge}", name, rates[name]) for name in rates if name not in metrics["overall"]
+        ]
     for split, rates in splits.items() if len(splits) > 1 else ():
-        for name, value in rates.items():
-            if name in BY_SPLIT:
-                table.add_row(f"  {SPLITS.get(split, split)}: {METRICS[name].heading}", *_cells(name, value))
-    console.print(table)
+        of_split = [(_of_split(name, split, splits), name, rates[name]) for name in rates if name in BY_SPLIT]
+        named += of_split
+    all_scored = not any(value["n_unscored"] for _, _, value in named)
+    headings = ("", "value", "95% interval", "n") + (() if all_scored else ("unscored", "bounds"))
+    rows = [(heading, *_cells(name, value))[: len(headings)] for heading, name, value in named]
+    console.print(FittedTable(title, headings, rows))
     if len(metrics["by_category"]) > 1:
-        console.print(_by_category(metrics["by_category"]))
+        for table in _by_category(metrics["by_category"]):
+            console.print(table)
     _show_rest(console, metrics, folder)
 
 
@@ -56,14 +50,14 @@ def show_comparison(
         folder: of the evaluation.
     """
     console, other = Output(), "base" if comparison["compared"] == "base" else "other"
-    table = make_table(title, ("", other, "model", "difference", "95% interval", "n"))
+    table = FittedTable(title, ("", other, "model", "difference", "95% interval", "n"))
     for name, row in comparison["overall"].items():
         table.add_row(METRICS[name].heading, *_compared_cells(name, row))
     splits = comparison["by_split"]
     for split, rows in splits.items() if len(splits) > 1 else ():
         for name, row in rows.items():
             if name in BY_SPLIT:
-                table.add_row(f"  {SPLITS.get(split, split)}: {METRICS[name].heading}", *_compared_cells(name, row))
+                table.add_row(_of_split(name, split, splits), *_compared_cells(name, row))
     console.print(table)
     for metrics, where in zip(of_both, (folder, folder / "compared"), strict=True):
         _show_rest(console, metrics, where)
@@ -86,7 +80,7 @@ def show_attacks(metrics: Mapping[str, Any], model: str, folder: Path) -> None:
     """Print the success rates of each attack, notes, and where the files are."""
     shown = list(next(iter(metrics["attacks"].values())))
     headings = ("attack", *(METRICS[name].heading for name in shown), "n", "unscored")
-    table = make_table(f"Attacks on {model} (95% intervals over prompts)", headings)
+    table = FittedTable(f"Attacks on {model} (95% intervals over prompts)", headings)
     for attack, rates in metrics["attacks"].items():
         cells = [METRICS[name].with_interval(Estimate(**rates[name])) for name in shown]
         counts = rates[shown[0]]
@@ -113,13 +107,30 @@ def _show_rest(console: Output, metrics: Mapping[str, Any], folder: Path) -> Non
         _say(console, f"{name.partition('.')[0]:<10}{folder / name}")
 
 
-def _by_category(categories: Mapping[str, Mapping[str, Any]]) -> Table:
-    shown = [name for name in IN_COLUMNS if any(name in rates for rates in categories.values())]
-    table = make_table("By category", ("category", "n", *(METRICS[name].heading for name in shown)))
+def _of_split(name: str, split: str, splits: Iterable[str]) -> str:
+    """Return the heading of a metric of one prompt set: a file's is its name, or its path if two have that name."""
+    short = {path: Path(path).name for path in splits}
+    is_unique = list(short.values()).count(short[split]) == 1
+    return f"  {METRICS[name].heading}, {SPLITS.get(split, short[split] if is_unique else split)}"
+
+
+def _by_category(categories: Mapping[str, Mapping[str, Any]]) -> Iterator[FittedTable]:
+    """Yield a table of the categories of harmful prompts, and one of those of harmless prompts."""
+    harm = {name for name, metric in METRICS.items() if metric.task == "harm"}
+    harmful = {name: rates for name, rates in categories.items() if rates and harm >= rates.keys()}
+    harmless = {name: rates for name, rates in categories.items() if rates and name not in harmful}
+    for kind, of_kind in (("harmful", harmful), ("harmless", harmless)):
+        shown = [name for name in IN_COLUMNS if any(name in rates for rates in of_kind.values())]
+        if shown:
+            yield _category_table(f"By category of {kind} prompts", of_kind, shown)
+
+
+def _category_table(title: str, categories: Mapping[str, Mapping[str, Any]], shown: Sequence[str]) -> FittedTable:
+    table = FittedTable(title, ("category", "n", *(METRICS[name].heading for name in shown)))
     for category, rates in categories.items():
-        n = max((value["n"] + value["n_unscored"] for value in rates.values()), default=0)
+        n = max(value["n"] + value["n_unscored"] for value in rates.values())
         cells = [METRICS[name].text(rates[name]["value"]) if name in rates else "" for name in shown]
-        table.add_row(category, str(n), *cells)
+        table.add_row(category.replace("(dual_use)", "(dual use)"), str(n), *cells)
     return table
 
 

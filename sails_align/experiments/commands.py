@@ -22,6 +22,7 @@ from sails_align.core.suggestions import did_you_mean
 from sails_align.evaluation.harness.options import HarnessArguments
 from sails_align.evaluation.judges.options import JudgeArguments
 from sails_align.evaluation.options import PromptArguments, ReferenceArguments, ResponseArguments, RunArguments
+from sails_align.evaluation.prompts.load import split_of
 from sails_align.experiments.plan import Cell, Evaluation, Protocol, Run, option_groups, option_words
 from sails_align.steering.options import SteeringOptions
 from sails_align.subspace.basis import Subspace
@@ -88,7 +89,7 @@ def check(runs: Sequence[Run], protocol: Protocol) -> None:
 
 def _check_sets(protocol: Protocol, asked: PromptArguments) -> None:
     """Refuse unknown names of prompt sets; files can contain sets with names of their own."""
-    names = {name.partition("=")[0] for name in asked.prompts}
+    names = {split_of(name) for name in asked.prompts}
     known = {*names, *((*HARMFUL, *HARMLESS) if any(map(is_testbed, asked.prompts)) else ())}
     has_files = any(Path(name).exists() for name in names)
     for name in (protocol.in_distribution, protocol.out_of_distribution):

@@ -94,6 +94,16 @@ def meanings(
     return found
 
 
+def excerpt(tokens: Sequence[str], activations: Sequence[float], n_before: int = 8) -> str:
+    """Return the end of a text up to the token with the highest activation, which is in brackets."""
+    peak = max(range(len(tokens)), key=activations.__getitem__)
+    start = max(0, peak - n_before)
+    gap = "" if any(token[:1].isspace() for token in tokens[1:]) else " "  # where tokens are words, without spaces
+    before, token = gap.join(tokens[start:peak]), tokens[peak]
+    text = f"{'... ' if start else ''}{before}{gap}{token[: len(token) - len(token.lstrip())]}[{token.strip()}]"
+    return " ".join(text.split())
+
+
 def words(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> list[str]:
     """Return each token as text."""
     return [str(tokenizer.decode([token])) for token in token_ids]

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 KIND = "subspace"
+NUMBERS = ("delta", "score", "rate_aligned", "rate_unaligned")
+"""Of each chosen feature."""
 SHOWN_LAYERS = 6
 """Maximum number of layers in `repr`."""
 ORTHONORMAL_TOLERANCE = 1e-4  # float32 rounding over some thousand dimensions stays well under it
@@ -90,6 +92,18 @@ class Subspace:
         """
         from pandas import DataFrame
 
+        columns = ["layer", "used_by", "id", "score", "promoted", "link"]
+        return DataFrame(self.feature_rows(), columns=columns)
+
+    def feature_rows(self) -> list[dict[str, Any]]:
+        """Return what `features` does and more, as dictionaries.
+
+        In addition: `delta`, the difference of the mean activations (aligned minus unaligned side), and `rate_aligned`
+        and `rate_unaligned`, the shares of texts in which the feature is active.
+
+        Raises:
+            InputError: as `features`.
+        """
         if "features" not in self.provenance:
             method = self.provenance.get("method")
             raise InputError(f"the subspace was found by {method}, which uses no SAE features; use sails")
@@ -100,10 +114,11 @@ class Subspace:
         for used_by, about in users.items():
             for layer, of in about.get("features", {"layers": {}})["layers"].items():
                 for place, feature in enumerate(of["ids"]):
+                    numbers = {name: of[name][place] for name in NUMBERS}
                     described = {"promoted": of.get("promoted"), "link": of.get("links")}
-                    row = {"layer": int(layer), "used_by": used_by, "id": feature, "score": of["score"][place]}
-                    rows.append(row | {name: values and values[place] for name, values in described.items()})
-        return DataFrame(rows)
+                    described = {name: values and values[place] for name, values in described.items()}
+                    rows.append({"layer": int(layer), "used_by": used_by, "id": feature, **numbers, **described})
+        return rows
 
     def save(self, folder: str | Path, input_hash: str | None = None) -> None:
         """Write `subspace.safetensors` and `subspace.json` (see `artifacts`); the default hash is of `provenance`."""

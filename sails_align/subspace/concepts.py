@@ -14,7 +14,7 @@ from sails_align.data.messages import Message
 from sails_align.data.tokens import padded, tokenize_prompt
 from sails_align.models.hooks import evaluation_mode, token_states
 from sails_align.saes.load import ResidualSAE
-from sails_align.subspace.basis import Subspace
+from sails_align.subspace.basis import NUMBERS, Subspace
 
 N_SHOWN = 8
 """Number of features per layer that are described."""
@@ -80,7 +80,7 @@ def _of_layer(
         "features": [
             {
                 "id": feature,
-                **{name: about[name][place] for name in ("delta", "score", "rate_aligned", "rate_unaligned")},
+                **{name: about[name][place] for name in NUMBERS},
                 "is_safety": bool(is_safety_F[feature]),
                 **{
                     f"{side}_{when}": round(values[number][:, feature].mean().item(), 4)

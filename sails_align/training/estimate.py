@@ -6,13 +6,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
-from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
 from torch import zeros
 from transformers import PretrainedConfig
 
 from sails_align.core.command_line import CommandLine
+from sails_align.core.tables import FittedTable
 from sails_align.initializers.options import InitializerOptions
 from sails_align.saes.files import LAYER
 from sails_align.subspace.basis import Subspace
@@ -126,14 +125,15 @@ def show(result: dict[str, Any]) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    table = Table(title=f"GiB on each of {n} GPU{'s' if n > 1 else ''} of {memory:g} GiB (single: on one)", box=SIMPLE)
-    table.add_column("")
-    for engine in result["engines"]:
-        table.add_column(engine.replace("_", "\n"), justify="right", vertical="bottom")
+    title = f"GiB on each of {n} GPU{'s' if n > 1 else ''} of {memory:g} GiB (single: on one)"
+    table = FittedTable(title, ("", *(engine.replace("_", " ") for engine in result["engines"])))
     of_engines = list(result["engines"].values())
     for part in (*PARTS, "total"):
-        table.add_row(part, *(f"{values[part] / GIB:.1f}" for values in of_engines), end_section=part == PARTS[-1])
-    table.add_row("fits", *("yes" if values["fits"] else "no" for values in of_engines), end_section=True)
+        table.add_row(part, *(f"{values[part] / GIB:.1f}" for values in of_engines))
+        if part == PARTS[-1]:
+            table.add_section()
+    table.add_row("fits", *("yes" if values["fits"] else "no" for values in of_engines))
+    table.add_section()
     table.add_row("machine", *(f"{values['cpu'] / GIB:.1f}" for values in of_engines))
     table.add_row("checkpoint", *(f"{values['written']['checkpoint'] / GIB:.2f}" for values in of_engines))
     console.print(table)

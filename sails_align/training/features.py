@@ -14,6 +14,7 @@ from sails_align.core.files import write_json
 from sails_align.data.tokens import TokenizedSide, tokenize_response
 from sails_align.models.adapters import read_json
 from sails_align.models.load import load_model
+from sails_align.models.quantized import is_quantized
 from sails_align.models.resolve import resolve_model
 from sails_align.saes.explain import meanings
 from sails_align.saes.sets import SAESet
@@ -21,6 +22,8 @@ from sails_align.subspace.basis import Subspace
 from sails_align.subspace.concepts import States, concepts, last_token_states, shown
 from sails_align.training import run as align
 from sails_align.training.dataset import TrainingSource
+from sails_align.training.plan import TrainingPlan
+from sails_align.training.starts import load_base
 from sails_align.training.subspace import saes_of
 
 FEATURES_FILE = "features.json"
@@ -104,6 +107,36 @@ def _check_same(run: Path, record: Mapping[str, Any], source: TrainingSource, sa
         raise InputError(
             f"the {' and '.join(other)} in config.yaml of {run} changed since training;\nrestore them, or train again"
         )
+
+
+def explain_subspace(
+    args: TrainingPlan, source: TrainingSource, subspace: Subspace, n_texts: int
+) -> list[dict[str, Any]]:
+    """Describe every feature of a subspace: its place in the ranking, and what it means in the training's model.
+
+    Args:
+        args: of the training.
+        source: of its model and data.
+        subspace: made of SAE features.
+        n_texts: number of harmful conversations, and of harmless ones, to look for contexts in.
+
+    Returns:
+        a dictionary for each feature, best first within a layer: `layer`, `used_by`, `id`, `delta`, `score`,
+        `rate_aligned`, `rate_unaligned`, and the fields of `saes.explain.Meaning`.
+
+    Raises:
+        InputError: if the model or an SAE cannot be loaded.
+    """
+    ranked = subspace.feature_rows()
+    ids = {layer: [row["id"] for row in ranked if row["layer"] == layer] for layer in {row["layer"] for row in ranked}}
+    unique = {layer: list(dict.fromkeys(of)) for layer, of in sorted(ids.items())}
+    model: Any = load_base(args, source)
+    if not is_quantized(model):
+        model = model.to(args.training.device)
+    texts = list(texts_of(source, n_texts, args.training.max_length or 1024))
+    found = meanings(model, source.tokenizer, saes_of(args, source), unique, texts)
+    told = {(meaning.layer, meaning.id): asdict(meaning) for meaning in found}
+    return [{**row, **told[row["layer"], row["id"]]} for row in ranked]
 
 
 def texts_of(source: TrainingSource, n: int, max_length: int) -> Iterator[TokenizedSide]:

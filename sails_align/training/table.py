@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from sails_align.core.log import show
+from sails_align.core.tables import FittedTable
 from sails_align.evaluation.metrics import METRICS, Estimate
 
 ESTIMATES = (
@@ -20,10 +19,7 @@ def show_changes(title: str, metrics: dict[str, Any], output_dir: Path) -> None:
     identity, cost = metrics["provenance"]["identity"], metrics["cost"]
     labels = {"base": "initialization" if identity.get("init") == "adapter" else "base", "warm_start": "warm start"}
     models = {name: metrics[name] for name in ("base", "warm_start", "trained") if name in metrics}
-    table = Table(title=f"{title} (95% intervals over prompts)")
-    table.add_column("")
-    for name in models:
-        table.add_column(labels.get(name, name), justify="right")
+    table = FittedTable(f"{title} (95% intervals over prompts)", ("", *(labels.get(name, name) for name in models)))
     for name in (name for name in (*ESTIMATES, *SCALARS) if name in metrics["trained"]):
         table.add_row(METRICS[name].heading, *(_cell(model, name) for model in models.values()))
     if "trainable_parameters" in cost:

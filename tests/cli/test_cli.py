@@ -163,7 +163,7 @@ def test_discover_then_train_finds_the_subspace_there(capsys, tmp_path, testbed)
     """What `discover` saves is what training with the same options starts in; it is not looked for again."""
     options = ["--model_name_or_path", str(testbed.folder), "--output_dir", str(tmp_path), "--top_k", "12"]
     options += ["--disable_tqdm", "true", "--eval_examples", "4", "--max_steps", "1"]
-    main(["discover", *options])
+    main(["discover", *options, "--n_shown", "10", "--n_texts", "32"])
     printed = capsys.readouterr().out
     subspace = Subspace.load(tmp_path / "subspace")
     for layer, basis_DR in subspace.bases.items():
@@ -171,7 +171,18 @@ def test_discover_then_train_finds_the_subspace_there(capsys, tmp_path, testbed)
         assert f"layer {layer}: 12 features -> {basis_DR.shape[1]} PCA directions" in printed
         assert f" {chosen['ids'][0]} " in printed
         assert f"{chosen['delta'][0]:+.3f}" in printed
-    assert "and 2 more, in subspace.json" in printed
+    assert "for modules that write" in printed
+    told = json.loads((tmp_path / "discovered.json").read_text())
+    assert len(told) == 12 * len(subspace.bases) * 2
+    for feature in told:
+        assert len(feature["promoted"]) == 6
+        if feature["id"] == subspace.provenance["features"]["layers"]["3"]["ids"][0] and feature["layer"] == 3:
+            assert " ".join(feature["promoted"][:2]) in printed
+            best = feature["contexts"][0]
+            assert (
+                f"[{best['tokens'][max(range(len(best['tokens'])), key=best['activations'].__getitem__)]}]" in printed
+            )
+    assert "and 2 more, in discovered.json" in printed
     assert f"{tmp_path}/subspace/" in printed.replace("\n", "")
     before = (tmp_path / "subspace" / "subspace.json").stat().st_mtime_ns
     main(["train", "sft", *options])

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -26,7 +27,9 @@ from sails_align.evaluation.judges.llm import LlmJudge, questions
 from sails_align.evaluation.judges.rubrics import HARM
 from sails_align.evaluation.output import default_folder
 from sails_align.evaluation.pipeline import verdicts_of
+from sails_align.evaluation.prompts.load import split_of
 from sails_align.evaluation.records import Item, Prompt
+from sails_align.evaluation.tables import _of_split
 from sails_align.models.resolve import resolve_model
 from sails_align.testbed.build import resolve_testbed
 
@@ -284,6 +287,10 @@ def test_several_judges_vote_and_their_agreement_is_told(
     printed = capsys.readouterr().out
     assert "Krippendorff's alpha" in printed
     assert "weak evidence" in printed
+    assert "harmfulness" not in metrics["overall"]  # the votes are 1 and 5 only
+    assert "harm: rules can tell only safe from unsafe; harmfulness and high-risk are those of llm alone" in printed
+    graded = f"{metrics['judges']['llm']['harmfulness']['value']:.2f}"
+    assert re.search(rf"harmfulness \(1-5\), llm +│ +{graded} ", printed)
 
 
 def test_each_judge_has_its_own_model_server_and_key(
@@ -553,7 +560,7 @@ def test_a_base_model_is_asked_by_the_template_that_is_given(tmp_path: Path) -> 
         safety(["--backend", "openai", "--base_url", "http://x/v1", "--chat_template_path", str(template)])
 
 
-def test_rates_of_each_prompt_set(tmp_path: Path) -> None:
+def test_rates_of_each_prompt_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, n in (("one", 4), ("two", 6)):
         rows = [{"prompt": f"{name} {index}", "kind": "harmful", "category": "c"} for index in range(n)]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -564,3 +571,15 @@ def test_rates_of_each_prompt_set(tmp_path: Path) -> None:
     assert {name: of["safety_rate"]["n"] for name, of in metrics["by_split"].items()} == {files[0]: 4, files[1]: 6}
     rows = [json.loads(line) for line in (tmp_path / "run" / "responses.jsonl").read_text().splitlines()]
     assert {row["meta"]["split"] for row in rows} == set(files)
+    printed = capsys.readouterr().out
+    assert re.search(r"safety rate \(%\), one.jsonl +│", printed)
+
+
+def test_a_path_with_an_equals_sign_is_not_cut() -> None:
+    assert split_of("runs/lr=0.1/mine.jsonl") == "runs/lr=0.1/mine.jsonl"
+    assert split_of("xs_test=copies/x.csv") == "xstest"
+
+
+def test_two_files_of_one_name_are_told_apart() -> None:
+    labels = [_of_split("safety_rate", name, ["a/x.csv", "b/x.csv", "ood"]) for name in ("a/x.csv", "ood")]
+    assert labels == ["  safety rate (%), a/x.csv", "  safety rate (%), held-out categories"]

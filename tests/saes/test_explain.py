@@ -8,6 +8,7 @@ from sails_align.core.errors import InputError
 from sails_align.data.tokens import TokenizedSide, tokenize_response
 from sails_align.saes.explain import (
     activations_of,
+    excerpt,
     logit_lens,
     meanings,
     neighbours,
@@ -54,6 +55,11 @@ def test_contexts_are_the_texts_with_the_highest_activations(world):
         assert len(context.tokens) == len(context.activations)
         assert context.tokens[0] == "<bos>"
         assert context.activations[0] == 0.0
+
+
+def test_an_excerpt_ends_with_the_token_of_the_peak() -> None:
+    assert excerpt(["<bos>", "cut", "the", "rope"], [0.0, 0.1, 2.0, 1.0]) == "<bos> cut [the]"
+    assert excerpt(["<bos>", "How", " do", " I", "?"], [0.0, 0.1, 0.2, 3.0, 1.0], n_before=2) == "... How do [I]"
 
 
 def test_batches_do_not_change_activations(world):

@@ -5,10 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from sails_align.core.artifacts import package_versions
 from sails_align.core.log import Output
+from sails_align.core.tables import FittedTable
 from sails_align.evaluation.harness.scores import HarnessResult, finite
 from sails_align.models.spec import ModelSpec
 
@@ -68,11 +67,8 @@ def _plain(value: Any) -> Any:
 def show(metrics: dict[str, Any], name: str, folder: Path) -> None:
     """Print the scores, the differences, and which of them are drops."""
     has_base = metrics["provenance"]["base"] is not None
-    table = Table(title=f"Capability of {name} (95% intervals over items)")
-    table.add_column("task", overflow="fold")
-    table.add_column("metric", overflow="fold")
-    for heading in ("n", "chance", *(("base", "model", "difference") if has_base else ("model",))):
-        table.add_column(heading, justify="right")
+    headings = ("task", "metric", "n", "chance", *(("base", "model", "difference") if has_base else ("model",)))
+    table = FittedTable(f"Capability of {name} (95% intervals over items)", headings, n_texts=2)
     lines = []
     for task, scores in metrics["tasks"].items():
         for metric, values in scores.items():

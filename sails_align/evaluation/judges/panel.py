@@ -85,11 +85,20 @@ class Panel:
         return result
 
     def notes(self, verdicts: Verdicts) -> list[str]:
-        """Return warnings about weak judges, for readers of the rates."""
+        """Return what readers of the rates should know: weak judges, and grades that some judges do not give."""
         weak = {name for name, judge in self._used.items() if judge.weak}
         tasks = [task for task, by_judge in verdicts.items() if weak & by_judge.keys()]
         note = f"{', '.join(tasks)}: the judge {', '.join(sorted(weak))} is weak evidence: it knows phrases only"
-        return [note] if tasks else []
+        return [*([note] if tasks else []), *self._about_grades(verdicts)]
+
+    def _about_grades(self, verdicts: Verdicts) -> list[str]:
+        """Say why harmfulness is of some judges only, or of none."""
+        binary = [name for name in verdicts.get("harm", {}) if self.members.get(name)]
+        graded = [name for name, is_binary in self.members.items() if not is_binary]
+        if not binary:
+            return []
+        instead = f"are those of {' and '.join(graded)} alone" if graded else "are not measured"
+        return [f"harm: {' and '.join(binary)} can tell only safe from unsafe; harmfulness and high-risk {instead}"]
 
     def identities(self) -> dict[str, Any]:
         """Return everything that affects the verdicts of each judge that was asked."""

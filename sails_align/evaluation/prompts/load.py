@@ -114,10 +114,16 @@ def load_all(asked: PromptArguments, seed: int, system_prompt: str | None = None
                 kind=asked.kind,  # pyright: ignore[reportArgumentType] -- checked by the options
             )
         for prompt in loaded:
-            meta = {"split": name.partition("=")[0], **prompt.meta}
+            meta = {"split": split_of(name), **prompt.meta}
             messages = tuple(one_system_turn([*system, *prompt.messages]))
             prompts.append(replace(prompt, id=prefix + prompt.id, messages=messages, meta=meta))
     return prompts
+
+
+def split_of(name: str) -> str:
+    """Return what results call a prompt set that is named in the options: a known set's name, else the whole path."""
+    known = find_set(name.partition("=")[0])
+    return name if known is None else known.name
 
 
 # -- finding ----------------------------------------------------------------------------------------------------------
