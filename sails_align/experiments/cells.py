@@ -31,6 +31,7 @@ from sails_align.experiments.plan import Cell
 from sails_align.experiments.relearning import DATA, trained_on
 from sails_align.initializers.adapter import AdapterInit
 from sails_align.models.load import load_causal_lm, load_tokenizer
+from sails_align.models.threads import n_threads
 from sails_align.saes.explain import meanings
 from sails_align.saes.sets import SAESet
 from sails_align.saes.source import SAESource
@@ -53,11 +54,11 @@ QUIETLY: dict[str, Any] = {"sampling": Sampling(TESTBED_TOKENS), "progress": Fal
 QUIET = ("--save_strategy", "no", "--disable_tqdm", "true", "--logging_strategy", "no")
 
 
+@n_threads(1)
 def run_cell(cell: Cell) -> dict[str, Any]:
     """Train and measure, in this process and on one thread. Returns a JSON-able result."""
     from datasets import disable_progress_bars
 
-    torch.set_num_threads(1)
     disable_progress_bars()
     cost, testbed = Cost(), resolve_testbed(cell.world)
     with tempfile.TemporaryDirectory(prefix="sails-cell-", ignore_cleanup_errors=True) as temporary:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sails_align.core.errors import InputError
+from sails_align.models.threads import fitting_threads
 
 Edit = Callable[[Tensor], Tensor]
 """Of a block's output (B, S, D)."""
@@ -133,10 +134,11 @@ def token_states(
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put the model in evaluation mode (no dropout) within the block, then restore its mode."""
+    """Put the model in evaluation mode (no dropout), on `fitting_threads`, within the block; then restore both."""
     was_training = model.training
     model.eval()
     try:
-        yield
+        with fitting_threads(model):
+            yield
     finally:
         model.train(was_training)

@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
 
+from sails_align.models.threads import fitting_threads
 from sails_align.testbed.world import World
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>", "<user>", "<model>")
@@ -125,14 +126,15 @@ def pretrain(
 
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, factor) for optimizer in optimizers]
     rows = token_rows(world, tokenizer)
-    for step in range(1, n_steps + 1):
-        input_ids_BS = torch.stack([next(rows) for _ in range(BATCH_SIZE)])
-        loss = model(input_ids=input_ids_BS, labels=input_ids_BS, use_cache=False).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer, schedule in zip(optimizers, schedules, strict=True):
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad(set_to_none=True)
-        on_step(step)
+    with fitting_threads(model):
+        for step in range(1, n_steps + 1):
+            input_ids_BS = torch.stack([next(rows) for _ in range(BATCH_SIZE)])
+            loss = model(input_ids=input_ids_BS, labels=input_ids_BS, use_cache=False).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for optimizer, schedule in zip(optimizers, schedules, strict=True):
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad(set_to_none=True)
+            on_step(step)
     return model.eval()

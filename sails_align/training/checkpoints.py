@@ -21,6 +21,7 @@ from sails_align.core.errors import InputError, first_line
 from sails_align.core.files import write_json
 from sails_align.core.log import say
 from sails_align.core.options import listed
+from sails_align.models.threads import fitting_threads
 from sails_align.training.earlier import METRICS_FILE, REMEDY, clear, read_record
 from sails_align.training.identity import differences
 from sails_align.training.save import add_to_adapter, frozen_adapter_weights
@@ -195,7 +196,8 @@ def train(trainer: Trainer, checkpoint: str | None) -> None:
             trainer.args.max_steps, trainer.args.num_train_epochs = -1, 0
     steps = log_steps(trainer)
     try:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        with fitting_threads(trainer.model):  # pyright: ignore[reportArgumentType] -- it has one
+            trainer.train(resume_from_checkpoint=checkpoint)
     except BaseException as error:
         steps.stop()
         part = Path(str(trainer.args.output_dir)) / f"checkpoint-{trainer.state.global_step}"

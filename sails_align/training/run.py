@@ -28,6 +28,7 @@ from sails_align.export.hub import push
 from sails_align.models.adapters import check_complete
 from sails_align.models.parameters import count_parameters
 from sails_align.models.spec import model_path
+from sails_align.models.threads import fitting_threads
 from sails_align.subspace.basis import Subspace
 from sails_align.subspace.options import DPOOptions, Method
 from sails_align.testbed.build import Testbed, is_testbed, resolve_testbed
@@ -180,7 +181,7 @@ def run(args: TrainingPlan, output_dir: Path, stages: Stages) -> dict[str, Any]:
     stages.begin(
         "evaluation", "the held-out loss" if testbed is None else "the held-out loss, and the oracle's verdicts"
     )
-    with cost.of("evaluate"):
+    with cost.of("evaluate"), fitting_threads(trainer.model):  # pyright: ignore[reportArgumentType] -- it has one
         trained, responses = measure(trainer, source, testbed, args, "trained")
     metrics = {
         "base": start.base,

@@ -29,6 +29,7 @@ from sails_align.evaluation.attacks.suffix_tokens import Frame, allowed_tokens, 
 from sails_align.evaluation.attacks.wrappers import with_suffix
 from sails_align.evaluation.backends.local_model import Batches, context_length, is_out_of_memory
 from sails_align.evaluation.records import Prompt
+from sails_align.models.hooks import evaluation_mode
 from sails_align.models.load import load_model, load_spec_tokenizer
 
 FORMAT = 1
@@ -101,25 +102,22 @@ def search(
     """
     if not targets:
         raise InputError("no prompts to attack; give at least one")
-    was_training = model.training
-    model.eval()
     try:
-        run = _Search(model, tokenizer, targets, options, seed, batch_size)
-        state = run.start(state_path)
-        if state.losses:
-            on_step(len(state.losses), state.losses[-1])
-        while not run.ended(state):
-            run.step(state)
-            if state_path and (len(state.losses) % SAVE_EVERY == 0 or run.ended(state)):
-                write_json(state_path, {"format": FORMAT, "key": run.key, **asdict(state)})
-            on_step(len(state.losses), state.losses[-1])
-        return run.result(state)
+        with evaluation_mode(model):
+            run = _Search(model, tokenizer, targets, options, seed, batch_size)
+            state = run.start(state_path)
+            if state.losses:
+                on_step(len(state.losses), state.losses[-1])
+            while not run.ended(state):
+                run.step(state)
+                if state_path and (len(state.losses) % SAVE_EVERY == 0 or run.ended(state)):
+                    write_json(state_path, {"format": FORMAT, "key": run.key, **asdict(state)})
+                on_step(len(state.losses), state.losses[-1])
+            return run.result(state)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
         raise _out_of_memory() from error
-    finally:
-        model.train(was_training)
 
 
 def _out_of_memory() -> InputError:

@@ -24,6 +24,7 @@ from sails_align.evaluation.records import Completion, Conversation, InferenceHo
 from sails_align.models.generation import neutral_config, neutral_generation, say_what_is_left_out
 from sails_align.models.load import load_model, load_spec_tokenizer
 from sails_align.models.spec import ModelSpec
+from sails_align.models.threads import fitting_threads
 
 
 class HFBackend:
@@ -140,7 +141,7 @@ def _respond(
     rows = [torch.tensor(prompts[index]) for index in batch]
     mask, n_prompt = [torch.ones_like(row) for row in rows], max(map(len, rows))
     criteria = [StopTexts(tokenizer, stops.texts, n_prompt)] if stops.texts else []
-    with _seeded(model.device, sampling, batch[0]):
+    with _seeded(model.device, sampling, batch[0]), fitting_threads(model):
         output: Any = model.generate(  # pyright: ignore[reportCallIssue] -- transformers' type is not known to pyright
             input_ids=pad_sequence(rows, batch_first=True, padding_value=pad, padding_side="left").to(model.device),
             attention_mask=pad_sequence(mask, batch_first=True, padding_side="left").to(model.device),

@@ -9,10 +9,12 @@ import importlib.util
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from torch import nn
 
 from sails_align.core.errors import InputError
 from sails_align.core.files import refuse_trained, work_folder, write_json
@@ -37,6 +39,7 @@ from sails_align.evaluation.output import default_folder, write_rows
 from sails_align.models.load import load_config, load_spec_tokenizer
 from sails_align.models.resolve import resolve_model
 from sails_align.models.spec import ModelSpec
+from sails_align.models.threads import fitting_threads
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -172,13 +175,27 @@ def _plan(args: HarnessArguments, tokenizer: Any, model_type: str, task_folders:
 
 
 def _run(lm: Any, args: HarnessArguments, plan: _Plan, adapter: str | None = None) -> HarnessResult:
+    threads = fitting_threads(lm.model) if isinstance(lm.model, nn.Module) else nullcontext()  # vLLM's is none
+    with threads:
+        checks = _check_requests(lm, args, plan, adapter)
+        results = _evaluated(lm, args, plan)
+    setup = {
+        "chat_template": plan.chat_template,
+        "add_bos_token": plan.bos,
+        **checks,
+        "n_shot": results["n-shot"],
+        "task_versions": results["versions"],
+    }
+    return HarnessResult(tuple(read_scores(results)), results["samples"], setup)
+
+
+def _evaluated(lm: Any, args: HarnessArguments, plan: _Plan) -> Any:
     import lm_eval
 
-    checks = _check_requests(lm, args, plan, adapter)
     simple_evaluate: Any = lm_eval.simple_evaluate  # its decorator hides its parameters
     seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), args.seed)
     with neutral_lm(lm, plan.tasks):
-        results = simple_evaluate(
+        return simple_evaluate(
             **plan.request,
             **seeds,
             model=lm,
@@ -188,14 +205,6 @@ def _run(lm: Any, args: HarnessArguments, plan: _Plan, adapter: str | None = Non
             limit=args.limit,
             log_samples=True,
         )
-    setup = {
-        "chat_template": plan.chat_template,
-        "add_bos_token": plan.bos,
-        **checks,
-        "n_shot": results["n-shot"],
-        "task_versions": results["versions"],
-    }
-    return HarnessResult(tuple(read_scores(results)), results["samples"], setup)
 
 
 def _check_requests(lm: Any, args: HarnessArguments, plan: _Plan, adapter: str | None) -> dict[str, Any]:
