@@ -1,6 +1,6 @@
 """Compare one CPU thread with all of them, by the size of the model: forward and backward passes, and generation.
 
-python benchmarks/threads.py --output docs/results/threads.json
+python benchmarks/threads.py
 
 Each pair runs one after the other in one process, in turn first. A ratio above 1 means that one thread is faster. The
 machine's other work decides much of it: the load is printed, too.

@@ -97,13 +97,13 @@ def test_an_adapter_that_changed_is_another_start(project: Project, finished: Pa
     assert [name for name in before if before[name] != after[name]] == ["adapter"]
 
 
-def test_a_fresh_start_among_checkpoints(project: Project, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_fresh_start_among_checkpoints(project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Those of the same run go, since transformers would keep the highest numbers; those of another run stay."""
     argv = project.argv(tmp_path / "run", "--init", "random_basis", "--max_steps", "8")
     align.main("sft", argv)
     (tmp_path / "run" / "adapter_model.safetensors").unlink()  # so that the run is not finished
     align.main("sft", [*argv, "--max_steps", "4"])
-    assert "of the same run are deleted" in caplog.text
+    assert "of the same run are deleted" in capsys.readouterr().err
     assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
     subspace = (tmp_path / "run" / "subspace" / "subspace.safetensors").read_bytes()
     another = [*argv, "--learning_rate", "0.02", "--seed", "5"]
@@ -217,11 +217,13 @@ def test_a_finished_run_stays_as_it_is(project: Project, finished: Path, tmp_pat
     assert metrics["trained"] == json.loads((finished / "metrics.json").read_text())["trained"]
 
 
-def test_nothing_to_resume_is_a_fresh_start(project: Project, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_nothing_to_resume_is_a_fresh_start(
+    project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     argv = project.argv(tmp_path / "run", "--init", "random_basis")
     resumed = build([*argv, "--resume_from_checkpoint", "true"])
     assert find_checkpoint(resumed.args.training, resumed.identity()) is None
-    assert "no complete checkpoint" in caplog.text
+    assert "no complete checkpoint" in capsys.readouterr().err
     assert find_checkpoint(build(argv).args.training, resumed.identity()) is None
 
 
