@@ -70,6 +70,13 @@ def copy(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "copy"))
 
 
+@pytest.fixture
+def unfinished(copy: Path) -> Path:
+    """The same before its last step was recorded: a finished run is not trained again."""
+    (copy / "metrics.json").unlink()
+    return copy
+
+
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -293,9 +300,9 @@ def test_checkpoint_of_another_run(fails, copy):
     assert files_in(copy) == before
 
 
-def test_no_checkpoint(fails, copy):
-    options = ["--model_name_or_path", TESTBED, *SHORT, "--output_dir", copy]
-    message = fails(*options, "--resume_from_checkpoint", copy / "checkpoint-9")
+def test_no_checkpoint(fails, unfinished):
+    options = ["--model_name_or_path", TESTBED, *SHORT, "--output_dir", unfinished]
+    message = fails(*options, "--resume_from_checkpoint", unfinished / "checkpoint-9")
     assert all(part in message for part in ("checkpoint-9", "run.json", "complete checkpoint")), message
 
 
@@ -313,15 +320,15 @@ def test_corrupted_subspace_given(fails, copy, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_corrupted_subspace_of_the_run(fails, copy):
-    flip(copy / "subspace" / "subspace.safetensors")
-    message = fails(*SHORT, "--model_name_or_path", TESTBED, "--output_dir", copy)
+def test_corrupted_subspace_of_the_run(fails, unfinished):
+    flip(unfinished / "subspace" / "subspace.safetensors")
+    message = fails(*SHORT, "--model_name_or_path", TESTBED, "--output_dir", unfinished)
     assert all(part in message for part in ("subspace.safetensors", "corrupted", "delete the folder")), message
 
 
-def test_damaged_header(fails, copy):
-    (copy / "subspace" / "subspace.json").write_text("{")
-    message = fails(*SHORT, "--model_name_or_path", TESTBED, "--output_dir", copy)
+def test_damaged_header(fails, unfinished):
+    (unfinished / "subspace" / "subspace.json").write_text("{")
+    message = fails(*SHORT, "--model_name_or_path", TESTBED, "--output_dir", unfinished)
     assert all(part in message for part in ("subspace.json", "damaged", "delete the folder")), message
 
 
