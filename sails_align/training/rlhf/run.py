@@ -122,7 +122,9 @@ def build(args: RlhfPlan, testbed: Testbed, start: Path) -> tuple[Any, dict[str,
             processing_class=load_tokenizer(testbed.model_path),
         )
     model: Any = trainer.model
-    model.generation_config = neutral_config(eos_ids(model.generation_config))  # TRL adds values of the model's
+    own = model.generation_config  # of which TRL would add values to its own
+    kept = {"bos_token_id": own.bos_token_id, "pad_token_id": own.pad_token_id}
+    model.generation_config = neutral_config(eos_ids(own), **kept)
     made_from = {"warm_start": file_hash(start / WEIGHTS), "data": fingerprint(dataset)}
     return trainer, {**identity_of(args, testbed), **made_from}
 
