@@ -1,4 +1,4 @@
-"""Make the README the home page of the site, and turn links to other files of the repository into links to copies.
+"""Make the README the home page of the site, link to copies of other files of the repository, and show titles in links.
 
 The documents link to `../README.md` or `../recipes/...`, for readers of the repository. On the site, the README is the
 home page, and other files of the repository are copied to `files/`.
@@ -15,6 +15,8 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
 HOME = "index.md"
+NAMED = re.compile(r"\[[\w./-]+\.md\](?=\((?P<path>[^)#:\s]+\.md)(#[^)]*)?\))")
+"""A link whose text is the name of a document: on the site, its text is the document's title."""
 LINK = re.compile(r"(?<=\]\()(?P<path>[^)#:\s]+)(?=[)#])")
 
 
@@ -41,7 +43,12 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         here = posixpath.dirname(posixpath.join("docs", uri))
         return posixpath.relpath(target, here) if target.startswith("docs/") else link["path"]
 
-    return LINK.sub(of_site, markdown)
+    def titled(link: re.Match[str]) -> str:
+        file = ROOT / _target(uri, link["path"])
+        title = re.search(r"^# (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE) if file.is_file() else None
+        return f"[{title[1]}]" if title else link[0]
+
+    return LINK.sub(of_site, NAMED.sub(titled, markdown))
 
 
 def _target(uri: str, link: str) -> str:

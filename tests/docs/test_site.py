@@ -77,6 +77,23 @@ def test_nothing_is_loaded_from_other_servers(site: Path) -> None:
         assert not re.search(r"url\(['\"]?(https?:)?//|@import", style.read_text())
 
 
+def test_search_works_from_the_disk(site: Path) -> None:
+    """Browsers load no JSON from file:// addresses, so the index is a script."""
+    index = (site / "search" / "search_index.js").read_text()
+    assert "over-refusal" in index
+    assert 'src="iframe-worker.js"' in (site / "index.html").read_text()  # nor do they start workers
+    assert 'src="../../iframe-worker.js"' in (site / "results/comparison/report.html").read_text()
+
+
+def test_pages_lead_to_the_next_and_links_are_titles(site: Path) -> None:
+    page = (site / "training.html").read_text()
+    assert "md-footer__link--prev" in page
+    assert "md-footer__link--next" in page
+    assert ">Evaluation" in (site / "index.html").read_text()
+    for path in site.rglob("*.html"):
+        assert not re.search(r"<a [^>]*>[\w./-]+\.md</a>", path.read_text()), path
+
+
 def test_the_reference_is_of_docstrings(site: Path) -> None:
     page = (site / "api" / "subspace.html").read_text()
     assert 'id="sails_align.subspace.basis.build_subspace"' in page
