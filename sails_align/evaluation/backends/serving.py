@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from peft import LoraConfig
 from torch import nn
 from transformers import PreTrainedConfig
 from transformers.utils import GENERATION_CONFIG_NAME
@@ -75,11 +76,16 @@ def serving_report(folder: Path, base_config: PreTrainedConfig) -> list[Problem]
         InputError: if there is no LoRA adapter, or its files cannot be read.
     """
     adapter = read_adapter(folder)
-    return [*_config_problems(adapter), *_tensor_problems(adapter, base_config), *_device_problems(base_config)]
+    return [
+        *config_problems(adapter.config),
+        *_init_problems(adapter.config),
+        *_tensor_problems(adapter, base_config),
+        *_device_problems(base_config),
+    ]
 
 
-def _config_problems(adapter: AdapterFiles) -> Iterator[Problem]:
-    config = adapter.config
+def config_problems(config: LoraConfig) -> Iterator[Problem]:
+    """Yield what keeps vLLM from serving adapters with this configuration."""
     if max_lora_rank(config.r) is None:
         yield Problem(f"its rank is {config.r}, and vLLM takes at most {MAX_LORA_RANKS[-1]}", MERGE)
     if config.use_dora:
@@ -100,6 +106,9 @@ def _config_problems(adapter: AdapterFiles) -> Iterator[Problem]:
     unread = [name for name in UNREAD if config.to_dict().get(name)]
     if unread:
         yield Problem(f"it uses {', '.join(unread)}, which vLLM does not read", MERGE)
+
+
+def _init_problems(config: LoraConfig) -> Iterator[Problem]:
     if not leaves_base_alone(config.init_lora_weights):
         yield Problem(
             f"its initialization ({config.init_lora_weights}) changed the base weights; vLLM has the published ones",
@@ -116,8 +125,12 @@ def _tensor_problems(adapter: AdapterFiles, base_config: PreTrainedConfig) -> It
     types = sorted({dtype for dtype, _ in adapter.tensors.values()} - set(DTYPES))
     if types:
         yield Problem(f"its weights are {', '.join(types)}; vLLM reads {', '.join(DTYPES)}", "save it in bfloat16")
-    served = _linear_modules(base_config)
-    others = sorted({_module(name) for name in adapter.tensors if "lora_" in name} - served)
+    yield from module_problems({_module(name) for name in adapter.tensors if "lora_" in name}, base_config)
+
+
+def module_problems(modules: set[str], base_config: PreTrainedConfig) -> Iterator[Problem]:
+    """Yield a problem if vLLM does not serve adapters of some of these modules."""
+    others = sorted(modules - _linear_modules(base_config))
     if others:
         yield Problem(
             f"it adapts {', '.join(others[:3])}{', ...' * (len(others) > 3)}; "

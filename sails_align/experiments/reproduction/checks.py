@@ -18,26 +18,34 @@ from sails_align.core.machine import devices, environment, existing, package_pro
 from sails_align.data.loading import load_rows
 from sails_align.data.pairs import normalize
 from sails_align.data.tokens import tokenize_response
+from sails_align.evaluation.attacks.parse import parse as parse_attack
 from sails_align.evaluation.harness.tasks import find_tasks
 from sails_align.evaluation.judges.make import make_judges
-from sails_align.evaluation.judges.options import JudgeArguments
-from sails_align.evaluation.options import PromptArguments
+from sails_align.evaluation.judges.options import HERE, JudgeArguments
+from sails_align.evaluation.options import PromptArguments, ReferenceArguments
 from sails_align.evaluation.prompts.load import load_all
 from sails_align.evaluation.prompts.sets import find_set
 from sails_align.evaluation.records import Item, Prompt
+from sails_align.evaluation.run import IN_SET
 from sails_align.experiments.commands import OPTIONS, check
+from sails_align.experiments.limits import Limits
 from sails_align.experiments.reproduction.plan import DATA, Reproduction, is_hh_rlhf
 from sails_align.export.hub import HubConnectionError
 from sails_align.saes.checks import compare_names
 from sails_align.saes.files import check_release
 from sails_align.saes.sets import SAESet
+from sails_align.subspace.options import Method
+from sails_align.testbed.build import is_testbed
 from sails_align.testbed.tasks import GROUP
+from sails_align.training import run as align
 from sails_align.training.dataset import load_model_config, load_tokenizer
+from sails_align.training.estimate import as_on_gpu
 from sails_align.training.plan import TrainingPlan
 
 Status = Literal["ok", "later", "failed"]
 N_ROWS = 200
 """Rows of a data set that are checked."""
+SCRIPTS: Mapping[str, Method] = {"recipes/sft_sails.py": "sft", "recipes/dpo_sails.py": "dpo"}
 QUESTION, ANSWER = [{"role": "user", "content": "How do I mend a cup?"}], "With glue."
 
 
@@ -56,6 +64,7 @@ def findings(plan: Reproduction) -> Iterator[Finding]:
     checks: dict[str, Callable[[Reproduction], Iterator[Finding]]] = {
         "versions": _versions,
         "options and packages": _options,
+        "evaluations": _limits,
         "hub": _hub,
         "model": _model,
         "SAEs": _saes,
@@ -87,8 +96,46 @@ def _versions(plan: Reproduction) -> Iterator[Finding]:
 
 
 def _options(plan: Reproduction) -> Iterator[Finding]:
+    """Read the command of each step as the step will read it."""
     check(plan.runs, plan.protocol)
-    yield Finding("options and packages", "ok", f"{len(plan.jobs())} commands are valid; their packages are installed")
+    jobs = plan.jobs()
+    for job in jobs:
+        try:
+            _read_command(job.work, on_gpu=plan.num_gpus > 0)
+        except InputError as error:
+            raise InputError(f"the step {job.name} cannot be run: {error}") from error
+    yield Finding("options and packages", "ok", f"{len(jobs)} commands are valid; their packages are installed")
+
+
+def _read_command(words: Any, *, on_gpu: bool) -> None:
+    """Read the options of a step's command; `hf` and `accelerate` must be installed.
+
+    Raises:
+        InputError: if the step would end with one.
+    """
+    program, *options = words
+    if program != "sails" and shutil.which(program) is None:
+        raise InputError(f"there is no command {program}; activate the environment that sails-align is installed in")
+    if program == "hf":
+        return
+    if program == "sails" and options[0] in ("eval", "attack"):
+        kind = options[1]
+        if options[0] == "attack":
+            parse_attack(options[1:], "sails attack")
+        else:
+            CommandLine.read(options[2:]).parse(OPTIONS[kind])
+        return
+    script = next(place for place, word in enumerate(words) if word in ("discover", "sft", "dpo") or word in SCRIPTS)
+    method = SCRIPTS.get(words[script]) or ("dpo" if words[script] == "dpo" else "sft")
+    own = words[script + 1 :]
+    align.parse(method, as_on_gpu(own) if on_gpu else list(own))
+
+
+def _limits(plan: Reproduction) -> Iterator[Finding]:
+    """Check that the evaluations can take the models that will be trained."""
+    limits = Limits(plan.protocol, plan.arguments, plan.config_of, plan.num_gpus > 0, min(1, plan.num_gpus))
+    n = limits.check(plan.runs, ["test"])
+    yield Finding("evaluations", "ok", f"{n} can be done of the models that will be trained")
 
 
 # -- the hub ----------------------------------------------------------------------------------------------------------
@@ -107,7 +154,7 @@ def repositories(plan: Reproduction) -> dict[tuple[str, str], str]:
             raise InputError(
                 f"model is {name!r}, which is neither a local folder nor a model on the hub; correct it"
             ) from error
-    found = {("model", name): "config.json" for name in plan.hub_models}
+    found = {("model", name): "config.json" for name in (*plan.hub_models, *_other_models(plan))}
     for prompts in _asked(plan):
         for name in prompts.prompts:
             known = find_set(name)
@@ -117,6 +164,16 @@ def repositories(plan: Reproduction) -> dict[tuple[str, str], str]:
     if any(is_hh_rlhf(name) and not Path(str(name)).exists() for name in names):
         found["dataset", DATA] = "README.md"
     return found
+
+
+def _other_models(plan: Reproduction) -> Iterator[str]:
+    """Yield the models from the hub that answers are compared with, and judges that no server runs."""
+    named = [options.reference for options in _parsed(plan, ReferenceArguments) if options.reference != IN_SET]
+    for who in _parsed(plan, JudgeArguments):
+        models, urls = who.judge_model or [], who.judge_base_url or [HERE]
+        urls = urls * len(models) if len(urls) == 1 else urls
+        named += [model for model, url in zip(models, urls, strict=True) if url == HERE]
+    yield from (str(name) for name in named if name and not Path(name).exists() and not is_testbed(name))
 
 
 def _hub(plan: Reproduction) -> Iterator[Finding]:

@@ -7,9 +7,13 @@ where activations are computed again. Generation reaches a smaller share, since 
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import HfHubHTTPError
 from transformers import PreTrainedConfig
 
 from sails_align.core.command_line import CommandLine
@@ -19,7 +23,9 @@ from sails_align.evaluation.harness.options import HarnessArguments
 from sails_align.evaluation.judges.options import JudgeArguments
 from sails_align.experiments.commands import OPTIONS
 from sails_align.experiments.jobs import Job
+from sails_align.experiments.limits import weights_dtype
 from sails_align.experiments.reproduction.plan import Reproduction, is_hh_rlhf
+from sails_align.export.hub import HubConnectionError
 from sails_align.training.memory import checkpoint_bytes
 from sails_align.training.plan import TrainingPlan
 from sails_align.training.shapes import meta_model, setup_of, shape_of
@@ -30,6 +36,8 @@ TOKENS = 654 / 4
 """Tokens of a transcript: 654 characters on average (2,312 rows of harmless-base's test part), four to a token."""
 GENERATION = 1 / 6
 """Share of `tflops` that is reached while responses are generated (assumed)."""
+SINGLE = 1 / 15
+"""Share of `tflops` that is reached with float32 weights (A100: 19.5 of 312, H100: 67 of 989)."""
 PROMPT_TOKENS, ATTACK_TOKENS = 60, 80
 """Tokens of a prompt, and of a prompt with suffix and target (assumed)."""
 RESPONSE_TOKENS = 512
@@ -64,7 +72,7 @@ def _costs(job: Job, plan: Reproduction, config: PreTrainedConfig, rate: "_Rate"
     stage, run, *_ = job.name.split("/")
     match stage:
         case "data":
-            return Costs(disk_gb=0.1 if run == "hh-rlhf" else 2 * rate.n_parameters / 1e9)
+            return Costs(disk_gb=0.1 if run == "hh-rlhf" else _download_bytes(run, plan, rate.n_parameters) / 1e9)
         case "discover":
             args = next(args for args in plan.arguments.values() if args.sails.uses_subspace)
             n = 2 * args.sails.max_discovery_examples
@@ -79,9 +87,10 @@ def _costs(job: Job, plan: Reproduction, config: PreTrainedConfig, rate: "_Rate"
             args = parse_attack(job.work[2:], "sails attack")
             n = args.asked.n_prompts or SET_SIZE
             forward = n * args.attack.n_steps * args.attack.search_width * ATTACK_TOKENS
+            rate = rate.of(args.how.dtype, plan.config_of(args.how.model) or config)
             return Costs(rate.hours(forward, 2 * n * RESPONSE_TOKENS), judge_requests=2 * n * _n_models(args.who))
         case _:
-            return _of_evaluation(job.work[2:], rate)
+            return _of_evaluation(job.work[2:], rate, plan, config)
 
 
 @dataclass(frozen=True)
@@ -90,6 +99,11 @@ class _Rate:
 
     n_parameters: int
     tflops: float
+
+    def of(self, dtype: str, config: PreTrainedConfig) -> "_Rate":
+        """Return the speed with weights of the type that an evaluation loads."""
+        slower = SINGLE if weights_dtype(dtype, config) == torch.float32 else 1.0
+        return replace(self, tflops=self.tflops * slower)
 
     def hours(self, read: float, written: float = 0.0) -> float:
         """Return the GPU-hours of tokens that are read in parallel, and of those that are generated."""
@@ -137,10 +151,23 @@ def _n_models(judges: JudgeArguments) -> int:
     return len(judges.judge_model or ())
 
 
-def _of_evaluation(words: Sequence[str], rate: _Rate) -> Costs:
+def _download_bytes(name: str, plan: Reproduction, n_parameters: int) -> float:
+    """Return the size of a model's weights: as the hub says, else by the type that its configuration names."""
+    (model,) = {model for model in plan.hub_models if model.rpartition("/")[2] == name}
+    if not constants.HF_HUB_OFFLINE:
+        with suppress(HubConnectionError, HfHubHTTPError, OSError):
+            files = HfApi().model_info(model, files_metadata=True).siblings or []
+            if size := sum(file.size or 0 for file in files if file.rfilename.endswith(".safetensors")):
+                return size
+    config = plan.config_of(model) or plan.config
+    return n_parameters * (2 if config is None else weights_dtype("auto", config).itemsize)
+
+
+def _of_evaluation(words: Sequence[str], rate: _Rate, plan: Reproduction, config: PreTrainedConfig) -> Costs:
     """Return the costs of an evaluation: its kind and options."""
     kind, *options = words
     how, *more = CommandLine.read(options).parse(OPTIONS[kind])  # pyright: ignore[reportArgumentType]
+    rate = rate.of(how.dtype, plan.config_of(how.model) or config)
     if isinstance(how, HarnessArguments):
         of_tasks = [TASKS[task] for task in how.tasks if task in TASKS]
         return Costs(rate.hours(sum(read for read, _ in of_tasks), sum(written for _, written in of_tasks)))

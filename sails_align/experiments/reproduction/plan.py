@@ -6,7 +6,7 @@ once, at its recipe's own learning rate.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,6 +19,8 @@ from sails_align.evaluation.options import PromptArguments
 from sails_align.experiments.commands import AGAIN, evaluation, options_of
 from sails_align.experiments.jobs import Gpus, Job
 from sails_align.experiments.plan import Evaluation, Protocol, Run, option_groups
+from sails_align.models.load import load_config
+from sails_align.models.spec import model_path
 from sails_align.subspace.options import Method
 from sails_align.testbed.build import is_testbed
 from sails_align.training import run as align
@@ -39,6 +41,8 @@ RECIPE_GPUS = 8
 """GPUs that the recipes' batch sizes are for."""
 GCG = ("--prompts", "advbench", "--n_prompts", "50")
 """Our choice: the paper's number of attacked prompts is unknown."""
+SHARED = ("--dtype", "--revision", "--trust_remote_code", "--system_prompt", "--guard_family")
+"""Options that attacks share with the evaluation of safety, besides those of the judge."""
 DATA = "Anthropic/hh-rlhf"
 DATA_FOLDER = "data/hh-rlhf"
 
@@ -157,6 +161,10 @@ class Reproduction:
         """The base model: what is trained."""
         return str(next(iter(self.arguments.values())).model.model_name_or_path)
 
+    def config_of(self, model: str) -> PreTrainedConfig | None:
+        """Return the configuration of a model; None if it is not known."""
+        return self.config if model == self.model else known_config(model)
+
     @property
     def hub_models(self) -> list[str]:
         """The models from the hub: the base, and those that are evaluated as they are."""
@@ -237,11 +245,12 @@ class Reproduction:
     def _attacks(self) -> Iterator[Job]:
         """Attack every model by GCG but the base, which needs no attack to comply."""
         safety = option_groups(self.protocol.of_part("test")["safety"])
-        judge = [word for name, values in safety.items() if name.startswith("--judge") for word in (name, *values)]
+        shared = [name for name in safety if name.startswith("--judge") or name in SHARED]
+        same = [word for name in shared for word in (name, *safety[name])]
         for run in self.runs:
             if self.folder(run) != self.model:
                 output = str(self.output_dir / "evaluated" / run.name / "gcg")
-                command = ["sails", "attack", "gcg", "--model", self.folder(run), *self.attacked_prompts, *judge]
+                command = ["sails", "attack", "gcg", "--model", self.folder(run), *self.attacked_prompts, *same]
                 command += options_of("safety", run) if run.trainer == "none" else []
                 command += [*AGAIN, "--output_dir", output]
                 yield self.job(f"attack/{run.name}/gcg", command, "one", self._after(run, f"train/{run.name}"))
@@ -270,6 +279,15 @@ def fitting_engine(args: TrainingPlan, config: PreTrainedConfig, num_gpus: int, 
         memory = estimate(engine, shape, setup, num_gpus, num_gpus)
         found.append(Fit(engine, memory, fits(memory, gpu_memory_gib)))
     return next((fit for fit in found if fit.is_enough), found[-1])
+
+
+@cache
+def known_config(model: str) -> PreTrainedConfig | None:
+    """Return the configuration of a model by its name, if it is here or the hub can be reached."""
+    try:
+        return load_config(model_path(model))
+    except InputError:
+        return None
 
 
 def _decides_subspace(args: TrainingPlan) -> dict[str, Any]:
