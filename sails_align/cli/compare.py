@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any
 from sails_align.core.command_line import CommandLine
 from sails_align.core.files import output_folder, refuse_trained, work_folder, write_json
 from sails_align.core.log import LOG_FILE, log_file, say
+from sails_align.core.machine import devices
 from sails_align.experiments.commands import check
 from sails_align.experiments.launchers import Launcher, available_slots, launcher_of
-from sails_align.experiments.options import ReportOptions
-from sails_align.experiments.plan import Cell, option_groups, option_words
+from sails_align.experiments.options import LauncherOptions, ReportOptions
+from sails_align.experiments.plan import Cell, Protocol, Run, option_groups, option_words
 from sails_align.experiments.results import Results, cells_named, names_of
 from sails_align.experiments.runner import run_jobs
 from sails_align.experiments.studies import Study, read_plans
@@ -58,11 +59,11 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
     with opened, log_file(folder, "sails compare"):
         if args.cell:
             cells = cells_named(args.cell, studies, results)
-            _prepare(cells)
+            _prepare(cells, launching)
             write_json(folder / "plan.json", plan)
             _compute(cells, results, "cells", launcher, args.progress)
             return {}
-        _prepare([cell for study in studies for _, of in study.plans for cell in of.test_cells({})])
+        _prepare([cell for study in studies for _, of in study.plans for cell in of.test_cells({})], launching)
         write_json(folder / "plan.json", plan)
         started = time.time()
         say(f"comparison of methods, {n_processes} trainings at a time; output: {folder}/ (all lines: {LOG_FILE})")
@@ -81,8 +82,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
         return _show(*write_report(studies, results, str(plan["command"]), about))
 
 
-def _prepare(cells: Sequence[Cell]) -> None:
-    """Build missing worlds and read the options of all commands, before anything is started.
+def _prepare(cells: Sequence[Cell], launching: LauncherOptions) -> None:
+    """Build missing worlds, read the options of all commands and check the evaluations, before anything is started.
 
     Raises:
         InputError: if something cannot be used.
@@ -90,7 +91,17 @@ def _prepare(cells: Sequence[Cell]) -> None:
     for world in dict.fromkeys(cell.world for cell in cells if cell.protocol is None):
         resolve_testbed(world)
     for protocol in dict.fromkeys(cell.protocol for cell in cells if cell.protocol is not None):
-        check(list(dict.fromkeys(cell.run for cell in cells)), protocol)
+        runs = list(dict.fromkeys(cell.run for cell in cells))
+        check(runs, protocol)
+        _check_evaluations(runs, protocol, on_gpu=launching.launcher == "slurm" or bool(devices()["gpus"]))
+
+
+def _check_evaluations(runs: Sequence[Run], protocol: Protocol, *, on_gpu: bool) -> None:
+    from sails_align.experiments.limits import Limits, known_config
+    from sails_align.training.run import parse
+
+    trainings = {run.name: parse(run.trainer, list(run.options)) for run in runs if run.trainer in ("sft", "dpo")}
+    Limits(protocol, trainings, known_config, on_gpu).check(runs)
 
 
 def _n_processes(studies: Sequence[Study]) -> int:

@@ -6,6 +6,7 @@ training if they are not looked at before.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from sails_align.evaluation.harness.options import HarnessArguments
 from sails_align.evaluation.options import ResponseArguments
 from sails_align.experiments.commands import OPTIONS, evaluation
 from sails_align.experiments.plan import Part, Protocol, Run
+from sails_align.models.load import load_config
+from sails_align.models.spec import model_path
 from sails_align.training.plan import TrainingPlan
 from sails_align.training.shapes import meta_model
 
@@ -83,7 +86,7 @@ class Limits:
                 yield f"{name} is float32, and on GPUs vLLM computes adapters in 16 bits", "add dtype: bfloat16"
             adapted = meta_model(args, config)
             assert isinstance(adapted, PeftModel)
-            modules = {module.partition("base_model.model.")[2] for module in adapted.targeted_module_names}
+            modules = set(adapted.targeted_module_names)
             found = [*config_problems(adapted.peft_config["default"]), *module_problems(modules, config)]  # pyright: ignore
             yield from ((f"of the adapter, {problem.what}", problem.remedy) for problem in found if problem.blocking)
 
@@ -120,3 +123,12 @@ def weights_dtype(name: str, config: PreTrainedConfig) -> torch.dtype:
     """Return the type that `--dtype` loads weights in for an evaluation: for `auto` the checkpoint's own."""
     dtype = getattr(torch, name) if name != "auto" else config.dtype or config.get_text_config(decoder=True).dtype
     return dtype if isinstance(dtype, torch.dtype) else torch.float32
+
+
+@cache
+def known_config(model: str) -> PreTrainedConfig | None:
+    """Return the configuration of a model by its name, if it is here or the hub can be reached."""
+    try:
+        return load_config(model_path(model))
+    except InputError:
+        return None

@@ -1,5 +1,6 @@
 """Read what decides the memory of a training from its options and from its model, which is made without weights."""
 
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -122,6 +123,7 @@ def meta_model(
     Raises:
         InputError: if a module that is to be adapted is not in the model, or there is no adapter in `--adapter_path`.
     """
+    config = deepcopy(config)  # transformers writes the type of the weights to it
     model = empty_model(config, dtype=loaded_dtype(args, config), trust_remote_code=args.training.trust_remote_code)
     if not args.model.use_peft:
         freeze_outside_decoder(model)

@@ -6,7 +6,7 @@ once, at its recipe's own learning rate.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,9 +18,8 @@ from sails_align.core.machine import GIB
 from sails_align.evaluation.options import PromptArguments
 from sails_align.experiments.commands import AGAIN, evaluation, options_of
 from sails_align.experiments.jobs import Gpus, Job
+from sails_align.experiments.limits import known_config
 from sails_align.experiments.plan import Evaluation, Protocol, Run, option_groups
-from sails_align.models.load import load_config
-from sails_align.models.spec import model_path
 from sails_align.subspace.options import Method
 from sails_align.testbed.build import is_testbed
 from sails_align.training import run as align
@@ -279,15 +278,6 @@ def fitting_engine(args: TrainingPlan, config: PreTrainedConfig, num_gpus: int, 
         memory = estimate(engine, shape, setup, num_gpus, num_gpus)
         found.append(Fit(engine, memory, fits(memory, gpu_memory_gib)))
     return next((fit for fit in found if fit.is_enough), found[-1])
-
-
-@cache
-def known_config(model: str) -> PreTrainedConfig | None:
-    """Return the configuration of a model by its name, if it is here or the hub can be reached."""
-    try:
-        return load_config(model_path(model))
-    except InputError:
-        return None
 
 
 def _decides_subspace(args: TrainingPlan) -> dict[str, Any]:

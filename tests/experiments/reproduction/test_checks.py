@@ -51,7 +51,7 @@ def test_all_is_there(folder: Path, tmp_path: Path) -> None:
     assert {finding.status for finding in found} == {"ok"}
     whats = [finding.what.split(" ")[0] for finding in found]
     assert [what for n, what in enumerate(whats) if what not in whats[:n]] == [
-        *("versions", "options", "hub", "model", "SAEs", "data", "prompts", "judge", "lm-eval")
+        *("versions", "options", "evaluations", "hub", "model", "SAEs", "data", "prompts", "judge", "lm-eval")
     ]
 
 
