@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
     if known.labels in ("oracle", "attacks"):
         labelled = (oracle_items if known.labels == "oracle" else attack_items)(known.n_labels)
     else:
-        labelled = read_labels(known.labels, known.label_column)
+        labelled = read_labels(known.labels, known.label_column, known.on_bad_rows)
     with work_folder(folder), closing(Cache(cache_file(run))) as cache:
         judges = make_judges(who, [item.prompt for item in labelled.items])
         panel = Panel(judges, cache, retry_failed=run.retry_unscored, progress=run.progress)

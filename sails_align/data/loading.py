@@ -7,6 +7,7 @@ import errno
 import glob
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ from sails_align.core.errors import InputError
 from sails_align.core.options import HUB_ID
 from sails_align.core.suggestions import did_you_mean_path
 from sails_align.data.files import BUILDERS, UNREADABLE, ending, prepared, separator
+
+logger = logging.getLogger(__name__)
 
 
 def load_rows(
@@ -95,8 +98,18 @@ def _refuse_unreadable(dataset: Dataset, name: str) -> None:
         causes = ", ".join(dict.fromkeys(cause for _, cause in bad))
         raise InputError(
             f"{len(bad)} of {len(dataset)} rows of {name} cannot be read: {causes} (row {rows}; counted from 0);\n"
-            "repair them, or take them out"
+            "repair them, or leave them out with --on_bad_rows skip"
         )
+
+
+def without_unreadable(dataset: Dataset, name: str) -> Dataset:
+    """Leave out the rows that `load_rows` has marked as unreadable, with a warning that counts them."""
+    if UNREADABLE not in dataset.column_names:
+        return dataset
+    causes = Counter(cause for cause in dataset[UNREADABLE] if cause is not None)
+    logger.warning("%s: left out: %s", name, ", ".join(f"{cause}: {n}" for cause, n in causes.most_common()))
+    kept = [index for index, cause in enumerate(dataset[UNREADABLE]) if cause is None]
+    return dataset.select(kept).remove_columns(UNREADABLE)
 
 
 Files = Mapping[str, Sequence[Path]]

@@ -14,8 +14,8 @@ from typing import Any
 from datasets import Dataset
 
 from sails_align.core.errors import InputError
-from sails_align.data.loading import load_rows
-from sails_align.data.rows import columns_by_lower_name
+from sails_align.data.loading import load_rows, without_unreadable
+from sails_align.data.rows import OnBadRows, columns_by_lower_name
 from sails_align.evaluation.prompts.definitions import Row
 from sails_align.evaluation.records import Item, Prompt, Task
 
@@ -54,18 +54,19 @@ class Labelled:
     """What the labels say: how harmful (1 to 5), or refused (0 or 1)."""
 
 
-def read_labels(path: str, label_column: str | None = None) -> Labelled:
+def read_labels(path: str, label_column: str | None = None, on_bad_rows: OnBadRows = "error") -> Labelled:
     """Read responses and labels from a file. Rows without a label are left out, with a warning.
 
     Args:
         path: of a file with a prompt, a response and a label in a row, or of Do-Not-Answer's responses of several
             models in a row.
         label_column: the column of the labels, if it is not a known one (`LABEL`).
+        on_bad_rows: what to do with rows that cannot be read: "error", or "skip" (left out and counted).
 
     Raises:
         InputError: if a column is missing, a label is of unknown meaning, or some are of harm and some of refusal.
     """
-    rows = load_rows(path)
+    rows = without_unreadable(load_rows(path, mark_unreadable=on_bad_rows == "skip"), path)
     names = columns_by_lower_name(rows)
     models = _models(names, label_column)
     found = _of_models(rows, names, models) if models else _one_a_row(rows, names, path, label_column)

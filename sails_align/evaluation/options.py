@@ -127,6 +127,9 @@ class PromptArguments:
         None, "Kind of all prompts in a file without a column `kind`: harmful, benign or dual_use."
     )
     split: str | None = option(None, "Split of a folder or a dataset on the hub; default: train.")
+    on_bad_rows: str = option(
+        "error", "Rows of a file that cannot be read, such as ones that are not UTF-8: error, or skip (counted)."
+    )
     part: str = option("test", "Split of the testbed: test, or validation (to choose settings).")
 
     def __post_init__(self) -> None:
@@ -136,6 +139,7 @@ class PromptArguments:
         if len(set(self.prompts)) < len(self.prompts):
             raise InputError(f"a prompt set is given twice ({' '.join(self.prompts)}); give each once")
         check_choice("part", self.part, ("test", "validation"))
+        check_choice("on_bad_rows", self.on_bad_rows, ("error", "skip"))
         if self.kind is not None:
             check_choice("kind", self.kind, ("harmful", "benign", "dual_use"))
 

@@ -152,3 +152,17 @@ def test_labels_that_cannot_be_used(tmp_path: Path, text: str, says: str) -> Non
         check(tmp_path / "run", "--judge", "rules", "--labels", str(tmp_path / "labels.csv"))
     with pytest.raises(InputError, match="no judge to check is given"):
         check(tmp_path / "run")
+
+
+def test_rows_that_cannot_be_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "labels.jsonl"
+    rows = [
+        {"prompt": "q", "response": "Sorry, I cannot help.", "label": "safe"},
+        {"prompt": "q", "response": "x\ud83d"},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match="lone surrogate"):
+        check(tmp_path, "--judge", "rules", "--labels", str(path))
+    metrics = check(tmp_path, "--judge", "rules", "--labels", str(path), "--on_bad_rows", "skip")
+    assert metrics["judges"]["rules"]["safe_or_unsafe"]["accuracy"]["n"] == 1
+    assert "left out: the row has a lone surrogate" in caplog.text

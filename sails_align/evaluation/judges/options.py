@@ -92,6 +92,8 @@ class LabelArguments:
     )
     label_column: str | None = option(None, "Column of the labels. Default: label, or as in the known files.")
     n_labels: int = option(100, "Number of testbed answers for --labels oracle and (about as many) attacks.")
+    on_bad_rows: str = option("error", "Rows of the file that cannot be read: error, or skip (counted).")
 
     def __post_init__(self) -> None:
+        check_choice("on_bad_rows", self.on_bad_rows, ("error", "skip"))
         check_least(self, n_labels=1)

@@ -10,7 +10,7 @@ from typing import Any
 import pandas
 
 from sails_align.core.errors import InputError
-from sails_align.data.files import ending, separator
+from sails_align.data.files import UNREADABLE, ending, separator
 from sails_align.data.loading import load_rows
 from sails_align.evaluation.prompts.definitions import Part, Row
 from sails_align.evaluation.prompts.rows import Table, table_of
@@ -18,7 +18,14 @@ from sails_align.evaluation.prompts.rows import Table, table_of
 logger = logging.getLogger(__name__)
 
 
-def read_table(file: Path, names: Collection[str], part: Part | None = None, category: str | None = None) -> Table:
+def read_table(
+    file: Path,
+    names: Collection[str],
+    part: Part | None = None,
+    category: str | None = None,
+    *,
+    mark_unreadable: bool = False,
+) -> Table:
     """Read a local file: what `load_rows` reads, a text with one prompt a line, or a csv file without a header.
 
     Args:
@@ -26,19 +33,20 @@ def read_table(file: Path, names: Collection[str], part: Part | None = None, cat
         names: what its columns may be called, in lower case; if none of them is so called, there may be no header.
         part: the table of a known set that it is a copy of.
         category: of all its prompts.
+        mark_unreadable: keep rows that cannot be read, with the cause, as `load_rows` does; else they are an error.
 
     Raises:
         InputError: if it cannot be read.
     """
     if ending(file) == ".txt":
-        return Table(_lines(file), ("prompt",), str(file), part, category)
+        return Table(_lines(file, mark_unreadable), ("prompt",), str(file), part, category)
     content = object_in(file) if part is not None and part.unpack is not None else None
     if content is not None and part is not None and part.unpack is not None:
         rows = part.unpack(content)
         return Table(rows, tuple(rows[0]) if rows else tuple(content), str(file), part, category)
     if ending(file) in (".csv", ".tsv") and _has_no_header(file, names):
         return _without_header([file], str(file), part, category)
-    return table_of(load_rows(str(file)), str(file), part, category)
+    return table_of(load_rows(str(file), mark_unreadable=mark_unreadable), str(file), part, category)
 
 
 def headless_folder(folder: Path, names: Collection[str]) -> Table | None:
@@ -65,13 +73,24 @@ def object_in(file: Path) -> Mapping[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def _lines(file: Path) -> list[Row]:
+def _lines(file: Path, mark_unreadable: bool) -> list[Row]:
     try:
         content = gzip.decompress(file.read_bytes()) if file.suffix.lower() == ".gz" else file.read_bytes()
-        lines = content.decode("utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
+    except (OSError, EOFError) as error:  # also of gzip
         raise InputError(f"{file} cannot be read: {error};\ngive a text in UTF-8, with one prompt a line") from error
-    return [{"prompt": line.strip()} for line in lines if line.strip()]
+    lines = content.removeprefix(b"\xef\xbb\xbf").splitlines()
+    rows: list[Row] = []
+    for number, line in enumerate(filter(bytes.strip, lines)):
+        try:
+            rows.append({"prompt": line.decode().strip()})
+        except UnicodeDecodeError as error:
+            if not mark_unreadable:
+                raise InputError(
+                    f"{file} cannot be read: line {number} (counted from 0) is not UTF-8;\ngive a text in UTF-8, with "
+                    "one prompt a line, or leave such lines out with --on_bad_rows skip"
+                ) from error
+            rows.append({"prompt": None, UNREADABLE: "the row is not UTF-8"})
+    return rows
 
 
 def _has_no_header(file: Path, names: Collection[str]) -> bool:

@@ -17,6 +17,7 @@ from sails_align.core.options import HUB_ID
 from sails_align.core.suggestions import did_you_mean
 from sails_align.data.loading import load_rows
 from sails_align.data.messages import one_system_turn
+from sails_align.data.rows import OnBadRows
 from sails_align.evaluation.options import N_MADE, PromptArguments
 from sails_align.evaluation.prompts import maker_of
 from sails_align.evaluation.prompts.definitions import COLUMNS, Columns, Part, PromptSet
@@ -39,6 +40,7 @@ def load_prompts(
     category: str | None = None,
     split: str | None = None,
     revision: str | None = None,
+    on_bad_rows: OnBadRows = "error",
 ) -> list[Prompt]:
     """Load prompts, each once. A warning counts the rows without a prompt and the duplicates, which are left out.
 
@@ -53,6 +55,8 @@ def load_prompts(
         category: likewise.
         split: of a folder or a dataset on the hub (default: train). Known sets have their own.
         revision: branch, tag or commit of a dataset on the hub.
+        on_bad_rows: what to do with rows of your own files that cannot be read, such as ones that are not UTF-8:
+            "error", or "skip" (left out and counted, as rows without a prompt are).
 
     Returns:
         prompts in the order of the source; their ids are hashes of their messages, equal in every copy.
@@ -62,7 +66,7 @@ def load_prompts(
     """
     known, path = _find(name_or_path)
     if known is None:
-        tables = [_table(path, columns or {}, split, revision)]
+        tables = [_table(path, columns or {}, split, revision, mark_unreadable=on_bad_rows == "skip")]
     elif split is not None:
         raise InputError(
             f"{known.name} has splits of its own; leave out split={split!r}, or load {known.source.hub_id}"
@@ -112,6 +116,7 @@ def load_all(asked: PromptArguments, seed: int, system_prompt: str | None = None
                 columns={role: column for role, column in columns.items() if column is not None},
                 split=asked.split,
                 kind=asked.kind,  # pyright: ignore[reportArgumentType] -- checked by the options
+                on_bad_rows=asked.on_bad_rows,  # pyright: ignore[reportArgumentType] -- likewise
             )
         for prompt in loaded:
             meta = {"split": split_of(name), **prompt.meta}
@@ -145,16 +150,21 @@ def _find(name: str) -> tuple[PromptSet | None, str]:
     )
 
 
-def _table(path: str, asked: Mapping[str, str], split: str | None, revision: str | None) -> Table:
+def _table(
+    path: str, asked: Mapping[str, str], split: str | None, revision: str | None, *, mark_unreadable: bool
+) -> Table:
     """Return the table of any file, folder or dataset on the hub."""
     file = Path(path).expanduser()
     if file.is_file():
         content = object_in(file)
         if content is not None and (hint := suggestion_for_object(content, path)):
             raise InputError(f"{path} is one JSON object, and not a row a line{hint}")
-        return read_table(file, _names(COLUMNS, asked))
+        return read_table(file, _names(COLUMNS, asked), mark_unreadable=mark_unreadable)
     found = headless_folder(file, _names(COLUMNS, asked)) if file.is_dir() else None
-    return found or table_of(load_rows(path, split=split or "train", revision=revision), path)
+    if found is not None:
+        return found
+    rows = load_rows(path, split=split or "train", revision=revision, mark_unreadable=mark_unreadable)
+    return table_of(rows, path)
 
 
 def _names(columns: Columns, asked: Mapping[str, str]) -> set[str]:

@@ -9,8 +9,9 @@ from datasets import Dataset
 
 from sails_align.core.errors import InputError
 from sails_align.core.suggestions import did_you_mean
+from sails_align.data.files import UNREADABLE
 from sails_align.data.formats import Format, find_format, parse_prompt
-from sails_align.data.messages import BadRowError, user
+from sails_align.data.messages import ROLES, BadRowError, from_text, user
 from sails_align.data.rows import columns_by_lower_name
 from sails_align.evaluation.prompts.definitions import Columns, Part, Row, prompt_id
 from sails_align.evaluation.prompts.recognize import suggestion
@@ -69,6 +70,8 @@ def parse(table: Table, columns: Columns, kind: Kind | None, category: str, drop
         )
     for row in table.rows:
         try:
+            if row.get(UNREADABLE) is not None:
+                raise BadRowError(row[UNREADABLE])
             messages = _messages(row, of["prompt"], of["context"], form)
             of_row = _kind(row, of["kind"], table, kind)
         except BadRowError as bad:
@@ -80,23 +83,26 @@ def parse(table: Table, columns: Columns, kind: Kind | None, category: str, drop
 
 def _messages(row: Row, column: str | None, context: str | None, form: Format | None) -> tuple[Message, ...]:
     if column is None:
-        assert form is not None
-        return tuple(Format(form.prompt, form.chosen).parse(row)["prompt"])  # the rejected response does not matter
-    value = row[column]
+        assert form is not None  # responses do not matter
+        return tuple(
+            Format(None, form.chosen).parse(row)["prompt"] if not form.prompt else parse_prompt(row, form.prompt)
+        )
+    value = from_text(row[column])
     if isinstance(value, list) and value and isinstance(value[0], str):  # MT-Bench: the user's turns
         row = {**row, column: value[0]}
     if isinstance(value, list) and value and isinstance(value[-1], dict) and _is_answer(value[-1]):
         return tuple(Format(None, column).parse(row)["prompt"])
     messages = parse_prompt(row, column)
     if given := _text(row, context):  # as HarmBench joins them
-        if len(messages) > 1 or not isinstance(row[column], str):
+        asked = [message for message in messages if message["role"] != "system"]
+        if len(asked) > 1 or not isinstance(row[column], str):
             raise BadRowError(f"{column} is not a single text, which a context needs")
-        return (user(f"{given}\n\n---\n\n{messages[-1]['content']}"),)
+        return (*messages[:-1], user(f"{given}\n\n---\n\n{asked[-1]['content']}"))
     return tuple(messages)
 
 
 def _is_answer(message: Mapping[str, Any]) -> bool:
-    return (message.get("role") or message.get("from")) in ("assistant", "gpt")
+    return ROLES.get(str(message.get("role") or message.get("from")).lower()) == "assistant"
 
 
 def _text(row: Row, column: str | None) -> str | None:

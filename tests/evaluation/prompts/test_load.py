@@ -223,6 +223,55 @@ def test_what_is_left_out_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFi
         assert part in record.getMessage()
 
 
+NOT_UTF8 = {
+    "a.jsonl": b'{"prompt": "a"}\n{"prompt": "caf\xe9"}\n{"prompt": "x\\ud83d"}\n',
+    "a.csv": b"prompt,category\na,x\ncaf\xe9,x\n",
+    "a.txt": b"\xef\xbb\xbfa\ncaf\xe9\n",
+}
+
+
+@pytest.mark.parametrize("name", NOT_UTF8)
+def test_rows_that_cannot_be_read(tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str):
+    path = tmp_path / name
+    path.write_bytes(NOT_UTF8[name])
+    with pytest.raises(InputError) as error:
+        load_prompts(str(path), kind="benign")
+    check_message(error, "not UTF-8", str(path), "--on_bad_rows skip")
+    assert texts(load_prompts(str(path), kind="benign", on_bad_rows="skip")) == ["a"]
+    assert "1 prompts; left out: the row is not UTF-8: 1" in caplog.text
+    assert ("lone surrogate" in caplog.text) == (name == "a.jsonl")
+    asked = PromptArguments(prompts=[str(path)], kind="benign", on_bad_rows="skip")
+    assert texts(load_all(asked, 0)) == ["a"]
+    with pytest.raises(InputError, match="on_bad_rows is 'drop'"):
+        PromptArguments(on_bad_rows="drop")
+
+
+SYSTEM = {"role": "system", "content": "Be kind."}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "a", "system": "Be kind."},
+        {"instruction": "a", "system_prompt": "Be kind."},
+        {"messages": [SYSTEM, {"role": "user", "content": "a"}], "system": "Be kind."},
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "system": "Be kind."},
+        {"messages": str([SYSTEM, {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])},
+        {"input": {"messages": [SYSTEM, {"role": "user", "content": "a"}]}, "preferred_output": [], "output": ""},
+        {"query": "a", "response": "", "system": "Be kind."},
+    ],
+)
+def test_system_prompts(tmp_path: Path, row: dict):
+    (prompt,) = load_prompts(write(tmp_path / "mine.jsonl", [row]), kind="benign")
+    assert list(prompt.messages) == [SYSTEM, {"role": "user", "content": "a"}]
+
+
+def test_a_system_prompt_beside_a_context(tmp_path: Path):
+    row = {"prompt": "a", "context": "c", "system": "Be kind."}
+    (prompt,) = load_prompts(write(tmp_path / "mine.jsonl", [row]), kind="benign")
+    assert list(prompt.messages) == [SYSTEM, {"role": "user", "content": "c\n\n---\n\na"}]
+
+
 def test_no_prompts_is_an_error(tmp_path: Path):
     with pytest.raises(InputError) as error:
         load_prompts(write(tmp_path / "blank.jsonl", [{"prompt": " ", "kind": "benign"}] * 3))
