@@ -168,7 +168,7 @@ def _example(
 def token_texts(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
     """Return the text that each token adds; that of a character of several tokens is with its last token."""
     texts: list[str] = []
-    start, shown = 0, ""
+    start, last, shown = 0, 0, ""  # `last`: where the last whole text begins
     for end in range(1, len(ids) + 1):
         text = str(tokenizer.decode(ids[start:end], clean_up_tokenization_spaces=False))
         if text.endswith("\ufffd") and end < len(ids):
@@ -177,8 +177,9 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]
         texts.append(text[len(shown) :])
         shown = text
         if end - start >= CONTEXT_TOKENS:
-            start = end - 1
+            start = last
             shown = str(tokenizer.decode(ids[start:end], clean_up_tokenization_spaces=False))
+        last = end
     return texts
 
 
