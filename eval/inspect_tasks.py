@@ -123,6 +123,9 @@ def _scorer(judge: Judge, prompts: list[Prompt], asked: Asked, n_at_once: int) -
     @scorer(metrics=[rates(asked, judge.binary)], name=asked)
     def by_judge() -> Scorer:
         async def score(state: TaskState, target: Target) -> Score:
+            if state.output.error is not None or state.output.stop_reason == "content_filter":
+                # What stands there is not the model's.
+                return Score.unscored(reason="no response", explanation=state.output.error or "content_filter")
             item = Item(by_id[str(state.sample_id)], state.output.completion)
             # In a thread, since judges wait for their servers; one at a time, since those run here are not thread-safe.
             found = await anyio.to_thread.run_sync(lambda: next(iter(judge.judge(asked, [item])))[1], limiter=limiter)

@@ -49,6 +49,13 @@ _WRAPPED = re.compile(
     re.DOTALL | re.IGNORECASE,
 )
 
+_BEGINS_AT_THE_END = re.compile(rf"(?:{'|'.join(begin for begin, _ in _FORMS)})\s*\Z", re.IGNORECASE)
+# Special tokens: those of the forms, and of those of which only a part is one.
+_MARK = re.compile(
+    "|".join(f"(?:{mark})" for form in _FORMS for mark in form) + r"|<\|channel>|<unused9[45]>", re.IGNORECASE
+)
+_CHANNEL_MARKS = frozenset(("<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|call|>", "<|end|>"))
+
 # gpt-oss: messages in channels; the answer is in `final`. Decoded without special tokens, the names run into the texts.
 _CHANNELS = re.compile(r"\A\s*(?:<\|start\|>\s*assistant\s*)?<\|channel\|>")
 _FINAL = re.compile(
@@ -58,6 +65,20 @@ _FINAL = re.compile(
 )
 _BARE_FINAL = "assistantfinal"
 _BARE_CHANNELS = re.compile(rf"\A\s*(?:analysis|commentary)(?:(?=[A-Z\"'(*])|(?=\S.*{_BARE_FINAL}))", re.DOTALL)
+
+
+def marks_of(tokens: Iterable[str]) -> set[str]:
+    """Return those of a tokenizer's special tokens that mark reasoning: without them it would pass for the answer."""
+    tokens = set(tokens)
+    return {token for token in tokens if _MARK.fullmatch(token)} | (
+        tokens & _CHANNEL_MARKS if "<|channel|>" in tokens else set()
+    )
+
+
+def opening_of(prompt: str) -> str:
+    """Return the beginning of reasoning that a rendered prompt ends with; mostly none."""
+    found = _BEGINS_AT_THE_END.search(prompt)
+    return found[0] if found else ""
 
 
 def answer_of(response: str) -> str | None:

@@ -3,19 +3,25 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from stub_server import Asked, StubServer, text_of
+from tokenizers import AddedToken
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sails_align.cli.evaluate import safety
 from sails_align.cli.judge_check import main as judge_check
+from sails_align.evaluation.backends.hf import HFBackend
+from sails_align.evaluation.backends.local_model import decode_response
 from sails_align.evaluation.backends.openai import OpenAIBackend
+from sails_align.evaluation.harness.model import give_answers
 from sails_align.evaluation.judges.guard import GuardJudge
 from sails_align.evaluation.judges.llm import LlmJudge
 from sails_align.evaluation.judges.rules import RulesJudge, is_refusal
 from sails_align.evaluation.pipeline import respond
-from sails_align.evaluation.reasoning import answer_of, with_opening
+from sails_align.evaluation.reasoning import answer_of, marks_of, opening_of, with_opening
 from sails_align.evaluation.records import Completion, Conversation, Item, Judge, Prompt, Sampling, Task
 from sails_align.testbed.build import resolve_testbed
 from sails_align.testbed.oracle import OracleJudge
@@ -192,3 +198,47 @@ def test_responses_keep_their_reasoning() -> None:
         (completion,) = respond(backend, [PROMPT], Sampling(), progress=False)
         backend.close()
     assert completion.text == f"<think>{NO}</think>{YES}"
+
+
+def test_special_tokens_that_mark_reasoning_are_told_from_others() -> None:
+    assert marks_of(["<s>", "</s>", "[INST]", "[THINK]", "[/THINK]"]) == {"[THINK]", "[/THINK]"}
+    assert marks_of(["<bos>", "<|channel>", "<channel|>", "<turn|>"]) == {"<|channel>", "<channel|>"}
+    assert marks_of(["<|end|>", "<|user|>"]) == set()  # a turn's end
+    assert marks_of(["<|return|>", "<|channel|>", "<|message|>", "<|end|>"]) == {
+        "<|channel|>",
+        "<|message|>",
+        "<|end|>",
+    }
+
+
+def test_an_opening_is_what_a_prompt_ends_with() -> None:
+    assert opening_of("<|im_start|>assistant\n<think>\n") == "<think>\n"
+    assert opening_of("<|im_start|>assistant\n<think>\n\n</think>\n\n") == ""
+    assert opening_of("What does <think> mean?<|im_end|>\n<|im_start|>assistant\n") == ""
+
+
+def test_models_in_this_process_keep_the_marks_of_reasoning_and_begin_with_its_opening() -> None:
+    base = resolve_testbed(None).model_path
+    tokenizer, model = AutoTokenizer.from_pretrained(base), AutoModelForCausalLM.from_pretrained(base)
+    tokenizer.add_tokens([AddedToken("<think>", special=False)])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[THINK]", "[/THINK]", "[INST]"]})
+    model.resize_token_embeddings(len(tokenizer))
+    text = "[INST] [THINK] how [/THINK] the"
+    tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert answer_of(decode_response(tokenizer, tokens)) == "the"
+    (_, plain), *_ = HFBackend.of(model, tokenizer).complete([PROMPT.messages], Sampling(max_new_tokens=4))
+    tokenizer.chat_template += "<think>"
+    (_, opened), *_ = HFBackend.of(model, tokenizer).complete([PROMPT.messages], Sampling(max_new_tokens=4))
+    assert plain.text is not None
+    assert opened.text is not None
+    assert "<think>" not in plain.text
+    assert opened.text.startswith("<think>")
+    assert answer_of(opened.text) is None
+
+
+def test_lm_eval_scores_the_answer_and_unfinished_reasoning_is_counted() -> None:
+    texts = {"a <think>\n": f"{NO}</think>{YES}", "b": f"<think>{NO}</think>{YES}", "c": f"<think>{YES}", "d": YES}
+    lm = SimpleNamespace(generate_until=lambda requests: [texts[request.args[0]] for request in requests])
+    counted = give_answers(lm)
+    assert lm.generate_until([SimpleNamespace(args=(prompt, {})) for prompt in texts]) == [YES, YES, "", YES]
+    assert counted == {"n_unfinished_reasoning": 1}

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from sails_align.core.artifacts import content_hash
-from sails_align.evaluation.backends.local_model import Batches, context_length, encode
+from sails_align.evaluation.backends.local_model import Batches, context_length, decode_opening, decode_response, encode
 from sails_align.evaluation.backends.stops import VERSION, Stops, StopTexts, stops_of
 from sails_align.evaluation.records import Completion, Conversation, InferenceHook, Sampling
 from sails_align.models.generation import neutral_config, neutral_generation, say_what_is_left_out
@@ -149,16 +149,22 @@ def _respond(
             stopping_criteria=StoppingCriteriaList(criteria),
             streamer=None if stream is None else _Streamer(tokenizer, stops, stream),
         )
-    return [_completion(tokenizer, row, stops) for row in output[:, n_prompt:].tolist()]
+    openings = [decode_opening(tokenizer, prompts[index]) for index in batch]
+    return [
+        _completion(tokenizer, opening, row, stops)
+        for opening, row in zip(openings, output[:, n_prompt:].tolist(), strict=True)
+    ]
 
 
-def _completion(tokenizer: PreTrainedTokenizerBase, new_tokens: list[int], stops: Stops) -> Completion:
-    """Return the response in new tokens: what stands before the first thing that ends it."""
+def _completion(tokenizer: PreTrainedTokenizerBase, opening: str, new_tokens: list[int], stops: Stops) -> Completion:
+    """Return the response in new tokens: what stands before the first thing that ends it.
+
+    It begins with the `opening` of reasoning that the prompt ends with, if any.
+    """
     end = next((place for place, token in enumerate(new_tokens) if token in stops.ids), None)
-    # Without the clean-up of spaces that Llama 3's tokenizer asks for, and that vLLM does not do.
-    text = str(tokenizer.decode(new_tokens[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    text = decode_response(tokenizer, new_tokens[:end])
     cut = stops.cut(text)
-    return Completion(cut.strip(), "length" if end is None and cut == text else "stop")
+    return Completion(opening + cut.strip(), "length" if end is None and cut == text else "stop")
 
 
 class _Streamer(TextStreamer):

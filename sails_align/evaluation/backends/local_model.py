@@ -10,8 +10,11 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from sails_align.core.errors import InputError, first_line
 from sails_align.data.tokens import check_chat_template, render
+from sails_align.evaluation.reasoning import marks_of, opening_of
 from sails_align.evaluation.records import Completion, Conversation
 
+OPENING = 16
+"""Tokens at the end of a prompt that are searched for the beginning of reasoning."""
 T = TypeVar("T")
 Result = TypeVar("Result")
 
@@ -58,6 +61,20 @@ def _encode_one(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, 
         error = f"the conversation is {len(ids)} tokens long, and the model's context is {context}"
         return Completion(None, error=error)
     return ids
+
+
+def decode_response(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
+    """Return the text of a response without special tokens, except those that mark reasoning."""
+    names = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+    marks = marks_of(names.values())
+    kept = [token for token in tokens if token not in names or names[token] in marks]
+    # Without the clean-up of spaces that Llama 3's tokenizer asks for, and that vLLM does not do.
+    return str(tokenizer.decode(kept, skip_special_tokens=not marks, clean_up_tokenization_spaces=False))
+
+
+def decode_opening(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int]) -> str:
+    """Return the beginning of reasoning that the chat template wrote at a prompt's end; mostly none."""
+    return opening_of(str(tokenizer.decode(list(prompt[-OPENING:]), clean_up_tokenization_spaces=False)))
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -16,9 +16,10 @@ from sails_align.core import machine
 from sails_align.core.artifacts import content_hash, file_hash
 from sails_align.core.errors import InputError
 from sails_align.evaluation.backends.adapter_check import ignored_adapter
-from sails_align.evaluation.backends.local_model import encode
+from sails_align.evaluation.backends.local_model import decode_opening, decode_response, encode
 from sails_align.evaluation.backends.stops import VERSION, Stops, stops_of
 from sails_align.evaluation.backends.vllm_options import adapter_effect, cannot_start, engine_options
+from sails_align.evaluation.reasoning import marks_of
 from sails_align.evaluation.records import Completion, Conversation, Sampling
 from sails_align.models.adapters import CONFIG, WEIGHTS
 from sails_align.models.generation import load_generation_config, say_what_is_left_out
@@ -100,7 +101,7 @@ class VLLMBackend:
                 use_tqdm=False,
                 lora_request=self._lora_request(),
             )
-            yield from zip(chunk, map(_completion, outputs), strict=True)
+            yield from zip(chunk, [_completion(self._tokenizer, output) for output in outputs], strict=True)
 
     def close(self) -> None:
         """End vLLM's processes."""
@@ -174,8 +175,11 @@ def is_zero(folder: Path) -> bool:
     )
 
 
-def _completion(output: Any) -> Completion:
+def _completion(tokenizer: Any, output: Any) -> Completion:
     (choice,) = output.outputs
     if choice.finish_reason not in ("stop", "length"):
         return Completion(None, error=f"vLLM ended the response: {choice.finish_reason}")
-    return Completion(choice.text.strip(), choice.finish_reason)
+    text = choice.text
+    if marks_of(tokenizer.all_special_tokens):  # vLLM leaves these out, too
+        text = decode_response(tokenizer, list(choice.token_ids))
+    return Completion(decode_opening(tokenizer, output.prompt_token_ids) + text.strip(), choice.finish_reason)

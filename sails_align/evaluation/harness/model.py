@@ -5,15 +5,18 @@ silently (#2432). Both are checked on a real request before anything is measured
 """
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from sails_align.core.errors import InputError
 from sails_align.data.tokens import check_chat_template, render
+from sails_align.evaluation.backends.local_model import decode_response
 from sails_align.evaluation.backends.stops import stops_of
 from sails_align.evaluation.backends.vllm_options import adapter_effect, cannot_start, engine_options
 from sails_align.evaluation.harness.options import HarnessArguments
+from sails_align.evaluation.reasoning import answer_of, marks_of, opening_of
 from sails_align.models.generation import neutral_generation, say_what_is_left_out
 from sails_align.models.spec import ModelSpec
 
@@ -99,7 +102,13 @@ def hf_lm(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", bos: b
     log = logging.getLogger("lm_eval.models.huggingface")
     log.addFilter(lambda record: "`pretrained`" not in str(record.msg))  # it warns of every model that is loaded
     options: dict[str, Any] = {"pretrained": model, "tokenizer": tokenizer, "add_bos_token": bos}
-    return HFLM(**options, batch_size=batch_size)  # pyright: ignore[reportCallIssue] -- its decorator hides them
+    lm: Any = HFLM(**options, batch_size=batch_size)  # pyright: ignore[reportCallIssue] -- its decorator hides them
+    if marks_of(tokenizer.all_special_tokens):
+        decode = lm.tok_decode
+        lm.tok_decode = lambda tokens, skip_special_tokens=True: (
+            decode_response(tokenizer, tokens) if skip_special_tokens else decode(tokens, skip_special_tokens=False)
+        )
+    return lm
 
 
 @contextmanager
@@ -150,6 +159,26 @@ def load_lm(
         yield lm
     finally:
         lm.model.llm_engine.engine_core.shutdown()
+
+
+def give_answers(lm: Any) -> Counter[str]:
+    """Let lm-eval score generated answers without the reasoning before them; one whose reasoning does not end is empty.
+
+    Returns:
+        The number of those under `n_unfinished_reasoning`, once tasks have been run.
+    """
+    counted: Counter[str] = Counter()
+    generate = lm.generate_until
+
+    def generate_until(requests: Sequence[Any], **options: Any) -> list[str]:
+        texts = generate(requests, **options)
+        openings = [opening_of(str(request.args[0])) for request in requests]
+        answers = [answer_of(opening + text) for opening, text in zip(openings, texts, strict=True)]
+        counted["n_unfinished_reasoning"] += answers.count(None)
+        return [answer or "" for answer in answers]
+
+    lm.generate_until = generate_until
+    return counted
 
 
 def check_bos(lm: Any, context: str, *, rolling: bool = False) -> None:

@@ -7,6 +7,7 @@
 import importlib.metadata
 import importlib.util
 import os
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
@@ -26,6 +27,7 @@ from sails_align.evaluation.harness.model import (
     check_adapter,
     check_bos,
     check_system,
+    give_answers,
     hf_lm,
     load_lm,
     neutral_lm,
@@ -178,11 +180,17 @@ def _run(lm: Any, args: HarnessArguments, plan: _Plan, adapter: str | None = Non
     threads = fitting_threads(lm.model) if isinstance(lm.model, nn.Module) else nullcontext()  # vLLM's is none
     with threads:
         checks = _check_requests(lm, args, plan, adapter)
+        unfinished = give_answers(lm)
         results = _evaluated(lm, args, plan)
+    if n := unfinished.total():
+        print(
+            f"{n} answers end within their reasoning and count as wrong; allow more (`max_gen_toks`)", file=sys.stderr
+        )
     setup = {
         "chat_template": plan.chat_template,
         "add_bos_token": plan.bos,
         **checks,
+        **unfinished,
         "n_shot": results["n-shot"],
         "task_versions": results["versions"],
     }
