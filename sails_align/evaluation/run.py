@@ -68,23 +68,14 @@ def run_evaluation(
         stack.enter_context(log_file(folder, f"sails eval {command}"))
         stages, cache = stack.enter_context(Stages(names)), stack.enter_context(closing(Cache(cache_file(run))))
         say(f"{command} of {how.model}; output: {folder}/ (all lines: {LOG_FILE})")
-        stages.begin("prompts", ", ".join(asked.prompts))
-        prompts = load_all(asked, how.seed, how.system_prompt)
-        if command == "helpfulness":
-            prompts = [prompt for prompt in prompts if prompt.kind != "harmful"]
-            if not prompts:
-                raise InputError("all prompts are harmful; add benign prompts with --prompts")
-        say(f"    {counted(prompts)}")
+        prompts = _prompts(command, how, asked, stages)
         judges = make_judges(who, prompts)
         if command == "helpfulness":
             _check_judges(judges, reference)
         responder = Responder(how, find_spec(how), hook_of(steering))
         other = None if compare is None else compared_with(compare, responder)
         answers = None if reference is None else _reference(reference, how, prompts, cache, options)
-        provenance = {
-            "prompts": {"sets": asked.prompts, "n": len(prompts), "part": asked.part},
-            "reference": None if reference is None else _reference_identity(reference),
-        }
+        provenance = _provenance(asked, prompts, reference)
 
         def result_of(who_responds: Responder, judges: Mapping[str, Judge], folder: Path) -> EvaluationResult:
             return evaluate(
@@ -105,11 +96,30 @@ def run_evaluation(
         if other is not None:
             stages.begin("compared model", str(compare))
             results.append(result_of(other, make_judges(who, prompts), folder / COMPARED))
-        title = f"{command.capitalize()} of {how.model}" + (f" against {reference}" if reference else "")
-        _show(results, compare, title, folder)
+        against = f" against {reference}" if reference else ""
+        _show(results, compare, f"{command.capitalize()} of {how.model}{against}", folder)
     for result in results:
         fail_if_unscored(result.metrics["unscored"], run.max_unscored)
     return results[0].metrics
+
+
+def _provenance(asked: PromptArguments, prompts: Sequence[Prompt], reference: str | None) -> dict[str, Any]:
+    return {
+        "prompts": {"sets": asked.prompts, "n": len(prompts), "part": asked.part},
+        "reference": None if reference is None else _reference_identity(reference),
+    }
+
+
+def _prompts(command: str, how: ResponseArguments, asked: PromptArguments, stages: Stages) -> list[Prompt]:
+    """Load the prompts; without the harmful ones for helpfulness."""
+    stages.begin("prompts", ", ".join(asked.prompts))
+    prompts = load_all(asked, how.seed, how.system_prompt)
+    if command == "helpfulness":
+        prompts = [prompt for prompt in prompts if prompt.kind != "harmful"]
+        if not prompts:
+            raise InputError("all prompts are harmful; add benign prompts with --prompts")
+    say(f"    {counted(prompts)}")
+    return prompts
 
 
 def _show(results: Sequence[EvaluationResult], compare: str | None, title: str, folder: Path) -> None:

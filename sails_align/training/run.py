@@ -54,7 +54,7 @@ from sails_align.training.stages import (
 )
 from sails_align.training.subspace import find_subspace
 from sails_align.training.table import show_changes
-from sails_align.training.trainer import build_trainer, left_out
+from sails_align.training.trainer import AlignmentTrainer, build_trainer, left_out
 
 # Defaults of options that TRL and PEFT leave at values for other purposes; YAML and the command line override them.
 COMMON_DEFAULTS = {
@@ -151,12 +151,7 @@ def run(args: TrainingPlan, output_dir: Path, stages: Stages) -> dict[str, Any]:
         if args.training.push_to_hub and process_index() == 0:
             finish(args, source, output_dir)
         return finished
-    subspace = None
-    if args.sails.uses_subspace:
-        stages.begin("subspace", subspace_line(args))
-        with cost.of("subspace"):
-            subspace = find_subspace(args, source, output_dir / "subspace")
-        say_subspace(subspace)
+    subspace = _subspace(args, source, output_dir, stages, cost) if args.sails.uses_subspace else None
     stages.begin("adapter" if args.model.use_peft else "weights", args.start)
     with cost.of("prepare"), disk_errors(output_dir):
         built = build_trainer(args, source, subspace)
@@ -169,18 +164,14 @@ def run(args: TrainingPlan, output_dir: Path, stages: Stages) -> dict[str, Any]:
             config, record = {**args.defaults, **args.given}, _record(args, identity, source, subspace)
             write_record(output_dir, args.method, config, record)
     start = MeasureStart(lambda: measure(trainer, source, testbed, args, "base"), cost, output_dir, identity)
-    assert trainer.model is not None
-    n_trainable, n_parameters = count_parameters(trainer.model)
-    say(f"    {n_trainable:,} of {n_parameters:,} parameters train ({n_trainable / n_parameters:.2%})")
+    sizes = _say_sizes(trainer)
     stages.begin("training", training_line(trainer, checkpoint))
     with cost.of("train"), disk_errors(output_dir):
         trainer.add_callback(start)
         train(trainer, checkpoint)
         trainer.remove_callback(start)
         save_model(args, trainer, output_dir)
-    stages.begin(
-        "evaluation", "the held-out loss" if testbed is None else "the held-out loss, and the oracle's verdicts"
-    )
+    stages.begin("evaluation", "held-out loss" if testbed is None else "held-out loss, and the oracle's verdicts")
     with cost.of("evaluate"), fitting_threads(trainer.model):  # pyright: ignore[reportArgumentType] -- it has one
         trained, responses = measure(trainer, source, testbed, args, "trained")
     metrics = {
@@ -194,15 +185,9 @@ def run(args: TrainingPlan, output_dir: Path, stages: Stages) -> dict[str, Any]:
             "saes": None if subspace is None else subspace.provenance.get("saes"),
             "versions": package_versions(),
         },
-        "cost": {
-            "seconds": cost.seconds,
-            "trainable_parameters": n_trainable,
-            "trainable_share": n_trainable / n_parameters,
-            "peak_memory_mb": round(peak_memory_mb(), 1),
-        },
+        "cost": _cost(cost, *sizes),
     }
-    if drift := last_drift(trainer.state.log_history):
-        metrics["drift"] = drift
+    metrics |= last_drift(trainer.state.log_history)
     if trainer.is_world_process_zero():
         if testbed is not None:
             rows = "".join(json.dumps(row) + "\n" for row in start.responses + responses)
@@ -211,6 +196,30 @@ def run(args: TrainingPlan, output_dir: Path, stages: Stages) -> dict[str, Any]:
         show_changes(f"{args.method.upper()}, {args.start}", metrics, output_dir)
         finish(args, source, output_dir)
     return metrics
+
+
+def _subspace(args: TrainingPlan, source: TrainingSource, output_dir: Path, stages: Stages, cost: Cost) -> Subspace:
+    stages.begin("subspace", subspace_line(args))
+    with cost.of("subspace"):
+        subspace = find_subspace(args, source, output_dir / "subspace")
+    say_subspace(subspace)
+    return subspace
+
+
+def _say_sizes(trainer: AlignmentTrainer) -> tuple[int, int]:
+    assert trainer.model is not None
+    n_trainable, n_parameters = count_parameters(trainer.model)
+    say(f"    {n_trainable:,} of {n_parameters:,} parameters train ({n_trainable / n_parameters:.2%})")
+    return n_trainable, n_parameters
+
+
+def _cost(cost: Cost, n_trainable: int, n_parameters: int) -> dict[str, Any]:
+    return {
+        "seconds": cost.seconds,
+        "trainable_parameters": n_trainable,
+        "trainable_share": n_trainable / n_parameters,
+        "peak_memory_mb": round(peak_memory_mb(), 1),
+    }
 
 
 def _record(
@@ -229,10 +238,10 @@ def _record(
     return {"identity": identity, "options": args.to_json(), "data": data, "saes": saes, "end": asdict(source.end)}
 
 
-def last_drift(logs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the last logged drift of the adapter (see `DriftCallback`); empty without a subspace."""
+def last_drift(logs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Return the last logged drift of the adapter (see `DriftCallback`) as `drift`; empty without a subspace."""
     rows = [{name: value for name, value in row.items() if name.startswith("adapter_")} for row in logs]
-    return next((row for row in reversed(rows) if row), {})
+    return next(({"drift": row} for row in reversed(rows) if row), {})
 
 
 def finish(args: TrainingPlan, source: TrainingSource, output_dir: Path) -> None:

@@ -137,7 +137,7 @@ def test_side_studies_change_the_files_own_runs(tmp_path: Path, monkeypatch: pyt
         ({"runs": {"x": {}}}, "runs: x is {}, but it must be a mapping"),
         ({"runs": {"x": {"label": "x"}}}, "has both or neither of `model` and `train`"),
         ({"runs": {"x": {"train": "sft", "model": "m"}}}, "has both or neither"),
-        ({"runs": {"x": {"train": "ppo"}}}, "train is 'ppo'; choose sft or dpo"),
+        ({"runs": {"x": {"train": "ppo"}}}, "train is 'ppo'; did you mean 'dpo'"),
         ({"runs": {"x": {"train": "sft", "config": "no.yaml"}}}, "there is no file no.yaml"),
         ({"runs": {"x": {"train": "sft", "lr": 1}}}, "has the unknown entry 'lr'"),
         ({"runs": {"a/b": {"model": "m"}}}, "a name has letters, digits"),

@@ -13,9 +13,11 @@ from tiny import Project, distance
 from transformers import AutoTokenizer
 
 import sails_align
+from sails_align.core.log import Stages
 from sails_align.subspace.options import Method
 from sails_align.training import run as align
 from sails_align.training.record import git_commit
+from sails_align.training.stages import stages_of
 
 OPTIONS = ["--seed", "3", "--sae_ids", "layer_0", "layer_1", "--weighting", "false", "--prompt_tokens", "last"]
 
@@ -61,7 +63,7 @@ def test_what_was_decided_is_recorded_and_training_changes_no_option(
     argv = project.dpo_argv(tmp_path / "run", "--chat_template_path", template, "--max_steps", "1")
     plan = align.parse(method, argv)
     before = plan.to_json()
-    align.run(plan, tmp_path / "run")
+    align.run(plan, tmp_path / "run", Stages(stages_of(plan)))
     assert plan.to_json() == before
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     options = record["options"]

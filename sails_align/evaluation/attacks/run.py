@@ -47,13 +47,7 @@ def run_attack(args: AttackArguments) -> dict[str, Any] | None:
     with work_folder(folder), opened, stages, closing(Cache(cache_file(run))) as cache:
         say(f"{args.method} attack on {how.model}; output: {folder}/ (all lines: {LOG_FILE})")
         stages.begin("prompts", ", ".join(args.asked.prompts))
-        spec, loaded = find_spec(how), load_all(args.asked, how.seed, how.system_prompt)
-        prompts = [prompt for prompt in loaded if prompt.kind == "harmful"]
-        if not prompts:
-            names = " ".join(args.asked.prompts)
-            raise InputError(
-                f"{names} has no harmful prompts to attack; choose another --prompts, or give --kind harmful"
-            )
+        spec, prompts = find_spec(how), _harmful_prompts(args)
         say(f"    {counted(prompts)}")
         is_judged = bool(args.who.judge) or is_of_testbed(prompts)
         judges = make_judges(args.who, prompts) if is_judged else {}  # before the search: not to fail after hours
@@ -93,6 +87,15 @@ def run_attack(args: AttackArguments) -> dict[str, Any] | None:
         show_attacks(metrics, how.model, folder)
     fail_if_unscored(metrics["unscored"], run.max_unscored)
     return metrics
+
+
+def _harmful_prompts(args: AttackArguments) -> list[Prompt]:
+    prompts = load_all(args.asked, args.how.seed, args.how.system_prompt)
+    harmful = [prompt for prompt in prompts if prompt.kind == "harmful"]
+    if not harmful:
+        names = " ".join(args.asked.prompts)
+        raise InputError(f"{names} has no harmful prompts to attack; choose another --prompts, or give --kind harmful")
+    return harmful
 
 
 def by_attack(

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sails_align.core.errors import InputError
+from sails_align.core.log import LOG_FILE
 from sails_align.testbed.build import ASSETS, resolve_testbed
 from sails_align.testbed.prompts import measure, numbers
 from sails_align.training.rlhf import run as rlhf
@@ -142,10 +143,14 @@ def test_a_checkpoint_of_another_run_is_refused(copy: Path, name: str, value: ob
 
 
 def test_a_finished_run_is_not_done_again(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path.is_file()}
+    def times() -> dict[Path, int]:
+        files = (path for path in copy.rglob("*") if path.is_file() and path.name != LOG_FILE)
+        return {path: path.stat().st_mtime_ns for path in files}
+
+    before = times()
     assert rlhf.main(argv(copy)) == read(copy, "metrics.json")
     assert "finished: nothing is done" in capsys.readouterr().out
-    assert {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path.is_file()} == before
+    assert times() == before
 
 
 # Learning
