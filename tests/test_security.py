@@ -177,10 +177,8 @@ def test_a_chat_template_cannot_reach_out(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     template = tmp_path / "own.jinja"
     template.write_text("{{ messages }}{{ cycler.__init__.__globals__.os.mkdir('" + str(mark) + "') }}")
-    with pytest.raises(SystemExit):  # more is unscored than allowed
+    with pytest.raises(InputError, match="unsafe"):
         safety(["--n_prompts", "1", "--chat_template_path", str(template), "--output_dir", str(tmp_path / "a")])
-    (row, *_) = (tmp_path / "a" / "responses.jsonl").read_text().splitlines()
-    assert "unsafe" in row
     assert not mark.exists()
 
 

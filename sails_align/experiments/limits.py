@@ -18,11 +18,12 @@ from sails_align.core.errors import InputError
 from sails_align.data.tokens import read_chat_template
 from sails_align.evaluation.backends.serving import config_problems, module_problems
 from sails_align.evaluation.harness.options import HarnessArguments
-from sails_align.evaluation.options import ResponseArguments
+from sails_align.evaluation.options import TESTBED_TOKENS, PromptArguments, ResponseArguments
 from sails_align.experiments.commands import OPTIONS, evaluation
 from sails_align.experiments.plan import Part, Protocol, Run
 from sails_align.models.load import load_config
 from sails_align.models.spec import model_path
+from sails_align.testbed.build import is_testbed
 from sails_align.training.plan import TrainingPlan
 from sails_align.training.shapes import meta_model
 
@@ -59,14 +60,15 @@ class Limits:
                 _check_training(run, args, config)
             for part in parts:
                 for kind, options in self.protocol.of_part(part).items():
-                    (how, *_) = CommandLine.read(evaluation(kind, options, run, name)[2:]).parse(OPTIONS[kind])
-                    for problem, remedy in self._problems(how, args, name, config):
+                    (how, *others) = CommandLine.read(evaluation(kind, options, run, name)[2:]).parse(OPTIONS[kind])
+                    n_new = _response_tokens(how, others)
+                    for problem, remedy in self._problems(how, n_new, args, name, config):
                         raise InputError(f"evaluate: {part}: {kind} cannot be done of {run.name}: {problem};\n{remedy}")
                     n += 1
         return n
 
     def _problems(
-        self, how: Any, args: TrainingPlan | None, name: str, config: PreTrainedConfig | None
+        self, how: Any, n_new: int, args: TrainingPlan | None, name: str, config: PreTrainedConfig | None
     ) -> Iterator[tuple[str, str]]:
         """Yield what keeps an evaluation from being done, and what to do about it."""
         assert isinstance(how, ResponseArguments | HarnessArguments)
@@ -80,7 +82,7 @@ class Limits:
             )
         if config is None:
             return
-        yield from _context_problems(how, config)
+        yield from _context_problems(how, n_new, config)
         if how.backend == "vllm" and args is not None and args.model.use_peft:
             if self.on_gpu and weights_dtype(how.dtype, config) == torch.float32:
                 yield f"{name} is float32, and on GPUs vLLM computes adapters in 16 bits", "add dtype: bfloat16"
@@ -99,14 +101,24 @@ def _check_training(run: Run, args: TrainingPlan, config: PreTrainedConfig) -> N
         )
 
 
-def _context_problems(how: ResponseArguments | HarnessArguments, config: PreTrainedConfig) -> Iterator[tuple[str, str]]:
+def _response_tokens(how: Any, others: Sequence[Any]) -> int:
+    """Return the longest response that an evaluation asks for, in tokens."""
+    if not isinstance(how, ResponseArguments):
+        return 0
+    prompts = [name for options in others if isinstance(options, PromptArguments) for name in options.prompts]
+    default = TESTBED_TOKENS if all(map(is_testbed, prompts)) else RESPONSE_TOKENS
+    return how.max_new_tokens or default
+
+
+def _context_problems(
+    how: ResponseArguments | HarnessArguments, n_new: int, config: PreTrainedConfig
+) -> Iterator[tuple[str, str]]:
     longest = _context(config)
     if longest is None:
         return
     given = how.max_model_len if how.backend == "vllm" else None
     if given is not None and given > longest:
         yield f"max_model_len is {given}, but the model takes {longest} tokens", f"give {longest} or less"
-    n_new = (how.max_new_tokens or RESPONSE_TOKENS) if isinstance(how, ResponseArguments) else 0
     if n_new >= (given or longest):
         yield (
             f"max_new_tokens is {n_new}, which leaves no room for a prompt in a context of {given or longest}",

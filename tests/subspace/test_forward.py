@@ -241,7 +241,10 @@ def test_a_side_without_tokens_is_refused(model: Gemma2ForCausalLM, side: list[T
         fit(model, sequences(2, 0, planted=0.0), side)
 
 
-def test_progress_goes_to_stderr(model: Gemma2ForCausalLM, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_goes_to_stderr(
+    model: Gemma2ForCausalLM, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sails_align.core.progress.FIRST_LINE", 0.0)  # seconds of work
     sides = {"prompt": {"aligned": sequences(3, 0, planted=0.0)}}
     discover(model, sides, [], [LAYER])
     assert capsys.readouterr() == ("", "")
@@ -249,4 +252,4 @@ def test_progress_goes_to_stderr(model: Gemma2ForCausalLM, capsys: pytest.Captur
     out, err = capsys.readouterr()
     assert out == ""
     assert "prompt contrast, aligned side" in err
-    assert "3/3" in err
+    assert "3 of 3" in err

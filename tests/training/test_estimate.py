@@ -165,7 +165,7 @@ def test_what_only_discovery_decides_is_a_bound(folder: Path, capsys: pytest.Cap
         (["--num_gpus", "many"], "--help lists the options"),
         (["--gpu_memory_gib", "nan", "--method", "sft"], "gpu_memory_gib is nan"),
         ([], "(no --config); pass --method sft or --method dpo"),
-        (["--method", "ppo"], "--help lists the options"),
+        (["--method", "ppo"], "not one of: sft, dpo; did you mean 'dpo'?"),
         (["--method", "sft", "--model_name_or_path", "no/such-model"], "cannot load the model no/such-model"),
         (["--method", "sft", "--use_peft", "false", "--init", "sails"], "--use_peft false trains all weights"),
         (["--method", "sft", "--init", "default", "--adapter_path", "x"], "leave one out"),

@@ -69,7 +69,7 @@ def test_what_was_decided_is_recorded_and_training_changes_no_option(
     options = record["options"]
     assert options["training" if method == "sft" else "dpo"]["chat_template_path"] == template
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["chat_template_path"] == template
-    assert options["model"]["lora_target_modules"] == record["identity"]["lora_target_modules"]
+    assert options["model"]["lora_target_modules"] == record["identity"]["options"]["lora_target_modules"]
     with pytest.raises(FrozenInstanceError):
         plan.method = "sft"  # pyright: ignore[reportAttributeAccessIssue]
 

@@ -483,7 +483,7 @@ def test_no_family(name: str):
     with pytest.raises(InputError) as error:
         guess_family(name)
     assert all(part in str(error.value) for part in (name, "--guard_family", *FAMILIES))
-    with pytest.raises(InputError, match="llama-guard-4"):
+    with pytest.raises(InputError, match="there is no guard family 'gemma'"):
         GuardJudge(Scripted(), "gemma")
 
 

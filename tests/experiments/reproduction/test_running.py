@@ -90,7 +90,10 @@ def test_a_step_that_fails_stops_the_rest_and_says_why(folder: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--model", "gemma-2-90b"], "model is 'gemma-2-90b'; give one of gemma-2-2b, gemma-2-9b"),
+        (
+            ["--model", "gemma-2-90b"],
+            "model is 'gemma-2-90b'; did you mean 'gemma-2-9b'?\ngive one of gemma-2-2b, gemma-2-9b",
+        ),
         (["--model", "gemma-2-9b", "--num_gpus", "-1"], "num_gpus is -1; choose 0 or more"),
         (["--model", "gemma-2-9b", "--steps", "trian"], "no step is named trian"),
         (["--model", "gemma-2-9b", "--dry"], "unknown option '--dry' on the command line; did you mean --dry_run?"),
