@@ -152,7 +152,7 @@ def test_provenance_and_cost(real: Real, metrics: dict[str, Any]) -> None:
     assert provenance["identity"] == run["identity"]
     assert provenance["options"] == run["options"]
     assert run["identity"]["model"]["name"] == "stories260k"
-    assert run["identity"]["lora_target_modules"] == ["q_proj", "k_proj", "v_proj", "o_proj"]
+    assert run["identity"]["options"]["lora_target_modules"] == ["q_proj", "k_proj", "v_proj", "o_proj"]
     assert {"torch", "transformers", "trl", "peft", "sae-lens"} <= provenance["versions"].keys()
     for layer in LAYERS:
         report = json.loads((real.saes / f"layer_{layer}" / "report.json").read_text())

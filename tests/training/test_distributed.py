@@ -210,13 +210,13 @@ def test_precomputed_references_are_those_of_this_run(project: Project, tmp_path
         run = tmp_path / "run"
         argv = [*options(project, run, "dpo", 2), "--precompute_ref_log_probs", "true", "--max_steps", "2"]
         argv += ["--model_name_or_path", str(model), "--subspace_mode", "freeze", "--save_strategy", "no"]
+        argv += ["--overwrite_output_dir", "true"]  # else the second run would be refused as another one
         done = launched(project, "tests/watched_run.py", "dpo", tmp_path, *argv, engine="zero3")
         assert done.returncode == 0, done.stderr[-3000:]
         row = read(tmp_path, "watched.json")["losses"]["1"]
         assert row["loss"] == pytest.approx(math.log(2), abs=1e-5)
         assert abs(row["rewards/chosen"]) < 1e-4
         assert not (run / ".pairs").exists()
-        (run / "run.json").unlink()  # else the second run would be refused as another one
 
 
 @pytest.mark.parametrize(
