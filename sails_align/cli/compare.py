@@ -156,5 +156,5 @@ def _show(data: "ReportData", values: dict[str, Any], paths: Sequence[Path]) -> 
     for doubt in (doubt for row in rows for doubt in row.doubts):
         console.print(f"doubt     {doubt}", highlight=False, soft_wrap=True, markup=False)
     for path in paths:
-        console.print(f"{path.name.partition('.')[0]:<10}{path}", highlight=False, soft_wrap=True)
+        console.print(f"{path.name.partition('.')[0]:<10}{path}", highlight=False, soft_wrap=True, markup=False)
     return values

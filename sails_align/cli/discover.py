@@ -74,11 +74,11 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
             write_json(output_dir / DISCOVERED, features)
     console = Console()
     for table in tables_of(subspace, features, shown.n_shown):
-        console.print(table, highlight=False)
+        console.print(table, highlight=False, markup=False)
     saved = output_dir / "subspace" if args.sails.subspace_path is None else args.sails.subspace_path
-    console.print(f"subspace  {saved}/", highlight=False, soft_wrap=True)
+    console.print(f"subspace  {saved}/", highlight=False, soft_wrap=True, markup=False)
     if features:
-        console.print(f"features  {output_dir / DISCOVERED}", highlight=False, soft_wrap=True)
+        console.print(f"features  {output_dir / DISCOVERED}", highlight=False, soft_wrap=True, markup=False)
 
 
 def tables_of(subspace: "Subspace", features: Sequence[dict[str, Any]], n_shown: int) -> "list[FittedTable | str]":

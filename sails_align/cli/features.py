@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
     found = explain(Path(args.run), args.n_texts)
     console = Console()
     console.print(table_of(found))
-    console.print(f"features  {Path(args.run) / FEATURES_FILE}", highlight=False, soft_wrap=True)
+    console.print(f"features  {Path(args.run) / FEATURES_FILE}", highlight=False, soft_wrap=True, markup=False)
     return found
 
 

@@ -218,6 +218,13 @@ def _merge(
         merged: PreTrainedModel = unmerged.merge_and_unload(safe_merge=True)  # pyright: ignore
     except ValueError as error:  # PEFT's word for values that are not finite
         raise InputError(f"the adapter cannot be merged: {first_line(error)}; train again") from error
+    except RuntimeError as error:
+        if "Impossible to merge" not in str(error):
+            raise
+        raise InputError(
+            f"the adapter in {folder} cannot be merged: {first_line(error)}\n"
+            "use it as an adapter, or train one with lora_bias false"
+        ) from error
     merged_BSV = _logits(merged, ids_BS)
     # Of the adapter's run, if it says what ends a response; and a base's file that contradicts itself is not saved.
     has_own = (folder / GENERATION_CONFIG_NAME).is_file()

@@ -90,7 +90,7 @@ class Job:
         assert isinstance(self.work, tuple)
         program, *words = self.work
         environment = {**os.environ, **self.variables(gpus)}
-        with self.log.open("wb") as log:
+        with disk_errors(self.log), self.log.open("wb") as log:
             command = [sys.executable, *PROGRAMS[program], *words]
             return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
 
@@ -140,7 +140,7 @@ def perform(job: Job, gpus: Sequence[str] = ()) -> None:
             job.finish(job.record or {})
             return
         os.environ.update(job.variables(gpus))
-        with job.log.open("w") as log:
+        with disk_errors(job.log), job.log.open("w") as log:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
         try:

@@ -86,8 +86,8 @@ def load_sae(
     """
     sae = residual_sae(name, read_sae(source, name, device))
     check_fits(sae.info, model_config, model_name, source.allow_mismatch)
-    for weight in ("W_enc", "W_dec"):
-        if not getattr(sae.sae, weight).isfinite().all():
+    for weight, values in sae.sae.state_dict().items():
+        if not values.isfinite().all():
             raise InputError(f"SAE {name} has numbers in {weight} that are not finite; load or train it again")
     return sae
 

@@ -124,6 +124,7 @@ def show(result: dict[str, Any]) -> None:
         + "\n".join([f"{'with' if setup['checkpointing'] else 'without'} gradient checkpointing", *result["notes"]]),
         highlight=False,
         soft_wrap=True,
+        markup=False,
     )
     title = f"GiB on each of {n} GPU{'s' if n > 1 else ''} of {memory:g} GiB (single: on one)"
     table = FittedTable(title, ("", *(engine.replace("_", " ") for engine in result["engines"])))

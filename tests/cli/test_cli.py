@@ -198,6 +198,22 @@ def test_discover_shows_a_baseline(capsys, tmp_path, testbed):
     assert "layer 1: 8 directions (random_basis)" in capsys.readouterr().out
 
 
+def test_a_folder_named_like_markup_is_printed_as_it_is(capsys, tmp_path, testbed):
+    output_dir = tmp_path / "[bold]" / "[" / "x]"
+    main(
+        [
+            "discover",
+            "--model_name_or_path",
+            str(testbed.folder),
+            "--init",
+            "random_basis",
+            "--output_dir",
+            str(output_dir),
+        ]
+    )
+    assert f"{output_dir}/subspace/" in capsys.readouterr().out
+
+
 def test_discover_without_a_subspace(capsys, tmp_path):
     with pytest.raises(SystemExit):
         main(["discover", "--init", "default", "--output_dir", str(tmp_path / "run")])

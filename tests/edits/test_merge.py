@@ -293,6 +293,13 @@ def test_adapters_that_cannot_be_merged(fails, adapter: Path, tmp_path: Path, ch
     assert {path.name for path in tmp_path.iterdir()} == {"adapter"}
 
 
+def test_an_adapter_with_biases_of_its_own_is_not_merged(fails, base: Path, tmp_path: Path) -> None:
+    """The base's layers have no bias to add them to."""
+    adapter = save_adapter(tmp_path / "adapter", base, lora_bias=True)
+    assert "cannot be merged: Impossible" in fails(edit.main, "merge", adapter, "--output", tmp_path / "merged")
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter"}
+
+
 def test_bases_that_it_was_not_trained_on(fails, finished: Path, base: Path, tmp_path: Path) -> None:
     output = ["--output", tmp_path / "merged"]
     assert "does not fit the model" in fails(edit.main, "merge", finished, *output, "--base_model", base)

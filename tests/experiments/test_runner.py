@@ -63,6 +63,14 @@ def test_results_are_written_once(launcher: Launcher, tmp_path: Path) -> None:
     assert json.loads(jobs[0].result.read_text()) == {"pid": 1}
 
 
+def test_a_log_that_cannot_be_written(tmp_path: Path) -> None:
+    job = command(tmp_path, "of a command")
+    job.log.mkdir()
+    with pytest.raises(InputError, match=r"cannot write .*of a command.log: Is a directory"):
+        run_jobs([job], Local(1))
+    assert not job.result.exists()
+
+
 def test_a_failure_stops_what_depends_on_it_and_nothing_else(launcher: Launcher, tmp_path: Path) -> None:
     jobs = [
         command(tmp_path, "fails", "print('this is why'); raise SystemExit(3)"),

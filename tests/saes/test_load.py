@@ -402,12 +402,12 @@ def test_compare_names(sae_model, model, verdict):
     assert compare_names(sae_model, model) == verdict
 
 
-@pytest.mark.parametrize("name", ["W_enc", "W_dec"])
+@pytest.mark.parametrize("name", ["W_enc", "W_dec", "b_enc", "b_dec"])
 def test_weights_that_are_not_finite(tmp_path, name):
     shutil.copytree(ASSETS / "saes" / "layer_2", tmp_path / "layer_2")
     file = tmp_path / "layer_2" / "sae_weights.safetensors"
     tensors = load_file(file)
-    tensors[name][0, 0] = float("nan")
+    tensors[name].view(-1)[0] = float("nan")
     save_file(tensors, file)
     config = AutoConfig.from_pretrained(ASSETS / "model")
     with pytest.raises(InputError, match=f"has numbers in {name} that are not finite"):
