@@ -12,6 +12,8 @@ from sails_align.models import DTYPES
 
 COLDEST = 0.01
 """The lowest temperature besides 0; lower ones overflow."""
+RESPONSE_TOKENS = 512
+"""Default maximum length of a response."""
 TESTBED_TOKENS = 24
 """Maximum length of a response on the testbed."""
 N_MADE = 256
@@ -44,7 +46,7 @@ class ResponseArguments:
     tensor_parallel_size: int = option(1, "Number of GPUs that share the model (vllm).")
     max_model_len: int | None = option(None, "Maximum context length (vllm).")
     max_new_tokens: int | None = option(
-        None, f"Maximum length of a response in tokens; default 512, on the testbed {TESTBED_TOKENS}."
+        None, f"Maximum length of a response in tokens; default {RESPONSE_TOKENS}, on the testbed {TESTBED_TOKENS}."
     )
     temperature: float = option(0.0, "Sampling temperature; 0 is greedy.")
     seed: int = option(0, "Seed for sampling and for the selection of prompts.")
@@ -71,7 +73,7 @@ class ResponseArguments:
 
     def sampling(self, prompts: Sequence[Prompt]) -> Sampling:
         """Return how to draw responses to the prompts."""
-        n_tokens = self.max_new_tokens or (TESTBED_TOKENS if is_of_testbed(prompts) else 512)
+        n_tokens = self.max_new_tokens or (TESTBED_TOKENS if is_of_testbed(prompts) else RESPONSE_TOKENS)
         return Sampling(n_tokens, self.temperature, self.seed)
 
 

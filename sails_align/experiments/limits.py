@@ -18,7 +18,7 @@ from sails_align.core.errors import InputError
 from sails_align.data.tokens import read_chat_template
 from sails_align.evaluation.backends.serving import config_problems, module_problems
 from sails_align.evaluation.harness.options import HarnessArguments
-from sails_align.evaluation.options import TESTBED_TOKENS, PromptArguments, ResponseArguments
+from sails_align.evaluation.options import RESPONSE_TOKENS, TESTBED_TOKENS, PromptArguments, ResponseArguments
 from sails_align.experiments.commands import OPTIONS, evaluation
 from sails_align.experiments.plan import Part, Protocol, Run
 from sails_align.models.load import load_config
@@ -26,9 +26,6 @@ from sails_align.models.spec import model_path
 from sails_align.testbed.build import is_testbed
 from sails_align.training.plan import TrainingPlan
 from sails_align.training.shapes import meta_model
-
-RESPONSE_TOKENS = 512
-"""Default length of a response."""
 
 
 @dataclass(frozen=True)

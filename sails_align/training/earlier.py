@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 
 from sails_align.core.distributed import from_main
 from sails_align.core.errors import InputError
+from sails_align.core.log import show
 from sails_align.core.options import OutputOptions, listed
 from sails_align.training.dataset import TrainingSource
 from sails_align.training.identity import differences, known_early, run_identity
@@ -72,7 +73,7 @@ def _check_earlier(identity: Mapping[str, Any], output_dir: Path, resumes: bool)
     if weights is None or not of_metrics or differences(identity, of_metrics):
         return None
     if not (found := differences(identity, of_metrics, length=True)):
-        print(f"{output_dir} holds this run, finished: nothing is done (--overwrite_output_dir true trains again)")
+        show(f"{output_dir} holds this run, finished: nothing is done (--overwrite_output_dir true trains again)")
         return metrics
     if resumes:
         return None
