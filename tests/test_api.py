@@ -1,6 +1,7 @@
 """The Python API on the testbed's model: what a PEFT user does in a notebook, with nothing but objects in memory."""
 
 import ast
+import copy
 import json
 import subprocess
 import sys
@@ -105,6 +106,19 @@ def test_features_have_words_and_the_subspace_a_few_lines(found: sails.Subspace,
     assert "layer 1: " in repr(found)
     found.save(tmp_path)
     assert sails.Subspace.load(tmp_path).features().equals(features)
+
+
+def test_a_template_that_fails_with_one_row(testbed: Testbed, model: Any, tokenizer: Any, pairs: Dataset) -> None:
+    saes = sails.load_saes(testbed.sae_path, layers=[2], model=model)
+    failing = copy.deepcopy(tokenizer)
+    failure = "{% for m in messages %}{% if 'strange' in m.content %}{{ 1 // 0 }}{% endif %}{% endfor %}"
+    failing.chat_template = failure + tokenizer.chat_template
+    rows = pairs.to_list()
+    rows[3]["rejected"] += " strange"
+    with pytest.raises(sails.InputError, match=r"refuses a conversation of user, assistant: .*1 \(row 3\)"):
+        sails.discover(model, failing, saes, rows, contrast="response", top_k=4, **QUIET)
+    found = sails.discover(model, failing, saes, rows, contrast="response", top_k=4, on_bad_rows="skip", **QUIET)
+    assert list(found.bases) == [2]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -116,6 +116,7 @@ def texts_of(
     from sails_align.data.loading import load_rows
     from sails_align.data.pairs import normalize
     from sails_align.data.rows import columns_by_lower_name
+    from sails_align.data.tokens import TemplateCheck
     from sails_align.testbed.build import sae_rows
 
     name = args.dataset_name
@@ -128,7 +129,9 @@ def texts_of(
     if "text" in columns:
         return _texts(rows, columns["text"], name, args.on_bad_rows)
     all_responses = Columns(label=NO_LABEL)  # an SAE describes good and bad ones
-    pairs = normalize(rows, name=name, on_bad_rows=args.on_bad_rows, columns=all_responses).dataset  # pyright: ignore
+    how: dict[str, Any] = {"on_bad_rows": args.on_bad_rows, "columns": all_responses}
+    how["check"] = TemplateCheck(tokenizer) if tokenizer.chat_template else None
+    pairs = normalize(rows, name=name, **how).dataset
     return _dialogues(pairs, tokenizer)
 
 

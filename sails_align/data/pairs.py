@@ -60,6 +60,7 @@ def normalize(
     on_bad_rows: OnBadRows = "error",
     columns: Columns = NO_COLUMNS,
     pair: bool = False,
+    check: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> Normalized:
     """Convert a dataset of any format in `formats.FORMATS` to one common form; `name` is for messages.
 
@@ -74,6 +75,7 @@ def normalize(
         on_bad_rows: "error" or "skip".
         columns: names of columns that are not the usual ones.
         pair: pair responses labelled bad with those labelled good.
+        check: raises `BadRowError` for a normalized row that cannot be used (`tokens.TemplateCheck`).
     """
     dataset = with_class_names(dataset)
     by_lower = columns_by_lower_name(dataset)
@@ -84,6 +86,8 @@ def normalize(
 
     def parse(row: Mapping[str, Any]) -> dict[str, Any]:
         parsed = form.parse(row)
+        if check is not None:
+            check(parsed)
         check_scores(row, scores)
         own = form.safety_column(row)
         of_row = [*labels, Label(own, MEANINGS["is_safe"])] if own and columns.label is None else labels
@@ -129,7 +133,11 @@ def dataset_of(rows: Sequence[Mapping[str, Any]], name: str = "the data set") ->
 
 
 def requests_of(
-    given: Dataset | Sequence[Any], *, name: str = "the data set", on_bad_rows: OnBadRows = "error"
+    given: Dataset | Sequence[Any],
+    *,
+    name: str = "the data set",
+    on_bad_rows: OnBadRows = "error",
+    check: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> Dataset:
     """Read requests that are in memory, with their responses where they have some.
 
@@ -141,13 +149,16 @@ def requests_of(
     )
     columns = columns_by_lower_name(dataset)
     if find_format(columns) is not None:
-        return normalize(dataset, name=name, on_bad_rows=on_bad_rows).dataset
+        return normalize(dataset, name=name, on_bad_rows=on_bad_rows, check=check).dataset
     column = next((column for column in PROMPT_COLUMNS if column in columns), None)
     if column is None:
         raise InputError(_not_understood(dataset, columns, name))
 
     def parse(row: Mapping[str, Any]) -> dict[str, Any]:
-        return {"prompt": parse_prompt(row, column)}
+        parsed = {"prompt": parse_prompt(row, column)}
+        if check is not None:
+            check(parsed)
+        return parsed
 
     kept = ["prompt", *_extras_in(columns)]
     return read_rows(dataset, [column, "instances", *BESIDE_PROMPTS], kept, parse, name, on_bad_rows).dataset

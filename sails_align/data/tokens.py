@@ -9,26 +9,24 @@ Shapes: B batch, S sequence.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import jinja2
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from sails_align.core.errors import InputError, first_line
-from sails_align.data.messages import Message, assistant, user
+from sails_align.core.templates import TEMPLATE_ERRORS
+from sails_align.data.messages import BadRowError, Message, assistant, user
 
 TEMPLATES = Path(__file__).parent / "templates"
 """Templates that come with the package, each known by its name: `human_assistant`."""
 MARK = "\ue000text\ue000"  # private-use characters: not white space, so no template trims them, and in no real text
 
-TEMPLATE_ERRORS = (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-"""What a chat template raises: it is a program of the user's, and fails as programs do."""
 APART = "\u200b"
 """Zero-width space, put into special tokens that stand in texts."""
 PROBE = [user("How are you?")]
@@ -104,6 +102,30 @@ def check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise `InputError` if the chat template cannot write a question, and a question with its answer."""
     render(tokenizer, PROBE, add_generation_prompt=True)
     render(tokenizer, [*PROBE, assistant("Fine.")], add_generation_prompt=False)
+
+
+class TemplateCheck:
+    """Raise `BadRowError` for a normalized row that a chat template refuses: some fail with some rows only.
+
+    Raises:
+        InputError: if the template fails with any conversation, or there is none.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        check_chat_template(tokenizer)
+        self._tokenizer = tokenizer
+
+    def __call__(self, row: Mapping[str, Any]) -> None:
+        try:
+            render(self._tokenizer, row["prompt"], add_generation_prompt=True)
+            for response in (row[name] for name in ("chosen", "rejected") if row.get(name) is not None):
+                render(self._tokenizer, [*row["prompt"], assistant(response)], add_generation_prompt=False)
+        except InputError as error:
+            raise BadRowError(first_line(error).rstrip(";")) from error
+
+    def __getstate__(self) -> object:
+        """Return what `Dataset.map` hashes to name its cache; the state of a tokenizer changes when it is used."""
+        return self._tokenizer.name_or_path, self._tokenizer.chat_template
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase) -> list[int]:

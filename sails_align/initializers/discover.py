@@ -15,6 +15,7 @@ from sails_align.core.suggestions import did_you_mean
 from sails_align.data.pairs import dataset_of, requests_of
 from sails_align.data.pairs import normalize as normalized
 from sails_align.data.rows import OnBadRows
+from sails_align.data.tokens import TemplateCheck
 from sails_align.initializers import INITIALIZERS, subspace_initializers
 from sails_align.saes.explain import N_WORDS, logit_lens, neuronpedia_page, words
 from sails_align.saes.load import ResidualSAE
@@ -71,8 +72,9 @@ def discover(
         device=str(model.device),
     )
     rows = pairs if isinstance(pairs, Dataset) else dataset_of(pairs, "pairs")
-    harmful = normalized(rows, name="pairs", on_bad_rows=on_bad_rows)
-    compared = None if harmless is None else requests_of(harmless, name="harmless", on_bad_rows=on_bad_rows)
+    how: dict[str, Any] = {"on_bad_rows": on_bad_rows, "check": TemplateCheck(tokenizer)}
+    harmful = normalized(rows, name="pairs", **how)
+    compared = None if harmless is None else requests_of(harmless, name="harmless", **how)
     data = DiscoveryData(tokenizer, harmful.dataset, compared, harmful.dropped)
     folder = None if cache_dir is None else Path(cache_dir)
     of = SAESet.of(saes or {})

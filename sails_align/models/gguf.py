@@ -11,7 +11,6 @@ import struct
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
@@ -20,6 +19,7 @@ from sails_align.core.errors import InputError, first_line
 from sails_align.core.files import atomic_folder, cache_folder, exclusive
 from sails_align.core.log import say
 from sails_align.core.suggestions import did_you_mean_path
+from sails_align.core.templates import TEMPLATE_ERRORS
 from sails_align.models.load import empty_model, no_load_report, not_partitioned
 
 logger = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ def _turn_end(tokenizer: PreTrainedTokenizerBase) -> str | None:
     conversation = [{"role": "user", "content": "."}, {"role": "assistant", "content": MARK}]
     try:
         text = str(tokenizer.apply_chat_template(conversation, tokenize=False))
-    except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+    except TEMPLATE_ERRORS:
         return None  # what uses the template says that it fails
     after = text.rpartition(MARK)[2]
     special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]

@@ -13,7 +13,7 @@ from sails_align.data.loading import cache_errors, load_rows
 from sails_align.data.messages import assistant
 from sails_align.data.pairs import AlignmentExamples, fingerprint, normalize
 from sails_align.data.splits import split_by_prompt, without_prompts_of
-from sails_align.data.tokens import as_text, check_chat_template, control_tokens, read_chat_template
+from sails_align.data.tokens import TemplateCheck, as_text, check_chat_template, control_tokens, read_chat_template
 from sails_align.data.transforms import transformed
 from sails_align.models import load
 from sails_align.models.generation import load_generation_config
@@ -130,8 +130,9 @@ def load_source(plan: TrainingPlan, testbed: Testbed | None) -> TrainingSource:
     """
     seed, n = plan.training.seed, plan.data.max_train_examples
     dropped: dict[str, int] = {}
+    tokenizer, config = load_tokenizer(plan), load_model_config(plan)
     if testbed is None or plan.script.dataset_name is not None:
-        safety, helpful, held_out = _load_data(plan, dropped)
+        safety, helpful, held_out = _load_data(plan, TemplateCheck(tokenizer), dropped)
         if n is not None and n < len(safety):
             safety = safety.shuffle(seed=seed).select(range(n))
     else:
@@ -139,7 +140,6 @@ def load_source(plan: TrainingPlan, testbed: Testbed | None) -> TrainingSource:
         helpful = alignment_data(testbed.world, harmful=False, seed=seed)
         held_out = alignment_data(testbed.world, harmful=True, n=plan.data.eval_examples, part="validation")
     examples = transformed(AlignmentExamples(safety, helpful, train=safety), plan.extras, seed)
-    tokenizer, config = load_tokenizer(plan), load_model_config(plan)
     end = agree_on_end(tokenizer, load_generation_config(plan.model_name, **_where(plan)))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -164,13 +164,16 @@ def load_source(plan: TrainingPlan, testbed: Testbed | None) -> TrainingSource:
     )
 
 
-def _load_data(plan: TrainingPlan, dropped: dict[str, int]) -> tuple[Dataset, Dataset | None, Dataset]:
+def _load_data(
+    plan: TrainingPlan, check: TemplateCheck, dropped: dict[str, int]
+) -> tuple[Dataset, Dataset | None, Dataset]:
     """Load safety pairs, helpful examples (if any) and held-out pairs from the data sets named.
 
     Held-out pairs are the test split's; if there is no such split, they are taken from the training split.
 
     Args:
         plan: names the data sets.
+        check: of the chat template; rows that it refuses cannot be used.
         dropped: receives the number of unusable rows by cause.
     """
     script, data, seed = plan.script, plan.data, plan.training.seed
@@ -187,6 +190,7 @@ def _load_data(plan: TrainingPlan, dropped: dict[str, int]) -> tuple[Dataset, Da
             on_bad_rows=data.on_bad_rows,  # pyright: ignore[reportArgumentType]
             columns=data.columns(helpful=label == HELPFUL),
             pair=data.bad_responses == "pair",
+            check=check,
         )
         dropped.update({label + cause: n for cause, n in normalized.dropped.items()})
         return normalized.dataset

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel, TrainerCallback
@@ -16,6 +15,7 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from sails_align.core.distributed import from_main, n_processes, process_index
 from sails_align.core.errors import InputError, first_line
+from sails_align.core.templates import TEMPLATE_ERRORS, is_from_template
 from sails_align.data.loading import cache_errors
 from sails_align.data.pairs import to_preference, to_sft
 from sails_align.initializers.adapter import AdapterInit, initialize
@@ -106,12 +106,14 @@ def option_errors() -> Iterator[None]:
         yield
     except InputError:
         raise
-    except jinja2.TemplateError as error:
-        raise InputError(
-            f"the chat template refuses an example of the data: {first_line(error)};\n"
-            "leave such rows out, or give another template with --chat_template_path FILE"
-        ) from error
-    except (ValueError, TypeError, ImportError) as error:
+    except (*TEMPLATE_ERRORS, ImportError) as error:
+        if is_from_template(error):  # the rows were checked, but not what transforms made of them
+            raise InputError(
+                f"the chat template refuses an example of the data: {first_line(error)};\n"
+                "leave such rows out, or give another template with --chat_template_path FILE"
+            ) from error
+        if not isinstance(error, ValueError | TypeError | ImportError):
+            raise
         raise InputError(f"TRL's trainer cannot be made of these options: {first_line(error)}") from error
 
 

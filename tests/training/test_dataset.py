@@ -2,14 +2,16 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny import Project
+from tiny import TEMPLATE, Project
 
 from sails_align.core.errors import InputError
 from sails_align.training import run as align
 from sails_align.training.dataset import TrainingSource
+from sails_align.training.trainer import build_trainer
 
 NO_SUBSPACE = ("--init", "default")
 
@@ -86,3 +88,51 @@ def test_no_prompt_is_trained_on_and_held_out(project: Project, tmp_path: Path):
 
 def prompts(dataset) -> set[str]:
     return {prompt[0]["content"] for prompt in dataset["prompt"]}
+
+
+FAILURES = {
+    "LookupError": "'{1}'.format(m.content)",
+    "AttributeError": "1 | dictsort",
+    "ArithmeticError": "1 // 0",
+    "TypeError": "m.content + 1",
+    "TemplateError": "raise_exception('not this one')",
+}
+"""Expressions of a chat template that raise them."""
+
+
+def failing_on(word: str, expression: str, folder: Path) -> tuple[str, str]:
+    """A template that fails with the messages that hold a word, as an option."""
+    path = folder / "failing.jinja"
+    failure = (
+        f"{{% for m in messages %}}{{% if '{word}' in m.content %}}{{{{ {expression} }}}}{{% endif %}}{{% endfor %}}"
+    )
+    path.write_text(failure + TEMPLATE)
+    return "--chat_template_path", str(path)
+
+
+@pytest.mark.parametrize(
+    ("expression", "place"), zip(FAILURES.values(), ["prompt", "chosen", "rejected"] * 2, strict=False)
+)
+def test_a_template_that_fails_with_one_row(project: Project, tmp_path: Path, expression: str, place: str):
+    rows = [{"prompt": f"how do i break {i}", "chosen": f"no {i}", "rejected": f"yes {i}"} for i in range(40)]
+    rows[17][place] += " strangeword"
+    options = ("--dataset_name", write(tmp_path / "data.jsonl", rows), *failing_on("strangeword", expression, tmp_path))
+    with pytest.raises(InputError) as error:
+        source_of(project, tmp_path, *options)
+    roles = "user" if place == "prompt" else "user, assistant"
+    assert f"refuses a conversation of {roles}: " in str(error.value)
+    assert "1 (row 17)\n" in str(error.value)
+    assert "--on_bad_rows skip" in str(error.value)
+    source = source_of(project, tmp_path, *options, "--on_bad_rows", "skip")
+    assert len(source.safety) + len(source.held_out) == 39
+    assert list(source.dropped.values()) == [1]
+
+
+def test_a_template_that_fails_with_what_a_transform_made(project: Project, tmp_path: Path):
+    """Its rows have no number: the cause and the remedy are said."""
+    options = [*NO_SUBSPACE, *failing_on("strangeword", FAILURES["LookupError"], tmp_path)]
+    args, testbed = align.resolved(align.parse("sft", project.argv(tmp_path / "run", *options)))
+    source = align.load_source(args, testbed)
+    changed = source.train.map(lambda row: {"chosen": row["chosen"] + " strangeword"})
+    with pytest.raises(InputError, match=r"the chat template refuses an example of the data: .*;\nleave such rows out"):
+        build_trainer(args, replace(source, train=changed), None)

@@ -25,7 +25,7 @@ from sails_align.core.files import write_json
 from sails_align.core.progress import progress_bar
 from sails_align.evaluation.attacks import Setting
 from sails_align.evaluation.attacks.options import GcgOptions
-from sails_align.evaluation.attacks.suffix_tokens import Frame, allowed_tokens, make_frame, surviving
+from sails_align.evaluation.attacks.suffix_tokens import Frame, allowed_tokens, make_frame, surviving, texts_around
 from sails_align.evaluation.attacks.wrappers import with_suffix
 from sails_align.evaluation.backends.local_model import Batches, context_length, is_out_of_memory
 from sails_align.evaluation.records import Prompt
@@ -313,12 +313,14 @@ def attack(options: GcgOptions, prompts: Sequence[Prompt], setting: Setting) -> 
     """Search for suffixes, and add them to the prompts. Searches that were stopped or done before are resumed.
 
     Raises:
-        InputError: if the model cannot be loaded.
+        InputError: if the model cannot be loaded, or its chat template refuses a prompt.
     """
     assert setting.spec is not None
     targets = [(prompt, str(prompt.meta.get("target") or options.target)) for prompt in prompts]
     groups = [targets] if options.universal else [[target] for target in targets]
     model, tokenizer = load_model(setting.spec), load_spec_tokenizer(setting.spec)
+    for prompt in prompts:  # before the first search, which may take hours
+        texts_around(tokenizer, prompt)
     attacked: list[Prompt] = []
     with progress_bar(setting.progress) as bar:
         all_searches = bar.add_task("searches", total=len(groups))

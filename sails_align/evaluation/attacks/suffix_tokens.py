@@ -51,7 +51,7 @@ def make_frame(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, suffix: str, 
     """
     if not tokenizer.is_fast:
         raise InputError(f"{tokenizer.name_or_path} has a tokenizer without character offsets; use its fast tokenizer")
-    before, after = _texts_around(tokenizer, prompt)
+    before, after = texts_around(tokenizer, prompt)
     text = f"{before} {suffix}{after}"
     start, end = len(before), len(before) + 1 + len(suffix)
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
@@ -66,8 +66,12 @@ def make_frame(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, suffix: str, 
     return Frame(before, after, ids[:first], ids[last:], target_ids), ids[first:last]
 
 
-def _texts_around(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[str, str]:
-    text = render(tokenizer, with_suffix(prompt, MARK).messages, add_generation_prompt=True)
+def texts_around(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[str, str]:
+    """Return what comes before and after a suffix; raise `InputError` if the chat template cannot write the prompt."""
+    try:
+        text = render(tokenizer, with_suffix(prompt, MARK).messages, add_generation_prompt=True)
+    except InputError as error:
+        raise InputError(f"the prompt {prompt.messages[-1]['content'][:60]!r}: {error}") from error
     before, mark, after = text.partition(f" {MARK}")
     if not mark or MARK in after:
         raise InputError(f"the chat template of {tokenizer.name_or_path} rewrites prompt {prompt.id!r}; leave it out")
