@@ -6,10 +6,9 @@ A path is a path, never a pattern, and what is cached of local data is found aga
 import errno
 import glob
 import hashlib
-import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from typing import Any
 import pandas
 from datasets import ClassLabel, Dataset, Features, Value, load_dataset
 from datasets import config as datasets_config
-from datasets.data_files import DataFilesPatternsDict, get_data_patterns
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
 from sails_align.core.artifacts import file_hash
@@ -25,6 +23,7 @@ from sails_align.core.errors import InputError
 from sails_align.core.options import HUB_ID
 from sails_align.core.suggestions import did_you_mean_path
 from sails_align.data.files import BUILDERS, UNREADABLE, ending, prepared, separator
+from sails_align.data.folders import Files, files_of
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +63,7 @@ def load_rows(
         if path.is_file():
             dataset = _load_files(str(builder), {"train": [path]}, split)
         elif path.is_dir():
-            dataset = _load_folder(path, config, split)
+            dataset = _load_files(*files_of(path, config), split)
         else:
             dataset = load_dataset(name_or_path, config, split=split, revision=revision)
     if len(dataset) == 0:
@@ -112,12 +111,8 @@ def without_unreadable(dataset: Dataset, name: str) -> Dataset:
     return dataset.select(kept).remove_columns(UNREADABLE)
 
 
-Files = Mapping[str, Sequence[Path]]
-"""The files of each split."""
-
-
 def _load_files(builder: str, files: Files, split: str) -> Dataset:
-    cache = _cache_of(file for of_split in files.values() for file in of_split)
+    cache = _cache_of(files)
     try:
         return _build(builder, _prepared(files, cache, strict=False), split, cache)
     except (DatasetsError, RecursionError, ValueError):
@@ -155,43 +150,12 @@ def _texts(path: Path) -> Features:
     return Features({str(column): Value("string") for column in header.columns})
 
 
-def _cache_of(files: Iterator[Path]) -> Path:
-    """Return the folder in the cache of datasets for files with these names and contents."""
+def _cache_of(files: Files) -> Path:
+    """Return the folder in the cache of datasets for splits of files with these names and contents."""
     digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.resolve()} {file_hash(file)}\n".encode("utf-8", "surrogateescape"))
+    for split, file in ((split, file) for split, of_split in files.items() for file in of_split):
+        digest.update(f"{split} {file.resolve()} {file_hash(file)}\n".encode("utf-8", "surrogateescape"))
     return Path(datasets_config.HF_DATASETS_CACHE) / "sails-align" / digest.hexdigest()[:32]
-
-
-def _load_folder(path: Path, config: str | None, split: str) -> Dataset:
-    saved_dict = path / "dataset_dict.json"
-    if saved_dict.is_file() or (path / "state.json").is_file():
-        # Not `load_from_disk`: what is later derived from its data sets is cached in the user's folder.
-        splits = json.loads(saved_dict.read_text(encoding="utf-8"))["splits"] if saved_dict.is_file() else ["train"]
-        folders = {name: path / name if saved_dict.is_file() else path for name in splits}
-        arrows = {name: sorted(folder.iterdir()) for name, folder in folders.items()}
-        return _load_files(
-            "arrow", {name: [file for file in all if file.suffix == ".arrow"] for name, all in arrows.items()}, split
-        )
-    if config is not None or _declares_configs(path):
-        if glob.has_magic(str(path)):
-            raise InputError(f"{path}: `datasets` takes its name for a pattern; rename it, without any of *?[]")
-        every = (file for file in sorted(path.rglob("*")) if file.is_file())
-        return load_dataset(str(path), config, split=split, cache_dir=str(_cache_of(every)))
-    base = glob.escape(str(path.resolve()))
-    found = DataFilesPatternsDict.from_patterns(get_data_patterns(base)).resolve(base)
-    files = {str(name): [Path(file) for file in of_split] for name, of_split in found.items()}
-    kinds = Counter(BUILDERS[ending(file)] for all in files.values() for file in all if ending(file) in BUILDERS)
-    if not kinds:
-        raise ValueError(f"{path} doesn't contain any data files that can be read")
-    builder = kinds.most_common(1)[0][0]
-    ours = {name: [file for file in all if BUILDERS.get(ending(file)) == builder] for name, all in files.items()}
-    return _load_files(builder, {name: all for name, all in ours.items() if all}, split)
-
-
-def _declares_configs(path: Path) -> bool:
-    cards = (path / "README.md", path / ".huggingface.yaml")
-    return any("configs:" in card.read_text(encoding="utf-8", errors="replace") for card in cards if card.is_file())
 
 
 @contextmanager

@@ -63,10 +63,8 @@ def test_a_folder_is_no_pattern(tmp_path: Path):
     Dataset.from_list([{"a": "wrong"}]).save_to_disk(tmp_path / "s1")
     assert load_rows(str(tmp_path / "s[1]")).to_list() == [{"a": "saved"}]
     (tmp_path / "d[1]" / "README.md").write_text("---\nconfigs:\n- config_name: x\n  data_files: test.jsonl\n---\n")
-    with pytest.raises(InputError, match="rename it"):
-        load_rows(str(tmp_path / "d[1]"))
-    shutil.move(tmp_path / "d[1]", tmp_path / "d")
-    assert load_rows(str(tmp_path / "d"), config="x").to_list() == [{"a": "test"}]
+    for config in (None, "x"):
+        assert load_rows(str(tmp_path / "d[1]"), config=config).to_list() == [{"a": "test"}]
 
 
 def test_the_glob_case(shared: Path):

@@ -7,6 +7,7 @@ from typing import Any
 
 from sails_align.core.errors import InputError
 from sails_align.data.files import BUILDERS, ending
+from sails_align.data.folders import declared_configs
 from sails_align.evaluation.prompts.definitions import PromptSet, Row
 from sails_align.evaluation.prompts.sets import PROMPT_SETS
 
@@ -43,12 +44,12 @@ def _hint(sign: str, fits: Sequence[PromptSet], path: str) -> str:
 def copy_in(known: PromptSet, folder: Path) -> Path | None:
     """Return the only file of a folder that can be the copy of a set, by its name.
 
-    None if the folder is a whole repository or a saved dataset, or has several files that are not told apart.
+    None if the folder declares configurations or is a saved dataset, or has several files that are not told apart.
 
     Raises:
         InputError: if no file, or more than one, can be the copy, and the set is one of several in its repository.
     """
-    if any((folder / name).is_file() for name in ("README.md", "dataset_dict.json", "state.json")):
+    if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")) or declared_configs(folder):
         return None
     files = [file for file in sorted(folder.rglob("*")) if file.is_file() and ending(file) in BUILDERS]
     words = [other.word for other in _siblings(known) if other.word]
