@@ -101,7 +101,9 @@ def differences(identity: Mapping[str, Any], other: Mapping[str, Any], *, length
         other: of the earlier run.
         length: whether they must be equally long, too.
     """
-    compared = {name: value for name, value in identity.items() if name not in ("options", "length")}
+    # The same subspace may come from SAEs or from a file: where it is known, its source does not matter.
+    apart = ("options", "length", *(["saes"] if identity.get("subspace") else []))
+    compared = {name: value for name, value in identity.items() if name not in apart}
     found = [name for name in compared if content_hash(compared[name]) != content_hash(other.get(name))]
     found += different(identity["options"], other.get("options") or {})
     return found + (different(identity["length"], other.get("length") or {}) if length else [])

@@ -68,7 +68,7 @@ def test_another_seed_does_not_go_into_the_same_folder(toured: tuple[Path, str],
     before = (folder / "tour.json").read_bytes()
     ended = run("--seed", "1", "--output_dir", str(folder))
     assert ended.returncode == 2
-    assert "holds another run (different: data, seed)" in ended.stderr
+    assert "holds another run (different: data, seed (0, now 1))" in ended.stderr
     assert (folder / "tour.json").read_bytes() == before
     (tmp_path / "file").write_text("")
     ended = run("--output_dir", str(tmp_path / "file"))

@@ -175,3 +175,11 @@ def test_a_model_of_unknown_origin_is_not_replaced(project: Project, tmp_path: P
     shutil.copytree(project.folder / "tiny", tmp_path / "other")
     with pytest.raises(InputError, match=r"holds a model .* that no run.json says the origin of"):
         align.main("sft", project.argv(tmp_path / "other"))
+
+
+def test_a_known_subspace_is_compared_instead_of_its_source() -> None:
+    made, given = {"saes": ["an SAE"], "subspace": "a"}, {"saes": {"subspace": "of the file"}, "subspace": "a"}
+    rest = {"options": {}, "length": {}}
+    assert differences({**given, **rest}, {**made, **rest}) == []
+    assert differences({**given, **rest, "subspace": "b"}, {**made, **rest}) == ["subspace"]
+    assert differences({**given, **rest, "subspace": None}, {**made, **rest}) == ["saes", "subspace"]
