@@ -15,7 +15,7 @@ from sails_align.core.errors import InputError
 from sails_align.core.log import LOG_FILE
 from sails_align.core.options import all_but
 from sails_align.training import run as align
-from sails_align.training.identity import DECIDES_BEST, LEFT_OUT, option_values
+from sails_align.training.identity import DECIDES_BEST, LEFT_OUT, differences, option_values
 from sails_align.training.options import own_options
 from sails_align.training.rlhf.options import RlhfOptions
 
