@@ -149,8 +149,7 @@ def forest(
                 axes.errorbar(
                     metric.scale * mean.value, place, xerr=_arms(mean, metric), color=colour, marker="o", capsize=3
                 )
-            lines = re.sub(r", | (?=after |and )", lambda found: found[0].rstrip() + "\n", metric.label)
-            axes.set_title(lines, fontsize=8.5)
+            axes.set_title(_in_lines(metric.label), fontsize=8.5)
             axes.grid(visible=True, axis="x", linewidth=0.5)
             axes.tick_params(labelsize=8)
         panels[0].set_yticks(range(len(found)), [labels[run] for run in found])
@@ -223,7 +222,7 @@ def curves(
                     color=COLOURS[place], marker=MARKERS[place], capsize=3, label=labels[run],
                 )  # fmt: skip
             axes.set_xscale("log", base=2)
-            axes.set_title(metric.heading, fontsize=9)
+            axes.set_title(_in_lines(metric.heading), fontsize=9)
             axes.grid(visible=True, linewidth=0.5)
         figure.supxlabel("harmful training examples (and as many harmless ones)", fontsize=9)
         handles, names = panels[0].get_legend_handles_labels()
@@ -250,6 +249,11 @@ def learning_rates(found: Mapping[str, Mapping[float, float]], rows: Sequence[Ro
         _label(figure, "learning rate (circle: chosen)", "mean of safety and helpfulness (%)")
 
     return picture("learning_rates", "Learning rates on the validation part, by method", (7.5, 4.0), draw)
+
+
+def _in_lines(title: str) -> str:
+    """Break a metric's label, which is wider than a panel, into lines."""
+    return re.sub(r", | (?=after |and )", lambda found: found[0].rstrip() + "\n", title)
 
 
 def _ink() -> str:

@@ -1,5 +1,6 @@
 """Figures: what is drawn, in which colour, and that the same numbers give the same file."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,12 @@ def test_the_chosen_learning_rate_is_marked(drawn: list[Figure]) -> None:
     curve, mark = drawn[0].axes[0].lines
     assert list(curve.get_xdata()) == [1e-3, 1e-2]
     assert list(mark.get_xdata()) == [1e-3]
+
+
+def test_titles_of_neighbouring_panels_do_not_overlap(drawn: list[Figure]) -> None:
+    metrics = [METRICS[name] for name in (SAFETY.name, "safety_rate_in_distribution", "correct_answer_rate", "merit")]
+    curve = [(16, Mean(0.5, 0.4, 0.6, 3)), (64, Mean(0.6, 0.5, 0.7, 3))]
+    labels = {"sft-lora": "SFT, LoRA"}
+    figures.curves({metric.name: dict.fromkeys(labels, curve) for metric in metrics}, labels, metrics)
+    boxes = [axes.title.get_window_extent() for axes in drawn[0].axes]
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
