@@ -48,7 +48,7 @@ _last_line = [0.0]
 
 
 def is_main() -> bool:
-    """Return whether this is the process that speaks: of a launch with several, the first."""
+    """Return whether this is the main process, of a launch with several the first: it alone speaks."""
     return os.environ.get("RANK", "0") == "0"
 
 

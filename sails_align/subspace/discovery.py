@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sails_align.core.artifacts import content_hash, package_versions, read_header
 from sails_align.core.distributed import from_main, n_processes, process_index
 from sails_align.core.errors import InputError
-from sails_align.core.log import say
+from sails_align.core.log import is_main, say
 from sails_align.data.pairs import fingerprint
 from sails_align.models.load import load_truncated
 from sails_align.saes.sets import SAESet
@@ -183,7 +183,7 @@ class _Discovery:
             for name, sides in contrast_data(self.data, self.options, share, with_benign=with_moments).items():
                 fed = [fitter] if fitter is not None and name in contrasts_of(self.options.contrast) else []
                 fed += [moments] if moments is not None and name in ("prompt", BENIGN) else []
-                progress = self.options.progress and process_index() == 0
+                progress = self.options.progress and is_main()
                 if fed:
                     discover(decoder, {name: sides}, fed, each.layers, progress=progress)
             found += [] if fitter is None else [fitter.result()]

@@ -24,7 +24,6 @@ from transformers.utils import (
 )
 from transformers.utils.generic import is_flash_attention_requested
 
-from sails_align.core.distributed import process_index
 from sails_align.core.errors import InputError
 from sails_align.models.load import exact_attention
 from sails_align.subspace.options import PRESETS
@@ -80,7 +79,7 @@ def _check_start(args: TrainingPlan) -> None:
         without_effect = (*without_effect, *LORA_OPTIONS)
     ignored = [name for name in without_effect if name in args.given]
     # A warning only: adding one option to a file of options should be enough to make a baseline.
-    if ignored and process_index() == 0:
+    if ignored:
         logger.warning("of no effect with %s: %s", args.start, ", ".join(ignored))
 
 
@@ -114,7 +113,7 @@ def _check_saving(args: TrainingPlan) -> None:
 def _check_engine(args: TrainingPlan) -> None:
     """Refuse what an engine cannot do."""
     sails, engine = args.sails, args.engine
-    if args.asks_for_fsdp and engine == "ddp" and process_index() == 0:
+    if args.asks_for_fsdp and engine == "ddp":
         logger.warning("accelerate has no FSDP on CPUs: this runs as DDP")
     if sails.initializer.needs_whole_weights and engine in ("zero3", "fsdp"):
         raise InputError(

@@ -7,7 +7,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from sails_align.core.distributed import from_main, process_index
+from sails_align.core.distributed import from_main
 from sails_align.core.errors import InputError
 from sails_align.data.loading import cache_errors, load_rows
 from sails_align.data.messages import assistant
@@ -145,7 +145,7 @@ def load_source(plan: TrainingPlan, testbed: Testbed | None) -> TrainingSource:
         tokenizer.pad_token = tokenizer.eos_token
     load.check_vocabulary(tokenizer, config)
     train, n_quoting = rows_as_text(examples.train, tokenizer)
-    if n_quoting and process_index() == 0:
+    if n_quoting:
         logger.warning(
             "%d training examples hold special tokens of the tokenizer in their texts: they stay text", n_quoting
         )

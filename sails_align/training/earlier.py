@@ -1,6 +1,5 @@
 """Look at what an earlier run left in a training's output folder: refuse to replace it, or find it finished."""
 
-import json
 import logging
 import shutil
 from collections.abc import Iterable, Mapping
@@ -11,6 +10,7 @@ from transformers import TrainingArguments
 
 from sails_align.core.distributed import from_main
 from sails_align.core.errors import InputError
+from sails_align.core.files import read_record
 from sails_align.core.log import show
 from sails_align.core.options import OutputOptions, listed
 from sails_align.training.dataset import TrainingSource
@@ -88,12 +88,3 @@ def clear(output_dir: Path) -> None:
     logger.warning("what the earlier run left in %s is replaced", output_dir)
     for path in (path for pattern in REPLACED for path in output_dir.glob(pattern)):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """Return what a JSON file holds; an empty dict if it is missing or damaged."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}

@@ -10,7 +10,6 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from sails_align.core.distributed import process_index
 from sails_align.core.errors import InputError
 from sails_align.data.tokens import turn_end
 from sails_align.models.generation import eos_ids
@@ -63,7 +62,7 @@ def agree_on_end(tokenizer: PreTrainedTokenizerBase, config: GenerationConfig | 
             f"the chat template of {tokenizer.name_or_path} writes other tokens after a response than generation stops "
             "at;\ngive one with --chat_template_path FILE that writes {{ eos_token }} there"
         )
-    if change is not None and process_index() == 0:
+    if change is not None:
         logger.warning("%s: %s", tokenizer.name_or_path, change)
     return ResponseEnd(ids, str(tokenizer.eos_token), change)
 

@@ -1,6 +1,5 @@
 """Measure a model before and after training, through its trainer."""
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +9,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from sails_align.core.artifacts import content_hash
 from sails_align.core.cost import Cost
-from sails_align.core.distributed import from_main, process_index
+from sails_align.core.distributed import from_main
 from sails_align.core.errors import InputError
-from sails_align.core.files import write_json
+from sails_align.core.files import read_record, write_json
+from sails_align.core.log import is_main
 from sails_align.testbed import prompts as requests
 from sails_align.testbed.build import Testbed
 from sails_align.training.dataset import TrainingSource
@@ -45,21 +45,15 @@ class MeasureStart(TrainerCallback):
     ) -> None:
         """Measure, or when resuming read the result."""
         if state.global_step > 0:
-            kept = from_main(self._read)
+            kept = from_main(lambda: read_record(self._path))
             if kept.get("identity") == self._identity:
                 self.base, self.responses = kept["base"], kept["responses"]
             return
         with self._cost.of("evaluate"):
             self.base, self.responses = self._measure()
-        if process_index() == 0:
+        if is_main():
             kept = {"identity": self._identity, "base": self.base, "responses": self.responses}
             write_json(self._path, kept)
-
-    def _read(self) -> dict[str, Any]:
-        try:
-            return json.loads(self._path.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
-            return {}
 
 
 def measure(

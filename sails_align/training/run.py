@@ -17,10 +17,10 @@ from trl import DPOConfig, ModelConfig, ScriptArguments, SFTConfig
 from sails_align.core.artifacts import package_versions
 from sails_align.core.command_line import CommandLine
 from sails_align.core.cost import Cost, peak_memory_mb
-from sails_align.core.distributed import check_devices, plain_cpu, process_index
+from sails_align.core.distributed import check_devices, plain_cpu
 from sails_align.core.errors import InputError
 from sails_align.core.files import disk_errors, work_folder, write_json, write_text
-from sails_align.core.log import Stages, log_file, say, show
+from sails_align.core.log import Stages, is_main, log_file, say, show
 from sails_align.core.options import OutputOptions
 from sails_align.data.pairs import fingerprint
 from sails_align.export.card import write_card
@@ -131,7 +131,7 @@ def main(method: Method, argv: Sequence[str] | None = None, prog: str | None = N
     args = parse(method, argv, prog)
     folder = Path(str(args.training.output_dir))
     # Of several processes only one makes the folder, so that it can remove it again if all of them fail.
-    opened = work_folder(folder) if process_index() == 0 else nullcontext()
+    opened = work_folder(folder) if is_main() else nullcontext()
     with opened, log_file(folder, f"sails train {method}"), Stages(stages_of(args)) as stages:
         return run(args, folder, stages)
 
@@ -148,7 +148,7 @@ def run(args: TrainingPlan, output_dir: Path, stages: Stages) -> dict[str, Any]:
     say_data(source)
     check_machine(args, source.model_config)
     if (finished := check_folder(args, source, output_dir)) is not None:
-        if args.training.push_to_hub and process_index() == 0:
+        if args.training.push_to_hub and is_main():
             finish(args, source, output_dir)
         return finished
     subspace = _subspace(args, source, output_dir, stages, cost) if args.sails.uses_subspace else None

@@ -13,8 +13,9 @@ from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from sails_align.core.distributed import from_main, n_processes, process_index
+from sails_align.core.distributed import from_main, n_processes
 from sails_align.core.errors import InputError, first_line
+from sails_align.core.log import is_main
 from sails_align.core.templates import TEMPLATE_ERRORS, is_from_template
 from sails_align.data.loading import cache_errors
 from sails_align.data.pairs import to_preference, to_sft
@@ -219,7 +220,7 @@ def _keep_initial_adapter(args: TrainingPlan, model: PeftModel) -> None:
     """Save the initial adapter. The adapter saved at the end is the difference from it, a plain LoRA adapter."""
     config = model.peft_config["default"]
     config.init_lora_weights = True  # pyright: ignore[reportAttributeAccessIssue]
-    if process_index() == 0:
+    if is_main():
         folder = Path(str(args.training.output_dir)) / INITIAL_ADAPTER
         shutil.rmtree(folder, ignore_errors=True)
         model.save_pretrained(str(folder), selected_adapters=["default"])
@@ -252,5 +253,5 @@ def _check_lengths(trainer: AlignmentTrainer, source: TrainingSource) -> None:
         what = f"the prompts alone of {n} of {n_given} {part} examples fill max_length {max_length}"
         if n == n_given:
             raise InputError(f"{what}: no response is left;\nchoose a larger --max_length")
-        if n and process_index() == 0:
+        if n:
             logger.warning("%s: they are left out (a larger --max_length keeps them)", what)

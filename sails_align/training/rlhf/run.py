@@ -24,9 +24,9 @@ from trl import GRPOTrainer
 
 from sails_align.core.artifacts import file_hash, package_versions
 from sails_align.core.cost import Cost, peak_memory_mb
-from sails_align.core.distributed import from_main, n_processes, process_index
+from sails_align.core.distributed import from_main, n_processes
 from sails_align.core.files import disk_errors, work_folder, write_json
-from sails_align.core.log import LOG_FILE, Stages, log_file, say
+from sails_align.core.log import LOG_FILE, Stages, is_main, log_file, say
 from sails_align.data.pairs import fingerprint
 from sails_align.export.card import write_card
 from sails_align.models import spec as models
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
     """Parse, warm start, reinforce, save, measure. Returns what is in `metrics.json`."""
     args = parse(argv, prog)
     folder = Path(str(args.training.output_dir))
-    opened = work_folder(folder) if process_index() == 0 else nullcontext()
+    opened = work_folder(folder) if is_main() else nullcontext()
     with opened, log_file(folder, "sails train rlhf"), Stages(("warm start", "training", "evaluation")) as stages:
         return run(args, folder, stages)
 
@@ -71,7 +71,7 @@ def run(args: RlhfPlan, output_dir: Path, stages: Stages) -> dict[str, Any]:
         trainer, identity = build(args, testbed, start)
         checkpoint = find_checkpoint(trainer.args, identity, overwrite=args.output.overwrite_output_dir)
         trainer.add_callback(MarkCheckpoints(identity))
-        if process_index() == 0:
+        if is_main():
             options = {
                 "model": {"model_name_or_path": reference.model_name_or_path or "testbed"},
                 "reference": vars(reference),
@@ -95,7 +95,7 @@ def run(args: RlhfPlan, output_dir: Path, stages: Stages) -> dict[str, Any]:
         "provenance": {"identity": identity, "eval_part": reference.eval_part, "versions": package_versions()},
         "cost": {"seconds": cost.seconds, "peak_memory_mb": round(peak_memory_mb(), 1)},
     }
-    if process_index() == 0:
+    if is_main():
         write_json(output_dir / "metrics.json", metrics)
         write_card(output_dir, output_dir)  # in place of TRL's, which knows nothing of the model
         show_changes(f"RLHF reference, {reference.eval_part} split", metrics, output_dir)

@@ -4,13 +4,13 @@
 <folder>/run.json   what it was made from and the hash of its weights; written last
 """
 
-import json
 from pathlib import Path
 
 from sails_align.core.artifacts import content_hash, file_hash
-from sails_align.core.distributed import from_main, n_processes, process_index
+from sails_align.core.distributed import from_main, n_processes
 from sails_align.core.errors import InputError
-from sails_align.core.files import write_json
+from sails_align.core.files import read_record, write_json
+from sails_align.core.log import is_main
 from sails_align.models.load import load_tokenizer
 from sails_align.testbed.build import Testbed
 from sails_align.training import run as align
@@ -66,7 +66,7 @@ def warm_start(args: RlhfPlan, testbed: Testbed, folder: Path) -> Path:
     built = build_trainer(sft, align.load_source(sft, sft_testbed), None)
     train(built.trainer, None)
     save_model(built.plan, built.trainer, folder)
-    if process_index() == 0:  # last: a folder that has it is complete
+    if is_main():  # last: a folder that has it is complete
         write_json(folder / "run.json", {"made_from": made_from, "sha256": file_hash(folder / WEIGHTS)})
     from_main(lambda: None)  # no process reads before all is written
     return folder
@@ -74,11 +74,9 @@ def warm_start(args: RlhfPlan, testbed: Testbed, folder: Path) -> Path:
 
 def _is_whole(folder: Path, made_from: str) -> bool:
     """Return whether a warm start is complete and was made from these options."""
-    try:
-        found = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        return found == {"made_from": made_from, "sha256": file_hash(folder / WEIGHTS)}
-    except (OSError, json.JSONDecodeError):
-        return False
+    weights = folder / WEIGHTS
+    found = read_record(folder / "run.json")
+    return weights.is_file() and found == {"made_from": made_from, "sha256": file_hash(weights)}
 
 
 def _check_vocabulary(folder: Path, testbed: Testbed) -> None:
