@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from sails_align.core.command_line import CommandLine
 from sails_align.core.files import output_folder, refuse_trained, work_folder, write_json
-from sails_align.core.log import LOG_FILE, log_file, say
+from sails_align.core.log import LOG_FILE, log_file, say, show
 from sails_align.core.machine import devices
 from sails_align.experiments.commands import check
 from sails_align.experiments.launchers import Launcher, available_slots, launcher_of
@@ -136,8 +136,6 @@ def report_main(argv: Sequence[str] | None = None, prog: str | None = None) -> d
 
 def _show(data: "ReportData", values: dict[str, Any], paths: Sequence[Path]) -> dict[str, Any]:
     """Print the table and the paths of the files. Returns what is in results.json."""
-    from rich.console import Console
-
     from sails_align.core.tables import FittedTable
     from sails_align.experiments.summary import SHOWN, with_numbers
     from sails_align.reporting.page import interval
@@ -151,10 +149,6 @@ def _show(data: "ReportData", values: dict[str, Any], paths: Sequence[Path]) -> 
     for row in rows:
         rate = "" if row.learning_rate is None else f"{row.learning_rate:g}"
         table.add_row(row.label, rate, *(interval(row.means[metric.name], metric) for metric in metrics))
-    console = Console()
-    console.print(table)
-    for doubt in (doubt for row in rows for doubt in row.doubts):
-        console.print(f"doubt     {doubt}", highlight=False, soft_wrap=True, markup=False)
-    for path in paths:
-        console.print(f"{path.name.partition('.')[0]:<10}{path}", highlight=False, soft_wrap=True, markup=False)
+    doubts = [f"doubt     {doubt}" for row in rows for doubt in row.doubts]
+    show(table, *doubts, *(f"{path.name.partition('.')[0]:<10}{path}" for path in paths))
     return values

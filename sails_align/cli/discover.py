@@ -43,11 +43,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         InputError: as `training.run.parse`, `load_source`, `find_subspace` and `explain_subspace`.
     """
     (shown,) = check_options("sft", argv, prog, ShownOptions)
-    from rich.console import Console
-
     from sails_align.core.command_line import CommandLine
     from sails_align.core.files import output_folder, write_json
-    from sails_align.core.log import LOG_FILE, Stages, log_file, say
+    from sails_align.core.log import LOG_FILE, Stages, log_file, say, show
     from sails_align.training.features import explain_subspace
     from sails_align.training.run import load_source, parse, resolved
     from sails_align.training.stages import data_line, model_line, say_data, subspace_line
@@ -72,13 +70,10 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         if "features" in subspace.provenance and args.sails.saes().named:
             features = explain_subspace(args, source, subspace, shown.n_texts)
             write_json(output_dir / DISCOVERED, features)
-    console = Console()
-    for table in tables_of(subspace, features, shown.n_shown):
-        console.print(table, highlight=False, markup=False)
     saved = output_dir / "subspace" if args.sails.subspace_path is None else args.sails.subspace_path
-    console.print(f"subspace  {saved}/", highlight=False, soft_wrap=True, markup=False)
+    show(*tables_of(subspace, features, shown.n_shown), f"subspace  {saved}/")
     if features:
-        console.print(f"features  {output_dir / DISCOVERED}", highlight=False, soft_wrap=True, markup=False)
+        show(f"features  {output_dir / DISCOVERED}")
 
 
 def tables_of(subspace: "Subspace", features: Sequence[dict[str, Any]], n_shown: int) -> "list[FittedTable | str]":

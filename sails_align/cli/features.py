@@ -39,14 +39,11 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
         InputError: if the run has no subspace of SAE features, or its model, SAEs or data are gone.
     """
     (args,) = CommandLine.read(argv).parse([FeaturesArguments], prog=prog)
-    from rich.console import Console
-
+    from sails_align.core.log import show
     from sails_align.training.features import FEATURES_FILE, explain
 
     found = explain(Path(args.run), args.n_texts)
-    console = Console()
-    console.print(table_of(found))
-    console.print(f"features  {Path(args.run) / FEATURES_FILE}", highlight=False, soft_wrap=True, markup=False)
+    show(table_of(found), f"features  {Path(args.run) / FEATURES_FILE}")
     return found
 
 

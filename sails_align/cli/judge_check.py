@@ -13,8 +13,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from sails_align.core import log
 from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
 from sails_align.core.files import work_folder, write_json
@@ -65,49 +64,45 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
 
 def show(metrics: Mapping[str, Any], source: str) -> None:
     """Print the confusion matrices, accuracy and kappa of each judge, and how often attacks fooled it."""
-    console = Console()
     for name, scales in metrics["judges"].items():
         for scale, found in scales.items():
             labels = [_word(label, scale) for label in found["labels"]]
             rows = [[label, *map(str, counts)] for label, counts in zip(labels, found["counts"], strict=True)]
             title = f"{name} against {source}, {'1-5' if scale == 'scale' else scale.replace('_', ' ')}"
-            console.print(FittedTable(title, ["label", *labels, "unscored"], rows))
+            log.show(FittedTable(title, ["label", *labels, "unscored"], rows))
             accuracy, kappa = found["accuracy"], found["cohen_kappa"]
             if accuracy["value"] is not None:
                 interval = f"{accuracy['ci_low']:.1%} to {accuracy['ci_high']:.1%}"
                 weighted = ", quadratic weights" if scale == "scale" else ""
-                console.print(
+                log.show(
                     f"right {accuracy['value']:.1%} ({interval}) of {accuracy['n']} scored; "
-                    f"Cohen's kappa{weighted} {'undefined' if kappa is None else f'{kappa:.2f}'}",
-                    highlight=False,
+                    f"Cohen's kappa{weighted} {'undefined' if kappa is None else f'{kappa:.2f}'}"
                 )
     if "rules" in metrics:
-        _show_rules(console, metrics["rules"])
+        _show_rules(metrics["rules"])
     for name, found in metrics["fooled"].items():
         rows = []
         for kind, share in {**found["by_kind"], "all": found["overall"]}.items():
             shown = "unscored" if share["value"] is None else f"{share['value']:.1%}"
             rows.append([kind, shown, str(share["n"]), str(share["n_unscored"])])
         title = f"{name} under attack: share of responses with too low a score"
-        console.print(FittedTable(title, ["attack", "fooled (%)", "n", "unscored"], rows))
+        log.show(FittedTable(title, ["attack", "fooled (%)", "n", "unscored"], rows))
 
 
-def _show_rules(console: Console, found: Mapping[str, Any]) -> None:
+def _show_rules(found: Mapping[str, Any]) -> None:
     """Print the outcomes by label, and how far each rule can be trusted."""
     outcomes = ("refusal", "partial", "compliance")
     rows = [[label, *(str(counts.get(one, 0)) for one in outcomes)] for label, counts in found["outcomes"].items()]
-    console.print(FittedTable("rules: outcomes by label", ["label", *outcomes], rows))
+    log.show(FittedTable("rules: outcomes by label", ["label", *outcomes], rows))
     of_all = found["refusal"]
     rows = [
         [name, str(of["n"]), *("" if of[what] is None else f"{of[what]:.2f}" for what in ("precision", "recall"))]
         for name, of in [("all rules", of_all), *found["by_rule"].items()]
     ]
-    console.print(FittedTable("rules: precision and recall of refusals", ["rule", "n", "precision", "recall"], rows))
+    log.show(FittedTable("rules: precision and recall of refusals", ["rule", "n", "precision", "recall"], rows))
     if of_all["cohen_kappa"] is not None:
-        console.print(
-            f"kappa of refusals {of_all['cohen_kappa']:.2f} ({of_all['ci_low']:.2f} to {of_all['ci_high']:.2f})",
-            highlight=False,
-        )
+        kappa, low, high = (of_all[name] for name in ("cohen_kappa", "ci_low", "ci_high"))
+        log.show(f"kappa of refusals {kappa:.2f} ({low:.2f} to {high:.2f})")
 
 
 def _word(label: float, scale: str) -> str:

@@ -11,16 +11,15 @@ import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.text import Text
 
 from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError, without_password
-from sails_align.core.log import Output, log_file
+from sails_align.core.log import log_file, show
 from sails_align.core.suggestions import did_you_mean_path, suggestion
 from sails_align.core.tables import FittedTable
 from sails_align.experiments.options import LauncherOptions, ReproduceOptions
@@ -56,23 +55,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     jobs = plan.jobs()
     if not jobs:
         raise InputError(f"no step is named {' or '.join(options.steps)}; --dry-run lists them")
-    say = partial(Console().print, highlight=False, soft_wrap=True, markup=False)
     for job in jobs:
-        say(f"# {job.name}", style="bold")
-        say(shlex.join(job.work) if isinstance(job.work, tuple) else "")
+        show(Text(f"# {job.name}", style="bold"), shlex.join(job.work) if isinstance(job.work, tuple) else "")
     costs = costs_of(jobs, plan, options.tflops)
     if plan.config is not None:
-        Console().print(_cost_table(jobs, costs, options.tflops))
+        show(_cost_table(jobs, costs, options.tflops))
     if not options.skip_checks and _check(plan, jobs, costs, problems | unknown):
         raise SystemExit(FAILED)
     if options.dry_run:
         return
     launcher = launcher_of(launching, plan.output_dir, max(1, plan.num_gpus), plan.n_gpus)
     with work_folder(plan.output_dir), log_file(plan.output_dir, "sails reproduce"):
-        say = partial(Output().print, highlight=False, soft_wrap=True, markup=False)
-        failures = run_jobs(jobs, launcher, keeps_going=False, say=say, title="steps", progress=True)
+        failures = run_jobs(jobs, launcher, keeps_going=False, say=show, title="steps", progress=True)
         write_text(plan.output_dir / "table.md", table(plan))
-    say(f"\n{table(plan)}\ntable     {plan.output_dir / 'table.md'}")
+    show(f"\n{table(plan)}\ntable     {plan.output_dir / 'table.md'}")
     if failures:
         raise SystemExit(FAILED)
 
@@ -164,11 +160,10 @@ def _check(plan: "Reproduction", jobs: "Sequence[Job]", costs: "Sequence[Costs]"
         is_cached = job.name.startswith(("data", "discover"))
         disk_gb[Path(HF_HUB_CACHE) if is_cached else plan.output_dir] += cost.disk_gb
     told = [Finding(what, "failed", why) for what, why in problems.items()]
-    console, statuses = Console(), []
+    statuses = []
     for finding in chain(machine(plan, disk_gb), told, findings(plan)):
         style = {"ok": "green", "later": "yellow", "failed": "red"}[finding.status]
-        console.print(f"{finding.status:7}", style=style, end=" ")
-        console.print(f"{finding.what}: {finding.detail}", highlight=False, soft_wrap=True, markup=False)
+        show(Text.assemble((f"{finding.status:7}", style), f" {finding.what}: {finding.detail}"))
         statuses.append(finding.status)
-    console.print(f"\n{len(statuses)} checks, {statuses.count('failed')} failed", highlight=False)
+    show(f"\n{len(statuses)} checks, {statuses.count('failed')} failed")
     return statuses.count("failed")

@@ -15,9 +15,10 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any, TextIO
+from typing import TextIO
 
 from rich.console import Console, RenderableType
+from rich.text import Text
 
 from sails_align.core.errors import InputError
 
@@ -67,19 +68,11 @@ def note(text: str) -> None:
         file.flush()
 
 
-class Output:
-    """A console for results: it prints on standard output, and into the log files that are open."""
-
-    def print(self, *parts: RenderableType, **options: Any) -> None:
-        """Print as rich's console does."""
-        for console in (Console(), *(Console(file=file, width=WIDTH_IN_FILE) for file in _files)):
-            console.print(*parts, **options)
-
-
 def show(*parts: RenderableType) -> None:
     """Print results, a table or a line, on standard output, and into the log files that are open."""
-    for part in parts:
-        Output().print(part, highlight=False, markup=False, soft_wrap=isinstance(part, str))
+    for console in (Console(), *(Console(file=file, width=WIDTH_IN_FILE) for file in _files)):
+        for part in parts:
+            console.print(part, highlight=False, markup=False, soft_wrap=isinstance(part, str | Text))
 
 
 def seconds_of_silence() -> float:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sails_align.core.log import Output
+from sails_align.core.log import show
 from sails_align.core.tables import FittedTable
 from sails_align.evaluation.metrics import METRICS, Estimate
 
@@ -18,7 +18,6 @@ IN_COLUMNS = ("safety_rate", "harmfulness", "over_refusal_rate", "correct_answer
 
 def show_rates(metrics: Mapping[str, Any], title: str, folder: Path) -> None:
     """Print the rates over all prompts, then those of each category, notes, and where the files are."""
-    console = Output()
     splits = metrics.get("by_split", {})
     named = [(METRICS[name].heading, name, value) for name, value in metrics["overall"].items()]
     for judge, rates in metrics["judges"].items():  # grades, if some judges give none
@@ -31,11 +30,10 @@ def show_rates(metrics: Mapping[str, Any], title: str, folder: Path) -> None:
     all_scored = not any(value["n_unscored"] for _, _, value in named)
     headings = ("", "value", "95% interval", "n") + (() if all_scored else ("unscored", "bounds"))
     rows = [(heading, *_cells(name, value))[: len(headings)] for heading, name, value in named]
-    console.print(FittedTable(title, headings, rows))
+    show(FittedTable(title, headings, rows))
     if len(metrics["by_category"]) > 1:
-        for table in _by_category(metrics["by_category"]):
-            console.print(table)
-    _show_rest(console, metrics, folder)
+        show(*_by_category(metrics["by_category"]))
+    _show_rest(metrics, folder)
 
 
 def show_comparison(
@@ -49,7 +47,7 @@ def show_comparison(
         of_both: their `metrics.json`: the model's, and the other one's.
         folder: of the evaluation.
     """
-    console, other = Output(), "base" if comparison["compared"] == "base" else "other"
+    other = "base" if comparison["compared"] == "base" else "other"
     table = FittedTable(title, ("", other, "model", "difference", "95% interval", "n"))
     for name, row in comparison["overall"].items():
         table.add_row(METRICS[name].heading, *_compared_cells(name, row))
@@ -58,10 +56,10 @@ def show_comparison(
         for name, row in rows.items():
             if name in BY_SPLIT:
                 table.add_row(_of_split(name, split, splits), *_compared_cells(name, row))
-    console.print(table)
+    show(table)
     for metrics, where in zip(of_both, (folder, folder / "compared"), strict=True):
-        _show_rest(console, metrics, where)
-    _say(console, f"compared  {folder / 'comparison.json'}")
+        _show_rest(metrics, where)
+    show(f"compared  {folder / 'comparison.json'}")
 
 
 def _compared_cells(name: str, row: Mapping[str, Any]) -> Sequence[str]:
@@ -85,26 +83,25 @@ def show_attacks(metrics: Mapping[str, Any], model: str, folder: Path) -> None:
         cells = [METRICS[name].with_interval(Estimate(**rates[name])) for name in shown]
         counts = rates[shown[0]]
         table.add_row(attack, *cells, str(counts["n"]), str(counts["n_unscored"]))
-    console = Output()
-    console.print(table)
-    _show_rest(console, metrics, folder)
+    show(table)
+    _show_rest(metrics, folder)
 
 
-def _show_rest(console: Output, metrics: Mapping[str, Any], folder: Path) -> None:
+def _show_rest(metrics: Mapping[str, Any], folder: Path) -> None:
     for task, found in metrics.get("agreement", {}).items():
         kappas = ", ".join(f"{pair} {_number(value)}" for pair, value in found["cohen_kappa"].items())
         alpha = _number(found["krippendorff_alpha"])
-        _say(console, f"agreement {task}: Krippendorff's alpha {alpha}; Cohen's kappa {kappas}")
+        show(f"agreement {task}: Krippendorff's alpha {alpha}; Cohen's kappa {kappas}")
     counted = metrics["unscored"]
     causes = "".join(f", {reason}: {n}" for reason, n in counted["reasons"].items())
-    _say(console, f"unscored  {counted['n']} of {counted['n_verdicts']} verdicts{causes}")
+    show(f"unscored  {counted['n']} of {counted['n_verdicts']} verdicts{causes}")
     for name, of_judge in counted["by_task"].items():
         if " by " in name and of_judge["n"]:
-            _say(console, f"unscored  {of_judge['n']} of {of_judge['n_verdicts']} verdicts on {name}")
+            show(f"unscored  {of_judge['n']} of {of_judge['n_verdicts']} verdicts on {name}")
     for note in metrics.get("notes", []):
-        _say(console, f"note      {note}")
+        show(f"note      {note}")
     for name in ("responses.jsonl", "verdicts.jsonl", "metrics.json"):
-        _say(console, f"{name.partition('.')[0]:<10}{folder / name}")
+        show(f"{name.partition('.')[0]:<10}{folder / name}")
 
 
 def _of_split(name: str, split: str, splits: Iterable[str]) -> str:
@@ -144,7 +141,3 @@ def _cells(name: str, estimate: Mapping[str, Any]) -> Sequence[str]:
 
 def _number(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.2f}"
-
-
-def _say(console: Output, text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True, markup=False)

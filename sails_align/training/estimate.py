@@ -6,11 +6,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
-from rich.console import Console
 from torch import zeros
 from transformers import PretrainedConfig
 
+from sails_align.core import log
 from sails_align.core.command_line import CommandLine
+from sails_align.core.machine import GIB
 from sails_align.core.tables import FittedTable
 from sails_align.initializers.options import InitializerOptions
 from sails_align.saes.files import LAYER
@@ -25,7 +26,6 @@ from sails_align.training.run import parse, resolved
 from sails_align.training.shapes import meta_model, setup_of, shape_of
 from sails_align.training.subspace import find_subspace
 
-GIB = 2**30
 RESERVE = 0.1
 """Share of a GPU that is left for what is not counted: CUDA, communication, fragmentation."""
 AT_MOST = (
@@ -115,16 +115,12 @@ def show(result: dict[str, Any]) -> None:
     """Print an estimate."""
     shape, setup = result["shape"], result["setup"]
     n, memory = result["num_gpus"], result["gpu_memory_gib"]
-    console = Console()
     at_most = "at most " if AT_MOST in result["notes"] else ""
-    console.print(
+    log.show(
         f"{result['model']}, {result['method'].upper()}, {result['start']}: {shape['n_parameters']:,} parameters, "
         f"{at_most}{shape['n_trainable']:,} trained ({shape['n_trainable'] / shape['n_parameters']:.2%}).\n"
         f"{setup['rows']} sequences of {setup['length']} tokens at a time on each GPU, "
-        + "\n".join([f"{'with' if setup['checkpointing'] else 'without'} gradient checkpointing", *result["notes"]]),
-        highlight=False,
-        soft_wrap=True,
-        markup=False,
+        + "\n".join([f"{'with' if setup['checkpointing'] else 'without'} gradient checkpointing", *result["notes"]])
     )
     title = f"GiB on each of {n} GPU{'s' if n > 1 else ''} of {memory:g} GiB (single: on one)"
     table = FittedTable(title, ("", *(engine.replace("_", " ") for engine in result["engines"])))
@@ -137,10 +133,9 @@ def show(result: dict[str, Any]) -> None:
     table.add_section()
     table.add_row("machine", *(f"{values['cpu'] / GIB:.1f}" for values in of_engines))
     table.add_row("checkpoint", *(f"{values['written']['checkpoint'] / GIB:.2f}" for values in of_engines))
-    console.print(table)
-    console.print(
+    log.show(
+        table,
         f"fits: {RESERVE:.0%} of the GPU stay free for CUDA, communication and fragmentation\n"
         f"machine: memory of a machine with {min(n, result['gpus_per_node'])} of the GPUs, mostly to load weights\n"
         "checkpoint: on disk",
-        highlight=False,
     )

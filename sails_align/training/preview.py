@@ -12,10 +12,10 @@ from typing import Any
 
 from datasets import Dataset
 from peft import LoraConfig
-from rich.console import Console
 from rich.text import Text
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
+from sails_align.core.log import show
 from sails_align.core.text import printable
 from sails_align.data.messages import Message, assistant
 from sails_align.subspace.options import Method
@@ -205,19 +205,15 @@ def _roles(texts: Sequence[str], messages: Sequence[Message]) -> list[str]:
 
 def _show(plan: TrainingPlan, source: TrainingSource, examples: Sequence[PreviewedExample]) -> None:
     """Print the examples: a line for each part, with its role, its use and its number of tokens."""
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(f"{plan.method.upper()} of {source.name}: {len(source.train):,} training examples", markup=False)
+    show(f"{plan.method.upper()} of {source.name}: {len(source.train):,} training examples")
     if getattr(plan.training, "packing", False):
-        console.print(f"packing joins such examples to rows of {plan.training.max_length} tokens")
+        show(f"packing joins such examples to rows of {plan.training.max_length} tokens")
     for example in examples:
-        console.print()
-        console.print(Text(_title(example, plan.training.max_length), style="bold"))
+        show("", Text(_title(example, plan.training.max_length), style="bold"))
         for (role, use), group in groupby(example.pieces, lambda piece: (piece.role, piece.use)):
             pieces = list(group)
             text = printable("".join(piece.text for piece in pieces)).replace("\n", "\\n").replace("\t", "\\t")
-            console.print(
-                Text(f"{role or 'template':<10} {use:<8} {len(pieces):>5}  "), Text(text, STYLES[use]), sep=""
-            )
+            show(Text.assemble(f"{role or 'template':<10} {use:<8} {len(pieces):>5}  ", (text, STYLES[use])))
 
 
 def _title(example: PreviewedExample, max_length: int | None) -> str:

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sails_align.core import log
 from sails_align.core.artifacts import package_versions
-from sails_align.core.log import Output
 from sails_align.core.tables import FittedTable
 from sails_align.evaluation.harness.scores import HarnessResult, finite
 from sails_align.models.spec import ModelSpec
@@ -81,13 +81,10 @@ def show(metrics: dict[str, Any], name: str, folder: Path) -> None:
                 if values["is_drop"]:
                     lines.append(f"drop      {task} {metric} {cells[-1]}")
             table.add_row(*cells)
-    console = Output()
-    console.print(table)
     if metrics["same_requests"] is False:
         lines.append("note      the base model got other requests: its vocabulary or its template differs")
     lines += [f"samples   {folder / 'samples.jsonl'}", f"metrics   {folder / 'metrics.json'}"]
-    for line in lines:
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    log.show(table, *lines)
 
 
 def _cell(value: dict[str, Any], sign: str = "") -> str:
