@@ -21,8 +21,7 @@ BY_FILE := -n 2 --dist loadfile
 .PHONY: demo test test-all test-vllm test-wheel test-versions check docs format
 
 demo: $(STAMP)
-	$(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-		recipes/sft_sails.py
+	$(BIN)/sails train sft
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PARALLEL) -m "$(QUICK)"

@@ -1,7 +1,8 @@
 """Align a model by direct preference optimization (DPO) of adapters that start in its SAE safety subspace.
 
-accelerate launch recipes/dpo_sails.py                                  # the testbed
-accelerate launch recipes/dpo_sails.py --config FILE.yaml               # your own model and data: docs/recipes.md
+accelerate launch recipes/dpo_sails.py --config FILE.yaml               # several GPUs: docs/distributed.md
+
+It is `sails train dpo`, which is enough for one GPU.
 """
 
 import sys

@@ -1,7 +1,8 @@
 """Align a model by supervised fine-tuning of adapters that start in its SAE safety subspace.
 
-accelerate launch recipes/sft_sails.py                                  # the testbed
-accelerate launch recipes/sft_sails.py --config FILE.yaml               # your own model and data: docs/recipes.md
+accelerate launch recipes/sft_sails.py --config FILE.yaml               # several GPUs: docs/distributed.md
+
+It is `sails train sft`, which is enough for one GPU.
 """
 
 import sys

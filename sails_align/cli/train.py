@@ -1,7 +1,7 @@
 """The commands `sails train sft`, `sails train dpo` and `sails train rlhf`, also as recipes for `accelerate launch`.
 
-sails train sft                                                            the testbed
-accelerate launch recipes/dpo_sails.py --config FILE.yaml                  your own model and data: docs/recipes.md
+sails train sft                       the testbed
+sails train dpo --config FILE.yaml    your own model and data: docs/recipes.md
 
 Options of ours, and names of TRL's, are checked before TRL and torch are imported.
 """

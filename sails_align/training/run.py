@@ -1,7 +1,7 @@
-"""The recipes `sft_sails.py` and `dpo_sails.py`: SAE features -> safety subspace -> adapters -> TRL's trainers.
+"""The commands `sails train sft` and `sails train dpo`: SAE features -> safety subspace -> adapters -> TRL's trainers.
 
-accelerate launch recipes/sft_sails.py                       the testbed
-accelerate launch recipes/dpo_sails.py --config FILE.yaml    anything else
+sails train sft                       the testbed
+sails train dpo --config FILE.yaml    anything else
 """
 
 import json

@@ -55,7 +55,7 @@ class Real:
             chat_template_path=TEMPLATE,
             output_dir=output_dir,
         )
-        return [*documented("accelerate launch recipes/sft_sails.py"), *paths, "--disable_tqdm", "true", *more]
+        return [*documented("sails train sft"), *paths, "--disable_tqdm", "true", *more]
 
 
 def documented(command: str) -> list[str]:

@@ -79,7 +79,7 @@ class Copy:
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Copy:
     copy = Copy(tmp_path_factory.mktemp("documents"))
-    copy.run(" ".join(re.findall(r"accelerate launch .*", (ROOT / "Makefile").read_text().replace("\\\n", " "))))
+    copy.run(" ".join(re.findall(r"sails train .*", (ROOT / "Makefile").read_text())))
     return copy
 
 

@@ -1,6 +1,4 @@
-"""The recipe `rlhf_reference.py`: for the testbed, what Gemma-2-9B-it is to Gemma-2-9B.
-
-accelerate launch recipes/rlhf_reference.py
+"""The command `sails train rlhf`: for the testbed, what Gemma-2-9B-it is to Gemma-2-9B.
 
 The base answers everything: one in a thousand of its samples is a refusal that a reward could raise. So, as with real
 models, a short supervised warm start (TRL's SFTTrainer) shows what a refusal is, and reinforcement learning (TRL's
