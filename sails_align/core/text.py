@@ -1,7 +1,8 @@
-"""Print texts that a model or a file holds: they are data, and a terminal must not obey them."""
+"""Cut texts, and print those that a model or a file holds: they are data, and a terminal must not obey them."""
 
 import re
 import unicodedata
+from collections.abc import Iterable
 
 ESCAPES = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]|\x9b[0-?]*[ -/]*[@-~]"  # colours, movements of the cursor
@@ -14,6 +15,11 @@ LONGEST_ESCAPE = 4096
 KEPT = "\n\t"
 REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 """They make a text look like another one."""
+
+
+def cut_at(text: str, stops: Iterable[str]) -> str:
+    """Return a text up to the first of some texts that it holds."""
+    return text[: min((place for stop in stops if (place := text.find(stop)) >= 0), default=len(text))]
 
 
 def printable(text: str) -> str:

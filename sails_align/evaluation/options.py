@@ -54,6 +54,11 @@ class ResponseArguments:
     chat_template_path: str | None = option(
         None, "Chat template for a model without one: a Jinja file, or human_assistant."
     )
+    server_template: str | None = option(
+        None,
+        "The chat template that a server was started with, likewise (openai): if it begins turns with plain text, "
+        "responses end there, as they do without a server.",
+    )
 
     def __post_init__(self) -> None:
         check_choice("backend", self.backend, BACKENDS.names())
@@ -69,7 +74,12 @@ class ResponseArguments:
             other = "--base_url" if self.base_url is None else "--backend openai"
             raise InputError(f"{given} is given without {other}; give both, or none to run the model here")
         if self.backend == "openai" and self.chat_template_path is not None:
-            raise InputError("chat_template_path is given, but a server has its own template; leave it out")
+            raise InputError(
+                "chat_template_path is given, but a server has its own template;\n"
+                "leave it out, or say which one it was started with: --server_template"
+            )
+        if self.backend != "openai" and self.server_template is not None:
+            raise InputError("server_template is given without --backend openai; give both, or --chat_template_path")
 
     def sampling(self, prompts: Sequence[Prompt]) -> Sampling:
         """Return how to draw responses to the prompts."""

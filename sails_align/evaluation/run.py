@@ -156,7 +156,7 @@ def _reference(
         responses = _read_responses(Path(name))
         texts = [responses.get(conversation_hash(prompt.messages)) for prompt in prompts]
     else:
-        other = replace(how, model=name, base_model=None, revision=None, chat_template_path=None)
+        other = replace(how, model=name, base_model=None, revision=None, chat_template_path=None, server_template=None)
         with closing(make_backend(other, find_spec(other), prompts)) as backend:
             return respond(backend, prompts, how.sampling(prompts), cache, **options)
     lacking = [prompt.id for prompt, text in zip(prompts, texts, strict=True) if not text]

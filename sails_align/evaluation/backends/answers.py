@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 
+from sails_align.core.text import cut_at
 from sails_align.evaluation.backends.endpoint import Endpoint, ServerError
 from sails_align.evaluation.records import Completion, Sampling
 
@@ -24,6 +25,7 @@ _OPTIONS = {
     "seed": re.compile(r"\bseed\b"),
     "temperature": re.compile(r"\btemperature\b"),
     "max_tokens": re.compile(r"\bmax_tokens\b"),
+    "stop": re.compile(r"\bstop\b"),
 }
 """Options a request can do without, and how servers name them."""
 _UNSUPPORTED = re.compile(
@@ -51,12 +53,14 @@ _TEXT = ("text", "output_text")
 """Types of the parts of a message that are its text."""
 
 
-def request_options(sampling: Sampling, without: frozenset[str]) -> dict[str, Any]:
-    """Return the fields of a request that say how to draw, but for those that the server does not support."""
+def request_options(sampling: Sampling, stops: Sequence[str], without: frozenset[str]) -> dict[str, Any]:
+    """Return the fields of a request that say how to draw and where to stop, but for those that a server refuses."""
     options: dict[str, Any] = {"temperature": sampling.temperature, "seed": sampling.seed}
     if sampling.schema is not None:
         schema = {"name": "answer", "strict": True, "schema": dict(sampling.schema)}
         options["response_format"] = {"type": "json_schema", "json_schema": schema}
+    if stops:
+        options["stop"] = list(stops)
     kept = {name: value for name, value in options.items() if name not in without}
     # OpenAI's reasoning models take only the new name, most other servers know only the old one.
     limit = "max_completion_tokens" if "max_tokens" in without else "max_tokens"
@@ -81,13 +85,16 @@ def unsupported_option(error: ServerError, body: Mapping[str, Any]) -> str | Non
     return next(iter(by_param + by_message + by_default), None)
 
 
-def read_completion(response: httpx.Response, content: bytes, endpoint: Endpoint) -> Completion:
+def read_completion(
+    response: httpx.Response, content: bytes, endpoint: Endpoint, stops: Sequence[str] = ()
+) -> Completion:
     """Return the completion in a response.
 
     Args:
         response: status and headers.
         content: its body.
         endpoint: takes secrets out of all texts.
+        stops: texts that end a completion; some servers do not stop at them.
 
     Raises:
         ServerError: if there is none.
@@ -104,7 +111,7 @@ def read_completion(response: httpx.Response, content: bytes, endpoint: Endpoint
     if isinstance(answer, dict) and answer.get("error") and not answer.get("choices"):
         raise _read_error(response, json.dumps(answer), endpoint)  # some hosts send errors with status 200
     try:
-        return _completion(answer["choices"][0], response, endpoint)
+        return _completion(answer["choices"][0], response, endpoint, stops)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise _no_answer("no completion", content, endpoint) from error
 
@@ -113,7 +120,9 @@ def _no_answer(what: str, content: bytes, endpoint: Endpoint) -> ServerError:
     return ServerError(f"the answer is {what}: {endpoint.excerpt(content.decode('utf-8', 'replace'))}")
 
 
-def _completion(choice: dict[str, Any], response: httpx.Response, endpoint: Endpoint) -> Completion:
+def _completion(
+    choice: dict[str, Any], response: httpx.Response, endpoint: Endpoint, stops: Sequence[str]
+) -> Completion:
     """Return the completion in a choice. Its finish reason decides first: part of a text is no answer."""
     reason, error = choice.get("finish_reason"), choice.get("error")
     if reason and _WITHHELD.search(reason):
@@ -128,7 +137,9 @@ def _completion(choice: dict[str, Any], response: httpx.Response, endpoint: Endp
         return Completion(endpoint.scrub(refusal).strip(), "refusal")
     text = "".join(text for kind, text in parts if kind in _TEXT)
     if text.strip():
-        return Completion(endpoint.scrub(text).strip(), reason)  # stripped, as are other backends' texts
+        cut = cut_at(text, stops)
+        # Stripped, as are other backends' texts.
+        return Completion(endpoint.scrub(cut).strip(), reason if cut == text else "stop")
     return _without_text(message, parts, reason)
 
 

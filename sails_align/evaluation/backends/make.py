@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from sails_align.core.artifacts import content_hash
 from sails_align.core.errors import InputError
-from sails_align.data.tokens import read_chat_template
+from sails_align.data.tokens import read_chat_template, turn_openers
 from sails_align.evaluation.backends.adapter_check import CheckedBackend
+from sails_align.evaluation.backends.stops import openers_of_template
 from sails_align.evaluation.options import ResponseArguments
 from sails_align.evaluation.records import Backend, InferenceHook, Prompt
+from sails_align.models.load import load_tokenizer
 from sails_align.models.resolve import resolve_model
 from sails_align.models.spec import ModelSpec
 
@@ -62,7 +65,18 @@ def _served(how: ResponseArguments, model: str) -> Backend:
 
     assert how.base_url is not None
     options = {"api_key_env": how.api_key_env, "concurrency": how.concurrency, "timeout": how.timeout}
-    return OpenAIBackend(how.base_url, model, **options)
+    return OpenAIBackend(how.base_url, model, stops=_stop_texts(how, model), **options)
+
+
+def _stop_texts(how: ResponseArguments, model: str) -> list[str]:
+    """Return the texts that end a response as if the server's model ran here, as far as its template is known."""
+    if how.server_template is not None:
+        return openers_of_template(read_chat_template(how.server_template))
+    try:  # vLLM and `transformers serve` call a model by its folder
+        tokenizer = load_tokenizer(model) if Path(model).is_dir() else None
+        return [] if tokenizer is None or not tokenizer.chat_template else turn_openers(tokenizer)
+    except InputError:
+        return []
 
 
 def in_process(

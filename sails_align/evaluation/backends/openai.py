@@ -41,6 +41,7 @@ class OpenAIBackend:
         api_key_env: environment variable with the key; it need not be set (local servers). The key goes into the
             requests' header and nowhere else; it is taken out of all that a server says, should it echo it.
         timeout: seconds to wait for an answer.
+        stops: texts that end a completion.
         max_attempts: of each request. Rate limits (429) do not count: of many threads that share a quota, the unlucky
             would soon have used them up.
         patience: seconds after which a request gives up on rate limits.
@@ -58,12 +59,14 @@ class OpenAIBackend:
         concurrency: int = 16,
         api_key_env: str = "OPENAI_API_KEY",
         timeout: float = 120.0,
+        stops: Sequence[str] = (),
         max_attempts: int = 6,
         patience: float = 600.0,
         backoff: float = 1.0,
     ) -> None:
         self._endpoint = Endpoint(base_url, api_key_env, timeout)
         self._model, self._api_key_env, self._concurrency = model, api_key_env, concurrency
+        self._stops = list(stops)
         self._max_attempts, self._patience, self._backoff = max_attempts, patience, backoff
         self._lock = threading.Lock()
         self._unsupported: frozenset[str] = frozenset()
@@ -72,7 +75,8 @@ class OpenAIBackend:
 
     def identity(self) -> dict[str, Any]:
         """Return the server and the model: nothing tells whether the name means the same model tomorrow."""
-        return {"backend": "openai", "base_url": self._endpoint.base_url, "model": self._model}
+        stops = {"stops": self._stops} if self._stops else {}
+        return {"backend": "openai", "base_url": self._endpoint.base_url, "model": self._model, **stops}
 
     def complete(self, conversations: Sequence[Conversation], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
         """Yield the index of a conversation and its completion, one for each, as they are done.
@@ -119,7 +123,7 @@ class OpenAIBackend:
             path, asked = "completions", {"prompt": conversation}
         without = self._unsupported
         while True:
-            body = {"model": self._model, **asked, **request_options(sampling, without)}
+            body = {"model": self._model, **asked, **request_options(sampling, self._stops, without)}
             retrying = self._retrying(stop)
             try:
                 completion = retrying(self._attempt, path, body, stop)
@@ -134,7 +138,7 @@ class OpenAIBackend:
 
     def _attempt(self, path: str, body: Mapping[str, Any], stop: threading.Event) -> Completion:
         response, content = self._endpoint.post(path, body, stop)
-        return read_completion(response, content, self._endpoint)
+        return read_completion(response, content, self._endpoint, self._stops)
 
     def _retrying(self, stop: threading.Event) -> tenacity.Retrying:
         backoff = tenacity.wait_random_exponential(multiplier=self._backoff, max=MAX_WAIT)

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteria
+from tokenizers import Tokenizer, models
+from transformers import GenerationConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast, StoppingCriteria
 
 from sails_align.core.errors import InputError
+from sails_align.core.text import cut_at
 from sails_align.data.tokens import turn_end, turn_openers
 from sails_align.models.generation import eos_ids
 
@@ -23,7 +25,7 @@ class Stops:
 
     def cut(self, text: str) -> str:
         """Return a text up to the first of the texts that end a response."""
-        return text[: min((place for stop in self.texts if (place := text.find(stop)) >= 0), default=len(text))]
+        return cut_at(text, self.texts)
 
     def held_back(self, text: str) -> int:
         """Return how many characters at the end of a text may be the beginning of one that ends the response."""
@@ -52,6 +54,18 @@ def stops_of(tokenizer: PreTrainedTokenizerBase, config: GenerationConfig | None
             ends = []
         own += ends[:1] if set(own).isdisjoint(ends) else []
     return Stops(tuple(dict.fromkeys(own)), tuple(texts))
+
+
+def openers_of_template(template: str) -> list[str]:
+    """Return the texts that begin a turn (`turn_openers`) in a chat template, whatever the tokenizer.
+
+    Raises:
+        InputError: if the template fails.
+    """
+    empty = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1}, unk_token="</s>"))
+    return turn_openers(
+        PreTrainedTokenizerFast(tokenizer_object=empty, bos_token="<s>", eos_token="</s>", chat_template=template)
+    )
 
 
 class StopTexts(StoppingCriteria):

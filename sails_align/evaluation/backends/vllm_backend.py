@@ -101,7 +101,9 @@ class VLLMBackend:
                 use_tqdm=False,
                 lora_request=self._lora_request(),
             )
-            yield from zip(chunk, [_completion(self._tokenizer, output) for output in outputs], strict=True)
+            yield from zip(
+                chunk, [_completion(self._tokenizer, output, self._stops) for output in outputs], strict=True
+            )
 
     def close(self) -> None:
         """End vLLM's processes."""
@@ -175,11 +177,12 @@ def is_zero(folder: Path) -> bool:
     )
 
 
-def _completion(tokenizer: Any, output: Any) -> Completion:
+def _completion(tokenizer: Any, output: Any, stops: Stops) -> Completion:
     (choice,) = output.outputs
     if choice.finish_reason not in ("stop", "length"):
         return Completion(None, error=f"vLLM ended the response: {choice.finish_reason}")
     text = choice.text
     if marks_of(tokenizer.all_special_tokens):  # vLLM leaves these out, too
-        text = decode_response(tokenizer, list(choice.token_ids))
+        ids = list(choice.token_ids)  # with what ended the response
+        text = stops.cut(decode_response(tokenizer, ids[:-1] if ids and ids[-1] in stops.ids else ids))
     return Completion(decode_opening(tokenizer, output.prompt_token_ids) + text.strip(), choice.finish_reason)

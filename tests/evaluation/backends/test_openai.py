@@ -19,11 +19,17 @@ from typing import Any
 import pytest
 from aiohttp import web
 from stub_server import PASSING, Request, StubServer, echo
+from transformers import AutoTokenizer
 
 from sails_align.core.errors import InputError
+from sails_align.data.tokens import read_chat_template
 from sails_align.evaluation.backends.endpoint import Endpoint
+from sails_align.evaluation.backends.make import make_backend
 from sails_align.evaluation.backends.openai import DOWN_AFTER, OpenAIBackend
+from sails_align.evaluation.backends.stops import stops_of
+from sails_align.evaluation.options import ResponseArguments
 from sails_align.evaluation.records import Sampling
+from sails_align.testbed.build import resolve_testbed
 
 KEY = "sk-test-0123456789abcdef"
 GREEDY = Sampling(max_new_tokens=16)
@@ -252,6 +258,33 @@ def test_options_a_server_does_not_know_are_left_out_from_then_on(options, lacki
     assert not lacking & server.requests[-1].body.keys()
     assert ("max_completion_tokens" in server.requests[-1].body) == ("max_tokens" in lacking)
     assert len(caplog.records) == len(options)  # said once
+
+
+OPENERS = ["\n\nAssistant:", "\n\nHuman:"]
+
+
+@pytest.mark.parametrize("unsupported", [[], ["stop"]], ids=["ignored", "refused"])
+@pytest.mark.parametrize("asked", [[{"role": "user", "content": "how?"}], "\n\nHuman: how?\n\nAssistant:"])
+def test_texts_that_end_a_response_are_sent_and_cut_off_where_a_server_goes_on(asked, unsupported):
+    with StubServer(lambda _: " With glue.\n\nHuman: and then?\n\nAssistant: wait", unsupported=unsupported) as server:
+        completion = complete(server, [asked], stops=OPENERS)[0]
+    assert server.requests[0].body["stop"] == OPENERS
+    assert len(server.requests) == 1 + len(unsupported)
+    assert (completion.text, completion.finish_reason) == ("With glue.", "stop")
+
+
+def test_texts_that_end_a_response_are_those_of_the_template_as_without_a_server(tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(resolve_testbed("testbed").model_path)
+    tokenizer.chat_template = read_chat_template("human_assistant")
+    tokenizer.save_pretrained(tmp_path)
+    assert sorted(stops_of(tokenizer, None).texts) == OPENERS
+    at = {"backend": "openai", "base_url": "http://localhost:1/v1"}
+    named = ResponseArguments(model="m", server_template="human_assistant", **at)
+    for how in (named, ResponseArguments(model=str(tmp_path), **at)):
+        assert sorted(make_backend(how, None, []).identity()["stops"]) == OPENERS
+    assert "stops" not in make_backend(ResponseArguments(model="m", **at), None, []).identity()  # of earlier versions
+    with pytest.raises(InputError, match="server_template is given without --backend openai"):
+        ResponseArguments(server_template="human_assistant")
 
 
 def test_an_option_is_not_given_up_for_an_error_that_names_it():

@@ -7,6 +7,7 @@ import importlib
 import importlib.metadata
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +32,12 @@ from sails_align.core.errors import InputError
 from sails_align.evaluation.backends.adapter_check import check_adapter_applied
 from sails_align.evaluation.backends.hf import HFBackend
 from sails_align.evaluation.backends.openai import OpenAIBackend
+from sails_align.evaluation.backends.stops import Stops
 from sails_align.evaluation.backends.vllm_backend import VLLMBackend, sampling_params
 from sails_align.evaluation.harness import run as harness
 from sails_align.evaluation.harness.options import HarnessArguments
 from sails_align.evaluation.harness.run import run_harness
+from sails_align.evaluation.reasoning import answer_of
 from sails_align.evaluation.records import Backend, Completion, Conversation, Sampling
 from sails_align.models.spec import ModelSpec
 from sails_align.testbed.build import resolve_testbed
@@ -119,6 +123,7 @@ def sharing(backend: VLLMBackend, cls: type[VLLMBackend], of_model: ModelSpec) -
     """A backend with the engine of another one, which takes half a minute to start."""
     other = cls(of_model)
     other._llm, other._tokenizer, other._checked = backend._llm, backend._tokenizer, False
+    other._stops = backend._stops
     return other
 
 
@@ -197,6 +202,66 @@ def test_draws_are_those_of_the_seed(adapted):
 def test_whole_models_in_process(model, merged, expected):
     with engine(spec() if model == "base" else spec(merged)) as backend:
         assert completions(backend, conversations()) == expected[model]
+
+
+def test_texts_that_end_a_response_end_it_in_vllm(adapted, expected):
+    """Plain text that begins a turn, such as "Human:"; here words that the model writes."""
+    openers = (" come with", " and")
+    stopped = sharing(adapted, VLLMBackend, adapted._spec)
+    stopped._stops = Stops(adapted._stops.ids, openers)
+    found = completions(stopped, conversations())
+    assert [one.text for one in found] == [Stops((), openers).cut(str(one.text)) for one in expected["adapter"]]
+    assert len({one.text for one in found} - {one.text for one in expected["adapter"]}) > 4
+
+
+@pytest.fixture(scope="module")
+def unruly(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The base with another EOS than its template writes, a leaky generation_config.json, and marks of reasoning.
+
+    The words `toxin` and `come` of its responses, which are in no request, are <think> and </think>.
+    """
+    folder = tmp_path_factory.mktemp("unruly") / "model"
+    shutil.copytree(BASE, folder)
+    edit_text(folder / "chat_template.jinja", eos_token="'<eos>'")
+    edit_text(folder / "tokenizer.json", **{'"toxin"': '"<think>"', '"come"': '"</think>"'})
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config |= {"eos_token": "<unk>", "extra_special_tokens": ["<user>", "<model>", "<think>", "</think>"]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    edit_text(folder / "config.json", **{'"eos_token_id": 2': '"eos_token_id": 3'})
+    leaks = {"do_sample": True, "temperature": 3.0, "top_k": 50, "repetition_penalty": 9.0, "max_new_tokens": 2}
+    (folder / "generation_config.json").write_text(json.dumps({"bos_token_id": 1, "eos_token_id": 3, **leaks}))
+    return folder
+
+
+def edit_text(path: Path, **replaced: str) -> None:
+    text = path.read_text()
+    for old, new in replaced.items():
+        assert old in text
+        text = text.replace(old, new)
+    path.write_text(text)
+
+
+@pytest.fixture(scope="module")
+def marked(expected) -> list[Completion]:
+    """The base's responses with the marks, which `unruly` is to give."""
+    text_of = [str(one.text).replace("toxin", "<think>").replace("come", "</think>") for one in expected["base"]]
+    return [replace(one, text=text) for one, text in zip(expected["base"], text_of, strict=True)]
+
+
+def test_a_turn_ends_generation_config_does_not_leak_and_reasoning_is_kept_for_judges_to_leave_out(unruly, marked):
+    with engine(spec(unruly)) as backend:
+        found = completions(backend, conversations())
+        assert backend._stops.ids == (3, 2)
+        backend._stops = Stops((3, 2), (" with",))
+        cut = completions(backend, conversations())
+        backend._stops = Stops(())  # the control: without them it runs on
+        endless = completions(backend, conversations()[:4])
+    assert found == marked
+    assert [one.text for one in cut] == [str(one.text).partition(" with")[0] for one in marked]
+    assert answer_of(str(found[0].text)) == "with the sponge at the mill."
+    assert {one.finish_reason for one in found} == {"stop"}
+    assert {one.finish_reason for one in endless} == {"length"}
+    assert completions(HFBackend(spec(unruly)), conversations()) == marked
 
 
 def test_options_that_vllm_does_not_take():
@@ -336,3 +401,17 @@ def test_base_and_adapter_through_the_server(adapter, expected, tmp_path):
 def test_merged_through_the_server(merged, expected, tmp_path):
     with server(tmp_path / "log", merged) as url:
         assert completions(OpenAIBackend(url, "served"), conversations()) == expected["merged"]
+
+
+def test_generation_config_does_not_leak_through_the_server(merged, expected, tmp_path):
+    """With the option that `sails check-adapter` prints; without it, the server adds the file's penalty."""
+    leaky = tmp_path / "leaky"
+    shutil.copytree(merged, leaky)
+    (leaky / "generation_config.json").write_text(json.dumps({"eos_token_id": 2, "repetition_penalty": 9.0}))
+    with server(tmp_path / "log", leaky, "--generation-config", "vllm") as url:
+        assert completions(OpenAIBackend(url, "served"), conversations()) == expected["merged"]
+        stopped = OpenAIBackend(url, "served", stops=[" and"])
+        cut = [Stops((), (" and",)).cut(str(one.text)) for one in expected["merged"]]
+        assert [one.text for one in completions(stopped, conversations())] == cut
+    with server(tmp_path / "log", leaky) as url:
+        assert completions(OpenAIBackend(url, "served"), conversations()) != expected["merged"]
