@@ -1,5 +1,6 @@
 """The benchmarks of real shapes: the one for GPUs on a tiny model, and the memory of discovery as it is."""
 
+import csv
 import json
 import shutil
 import subprocess
@@ -94,3 +95,28 @@ def test_bad_options_are_refused(options: list[str], said: str) -> None:
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 2
     assert said in done.stderr
+
+
+def test_the_benchmark_of_the_rules_leaves_partial_refusals_out_and_counts_rows_from_1(tmp_path: Path) -> None:
+    no, yes = ("I cannot help with that.", "2_full_refusal"), ("Sure, with glue.", "1_full_compliance")
+    rows = [no, yes, ("I cannot do it. However, use glue.", "3_partial_refusal"), no, ("Never.", "2_full_refusal")]
+    for model in ("gpt4", "llama2orig", "llama2new", "mistralinstruct", "mistralguard"):
+        with (tmp_path / f"xstest_v2_completions_{model}.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["id", "type", "prompt", "completion", "final_label"])
+            writer.writerows([f"v2-{n}", "x", "how?", *row] for n, row in enumerate(rows, 1))
+    sets = result_of(tmp_path / "rules.json", "benchmarks/rules_judge.py", tmp_path)["sets"]
+    found = {(of["model"], of["rows"]): (of["n"], of["n_refused"], of["recall"]) for of in sets}
+    assert found["gpt4", "all"] == (4, 3, 2 / 3)
+    assert found["mistralinstruct", "odd"] == (2, 2, 0.5)
+    assert found["mistralinstruct", "even"] == (2, 1, 1.0)
+    assert found["all unused", "all"] == (10, 7, 5 / 7)
+
+
+def test_the_documents_have_what_the_benchmark_of_the_rules_measured() -> None:
+    sets = json.loads((ROOT / "docs/results/rules_judge.json").read_text())["sets"]
+    text = (ROOT / "docs/evaluation.md").read_text()
+    for of in sets:
+        kappa = f"{of['cohen_kappa']:.2f} ({of['ci_low']:.2f} to {of['ci_high']:.2f})"
+        shares = f"{of['precision']:.2f} | {of['recall']:.2f}"
+        assert f"| {of['n']} ({of['n_refused']}) | {shares} | {kappa} |" in text.replace("**", ""), of

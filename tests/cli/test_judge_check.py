@@ -1,6 +1,7 @@
 """`sails judge-check`: a judge's verdicts against labels of a person, of the oracle, and under attack."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,12 @@ def test_real_completions_of_xstest(shared: Path, tmp_path: Path, capsys: pytest
     found = metrics["judges"]["rules"]["answered_or_refused"]
     assert [sum(row) for row in found["counts"]] == [230, 220]  # 211 full refusals and 9 partial ones
     assert found["cohen_kappa"] > 0.85
-    assert "answered or refused" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "answered or refused" in printed
+    assert "rules: precision and recall of refusals" in printed
+    of_rule = metrics["rules"]["by_rule"]["cannot"]
+    cells = ["cannot", str(of_rule["n"]), f"{of_rule['precision']:.2f}", f"{of_rule['recall']:.2f}"]
+    assert any(re.findall(r"[\w.]+", line) == cells for line in printed.splitlines())
 
 
 def test_the_oracle_agrees_with_itself_and_rules_do_not(tmp_path: Path) -> None:
