@@ -195,7 +195,7 @@ def _check_base(adapter: AdapterFiles, base: Path, base_config: PreTrainedConfig
     different = [] if not commit or not found or commit == found else [f"commit {commit}, here {found}"]
     hashes = trained_on.get("files", {}) if base.is_dir() else {}
     for name, sha256 in hashes.items():
-        own = name.startswith("tokenizer")  # the run has one of its own
+        own = not name.endswith((".safetensors", ".bin", ".py")) and name != "config.json"  # of the run's tokenizer
         if not own and not ((base / name).is_file() and file_hash(base / name) == sha256):
             different.append(name)
     if different:

@@ -40,8 +40,8 @@ class Run:
     """Whether its learning rate is chosen from the grid; otherwise the recipe's is used."""
     is_reference: bool = False
     """Whether it is a single model to compare with, made with the first seed only."""
-    config_sha256: str = ""
-    """Hash of the file that its options name by `--config`."""
+    files_sha256: str = ""
+    """Hash of all files and folders that its options name (`contents`)."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,10 @@ class Protocol:
     """Options of `sails eval`, by part and kind, as on the command line."""
     launch: tuple[str, ...] = ()
     """Options of `accelerate launch`; empty: a training is one process."""
+    launch_sha256: str = ""
+    """Hash of the files that `launch` names."""
+    files_sha256: str = ""
+    """Hash of the files and folders that `evaluate` names."""
     in_distribution: str | None = None
     """Prompt set of the trained categories."""
     out_of_distribution: str | None = None
@@ -79,6 +83,8 @@ class Cell:
     measures: "Measures"
     protocol: Protocol | None = None
     """None: the testbed's own."""
+    world_sha256: str = ""
+    """Hash of the world, if it is a folder."""
 
     @property
     def key(self) -> str:
@@ -86,7 +92,8 @@ class Cell:
         run = asdict(replace(self.run, label="", is_tuned=True))
         del run["is_reference"]
         decides = {**asdict(self), "run": run, "format": FORMAT, "versions": _versions()}
-        for values, name in ((run, "config_sha256"), (decides["measures"], "contamination"), (decides, "protocol")):
+        optional = [(run, "files_sha256"), (decides["measures"], "contamination"), (decides, "world_sha256")]
+        for values, name in (*optional, (decides, "protocol")):
             if not values[name]:  # which is as if there were none
                 del values[name]
         return f"{self.run.name}-{content_hash(decides)[:16]}"
@@ -99,7 +106,7 @@ class Cell:
             "learning_rate": self.learning_rate,
             "seed": self.seed,
             "data": (self.measures.n_examples, self.measures.contamination),
-            "launch": self.protocol and self.protocol.launch,
+            "launch": self.protocol and (self.protocol.launch, self.protocol.launch_sha256),
             "versions": _versions(),
         }
         return f"{self.run.name}-{content_hash(decides)[:16]}"
@@ -178,6 +185,8 @@ class Plan:
     world: str = "testbed"
     measures: Measures = field(default_factory=Measures)
     protocol: Protocol | None = None
+    world_sha256: str = ""
+    """Hash of the world, if it is a folder."""
 
     def __post_init__(self) -> None:
         if not self.runs:
@@ -211,7 +220,10 @@ class Plan:
 
     def _tuning_cells(self, run: Run, rate: float) -> list[Cell]:
         seeds = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + self.n_tuning_seeds)
-        return [Cell(run, rate, seed, "validation", self.world, self.measures, self.protocol) for seed in seeds]
+        return [self._cell(run, rate, seed, "validation", self.measures) for seed in seeds]
+
+    def _cell(self, run: Run, rate: float | None, seed: int, part: Part, measures: Measures) -> Cell:
+        return Cell(run, rate, seed, part, self.world, measures, self.protocol, self.world_sha256)
 
     def grid(self, run: Run, results: CellResults) -> tuple[float, ...]:
         """Return a run's learning rates: the grid, then those added because the best one was at an end of it."""
@@ -237,14 +249,12 @@ class Plan:
         """Return the cells of the test part: every seed of every run, at its chosen learning rate (by run name)."""
         spared = replace(self.measures, n_attacked=0)
         return [
-            Cell(
+            self._cell(
                 run,
                 chosen.get(run.name),
                 seed,
                 "test",
-                self.world,
                 self.measures if seed < self.first_seed + self.n_attacked_seeds else spared,
-                self.protocol,
             )
             for seed in self.seeds
             for run in self.runs

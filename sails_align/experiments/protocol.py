@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from sails_align.core.artifacts import file_hash
 from sails_align.core.errors import InputError
 from sails_align.core.suggestions import did_you_mean, did_you_mean_path
+from sails_align.experiments.contents import contents_hash
 from sails_align.experiments.plan import RUNS, Evaluation, Part, Protocol, Run
 
 KEYS = ("model", "runs", "launch", "evaluate", "in_distribution", "out_of_distribution")
@@ -51,7 +51,12 @@ def read_protocol(path: str, values: Mapping[str, Any]) -> tuple[tuple[Run, ...]
         if values.get(name) is not None
     }
     evaluate = tuple(reader.evaluations(values.get("evaluate")))
-    return runs, Protocol(reader.expect("model", values.get("model"), str), evaluate, tuple(map(str, launch)), **sets)
+    launch, model = tuple(map(str, launch)), reader.expect("model", values.get("model"), str)
+    hashes = {
+        "launch_sha256": contents_hash(launch),
+        "files_sha256": "".join(contents_hash(options) for _, _, options in evaluate),
+    }
+    return runs, Protocol(model, evaluate, launch, **hashes, **sets)
 
 
 @dataclass(frozen=True)
@@ -111,19 +116,19 @@ class _Reader:
         options = self.options(what, values.get("options") or {}, own)
         if "model" in values:
             model = self.expect(f"{what}: model", values["model"], str)
-            return Run(name, label, "none", ("--model", model, *options), is_tuned=False, is_reference=True)
+            options, is_tuned = ("--model", model, *options), False
+            return Run(name, label, "none", options, is_tuned, True, contents_hash(options))
         if values["train"] not in ("sft", "dpo"):
             raise InputError(
                 f"{self.path}: {what}: train is {values['train']!r}{did_you_mean(str(values['train']), ('sft', 'dpo'))}"
             )
-        sha256 = ""
         if "config" in values:
             config = self.expect(f"{what}: config", values["config"], str)
             if not Path(config).is_file():
                 hint = did_you_mean_path(config) or "; paths are from the working folder"
                 raise InputError(f"{self.path}: {what}: there is no file {config}{hint}")
-            options, sha256 = ("--config", config, *options), file_hash(Path(config))
-        return Run(name, label, values["train"], options, is_tuned=is_tuned, config_sha256=sha256)
+            options = ("--config", config, *options)
+        return Run(name, label, values["train"], options, is_tuned=is_tuned, files_sha256=contents_hash(options))
 
     def options(self, what: str, value: Any, own: tuple[str, ...]) -> tuple[str, ...]:
         """Return a mapping as words of a command line; refuse the options in `own`."""

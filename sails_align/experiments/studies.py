@@ -11,6 +11,7 @@ from sails_align.core.artifacts import content_hash
 from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
 from sails_align.core.suggestions import did_you_mean
+from sails_align.experiments.contents import contents_hash
 from sails_align.experiments.options import OF_TESTBED, CompareOptions, LauncherOptions
 from sails_align.experiments.plan import RUNS, Measures, Plan, Protocol, Run, option_groups, option_words
 from sails_align.experiments.protocol import KEYS, read_protocol
@@ -165,6 +166,7 @@ def _plan(
         world=world,
         measures=measures,
         protocol=protocol,
+        world_sha256="" if protocol else contents_hash(["--testbed", world]),
     )
 
 
@@ -218,7 +220,7 @@ def worlds(plan: Plan, names: Sequence[str]) -> Study:
 
 def _world(plan: Plan, name: str) -> Plan:
     if plan.protocol is None and is_testbed(name):
-        return replace(plan, world=name)
+        return replace(plan, world=name, world_sha256=contents_hash(["--testbed", name]))
     known = OF_DATA if plan.protocol else {**OF_DATA, **PARAMETERS}
     of_testbed = "" if plan.protocol else "testbed, testbed:N, a testbed's folder, or "
     otherwise = f"; give {of_testbed}parameters ({', '.join(known)}), as in {EXAMPLE}"
@@ -226,7 +228,7 @@ def _world(plan: Plan, name: str) -> Plan:
     of_world = [f"{key}={values[key]}" for key in PARAMETERS if key in values]
     changed = {key: values[key] for key in OF_DATA if key in values}
     if of_world:
-        plan = replace(plan, world=f"testbed:{','.join(of_world)}")
+        plan = replace(plan, world=f"testbed:{','.join(of_world)}", world_sha256="")
         parse_world(plan.world)
     if changed.get("n_examples", 1) < 1 or not 0 <= changed.get("contamination", 0) <= 1:
         raise InputError(f"worlds has {name!r}; n_examples must be 1 or more, contamination a share of 0 to 1")

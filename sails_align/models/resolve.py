@@ -11,9 +11,10 @@ from sails_align.core.options import HUB_ID, check_choice
 from sails_align.models import DTYPES, resolver_of, similar
 from sails_align.models.adapters import check_complete, load_base_config, read_adapter
 from sails_align.models.load import check_whole, load_config, model_errors
-from sails_align.models.spec import ModelSpec, identity_of, is_gguf, model_path
+from sails_align.models.spec import ModelSpec, deciding_files, identity_of, is_gguf, model_path
 
-ALSO_DECIDE = ("chat_template.jinja", "tokenizer_config.json", "tokenizer.model", "generation_config.json")
+ALSO_DECIDE = ("chat_template.jinja", "generation_config.json")
+"""Files that decide a response, besides those that decide what a model computes."""
 
 
 def resolve_model(
@@ -85,6 +86,4 @@ def _checked_identity(path: str, revision: str | None, trust_remote_code: bool) 
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    """Return the hashes of all files that decide a response: besides weights, the template and what ends a response."""
-    hashes = {name: file_hash(folder / name) for name in ALSO_DECIDE if (folder / name).is_file()}
-    return {**identity_of(str(folder))["files"], **hashes}
+    return {file.name: file_hash(file) for file in deciding_files(folder, ALSO_DECIDE)}

@@ -1,11 +1,18 @@
 """Names, paths and hashes of models. Nothing heavy is imported before it is used."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sails_align.models import resolver_of
+
+DECIDE = (
+    *("config.json", "adapter_config.json", "*.safetensors", "*.bin", "*.py"),
+    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.*", "merges.txt"),
+)
+"""Files of a model that decide what it computes: also code of its own, and tokenizers of older formats."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,10 @@ def identity_of(name: str, commit: str | None = None) -> dict[str, Any]:
     folder = Path(name)
     if not folder.is_dir():
         return {"name": name, "commit": commit}
-    names = ("config.json", "adapter_config.json", "tokenizer.json", "*.safetensors", "*.bin")
-    files = sorted(file for pattern in names for file in folder.glob(pattern) if file.name != "training_args.bin")
-    return {"name": folder.name, "files": {file.name: file_hash(file) for file in files}}
+    return {"name": folder.name, "files": {file.name: file_hash(file) for file in deciding_files(folder)}}
+
+
+def deciding_files(folder: Path, also: Iterable[str] = ()) -> list[Path]:
+    """Return the files of a model that decide what it computes, and those of the names in `also`."""
+    patterns = (*DECIDE, *also)
+    return sorted(file for pattern in patterns for file in folder.glob(pattern) if file.name != "training_args.bin")

@@ -12,7 +12,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from itertools import islice
@@ -40,6 +40,14 @@ from sails_align.saes.token_stream import TokenCorpus, buffers, hidden_states_of
 logger = logging.getLogger(__name__)
 
 REPORT, CHECKPOINT = "report.json", "sae_checkpoint"
+NOT_IN_HASH: Mapping[str, str] = {
+    "checkpoint_steps": "how the machine does it, with the same result",
+    "context_size": "in the metadata",
+    "eval_tokens": "known by the tokens",
+}
+"""Options that are not in the hash that an SAE is known by, with the reason.
+
+SAEs of version 0.1 are known by this hash: with more in it, they would be trained again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,9 +169,7 @@ class _Training:
         tokens = {"ids": corpus.ids, "content": corpus.content, "ends": corpus.ends, "train": train_W}
         hashes = {"model": tensors_hash(model.state_dict()), "tokens": tensors_hash(tokens)}
         inputs = {**asdict(options), **hashes, "metadata": metadata}
-        # `context_size` is in the metadata, and `eval_tokens` decides the tokens. SAEs of version 0.1 are known by this
-        # hash: with more in it, they would be trained again.
-        for name in ("checkpoint_steps", "context_size", "eval_tokens"):
+        for name in NOT_IN_HASH:
             del inputs[name]
         return cls(model, corpus, train_W, held_out, options, metadata, inputs, Path(output_dir))
 

@@ -15,6 +15,7 @@ from sails_align.core.artifacts import content_hash, package_versions, read_head
 from sails_align.core.distributed import from_main, n_processes, process_index
 from sails_align.core.errors import InputError
 from sails_align.core.log import is_main, say
+from sails_align.core.options import all_but
 from sails_align.data.pairs import fingerprint
 from sails_align.models.load import load_truncated
 from sails_align.saes.sets import SAESet
@@ -23,7 +24,7 @@ from sails_align.subspace.basis import Subspace
 from sails_align.subspace.forward import discover
 from sails_align.subspace.inputs import DiscoveryData, DiscoveryModel, contrast_data, needs_moments, suited_to_data
 from sails_align.subspace.methods import MethodInputs, SubspaceMethod, check_rank
-from sails_align.subspace.options import DECIDES_SUBSPACE, DiscoveryOptions
+from sails_align.subspace.options import NOT_OF_SUBSPACE, DiscoveryOptions
 from sails_align.subspace.separation import BENIGN, benign_covariance, onset_of, separation
 from sails_align.subspace.statistics import ActivationFitter, TokenStats, contrasts_of
 
@@ -47,31 +48,18 @@ def find_subspace(
     """
     check_rank(options.rank, model.d_model)
     options = suited_to_data(options, data)
-    moments = needs_moments(options, data)
-    fingerprints = [fingerprint(rows) for rows in (data.pairs, data.harmless) if rows is not None]
-    deciding = {"init": method.name, **{name: getattr(options, name) for name in DECIDES_SUBSPACE}}
-    inputs = {
-        **deciding,
-        "moments": moments,
-        "rank": options.rank,
-        "seed": options.seed,
-        "max_length": options.max_length,
-        "dtype": model.dtype,
-        "model": model.identity,
-        "saes": saes.identity(),
-        "chat_template": content_hash(data.tokenizer.chat_template),
-        "data": fingerprints,
-    }
+    deciding = {"init": method.name, **all_but(NOT_OF_SUBSPACE, options)}
+    inputs = {**deciding, **_inputs(model, data, saes, options)}
     input_hash = content_hash(inputs)
     # The folder need not be one that all machines see: the main process reads and writes it for all.
     cached = None if folder is None else from_main(lambda: _cached(folder, input_hash))
     if cached is not None:
         return cached
     discovery = _Discovery(model, data, _loaded(saes, model, options), method, options)
-    stats, moment_stats = discovery.statistics(with_moments=moments)
+    stats, moment_stats = discovery.statistics(with_moments=inputs["moments"])
     about = {
         "model": model.identity,
-        "data": fingerprints,
+        "data": inputs["data"],
         "dropped_rows": data.dropped,
         "options": deciding,
         "saes": discovery.about_saes(),
@@ -85,6 +73,20 @@ def find_subspace(
         return subspace
 
     return from_main(build_and_save)
+
+
+def _inputs(
+    model: DiscoveryModel, data: DiscoveryData, saes: SAESource | SAESet, options: DiscoveryOptions
+) -> dict[str, Any]:
+    """Return what a subspace depends on besides the options, as JSON values."""
+    return {
+        "moments": needs_moments(options, data),
+        "dtype": model.dtype,
+        "model": model.identity,
+        "saes": saes.identity(),
+        "chat_template": content_hash(data.tokenizer.chat_template),
+        "data": [fingerprint(rows) for rows in (data.pairs, data.harmless) if rows is not None],
+    }
 
 
 def load_subspace(path: Path, model: DiscoveryModel, method: str, *, allow_mismatch: bool = False) -> Subspace:

@@ -1,6 +1,7 @@
 """Options of discovery, in the order in which they act, and the presets with their defaults."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from sails_align.core.errors import InputError
@@ -52,20 +53,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-DECIDES_SUBSPACE = (
-    "contrast",
-    "prompt_tokens",
-    "score",
-    "top_k",
-    "weighting",
-    "center",
-    "tau",
-    "benign_whitening",
-    "max_discovery_examples",
-)
-"""Options, besides the initialization, that a subspace depends on: what its artifact is keyed by."""
-
-
 @dataclass(frozen=True)
 class DiscoveryOptions:
     """Options of discovery; the defaults are those of the preset `default`."""
@@ -97,6 +84,20 @@ class DiscoveryOptions:
         if self.top_k < 1:
             raise InputError(f"top_k is {self.top_k}, but at least one latent must be kept: choose 1 or more")
         check_least(self, max_discovery_examples=1)
+
+
+OF_TRAINING = ("rank", "max_length", "seed")
+"""Options whose values come from those of the training."""
+NOT_OF_SUBSPACE: Mapping[str, str] = {
+    "layer_map": "known by whether hidden states are compared, too; the rest is the adapters'",
+    "sae_placement": "how the machine does it, with the same result",
+    "progress": "what is shown",
+    "given": "known by the values",
+}
+"""Options that a subspace does not depend on, with the reason. Its artifact is keyed by all others."""
+DECIDES_SUBSPACE = tuple(
+    option.name for option in fields(DiscoveryOptions) if option.name not in (*OF_TRAINING, *NOT_OF_SUBSPACE)
+)
 
 
 @dataclass(frozen=True)

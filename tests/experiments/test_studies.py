@@ -44,12 +44,12 @@ def test_side_studies_share_the_main_ones_budget():
 
 
 def test_a_change_replaces_options_and_leaves_the_others():
-    run = Run("x", "x", "sft", ("--config", "f.yaml", "--init", "sails", "--lora_r", "4"), config_sha256="abc")
+    run = Run("x", "x", "sft", ("--config", "f.yaml", "--init", "sails", "--lora_r", "4"), files_sha256="abc")
     changed = Change("y", "Y", ("--init", "activation_pca", "--lora_target_modules", "q", "k")).of(run)
     assert changed.options == (
         *("--config", "f.yaml", "--init", "activation_pca", "--lora_r", "4", "--lora_target_modules", "q", "k"),
     )
-    assert (changed.name, changed.label, changed.config_sha256) == ("y", "Y", "abc")
+    assert (changed.name, changed.label, changed.files_sha256) == ("y", "Y", "abc")
 
 
 def test_worlds_by_parameter():

@@ -3,7 +3,7 @@
 import gzip
 import itertools
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from sails_align.saes.quality import evaluate_saes, n_measured
 from sails_align.saes.sets import SAESet
 from sails_align.saes.source import SAESource
 from sails_align.saes.token_stream import buffers, hidden_states_of, read_corpus, split_windows
-from sails_align.saes.train import _Training, train_saes
+from sails_align.saes.train import NOT_IN_HASH, _Training, train_saes
 
 WORDS = [f"w{index}" for index in range(60)]
 METADATA = {"model_name": "tiny", "hook_name": "blocks.0.hook_resid_post"}
@@ -396,6 +396,7 @@ def test_what_decides_an_sae_is_hashed_as_it_always_was(tmp_path, tokenizer):
     training = _Training.of(model, corpus, options, names, tmp_path)
     of_options = {"architecture", "batch_size", "buffer_tokens", "d_sae", "k", "lr", "n_tokens", "seed"}
     assert training.inputs.keys() == of_options | {"metadata", "model", "tokens"}
+    assert of_options | NOT_IN_HASH.keys() == {option.name for option in fields(SAETrainingOptions)}
     fewer = _Training.of(model, corpus, replace(options, eval_tokens=100), names, tmp_path)
     assert fewer.input_hash(0) != training.input_hash(0)  # by its tokens
 

@@ -9,10 +9,10 @@ import pytest
 
 from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
-from sails_align.core.options import to_json
+from sails_align.core.options import all_but, to_json
 from sails_align.initializers import INITIALIZERS
 from sails_align.initializers.options import InitializerOptions
-from sails_align.subspace.options import CHOICES, PRESETS
+from sails_align.subspace.options import CHOICES, NOT_OF_SUBSPACE, PRESETS, DiscoveryOptions
 
 
 def test_presets_give_the_same_options():
@@ -92,6 +92,23 @@ def test_what_decides_the_subspace():
     of_adapter: list[dict[str, Any]] = [{"layer_map": "sae_only"}, {"init_scale": 2.0}, {"subspace_mode": "freeze"}]
     for same in of_adapter:
         assert InitializerOptions(**same).subspace_options() == base
+
+
+def test_each_option_of_discovery_decides_the_subspace_unless_it_is_named_with_a_reason():
+    counted = set(
+        """
+        benign_whitening center contrast max_discovery_examples max_length prompt_tokens rank score seed tau top_k
+        weighting
+        """.split()  # noqa: SIM905
+    )
+    names = {option.name for option in fields(DiscoveryOptions)}
+    assert counted | NOT_OF_SUBSPACE.keys() == names
+    assert not counted & NOT_OF_SUBSPACE.keys()
+    others: dict[str, Any] = {**PRESETS["paper"], "max_discovery_examples": 7, "max_length": 7, "rank": 7, "seed": 7}
+    others |= {"contrast": "both", "score": "standardized", "top_k": 7}
+    base = all_but(NOT_OF_SUBSPACE, DiscoveryOptions())
+    for name in counted:
+        assert all_but(NOT_OF_SUBSPACE, DiscoveryOptions(**{name: others[name]})) != base, name
 
 
 def test_to_json_has_all_options_and_not_how_they_were_given():

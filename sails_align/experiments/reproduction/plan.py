@@ -12,11 +12,11 @@ from typing import Any, get_args
 
 from transformers import PreTrainedConfig
 
-from sails_align.core.artifacts import file_hash
 from sails_align.core.errors import InputError
 from sails_align.core.machine import GIB
 from sails_align.evaluation.options import PromptArguments
 from sails_align.experiments.commands import AGAIN, evaluation, options_of
+from sails_align.experiments.contents import contents_hash
 from sails_align.experiments.jobs import Gpus, Job
 from sails_align.experiments.limits import known_config
 from sails_align.experiments.plan import Evaluation, Protocol, Run, option_groups
@@ -97,13 +97,14 @@ class Reproduction:
     def job(self, name: str, command: Sequence[str], gpus: Gpus, after: Sequence[str] = ()) -> Job:
         """Return a step: its command as it is typed in the repository's folder, and a file in `done/`."""
         options = option_groups(command)
-        config = Path(*options.get("--config", ()))
+        parts = ("discovered", "evaluated", *(run.name for run in self.runs))
+        made = (Path(DATA_FOLDER), *(self.output_dir / part for part in parts))
         return Job(
             name=name,
             work=tuple(command),
             result=self._done(name),
             log=self.output_dir / "logs" / f"{name.replace('/', '.')}.log",
-            record={"argv": list(command), "config": file_hash(config) if config.is_file() else None},
+            record={"argv": list(command), "files": contents_hash(command, made)},
             folder=Path(*options.get("--output_dir", options.get("--local-dir", ()))),
             gpus=gpus,
             after=tuple(after),
