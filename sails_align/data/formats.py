@@ -4,6 +4,7 @@ Every format is read in the same way: its columns are joined to whole conversati
 and that turn is the response.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +14,7 @@ from sails_align.data.messages import (
     SPEAKERS,
     SYSTEM_COLUMNS,
     BadRowError,
+    LeftOutRowError,
     Message,
     assistant,
     checked_prompt,
@@ -20,6 +22,7 @@ from sails_align.data.messages import (
     from_text,
     is_empty,
     messages_of,
+    nemo_turns,
     split_response,
     text_of,
     transcript,
@@ -54,7 +57,7 @@ class Format:
     rejected: str | None = None
     """If it is `chosen`, that column is a list of responses: two, the better one first, or some with ranks."""
     better: str | None = None
-    """Column with the number of the better response: 0 for `chosen`, 1 for `rejected`."""
+    """Column that says which response is the better one (`_is_second_better`), `chosen` being the first."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -65,7 +68,7 @@ class Format:
     @property
     def reads(self) -> tuple[str, ...]:
         """Return all columns that it uses: those it must have, and those it may have."""
-        numbered = NUMBERED if self.better else ()
+        numbered = BESIDE_PAIRS if self.better else ()
         return (*self.columns, *BESIDE_PROMPTS, *numbered)
 
     @property
@@ -85,6 +88,8 @@ class Format:
         chosen_prompt, chosen = split_response(conversation(better, prompt, answer), answer)
         rejected_prompt, rejected = split_response(conversation(worse, prompt, other), other)
         if chosen_prompt != rejected_prompt:
+            if self.chosen == "conversation_a":  # two models that each went on with its own answer
+                raise LeftOutRowError("the two conversations differ before the last response")
             raise BadRowError("chosen and rejected have no common prompt")
         if chosen == rejected:
             raise BadRowError("chosen and rejected are equal")
@@ -97,10 +102,7 @@ class Format:
             return [(self.chosen, answer) for answer in _best_and_worst(row[self.chosen], self.chosen)]
         columns = [self.chosen, self.rejected]
         if self.better is not None:
-            number = str(row[self.better]).removesuffix(".0")
-            if number not in ("0", "1"):
-                raise BadRowError(f"{self.better} is neither 0 nor 1")
-            columns = columns if number == "0" else columns[::-1]
+            columns = columns[::-1] if _is_second_better(self.better, row[self.better]) else columns
         return [(column, row[column]) for column in columns]
 
     def safety_column(self, row: Mapping[str, Any]) -> str | None:
@@ -112,6 +114,35 @@ class Format:
     def safety_columns(self) -> tuple[str, ...]:
         """Return the columns that `safety_column` may return."""
         return (f"is_{self.chosen}_safe", f"is_{self.rejected}_safe") if self.better else ()
+
+
+_NUMBERS = {"0": -1, "1": 1}
+_WINNERS = {"model_a": -1, "model_b": 1, "tie": 0, "tie (bothbad)": 0, "both_bad": 0}
+
+
+def _is_second_better(column: str, value: Any) -> bool:
+    """Return whether a column says that the second of two responses is the better one.
+
+    Raises:
+        LeftOutRowError: if neither is better.
+        BadRowError: if it says nothing.
+    """
+    if column in ("preference_strength", "overall_preference"):
+        try:
+            strength = float(value)
+        except (TypeError, ValueError):
+            strength = math.nan
+        says = None if math.isnan(strength) else (strength > 0) - (strength < 0)
+        known = "positive, negative nor 0"
+    else:
+        scale = _WINNERS if column == "winner" else _NUMBERS
+        says = scale.get(str(value).strip().lower().removesuffix(".0"))
+        known = " nor ".join(scale)
+    if says is None:
+        raise BadRowError(f"{column} is neither {known}")
+    if says == 0:
+        raise LeftOutRowError("neither response is the better one (a tie)")
+    return says > 0
 
 
 def _best_and_worst(answers: Any, field: str) -> tuple[Any, Any]:
@@ -130,13 +161,20 @@ def _best_and_worst(answers: Any, field: str) -> tuple[Any, Any]:
     return answers[0], answers[1]
 
 
-NUMBERED = ("is_response_0_safe", "is_response_1_safe", "better_response_id", "safer_response_id")
-"""Columns of PKU-SafeRLHF beside its responses."""
+BESIDE_PAIRS = (
+    *("is_response_0_safe", "is_response_1_safe", "better_response_id", "safer_response_id"),  # PKU-SafeRLHF
+    *("preference_statement", "preference_elaboration"),  # HelpSteer2
+    "individual_preference",  # HelpSteer3
+)
+"""Columns beside two responses and what says which is the better one."""
 FORMATS = tuple(
     dict.fromkeys(
         [
             Format("prompt", "response_0", "response_1", "safer_response_id"),  # PKU-SafeRLHF
             Format("prompt", "response_0", "response_1", "better_response_id"),
+            Format("prompt", "response_1", "response_2", "preference_strength"),  # HelpSteer2
+            Format("context", "response1", "response2", "overall_preference"),  # HelpSteer3
+            Format(None, "conversation_a", "conversation_b", "winner"),  # Chatbot Arena
             Format("history", "human_ref_b", "human_ref_a", "labels"),  # SHP: 1 if A is better
             Format("conversations", "chosen", "rejected"),  # LLaMA-Factory's ShareGPT preferences
             *(Format(prompt, *pair) for prompt in QUESTIONS for pair in PAIRS),  # TRL, with an explicit prompt
@@ -177,6 +215,8 @@ class Columns:
     """The column that says whether a response is good, or `NO_LABEL`."""
     good_labels: tuple[str, ...] | None = None
     """Its values for good responses."""
+    prefix: str = ""
+    """What the names of the options of these columns begin with, for messages."""
 
 
 def named_format(present: Iterable[str], asked: Columns) -> Format | None:
@@ -217,7 +257,7 @@ def _prompt_turns(row: Mapping[str, Any], column: str, value: Any) -> list[Messa
         return [user(text if beside is None else f"{text}\n\n{text_of(row[beside], beside)}")]
     if SPEAKERS.match(text):
         return checked_prompt(transcript(OPEN_TURN.sub("", text), column))
-    return [user(text)]
+    return checked_prompt(nemo_turns(text))
 
 
 def _history(row: Mapping[str, Any], column: str) -> list[Message]:

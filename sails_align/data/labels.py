@@ -14,7 +14,7 @@ from typing import Any
 from datasets import Dataset, Value
 
 from sails_align.core.errors import InputError
-from sails_align.data.formats import NO_LABEL, Format
+from sails_align.data.formats import NO_LABEL, Columns, Format
 from sails_align.data.messages import BadRowError
 
 logger = logging.getLogger(__name__)
@@ -90,9 +90,7 @@ class Label:
         return self.meaning[text]
 
 
-def find_labels(
-    dataset: Dataset, columns: Mapping[str, str], form: Format, name: str, asked: str | None, good: Sequence[str] | None
-) -> list[Label]:
+def find_labels(dataset: Dataset, columns: Mapping[str, str], form: Format, name: str, asked: Columns) -> list[Label]:
     """Return the labels of a dataset.
 
     Args:
@@ -100,25 +98,27 @@ def find_labels(
         columns: see `dataset`.
         form: its format. The responses of pairs are told apart already.
         name: for messages.
-        asked: the label column that the user names; "none" if there is none.
-        good: the values of good responses.
+        asked: what the user says of them.
 
     Raises:
         InputError: if there is no such column, or another one looks like a label.
     """
-    if asked is not None and asked.lower() == NO_LABEL:
+    option = f"--{asked.prefix}label_column"
+    if asked.label is not None and asked.label.lower() == NO_LABEL:
         return []
-    if asked is not None:
-        column = asked.lower()
+    if asked.label is not None:
+        column = asked.label.lower()
         if column not in columns:
             raise InputError(
-                f"{name} has no column {asked!r} for the label; it has {', '.join(dataset.column_names)}.\n"
-                "Correct --label_column"
+                f"{name} has no column {asked.label!r} for the label; it has {', '.join(dataset.column_names)}.\n"
+                f"Correct {option}"
             )
-        values = None if good is None else frozenset(_as_text(value) for value in good)
-        if values is None and column not in MEANINGS:
-            raise InputError(f"which values of {asked} in {name} are good?\nName them with --good_labels, such as true")
-        return [Label(column, MEANINGS.get(column, {}), values)]
+        good = None if asked.good_labels is None else frozenset(map(_as_text, asked.good_labels))
+        if good is None and column not in MEANINGS:
+            raise InputError(
+                f"which values of {asked.label} in {name} are good?\nName them with --good_labels, such as true"
+            )
+        return [Label(column, MEANINGS.get(column, {}), good)]
     found = [] if form.paired else [column for column in MEANINGS if column in columns]
     used = {*form.reads, *found, *OF_PROMPTS, *(other for column in found for other in BESIDE.get(column, ()))}
     for column in columns:
@@ -128,8 +128,18 @@ def find_labels(
         if column not in used and _looks_like_label(dataset, columns[column], form):
             raise InputError(
                 f"{name} has a column {columns[column]!r} that looks like a label of responses, and its meaning is not "
-                f"known.\nGive --label_column {columns[column]} with --good_labels (the values of good responses), "
-                "or --label_column none if all are good"
+                f"known.\nGive {option} {columns[column]} with --good_labels (the values of good responses), "
+                f"or {option} none if all are good"
+            )
+    for column in found:
+        feature = dataset.features[columns[column]]
+        values = dataset.unique(columns[column]) if isinstance(feature, Value) else []
+        said = sorted({_as_text(value) for value in values if value is not None and str(value).strip()})
+        if said and not MEANINGS[column].keys() & said:
+            raise InputError(
+                f"the label {columns[column]!r} of {name} has the values {', '.join(said[:5])}, and it is not known "
+                f"which are those of good responses.\nGive {option} {columns[column]} with --good_labels {said[-1]} "
+                f"(or the other values of good responses), or {option} none if all are good"
             )
     return [Label(column, MEANINGS[column]) for column in found]
 
@@ -191,11 +201,11 @@ def _number(value: Any) -> float | None:
 # -- using them --------------------------------------------------------------------------------------------------------
 
 
-def use_labels(rows: Dataset, pair: bool, name: str) -> tuple[Dataset, dict[str, int]]:
+def use_labels(rows: Dataset, pair: bool, name: str) -> tuple[Dataset, dict[str, int], int]:
     """Leave out the rows labelled bad; or pair their responses, as rejected ones, with the good ones to their prompt.
 
-    A response that is labelled both good and bad counts as bad. Returns the rows without the column of the label, and
-    how many were left out, by cause. Raises `InputError` if none is left.
+    A response that is labelled both good and bad counts as bad. Returns the rows without the column of the label, how
+    many were left out, by cause, and how many became rejected ones. Raises `InputError` if none is left.
     """
     labels: list[bool] = rows[GOOD][:]
     rows = rows.remove_columns(GOOD)
@@ -206,6 +216,7 @@ def use_labels(rows: Dataset, pair: bool, name: str) -> tuple[Dataset, dict[str,
         "the response is labelled bad": labels.count(False),
         "the response is labelled both good and bad": labels.count(True) - len(kept),
     }
+    n_paired = 0
     if pair and "rejected" not in rows.column_names:
         by_prompt: dict[str, list[str]] = {}
         for prompt, response in bad:
@@ -219,8 +230,8 @@ def use_labels(rows: Dataset, pair: bool, name: str) -> tuple[Dataset, dict[str,
             turn = turns[prompt] = turns.get(prompt, -1) + 1
             rejected.append(by_prompt[prompt][turn % len(by_prompt[prompt])])
         used = {(keys[index][0], text) for index, text in zip(good, rejected, strict=True)}
-        n_used = sum(key in used for key, is_good in zip(keys, labels, strict=True) if not is_good)
-        dropped["the response is labelled bad"] -= n_used
+        n_paired = sum(key in used for key, is_good in zip(keys, labels, strict=True) if not is_good)
+        dropped["the response is labelled bad"] -= n_paired
         kept = good
         rows = rows.select(kept).add_column("rejected", rejected) if kept else rows  # pyright: ignore
     elif len(kept) < len(rows):
@@ -233,4 +244,4 @@ def use_labels(rows: Dataset, pair: bool, name: str) -> tuple[Dataset, dict[str,
         logger.warning(
             "%s: %d of %d rows are left out by their labels (%s)", name, sum(dropped.values()), len(labels), report
         )
-    return rows, dropped
+    return rows, dropped, n_paired

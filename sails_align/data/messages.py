@@ -17,6 +17,9 @@ ROLES = {
 """What a role is called in data, in lower case -> what templates call it."""
 SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
 SPEAKERS = re.compile(r"\n\n(Human|Assistant):")
+_NEMO_TURN = re.compile(r"\s*<extra_id_1>(User|Assistant)\s*")
+CONVERSATIONS = ("messages", "conversations", "conversation", "conversation_a", "conversation_b")
+"""Columns that hold whole conversations, and never a text."""
 OPEN_TURN = re.compile(r"\n\nAssistant:\s*\Z")
 _KEYS = ({"role", "content"}, {"from", "value"})
 _LIKE_MESSAGES = re.compile(r"""\s*\[?\s*\{\s*['"](role|content|from|value)['"]\s*:""")
@@ -24,6 +27,10 @@ _LIKE_MESSAGES = re.compile(r"""\s*\[?\s*\{\s*['"](role|content|from|value)['"]\
 
 class BadRowError(Exception):
     """An unusable row. The text is the cause; rows with the same cause share it, so they can be counted."""
+
+
+class LeftOutRowError(BadRowError):
+    """A row that is as it should be, but has nothing to learn from, such as a tie. It is counted, and no error."""
 
 
 def user(content: str) -> Message:
@@ -141,13 +148,24 @@ def transcript(text: str, field: str) -> list[Message]:
     return [{**turn, "content": text_of(turn["content"], f"a turn in {field}")} for turn in turns]
 
 
+def nemo_turns(text: str) -> list[Message]:
+    """Return the turns of a text in which all but the first begin with the speaker's mark (HelpSteer2)."""
+    first, *others = _NEMO_TURN.split(text)
+    turns = [user(first)]
+    for speaker, content in zip(others[::2], others[1::2], strict=True):
+        turns.append({"role": ROLES[speaker.lower()], "content": text_of(content, "a turn of the prompt")})
+    return turns
+
+
 def conversation(value: Any, prompt: list[Message] | None, field: str) -> list[Message]:
     """The whole conversation: the column's own, if it begins with its prompt, else prompt + response."""
     value = from_text(value)
+    if field in CONVERSATIONS and isinstance(value, list) and all(isinstance(text, str) for text in value):  # LIMA
+        value = [(assistant if i % 2 else user)(text) for i, text in enumerate(value)]
     if isinstance(value, list | dict):
         turns = messages_of([value] if isinstance(value, dict) else value, field)
         return prompt + turns if prompt and turns[0]["role"] == "assistant" else turns
-    if field in ("messages", "conversations", "conversation"):
+    if field in CONVERSATIONS:
         raise BadRowError(f"{field} is neither a list of messages nor one as JSON")
     text = text_of(value, field)
     if prompt is None or text.startswith("\n\nHuman:"):

@@ -59,9 +59,8 @@ class DataOptions:
         """Return the columns named for the safety data, or for the helpful data."""
         good = None if self.good_labels is None else tuple(self.good_labels)
         if helpful:
-            return Columns(
-                self.helpful_prompt_column, self.helpful_chosen_column, None, self.helpful_label_column, good
-            )
+            prompt, chosen = self.helpful_prompt_column, self.helpful_chosen_column
+            return Columns(prompt, chosen, None, self.helpful_label_column, good, prefix="helpful_")
         return Columns(self.prompt_column, self.chosen_column, self.rejected_column, self.label_column, good)
 
 

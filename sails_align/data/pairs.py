@@ -80,7 +80,7 @@ def normalize(
     dataset = with_class_names(dataset)
     by_lower = columns_by_lower_name(dataset)
     form = _format_of(dataset, by_lower, columns, name)
-    labels = find_labels(dataset, by_lower, form, name, columns.label, columns.good_labels)
+    labels = find_labels(dataset, by_lower, form, name, columns)
     scores = score_columns(by_lower) if form.paired and columns.label is None else None
     has_label = bool(labels) or (form.better is not None and any(column in by_lower for column in form.safety_columns))
 
@@ -98,8 +98,8 @@ def normalize(
     found = read_rows(dataset, read, [*kept, *([GOOD] if has_label else [])], parse, name, on_bad_rows)
     if not has_label:
         return found
-    rows, left_out = use_labels(found.dataset, pair, name)
-    return Normalized(rows, {**found.dropped, **left_out})
+    rows, left_out, n_paired = use_labels(found.dataset, pair, name)
+    return Normalized(rows, {**found.dropped, **left_out}, n_paired)
 
 
 def _format_of(dataset: Dataset, by_lower: Mapping[str, str], columns: Columns, name: str) -> Format:
@@ -108,13 +108,13 @@ def _format_of(dataset: Dataset, by_lower: Mapping[str, str], columns: Columns, 
         if named is not None and named.lower() not in by_lower:
             raise InputError(
                 f"{name} has no column {named!r} for the {role}; it has {', '.join(dataset.column_names)}.\n"
-                f"Correct --{role}_column"
+                f"Correct --{columns.prefix}{role}_column"
             )
     form = named_format(by_lower, columns)
     if form is None:
         raise InputError(_not_understood(dataset, by_lower, name))
     answers = dataset.features[by_lower[form.chosen]]
-    if not form.paired and isinstance(answers, List) and answers.feature == Value("string"):
+    if not form.paired and form.prompt is not None and isinstance(answers, List) and answers.feature == Value("string"):
         return replace(form, rejected=form.chosen)
     return form
 

@@ -13,7 +13,7 @@ from datasets import Dataset, Features, List, Value
 from sails_align.core.errors import InputError
 from sails_align.data.files import UNREADABLE
 from sails_align.data.loading import cache_errors
-from sails_align.data.messages import BadRowError
+from sails_align.data.messages import BadRowError, LeftOutRowError
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,8 @@ class Normalized:
     it), and `category` (text) and `harmful` (bool) if the source has them."""
     dropped: dict[str, int]
     """Rows left out, counted by cause."""
+    n_paired: int = 0
+    """Rows labelled bad whose responses are now rejected ones, of other rows."""
 
 
 class _BatchReader:
@@ -44,6 +46,8 @@ class _BatchReader:
     def __init__(self, parser: Parser, kept: list[str], on_bad_rows: OnBadRows):
         self.parser, self.kept = parser, kept
         self.dropped: Counter[str] = Counter()
+        self.left_out: Counter[str] = Counter()
+        """Rows that are no error (`LeftOutRowError`)."""
         self.first_rows: dict[str, list[int]] = {}
         # Part of what `map` hashes to name its cache. The mode: in "error" the cache may be deleted, which another data
         # set must not share. The version: what was made from an earlier one's rows must not be taken for ours.
@@ -58,17 +62,17 @@ class _BatchReader:
                     raise BadRowError(row[UNREADABLE])
                 rows.append({**_extras(row), **self.parser(row)})
             except BadRowError as bad:
-                self.dropped[str(bad)] += 1
+                (self.left_out if isinstance(bad, LeftOutRowError) else self.dropped)[str(bad)] += 1
                 self.first_rows.setdefault(str(bad), [])
                 if len(self.first_rows[str(bad)]) < 3:
                     self.first_rows[str(bad)].append(number)
         return {column: [row[column] for row in rows] for column in self.kept}
 
-    def report(self) -> str:
-        """Return the causes with counts and the first rows of each."""
+    def report(self, counts: Counter[str]) -> str:
+        """Return causes with counts and the first rows of each."""
         return "; ".join(
             f"{cause}: {count} (row {', '.join(map(str, self.first_rows[cause]))}{', ...' if count > 3 else ''})"
-            for cause, count in self.dropped.most_common()
+            for cause, count in counts.most_common()
         )
 
 
@@ -93,7 +97,8 @@ def read_rows(
     """Parse every row and write the usable ones to the cache of datasets, next to the source.
 
     The parser reads the columns `read`, in lower case (missing ones are not an error), and gives those `kept`.
-    Unusable rows are an error, or with "skip" left out and reported. Raises `InputError` for them, and if none is left.
+    Unusable rows are an error, or with "skip" left out and reported, as ties are in any case. Raises `InputError` for
+    unusable rows, and if no row is left.
     """
     if len(dataset) == 0:
         raise InputError(f"{name} is empty; give a data set that has rows")
@@ -111,16 +116,18 @@ def read_rows(
             load_from_cache_file=False,  # the rows must be counted
             desc="Reading rows",
         )
-    bad = reader.dropped.total()
-    summary = f"{bad} of {len(dataset)} rows of {name} cannot be used (rows counted from 0):\n{reader.report()}"
-    if bad and (on_bad_rows == "error" or len(result) == 0):
+    is_error = on_bad_rows == "error" and bool(reader.dropped)
+    counts = reader.dropped if is_error else reader.dropped + reader.left_out
+    bad = counts.total()
+    summary = f"{bad} of {len(dataset)} rows of {name} cannot be used (rows counted from 0):\n{reader.report(counts)}"
+    if is_error or len(result) == 0:
         for file in result.cache_files:
             Path(file["filename"]).unlink(missing_ok=True)
         remedy = "repair them, or leave them out with --on_bad_rows skip" if bad < len(dataset) else "give other data"
         raise InputError(f"{summary}\n{remedy}")
     if bad:
         logger.warning("left out: %s", summary)
-    return Normalized(result, dict(reader.dropped))
+    return Normalized(result, dict(counts))
 
 
 def columns_by_lower_name(dataset: Dataset) -> dict[str, str]:

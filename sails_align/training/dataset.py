@@ -50,6 +50,8 @@ class TrainingSource:
     """Rows that could not be used, counted by cause."""
     end: ResponseEnd
     """What ends a response."""
+    n_paired: int = 0
+    """Rows labelled bad whose responses are rejected ones."""
     n_quoting: int = 0
     """Training examples whose texts hold special tokens, which were taken apart (`data.tokens.as_text`)."""
     _identity: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
@@ -129,10 +131,10 @@ def load_source(plan: TrainingPlan, testbed: Testbed | None) -> TrainingSource:
         InputError: if one of them cannot be loaded, or a row cannot be used.
     """
     seed, n = plan.training.seed, plan.data.max_train_examples
-    dropped: dict[str, int] = {}
+    counts = _Counts()
     tokenizer, config = load_tokenizer(plan), load_model_config(plan)
     if testbed is None or plan.script.dataset_name is not None:
-        safety, helpful, held_out = _load_data(plan, TemplateCheck(tokenizer), dropped)
+        safety, helpful, held_out = _load_data(plan, TemplateCheck(tokenizer), counts)
         if n is not None and n < len(safety):
             safety = safety.shuffle(seed=seed).select(range(n))
     else:
@@ -158,15 +160,22 @@ def load_source(plan: TrainingPlan, testbed: Testbed | None) -> TrainingSource:
         helpful=None if examples.helpful is None else rows_as_text(examples.helpful, tokenizer)[0],
         train=train,
         held_out=rows_as_text(held_out, tokenizer)[0],
-        dropped=dropped,
+        dropped=counts.dropped,
         end=end,
+        n_paired=counts.n_paired,
         n_quoting=n_quoting,
     )
 
 
-def _load_data(
-    plan: TrainingPlan, check: TemplateCheck, dropped: dict[str, int]
-) -> tuple[Dataset, Dataset | None, Dataset]:
+@dataclass
+class _Counts:
+    """Count rows by what becomes of them."""
+
+    dropped: dict[str, int] = field(default_factory=dict)
+    n_paired: int = 0
+
+
+def _load_data(plan: TrainingPlan, check: TemplateCheck, counts: _Counts) -> tuple[Dataset, Dataset | None, Dataset]:
     """Load safety pairs, helpful examples (if any) and held-out pairs from the data sets named.
 
     Held-out pairs are the test split's; if there is no such split, they are taken from the training split.
@@ -174,7 +183,7 @@ def _load_data(
     Args:
         plan: names the data sets.
         check: of the chat template; rows that it refuses cannot be used.
-        dropped: receives the number of unusable rows by cause.
+        counts: receives the numbers of unusable rows, and of rows that became rejected responses.
     """
     script, data, seed = plan.script, plan.data, plan.training.seed
     name = script.dataset_name
@@ -192,7 +201,8 @@ def _load_data(
             pair=data.bad_responses == "pair",
             check=check,
         )
-        dropped.update({label + cause: n for cause, n in normalized.dropped.items()})
+        counts.dropped.update({label + cause: n for cause, n in normalized.dropped.items()})
+        counts.n_paired += normalized.n_paired
         return normalized.dataset
 
     def load(name: str, split: str, config: str | None, label: str) -> Dataset:
@@ -206,10 +216,10 @@ def _load_data(
             raise
         safety, held_out = split_by_prompt(safety, data.eval_examples, seed, name)
     else:
-        held_out = without_prompts_of(usable(rows, name, HELD_OUT), safety, name, HELD_OUT, dropped)
+        held_out = without_prompts_of(usable(rows, name, HELD_OUT), safety, name, HELD_OUT, counts.dropped)
         held_out = held_out.shuffle(seed=seed).select(range(min(data.eval_examples, len(held_out))))
     helpful = None
     if (name := data.helpful_dataset_name) is not None:
         helpful = load(name, data.helpful_dataset_split, data.helpful_dataset_config, HELPFUL)
-        helpful = without_prompts_of(helpful, held_out, name, HELPFUL, dropped)
+        helpful = without_prompts_of(helpful, held_out, name, HELPFUL, counts.dropped)
     return safety, helpful, held_out

@@ -232,6 +232,7 @@ def _record(
         "train": {"rows": len(source.train), "sha256": source.data_hash()},
         "held_out": {"rows": len(source.held_out), "sha256": fingerprint(source.held_out)},
         "dropped_rows": source.dropped,
+        "rows_paired_as_rejected": source.n_paired,
         "examples_with_special_tokens": source.n_quoting,
     }
     saes = None if subspace is None else subspace.provenance.get("saes")

@@ -48,10 +48,12 @@ def data_line(args: TrainingPlan) -> str:
 def say_data(source: TrainingSource) -> None:
     """Say how many examples there are."""
     helpful = "" if source.helpful is None else f" and {len(source.helpful):,} of harmless ones"
-    left_out = sum(source.dropped.values())
+    n_dropped, n_paired = sum(source.dropped.values()), source.n_paired
+    left_out = f", {n_dropped:,} rows left out" * bool(n_dropped)
+    paired = f", {n_paired:,} rows labelled bad are rejected responses" * bool(n_paired)
     say(
         f"    {len(source.train):,} examples to train on, {len(source.held_out):,} held out; "
-        f"read: {len(source.safety):,} of harmful requests{helpful}" + f", {left_out:,} rows left out" * bool(left_out)
+        f"read: {len(source.safety):,} of harmful requests{helpful}{left_out}{paired}"
     )
 
 

@@ -45,6 +45,7 @@ def test_bad_responses_are_paired():
     found = normalize(rows("is_safe", True, False), pair=True)
     assert [(row["chosen"], row["rejected"]) for row in found.dataset] == [(f"{GOOD}{n}", f"{BAD}{n}") for n in (0, 1)]
     assert found.dropped == {"the response is labelled bad": 1, "no response to the prompt is labelled bad": 1}
+    assert found.n_paired == 2
     assert len(to_preference(found.dataset)) == 2
     with pytest.raises(InputError, match="--bad_responses pair"):
         to_preference(normalize(rows("is_safe", True, False)).dataset)
@@ -62,6 +63,21 @@ def test_labels_that_disagree_count_as_bad():
     assert normalize(Dataset.from_list([*both, {**both[0], "prompt": "b"}])).dropped.keys() >= {
         "the response is labelled bad"
     }
+
+
+@pytest.mark.parametrize(("good", "bad"), [(1, 0), (1, -1), ("1", "0"), (1.0, 0.0), (0, 1)])
+def test_numbers_as_label_are_refused_until_told(good: object, bad: object):
+    given = rows("label", good, bad)
+    values = "-1, 1" if bad == -1 else "0, 1"
+    with pytest.raises(InputError) as error:
+        normalize(given, name="mine", on_bad_rows="skip")
+    assert f"the label 'label' of mine has the values {values}, and it is not known which are those" in str(error.value)
+    assert "Give --label_column label with --good_labels 1 (or the other values" in str(error.value)
+    with pytest.raises(InputError, match="Give --helpful_label_column label with"):
+        normalize(given, columns=DataOptions().columns(helpful=True))
+    found = normalize(given, columns=Columns(label="label", good_labels=(str(good),)))
+    assert found.dataset["chosen"][:] == [f"{GOOD}0", f"{GOOD}1", GOOD]
+    assert found.dropped == {"the response is labelled bad": 3}
 
 
 def test_a_label_that_says_nothing_is_a_bad_row():

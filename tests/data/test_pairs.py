@@ -294,6 +294,23 @@ GPT = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "b"}]
 SHORT = {"prompt": [ASKED], "chosen": "b"}
 PAIR = {**SHORT, "rejected": "c"}
 WITH_SYSTEM = {"prompt": [SYSTEM, ASKED], "chosen": "b"}
+HELPSTEER = [
+    {
+        **{"split": "train", "response_1": text, "response_2": other},
+        **{"preference_statement": "x is better", "preference_elaboration": "y", "all_preferences_unprocessed": [1]},
+        "three_most_similar_preferences": [{"statement": "x", "strength": 1}],
+    }
+    for text, other in (("c", "b"), ("b", "c"))
+]
+"""The columns beside its prompt and preference: the second response is the better one, and the first one."""
+
+
+def arena(a: str, b: str) -> dict:
+    """A row of Chatbot Arena without its winner."""
+    turns = {f"conversation_{side}": [ASKED, assistant(text)] for side, text in (("a", a), ("b", b))}
+    return {**turns, "model_a": "x", "model_b": "y", "judge": "arena_user_1", "turn": 1, "anony": True}
+
+
 LAYOUTS = {
     "LLaMA-Factory, alpaca with a system prompt and a history": (
         {"system": "Be kind.", "instruction": "Bye", "input": "", "output": "b", "history": [["Hi", "Hello."]]},
@@ -340,6 +357,29 @@ LAYOUTS = {
     ),
     "SHP, A is better": ({"history": "Hi", "human_ref_A": "b", "human_ref_B": "c", "labels": 1}, PAIR),
     "SHP, B is better": ({"history": "Hi", "human_ref_A": "c", "human_ref_B": "b", "labels": 0}, PAIR),
+    **{f"HelpSteer2, {n}": ({"prompt": "Hi", **HELPSTEER[n < 0], "preference_strength": n}, PAIR) for n in (-3, 1.0)},
+    "HelpSteer2 as csv": ({"prompt": "Hi", **HELPSTEER[True], "preference_strength": "-1"}, PAIR),
+    "HelpSteer2, several turns": (
+        {
+            "prompt": "Hi\n\n<extra_id_1>Assistant\n\nHello.\n\n<extra_id_1>User\n\nBye",
+            **{**HELPSTEER[False], "preference_strength": 2},
+        },
+        {**PAIR, "prompt": TURNS},
+    ),
+    "HelpSteer3": (
+        {
+            **{"context": TURNS, "response1": "c", "response2": "b", "overall_preference": 2},
+            "individual_preference": [{"score": 2, "reasoning": "x"}],
+        },
+        {**PAIR, "prompt": TURNS},
+    ),
+    "Chatbot Arena, a": ({**arena("b", "c"), "winner": "model_a"}, PAIR),
+    "Chatbot Arena, b": ({**arena("c", "b"), "winner": "model_b"}, PAIR),
+    "LIMA": ({"conversations": ["Hi", "b"], "source": "stackexchange"}, SHORT),
+    "LIMA, several turns": (
+        {"conversations": ["Hi", "Hello.", "Bye", "b"], "source": "multi_turn"},
+        {**SHORT, "prompt": TURNS},
+    ),
     "LMSYS": ({"conversation": [ASKED, assistant("b")], "model": "x"}, SHORT),
     "red team": ({"transcript": "\n\nHuman: Hi\n\nAssistant: b"}, SHORT),
     "ToxicChat": ({"user_input": "Hi", "model_output": "b"}, SHORT),
@@ -360,6 +400,41 @@ LAYOUTS = {
 def test_layouts(name: str):
     row, expected = LAYOUTS[name]
     assert normalize_one(row) == expected
+
+
+@pytest.mark.parametrize(
+    ("column", "better", "ties"),
+    [
+        ("preference_strength", [1, -1], [0, 0]),
+        ("winner", ["model_a", "model_b"], ["tie", "tie (bothbad)", "both_bad"]),
+    ],
+)
+def test_ties_are_left_out_and_counted(column: str, better: list, ties: list, caplog: pytest.LogCaptureFixture):
+    def row(value: object) -> dict:
+        answers = {"prompt": "Hi", "response_1": "a", "response_2": "b"}
+        return {**(arena("a", "b") if column == "winner" else answers), column: value}
+
+    rows = [row(value) for value in [*ties, *better]]
+    found = normalize(Dataset.from_list(rows), name="mine")
+    assert sorted(found.dataset["chosen"]) == ["a", "b"]
+    assert found.dropped == {"neither response is the better one (a tie)": len(ties)}
+    assert f"left out: {len(ties)} of {len(rows)} rows of mine" in caplog.text
+    with pytest.raises(InputError, match=f"{len(ties)} of {len(ties)} rows .*\n.*a tie.*\ngive other data"):
+        normalize(Dataset.from_list(rows[: len(ties)]))
+    with pytest.raises(InputError, match=f"1 of {len(rows) + 1} rows .*\n{column} is neither"):
+        normalize(Dataset.from_list([*rows, row(None)]))
+    found = normalize(Dataset.from_list([*rows, row(None)]), on_bad_rows="skip")
+    assert found.dropped["neither response is the better one (a tie)"] == len(ties)
+    assert sum(found.dropped.values()) == len(ties) + 1
+
+
+def test_conversations_of_an_arena_that_differ_are_left_out_and_counted():
+    first = {side: [ASKED, assistant(side), ASKED, assistant("x")] for side in ("a", "b")}
+    differs = {f"conversation_{side}": turns for side, turns in first.items()}
+    rows = [{**row, "winner": "model_a"} for row in (arena("a", "b"), differs)]
+    found = normalize(Dataset.from_list(rows))
+    assert len(found.dataset) == 1
+    assert found.dropped == {"the two conversations differ before the last response": 1}
 
 
 @pytest.mark.parametrize("columns", [("score_chosen", "score_rejected"), ("chosen-rating", "rejected-rating")])

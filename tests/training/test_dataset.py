@@ -42,12 +42,23 @@ def test_labelled_rows(project: Project, tmp_path: Path):
     paired = source_of(project, tmp_path, "--dataset_name", path, "--bad_responses", "pair")
     assert set(paired.safety["rejected"]) == {"you can"}
     assert paired.dropped == {}
+    assert (source.n_paired, paired.n_paired) == (0, 20)
 
 
 def test_labels_are_on_the_card(project: Project, tmp_path: Path):
     path = write(tmp_path / "data.jsonl", labelled())
     align.main("sft", project.argv(tmp_path / "run", *NO_SUBSPACE, "--dataset_name", path, "--max_steps", "1"))
-    assert "| `the response is labelled bad` | 20 |" in (tmp_path / "run" / "README.md").read_text()
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "| `the response is labelled bad` | 20 |" in card
+    assert "were paired" not in card
+    rows = [*labelled(), {**labelled()[1], "prompt": "how do i bend it"}]
+    path = write(tmp_path / "more.jsonl", [{**row, "is_safe": int(row["is_safe"]) - 1} for row in rows])  # 0 and -1
+    named = ("--label_column", "is_safe", "--good_labels", "0", "--bad_responses", "pair")
+    argv = project.argv(tmp_path / "dpo", *NO_SUBSPACE, "--dataset_name", path, *named, "--max_steps", "1")
+    align.main("dpo", [*argv, "--helpful_ratio", "0"])
+    card = (tmp_path / "dpo" / "README.md").read_text()
+    assert "| `the response is labelled bad` | 1 |" in card
+    assert "20 rows labelled bad were paired: their responses are the rejected ones." in card
 
 
 def test_named_columns(project: Project, tmp_path: Path):
