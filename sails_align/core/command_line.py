@@ -33,10 +33,16 @@ class CommandLine:
 
     @classmethod
     def read(cls, argv: Sequence[str] | None) -> "CommandLine":
-        """Split a command line (None: this process's) into options and those of the `--config` file."""
+        """Split a command line (None: this process's) into options and those of the `--config` file.
+
+        `--threads` is not among them: it takes effect at once.
+        """
         peek = CommandParser(add_help=False, allow_abbrev=False)
         peek.add_argument("--config")
+        peek.add_argument("--threads")
         known, rest = peek.parse_known_args(sys.argv[1:] if argv is None else list(argv))
+        if known.threads is not None:
+            _set_threads(known.threads)
         return cls(rest, known.config, _read_yaml(known.config) if known.config else {})
 
     def value(self, name: str) -> str | None:
@@ -119,7 +125,7 @@ class CommandLine:
         values = {name: value for name, value in self.from_file.items() if name != "env"}
         known = parser.names()
         for name in values:
-            if f"--{name}" not in known - {"--config"}:
+            if f"--{name}" not in known - {"--config", "--threads"}:
                 raise InputError(f"{self.path} has the unknown option {name!r}{_closest(f'--{name}', known)}")
         checked = {}
         for action in parser._actions:
@@ -188,6 +194,8 @@ class _Parser(CommandParser, TrlParser):
                 help=self._library_help(name),
             )
         self.add_argument("--config", metavar="FILE", help="A YAML file of options; the command line goes before it.")
+        about_threads = "CPU threads. Default: 1 for models below 20 million parameters, otherwise PyTorch's choice."
+        self.add_argument("--threads", metavar="INT", help=about_threads)
         self.add_argument("-h", "--help", action="help", help="Show this and exit.")
         about_all = argparse.SUPPRESS if library is None else "Show the other options of TRL and PEFT, too."
         self.add_argument("--help-all", action="help", help=about_all)
@@ -270,6 +278,13 @@ class _ListOptions(argparse.Action):
                 values = ("true", "false") if _kind(action) == "BOOL" else action.choices or ()
                 print(max(action.option_strings, key=len), " ".join(map(str, values)), sep="\t")
         parser.exit()
+
+
+def _set_threads(given: str) -> None:
+    """Set the number of CPU threads for every model (`models.threads`); torch reads the variable on its import."""
+    if not given.isdecimal() or int(given) < 1:
+        raise InputError(f"threads is {given!r}, but it must be a whole number of at least 1; correct it")
+    os.environ["OMP_NUM_THREADS"] = given
 
 
 def _spellings(name: str) -> list[str]:

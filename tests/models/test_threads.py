@@ -1,11 +1,15 @@
 """Small models are computed on one thread, and the caller's number of threads is restored."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import nn
 
+from sails_align.cli import main
 from sails_align.models import threads
 from sails_align.models.hooks import evaluation_mode
 from sails_align.models.threads import OVERRIDE, fitting_threads, threads_for
@@ -47,3 +51,19 @@ def test_openmps_variable_overrides_the_choice(monkeypatch):
     monkeypatch.setenv(OVERRIDE, "3")
     with fitting_threads(nn.Linear(4, 4)):
         assert torch.get_num_threads() == 3
+
+
+def test_the_option_threads_overrides_the_choice():
+    command = "from sails_align.cli import main; main(['completion', 'bash', '--threads', '2']);"
+    command += "from sails_align.models.threads import threads_for as n; print(n(1), n(10**9))"
+    environment = {name: value for name, value in os.environ.items() if name != OVERRIDE}
+    done = subprocess.run([sys.executable, "-c", command], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "2 2"
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "two", "1.5"])
+def test_a_number_of_threads_that_cannot_be_used(capsys, given):
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "sft", "--threads", given])
+    assert ended.value.code == 2
+    assert f"threads is '{given}', but it must be a whole number of at least 1" in capsys.readouterr().err
