@@ -24,7 +24,7 @@ METHODS: tuple[Method, ...] = ("sft", "dpo")
 class EstimateOptions:
     """Estimate."""
 
-    method: str | None = option(None, "Default: how the name of the --config file begins.", choices=METHODS)
+    method: str | None = option(None, "sft or dpo. Default: as the name of the --config file begins.", choices=METHODS)
     output: Path | None = option(None, "A JSON file for the figures, in bytes.")
 
     def __post_init__(self) -> None:

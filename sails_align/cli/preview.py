@@ -23,7 +23,7 @@ class PreviewOptions:
 
     method: str | None = option(
         None,
-        "Default: how the name of the --config file begins, or else dpo if there are options that only DPO has.",
+        "sft or dpo. Default: as the name of the --config file begins; else dpo if an option is only for DPO, or sft.",
         choices=METHODS,
     )
     n_examples: int = option(3, "Number of training examples.")

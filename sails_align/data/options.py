@@ -53,7 +53,7 @@ class DataOptions:
         if self.rejected_column is not None and self.chosen_column is None:
             raise InputError("rejected_column is given without chosen_column; give both")
         if self.good_labels is not None and (self.label_column or self.helpful_label_column) in (None, NO_LABEL):
-            raise InputError("good_labels is given, but no column that has them; give --label_column")
+            raise InputError("good_labels is given without label_column; give both")
 
     def columns(self, helpful: bool = False) -> Columns:
         """Return the columns named for the safety data, or for the helpful data."""

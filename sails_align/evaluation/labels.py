@@ -26,7 +26,7 @@ def check_judges(panel: Panel, labelled: Labelled, source: str) -> tuple[dict[st
     """
     task, items, labels = labelled.task, labelled.items, labelled.labels
     if not panel.can(task):
-        raise InputError(f"the labels of {source} are of {task}, for which none of the judges can be asked")
+        raise InputError(f"the labels of {source} are about {task}, which none of the judges can judge")
     with closing(panel):
         by_judge = panel.judge(task, items)
         identities = panel.identities()

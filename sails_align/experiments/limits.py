@@ -60,7 +60,7 @@ class Limits:
                     (how, *others) = CommandLine.read(evaluation(kind, options, run, name)[2:]).parse(OPTIONS[kind])
                     n_new = _response_tokens(how, others)
                     for problem, remedy in self._problems(how, n_new, args, name, config):
-                        raise InputError(f"evaluate: {part}: {kind} cannot be done of {run.name}: {problem};\n{remedy}")
+                        raise InputError(f"evaluate: {part}: {kind} cannot evaluate {run.name}: {problem};\n{remedy}")
                     n += 1
         return n
 

@@ -103,6 +103,6 @@ def say_what_is_left_out(
         said = ", ".join(f"{name} {value}" for name, value in others.items())
         tokens = " or ".join(map(str, tokenizer.convert_ids_to_tokens(list(ends)))) or "no token"
         logger.warning(
-            "of %s's generation_config.json, responses do not use: %s; they end with %s",
+            "%s: these values of generation_config.json are not used: %s; responses end with %s",
             tokenizer.name_or_path, said, tokens,
         )  # fmt: skip

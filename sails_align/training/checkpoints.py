@@ -156,7 +156,7 @@ def _clear_checkpoints(output_dir: Path, identity: dict[str, Any]) -> None:
             )
     if complete and not (output_dir / METRICS_FILE).exists():
         raise InputError(
-            f"{output_dir} has checkpoints of this run, which has not ended, such as {complete[-1][0].name};\n"
+            f"{output_dir} has checkpoints of this run, which is not finished, such as {complete[-1][0].name};\n"
             "resume it with --resume_from_checkpoint true, or start again with --overwrite_output_dir true"
         )
     if earlier:

@@ -49,7 +49,7 @@ def refuse_source(output_dir: Path, sources: Iterable[str | None]) -> None:
     """Refuse an output folder that the training itself starts from, with an `InputError`; it would be replaced."""
     for path in (Path(name) for name in sources if name is not None):
         if output_dir.is_dir() and path.exists() and output_dir.samefile(path):
-            raise InputError(f"the output folder {output_dir} is {path}, which is read; choose another --output_dir")
+            raise InputError(f"the output folder {output_dir} is also an input ({path}); choose another --output_dir")
 
 
 def check_earlier(
@@ -66,7 +66,7 @@ def _check_earlier(identity: Mapping[str, Any], output_dir: Path, resumes: bool)
     run, metrics = read_record(output_dir / "run.json"), read_record(output_dir / METRICS_FILE)
     weights = next((path.name for pattern in WEIGHTS for path in output_dir.glob(pattern)), None)
     if weights is not None and not isinstance(run.get("identity"), dict):
-        raise InputError(f"{output_dir} holds a model ({weights}) that no run.json says the origin of;\n{REMEDY}")
+        raise InputError(f"{output_dir} holds a model ({weights}), and no run.json says how it was made;\n{REMEDY}")
     if run and (found := differences(identity, run["identity"])):
         raise InputError(f"{output_dir} holds another run (different: {listed(found)});\n{REMEDY}")
     of_metrics = metrics.get("provenance", {}).get("identity", {})

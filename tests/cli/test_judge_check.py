@@ -100,7 +100,7 @@ def test_labels_of_refusal_need_a_judge_of_refusal(tmp_path: Path) -> None:
     """Guards that cannot tell a refusal are not replaced by rules."""
     (tmp_path / "labels.csv").write_text(XSTEST)
     options = ["--judge", "guard", "--judge_model", "llama-guard-3", "--judge_base_url", "http://localhost:9/v1"]
-    with pytest.raises(InputError, match="are of refusal, for which none of the judges can be asked"):
+    with pytest.raises(InputError, match="are about refusal, which none of the judges can judge"):
         check(tmp_path / "run", *options, "--labels", str(tmp_path / "labels.csv"))
 
 

@@ -118,7 +118,7 @@ def test_a_fresh_start_among_checkpoints(project: Project, tmp_path: Path, capsy
     assert (tmp_path / "run" / "checkpoint-4" / "run.json").exists()
     assert (tmp_path / "run" / "subspace" / "subspace.safetensors").read_bytes() == subspace
     (tmp_path / "run" / "metrics.json").unlink()
-    with pytest.raises(InputError, match="which has not ended, such as checkpoint-4"):
+    with pytest.raises(InputError, match="which is not finished, such as checkpoint-4"):
         align.main("sft", argv)
 
 

@@ -163,17 +163,17 @@ def test_what_is_read_is_not_replaced(project: Project, finished: Path, tmp_path
     options = ["--overwrite_output_dir", overwrite, "--use_peft", "false", "--model_name_or_path", str(base)]
     (tmp_path / "link").symlink_to(base)
     for folder in (base, tmp_path / "link"):
-        with pytest.raises(InputError, match="which is read; choose another --output_dir"):
+        with pytest.raises(InputError, match=r"is also an input .*; choose another --output_dir"):
             align.main("sft", project.argv(folder, *options))
     (tmp_path / "run").symlink_to(finished)
     options = ["--overwrite_output_dir", overwrite, "--adapter_path", str(tmp_path / "run")]
-    with pytest.raises(InputError, match=r"is .*, which is read|where the new adapter would go"):
+    with pytest.raises(InputError, match=r"is also an input|where the new adapter would go"):
         align.main("sft", project.argv(finished, *options))
 
 
 def test_a_model_of_unknown_origin_is_not_replaced(project: Project, tmp_path: Path) -> None:
     shutil.copytree(project.folder / "tiny", tmp_path / "other")
-    with pytest.raises(InputError, match=r"holds a model .* that no run.json says the origin of"):
+    with pytest.raises(InputError, match=r"holds a model .*, and no run.json says how it was made"):
         align.main("sft", project.argv(tmp_path / "other"))
 
 

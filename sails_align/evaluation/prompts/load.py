@@ -84,7 +84,7 @@ def load_prompts(
     if dropped:
         logger.warning("%s: %d prompts; left out: %s", name_or_path, len(prompts), _report(dropped))
     if known is None and (hint := suggestion(tables[0].names, path)):
-        logger.warning("%s is read as any file.%s", path, hint)
+        logger.warning("%s is read as an ordinary file.%s", path, hint)
     return prompts if n is None else _sample(prompts, n, seed)
 
 

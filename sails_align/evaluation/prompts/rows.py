@@ -46,7 +46,7 @@ def choose_columns(usual: Columns, asked: Mapping[str, str], tables: Sequence[Ta
     """Return the usual columns, with those that the user names in their place."""
     unknown = sorted(asked.keys() - usual.keys())
     if unknown:
-        raise InputError(f"{unknown[0]!r} is no role of a column{did_you_mean(unknown[0], usual)}")
+        raise InputError(f"there is no role {unknown[0]!r} for a column{did_you_mean(unknown[0], usual)}")
     for table in tables:
         names = {name.lower() for name in table.names}
         for role, column in asked.items():
@@ -65,7 +65,7 @@ def parse(table: Table, columns: Columns, kind: Kind | None, category: str, drop
     if of["prompt"] is None and form is None:
         raise InputError(
             f"{table.where} has the columns {', '.join(table.names)}, none of which is known to hold prompts;\n"
-            f"name one of them {', '.join(columns['prompt'])}, or say which it is (columns: prompt)"
+            f"name one {', '.join(columns['prompt'])}, or give its name with --prompt_column (columns= in Python)"
             + suggestion(table.names, table.where)
         )
     for row in table.rows:
@@ -128,7 +128,7 @@ def _kind(row: Row, column: str | None, table: Table, default: Kind | None) -> K
         raise InputError(f"{table.where}: {said!r} is no kind of prompt; kinds are {', '.join(KINDS)}")
     raise InputError(
         f"{table.where} does not say which prompts are to be refused; give a column `kind` ({', '.join(KINDS)}),\n"
-        "or say what all of them are (kind)" + suggestion(table.names, table.where)
+        "or give the kind of all of them with --kind (kind= in Python)" + suggestion(table.names, table.where)
     )
 
 

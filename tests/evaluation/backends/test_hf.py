@@ -150,7 +150,7 @@ def test_what_is_not_used_of_generation_config_is_said(tmp_path, caplog):
     path.write_text(json.dumps({"eos_token_id": 2, "stop_strings": ["a"], "repetition_penalty": 1.3}))
     assert texts(HFBackend(spec(tmp_path)), chats(2)) == texts(HFBackend(spec()), chats(2))
     (said,) = [record.getMessage() for record in caplog.records if "generation_config" in record.getMessage()]
-    assert "repetition_penalty 1.3, stop_strings ['a']; they end with <eos>" in said
+    assert "repetition_penalty 1.3, stop_strings ['a']; responses end with <eos>" in said
 
 
 CHATML = (

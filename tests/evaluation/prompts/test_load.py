@@ -300,7 +300,7 @@ def test_kinds_are_never_guessed(tmp_path: Path):
 def test_unknown_columns(tmp_path: Path):
     with pytest.raises(InputError) as error:
         load_prompts(write(tmp_path / "mine.jsonl", [{"a": "How?", "b": "x"}]), kind="harmful")
-    check_message(error, "mine.jsonl", "a, b", "forbidden_prompt", "columns: prompt")
+    check_message(error, "mine.jsonl", "a, b", "forbidden_prompt", "--prompt_column (columns= in Python)")
 
 
 # ---------------------------------------------------------------------------------------------------- samples
