@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import os
 import re
+import select
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,9 +51,13 @@ def check_value(action: argparse.Action, value: object, where: str = "") -> None
 
 @contextmanager
 def exit_on_input_error() -> Iterator[None]:
-    """Print an `InputError` to standard error and exit with code 2, without a traceback; exit with 130 on Ctrl-C."""
+    """Print an `InputError` to standard error and exit with code 2, without a traceback; exit with 130 on Ctrl-C.
+
+    If nobody reads standard output any more (`| head`), exit with 141 and say nothing.
+    """
     try:
         yield
+        sys.stdout.flush()
     except InputError as error:
         if _is_first_to_say(str(error)):
             print(f"error: {error}", file=sys.stderr, flush=True)
@@ -60,6 +65,13 @@ def exit_on_input_error() -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         raise SystemExit(130) from None  # 128 + the signal's number, as shells have it
+    except BrokenPipeError:
+        output = select.poll()
+        output.register(sys.stdout.fileno(), 0)
+        if not output.poll(0):  # it is read: another pipe is broken
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+        raise SystemExit(141) from None  # 128 + SIGPIPE
 
 
 def _is_first_to_say(message: str) -> bool:

@@ -22,7 +22,7 @@ OPTIONAL: Mapping[str, str] = {
     "deepspeed": "ZeRO-1, 2 and 3 (accelerate_configs/zero*.yaml)",
     "vllm": "evaluation with vLLM (--backend vllm)",
     "lm-eval": "capability (sails eval harness)",
-    "inspect-ai": "Inspect on the responses and judges",
+    "inspect-ai": "prompts and judges as tasks of inspect_ai",
     "bitsandbytes": "4-bit base models, QLoRA (--load_in_4bit true)",
     "liger-kernel": "fused kernels (--use_liger_kernel true)",
     "flash-attn": "flash attention (--attn_implementation flash_attention_2)",

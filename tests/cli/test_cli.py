@@ -72,6 +72,15 @@ def test_help_is_quick_and_loads_no_torch():
     assert printed.splitlines()[-1] == "False"
 
 
+@pytest.mark.parametrize("argv", [["--help"], ["doctor", "--json"]])
+def test_nobody_reads_the_output_as_after_head(argv):
+    process = subprocess.Popen([SAILS, *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert (process.stderr.read(), process.wait()) == ("", 141)
+
+
 def test_version():
     ended = sails("--version")
     assert ended.returncode == 0
