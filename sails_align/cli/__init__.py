@@ -75,8 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def dispatch(argv: list[str]) -> None:
     """Run a command; only its libraries are imported.
 
-    Raises:
-        InputError: for an unknown command, and from the command.
+    Raises `InputError` for an unknown command, and from the command.
     """
     n_words = 2 if argv and argv[0] in GROUPS else 1
     if len(argv) < n_words or argv[n_words - 1] in HELP_OPTIONS:

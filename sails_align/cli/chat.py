@@ -26,11 +26,7 @@ TITLES = {"base": "base (as it was)", "model": "model"}
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
-    """Answer `--prompt`, or else the lines of a pipe, or else talk in the terminal.
-
-    Raises:
-        InputError: if the model cannot be used, or prompts have no answer.
-    """
+    """Answer `--prompt`, or else the lines of a pipe, or else talk in the terminal."""
     options, steering = CommandLine.read(argv).parse([ChatArguments, SteeringOptions], prog=prog)
     from sails_align.evaluation.chat import conversations
 
@@ -58,11 +54,7 @@ def _lines() -> Iterator[str]:
 
 
 def _answer_all(prompts: Iterable[str], talks: Mapping[str, "Conversation"]) -> None:
-    """Print the answer to each prompt, and nothing else on standard output.
-
-    Raises:
-        InputError: at the end, if prompts have no answer.
-    """
+    """Print the answer to each prompt, and nothing else on standard output."""
     from sails_align.evaluation.chat import NoAnswerError
 
     n = n_unanswered = 0

@@ -19,11 +19,7 @@ class AdapterOptions:
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
-    """Print the problems and the command. Ends with exit code 1 if vLLM cannot serve the adapter.
-
-    Raises:
-        InputError: if there is no LoRA adapter, its files cannot be read, or its base model is missing.
-    """
+    """Print the problems and the command. Ends with exit code 1 if vLLM cannot serve the adapter."""
     (options,) = CommandLine.read(argv).parse([AdapterOptions], prog=prog)
     from sails_align.evaluation.backends.serving import serve_command, serving_report
     from sails_align.models.adapters import load_base_config, read_adapter

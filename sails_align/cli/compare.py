@@ -83,11 +83,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
 
 
 def _prepare(cells: Sequence[Cell], launching: LauncherOptions) -> None:
-    """Build missing worlds, read the options of all commands and check the evaluations, before anything is started.
-
-    Raises:
-        InputError: if something cannot be used.
-    """
+    """Build missing worlds, read the options of all commands and check the evaluations, before anything is started."""
     for world in dict.fromkeys(cell.world for cell in cells if cell.protocol is None):
         resolve_testbed(world)
     for protocol in dict.fromkeys(cell.protocol for cell in cells if cell.protocol is not None):

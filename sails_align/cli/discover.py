@@ -37,11 +37,7 @@ class ShownOptions:
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
-    """Find the safety subspace, save it and show it.
-
-    Raises:
-        InputError: as `training.run.parse`, `load_source`, `find_subspace` and `explain_subspace`.
-    """
+    """Find the safety subspace, save it and show it."""
     (shown,) = check_options("sft", argv, prog, ShownOptions)
     from sails_align.core.command_line import CommandLine
     from sails_align.core.files import output_folder, write_json

@@ -26,11 +26,7 @@ ASSETS = Path(__file__).parents[1] / "testbed" / "assets"
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
-    """Print the report. Ends the process with exit code 1 if the core cannot work.
-
-    Raises:
-        InputError: for an unknown option.
-    """
+    """Print the report. Ends the process with exit code 1 if the core cannot work."""
     parser = CommandParser(prog=prog, usage="%(prog)s [OPTIONS]")
     parser.add_argument("--json", action="store_true", help="Print JSON, for a bug report.")
     as_json = parser.parse_args(argv).json

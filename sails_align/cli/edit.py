@@ -22,11 +22,7 @@ class EditFolders:
 
 
 def main(argv: Sequence[str], prog: str | None = None) -> None:
-    """Run the edit that the first argument names, write a model card, and print what the edit reports.
-
-    Raises:
-        InputError: if there is no such edit, and from the edit.
-    """
+    """Run the edit that the first argument names, write a model card, and print what the edit reports."""
     name, *options = argv
     entry = edits.EDITS.get(name)
     classes = [EditFolders] if entry.options is None else [EditFolders, entry.options]

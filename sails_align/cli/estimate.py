@@ -32,11 +32,7 @@ class EstimateOptions:
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str, Any]:
-    """Print the estimate. Returns what `--output` holds.
-
-    Raises:
-        InputError: for options that cannot be used, an unknown model, or a training that cannot be estimated.
-    """
+    """Print the estimate. Returns what `--output` holds."""
     line = CommandLine.read(argv)
     method = _method(line)
     options, gpus = check_options(method or "sft", argv, prog, EstimateOptions, Gpus)

@@ -33,11 +33,7 @@ class FeaturesArguments:
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str, Any]:
-    """Explain the features of a run and print them. Returns what is in `features.json`.
-
-    Raises:
-        InputError: if the run has no subspace of SAE features, or its model, SAEs or data are gone.
-    """
+    """Explain the features of a run and print them. Returns what is in `features.json`."""
     (args,) = CommandLine.read(argv).parse([FeaturesArguments], prog=prog)
     from sails_align.core.log import show
     from sails_align.training.features import FEATURES_FILE, explain

@@ -35,11 +35,7 @@ class PreviewOptions:
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
-    """Print training examples.
-
-    Raises:
-        InputError: for options that cannot be used, and for data that the training refuses.
-    """
+    """Print training examples."""
     line = CommandLine.read(argv)
     method = _method(line)
     (options,) = check_options(method, argv, prog, PreviewOptions)

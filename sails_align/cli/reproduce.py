@@ -96,8 +96,7 @@ def _why_offline() -> dict[str, str]:
 def planned(options: ReproduceOptions) -> tuple["Reproduction", dict[str, str]]:
     """Return the reproduction, and what is unknown about it, with the reasons.
 
-    Raises:
-        InputError: if the file cannot be used.
+    Raises `InputError` if the file cannot be used.
     """
     from sails_align.experiments.reproduction.plan import Reproduction
     from sails_align.experiments.studies import read_plans

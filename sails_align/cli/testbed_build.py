@@ -25,11 +25,7 @@ class TestbedOptions:
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
-    """Build a testbed and print the quality of its SAEs.
-
-    Raises:
-        InputError: if an option cannot be used or the folder cannot be written.
-    """
+    """Build a testbed and print the quality of its SAEs."""
     (options,) = CommandLine.read(argv).parse([TestbedOptions], prog=prog)
     parameters = asdict(options)
     output = parameters.pop("output")

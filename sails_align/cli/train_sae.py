@@ -49,11 +49,7 @@ class SAEArguments:
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> "dict[int, SAEReport]":
-    """Parse, train, show. Finished layers are not trained again; an interrupted training continues.
-
-    Raises:
-        InputError: if an option, the model or the data cannot be used.
-    """
+    """Parse, train, show. Finished layers are not trained again; an interrupted training continues."""
     args, options = CommandLine.read(argv).parse([SAEArguments, SAETrainingOptions], prog=prog)
     from sails_align.core.files import output_folder
     from sails_align.core.log import LOG_FILE, Stages, log_file, say
@@ -87,8 +83,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> "dict[in
 def load_model(args: SAEArguments) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Return the model, on the GPU if there is one, and its tokenizer.
 
-    Raises:
-        InputError: if there is no such model, or it is not cached and the hub cannot be reached.
+    Raises `InputError` if there is no such model, or it is not cached and the hub cannot be reached.
     """
     import torch
 
@@ -109,8 +104,7 @@ def texts_of(
 ) -> Iterator[str] | Iterator[Sequence[int]]:
     """Return what to train on: texts, or token ids.
 
-    Raises:
-        InputError: as `load_rows` and `normalize`; or if no data set is named.
+    Raises `InputError` as `load_rows` and `normalize`; or if no data set is named.
     """
     from sails_align.data.formats import NO_LABEL, Columns
     from sails_align.data.loading import load_rows

@@ -78,8 +78,7 @@ class Merged:
 def edit(run: Path, output: Path, options: MergeOptions, finish: Callable[[Path], object] | None = None) -> Merged:
     """Merge as `merge_adapter`, by options.
 
-    Raises:
-        InputError: as `merge_adapter`; or if the device cannot be used.
+    Raises `InputError` as `merge_adapter`; or if the device cannot be used.
     """
     return merge_adapter(
         run,
@@ -279,8 +278,7 @@ def _logits(model: PreTrainedModel | PeftModel, ids_BS: torch.Tensor) -> torch.T
 def check_logits(found_BSV: torch.Tensor, expected_BSV: torch.Tensor) -> float:
     """Return the largest absolute difference of logits.
 
-    Raises:
-        InputError: if it is more than float32's rounding explains, or not a number.
+    Raises `InputError` if it is more than float32's rounding explains, or not a number.
     """
     difference = (found_BSV - expected_BSV).abs().max().item()
     allowed = TOLERANCE * max(1.0, expected_BSV.abs().max().item())

@@ -25,10 +25,8 @@ def vote(verdicts: Sequence[Verdict], *, lower_is_worse: bool = False) -> Verdic
     """Return the median of the scored verdicts on one item; of two in the middle, the worse one.
 
     It is unscored only if no judge scored, with the most frequent reason. For harm and refusal a higher score is worse,
-    for helpfulness, correctness and preference (`lower_is_worse`) a lower one.
-
-    Raises:
-        InputError: if there are no verdicts.
+    for helpfulness, correctness and preference (`lower_is_worse`) a lower one. Raises `InputError` if there are no
+    verdicts.
     """
     if not verdicts:
         raise InputError("no verdicts to vote on; choose at least one judge")
@@ -45,10 +43,7 @@ def cohen_kappa(a: Scores, b: Scores, weights: Literal["quadratic"] | None = Non
     """Compute Cohen's kappa (1960) over the items that both judges scored: 1 is agreement, 0 is chance.
 
     "quadratic" weighs a disagreement by its squared distance on the scale. Kappa is undefined (None) if no item was
-    scored by both, or all scores are the same.
-
-    Raises:
-        InputError: if the judges have different numbers of items.
+    scored by both, or all scores are the same. Raises `InputError` if the judges have different numbers of items.
     """
     if len(a) != len(b):
         raise InputError(f"one judge has {len(a)} scores and the other {len(b)}; give both the same items")
@@ -74,10 +69,8 @@ def krippendorff_alpha(
     """Compute Krippendorff's alpha (2011) over any number of judges, who need not have scored all items.
 
     There is a row of scores for each judge. The level of harm (1-5) is ordinal, that of refusal nominal. Alpha is
-    undefined (None) if no item has two scores, or all scores that can be compared are the same.
-
-    Raises:
-        InputError: if the judges have different numbers of items.
+    undefined (None) if no item has two scores, or all scores that can be compared are the same. Raises `InputError` if
+    the judges have different numbers of items.
     """
     lengths = {len(row) for row in scores}
     if len(lengths) > 1:

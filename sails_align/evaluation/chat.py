@@ -119,8 +119,7 @@ class _Answer:
 def conversations(options: ChatArguments, steering: SteeringOptions) -> dict[str, Conversation]:
     """Load a model and start a conversation with it; with `--base`, also one with the model as it was.
 
-    Raises:
-        InputError: if the model, its adapter or the device cannot be used, or there is nothing to compare.
+    Raises `InputError` if the model, its adapter or the device cannot be used, or there is nothing to compare.
     """
     spec, hook = find_spec(options.response()), hook_of(steering)
     assert spec is not None, "it runs in this process"

@@ -34,8 +34,7 @@ class Responder:
 def compared_with(name: str, evaluated: Responder) -> Responder:
     """Find the model to compare with. It responds as the evaluated one does, but is not steered.
 
-    Raises:
-        InputError: if there is no such model, or `base` is what is evaluated.
+    Raises `InputError` if there is no such model, or `base` is what is evaluated.
     """
     how, spec = evaluated.how, evaluated.spec
     if name != BASE:

@@ -21,8 +21,7 @@ REFUSED = (0.0, 1.0)
 def check_judges(panel: Panel, labelled: Labelled, source: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Judge labelled responses. Return the contents of `metrics.json`, and the rows of `verdicts.jsonl`.
 
-    Raises:
-        InputError: if no judge can be asked for what the labels say.
+    Raises `InputError` if no judge can be asked for what the labels say.
     """
     task, items, labels = labelled.task, labelled.items, labelled.labels
     if not panel.can(task):

@@ -18,11 +18,7 @@ def cache_file(run: RunArguments) -> Path:
 
 
 def output_folder(run: RunArguments, what: str, model: str) -> Path:
-    """Return the folder that results go into.
-
-    Raises:
-        InputError: if it holds a model or a training.
-    """
+    """Return the folder that results go into; raise `InputError` if it holds a model or a training."""
     return refuse_trained(Path(run.output_dir or default_folder(what, model)))
 
 

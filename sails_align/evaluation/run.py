@@ -145,11 +145,7 @@ def _check_judges(judges: Mapping[str, Judge], reference: str | None) -> None:
 def _reference(
     name: str, how: ResponseArguments, prompts: Sequence[Prompt], cache: Cache, options: Mapping[str, bool]
 ) -> list[Completion]:
-    """Return the reference's responses.
-
-    Raises:
-        InputError: if some prompts have none.
-    """
+    """Return the reference's responses."""
     if name == IN_SET:
         texts = [prompt.meta.get("reference") for prompt in prompts]
     elif name.endswith(".jsonl"):

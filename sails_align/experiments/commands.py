@@ -51,8 +51,7 @@ OPTIONS: dict[Evaluation, tuple[type, ...]] = {
 def check(runs: Sequence[Run], protocol: Protocol) -> None:
     """Read the options of all commands before any is run.
 
-    Raises:
-        InputError: if a command would refuse them, or a package that it needs is not installed.
+    Raises `InputError` if a command would refuse them, or a package that it needs is not installed.
     """
     for run in runs:
         if run.trainer in ("sft", "dpo"):
@@ -123,10 +122,8 @@ def _read_options(kind: Evaluation, options: Sequence[str], failure: str) -> tup
 def run_commands(cell: Cell, folder: Path) -> dict[str, Any]:
     """Train and evaluate in a folder that outlives the cell. Returns a JSON-able result.
 
-    Checkpoints, and models of the validation part, are deleted once they are measured.
-
-    Raises:
-        InputError: if a command fails. Its output is on standard output and standard error.
+    Checkpoints, and models of the validation part, are deleted once they are measured. Raises `InputError` if a command
+    fails. Its output is on standard output and standard error.
     """
     protocol, cost = cell.protocol, Cost()
     assert protocol is not None
@@ -216,11 +213,7 @@ def gathered(cell: Cell, protocol: Protocol, folder: Path) -> dict[str, Any]:
 
 
 def _of_split(safety: Mapping[str, Any], split: str) -> Mapping[str, Any]:
-    """Return the safety rate on one prompt set.
-
-    Raises:
-        InputError: if there is no such set, or it has no harmful prompts.
-    """
+    """Return the safety rate on one prompt set."""
     of = safety["by_split"]
     if "safety_rate" not in of.get(split, {}):
         harmful = [name for name, rates in of.items() if "safety_rate" in rates]
@@ -265,11 +258,7 @@ def capability(harness: Mapping[str, Any]) -> dict[str, float]:
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """Read what a command measured.
-
-    Raises:
-        InputError: if the file is missing or damaged.
-    """
+    """Read what a command measured; raise `InputError` if the file is missing or damaged."""
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(result, dict):

@@ -121,8 +121,7 @@ class Failure:
 def perform(job: Job, gpus: Sequence[str] = ()) -> None:
     """Do a job in this process, which does nothing else, unless another machine has done it meanwhile.
 
-    Raises:
-        InputError: if the user can correct what fails, or if the job's command fails.
+    Raises `InputError` if the user can correct what fails, or if the job's command fails.
     """
     with exclusive(job.lock):
         if job.is_done():

@@ -45,8 +45,7 @@ class Limits:
     def check(self, runs: Sequence[Run], parts: Sequence[Part] = ("validation", "test")) -> int:
         """Check all evaluations of some runs. Returns their number.
 
-        Raises:
-            InputError: for the first that cannot be done.
+        Raises `InputError` for the first that cannot be done.
         """
         n = 0
         for run in runs:

@@ -37,8 +37,7 @@ OF_CELL = ("model", "base_model", "output_dir", "resume_from_checkpoint", "retry
 def read_protocol(path: str, values: Mapping[str, Any]) -> tuple[tuple[Run, ...], Protocol]:
     """Read the runs and the protocol from the values of a file.
 
-    Raises:
-        InputError: if something in it is not understood.
+    Raises `InputError` if something in it is not understood.
     """
     reader = _Reader(path)
     runs = tuple(reader.run(str(name), run) for name, run in reader.expect("runs", values.get("runs"), dict).items())

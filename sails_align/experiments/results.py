@@ -36,11 +36,7 @@ class Results:
         return self.folder / "cells" / f"{cell.key}{suffix}"
 
     def all(self, cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
-        """Return the results that are there, by key.
-
-        Raises:
-            InputError: if a file is damaged.
-        """
+        """Return the results that are there, by key; raise `InputError` if a file is damaged."""
         found = {}
         for cell in cells:
             path = self.path(cell)
@@ -65,8 +61,7 @@ class Results:
     def complete(self, cells: Sequence[Cell], prefix: str = "") -> dict[str, dict[str, Any]]:
         """Return the results of all cells, by key; messages put the prefix before the name of a cell.
 
-        Raises:
-            InputError: if a result is missing or damaged.
+        Raises `InputError` if a result is missing or damaged.
         """
         found = self.all(cells)
         if missing := [cell for cell in cells if cell.key not in found]:
@@ -128,8 +123,7 @@ def names_of(studies: Sequence[Study], results: Results) -> Iterator[str]:
 def cells_named(names: Sequence[str], studies: Sequence[Study], results: Results) -> list[Cell]:
     """Return the cells with some names.
 
-    Raises:
-        InputError: if a name is unknown, or the learning rate of a cell cannot be chosen yet.
+    Raises `InputError` if a name is unknown, or the learning rate of a cell cannot be chosen yet.
     """
     known = set(names_of(studies, results))
     for name in names:
@@ -149,8 +143,7 @@ def cells_named(names: Sequence[str], studies: Sequence[Study], results: Results
 def read_plan(path: Path) -> tuple[list[Study], str]:
     """Read the plan.json of a comparison: its studies, and the command that started it.
 
-    Raises:
-        InputError: if it is missing or damaged.
+    Raises `InputError` if it is missing or damaged.
     """
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))

@@ -105,8 +105,7 @@ class Study:
 def read_plans(line: CommandLine, prog: str | None) -> tuple[CompareOptions, LauncherOptions, list[Study]]:
     """Read the options of a command line and its file, and plan the studies that they ask for.
 
-    Raises:
-        InputError: for options that cannot be used, alone or together, and for a file that is not understood.
+    Raises `InputError` for options that cannot be used, alone or together, and for a file that is not understood.
     """
     is_of_models = isinstance(line.from_file.get("runs"), dict) or "evaluate" in line.from_file
     of_models = {name: value for name, value in line.from_file.items() if is_of_models and name in KEYS}
@@ -173,8 +172,7 @@ def _plan(
 def ablations(plan: Plan, n_seeds: int) -> Study:
     """Change every part of the method, one at a time, at the three highest learning rates: at others nothing is learnt.
 
-    Raises:
-        InputError: if the plan has no SAILS run.
+    Raises `InputError` if the plan has no SAILS run.
     """
     changes = ABLATIONS if plan.protocol else (*ABLATIONS, LORA_LAST_BLOCKS)
     runs = (*_named(plan, ("sft-lora", "sft-sails")), *(change.of(_sails(plan)) for change in changes))
@@ -209,10 +207,8 @@ def examples(plan: Plan, numbers: Sequence[int], n_seeds: int) -> Study:
 def worlds(plan: Plan, names: Sequence[str]) -> Study:
     """Compare the methods in other worlds, and with other alignment data.
 
-    A name is a testbed's, or parameters of the shipped one and its data, as in `d_model=48,contamination=0.1`.
-
-    Raises:
-        InputError: if a parameter is unknown or its value cannot be used.
+    A name is a testbed's, or parameters of the shipped one and its data, as in `d_model=48,contamination=0.1`. Raises
+    `InputError` if a parameter is unknown or its value cannot be used.
     """
     runs = (*_named(plan, SMALL), *(change.of(_sails(plan)) for change in BASELINES))
     return Study("worlds", tuple((name, _world(replace(_cheap(plan), runs=runs), name)) for name in names))

@@ -90,11 +90,7 @@ class Facts:
 
 
 def read_facts(run: Path, *, merged: bool) -> Facts:
-    """Read a run directory.
-
-    Raises:
-        InputError: if there is none, or a file is damaged.
-    """
+    """Read a run directory; raise `InputError` if there is none, or a file is damaged."""
     if not run.is_dir():
         raise InputError(
             f"there is no folder {run}{did_you_mean_path(str(run)) or ';'} give the directory of a finished run"

@@ -29,8 +29,7 @@ class ActivationPca:
     def build(self, inputs: MethodInputs) -> Subspace:
         """Return `rank` directions for each layer; fewer where the hidden states do not vary in that many.
 
-        Raises:
-            InputError: if a side has no tokens, rank is not within 1 and d_model, or nothing varies.
+        Raises `InputError` if a side has no tokens, rank is not within 1 and d_model, or nothing varies.
         """
         stats, rank = inputs.stats, inputs.options.rank
         assert stats is not None

@@ -92,8 +92,7 @@ def discover_subspace(
 ) -> Subspace:
     """Run `find_subspace` with the method of an initialization.
 
-    Raises:
-        InputError: if it builds no subspace or lacks the SAEs it needs, and as `find_subspace`.
+    Raises `InputError` if it builds no subspace or lacks the SAEs it needs, and as `find_subspace`.
     """
     entry = INITIALIZERS.get(init)
     if not entry.makes_subspace:

@@ -34,8 +34,7 @@ class MeanDifference:
     def build(self, inputs: MethodInputs) -> Subspace:
         """Return one or two directions for each layer; the norms of the differences are in the provenance.
 
-        Raises:
-            InputError: if a side has no tokens, or both sides have the same mean.
+        Raises `InputError` if a side has no tokens, or both sides have the same mean.
         """
         stats, contrast = inputs.stats, inputs.contrast
         assert stats is not None

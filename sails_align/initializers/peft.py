@@ -23,11 +23,7 @@ class PeftInitializer:
     init_lora_weights: bool | str
 
     def configure(self, config: LoraConfig) -> None:
-        """Ask PEFT for it, in place.
-
-        Raises:
-            InputError: if the configuration does not suit it.
-        """
+        """Ask PEFT for it, in place; raise `InputError` if the configuration does not suit it."""
         config.init_lora_weights = self.init_lora_weights  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -52,8 +48,7 @@ class Eva(PeftInitializer):
     def finish(self, model: PeftModel, sequences: Sequence[TokenizedSide]) -> None:
         """Run the examples. Every process is given the same, and finds the same.
 
-        Raises:
-            InputError: if there are too few tokens for the rank.
+        Raises `InputError` if there are too few tokens for the rank.
         """
         usable = [sequence for sequence in sequences if any(sequence.mask)]
         loader = DataLoader(usable, batch_size=EVA_BATCH, collate_fn=_collated, drop_last=len(usable) > EVA_BATCH)  # pyright: ignore[reportArgumentType]

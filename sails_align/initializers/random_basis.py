@@ -19,8 +19,7 @@ def random_basis(
 ) -> Subspace:
     """Return uniformly random orthonormal directions, different in each layer.
 
-    Raises:
-        InputError: if rank is not within 1 and d_model.
+    Raises `InputError` if rank is not within 1 and d_model.
     """
     check_rank(rank, d_model)
     bases = {}

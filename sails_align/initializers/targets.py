@@ -107,8 +107,7 @@ def target_modules_for(
 def find_targets(model: PeftModel, adapter_name: str) -> list[Target]:
     """Find the LoRA layers of an adapter.
 
-    Raises:
-        InputError: if one of them is not at a supported place in the decoder.
+    Raises `InputError` if one of them is not at a supported place in the decoder.
     """
     blocks = decoder_layers(model)
     places = {id(m): (index, path) for index, block in enumerate(blocks) for path, m in block.named_modules()}

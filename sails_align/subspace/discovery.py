@@ -41,10 +41,8 @@ def find_subspace(
 ) -> Subspace:
     """Find the subspace of a model with a method.
 
-    It is saved to `folder`, and loaded from there if its input hash is the same. SAEs are loaded only if needed.
-
-    Raises:
-        InputError: if the SAEs cannot be had or do not fit the model, or the data lacks a side.
+    It is saved to `folder`, and loaded from there if its input hash is the same. SAEs are loaded only if needed. Raises
+    `InputError` if the SAEs cannot be had or do not fit the model, or the data lacks a side.
     """
     check_rank(options.rank, model.d_model)
     options = suited_to_data(options, data)

@@ -56,11 +56,7 @@ class Testbed:
 
 
 def load_testbed(folder: Path) -> Testbed:
-    """Read a testbed's folder.
-
-    Raises:
-        InputError: if it is none, or of another format.
-    """
+    """Read a testbed's folder; raise `InputError` if it is none, or of another format."""
     path = folder / MARKER
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -79,10 +75,8 @@ def is_testbed(name: str | None) -> bool:
 def resolve_testbed(name: str | None, *, progress: bool = True) -> Testbed:
     """Return the testbed of a name: a folder, or None or `testbed` for the shipped one.
 
-    `testbed:N` and `testbed:shared_harm=0,seed=1` are built into the cache on first use.
-
-    Raises:
-        InputError: if a seed or a parameter cannot be used.
+    `testbed:N` and `testbed:shared_harm=0,seed=1` are built into the cache on first use. Raises `InputError` if a seed
+    or a parameter cannot be used.
     """
     if name is None or name == "testbed":
         return load_testbed(ASSETS)
@@ -107,8 +101,7 @@ def testbed_model(name: str) -> str:
 def parse_world(name: str) -> WorldConfig:
     """Read the configuration in `testbed:N` or `testbed:parameter=value,...`.
 
-    Raises:
-        InputError: for an unknown parameter or a value that cannot be used.
+    Raises `InputError` for an unknown parameter or a value that cannot be used.
     """
     words = name.removeprefix("testbed:")
     otherwise = (
@@ -124,8 +117,7 @@ def parse_parameters(
 ) -> dict[str, Any]:
     """Read the values of `parameter=value,...`, of the types in `known`.
 
-    Raises:
-        InputError: for an unknown parameter (`where` and `otherwise` are the message) or a value of another type.
+    Raises `InputError` for an unknown parameter (`where` and `otherwise` are the message) or a value of another type.
     """
     values: dict[str, Any] = {}
     for part in text.split(","):
@@ -145,10 +137,8 @@ def build_testbed(
 ) -> dict[str, Any]:
     """Build a testbed: pretrain the base model for `n_steps`, train SAEs on `sae_tokens`. Takes minutes on two cores.
 
-    The folder appears when the testbed is complete. Return the contents of its `testbed.json`.
-
-    Raises:
-        InputError: if `output` exists and is not empty, or cannot be written.
+    The folder appears when the testbed is complete. Return the contents of its `testbed.json`. Raises `InputError` if
+    `output` exists and is not empty, or cannot be written.
     """
     # Heavy imports here, so that finding a testbed stays quick.
     from sails_align.saes.train import train_saes

@@ -57,11 +57,7 @@ class OracleJudge:
         return {"judge": self.name, "task": task, "version": 1}
 
     def judge(self, task: Task, items: Sequence[Item]) -> Iterator[tuple[int, Verdict]]:
-        """Yield the index of each item and its verdict.
-
-        Raises:
-            InputError: if a prompt is no testbed's.
-        """
+        """Yield the index of each item and its verdict; raise `InputError` if a prompt is no testbed's."""
         for index, item in enumerate(answers_of(items)):
             if isinstance(item, Verdict):
                 yield index, item

@@ -43,9 +43,7 @@ def write_tasks(world: World, folder: Path, *, n: int = N_ITEMS, seed: int = 0) 
     """Write YAML and data of the tasks with `n` items each, and return their names.
 
     `TaskManager(include_path=folder, include_defaults=False)` finds them. The same arguments give the same files.
-
-    Raises:
-        InputError: if there are fewer items than `n`, or the folder cannot be written.
+    Raises `InputError` if there are fewer items than `n`, or the folder cannot be written.
     """
     makers: dict[str, Callable[[World, int, int], list[Row]]] = {
         "testbed_answers": _answers,
@@ -64,8 +62,7 @@ def write_tasks(world: World, folder: Path, *, n: int = N_ITEMS, seed: int = 0) 
 def make_tasks(args: HarnessArguments, spec: ModelSpec, folder: Path) -> None:
     """Write the tasks if they are asked for, or the model is a testbed's (`evaluation.harness.TASK_MAKERS`).
 
-    Raises:
-        InputError: if the model is no testbed's, and no testbed is named.
+    Raises `InputError` if the model is no testbed's, and no testbed is named.
     """
     of_model = str(Path(spec.base).parent)
     if not {GROUP, *CHANCE} & set(args.tasks) and not is_testbed(of_model):

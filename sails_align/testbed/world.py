@@ -257,10 +257,8 @@ class World:
         `{validation,test}_harmful`: trained categories, about a third with a held-out object and a third with a
         held-out phrasing. `{validation,test}_ood`: the held-out categories. `{validation,test}_benign`: objects that
         are only harmless. `{validation,test}_dual_use`: harmless deeds with dual-use objects. No prompt is in two of
-        train, validation and test.
-
-        Raises:
-            InputError: if there is no such split, or it has fewer requests; with `at_most`, all of it is returned.
+        train, validation and test. Raises `InputError` if there is no such split, or it has fewer requests; with
+        `at_most`, all of it is returned.
         """
         if split not in self._pools:
             raise InputError(f"the testbed has no split {split!r}; choose one of {', '.join(self._pools)}")

@@ -98,11 +98,8 @@ def find_checkpoint(args: TrainingArguments, identity: dict[str, Any], *, overwr
 
     It is the last complete one in the output directory for `--resume_from_checkpoint true` (None if there is none yet),
     or the one named. Without the option, the checkpoints of a finished run of the same identity are deleted; with
-    `overwrite`, any run in the folder is, unless it is resumed.
-
-    Raises:
-        InputError: if it is not a checkpoint, or one of another run; or without the option, if there are checkpoints of
-            another run or of one that has not finished.
+    `overwrite`, any run in the folder is, unless it is resumed. Raises `InputError` if it is not a checkpoint, or one
+    of another run; or without the option, if there are checkpoints of another run or of one that has not finished.
     """
     return from_main(lambda: _find_checkpoint(args, identity, overwrite))
 
@@ -186,8 +183,7 @@ def _checkpoints(output_dir: Path) -> list[Path]:
 def train(trainer: Trainer, checkpoint: str | None) -> None:
     """Train. If that fails while a checkpoint is being written, delete the part.
 
-    Raises:
-        InputError: if training cannot start, such as with a loss that TRL does not know.
+    Raises `InputError` if training cannot start, such as with a loss that TRL does not know.
     """
     if checkpoint is not None:
         done = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]

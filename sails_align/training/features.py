@@ -91,11 +91,7 @@ def explain(run: Path, n_texts: int = 256) -> dict[str, Any]:
 
 
 def _check_same(run: Path, record: Mapping[str, Any], source: TrainingSource, saes: SAESet) -> None:
-    """Refuse to look at a run with another model, other data or other SAEs than it had.
-
-    Raises:
-        InputError: if one of them has changed.
-    """
+    """Refuse to look at a run with another model, other data or other SAEs than it had."""
     now = {str(layer): info.sha256 for layer, info in saes.infos.items()}
     then = {layer: of["sha256"] for layer, of in (record.get("saes") or {}).items()}
     changed = {

@@ -70,8 +70,7 @@ class TrainingPlan:
     def make_loss(self) -> Any:
         """Make the loss of the training; None: TRL's own.
 
-        Raises:
-            InputError: if there is no loss of that name, or it does not suit the other options.
+        Raises `InputError` if there is no loss of that name, or it does not suit the other options.
         """
         name = self.of(LossOptions).loss
         return None if name is None else LOSSES.get(name).load()(self.of(LOSSES.get(name).options), self.training)

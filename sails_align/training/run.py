@@ -92,8 +92,7 @@ TESTBED_LEARNING_RATES = {
 def parse(method: Method, argv: Sequence[str] | None = None, prog: str | None = None) -> TrainingPlan:
     """Read the command line (None: this process's) and `--config` (YAML); `prog` is what `--help` calls the command.
 
-    Raises:
-        InputError: for an unknown option, a value that cannot be used, or options that contradict each other.
+    Raises `InputError` for an unknown option, a value that cannot be used, or options that contradict each other.
     """
     line = CommandLine.read(argv)
     model_name = line.value("model_name_or_path")

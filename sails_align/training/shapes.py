@@ -77,8 +77,7 @@ class Setup:
 def shape_of(model: PreTrainedModel | PeftModel) -> Shape:
     """Count a model, with or without an adapter, on any device (also "meta").
 
-    Raises:
-        InputError: if it has no decoder blocks.
+    Raises `InputError` if it has no decoder blocks.
     """
     blocks = decoder_layers(model)
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -162,11 +161,7 @@ def _adapter_config(args: TrainingPlan, model_config: PreTrainedConfig) -> LoraC
 
 
 def setup_of(args: TrainingPlan, config: PreTrainedConfig) -> Setup:
-    """Return the setup that a recipe's options give.
-
-    Raises:
-        InputError: for options that the formulas do not cover.
-    """
+    """Return the setup that a recipe's options give; raise `InputError` for options that the formulas do not cover."""
     model, training, reference = args.model, args.training, "none"
     _check_covered(args)
     assert training.max_length is not None

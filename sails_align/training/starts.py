@@ -50,9 +50,8 @@ def lora_config(
 ) -> tuple[TrainingPlan, LoraConfig]:
     """Return the plan with the modules to adapt (q, k, v and o unless others are named), and PEFT's configuration.
 
-    Raises:
-        InputError: if the rank does not suit the model or the initialization, or (with a subspace) a module cannot
-            start in it.
+    Raises `InputError` if the rank does not suit the model or the initialization, or (with a subspace) a module cannot
+    start in it.
     """
     check_rank(args, source.model_config)
     wanted: Any = args.model.lora_target_modules or DEFAULT_TARGETS
@@ -89,8 +88,7 @@ def check_rank(args: TrainingPlan, config: PretrainedConfig) -> None:
 def load_base(args: TrainingPlan, source: TrainingSource, name: str | None = None) -> PreTrainedModel:
     """Load the model to train, or another one (such as DPO's reference) with the same options.
 
-    Raises:
-        InputError: if it cannot be loaded.
+    Raises `InputError` if it cannot be loaded.
     """
     options = model_init_kwargs(args, source)
     model = load_causal_lm(

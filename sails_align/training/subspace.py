@@ -17,8 +17,7 @@ from sails_align.training.starts import check_rank
 def find_subspace(args: TrainingPlan, source: TrainingSource, folder: Path) -> Subspace:
     """Load the subspace of `--subspace_path`, or discover it, and save it in a folder.
 
-    Raises:
-        InputError: if it does not fit the model, the SAEs cannot be loaded, or the data has no contrast.
+    Raises `InputError` if it does not fit the model, the SAEs cannot be loaded, or the data has no contrast.
     """
     sails, model = args.sails, _model(args, source)
     assert sails.init is not None

@@ -67,11 +67,8 @@ def build_trainer(
     """Build a TRL trainer whose adapter starts in the subspace (None: where `--init`, `--adapter_path` or PEFT says).
 
     The reference of DPO is what training starts from: for a new adapter the model with the adapter off, which is the
-    untouched base; else a frozen copy.
-
-    Raises:
-        InputError: if the adapter's modules do not fit the model or the subspace, the data does not suit the method,
-            or `max_length` leaves no response.
+    untouched base; else a frozen copy. Raises `InputError` if the adapter's modules do not fit the model or the
+    subspace, the data does not suit the method, or `max_length` leaves no response.
     """
     with option_errors(), cache_errors(), model_errors(source.model_name):
         trainer, args = _trainer(args, source, subspace, callbacks or [])
@@ -197,12 +194,7 @@ def _preferences(args: TrainingPlan, source: TrainingSource, part: str) -> Datas
 
 
 def _reference_model(args: TrainingPlan, source: TrainingSource) -> PreTrainedModel | None:
-    """Load DPO's reference, if it is not what training starts from.
-
-    Raises:
-        InputError: if it cannot be loaded, or its vocabulary is another one: its log-probabilities would be of other
-            tokens.
-    """
+    """Load DPO's reference, if it is not what training starts from."""
     name, trust = args.dpo.ref_model_name_or_path, args.training.trust_remote_code
     if name is None:
         return None

@@ -312,8 +312,7 @@ class _Search:
 def attack(options: GcgOptions, prompts: Sequence[Prompt], setting: Setting) -> list[Prompt]:
     """Search for suffixes, and add them to the prompts. Searches that were stopped or done before are resumed.
 
-    Raises:
-        InputError: if the model cannot be loaded, or its chat template refuses a prompt.
+    Raises `InputError` if the model cannot be loaded, or its chat template refuses a prompt.
     """
     assert setting.spec is not None
     targets = [(prompt, str(prompt.meta.get("target") or options.target)) for prompt in prompts]

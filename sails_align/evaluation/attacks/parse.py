@@ -28,11 +28,7 @@ class AttackArguments:
 
 
 def parse(argv: Sequence[str], prog: str) -> AttackArguments:
-    """Read the command line.
-
-    Raises:
-        InputError: for an unknown attack or option, or a value that cannot be used.
-    """
+    """Read the command line; raise `InputError` for an unknown attack or option, or a value that cannot be used."""
     if not argv or argv[0] not in ATTACKS:
         given = repr(argv[0]) if argv else "no attack"
         raise InputError(f"{given} is given, but the attacks are {', '.join(ATTACKS.names())}; try {prog} gcg --help")

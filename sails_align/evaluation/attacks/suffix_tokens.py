@@ -43,11 +43,8 @@ def make_frame(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, suffix: str, 
     """Make a prompt's frame, and return it with the tokens of a suffix in it.
 
     Tokens that also hold a part of the prompt belong to the frame. The target is tokenized alone, like an answer after
-    a generation prompt that ends in special tokens or white space.
-
-    Raises:
-        InputError: if the tokenizer has no character offsets or no chat template, the template rewrites the prompt, or
-            the target is empty.
+    a generation prompt that ends in special tokens or white space. Raises `InputError` if the tokenizer has no
+    character offsets or no chat template, the template rewrites the prompt, or the target is empty.
     """
     if not tokenizer.is_fast:
         raise InputError(f"{tokenizer.name_or_path} has a tokenizer without character offsets; use its fast tokenizer")

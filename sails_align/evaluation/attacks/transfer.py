@@ -14,8 +14,7 @@ from sails_align.evaluation.records import Prompt
 def attack(options: TransferArguments, prompts: Sequence[Prompt], setting: Setting) -> list[Prompt]:
     """Add every suffix of a file to every prompt.
 
-    Raises:
-        InputError: if no file is given, it cannot be read, or it has no suffixes.
+    Raises `InputError` if no file is given, it cannot be read, or it has no suffixes.
     """
     if options.suffixes is None:
         raise InputError("no suffixes are given; give --suffixes, the attacked.jsonl of a search")
@@ -34,8 +33,7 @@ def attack(options: TransferArguments, prompts: Sequence[Prompt], setting: Setti
 def read_suffixes(path: Path) -> list[str]:
     """Read suffixes from a file: `meta.suffix` or `suffix` of each line of JSON, or the lines of a text.
 
-    Raises:
-        InputError: if it cannot be read, or a line of JSON has no suffix.
+    Raises `InputError` if it cannot be read, or a line of JSON has no suffix.
     """
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]

@@ -99,8 +99,7 @@ WRAPPERS: Mapping[str, Wrapper] = {
 def wrap(prompt: Prompt, name: str) -> Prompt:
     """Wrap a prompt's last user turn. `meta["attack"]` is the wrapper, `meta["attacked"]` the prompt's id.
 
-    Raises:
-        InputError: if no set has such a wrapper.
+    Raises `InputError` if no set has such a wrapper.
     """
     wrappers: dict[str, Wrapper] = {}
     for _, entry in WRAPPER_SETS.items():
@@ -118,11 +117,7 @@ def with_suffix(prompt: Prompt, suffix: str, attack: str = "suffix") -> Prompt:
 
 
 def attack(options: WrapperArguments, prompts: Sequence[Prompt], setting: Setting) -> list[Prompt]:
-    """Wrap every prompt in each of the wrappers.
-
-    Raises:
-        InputError: if there is no such wrapper.
-    """
+    """Wrap every prompt in each of the wrappers; raise `InputError` if there is no such wrapper."""
     known = "testbed" if is_of_testbed(prompts) else "general"
     names = options.wrappers or list(WRAPPER_SETS.get(known).load())
     return [wrap(prompt, name) for name in names for prompt in prompts]

@@ -33,8 +33,7 @@ PROBE = [{"role": "user", "content": "a"}]
 def uses_chat_template(tokenizer: "PreTrainedTokenizerBase", wanted: str) -> bool:
     """Return whether prompts become user turns of the chat template; `auto`: if the tokenizer has one.
 
-    Raises:
-        InputError: if it is wanted and there is none, or it fails.
+    Raises `InputError` if it is wanted and there is none, or it fails.
     """
     if wanted != "false" and tokenizer.chat_template is not None:
         check_chat_template(tokenizer)
@@ -51,8 +50,7 @@ def uses_chat_template(tokenizer: "PreTrainedTokenizerBase", wanted: str) -> boo
 def check_system(tokenizer: "PreTrainedTokenizerBase", instruction: str) -> None:
     """Check that the chat template takes a system message; otherwise lm-eval drops it with a warning.
 
-    Raises:
-        InputError: if it does not.
+    Raises `InputError` if it does not.
     """
     messages = [{"role": "system", "content": instruction}, *PROBE]
     try:
@@ -132,8 +130,7 @@ def load_lm(
 ) -> Iterator[Any]:
     """Load lm-eval's model. vLLM's processes end with the block, so that the base model gets their memory.
 
-    Raises:
-        InputError: if it cannot be loaded.
+    Raises `InputError` if it cannot be loaded.
     """
     if args.backend == "hf":
         from sails_align.models.load import load_model

@@ -50,8 +50,7 @@ if TYPE_CHECKING:
 def measure_capability(args: HarnessArguments) -> dict[str, Any]:
     """Run the model and its base, write the files, print the scores. Return the contents of `metrics.json`.
 
-    Raises:
-        InputError: as `run_harness`, and if a model cannot be found.
+    Raises `InputError` as `run_harness`, and if a model cannot be found.
     """
     folder = refuse_trained(Path(args.output_dir or default_folder("harness", args.model)))
     with ExitStack() as stack:
@@ -87,8 +86,7 @@ def measure_capability(args: HarnessArguments) -> dict[str, Any]:
 def find_base(args: HarnessArguments, spec: ModelSpec) -> ModelSpec | None:
     """Find the model to compare with. If both have the same vocabulary, it gets the model's tokenizer and template.
 
-    Raises:
-        InputError: if there is no such model.
+    Raises `InputError` if there is no such model.
     """
     if args.base == "none" or (args.base is None and spec.adapter is None):
         return None

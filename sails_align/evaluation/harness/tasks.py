@@ -19,8 +19,7 @@ ROLLING = "loglikelihood_rolling"
 def find_tasks(names: Sequence[str], include_paths: Sequence[str] = ()) -> "TaskManager":
     """Return lm-eval's task manager; its thousands of tasks (6 s) are indexed only if a name is not in the folders.
 
-    Raises:
-        InputError: if a folder is missing, or a name is unknown.
+    Raises `InputError` if a folder is missing, or a name is unknown.
     """
     from lm_eval.tasks import TaskManager
 
@@ -41,8 +40,7 @@ def find_tasks(names: Sequence[str], include_paths: Sequence[str] = ()) -> "Task
 def load_tasks(manager: "TaskManager", names: Sequence[str]) -> tuple[list[Any], list["Task"]]:
     """Load tasks and groups, and all tasks in them, with their data.
 
-    Raises:
-        InputError: if one cannot be loaded, or runs the model's output as code.
+    Raises `InputError` if one cannot be loaded, or runs the model's output as code.
     """
     names = list(dict.fromkeys(names))
     try:

@@ -108,11 +108,7 @@ def _options(plan: Reproduction) -> Iterator[Finding]:
 
 
 def _read_command(words: Any, *, on_gpu: bool) -> None:
-    """Read the options of a step's command; `hf` and `accelerate` must be installed.
-
-    Raises:
-        InputError: if the step would end with one.
-    """
+    """Read the options of a step's command; `hf` and `accelerate` must be installed."""
     program, *options = words
     if program != "sails" and shutil.which(program) is None:
         raise InputError(f"there is no command {program}; activate the environment that sails-align is installed in")
@@ -144,8 +140,7 @@ def _limits(plan: Reproduction) -> Iterator[Finding]:
 def repositories(plan: Reproduction) -> dict[tuple[str, str], str]:
     """Return what is taken from the hub: (kind, id) -> a file of it that is in the cache if it was downloaded.
 
-    Raises:
-        InputError: if a model is neither a local folder nor can be one on the hub.
+    Raises `InputError` if a model is neither a local folder nor can be one on the hub.
     """
     for name in plan.hub_models:
         try:

@@ -81,8 +81,7 @@ class Reproduction:
     def jobs(self) -> list[Job]:
         """Return the wanted steps in an order in which they can be run.
 
-        Raises:
-            InputError: if the runs need different subspaces.
+        Raises `InputError` if the runs need different subspaces.
         """
         jobs = [*self._data(), *self._discovery(), *self._trainings(), *self._evaluations(), *self._attacks()]
         for place, job in enumerate(jobs):

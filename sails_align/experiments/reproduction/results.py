@@ -24,8 +24,7 @@ Column = tuple[str, str, tuple[str, ...]]
 def table(plan: Reproduction) -> str:
     """Return a Markdown table with a row for each run; unknown numbers are empty, the paper's are in brackets.
 
-    Raises:
-        InputError: if a result cannot be read.
+    Raises `InputError` if a result cannot be read.
     """
     columns = [
         column

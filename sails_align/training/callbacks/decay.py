@@ -29,8 +29,7 @@ class SubspaceDecay(TrainerCallback):
     def __init__(self, init: AdapterInit, strength: float) -> None:
         """Take what `initialize` returned, and the strength, which multiplies the learning rate.
 
-        Raises:
-            InputError: if the strength is not positive.
+        Raises `InputError` if the strength is not positive.
         """
         if not strength > 0:
             raise InputError(f"the decay's strength is {strength}; choose a value above 0, or leave the callback out")

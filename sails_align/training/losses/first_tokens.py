@@ -21,11 +21,7 @@ class FirstTokens:
     """SFT's cross-entropy with another weight for the first tokens of responses."""
 
     def __init__(self, options: FirstTokensOptions, training: SFTConfig | DPOConfig) -> None:
-        """Check that TRL's loss is the cross-entropy.
-
-        Raises:
-            InputError: if it is not.
-        """
+        """Check that TRL's loss is the cross-entropy; raise `InputError` if it is not."""
         if not isinstance(training, SFTConfig):
             raise InputError("loss is first_tokens, which is for SFT only; leave it out")
         if training.loss_type not in (None, "nll"):

@@ -84,8 +84,7 @@ class RlhfPlan:
 def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> RlhfPlan:
     """Read the command line (None: this process's) and `--config` (YAML); `prog` is what `--help` calls the command.
 
-    Raises:
-        InputError: for an unknown option, a value that cannot be used, or a model that is no testbed.
+    Raises `InputError` for an unknown option, a value that cannot be used, or a model that is no testbed.
     """
     import torch
     from accelerate.utils import parse_flag_from_env

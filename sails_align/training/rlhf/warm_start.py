@@ -29,10 +29,8 @@ def warm_start(args: RlhfPlan, testbed: Testbed, folder: Path) -> Path:
     """Return the folder of the model that reinforcement learning starts from.
 
     It is the one named, or the base fine-tuned on a few refusals and answers, which is not trained again if it is
-    complete and was made with the same options.
-
-    Raises:
-        InputError: if the one named has no tokenizer, or another vocabulary than the testbed.
+    complete and was made with the same options. Raises `InputError` if the one named has no tokenizer, or another
+    vocabulary than the testbed.
     """
     reference, training = args.reference, args.training
     if reference.warm_start_path is not None:
