@@ -21,8 +21,9 @@ python recipes/tour.py --seed 1
 
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,12 @@ from sails_align.core.files import output_folder, write_json
 from sails_align.core.tables import FittedTable
 from sails_align.evaluation.metrics import SAFE
 from sails_align.initializers.random_basis import random_basis
+from sails_align.models.hooks import edited
 from sails_align.models.load import load_causal_lm, load_model
 from sails_align.models.resolve import resolve_model
 from sails_align.reporting.figures import COLOURS, picture
 from sails_align.saes.explain import Context, meanings
-from sails_align.steering.directions import added, removed
+from sails_align.steering.ablate import remove
 from sails_align.subspace.concepts import last_token_states
 from sails_align.testbed import prompts as requests
 from sails_align.testbed.lexicon import BENIGN_THEMES, HARM_THEMES, SHARED_BENIGN, SHARED_HARM
@@ -237,7 +239,8 @@ def mean_of(rows: Sequence[dict[str, float]]) -> dict[str, float]:
 
 def steered(layer: int, direction_D: Tensor, strength: float) -> AbstractContextManager[None]:
     """Add a direction to the base's residual stream within the block, at a share of the stream's norm."""
-    return added(base, {layer: strength * norms[layer] * normalize(direction_D, dim=0)})
+    added_D = strength * norms[layer] * normalize(direction_D, dim=0)
+    return edited(base, {layer: lambda hidden_BSD: hidden_BSD + added_D.to(hidden_BSD)})
 
 
 def on_validation(layer: int, direction_D: Tensor) -> dict[float, dict[str, float]]:
@@ -416,6 +419,13 @@ notice(
 trained: Any = load_model(resolve_model(str(given.output_dir / "run")))
 rank = args.model.lora_r
 deep = {layer: basis_DR[:, :rank] for layer, basis_DR in subspace.bases.items() if layer >= onset}
+
+
+def removed(model: Any, bases: Mapping[int, Tensor]) -> AbstractContextManager[None]:
+    """Take a subspace out of the residual stream within the block."""
+    return edited(model, {layer: partial(remove, basis_DR) for layer, basis_DR in bases.items()})
+
+
 others = [random_basis(base.config.hidden_size, list(deep), rank, seed, provenance={}).bases for seed in range(N_DRAWS)]
 now, now_judged = answers(trained, nullcontext())
 without = {

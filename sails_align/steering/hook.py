@@ -11,7 +11,6 @@ from sails_align.core.artifacts import tensors_hash
 from sails_align.core.errors import InputError
 from sails_align.models.hooks import edited
 from sails_align.steering import HOOKS
-from sails_align.steering.directions import check_width
 from sails_align.steering.options import SteeringOptions
 from sails_align.subspace.basis import Subspace
 
@@ -63,7 +62,12 @@ class Steering:
             raise InputError(
                 f"steer_layers has {lacking[0]}, which the subspace does not; choose of {', '.join(map(str, bases))}"
             )
-        check_width(model, bases, 2)
+        d_model = model.config.get_text_config().hidden_size
+        if self.subspace.d_model != d_model:
+            raise InputError(
+                f"the subspace has d_model {self.subspace.d_model}, but the model has d_model {d_model};\n"
+                "give one that was found in this model"
+            )
         make = HOOKS.get(str(self.options.steer)).load()
         layers = list(bases) if wanted is None else wanted
         return edited(model, {layer: make(bases[layer], self.options) for layer in layers})

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from sails_align.cli.evaluate import safety
@@ -27,9 +28,9 @@ def model() -> Any:
     return AutoModelForCausalLM.from_config(config).eval()
 
 
-def subspace(width: int = D) -> Subspace:
+def subspace(width: int = D, layers: tuple[int, ...] = (0, 1)) -> Subspace:
     torch.manual_seed(1)
-    bases = {layer: torch.linalg.qr(torch.randn(width, 3)).Q for layer in (0, 1)}
+    bases = {layer: torch.linalg.qr(torch.randn(width, 3)).Q for layer in layers}
     return Subspace(bases, {layer: torch.ones(3) for layer in bases}, {})
 
 
@@ -47,6 +48,8 @@ def test_ablation_leaves_nothing_of_the_subspace_in_any_of_its_layers(model: Any
     for layer, basis_DR in given.bases.items():
         torch.testing.assert_close(during[layer] @ basis_DR, torch.zeros(2, 6, 3), rtol=0, atol=1e-6)
         assert (before[layer] @ basis_DR).abs().max() > 1e-3
+    rest_DR = torch.linalg.qr(torch.cat([given.bases[0], torch.randn(D, D - 3)], dim=1)).Q[:, 3:]
+    torch.testing.assert_close(during[0] @ rest_DR, before[0] @ rest_DR)
     torch.testing.assert_close(hidden(model), before, rtol=0, atol=0)
 
 
@@ -64,6 +67,30 @@ def test_what_is_added_has_the_share_of_each_hidden_states_norm(model: Any):
         during = hidden(model)
     expected = -0.4 * before[1].norm(dim=-1, keepdim=True) * basis_DR[:, 2]
     torch.testing.assert_close(during[1] - before[1], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(during[0], before[0], rtol=0, atol=0)
+    assert not torch.allclose(during[2] - before[2], expected)  # block 2 read another input
+
+
+def test_generation_and_adapters_are_steered_too(model: Any):
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
+    given = subspace(layers=(2,))
+
+    def said() -> list[int]:
+        mask = torch.ones_like(IDS)
+        return adapted.generate(input_ids=IDS, attention_mask=mask, max_new_tokens=4, do_sample=False)[0, 6:].tolist()
+
+    # So strong that the head hears nothing else: the word with the largest product with it is said for ever.
+    loudest = int((model.lm_head.weight @ model.model.norm(given.bases[2][:, 0])).argmax())
+    assert said() != [loudest] * 4
+    with steer(adapted, given, "add", strength=1e6):
+        assert said() == [loudest] * 4
+
+
+def test_no_hook_stays_after_an_error(model: Any):
+    before = hidden(model)
+    with pytest.raises(RuntimeError, match="within"), steer(model, subspace(), "add"):
+        raise RuntimeError("within")
+    torch.testing.assert_close(hidden(model), before, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("how", HOOKS.names())
@@ -101,7 +128,9 @@ def test_what_cannot_be_done_is_refused(model: Any, how: str, options: dict[str,
 
 
 def test_a_subspace_of_another_model_is_refused(model: Any):
-    with pytest.raises(InputError, match="d_model 32"), steer(model, subspace(16), "ablate"):
+    with pytest.raises(InputError, match="has d_model 16, but the model has d_model 32"):
+        steer(model, subspace(16), "ablate")
+    with pytest.raises(InputError, match="layer 3 is out of range; choose 0 to 2"), steer(model, subspace(layers=(3,))):
         pass
 
 
