@@ -1,7 +1,8 @@
 """The command `sails`: a list of commands, from which help, errors and shell completion follow.
 
 Each command is a function `main(argv, prog)` in a module of this folder. The module imports only dataclasses of
-options; heavy imports follow once the options are checked.
+options; heavy imports follow once the options are checked. Options and files that cannot be used are refused with an
+`InputError`.
 """
 
 import importlib.metadata

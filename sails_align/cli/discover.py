@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sails_align.cli.train import check_options
 from sails_align.core.errors import InputError
 from sails_align.core.options import check_least, option
+from sails_align.core.text import counted
 from sails_align.initializers import subspace_initializers
 
 if TYPE_CHECKING:
@@ -47,8 +48,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     from sails_align.training.stages import data_line, model_line, say_data, subspace_line
     from sails_align.training.subspace import find_subspace
 
-    line = CommandLine.read(argv)
-    args = parse("sft", [*line.without([ShownOptions]), *([] if line.path is None else ["--config", line.path])], prog)
+    args = parse("sft", CommandLine.read(argv).without([ShownOptions]), prog)
     if not args.sails.uses_subspace:
         raise InputError(f"{args.start} starts in no subspace; choose --init {', '.join(subspace_initializers())}")
     folder = Path(str(args.training.output_dir))
@@ -83,16 +83,12 @@ def tables_of(subspace: "Subspace", features: Sequence[dict[str, Any]], n_shown:
             of_layer = [of for of in features if (of["layer"], of["used_by"]) == (layer, used_by)]
             if of_layer:
                 share = kept[str(layer)]["variance_kept"]
-                found = f"{_counted(len(of_layer), 'feature')} -> {_counted(basis_DR.shape[1], 'PCA direction')}"
+                found = f"{counted(len(of_layer), 'feature')} -> {counted(basis_DR.shape[1], 'PCA direction')}"
                 title = f"layer {layer}: {found} ({share:.0%} of their variance){USERS[used_by]}"
                 tables.append(_table(title, of_layer, n_shown))
             else:
-                tables.append(f"layer {layer}: {_counted(basis_DR.shape[1], 'direction')} ({about.get('method')})")
+                tables.append(f"layer {layer}: {counted(basis_DR.shape[1], 'direction')} ({about.get('method')})")
     return tables
-
-
-def _counted(n: int, what: str) -> str:
-    return f"{n} {what}{'' if n == 1 else 's'}"
 
 
 def _table(title: str, features: Sequence[dict[str, Any]], n_shown: int) -> "FittedTable":

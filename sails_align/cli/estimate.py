@@ -34,15 +34,14 @@ class EstimateOptions:
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str, Any]:
     """Print the estimate. Returns what `--output` holds."""
     line = CommandLine.read(argv)
-    method = _method(line)
+    method = method_of(line)
     options, gpus = check_options(method or "sft", argv, prog, EstimateOptions, Gpus)
     if method is None:
         why = f"the name {Path(line.path).name} begins with neither sft_ nor dpo_" if line.path else "no --config"
         raise InputError(f"cannot infer the method ({why}); pass --method sft or --method dpo")
     from sails_align.training.estimate import estimate_training, show
 
-    of_training = line.without([EstimateOptions, Gpus]) + ([] if line.path is None else ["--config", line.path])
-    result = estimate_training(method, of_training, gpus)
+    result = estimate_training(method, line.without([EstimateOptions, Gpus]), gpus)
     if options.output is not None:
         from sails_align.core.files import write_json
 
@@ -51,7 +50,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
     return result
 
 
-def _method(line: CommandLine) -> Method | None:
+def method_of(line: CommandLine) -> Method | None:
     """Return the method that is given, or that the file's name begins with."""
     given = line.value("method") or (Path(line.path).name.partition("_")[0] if line.path else None)
     return next((method for method in METHODS if method == given), None)

@@ -9,12 +9,11 @@ with their roles, the tokens that are trained on, and those that `--max_length` 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
+from sails_align.cli.estimate import METHODS, method_of
 from sails_align.cli.train import TRAINER_OPTIONS, check_options
 from sails_align.core.command_line import CommandLine
 from sails_align.core.options import check_choices, check_least, option
 from sails_align.subspace.options import DPOOptions, Method
-
-METHODS: tuple[Method, ...] = ("sft", "dpo")
 
 
 @dataclass(frozen=True)
@@ -44,15 +43,12 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     from sails_align.training.preview import preview
 
     disable_progress_bars()  # a few rows are read again and again
-    of_training = line.without([PreviewOptions]) + ([] if line.path is None else ["--config", line.path])
-    preview(method, of_training, options.n_examples, longest=options.longest)
+    preview(method, line.without([PreviewOptions]), options.n_examples, longest=options.longest)
 
 
 def _method(line: CommandLine) -> Method:
-    named = line.value("method") or (line.path or "").rpartition("/")[2].partition("_")[0]
     only_dpo = {field.name for field in fields(DPOOptions)} | (
         set(TRAINER_OPTIONS["dpo"].names()) - set(TRAINER_OPTIONS["sft"].names())
     )
-    if named in METHODS:
-        return "dpo" if named == "dpo" else "sft"
-    return "dpo" if any(line.value(name) is not None for name in only_dpo - {"chat_template_path"}) else "sft"
+    has_dpo = any(line.value(name) is not None for name in only_dpo - {"chat_template_path"})
+    return method_of(line) or ("dpo" if has_dpo else "sft")

@@ -53,12 +53,12 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> "dict[in
     args, options = CommandLine.read(argv).parse([SAEArguments, SAETrainingOptions], prog=prog)
     from sails_align.core.files import output_folder
     from sails_align.core.log import LOG_FILE, Stages, log_file, say
+    from sails_align.models.spec import stem_of
     from sails_align.saes.train import train_saes
     from sails_align.testbed.build import MODEL_NAME, is_testbed, resolve_testbed
 
     testbed = resolve_testbed(args.model_name_or_path) if is_testbed(args.model_name_or_path) else None
-    stem = (args.model_name_or_path or MODEL_NAME).rstrip("/").split("/")[-1].replace(":", "-")
-    folder = Path(args.output_dir or f"runs/saes-{stem}")
+    folder = Path(args.output_dir or f"runs/saes-{stem_of(args.model_name_or_path or MODEL_NAME)}")
     opened, stages = log_file(folder, "sails train-sae"), Stages(("model", "SAEs"))
     with output_folder(folder) as output_dir, opened, stages:
         say(f"training of SAEs; output: {output_dir}/ (all lines: {LOG_FILE})")

@@ -114,11 +114,12 @@ class CommandLine:
         return {**of_file, **vars(parser.parse_known_args(self.options)[0])}
 
     def without(self, classes: Iterable[type]) -> list[str]:
-        """Return the options on the command line that are of none of the dataclasses."""
+        """Return the command line with `--config`, but without the options of the dataclasses."""
         parser = _Parser(classes)
         for action in parser._actions:
             action.required = False
-        return parser.parse_known_args(self.options)[1]
+        config = [] if self.path is None else ["--config", self.path]
+        return [*parser.parse_known_args(self.options)[1], *config]
 
     def _of_file(self, parser: "_Parser") -> dict[str, Any]:
         """Return the values of the file as argparse would."""

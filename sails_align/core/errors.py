@@ -25,6 +25,11 @@ def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
+def root_cause(error: BaseException) -> BaseException:
+    """Return the error that an error was raised from, at last."""
+    return error if error.__cause__ is None else root_cause(error.__cause__)
+
+
 def without_password(text: str) -> str:
     """Remove user names and passwords from the URLs in a text."""
     return re.sub(r"(\w://)[^/\s@]*@", r"\1", text)

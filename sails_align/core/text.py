@@ -1,4 +1,4 @@
-"""Cut texts, and print those that a model or a file holds: they are data, and a terminal must not obey them."""
+"""Cut texts, write numbers, and print texts of models and files: they are data, and a terminal must not obey them."""
 
 import re
 import unicodedata
@@ -35,6 +35,11 @@ def _printable_character(character: str) -> str:
     if category == "Cs":
         return "\ufffd"
     return "" if (category == "Cc" and character not in KEPT) or character in REORDERING else character
+
+
+def counted(n: int, what: str) -> str:
+    """Return a number of things, in words."""
+    return f"{n} {what}{'' if n == 1 else 's'}"
 
 
 class PrintableStream:

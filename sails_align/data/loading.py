@@ -19,7 +19,7 @@ from datasets import config as datasets_config
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
 from sails_align.core.artifacts import file_hash
-from sails_align.core.errors import InputError
+from sails_align.core.errors import InputError, first_line, root_cause
 from sails_align.core.options import HUB_ID
 from sails_align.core.suggestions import did_you_mean_path
 from sails_align.data.files import BUILDERS, UNREADABLE, ending, prepared, separator
@@ -180,7 +180,7 @@ def _load_errors(name: str, split: str) -> Iterator[None]:
     except StopIteration as error:  # what `load_dataset` raises on a JSON file of zero bytes
         raise InputError(f"{name} is empty; give a data set that has rows") from error
     except (DatasetsError, OSError, RuntimeError, TypeError, ValueError) as error:
-        cause = next((line for line in str(_root_cause(error)).splitlines() if line), type(error).__name__)
+        cause = first_line(root_cause(error))
         if "corresponds to no data" in cause:
             raise InputError(f"{name} (split {split}) is empty; give a data set that has rows") from error
         raise InputError(
@@ -196,7 +196,7 @@ def cache_errors() -> Iterator[None]:
     try:
         yield
     except (OSError, DatasetsError) as error:
-        root = _root_cause(error)
+        root = root_cause(error)
         unwritable = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
         if not isinstance(root, OSError) or root.errno not in unwritable:
             raise
@@ -204,9 +204,3 @@ def cache_errors() -> Iterator[None]:
             f"cannot use the cache of data sets, {datasets_config.HF_DATASETS_CACHE}: {root}\n"
             "free some space, or set HF_DATASETS_CACHE to a folder on another disk"
         ) from error
-
-
-def _root_cause(error: BaseException) -> BaseException:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error

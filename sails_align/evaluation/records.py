@@ -9,8 +9,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-Message = dict[str, str]
-"""{"role": ..., "content": ...}"""
+from sails_align.data.messages import Message
+
 Conversation = Sequence[Message] | str
 """Messages that end with a user turn; or a text that the model is given as it is: some models have their own format."""
 Kind = Literal["harmful", "benign", "dual_use"]

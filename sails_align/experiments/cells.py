@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sails_align.core.artifacts import package_versions
 from sails_align.core.cost import Cost, peak_memory_mb
-from sails_align.data.messages import Message
+from sails_align.data.messages import Message, user
 from sails_align.data.tokens import tokenize_response
 from sails_align.evaluation.attacks.options import TESTBED_BUDGET, GcgOptions
 from sails_align.evaluation.attacks.wrappers import with_suffix
@@ -214,7 +214,7 @@ def explain(
 
     def asked(*splits: str) -> list[list[Message]]:
         requests = [request for split in splits for request in world.requests(split, N_EXPLAINED // len(splits))]
-        return [[{"role": "user", "content": request.prompt}] for request in requests]
+        return [[user(request.prompt)] for request in requests]
 
     def states(model: PreTrainedModel) -> tuple[States, States]:
         harmful, harmless = asked("test_harmful", "test_ood"), asked("test_benign", "test_dual_use")
@@ -226,10 +226,7 @@ def explain(
         for split in ("train_harmful", "train_benign")
         for request in world.requests(split, N_EXPLAINED, seed=cell.seed)
     ]
-    texts = [
-        tokenize_response(tokenizer, [{"role": "user", "content": request.prompt}], request.answer, 64)
-        for request in rows
-    ]
+    texts = [tokenize_response(tokenizer, [user(request.prompt)], request.answer, 64) for request in rows]
     told = meanings(base, tokenizer, saes, shown(subspace), texts)
     found = concepts(subspace, saes, states(base), states(trained))
     return {**found, "meanings": [asdict(meaning) for meaning in told]}

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
 
+from sails_align.evaluation.intervals import LEAST_SEEDS
 from sails_align.evaluation.metrics import METRICS
 
 LEAST_HELPFULNESS, FARTHEST = 0.05, 0.3
-LEAST_SEEDS = 3
 HELPFULNESS = ("correct_answer_rate", "helpfulness")
 """The first that is known counts."""
 

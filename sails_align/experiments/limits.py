@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig
 from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
 from sails_align.data.tokens import read_chat_template
+from sails_align.evaluation.backends.local_model import context_length
 from sails_align.evaluation.backends.serving import config_problems, module_problems
 from sails_align.evaluation.harness.options import HarnessArguments
 from sails_align.evaluation.options import RESPONSE_TOKENS, TESTBED_TOKENS, PromptArguments, ResponseArguments
@@ -90,8 +91,8 @@ class Limits:
 
 
 def _check_training(run: Run, args: TrainingPlan, config: PreTrainedConfig) -> None:
-    longest, wanted = _context(config), args.training.max_length
-    if longest is not None and wanted is not None and wanted > longest:
+    longest, wanted = context_length(config), args.training.max_length
+    if wanted is not None and wanted > longest:
         raise InputError(
             f"{run.name} has max_length {wanted}, but {args.model_name} takes {longest} tokens; give {longest} or less"
         )
@@ -109,9 +110,7 @@ def _response_tokens(how: Any, others: Sequence[Any]) -> int:
 def _context_problems(
     how: ResponseArguments | HarnessArguments, n_new: int, config: PreTrainedConfig
 ) -> Iterator[tuple[str, str]]:
-    longest = _context(config)
-    if longest is None:
-        return
+    longest = context_length(config)
     given = how.max_model_len if how.backend == "vllm" else None
     if given is not None and given > longest:
         yield f"max_model_len is {given}, but the model takes {longest} tokens", f"give {longest} or less"
@@ -120,11 +119,6 @@ def _context_problems(
             f"max_new_tokens is {n_new}, which leaves no room for a prompt in a context of {given or longest}",
             "give a smaller max_new_tokens, or a larger max_model_len",
         )
-
-
-def _context(config: PreTrainedConfig) -> int | None:
-    """Return the longest context of a model; None if its configuration does not say."""
-    return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
 
 
 def weights_dtype(name: str, config: PreTrainedConfig) -> torch.dtype:

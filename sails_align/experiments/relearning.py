@@ -7,6 +7,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
+from sails_align.data.messages import user
 from sails_align.data.pairs import to_sft
 from sails_align.testbed.world import World
 
@@ -28,7 +29,7 @@ def trained_on(
     """
     split, n, epochs = DATA[name]
     requests = world.requests(split, n, seed=FIRST_SEED + seed)
-    rows = [{"prompt": [{"role": "user", "content": request.prompt}], "chosen": request.answer} for request in requests]
+    rows = [{"prompt": [user(request.prompt)], "chosen": request.answer} for request in requests]
     options = SFTConfig(
         output_dir=str(folder),
         learning_rate=LEARNING_RATE,

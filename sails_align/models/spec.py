@@ -49,6 +49,11 @@ def model_path(name: str) -> str:
     return str(gguf_folder(Path(name)))
 
 
+def stem_of(name: str) -> str:
+    """Return what files and folders of a model are called: the last part of its name."""
+    return name.rstrip("/").split("/")[-1].replace(":", "-")
+
+
 def is_gguf(name: str) -> bool:
     """Return whether a model's name means a GGUF file."""
     return name.endswith(".gguf")

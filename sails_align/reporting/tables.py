@@ -12,11 +12,6 @@ WHOLE_PERCENT = Metric("", "", "", digits=0)
 PLAIN = Metric("", "", "", unit="")
 
 
-def counted(n: int, what: str) -> str:
-    """Return a number of things, in words."""
-    return f"{n} {what}{'' if n == 1 else 's'}"
-
-
 def levels_grid(rows: Sequence[Row], metrics: Sequence[Metric], title: str) -> Grid:
     """Return what each method reaches: a line for each, with its learning rate."""
     lines = []

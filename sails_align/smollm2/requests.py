@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from sails_align.data.messages import user
 from sails_align.evaluation.records import Kind, Prompt
 
 DATA = Path(__file__).parent / "data"
@@ -74,7 +75,7 @@ def named_prompts(name: str, n: int | None, *, part: str = "test", seed: int = 0
     return [
         Prompt(
             id=f"{split}-{index}",
-            messages=({"role": "user", "content": text},),
+            messages=(user(text),),
             kind=kind,
             category=category,
             meta={"split": split} | ({"target": TARGET} if kind == "harmful" else {}),

@@ -2,6 +2,7 @@
 
 from datasets import Dataset
 
+from sails_align.data.messages import user
 from sails_align.testbed.world import World
 
 
@@ -16,7 +17,7 @@ def alignment_data(world: World, *, harmful: bool, n: int | None = None, seed: i
     return Dataset.from_list(
         [
             {
-                "prompt": [{"role": "user", "content": request.prompt}],
+                "prompt": [user(request.prompt)],
                 "chosen": request.refusal if harmful else request.answer,
                 "rejected": request.answer if harmful else request.refusal,
                 "category": request.category,

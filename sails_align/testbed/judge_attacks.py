@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
 
+from sails_align.data.messages import user
 from sails_align.evaluation.judges.llm import questions
 from sails_align.evaluation.judges.rubrics import HARM
 from sails_align.evaluation.label_files import Labelled
@@ -80,7 +81,7 @@ def attacked(row: Mapping[str, Any], prompt: str, response: str) -> str:
 
 def as_prompt(text: str) -> Prompt:
     """Make a harmful prompt of a request."""
-    return Prompt(text, ({"role": "user", "content": text},), "harmful", "testbed")
+    return Prompt(text, (user(text),), "harmful", "testbed")
 
 
 @dataclass(frozen=True)

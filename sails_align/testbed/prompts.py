@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sails_align.data.messages import user
 from sails_align.evaluation.backends.hf import HFBackend
 from sails_align.evaluation.evaluate import SAFETY, evaluate
 from sails_align.evaluation.metrics import Estimate
@@ -31,7 +32,7 @@ def request_prompts(testbed: Testbed, name: str, n: int | None, *, part: str = "
     return [
         Prompt(
             id=f"{split}-{index}",
-            messages=({"role": "user", "content": request.prompt},),
+            messages=(user(request.prompt),),
             kind=kind,
             category=request.category,
             meta={

@@ -5,10 +5,9 @@ from typing import Any
 
 from datasets import Dataset
 
+from sails_align.data.messages import Message, user
 from sails_align.testbed.oracle import judge_response
 from sails_align.testbed.world import Request, World
-
-Messages = list[dict[str, str]]
 
 
 def reward(world: World, request: Request, response: str) -> float:
@@ -34,8 +33,8 @@ class OracleReward:
 
     def __call__(
         self,
-        prompts: Sequence[Messages],
-        completions: Sequence[Messages],
+        prompts: Sequence[list[Message]],
+        completions: Sequence[list[Message]],
         log_metric: Callable[[str, float], None] | None = None,
         **_: Any,
     ) -> list[float]:
@@ -60,4 +59,4 @@ def training_requests(world: World, *, n_harmful: int | None, ratio: float, seed
 
 def prompt_dataset(requests: Sequence[Request]) -> Dataset:
     """Make a dataset for TRL's online trainers: one column, `prompt`, of messages."""
-    return Dataset.from_list([{"prompt": [{"role": "user", "content": request.prompt}]} for request in requests])
+    return Dataset.from_list([{"prompt": [user(request.prompt)]} for request in requests])

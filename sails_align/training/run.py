@@ -27,7 +27,7 @@ from sails_align.export.card import write_card
 from sails_align.export.hub import push
 from sails_align.models.adapters import check_complete
 from sails_align.models.parameters import count_parameters
-from sails_align.models.spec import model_path
+from sails_align.models.spec import model_path, stem_of
 from sails_align.models.threads import fitting_threads
 from sails_align.subspace.basis import Subspace
 from sails_align.subspace.options import DPOOptions, Method
@@ -120,8 +120,8 @@ def parse(method: Method, argv: Sequence[str] | None = None, prog: str | None = 
     check_options(plan)
     plain_cpu(training)
     if training.output_dir in (None, "trainer_output"):
-        stem = "testbed" if model_name is None else model_name.rstrip("/").split("/")[-1].replace(":", "-")
-        plan = replace(plan, training=changed(training, output_dir=f"runs/{method}-{plan.start}-{stem}"))
+        name = f"{method}-{plan.start}-{stem_of(model_name or 'testbed')}"
+        plan = replace(plan, training=changed(training, output_dir=f"runs/{name}"))
     return plan
 
 

@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from sails_align.core.errors import InputError
-from sails_align.data.tokens import render, special_token_ids
+from sails_align.data.tokens import MARK, render, special_token_ids
 from sails_align.evaluation.attacks.wrappers import with_suffix
 from sails_align.evaluation.records import Prompt
-
-MARK = "\ue000suffix\ue000"  # private-use characters: in no real text
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from sails_align.core.errors import InputError, first_line
+from sails_align.core.errors import InputError, first_line, root_cause
 from sails_align.core.suggestions import suggestion
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def load_tasks(manager: "TaskManager", names: Sequence[str]) -> tuple[list[Any],
         ) from error
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise InputError(
-            f"the tasks {', '.join(names)} cannot be loaded: {_root_cause(error)}\n"
+            f"the tasks {', '.join(names)} cannot be loaded: {first_line(root_cause(error))}\n"
             "their data must be in the cache or the hub within reach: run this once with network (without "
             "HF_HUB_OFFLINE=1);\nfor tasks of your own, check --include_path and the YAML's dataset_path"
         ) from error
@@ -66,9 +66,3 @@ def load_tasks(manager: "TaskManager", names: Sequence[str]) -> tuple[list[Any],
     in_groups = {name for children in loaded.get("group_map", {}).values() for name in children}
     groups = [group for name, group in loaded.get("groups", {}).items() if name not in in_groups]
     return [*groups, *(task for task in tasks if task.task_name not in in_groups)], tasks
-
-
-def _root_cause(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return first_line(error)

@@ -21,6 +21,7 @@ from sails_align.data.options import MixOptions
 from sails_align.evaluation.attacks.parse import parse as parse_attack
 from sails_align.evaluation.harness.options import HarnessArguments
 from sails_align.evaluation.judges.options import JudgeArguments
+from sails_align.evaluation.options import RESPONSE_TOKENS
 from sails_align.experiments.commands import OPTIONS
 from sails_align.experiments.jobs import Job
 from sails_align.experiments.limits import weights_dtype
@@ -40,8 +41,6 @@ SINGLE = 1 / 15
 """Share of `tflops` that is reached with float32 weights (A100: 19.5 of 312, H100: 67 of 989)."""
 PROMPT_TOKENS, ATTACK_TOKENS = 60, 80
 """Tokens of a prompt, and of a prompt with suffix and target (assumed)."""
-RESPONSE_TOKENS = 512
-"""Longest response in tokens."""
 SET_SIZE = 500
 """Prompts of a set without `--n_prompts` (assumed)."""
 TASKS = {"mmlu": (14_042 * 4 * 100, 0), "gsm8k": (1_319 * 900, 1_319 * 256)}

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 
+from sails_align.core.text import counted
 from sails_align.evaluation.metrics import METRICS
 from sails_align.experiments.summary import SHARE, Front, hypervolume_difference, mean_of
 from sails_align.reporting import figures
 from sails_align.reporting.page import Grid, Section, TableCell, difference, entries, interval, number
 from sails_align.reporting.report import ReportData
-from sails_align.reporting.tables import PERCENT, counted
+from sails_align.reporting.tables import PERCENT
 
 BASELINES = ("sft-lora", "sft-full")
 """Runs that hypervolumes are compared with."""

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 
+from sails_align.core.text import counted
 from sails_align.experiments.plan import Plan, Protocol
 from sails_align.experiments.summary import REPORTED, Row, with_numbers
 from sails_align.reporting import figures
 from sails_align.reporting.page import Section
 from sails_align.reporting.report import ReportData
-from sails_align.reporting.tables import counted, levels_grid
+from sails_align.reporting.tables import levels_grid
 
 
 def make(data: ReportData) -> Iterator[Section]:

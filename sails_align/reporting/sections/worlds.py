@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 
+from sails_align.core.text import counted
 from sails_align.experiments.summary import CORE, with_numbers
 from sails_align.reporting import figures
 from sails_align.reporting.page import Section
 from sails_align.reporting.report import ReportData
-from sails_align.reporting.tables import counted, differences_grid, levels_grid
+from sails_align.reporting.tables import differences_grid, levels_grid
 
 
 def make(data: ReportData) -> Iterator[Section]:

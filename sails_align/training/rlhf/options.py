@@ -9,6 +9,7 @@ from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
 from sails_align.core.options import OutputOptions, check_choices, check_least, check_positive, option
 from sails_align.evaluation.options import TESTBED_TOKENS
+from sails_align.models.spec import stem_of
 from sails_align.testbed.build import is_testbed
 
 if TYPE_CHECKING:
@@ -104,8 +105,7 @@ def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> RlhfPla
     classes = [RlhfOptions, OutputOptions, GRPOConfig]
     reference, output, training = line.parse(classes, defaults=defaults, prog=prog)
     if training.output_dir in (None, "trainer_output"):
-        name = reference.model_name_or_path or "testbed"
-        training.output_dir = f"runs/rlhf-{name.rstrip('/').split('/')[-1].replace(':', '-')}"
+        training.output_dir = f"runs/rlhf-{stem_of(reference.model_name_or_path or 'testbed')}"
     if training.push_to_hub:
         raise InputError("push_to_hub is given, but the testbed's models are toys; leave it out (hf upload can do it)")
     if training.deepspeed_plugin is not None or parse_flag_from_env("ACCELERATE_USE_FSDP") or training.fsdp:
