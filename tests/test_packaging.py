@@ -59,7 +59,7 @@ def test_the_source_distribution_holds_what_a_checkout_does(built: tuple[Path, P
     assert {"LICENSE", "constraints.txt", "Makefile", "CHANGELOG.md", "CITATION.cff", "SECURITY.md"} <= names
     assert {"recipes/tour.py", "recipes/configs/gemma-2-9b/sft_sails.yaml", "eval/safety.py"} <= names
     assert {"recipes/templates/human_assistant.jinja", "accelerate_configs/zero3.yaml", "docs/method.md"} <= names
-    assert {"tests/conftest.py", "tests/tiny.py", "tests/steering/test_directions.py"} <= names
+    assert {"tests/conftest.py", "tests/tiny.py", "tests/steering/test_hook.py"} <= names
     assert not [name for name in names if "__pycache__" in name or name.startswith(("runs", ".venv", "build"))]
 
 
