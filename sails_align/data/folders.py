@@ -24,8 +24,7 @@ _CARDS = {".huggingface.yaml": "(.*)", "README.md": r"\s*---[ \t]*\r?\n(.*?)^---
 def files_of(folder: Path, config: str | None) -> tuple[str, Files]:
     """Return the builder of `datasets` that reads the data files of a folder, and the files of each split.
 
-    Raises:
-        InputError: if the folder has no such configuration, or its files are of two formats.
+    Raises `InputError` if the folder has no such configuration, or its files are of two formats.
     """
     saved_dict = folder / "dataset_dict.json"
     if saved_dict.is_file() or (folder / "state.json").is_file():
@@ -70,8 +69,7 @@ def _builder(files: Files, folder: Path) -> str:
 def declared_configs(folder: Path) -> Mapping[str, Mapping[str, Any]]:
     """Return the configurations that a folder declares in the header of its card: name -> settings.
 
-    Raises:
-        InputError: if the header cannot be read.
+    Raises `InputError` if the header cannot be read.
     """
     for name, pattern in _CARDS.items():
         card = folder / name

@@ -107,8 +107,7 @@ def check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
 class TemplateCheck:
     """Raise `BadRowError` for a normalized row that a chat template refuses: some fail with some rows only.
 
-    Raises:
-        InputError: if the template fails with any conversation, or there is none.
+    Raises `InputError` if the template fails with any conversation, or there is none.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:

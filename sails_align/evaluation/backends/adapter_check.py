@@ -60,8 +60,7 @@ class CheckedBackend:
     def complete(self, conversations: Sequence[Conversation], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
         """Yield the index of a conversation and its completion, one for each, as they are done.
 
-        Raises:
-            InputError: if the adapter changes nothing.
+        Raises `InputError` if the adapter changes nothing.
         """
         if not self._is_checked:
             check_adapter_applied(self._adapted, self._base, self._canaries)

@@ -74,8 +74,7 @@ class HFBackend:
     def complete(self, conversations: Sequence[Conversation], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
         """Yield the index of a conversation and its completion, batch by batch, short conversations first.
 
-        Raises:
-            InputError: if the model cannot be loaded, its adapter does not fit it, or it has no chat template.
+        Raises `InputError` if the model cannot be loaded, its adapter does not fit it, or it has no chat template.
         """
         if self._loaded is None:
             assert self._spec is not None

@@ -19,8 +19,7 @@ from sails_align.models.spec import ModelSpec
 def find_spec(how: ResponseArguments) -> ModelSpec | None:
     """Find the model that runs in this process; None if a server runs it.
 
-    Raises:
-        InputError: if there is no such model.
+    Raises `InputError` if there is no such model.
     """
     if how.backend == "openai":
         return None
@@ -87,11 +86,7 @@ def in_process(
     max_model_len: int | None = None,
     hook: InferenceHook | None = None,
 ) -> Backend:
-    """Make the backend of a model in this process.
-
-    Raises:
-        InputError: if vLLM cannot serve the adapter.
-    """
+    """Make the backend of a model in this process; raise `InputError` if vLLM cannot serve the adapter."""
     if backend == "hf":
         from sails_align.evaluation.backends.hf import HFBackend
 

@@ -85,10 +85,8 @@ class OpenAIBackend:
 
         A circuit breaker keeps a dead server from costing all attempts of every request that is left: after
         `DOWN_AFTER` requests in a row that failed in spite of all attempts, the rest fail unsent. The next call tries
-        again, until the first failure.
-
-        Raises:
-            InputError: if the server cannot be reached, or denies all requests (key, URL, model), from the first on.
+        again, until the first failure. Raises `InputError` if the server cannot be reached, or denies all requests
+        (key, URL, model), from the first on.
         """
         with self._lock:  # requests of an earlier call may still be ending
             self._failures = min(self._failures, DOWN_AFTER - 1)
@@ -165,11 +163,7 @@ class OpenAIBackend:
         )
 
     def _without_answer(self, error: ServerError, n_attempts: int, stop: threading.Event) -> Completion:
-        """Count a failure, and return the completion that says it.
-
-        Raises:
-            InputError: if no request can be answered.
-        """
+        """Count a failure, and return the completion that says it."""
         message = str(error)
         if error.kind == "prompt":
             return self._unanswerable(error)

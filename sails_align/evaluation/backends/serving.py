@@ -52,11 +52,7 @@ class Problem:
 
 
 def check_serving(spec: ModelSpec) -> None:
-    """Refuse an adapter that vLLM would serve wrongly or not at all.
-
-    Raises:
-        InputError: with what to do about it.
-    """
+    """Refuse an adapter that vLLM would serve wrongly or not at all; raise `InputError` with what to do about it."""
     if spec.adapter is None:
         return
     config = load_config(spec.base, revision=spec.revision, trust_remote_code=spec.trust_remote_code)

@@ -59,8 +59,7 @@ def stops_of(tokenizer: PreTrainedTokenizerBase, config: GenerationConfig | None
 def openers_of_template(template: str) -> list[str]:
     """Return the texts that begin a turn (`turn_openers`) in a chat template, whatever the tokenizer.
 
-    Raises:
-        InputError: if the template fails.
+    Raises `InputError` if the template fails.
     """
     empty = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1}, unk_token="</s>"))
     return turn_openers(

@@ -83,8 +83,7 @@ class VLLMBackend:
     def complete(self, conversations: Sequence[Conversation], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
         """Yield the index of a conversation and its completion, chunk by chunk, in order.
 
-        Raises:
-            InputError: if the engine cannot be started, it ignores the adapter, or there is no chat template.
+        Raises `InputError` if the engine cannot be started, it ignores the adapter, or there is no chat template.
         """
         self._start()
         encoded = encode(self._tokenizer, conversations, self._llm.model_config.max_model_len)

@@ -34,8 +34,7 @@ def max_lora_rank(rank: int) -> int | None:
 def engine_options(spec: ModelSpec) -> dict[str, Any]:
     """Return the options of vLLM's `LLM` that say how to load a model and its adapter (see also `serving`).
 
-    Raises:
-        InputError: if there is no such model, or vLLM's kernels for adapters do not have the type of the weights.
+    Raises `InputError` if there is no such model, or vLLM's kernels for adapters do not have the type of the weights.
     """
     options = {
         "tokenizer": spec.tokenizer,

@@ -14,8 +14,7 @@ from sails_align.models.resolve import resolve_model
 def make_judges(who: JudgeArguments, prompts: Sequence[Prompt]) -> dict[str, Judge]:
     """Make judges by name. Their models are loaded when they are first used.
 
-    Raises:
-        InputError: if no judge is given and the prompts are not the testbed's, or a model cannot be used.
+    Raises `InputError` if no judge is given and the prompts are not the testbed's, or a model cannot be used.
     """
     if who.judge:
         return {name: _make(who, kind, place) for name, (kind, place) in who.judges().items()}

@@ -65,8 +65,7 @@ class JudgeArguments:
     def judges(self) -> dict[str, tuple[str, int]]:
         """Return each judge's kind and the place of its model, by a name that tells two judges of a kind apart.
 
-        Raises:
-            InputError: if two judges are the same.
+        Raises `InputError` if two judges are the same.
         """
         kinds, models = self.judge or [], self.judge_model or []
         found: dict[str, tuple[str, int]] = {}

@@ -45,9 +45,7 @@ def copy_in(known: PromptSet, folder: Path) -> Path | None:
     """Return the only file of a folder that can be the copy of a set, by its name.
 
     None if the folder declares configurations or is a saved dataset, or has several files that are not told apart.
-
-    Raises:
-        InputError: if no file, or more than one, can be the copy, and the set is one of several in its repository.
+    Raises `InputError` if no file, or more than one, can be the copy, and the set is one of several in its repository.
     """
     if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")) or declared_configs(folder):
         return None
