@@ -32,10 +32,3 @@ def principal_angles(basis_a_DR: torch.Tensor, basis_b_DR: torch.Tensor) -> torc
     """Return the principal angles (radians, ascending) between two orthonormal bases. (..., min(R_a, R_b))"""
     cosines = torch.linalg.svdvals(basis_a_DR.mT.double() @ basis_b_DR.double())
     return torch.arccos(cosines.clamp(-1.0, 1.0))
-
-
-def energy_inside(matrix_DK: torch.Tensor, basis_DR: torch.Tensor) -> float:
-    """Return the share (0 to 1) of a matrix's squared Frobenius norm in the span of the basis; 0 for a zero matrix."""
-    total = matrix_DK.double().square().sum()
-    inside = (basis_DR.double().T @ matrix_DK.double()).square().sum()
-    return (inside / total).item() if total > 0 else 0.0

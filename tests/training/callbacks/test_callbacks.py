@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from sails_align.core.errors import InputError
-from sails_align.core.linalg import energy_inside, orthonormalize, principal_angles
+from sails_align.core.linalg import orthonormalize, principal_angles
 from sails_align.initializers.adapter import AdapterInit, initialize
 from sails_align.subspace.basis import Subspace
 from sails_align.training.callbacks import drift as drift_module
@@ -155,9 +155,9 @@ def dense_drift(model: PeftModel, init: AdapterInit) -> dict[str, float]:
         update_DO = update.T if module.side == "A" else update
         first_DR = init.initial[module.name].T if module.side == "A" else init.initial[module.name]
         now_DR = A.T if module.side == "A" else B
-        energy = update.square().sum().item()
-        total += energy
-        inside += energy * energy_inside(update_DO, orthonormalize(first_DR.double()[:, : module.n_directions]))
+        total += update.square().sum().item()
+        basis_DR = orthonormalize(first_DR.double()[:, : module.n_directions])
+        inside += (basis_DR.T @ update_DO).square().sum().item()
         squares = {"A": squares["A"] + A.square().sum().item(), "B": squares["B"] + B.square().sum().item()}
         angles_R = principal_angles(orthonormalize(first_DR.double()), orthonormalize(now_DR))
         angle = max(angle, angles_R.max().item())
