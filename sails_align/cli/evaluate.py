@@ -14,8 +14,7 @@ from sails_align.evaluation.options import (
     ResponseArguments,
     RunArguments,
 )
-from sails_align.experiments.options import CompareOptions, LauncherOptions, ReportOptions
-from sails_align.experiments.protocol import KEYS
+from sails_align.experiments.options import KEYS, CompareOptions, LauncherOptions, ReportOptions
 from sails_align.steering.options import SteeringOptions
 
 Argv = Sequence[str] | None

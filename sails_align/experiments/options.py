@@ -6,6 +6,8 @@ from typing import Any
 from sails_align.core.errors import InputError
 from sails_align.core.options import check_choice, check_least, option
 
+KEYS = ("model", "runs", "launch", "evaluate", "in_distribution", "out_of_distribution")
+"""Entries of the file of a comparison besides the options of `sails compare`."""
 LAUNCHERS = ("local", "slurm", "submitit-local")
 LEARNING_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 OF_TESTBED = ("world", "n_prompts", "n_attacked", "n_attacked_seeds", "n_capability", "relearning")

@@ -24,8 +24,6 @@ from sails_align.core.suggestions import did_you_mean, did_you_mean_path
 from sails_align.experiments.contents import contents_hash
 from sails_align.experiments.plan import RUNS, Evaluation, Part, Protocol, Run
 
-KEYS = ("model", "runs", "launch", "evaluate", "in_distribution", "out_of_distribution")
-"""Entries of the file besides the options of `sails compare`."""
 OF_RUN = ("model", "train", "config", "options", "label", "tuned")
 NAME, LABEL = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,80}"), re.compile(r"(?!_)[\w .,:;()+/%'-]{1,80}")
 T = TypeVar("T")

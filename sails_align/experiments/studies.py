@@ -12,9 +12,9 @@ from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
 from sails_align.core.suggestions import did_you_mean
 from sails_align.experiments.contents import contents_hash
-from sails_align.experiments.options import OF_TESTBED, CompareOptions, LauncherOptions
+from sails_align.experiments.options import KEYS, OF_TESTBED, CompareOptions, LauncherOptions
 from sails_align.experiments.plan import RUNS, Measures, Plan, Protocol, Run, option_groups, option_words
-from sails_align.experiments.protocol import KEYS, read_protocol
+from sails_align.experiments.protocol import read_protocol
 from sails_align.testbed.build import PARAMETERS, is_testbed, parse_parameters, parse_world
 from sails_align.training import run as align
 
