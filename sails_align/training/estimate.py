@@ -122,7 +122,9 @@ def show(result: dict[str, Any]) -> None:
         f"{setup['rows']} sequences of {setup['length']} tokens at a time on each GPU, "
         + "\n".join([f"{'with' if setup['checkpointing'] else 'without'} gradient checkpointing", *result["notes"]])
     )
-    title = f"GiB on each of {n} GPU{'s' if n > 1 else ''} of {memory:g} GiB (single: on one)"
+    title = (
+        f"GiB on each of {n} GPUs of {memory:g} GiB (single: on one)" if n > 1 else f"GiB on a GPU of {memory:g} GiB"
+    )
     table = FittedTable(title, ("", *(engine.replace("_", " ") for engine in result["engines"])))
     of_engines = list(result["engines"].values())
     for part in (*PARTS, "total"):
@@ -136,6 +138,6 @@ def show(result: dict[str, Any]) -> None:
     log.show(
         table,
         f"fits: {RESERVE:.0%} of the GPU stay free for CUDA, communication and fragmentation\n"
-        f"machine: memory of a machine with {min(n, result['gpus_per_node'])} of the GPUs, mostly to load weights\n"
+        f"machine: CPU memory of a machine for its GPUs ({min(n, result['gpus_per_node'])}), mostly to load weights\n"
         "checkpoint: on disk",
     )
