@@ -130,14 +130,25 @@ def texts_of(
 
 
 def _texts(rows: Any, column: str, name: str, on_bad_rows: str) -> Iterator[str]:
-    bad = [index for index, text in enumerate(rows[column]) if not isinstance(text, str) or not text.strip()]
+    from sails_align.data.files import UNREADABLE
+    from sails_align.data.messages import is_empty
+
+    unreadable = rows[UNREADABLE] if UNREADABLE in rows.column_names else [None] * len(rows)
+    bad: dict[int, str] = {}
+    for index, (text, cause) in enumerate(zip(rows[column], unreadable, strict=True)):
+        if cause is not None:
+            bad[index] = f"cannot be read ({cause})"
+        elif is_empty(text):
+            bad[index] = f"have an empty {column} or none"
+        elif not isinstance(text, str):
+            bad[index] = f"have a {column} that is no text"
     if bad:
-        found = f"{len(bad)} of {len(rows)} rows of {name} have an empty {column} or none (first: {bad[:3]})"
+        causes = " or ".join(dict.fromkeys(bad.values()))
+        found = f"{len(bad)} of {len(rows)} rows of {name} {causes} (first: {list(bad)[:3]})"
         if on_bad_rows == "error":
             raise InputError(f"{found};\ncorrect them, or leave them out with --on_bad_rows skip")
         logger.warning("%s: they are left out", found)
-    left_out = set(bad)
-    return (row[column] for index, row in enumerate(rows) if index not in left_out)
+    return (row[column] for index, row in enumerate(rows) if index not in bad)
 
 
 def _dialogues(pairs: Any, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Any]:

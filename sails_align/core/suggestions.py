@@ -39,10 +39,14 @@ def did_you_mean_path(name: str, *names: str) -> str:
     """
     path = Path(name)
     try:
-        beside = [str(path.parent / file.name) for file in path.parent.iterdir() if not file.name.startswith(".")]
+        beside = [str(path.parent / file.name) for file in path.parent.iterdir() if _is_offered(file)]
     except (OSError, ValueError):  # the folder is not there either, or the name cannot be one
         beside = []
     return suggestion(str(path), [*names, *(other for other in beside if _is_like(other, path))])
+
+
+def _is_offered(file: Path) -> bool:
+    return not file.name.startswith(".") and file.exists()  # not a link to nothing
 
 
 def _is_like(other: str, path: Path) -> bool:

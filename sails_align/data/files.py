@@ -4,6 +4,7 @@ One row that is not UTF-8, has a lone surrogate or is nested too deeply makes `d
 the process. Such rows are replaced by one with the column `UNREADABLE`, which holds the cause, in a copy of the file.
 """
 
+import codecs
 import csv
 import gzip
 import io
@@ -11,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -41,13 +43,19 @@ def prepared(path: Path, folder: Path, strict: bool = False) -> Path:
     if path.name.lower().endswith(".gz"):
         plain = folder / path.name[:-3]
         if not plain.is_file():
-            with gzip.open(path) as packed:
-                _write(plain, lambda file: shutil.copyfileobj(packed, file))
+            try:
+                with gzip.open(path) as packed:
+                    _write(plain, lambda file: shutil.copyfileobj(packed, file))
+            except (EOFError, zlib.error) as error:
+                raise ValueError(str(error)) from error
         path = plain
     kind = ending(path)
     if kind not in (".json", ".jsonl", ".csv", ".tsv"):
         return path
     with path.open("rb") as lines:
+        if lines.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise ValueError(f"{path.name} is UTF-16; save it as UTF-8")
+        lines.seek(0)
         is_good = all(_cause(line, strict and kind == ".jsonl", kind in (".json", ".jsonl")) is None for line in lines)
     if is_good:
         return path

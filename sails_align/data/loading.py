@@ -26,6 +26,11 @@ from sails_align.data.files import BUILDERS, UNREADABLE, ending, prepared, separ
 from sails_align.data.folders import Files, files_of
 
 logger = logging.getLogger(__name__)
+logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)  # it logs errors that it raises as well
+
+
+class NoSplitError(InputError):
+    """A data set does not have the split asked for."""
 
 
 def load_rows(
@@ -51,6 +56,10 @@ def load_rows(
         InputError: if it is missing, empty or unreadable, has no such split, or the hub cannot be reached.
     """
     path = Path(name_or_path).expanduser()
+    if path.is_symlink() and not path.exists():
+        raise InputError(f"{path} is a link to {path.readlink()}, which is not there; correct the link")
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise InputError(f"{path} is neither a file nor a folder; write its content to a file, and give that")
     builder = BUILDERS.get(ending(path))
     if not path.exists() and (builder or not HUB_ID.fullmatch(name_or_path) or name_or_path.startswith(".")):
         hint = did_you_mean_path(name_or_path) or ";"
@@ -68,8 +77,8 @@ def load_rows(
             dataset = load_dataset(name_or_path, config, split=split, revision=revision)
     if len(dataset) == 0:
         raise InputError(f"{name_or_path} (split {split}) is empty; give a data set that has rows")
-    if UNREADABLE in dataset.column_names and not mark_unreadable:
-        _refuse_unreadable(dataset, name_or_path)
+    if UNREADABLE in dataset.column_names and (not mark_unreadable or dataset.column_names == [UNREADABLE]):
+        _refuse_unreadable(dataset, name_or_path + f" (split {split})" * (split != "train"))
     return with_class_names(dataset)
 
 
@@ -112,6 +121,9 @@ def without_unreadable(dataset: Dataset, name: str) -> Dataset:
 
 
 def _load_files(builder: str, files: Files, split: str) -> Dataset:
+    asked = {part.partition("[")[0].strip() for part in split.split("+")}
+    # Others may have other columns, which `datasets` refuses, or bad rows. It says which splits there are.
+    files = {name: of_split for name, of_split in files.items() if name in asked} if asked <= files.keys() else files
     cache = _cache_of(files)
     try:
         return _build(builder, _prepared(files, cache, strict=False), split, cache)
@@ -178,12 +190,14 @@ def _load_errors(name: str, split: str) -> Iterator[None]:
             "log in with `hf auth login`"
         ) from error
     except StopIteration as error:  # what `load_dataset` raises on a JSON file of zero bytes
-        raise InputError(f"{name} is empty; give a data set that has rows") from error
+        raise InputError(f"{name} (split {split}) is empty; give a data set that has rows") from error
     except (DatasetsError, OSError, RuntimeError, TypeError, ValueError) as error:
         cause = first_line(root_cause(error))
-        if "corresponds to no data" in cause:
+        no_rows = ("corresponds to no data", "BatchSize must be greater than 0")  # the latter: of a parquet file
+        if any(sign in cause for sign in no_rows):
             raise InputError(f"{name} (split {split}) is empty; give a data set that has rows") from error
-        raise InputError(
+        kind = NoSplitError if "Unknown split" in cause else InputError
+        raise kind(
             f"{name} (split {split}) cannot be loaded: {cause}\n"
             "Give a file or folder of json, jsonl, csv, tsv or parquet data, or a data set of the hub, and a split it "
             "has"

@@ -5,6 +5,7 @@ Token ids are held in memory (4 bytes each); hidden states never are, beyond one
 Shapes: N all tokens, W windows (sequences), T content tokens, D d_model.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -17,6 +18,8 @@ from transformers import PreTrainedTokenizerBase
 from sails_align.core.errors import InputError
 from sails_align.data.tokens import TokenizedSide, batches_by_length, padded
 from sails_align.models.hooks import token_states
+
+logger = logging.getLogger(__name__)
 
 TEXTS_AT_ONCE = 256
 HELD_OUT = 0.1
@@ -45,6 +48,11 @@ class TokenCorpus:
         """Return the number of content tokens in each window. (W,)"""
         totals_W = self.content.cumsum(0)[self.ends - 1]
         return totals_W.diff(prepend=totals_W.new_zeros(1))
+
+    def tokens_of(self, window: int) -> bytes:
+        """Return what tells the tokens of a window from those of others."""
+        start = int(self.ends[window - 1]) if window else 0
+        return self.ids[start : int(self.ends[window])].numpy().tobytes()
 
     def sequences(self, windows: Iterable[int]) -> list[TokenizedSide]:
         """Return some windows, with content tokens as their mask."""
@@ -115,6 +123,7 @@ def _is_token_ids(row: object) -> bool:
 def split_windows(corpus: TokenCorpus, *, eval_tokens: int, least: int, seed: int) -> tuple[Tensor, list[int]]:
     """Hold out windows at random, until they hold `eval_tokens` content tokens or are a tenth of the windows.
 
+    Of the held-out windows, those whose tokens are trained on as well are left out, unless all are.
     Returns the windows to train on and the held-out ones. Raises `InputError` if fewer than `least` content tokens are
     left to train on.
     """
@@ -127,7 +136,16 @@ def split_windows(corpus: TokenCorpus, *, eval_tokens: int, least: int, seed: in
             f"too little text: {left} tokens to train on after holding out a part, less than a batch of {least};\n"
             "give more text or a smaller batch_size"
         )
-    return order_W[count:], order_W[:count].tolist()
+    train_W, held_out = order_W[count:], order_W[:count].tolist()
+    held_out_ids = {corpus.tokens_of(window) for window in held_out}
+    known = held_out_ids & {corpus.tokens_of(window) for window in train_W.tolist()}
+    new = [window for window in held_out if corpus.tokens_of(window) not in known]
+    if known:
+        n = len(held_out) - len(new)
+        so = "they are not measured on" if new else "no other text is held out, so the measures are not of new text"
+        level = logging.INFO if new else logging.WARNING
+        logger.log(level, "%d of %d held-out texts are trained on, too: %s", n, len(held_out), so)
+    return train_W, new or held_out
 
 
 def buffers(corpus: TokenCorpus, windows_W: Tensor, tokens: int, seed: int) -> Iterator[list[int]]:

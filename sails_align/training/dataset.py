@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
@@ -9,7 +10,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from sails_align.core.distributed import from_main
 from sails_align.core.errors import InputError
-from sails_align.data.loading import cache_errors, load_rows
+from sails_align.data.loading import NoSplitError, cache_errors, load_rows
 from sails_align.data.messages import assistant
 from sails_align.data.pairs import AlignmentExamples, fingerprint, normalize
 from sails_align.data.splits import split_by_prompt, without_prompts_of
@@ -211,8 +212,9 @@ def _load_data(plan: TrainingPlan, check: TemplateCheck, counts: _Counts) -> tup
     safety = load(name, script.dataset_train_split, script.dataset_config, "")
     try:
         rows = load_rows(name, config=script.dataset_config, split=script.dataset_test_split, mark_unreadable=True)
-    except InputError:  # no test split
-        if script.dataset_test_split != "test":  # one that was asked for
+    except InputError as error:
+        is_there = Path(name).expanduser().exists() and not isinstance(error, NoSplitError)
+        if is_there or script.dataset_test_split != "test":  # it cannot be read, or is another one that was asked for
             raise
         safety, held_out = split_by_prompt(safety, data.eval_examples, seed, name)
     else:

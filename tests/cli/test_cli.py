@@ -337,3 +337,13 @@ def test_texts_that_are_empty_are_counted_and_named_or_left_out(caplog):
         sae_training._texts(rows, "text", "my data", "error")
     assert list(sae_training._texts(rows, "text", "my data", "skip")) == ["one", "three"]
     assert "2 of 4 rows" in caplog.text
+
+
+def test_texts_that_cannot_be_read_are_told_by_their_cause(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "x \\ud83d"}\n')
+    rows = load_rows(str(tmp_path / "a.jsonl"), mark_unreadable=True)
+    with pytest.raises(InputError, match=r"1 of 2 rows of my data cannot be read \(the row has a lone surrogate"):
+        sae_training._texts(rows, "text", "my data", "error")
+    assert list(sae_training._texts(rows, "text", "my data", "skip")) == ["one"]
+    with pytest.raises(InputError, match="1 of 1 rows of my data have a text that is no text"):
+        sae_training._texts(Dataset.from_dict({"text": [["a"]]}), "text", "my data", "error")

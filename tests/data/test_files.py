@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
+import pyarrow.parquet
 import pytest
 from datasets import Dataset
 
 from sails_align.core.errors import InputError
 from sails_align.data.files import MAX_DEPTH
-from sails_align.data.loading import load_rows
+from sails_align.data.loading import NoSplitError, load_rows
 from sails_align.data.pairs import normalize
 
 GOOD = {"prompt": "a", "completion": "b"}
@@ -165,6 +166,57 @@ def test_a_bad_row_is_counted(tmp_path: Path, cause: str, name: str):
     found = normalize(rows, on_bad_rows="skip")
     assert found.dataset["chosen"][:] == ["b", "b"]
     assert list(found.dropped.values()) == [1]
+
+
+ROWS = "".join(json.dumps(GOOD) + "\n" for _ in range(50)).encode()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("cut.jsonl.gz", gzip.compress(ROWS, mtime=0)[:-12], "cut.jsonl.gz (split train) cannot be loaded: Compressed"),
+        ("garbage.jsonl.gz", b"\x1f\x8b\x08garbage", "garbage.jsonl.gz (split train) cannot be loaded: Compressed"),
+        ("bits.csv.gz", gzip.compress(ROWS, mtime=0)[:10] + b"\xff" * 40, "cannot be loaded: Error -3"),
+        ("a.jsonl", ROWS.decode().encode("utf-16"), "a.jsonl is UTF-16; save it as UTF-8"),
+        ("a.csv", "prompt,completion\na,b\n".encode("utf-16"), "a.csv is UTF-16; save it as UTF-8"),
+    ],
+)
+def test_files_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, said: str):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError) as error:
+        load_rows(str(tmp_path / name), mark_unreadable=True)
+    assert said in str(error.value)
+
+
+def test_what_is_no_file(tmp_path: Path):
+    (tmp_path / "gone.jsonl").symlink_to("nowhere.jsonl")
+    (tmp_path / "loop.jsonl").symlink_to("loop.jsonl")
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    for name, said in (("gone", "a link to nowhere.jsonl"), ("loop", "a link to loop"), ("pipe", "neither a file")):
+        with pytest.raises(InputError, match=f"{name}.jsonl is {said}"):
+            load_rows(str(tmp_path / f"{name}.jsonl"))
+    with pytest.raises(InputError) as error:
+        load_rows(str(tmp_path / "gone.json"))
+    assert "gone.jsonl" not in str(error.value)
+
+
+def test_a_parquet_file_of_no_rows(tmp_path: Path):
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": pyarrow.array([], "string")}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"a.parquet \(split train\) is empty"):
+        load_rows(str(tmp_path / "a.parquet"))
+
+
+def test_a_split_does_not_depend_on_the_others(tmp_path: Path):
+    write(tmp_path / "train.jsonl", [GOOD])
+    write(tmp_path / "test.jsonl", [{"question": "a", "answer": [1]}])
+    assert load_rows(str(tmp_path)).to_list() == [GOOD]
+    assert load_rows(str(tmp_path), split="test[:1]").to_list() == [{"question": "a", "answer": [1]}]
+    with pytest.raises(NoSplitError, match='Unknown split "dev"'):
+        load_rows(str(tmp_path / "train.jsonl"), split="dev")
+    (tmp_path / "test.jsonl").write_text("not json\n" * 3)
+    assert load_rows(str(tmp_path)).to_list() == [GOOD]
+    with pytest.raises(InputError, match=r"3 of 3 rows of .* \(split test\) cannot be read: the row is not JSON"):
+        load_rows(str(tmp_path), split="test", mark_unreadable=True)
 
 
 def test_bad_rows_of_other_kinds(tmp_path: Path):

@@ -227,9 +227,26 @@ def test_endless_texts_are_read_as_far_as_needed(tokenizer):
     assert 1000 <= corpus.content.sum() < 2000
 
 
+def test_held_out_windows_are_not_trained_on(tokenizer, caplog):
+    texts = [f"w{n % 5} w{n % 7} w{n % 11}" for n in range(385)] + ["w1 w2 w3"] * 15
+    corpus = read_corpus(texts, tokenizer, n_tokens=10_000, context_size=8)
+    with caplog.at_level("INFO"):
+        train_W, held_out = split_windows(corpus, eval_tokens=100, least=10, seed=0)
+    n_drawn = len(corpus) - len(train_W)
+    known = {corpus.tokens_of(window) for window in train_W.tolist()}
+    assert 0 < len(held_out) < n_drawn
+    assert not known & {corpus.tokens_of(window) for window in held_out}
+    n = n_drawn - len(held_out)
+    assert f"{n} of {n_drawn} held-out texts are trained on, too: they are not measured on" in caplog.text
+    same = read_corpus(["w1 w2 w3"] * 50, tokenizer, n_tokens=1000, context_size=8)
+    assert len(split_windows(same, eval_tokens=10, least=10, seed=0)[1]) == 4
+    assert "4 of 4 held-out texts are trained on, too: no other text is held out" in caplog.text
+
+
 def test_buffers_cover_each_epoch_and_can_be_resumed(corpus):
     train_W, held_out = split_windows(corpus, eval_tokens=300, least=100, seed=0)
-    assert set(held_out) | set(train_W.tolist()) == set(range(len(corpus)))
+    used = {corpus.tokens_of(window) for window in [*held_out, *train_W.tolist()]}
+    assert used == {corpus.tokens_of(window) for window in range(len(corpus))}
     assert not set(held_out) & set(train_W.tolist())
     stream = list(itertools.islice(buffers(corpus, train_W, 500, seed=3), 30))
     again = list(itertools.islice(buffers(corpus, train_W, 500, seed=3), 20, 30))

@@ -97,6 +97,17 @@ def test_no_prompt_is_trained_on_and_held_out(project: Project, tmp_path: Path):
     }
 
 
+@pytest.mark.parametrize(("content", "said"), [("", "(split test) is empty"), ("x\n", "(split test) cannot be read")])
+def test_a_test_split_that_cannot_be_read_is_not_taken_for_none(
+    project: Project, tmp_path: Path, content: str, said: str
+):
+    write(tmp_path / "split" / "train.jsonl", labelled())
+    (tmp_path / "split" / "test.jsonl").write_text(content)
+    with pytest.raises(InputError) as error:
+        source_of(project, tmp_path, "--dataset_name", str(tmp_path / "split"))
+    assert said in str(error.value)
+
+
 def prompts(dataset) -> set[str]:
     return {prompt[0]["content"] for prompt in dataset["prompt"]}
 

@@ -3,6 +3,7 @@
 import gzip
 import json
 import logging
+import zlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def object_in(file: Path) -> Mapping[str, Any] | None:
 def _lines(file: Path, mark_unreadable: bool) -> list[Row]:
     try:
         content = gzip.decompress(file.read_bytes()) if file.suffix.lower() == ".gz" else file.read_bytes()
-    except (OSError, EOFError) as error:  # also of gzip
+    except (OSError, EOFError, zlib.error) as error:  # also of gzip
         raise InputError(f"{file} cannot be read: {error};\ngive a text in UTF-8, with one prompt a line") from error
     lines = content.removeprefix(b"\xef\xbb\xbf").splitlines()
     rows: list[Row] = []
