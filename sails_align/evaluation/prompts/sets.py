@@ -155,7 +155,7 @@ _SETS = (
     ),
     PromptSet(
         "toxicchat", _TOXICCHAT, (Part(published.toxicchat_kind, config="toxicchat0124", split="test"),),
-        _first("id", "conv_id"), signature=frozenset({"user_input", "toxicity", "jailbreaking"}),
+        _first("id", "conv_id"), counts=(5083,), signature=frozenset({"user_input", "toxicity", "jailbreaking"}),
     ),
     PromptSet(
         "xstest", _XSTEST, (Part(published.xstest_kind, split="prompts"),), _first("category", "type"), counts=(450,),
@@ -186,7 +186,7 @@ _SETS = (
         "coconot-pref", _COCONOT, (Part("dual_use", config="pref"),), _first("reference", "chosen"), counts=(927,),
         signature=_COCONOT_COLUMNS | {"chosen", "rejected"}, word="pref",
     ),
-    PromptSet("hh-rlhf", _HH_RLHF, _HH_PARTS),
+    PromptSet("hh-rlhf", _HH_RLHF, _HH_PARTS, counts=(4666, 2312, 2354)),  # both files, or one of them
     PromptSet(
         "alpaca-eval", _ALPACA_EVAL, (_ALPACA_PART,), {**_first("reference", "output"), "category": ("dataset",)},
         counts=(805,), signature=frozenset({"dataset", "instruction", "output", "generator"}),

@@ -20,6 +20,7 @@ from sails_align.core.errors import InputError
 from sails_align.evaluation.options import PromptArguments
 from sails_align.evaluation.prompts.load import load_all, load_prompts
 from sails_align.evaluation.prompts.published import HEX_PHI_CATEGORIES
+from sails_align.evaluation.prompts.recognize import check_count
 from sails_align.evaluation.prompts.sets import PROMPT_SETS
 from sails_align.evaluation.records import Prompt
 
@@ -101,6 +102,16 @@ def test_real_sets(shared: Path, name: str, file: str, count: int, kind: str, ca
     assert all(prompt.messages[-1]["role"] == "user" and prompt.text.strip() for prompt in prompts)
     json.dumps([dict(prompt.meta) for prompt in prompts])
     assert prompts == load_prompts(f"{name.upper()}={shared / 'data' / file}")
+
+
+def test_the_numbers_of_rows_are_those_of_the_published_files(shared: Path, caplog: pytest.LogCaptureFixture):
+    """Of the harmless half of HH-RLHF the file itself; of the other half and ToxicChat the cards of copies."""
+    load_prompts(f"hh-rlhf={shared / 'data/hh_rlhf/harmless-base.test.jsonl.gz'}")
+    for name, count in (("hh-rlhf", 2312 + 2354), ("hh-rlhf", 2354), ("toxicchat", 10_165 - 5082)):
+        check_count(PROMPT_SETS.get(name), count, "here")
+    assert "where the published set has" not in caplog.text
+    check_count(PROMPT_SETS.get("toxicchat"), 5082, "here")
+    assert "5,083" in caplog.text
 
 
 def test_targets_and_references(shared: Path):
