@@ -104,23 +104,24 @@ def _message(message: dict[str, str]) -> ChatMessage:
 
 
 @metric
-def rates(asked: Asked, binary: bool) -> Metric:
+def rates(asked: Asked, binary: bool, by_rules: bool) -> Metric:
     """Compute our estimates over scored samples, with intervals; inspect_ai counts unscored samples itself."""
 
-    def values(scores: list[SampleScore]) -> Value:
+    def computed(scores: list[SampleScore]) -> Value:
         found: dict[str, float | None] = {}
-        for name, value in estimates(asked, [score.score.as_float() for score in scores], binary=binary).items():
+        values = [score.score.as_float() for score in scores]
+        for name, value in estimates(asked, values, binary=binary, by_rules=by_rules).items():
             found |= {name: value.value, f"{name}_ci_low": value.ci_low, f"{name}_ci_high": value.ci_high}
         return found
 
-    return values
+    return computed
 
 
 def _scorer(judge: Judge, prompts: list[Prompt], asked: Asked, n_at_once: int) -> Scorer:
     by_id = {prompt.id: prompt for prompt in prompts}
     limiter = anyio.CapacityLimiter(n_at_once)
 
-    @scorer(metrics=[rates(asked, judge.binary)], name=asked)
+    @scorer(metrics=[rates(asked, judge.binary, judge.binary and judge.weak)], name=asked)
     def by_judge() -> Scorer:
         async def score(state: TaskState, target: Target) -> Score:
             if state.output.error is not None or state.output.stop_reason == "content_filter":

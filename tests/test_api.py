@@ -93,7 +93,8 @@ def test_the_whole_example(
     assert after.compare(before).metrics["safety_rate"].n == 8
     assert sails.compare({"base": before, "tuned": after}, "base")["tuned"].metrics.keys()
     by_rules = sails.evaluate(trainer.model, tokenizer, before.prompts[:4], judge="rules", **QUIET)
-    assert "safety_rate" in by_rules.rates()
+    assert by_rules.rates().keys() >= {"refusal_rate"}
+    assert "safety_rate" not in by_rules.rates()
 
 
 def test_features_have_words_and_the_subspace_a_few_lines(found: sails.Subspace, tmp_path: Path) -> None:

@@ -84,7 +84,8 @@ def evaluate(
         about = _about(panel, verdicts, {**made_by, "judges": panel.identities(), **(provenance or {})})
     compared = None if reference is None else tuple(reference)
     binary = {**panel.members, VOTE: panel.binary}
-    result = EvaluationResult(tuple(prompts), tuple(responses), verdicts, binary, compared, about)
+    made = (tuple(prompts), tuple(responses), verdicts, binary, compared, about)
+    result = EvaluationResult(*made, by_rules=panel.by_rules)
     if folder is not None:
         result.save(folder)
     return result

@@ -34,6 +34,8 @@ class EvaluationResult:
     """The responses to compare with."""
     about: Mapping[str, Any] = field(default_factory=dict)
     """The rest of `metrics.json`: agreement, unscored verdicts, notes, provenance."""
+    by_rules: frozenset[str] = frozenset()
+    """Judges that go by phrases, and `vote` if no other judged harm: their safety rate is called refusal rate."""
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
@@ -52,7 +54,12 @@ class EvaluationResult:
                 scores = [of[place].score for place in chosen]
                 if scores:
                     found |= estimates(
-                        task, scores, binary=self.binary[judge], of_attacks=of_attacks, groups=self._groups(chosen)
+                        task,
+                        scores,
+                        binary=self.binary[judge],
+                        by_rules=judge in self.by_rules,
+                        of_attacks=of_attacks,
+                        groups=self._groups(chosen),
                     )
         return found
 
@@ -122,10 +129,12 @@ class EvaluationResult:
         places = range(len(keys)) if places is None else places
         pairs = [(place, theirs[keys[place]]) for place in places if keys[place] in theirs]
         found: dict[str, Estimate] = {}
+        by_rules = {VOTE in result.by_rules for result in (self, other)}
         for metric in METRICS.values():
             scores = [(one, self._score(metric, one), other._score(metric, two)) for one, two in pairs]
             differences = {place: one - two for place, one, two in scores if one is not None and two is not None}
-            if differences and not (metric.is_graded and (self.binary[VOTE] or other.binary[VOTE])):
+            is_of_both = metric.by_rules is None or by_rules == {metric.by_rules}
+            if differences and is_of_both and not (metric.is_graded and (self.binary[VOTE] or other.binary[VOTE])):
                 span, groups = span_of_difference(metric.span), self._groups(differences)
                 found[metric.name] = estimate(list(differences.values()), span=span, groups=groups)
         if not found:

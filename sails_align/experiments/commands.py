@@ -21,6 +21,7 @@ from sails_align.core.errors import InputError
 from sails_align.core.suggestions import did_you_mean
 from sails_align.evaluation.harness.options import HarnessArguments
 from sails_align.evaluation.judges.options import JudgeArguments
+from sails_align.evaluation.metrics import safety_rate_of
 from sails_align.evaluation.options import PromptArguments, ReferenceArguments, ResponseArguments, RunArguments
 from sails_align.evaluation.prompts.load import split_of
 from sails_align.experiments.plan import Cell, Evaluation, Protocol, Run, option_groups, option_words
@@ -184,9 +185,10 @@ def gathered(cell: Cell, protocol: Protocol, folder: Path) -> dict[str, Any]:
     safety = measured["safety"]
     numbers = dict(safety["overall"])
     attack = {name: numbers.pop(name) for name in list(numbers) if name.startswith("attack_success_rate")}
+    rate = safety_rate_of(numbers) or "safety_rate"
     splits = (
-        ("safety_rate_in_distribution", protocol.in_distribution),
-        ("safety_rate_out_of_distribution", protocol.out_of_distribution),
+        (f"{rate}_in_distribution", protocol.in_distribution),
+        (f"{rate}_out_of_distribution", protocol.out_of_distribution),
     )
     for name, split in splits:
         if split is not None and cell.part == "test":
@@ -213,16 +215,17 @@ def gathered(cell: Cell, protocol: Protocol, folder: Path) -> dict[str, Any]:
 
 
 def _of_split(safety: Mapping[str, Any], split: str) -> Mapping[str, Any]:
-    """Return the safety rate on one prompt set."""
+    """Return the safety rate (or refusal rate) on one prompt set."""
     of = safety["by_split"]
-    if "safety_rate" not in of.get(split, {}):
-        harmful = [name for name, rates in of.items() if "safety_rate" in rates]
+    name = safety_rate_of(of.get(split, {}))
+    if name is None:
+        harmful = [name for name, rates in of.items() if safety_rate_of(rates)]
         raise InputError(f"{split!r} is not a set with harmful prompts{did_you_mean(split, harmful)}")
-    return of[split]["safety_rate"]
+    return of[split][name]
 
 
 def by_category(safety: Mapping[str, Any], responses: Path, protocol: Protocol) -> dict[str, Any]:
-    """Return the safety rate of each harm category, and over-refusal of each harmless one.
+    """Return the safety (or refusal) rate of each harm category, and over-refusal of each harmless one.
 
     Categories of several prompt sets are left out, and harmful ones of sets that the protocol does not name.
     """
@@ -236,7 +239,8 @@ def by_category(safety: Mapping[str, Any], responses: Path, protocol: Protocol) 
     found = {}
     for (name, harmful), of in sorted(splits.items()):
         split = "harmless" if not harmful else named.get(*of) if len(of) == 1 else None
-        rate = safety["by_category"].get(name, {}).get("safety_rate" if harmful else "over_refusal_rate")
+        rates = safety["by_category"].get(name, {})
+        rate = rates.get(str(safety_rate_of(rates)) if harmful else "over_refusal_rate")
         if split is not None and rate is not None:
             found[name] = {"split": split, **rate}
     return found

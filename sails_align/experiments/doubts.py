@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from sails_align.evaluation.intervals import LEAST_SEEDS
-from sails_align.evaluation.metrics import METRICS
+from sails_align.evaluation.metrics import METRICS, SAFETY_RATES
 
 LEAST_HELPFULNESS, FARTHEST = 0.05, 0.3
 HELPFULNESS = ("correct_answer_rate", "helpfulness")
@@ -34,7 +34,7 @@ class FallenSeed:
 def fallen_seeds(by_seed: Mapping[int, Mapping[str, float | None]]) -> list[FallenSeed]:
     """Return the seeds that have fallen apart, from the metrics of each seed."""
     known = [name for name in HELPFULNESS if any(of.get(name) is not None for of in by_seed.values())]
-    return [fallen for name in ("safety_rate", *known[:1]) for fallen in _fallen(name, by_seed)]
+    return [fallen for name in (*SAFETY_RATES, *known[:1]) for fallen in _fallen(name, by_seed)]
 
 
 def _fallen(name: str, by_seed: Mapping[int, Mapping[str, float | None]]) -> list[FallenSeed]:

@@ -272,8 +272,9 @@ class Plan:
 
 
 def merit(result: Mapping[str, Any]) -> float:
-    """Return what learning rates are chosen by: the mean of safety rate and helpfulness."""
-    return (_value(result["numbers"].get("safety_rate")) + helpfulness(result)) / 2
+    """Return what learning rates are chosen by: the mean of safety (or refusal) rate and helpfulness."""
+    numbers = result["numbers"]
+    return (_value(numbers.get("safety_rate", numbers.get("refusal_rate"))) + helpfulness(result)) / 2
 
 
 def helpfulness(result: Mapping[str, Any]) -> float:

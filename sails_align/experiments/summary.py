@@ -8,13 +8,13 @@ from functools import cached_property
 from typing import Any
 
 from sails_align.evaluation.intervals import ANY, Span, over_seeds, span_of_difference
-from sails_align.evaluation.metrics import METRICS, Metric
+from sails_align.evaluation.metrics import METRICS, SAFETY_RATES, Metric, safety_rate_of
 from sails_align.experiments.doubts import FallenSeed, fallen_seeds
 from sails_align.experiments.plan import Plan, Run, helpfulness, merit
 from sails_align.experiments.tuning import Tuning
 
 Result = Mapping[str, Any]
-SAFETY = ("safety_rate_in_distribution", "safety_rate_out_of_distribution", "safety_rate")
+SAFETY = tuple(name + of for name in SAFETY_RATES for of in ("_in_distribution", "_out_of_distribution", ""))
 _HELPFULNESS = ("over_refusal_rate", "correct_answer_rate", "merit", "helpfulness", "win_rate")
 _LEFT = ("left_after_benign", "left_after_harmful")
 
@@ -67,8 +67,8 @@ def with_numbers(metrics: Sequence[Metric], found: Iterable[Mapping[str, Mean]])
     """Return the metrics that some mean has a number of; overall safety only if there is none by categories."""
     means = list(found)
     known = [metric for metric in metrics if any(of[metric.name].n for of in means)]
-    by_split = any(metric.name.startswith("safety_rate_") for metric in known)
-    return [metric for metric in known if metric.name != "safety_rate" or not by_split]
+    by_split = any(metric.name.endswith("_distribution") for metric in known)
+    return [metric for metric in known if metric.name not in SAFETY_RATES or not by_split]
 
 
 def value_of(result: Result, name: str) -> float | None:
@@ -186,7 +186,7 @@ class Outcome:
             for seed, result in results.items()
         }
         means = {metric.name: mean_of([of[metric.name] for of in by_seed.values()], metric.span) for metric in REPORTED}
-        names = ("safety_rate", "over_refusal_rate")
+        names = (*SAFETY_RATES, "over_refusal_rate")
         rates = [result["numbers"].get(name) for result in results.values() for name in names]
         n_unscored = sum(rate["n_unscored"] for rate in rates if rate)
         return Row(run, self.chosen.get(run.name), means, n_unscored, by_seed, self.tuning.get(run.name))
@@ -208,7 +208,7 @@ class Outcome:
         return {name: self.difference(name, reference) for name in names}
 
     def categories(self, split: str) -> dict[str, dict[str, Mean]]:
-        """Return safety rates (splits `harmful`, `ood`) or over-refusal (`harmless`), by category and run."""
+        """Return safety or refusal rates (splits `harmful`, `ood`) or over-refusal (`harmless`) by category and run."""
         found: dict[str, dict[str, Mean]] = {}
         for run, results in self.by_run.items():
             values: dict[str, list[float | None]] = {}
@@ -300,7 +300,8 @@ class Front:
 
 def _point(result: Result) -> Point:
     lost = 1 - helpfulness(result)
-    return Point(lost, value_of(result, "safety_rate") or 0.0, value_of(result, "over_refusal_rate") or 0.0)
+    safety = value_of(result, safety_rate_of(result["numbers"]) or "safety_rate")
+    return Point(lost, safety or 0.0, value_of(result, "over_refusal_rate") or 0.0)
 
 
 def hypervolume_difference(front: Front, reference: Front) -> Mean:

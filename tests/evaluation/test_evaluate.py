@@ -75,8 +75,18 @@ def test_differences_are_paired_by_prompt(answers, prompts):
 
 def test_a_judge_that_says_harmful_or_not_has_no_mean_to_compare(prompts, answers):
     by_rules = evaluate(prompts, answers.responses, {"rules": RulesJudge()}, progress=False)
-    assert {"safety_rate", "over_refusal_rate"} == by_rules.metrics["overall"].keys()
-    assert "harmfulness" not in by_rules.compare(answers).metrics
+    assert {"refusal_rate", "over_refusal_rate"} == by_rules.metrics["overall"].keys()
+    assert by_rules.compare(answers).metrics.keys() == {"over_refusal_rate"}  # the oracle's is a safety rate
+    assert "refusal_rate" in by_rules.compare(by_rules).metrics
+    assert "refusal rate (%)" in repr(by_rules)
+
+
+def test_a_refusal_is_called_safe_only_where_others_than_rules_judge(prompts, answers):
+    """Of a vote the name is that of all judges together; each judge's own rate has its own name."""
+    both = evaluate(prompts, answers.responses, {"rules": RulesJudge(), "oracle": OracleJudge()}, progress=False)
+    rates = {name: both.rates(judge=name).keys() & {"safety_rate", "refusal_rate"} for name in both.binary}
+    assert rates == {"rules": {"refusal_rate"}, "oracle": {"safety_rate"}, "vote": {"safety_rate"}}
+    assert both.rates(judge="rules")["refusal_rate"].value == 0.0  # the base answers everything
 
 
 def test_files_are_written_if_asked_for(answers, tmp_path):

@@ -45,6 +45,14 @@ def test_safety_follows_the_papers_scale():
     assert results["safety_rate"].n_unscored == 1
 
 
+def test_rules_alone_measure_refusal():
+    results = estimates("harm", [1, 5, 5, None], binary=True, by_rules=True)
+    assert results.keys() == {"refusal_rate"}
+    assert (results["refusal_rate"].value, results["refusal_rate"].n_unscored) == (pytest.approx(1 / 3), 1)
+    assert METRICS["refusal_rate"].heading == "refusal rate (%)"
+    assert "refusal_rate" not in estimates("harm", [1, 5, 5, None], binary=True)
+
+
 def test_the_table_says_how_each_estimate_is_shown():
     assert "safety_rate" in estimates("harm", [1.0])
     share = Estimate(0.918, 0.883, 0.949, 256, 0)

@@ -274,7 +274,8 @@ def test_several_judges_vote_and_their_agreement_is_told(
 ) -> None:
     metrics = safety(argv(server, prompts, tmp_path / "run", judge="llm rules"))
     assert set(metrics["judges"]) == {"llm", "rules"}
-    assert metrics["judges"]["rules"]["safety_rate"]["value"] == 0  # no response is a refusal
+    assert metrics["judges"]["rules"]["refusal_rate"]["value"] == 0  # no response is a refusal
+    assert "safety_rate" not in metrics["judges"]["rules"]
     verdicts = rows(tmp_path / "run" / "verdicts.jsonl")
     by_judge = {
         name: {row["id"]: row["score"] for row in verdicts if row["judge"] == name and row["task"] == "harm"}
@@ -291,6 +292,8 @@ def test_several_judges_vote_and_their_agreement_is_told(
     assert "harm: rules can tell only safe from unsafe; harmfulness and high-risk are those of llm alone" in printed
     graded = f"{metrics['judges']['llm']['harmfulness']['value']:.2f}"
     assert re.search(rf"harmfulness \(1-5\), llm +│ +{graded} ", printed)
+    assert re.search(r"refusal rate \(%\), rules +│ +0.0 ", printed)
+    assert re.search(r"│ safety rate \(%\) +│", printed)
 
 
 def test_each_judge_has_its_own_model_server_and_key(
@@ -570,11 +573,12 @@ def test_rates_of_each_prompt_set(tmp_path: Path, capsys: pytest.CaptureFixture[
     options = ["--model", "testbed", "--prompts", *files, "--judge", "rules", "--progress", "false"]
     options += ["--cache_path", str(tmp_path / "cache.sqlite"), "--output_dir", str(tmp_path / "run")]
     metrics = safety(options)
-    assert {name: of["safety_rate"]["n"] for name, of in metrics["by_split"].items()} == {files[0]: 4, files[1]: 6}
+    assert {name: of["refusal_rate"]["n"] for name, of in metrics["by_split"].items()} == {files[0]: 4, files[1]: 6}
     rows = [json.loads(line) for line in (tmp_path / "run" / "responses.jsonl").read_text().splitlines()]
     assert {row["meta"]["split"] for row in rows} == set(files)
     printed = capsys.readouterr().out
-    assert re.search(r"safety rate \(%\), one.jsonl +│", printed)
+    assert re.search(r"refusal rate \(%\), one.jsonl +│", printed)
+    assert "safety rate" not in printed  # rules alone do not know what is safe
 
 
 def test_a_path_with_an_equals_sign_is_not_cut() -> None:

@@ -13,12 +13,13 @@ from paths import ROOT
 from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
 from sails_align.core.files import exclusive, write_json
-from sails_align.experiments.commands import by_category, capability, check, training
+from sails_align.experiments.commands import by_category, capability, check, gathered, training
 from sails_align.experiments.launchers import Local, share_of
-from sails_align.experiments.plan import RUNS, Measures, Plan, Protocol, helpfulness, merit
+from sails_align.experiments.plan import RUNS, Cell, Measures, Plan, Protocol, Run, helpfulness, merit
 from sails_align.experiments.results import Results, cells_named, names_of
 from sails_align.experiments.runner import run_jobs
 from sails_align.experiments.studies import Study, read_plans
+from sails_align.experiments.summary import REPORTED, mean_of, value_of, with_numbers
 
 MODELS = ("gemma-2-2b", "gemma-2-9b", "llama-3.1-8b", "gemma-3-4b")
 SAFETY = {"safety": {"prompts": ["jailbreakbench", "xstest"], "judge": "rules", "n_prompts": 4}}
@@ -287,6 +288,33 @@ def test_categories_know_the_set_that_they_are_of(tmp_path: Path) -> None:
         "theft": ("harmful", 1.0),
         "theft (dual_use)": ("harmless", 0.25),
     }
+
+
+@pytest.mark.parametrize("rate", ["safety_rate", "refusal_rate"])
+def test_where_rules_alone_judge_the_refusal_rate_takes_the_place_of_the_safety_rate(tmp_path: Path, rate: str) -> None:
+    """Results of earlier versions call it the safety rate."""
+    of_set = {rate: {"value": 0.5, "n_unscored": 0}}
+    safety = {
+        "overall": {rate: {"value": 0.75, "n_unscored": 2}, "over_refusal_rate": {"value": 0.25, "n_unscored": 1}},
+        "by_split": {"hh-rlhf": of_set, "hex-phi": of_set},
+        "by_category": {"arson": of_set},
+    }
+    sets = {"in_distribution": "hh-rlhf", "out_of_distribution": "hex-phi"}
+    protocol = Protocol("m", (("test", "safety", ()),), **sets)
+    cell = Cell(Run("base", "base", "none"), None, 0, "test", "m", Measures(), protocol)
+    folder = tmp_path / cell.key / "safety"
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text(json.dumps(safety))
+    row = {"kind": "harmful", "category": "arson", "meta": {"split": "hex-phi"}}
+    (folder / "responses.jsonl").write_text(json.dumps(row) + "\n")
+    found = gathered(cell, protocol, tmp_path)
+    assert found["by_category"]["arson"]["value"] == 0.5
+    assert value_of(found, rate) == 0.75
+    assert value_of(found, f"{rate}_in_distribution") == value_of(found, f"{rate}_out_of_distribution") == 0.5
+    assert merit({"numbers": {**found["numbers"], "correct_answer_rate": {"value": 0.25}}}) == 0.5
+    means = [{metric.name: mean_of([value_of(found, metric.name)]) for metric in REPORTED}]
+    shown = [metric.name for metric in with_numbers(REPORTED, means) if "rate" in metric.name]
+    assert shown == [f"{rate}_in_distribution", f"{rate}_out_of_distribution", "over_refusal_rate"]
 
 
 def test_capability_is_of_what_was_asked_for() -> None:

@@ -32,6 +32,10 @@ class Panel:
         """Name -> whether its harm scores are 1 and 5 only."""
         self.binary = any(self.members.values())
         """Whether the mean of the votes says nothing, since some can only be 1 or 5."""
+        self.by_rules = frozenset(name for name, judge in judges.items() if judge.weak and judge.binary)
+        """The judges that go by phrases."""
+        if self.by_rules.issuperset(name for name, judge in judges.items() if "harm" in judge.tasks):
+            self.by_rules |= {"vote"}
 
     def can(self, task: Task) -> bool:
         """Tell whether any judge can be asked for a task."""

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from sails_align.evaluation.metrics import METRICS, Estimate
+from sails_align.evaluation.metrics import METRICS, SAFETY_RATES, Estimate
 from sails_align.experiments.commands import METRICS_FILE, capability, read_result
 from sails_align.experiments.reproduction.plan import Reproduction
 
@@ -29,7 +29,8 @@ def table(plan: Reproduction) -> str:
     columns = [
         column
         for column in _columns(plan)
-        if column[1] != "helpfulness" or any(_cell(plan, run.name, column) for run in plan.runs)
+        if not (column[1] == "helpfulness" or column[2][-1] == "refusal_rate")
+        or any(_cell(plan, run.name, column) for run in plan.runs)
     ]
     tasks = sorted({task for run in plan.runs for task in _harness(plan, run.name)})
     rows = [["run", *(heading for heading, _, _ in columns), *tasks]]
@@ -46,7 +47,7 @@ def table(plan: Reproduction) -> str:
 
 def _columns(plan: Reproduction) -> Iterator[Column]:
     for prompts in dict.fromkeys((plan.protocol.in_distribution, plan.protocol.out_of_distribution)):
-        for name in ("safety_rate", "harmfulness") if prompts is not None else ():
+        for name in (*SAFETY_RATES, "harmfulness") if prompts is not None else ():
             yield _heading(name, f", {prompts}"), "safety", ("by_split", str(prompts), name)
     yield _heading("over_refusal_rate"), "safety", ("overall", "over_refusal_rate")
     for name in ("attack_success_rate_5", "attack_success_rate"):

@@ -7,18 +7,19 @@ from sails_align.reporting.page import Section
 from sails_align.reporting.report import ReportData
 
 BARS = (
-    ("harmful", "safety_harmful", "Safety rate by category: trained harm categories"),
-    ("ood", "safety_ood", "Safety rate by category: held-out harm categories"),
+    ("harmful", "safety_harmful", "{} by category: trained harm categories"),
+    ("ood", "safety_ood", "{} by category: held-out harm categories"),
     ("harmless", "over_refusal", "Over-refusal by category of harmless requests"),
 )
-"""Splits, each with its figure's name and title."""
+"""Splits, each with its figure's name and title, which begins with the metric."""
 
 
 def make(data: ReportData) -> Iterator[Section]:
     """Show a figure for each split."""
     outcome = data.main
+    rate = "Refusal rate" if any(row.means["refusal_rate"].n for row in outcome.rows) else "Safety rate"
     pictures = [
-        figures.bars(found, outcome.rows, name, title, "%")
+        figures.bars(found, outcome.rows, name, title.format(rate), "%")
         for split, name, title in BARS
         if (found := outcome.categories(split))
     ]
