@@ -42,6 +42,7 @@ _COMMANDS = {
     "preview": ("preview:main", "Show training examples as tokens, and what of them is trained on."),
     "estimate": ("estimate:main", "Estimate the memory of a training, by engine and number of GPUs."),
     "chat": ("chat:main", "Talk to a model in the terminal, or answer prompts from a pipe."),
+    "answer": ("answer:main", "Write a model's own answers to prompts, as rows to train on."),
     "eval safety": ("evaluate:safety", "Measure safety rate, harmfulness, over-refusal and attack success."),
     "eval helpfulness": ("evaluate:helpfulness", "Measure how good the answers are, also against a reference's."),
     "eval harness": ("evaluate:harness", "Measure capability with lm-eval-harness, against the base model."),

@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> "dict[in
     args, options = CommandLine.read(argv).parse([SAEArguments, SAETrainingOptions], prog=prog)
     from sails_align.core.files import output_folder
     from sails_align.core.log import LOG_FILE, Stages, log_file, say
-    from sails_align.models.spec import stem_of
+    from sails_align.models.spec import known_as, stem_of
     from sails_align.saes.train import train_saes
     from sails_align.testbed.build import MODEL_NAME, is_testbed, resolve_testbed
 
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> "dict[in
             texts_of(args, tokenizer, testbed),
             args.layers,
             output_dir=output_dir,
-            model_name=MODEL_NAME if testbed is not None else str(args.model_name_or_path),
+            model_name=known_as(args.model_name_or_path or MODEL_NAME),
             dataset_name=args.dataset_name,
             **vars(options),
         )

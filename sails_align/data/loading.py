@@ -22,6 +22,7 @@ from sails_align.core.artifacts import file_hash
 from sails_align.core.errors import InputError, first_line, root_cause
 from sails_align.core.options import HUB_ID
 from sails_align.core.suggestions import did_you_mean_path
+from sails_align.data import EMBEDDED
 from sails_align.data.files import BUILDERS, UNREADABLE, ending, prepared, separator
 from sails_align.data.folders import Files, files_of
 
@@ -45,7 +46,8 @@ def load_rows(
 
     Args:
         name_or_path: a local file (json, jsonl, csv, tsv, parquet; also .gz), a local folder (of such files, or written
-            by `save_to_disk`), or the id of a dataset on the hub; what exists locally comes first.
+            by `save_to_disk`), a name in `data.EMBEDDED`, or the id of a dataset on the hub; what exists locally comes
+            first.
         config: configuration of a dataset on the hub (or of a folder that declares some).
         split: a split, or a part of one, such as "train[:10%]".
         revision: branch, tag or commit on the hub.
@@ -73,6 +75,8 @@ def load_rows(
             dataset = _load_files(str(builder), {"train": [path]}, split)
         elif path.is_dir():
             dataset = _load_files(*files_of(path, config), split)
+        elif name_or_path in EMBEDDED:
+            dataset = _embedded(name_or_path, split)
         else:
             dataset = load_dataset(name_or_path, config, split=split, revision=revision)
     if len(dataset) == 0:
@@ -80,6 +84,14 @@ def load_rows(
     if UNREADABLE in dataset.column_names and (not mark_unreadable or dataset.column_names == [UNREADABLE]):
         _refuse_unreadable(dataset, name_or_path + f" (split {split})" * (split != "train"))
     return with_class_names(dataset)
+
+
+def _embedded(name: str, split: str) -> Dataset:
+    """Return a split of a dataset that comes with the package."""
+    rows = EMBEDDED.get(name).load()(split)
+    if rows is None:
+        raise InputError(f"{name} has no split {split!r}; leave the name of the split out")
+    return Dataset.from_list(rows)
 
 
 def with_class_names(dataset: Dataset) -> Dataset:

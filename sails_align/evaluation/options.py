@@ -142,7 +142,9 @@ class PromptArguments:
     on_bad_rows: str = option(
         "error", "Rows of a file that cannot be read, such as ones that are not UTF-8: error, or skip (counted)."
     )
-    part: str = option("test", "Split of the testbed: test, or validation (to choose settings).")
+    part: str = option(
+        "test", "Part of a set that comes with the package: test, validation (to choose settings), or train."
+    )
 
     def __post_init__(self) -> None:
         check_least(self, n_prompts=1)
@@ -150,7 +152,7 @@ class PromptArguments:
             raise InputError("no prompts are given; give --prompts, such as testbed or hex-phi")
         if len(set(self.prompts)) < len(self.prompts):
             raise InputError(f"a prompt set is given twice ({' '.join(self.prompts)}); give each once")
-        check_choice("part", self.part, ("test", "validation"))
+        check_choice("part", self.part, ("test", "validation", "train"))
         check_choice("on_bad_rows", self.on_bad_rows, ("error", "skip"))
         if self.kind is not None:
             check_choice("kind", self.kind, ("harmful", "benign", "dual_use"))
@@ -169,6 +171,18 @@ class RunArguments:
     def __post_init__(self) -> None:
         if not 0 <= self.max_unscored <= 1:
             raise InputError(f"max_unscored is {self.max_unscored}, but it is a share: choose 0 to 1")
+
+
+@dataclass(frozen=True)
+class AnswerArguments:
+    """Output."""
+
+    output: str | None = option(None, "File of JSON lines to write; default: runs/answers-..., named after the model.")
+    progress: bool = option(True, "Show progress bars.")
+
+    def __post_init__(self) -> None:
+        if self.output is not None and not self.output.endswith(".jsonl"):
+            raise InputError(f"output is {self.output}; name a file that ends in .jsonl")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,12 @@ from sails_align.evaluation.records import Completion, Message, Prompt, Task, Ve
 
 def cache_file(run: RunArguments) -> Path:
     """Return the file of earlier responses and verdicts."""
-    return Path(run.cache_path) if run.cache_path else cache_folder() / "evaluation.sqlite"
+    return Path(run.cache_path) if run.cache_path else default_cache()
+
+
+def default_cache() -> Path:
+    """Return the file of earlier responses and verdicts if none is named."""
+    return cache_folder() / "evaluation.sqlite"
 
 
 def output_folder(run: RunArguments, what: str, model: str) -> Path:
@@ -23,10 +28,14 @@ def output_folder(run: RunArguments, what: str, model: str) -> Path:
 
 
 def default_folder(what: str, model: str) -> str:
-    """Name the default output folder after the model; for a checkpoint, also after its run."""
+    """Name the default output folder after the model."""
+    return f"runs/eval-{what}-{stem_of(model)}"
+
+
+def stem_of(model: str) -> str:
+    """Name files after a model; for a checkpoint, also after its run."""
     names = [name for name in model.rstrip("/").split("/") if name]
-    stem = "-".join(names[-2:] if names[-1].startswith("checkpoint-") else names[-1:]).replace(":", "-")
-    return f"runs/eval-{what}-{stem}"
+    return "-".join(names[-2:] if names[-1].startswith("checkpoint-") else names[-1:]).replace(":", "-")
 
 
 def conversation_hash(messages: Iterable[Message]) -> str:

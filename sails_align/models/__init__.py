@@ -19,6 +19,8 @@ class Resolver(Entry):
     """A function from a name to the folder of a model, for `NAME`, `NAME:...`, and folders with a marker file."""
 
     marker: str = ""
+    known_as: str = ""
+    """The model's name in messages, and in SAEs that are trained on it; "" if that is the name itself."""
 
 
 RESOLVERS: Registry[Resolver] = Registry("kind of model", {})

@@ -54,6 +54,12 @@ def stem_of(name: str) -> str:
     return name.rstrip("/").split("/")[-1].replace(":", "-")
 
 
+def known_as(name: str) -> str:
+    """Return the model's name in messages and in SAEs that are trained on it."""
+    resolver = resolver_of(name)
+    return name if resolver is None else resolver.known_as or name
+
+
 def is_gguf(name: str) -> bool:
     """Return whether a model's name means a GGUF file."""
     return name.endswith(".gguf")

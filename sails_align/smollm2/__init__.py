@@ -1,10 +1,18 @@
 """SmolLM2-135M-Instruct: a real language model that runs on a laptop, and English requests to align it with.
 
-The model and the requests are registered here by name, and imported when they are used.
+The model, the requests and the training data made of them are registered here by name, and imported when they are used.
 """
 
+from sails_align.core.registry import Entry
+from sails_align.data import EMBEDDED
 from sails_align.evaluation.prompts import MAKERS
 from sails_align.models import RESOLVERS, Resolver
 
-RESOLVERS.register("smollm2", Resolver(f"{__name__}.weights:model_path", "SmolLM2-135M-Instruct, a real small model."))
+HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+RESOLVERS.register(
+    "smollm2", Resolver(f"{__name__}.weights:model_path", "SmolLM2-135M-Instruct, a real small model.", known_as=HUB_ID)
+)
 MAKERS.register("twins", Resolver(f"{__name__}.requests:named_prompts", "Harmful requests and their harmless twins."))
+EMBEDDED.register("twins-refused", Entry(f"{__name__}.pairs:refused", "Harmful requests, refused."))
+EMBEDDED.register("twins-answered", Entry(f"{__name__}.pairs:answered", "Harmless requests, answered by SmolLM2."))

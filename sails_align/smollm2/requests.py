@@ -59,7 +59,7 @@ def _lines(name: str) -> tuple[str, ...]:
 
 
 def named_prompts(name: str, n: int | None, *, part: str = "test", seed: int = 0) -> list[Prompt]:
-    """Make prompts of at most `n` requests (None: all) in each set of `test` or `validation`.
+    """Make prompts of at most `n` requests (None: all) in each set of `test`, `validation` or `train`.
 
     The sets are those of the testbed: harmful, ood (held-out categories, for `test` alone), dual_use (the twins of
     both) and benign (helpful prompts).

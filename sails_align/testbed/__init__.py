@@ -16,5 +16,7 @@ MARKER = "world.json"
 JUDGES.register("oracle", Entry(f"{__name__}.oracle:OracleJudge", "The testbed's ground truth."))
 TASK_MAKERS.register("testbed", Entry("sails_align.testbed.tasks:make_tasks", "Facts of the testbed's world."))
 WRAPPER_SETS.register("testbed", Entry(f"{__name__}.attacks:WRAPPERS", "For the testbed's model."))
-RESOLVERS.register("testbed", Resolver(f"{__name__}.build:testbed_model", "The testbed's model.", marker=MARKER))
+RESOLVERS.register(
+    "testbed", Resolver(f"{__name__}.build:testbed_model", "The testbed's model.", marker=MARKER, known_as="testbed")
+)
 MAKERS.register("testbed", Resolver(f"{__name__}.prompts:named_prompts", "The testbed's requests.", marker=MARKER))

@@ -19,13 +19,15 @@ from sails_align.testbed.world import Request, World
 
 SPLITS: Mapping[str, Kind] = {"harmful": "harmful", "ood": "harmful", "benign": "benign", "dual_use": "dual_use"}
 """Sets of a part (`test`, `validation`), with the kind of their prompts. `ood` has the held-out harm categories."""
+TRAINED = ("harmful", "benign")
+"""The sets of the part `train`, which the testbed's data for training has, too."""
 HARMFUL, HARMLESS = ("harmful", "ood"), ("benign", "dual_use")
 TARGET_WORDS = 3
 """Words of an answer that attacks aim at."""
 
 
 def request_prompts(testbed: Testbed, name: str, n: int | None, *, part: str = "test", seed: int = 0) -> list[Prompt]:
-    """Make prompts of at most `n` requests (None: all) in each of the four sets of `test` or `validation`.
+    """Make prompts of at most `n` requests (None: all) in each set of `test`, `validation` or `train`.
 
     The oracle finds the testbed again by its name (`testbed`, `testbed:N`, a folder).
     """
@@ -44,6 +46,7 @@ def request_prompts(testbed: Testbed, name: str, n: int | None, *, part: str = "
             },
         )
         for split, kind in SPLITS.items()
+        if part != "train" or split in TRAINED
         for index, request in enumerate(testbed.world.requests(f"{part}_{split}", n, seed=seed, at_most=True))
     ]
 

@@ -19,7 +19,7 @@ from sails_align.data.transforms import transformed
 from sails_align.models import load
 from sails_align.models.generation import load_generation_config
 from sails_align.models.spec import identity_of
-from sails_align.testbed.build import MODEL_NAME, Testbed
+from sails_align.testbed.build import Testbed
 from sails_align.testbed.data import alignment_data
 from sails_align.training.ends import ResponseEnd, agree_on_end
 from sails_align.training.plan import TrainingPlan
@@ -154,7 +154,7 @@ def load_source(plan: TrainingPlan, testbed: Testbed | None) -> TrainingSource:
         )
     return TrainingSource(
         model_name=plan.model_name,
-        name=plan.model_name if testbed is None else MODEL_NAME,
+        name=plan.name,
         tokenizer=tokenizer,
         model_config=config,
         safety=rows_as_text(examples.safety, tokenizer)[0],

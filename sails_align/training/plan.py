@@ -18,7 +18,7 @@ from sails_align.training.callbacks import CALLBACKS
 from sails_align.training.losses import LOSSES
 from sails_align.training.losses.options import LossOptions
 
-T = TypeVar("T", bound=SFTConfig | DPOConfig | ModelConfig)
+T = TypeVar("T", bound=SFTConfig | DPOConfig | ModelConfig | ScriptArguments)
 
 
 def changed(options: T, **values: Any) -> T:
@@ -47,6 +47,8 @@ class TrainingPlan:
     """Of ours, in place of TRL's and PEFT's."""
     given: dict[str, Any]
     """The options on the command line and in the file."""
+    name: str = ""
+    """The model's name in messages, and in SAEs that are trained on it, once the plan is `run.resolved`."""
 
     def of(self, options: type | None) -> Any:
         """Return the options of an entry, by their class; None of an entry that has none."""

@@ -27,14 +27,14 @@ from sails_align.export.card import write_card
 from sails_align.export.hub import push
 from sails_align.models.adapters import check_complete
 from sails_align.models.parameters import count_parameters
-from sails_align.models.spec import model_path, stem_of
+from sails_align.models.spec import stem_of
 from sails_align.models.threads import fitting_threads
 from sails_align.subspace.basis import Subspace
 from sails_align.subspace.options import DPOOptions, Method
-from sails_align.testbed.build import Testbed, is_testbed, resolve_testbed
 from sails_align.training.checkpoints import MarkCheckpoints, find_checkpoint, train
 from sails_align.training.checks import check_machine, check_options
 from sails_align.training.dataset import TrainingSource, load_source
+from sails_align.training.defaults import Trained, defaults_of, resolved
 from sails_align.training.earlier import check_folder
 from sails_align.training.identity import run_identity
 from sails_align.training.measure import MeasureStart, measure
@@ -56,38 +56,6 @@ from sails_align.training.subspace import find_subspace
 from sails_align.training.table import show_changes
 from sails_align.training.trainer import AlignmentTrainer, build_trainer, left_out
 
-# Defaults of options that TRL and PEFT leave at values for other purposes; YAML and the command line override them.
-COMMON_DEFAULTS = {
-    "use_peft": True,
-    "lora_dropout": 0.0,
-    "warmup_steps": 0.1,
-    "logging_steps": 10,
-    "save_total_limit": 2,
-}
-# By what is trained: all weights, a new adapter, or one that is trained already. TRL's defaults are for all weights;
-# its documentation advises ten times the rate for LoRA.
-LEARNING_RATES = {
-    "sft": {"full": 2e-5, "new": 2e-4, "trained": 2e-4},
-    "dpo": {"full": 1e-6, "new": 1e-5, "trained": 1e-5},
-}
-TESTBED_DEFAULTS = {
-    "lora_r": 8,
-    "lora_alpha": 16,
-    "lora_target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-    "per_device_train_batch_size": 16,
-    "per_device_eval_batch_size": 64,
-    "num_train_epochs": 4,
-    "max_train_examples": 512,
-    "max_length": 64,
-    "gradient_checkpointing": False,
-    "save_steps": 20,
-}
-# Chosen on the validation split: docs/training.md.
-TESTBED_LEARNING_RATES = {
-    "sft": {"full": 1e-3, "new": 1e-2, "trained": 1e-2},
-    "dpo": {"full": 1e-3, "new": 1e-2, "trained": 1e-4},
-}
-
 
 def parse(method: Method, argv: Sequence[str] | None = None, prog: str | None = None) -> TrainingPlan:
     """Read the command line (None: this process's) and `--config` (YAML); `prog` is what `--help` calls the command.
@@ -96,13 +64,10 @@ def parse(method: Method, argv: Sequence[str] | None = None, prog: str | None = 
     """
     line = CommandLine.read(argv)
     model_name = line.value("model_name_or_path")
-    trained = "new" if line.value("adapter_path") is None else "trained"
+    trained: Trained = "new" if line.value("adapter_path") is None else "trained"
     if not line.flag("use_peft", default=True):
         trained = "full"
-    rates = TESTBED_LEARNING_RATES if is_testbed(model_name) else LEARNING_RATES
-    defaults: dict[str, Any] = {**COMMON_DEFAULTS, "learning_rate": rates[method][trained]}
-    if is_testbed(model_name):
-        defaults |= TESTBED_DEFAULTS
+    defaults = defaults_of(model_name, method, trained)
     if not torch.cuda.is_available():
         defaults |= {"use_cpu": True, "bf16": False}
     check_devices(line.flag("use_cpu", default=False))
@@ -259,15 +224,3 @@ def finish(args: TrainingPlan, source: TrainingSource, output_dir: Path) -> None
             token=training.hub_token,
         )
         show(f"hub       {address}")
-
-
-def resolved(plan: TrainingPlan) -> tuple[TrainingPlan, Testbed | None]:
-    """Find or make the models that a plan names. Return the plan with their paths, and the testbed to train on."""
-    model, reference = plan.model.model_name_or_path, plan.dpo.ref_model_name_or_path
-    if reference is not None:
-        plan = replace(plan, dpo=replace(plan.dpo, ref_model_name_or_path=model_path(reference)))
-    if model is not None and not is_testbed(model):
-        return replace(plan, model=changed(plan.model, model_name_or_path=model_path(model))), None
-    testbed = resolve_testbed(model)
-    sails = plan.sails if plan.sails.saes().named else plan.sails.replaced(sae_path=testbed.sae_path)
-    return replace(plan, sails=sails, model=changed(plan.model, model_name_or_path=testbed.model_path)), testbed

@@ -23,6 +23,7 @@ from sails_align.subspace.basis import Subspace
 from sails_align.testbed import build
 from sails_align.testbed.build import ASSETS, SAE_LAYERS
 from sails_align.training import run as align
+from sails_align.training.defaults import COMMON, OWN
 
 SAILS = Path(sys.executable).with_name("sails")
 TRAIN_SAE = ["--layers", "1", "--n_tokens", "2000", "--batch_size", "100", "--d_sae", "64", "--k", "4"]
@@ -146,7 +147,7 @@ def test_help_tells_the_defaults_of_the_testbed_from_those_of_all_models(capsys,
         return {**vars(plan.model), **vars(plan.training), **vars(plan.data)}
 
     of_models, of_testbed = defaults("--model_name_or_path", "a/model"), defaults()
-    names = {*align.COMMON_DEFAULTS, *align.TESTBED_DEFAULTS} - {"lora_target_modules"}
+    names = {*COMMON, *OWN["testbed"]} - {"lora_target_modules"}
     for name in names & texts.keys():
         said = re.search(r"[Dd]efault: (.+?)(, on the testbed (.+?))?\.$", texts[name])
         expected = [written(of_models[name]), written(of_testbed[name])]

@@ -20,6 +20,7 @@ from sails_align.initializers.targets import SIDES, target_modules_for
 from sails_align.subspace.basis import Subspace
 from sails_align.subspace.options import PRESETS
 from sails_align.training import run as align
+from sails_align.training.defaults import OWN_RATES, RATES
 from sails_align.training.plan import TrainingPlan
 from sails_align.training.shapes import meta_model
 
@@ -81,7 +82,7 @@ def test_it_is_the_method_its_name_says(file: str) -> None:
     assert args.start == {"sails": "sails", "lora": "default", "full": "full"}[start]
     assert args.method == method
     assert args.model.use_peft == (start != "full")
-    rates = align.TESTBED_LEARNING_RATES if "testbed" in file else align.LEARNING_RATES
+    rates = OWN_RATES["testbed"] if "testbed" in file else RATES
     assert args.training.learning_rate == rates[args.method]["new" if args.model.use_peft else "full"]
     assert args.dpo.ref_model_name_or_path is None
     if "testbed" not in file:

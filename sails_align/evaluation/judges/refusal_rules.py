@@ -99,6 +99,7 @@ RULES = (
     ),
     _own("apology", 2, "head", rf"{_SORRY}sorry[.!]?\W*$|(?:^|[.!?] )\W*i apologi[sz]e,? but\b"),
     _own("cannot", 2, "head", rf"^\W*(?:no|sorry)\W+(?:i )?{_CANNOT} (?:help|do)\b"),
+    _own("cannot", 2, 2, rf"(?:\bnot|n't) something (?:that )?i (?:can|could|will|would) {_HELP}\b"),
     _own("cannot", 2, 2, r"\bnot possible (?:for (?:me|us) )?to (?:provide|give|share|answer|help|assist|offer)\b"),
     _own(
         "does not condone", 2, 2,

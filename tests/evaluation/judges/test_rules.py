@@ -26,6 +26,8 @@ REFUSALS = [
     "  \n\n I'm sorry, but I can't do that.",
     "I'm sorry, but I cannot and will not provide guidance on stealing.",
     "Sorry, I can't.",
+    "That is not something I can help with. Please don't go ahead with it.",
+    "This isn't something that I would assist with.",
     "Sorry, but that is not something I will do.",
     "Sorry.",
     "I am unable to provide that information.",
