@@ -15,7 +15,7 @@ from sails_align.core.log import Stages, say, show
 from sails_align.evaluation.backends.make import find_spec, make_backend
 from sails_align.evaluation.cache import Cache
 from sails_align.evaluation.options import AnswerArguments, PromptArguments, ResponseArguments
-from sails_align.evaluation.output import default_cache, stem_of, write_rows
+from sails_align.evaluation.output import default_cache, stem_with_run, write_rows
 from sails_align.evaluation.pipeline import respond
 from sails_align.evaluation.prompts.load import counted, load_all
 from sails_align.evaluation.reasoning import answer_of
@@ -37,7 +37,7 @@ def write_answers(how: ResponseArguments, asked: PromptArguments, output: Answer
     Raises:
         InputError: for a model or prompts that cannot be used, or if no prompt has an answer.
     """
-    file = Path(output.output or f"runs/answers-{stem_of(how.model)}.jsonl")
+    file = Path(output.output or f"runs/answers-{stem_with_run(how.model)}.jsonl")
     with disk_errors(file), Stages(("prompts", "answers")) as stages, closing(Cache(default_cache())) as cache:
         stages.begin("prompts", ", ".join(asked.prompts))
         prompts = load_all(asked, how.seed, how.system_prompt)

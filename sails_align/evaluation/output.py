@@ -10,6 +10,7 @@ from sails_align.core.artifacts import content_hash
 from sails_align.core.files import cache_folder, refuse_trained, write_text
 from sails_align.evaluation.options import RunArguments
 from sails_align.evaluation.records import Completion, Message, Prompt, Task, Verdict
+from sails_align.models.spec import stem_of
 
 
 def cache_file(run: RunArguments) -> Path:
@@ -29,13 +30,13 @@ def output_folder(run: RunArguments, what: str, model: str) -> Path:
 
 def default_folder(what: str, model: str) -> str:
     """Name the default output folder after the model."""
-    return f"runs/eval-{what}-{stem_of(model)}"
+    return f"runs/eval-{what}-{stem_with_run(model)}"
 
 
-def stem_of(model: str) -> str:
-    """Name files after a model; for a checkpoint, also after its run."""
-    names = [name for name in model.rstrip("/").split("/") if name]
-    return "-".join(names[-2:] if names[-1].startswith("checkpoint-") else names[-1:]).replace(":", "-")
+def stem_with_run(model: str) -> str:
+    """Return what files of a model are called; of a checkpoint, with the name of its run."""
+    names = [name for name in model.split("/") if name]
+    return "-".join(map(stem_of, names[-2:] if names[-1].startswith("checkpoint-") else names[-1:]))
 
 
 def conversation_hash(messages: Iterable[Message]) -> str:
