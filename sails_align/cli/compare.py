@@ -21,17 +21,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sails_align.core.command_line import CommandLine
+from sails_align.core.earlier import check_earlier, write_record
 from sails_align.core.files import output_folder, refuse_trained, work_folder, write_json
 from sails_align.core.log import LOG_FILE, log_file, say, show
 from sails_align.core.machine import devices
+from sails_align.core.options import all_but
 from sails_align.experiments.commands import check
 from sails_align.experiments.launchers import Launcher, available_slots, launcher_of
-from sails_align.experiments.options import LauncherOptions, ReportOptions
+from sails_align.experiments.options import HARMLESS, LauncherOptions, ReportOptions
 from sails_align.experiments.plan import Cell, Protocol, Run, option_groups, option_words
 from sails_align.experiments.results import Results, cells_named, names_of
 from sails_align.experiments.runner import run_jobs
 from sails_align.experiments.studies import Study, read_plans
 from sails_align.testbed.build import resolve_testbed
+
+RESULTS_FILE = "results.json"
 
 if TYPE_CHECKING:
     from sails_align.reporting.report import ReportData
@@ -57,6 +61,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
     plan = {"studies": [asdict(study) for study in studies], "command": _command(line)}
     opened = output_folder(folder) if args.cell else work_folder(folder)  # cells may be computed side by side
     with opened, log_file(folder, "sails compare"):
+        identity = {"command": "sails compare", "options": all_but(HARMLESS, args), "plan": plan["studies"]}
+        check_earlier(folder, identity, RESULTS_FILE, overwrite=args.overwrite_output_dir)
         if args.cell:
             cells = cells_named(args.cell, studies, results)
             _prepare(cells, launching)
@@ -79,7 +85,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
         about = {"seconds_of_the_last_call": round(time.time() - started), "processes": n_processes}
         from sails_align.reporting.report import write_report
 
-        return _show(*write_report(studies, results, str(plan["command"]), about))
+        written = write_report(studies, results, str(plan["command"]), about)
+        write_record(folder, identity)
+        return _show(*written)
 
 
 def _prepare(cells: Sequence[Cell], launching: LauncherOptions) -> None:
@@ -109,7 +117,7 @@ def _n_processes(studies: Sequence[Study]) -> int:
 def _command(line: CommandLine) -> str:
     """Return the command that makes the report, once all cells are there."""
     config = [] if line.path is None else ["--config", line.path]
-    how = ("--cell", "--launcher", "--slurm_")  # which do not change the results
+    how = ("--cell", "--launcher", "--slurm_", "--overwrite_output_dir")  # which do not change the results
     options = {name: values for name, values in option_groups(line.options).items() if not name.startswith(how)}
     return shlex.join(["sails", "compare", *config, *option_words(options)])
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sails_align.cli.train import check_options
 from sails_align.core.errors import InputError
-from sails_align.core.options import check_least, option
+from sails_align.core.options import OutputOptions, check_least, option
 from sails_align.core.text import counted
 from sails_align.initializers import subspace_initializers
 
@@ -40,7 +40,9 @@ class ShownOptions:
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Find the safety subspace, save it and show it."""
     (shown,) = check_options("sft", argv, prog, ShownOptions)
+    from sails_align.core.artifacts import tensors_hash
     from sails_align.core.command_line import CommandLine
+    from sails_align.core.earlier import check_earlier, write_record
     from sails_align.core.files import output_folder, write_json
     from sails_align.core.log import LOG_FILE, Stages, log_file, say, show
     from sails_align.training.features import explain_subspace
@@ -64,8 +66,15 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         subspace = find_subspace(args, source, output_dir / "subspace")
         features = []
         if "features" in subspace.provenance and args.sails.saes().named:
+            identity = {
+                "command": "sails discover",
+                "options": {"n_texts": shown.n_texts},
+                "subspace": tensors_hash(subspace.tensors()),
+            }
+            check_earlier(output_dir, identity, DISCOVERED, overwrite=args.of(OutputOptions).overwrite_output_dir)
             features = explain_subspace(args, source, subspace, shown.n_texts)
             write_json(output_dir / DISCOVERED, features)
+            write_record(output_dir, identity)
     saved = output_dir / "subspace" if args.sails.subspace_path is None else args.sails.subspace_path
     show(*tables_of(subspace, features, shown.n_shown), f"subspace  {saved}/")
     if features:

@@ -4,11 +4,14 @@ sails edit merge runs/mine --output runs/mine-merged
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from sails_align import edits
 from sails_align.core.command_line import CommandLine
+from sails_align.core.files import set_aside
+from sails_align.core.options import OVERWRITE, all_but, option
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,7 @@ class EditFolders:
         metadata={"help": "Folder of a finished run, or any folder with a LoRA adapter.", "positional": True}
     )
     output: Path = field(metadata={"help": "The folder to make."})
+    overwrite_output_dir: bool = option(False, OVERWRITE)
 
 
 def main(argv: Sequence[str], prog: str | None = None) -> None:
@@ -27,12 +31,28 @@ def main(argv: Sequence[str], prog: str | None = None) -> None:
     entry = edits.EDITS.get(name)
     classes = [EditFolders] if entry.options is None else [EditFolders, entry.options]
     folders, *chosen = CommandLine.read(options).parse(classes, prog=prog)
+    from sails_align.core.earlier import RECORD_FILE, check_earlier, write_record
     from sails_align.export.card import write_card
+    from sails_align.models.contents import content_of
+
+    output, overwrite = folders.output, folders.overwrite_output_dir
+    identity = {
+        "command": f"sails edit {name}",
+        "options": all_but(("device",), *chosen),
+        "run": content_of(folders.run) if folders.run.is_dir() else None,
+        "base": [content_of(Path(of.base_model)) for of in chosen if of.base_model and Path(of.base_model).is_dir()],
+    }
+    is_ours = (output / RECORD_FILE).is_file()  # what else lies there is never replaced
+    if is_ours and check_earlier(output, identity, RECORD_FILE, overwrite=overwrite, option="--output"):
+        print(f"{output} holds this result: nothing is done")
+        return
 
     def finish(folder: Path) -> None:
         write_card(folders.run, folder, merged=not (folder / "adapter_config.json").is_file())
+        write_record(folder, identity)
 
-    edited = edits.run(name, folders.run, folders.output, *chosen, finish=finish)
+    with set_aside(output) if is_ours else nullcontext():
+        edited = edits.run(name, folders.run, output, *chosen, finish=finish)
     for line in edited.report():
         print(line)
-    print(f"card      {folders.output}/README.md")
+    print(f"card      {output}/README.md")

@@ -14,13 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from sails_align.core import log
+from sails_align.core.artifacts import content_hash
 from sails_align.core.command_line import CommandLine
+from sails_align.core.earlier import check_earlier, write_record
 from sails_align.core.errors import InputError
 from sails_align.core.files import work_folder, write_json
+from sails_align.core.options import all_but
 from sails_align.core.tables import FittedTable
 from sails_align.evaluation.judges.options import JudgeArguments, LabelArguments
-from sails_align.evaluation.options import RunArguments
-from sails_align.evaluation.output import cache_file, output_folder, write_rows
+from sails_align.evaluation.options import NOT_IN_IDENTITY, RunArguments
+from sails_align.evaluation.output import METRICS_FILE, cache_file, output_folder, prompt_row, write_rows
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str, Any]:
@@ -35,7 +38,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
         raise InputError("no judge to check is given; give --judge llm, guard or rules")
     from sails_align.evaluation.cache import Cache
     from sails_align.evaluation.judges.make import make_judges
-    from sails_align.evaluation.judges.panel import Panel, fail_if_unscored
+    from sails_align.evaluation.judges.panel import Panel, fail_if_unscored, identities
     from sails_align.evaluation.judges.rule_check import check_rules
     from sails_align.evaluation.judges.rules import RulesJudge
     from sails_align.evaluation.label_files import read_labels
@@ -49,13 +52,23 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
         labelled = read_labels(known.labels, known.label_column, known.on_bad_rows)
     with work_folder(folder), closing(Cache(cache_file(run))) as cache:
         judges = make_judges(who, [item.prompt for item in labelled.items])
+        rows = zip(labelled.items, labelled.labels, strict=True)
+        labels = [[prompt_row(item.prompt), item.response, label] for item, label in rows]
+        identity = {
+            "command": "sails judge-check",
+            "options": all_but(NOT_IN_IDENTITY, known, who, run),
+            "labels": content_hash(labels),
+            "judges": identities(judges),
+        }
+        check_earlier(folder, identity, METRICS_FILE, overwrite=run.overwrite_output_dir)
         panel = Panel(judges, cache, retry_failed=run.retry_unscored, progress=run.progress)
         metrics, rows = check_judges(panel, labelled, known.labels)
         if RulesJudge.name in judges:
             metrics["rules"] = check_rules(labelled)
         metrics["fooled"] = fooled(rows) if known.labels == "attacks" else {}
         write_rows(folder / "verdicts.jsonl", rows)
-        write_json(folder / "metrics.json", metrics)
+        write_json(folder / METRICS_FILE, metrics)
+        write_record(folder, identity)
         show(metrics, known.labels)
         print(f"metrics   {folder}/metrics.json")
     fail_if_unscored(metrics["unscored"], run.max_unscored)

@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from sails_align.core.command_line import CommandLine
+from sails_align.core.earlier import REMEDY
 from sails_align.core.errors import InputError, without_password
 from sails_align.core.log import log_file, show
+from sails_align.core.options import listed
 from sails_align.core.suggestions import did_you_mean_path, suggestion
 from sails_align.core.tables import FittedTable
 from sails_align.experiments.options import LauncherOptions, ReproduceOptions
@@ -55,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     jobs = plan.jobs()
     if not jobs:
         raise InputError(f"no step is named {' or '.join(options.steps)}; --dry-run lists them")
+    if not options.overwrite_output_dir:
+        _refuse_other(plan, jobs)
     for job in jobs:
         show(Text(f"# {job.name}", style="bold"), shlex.join(job.work) if isinstance(job.work, tuple) else "")
     costs = costs_of(jobs, plan, options.tflops)
@@ -71,6 +75,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     show(f"\n{table(plan)}\ntable     {plan.output_dir / 'table.md'}")
     if failures:
         raise SystemExit(FAILED)
+
+
+def _refuse_other(plan: "Reproduction", jobs: "Sequence[Job]") -> None:
+    """Refuse a folder with results of other options or files, before a step replaces them."""
+    other = [job.name for job in jobs if job.is_outdated()]
+    if other:
+        raise InputError(f"{plan.output_dir} holds other results (different steps: {listed(other)});\n{REMEDY}")
 
 
 def _why_offline() -> dict[str, str]:
@@ -113,6 +124,7 @@ def planned(options: ReproduceOptions) -> tuple["Reproduction", dict[str, str]]:
         options.num_gpus,
         options.gpu_memory_gib,
         only=tuple(options.steps),
+        overwrite=options.overwrite_output_dir,
     )
     if not plan.arguments:
         raise InputError(f"{file} trains nothing; give a file with a run that has `train: sft` or `train: dpo`")
@@ -150,7 +162,8 @@ def _check(plan: "Reproduction", jobs: "Sequence[Job]", costs: "Sequence[Costs]"
     """Check everything and print it. Returns how many checks failed."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    from sails_align.experiments.reproduction.checks import Finding, findings, machine, repositories
+    from sails_align.experiments.reproduction.checks import Finding, findings, machine, other_models, repositories
+    from sails_align.experiments.reproduction.costs import evaluations_download_gb
 
     if "hub" in problems and not repositories(plan):  # nothing of it is needed
         del problems["hub"]
@@ -158,6 +171,8 @@ def _check(plan: "Reproduction", jobs: "Sequence[Job]", costs: "Sequence[Costs]"
     for job, cost in zip(jobs, costs, strict=True):
         is_cached = job.name.startswith(("data", "discover"))
         disk_gb[Path(HF_HUB_CACHE) if is_cached else plan.output_dir] += cost.disk_gb
+    if any(job.name.startswith(("evaluate", "attack")) for job in jobs):
+        disk_gb[Path(HF_HUB_CACHE)] += evaluations_download_gb(other_models(plan))
     told = [Finding(what, "failed", why) for what, why in problems.items()]
     statuses = []
     for finding in chain(machine(plan, disk_gb), told, findings(plan)):

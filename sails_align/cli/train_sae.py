@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
-from sails_align.core.options import check_choices, option
+from sails_align.core.options import OVERWRITE, check_choices, option
 from sails_align.models import DTYPES
 from sails_align.saes.options import SAETrainingOptions
 
@@ -43,6 +43,7 @@ class SAEArguments:
     dataset_split: str = option("train", "Its split.")
     on_bad_rows: str = option("error", "Rows that cannot be used: error, or skip (counted).")
     output_dir: str | None = option(None, "Default: runs/saes-<model>.")
+    overwrite_output_dir: bool = option(False, OVERWRITE)
 
     def __post_init__(self) -> None:
         check_choices(self, {"dtype": DTYPES, "on_bad_rows": ("error", "skip")})
@@ -74,6 +75,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> "dict[in
             output_dir=output_dir,
             model_name=known_as(args.model_name_or_path or MODEL_NAME),
             dataset_name=args.dataset_name,
+            overwrite=args.overwrite_output_dir,
             **vars(options),
         )
     show(reports, output_dir)

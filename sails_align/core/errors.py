@@ -1,6 +1,7 @@
 """Define the exception for bad input, and how a command exits on it."""
 
 import argparse
+import errno
 import hashlib
 import os
 import re
@@ -77,6 +78,12 @@ def exit_on_input_error() -> Iterator[None]:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
         raise SystemExit(141) from None  # 128 + SIGPIPE
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f"cannot write {error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror}; free some space, or choose another disk", file=sys.stderr, flush=True)
+        raise SystemExit(2) from None
 
 
 def _is_first_to_say(message: str) -> bool:

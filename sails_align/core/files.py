@@ -163,6 +163,21 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def set_aside(folder: Path) -> Iterator[None]:
+    """Move a folder away, so that another takes its place; if the block fails, put it back."""
+    with disk_errors(folder):
+        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+        os.replace(folder, aside / folder.name)
+    try:
+        yield
+    except BaseException:
+        os.replace(aside / folder.name, folder)
+        raise
+    finally:
+        shutil.rmtree(aside)
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically: a reader sees the old file or the whole new one."""
     _make_folder(path.parent)

@@ -11,8 +11,9 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime, timedelta
+from io import TextIOWrapper
 from pathlib import Path
 from threading import Event, Thread
 from typing import TextIO
@@ -21,6 +22,7 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from sails_align.core.errors import InputError
+from sails_align.core.files import disk_errors
 
 LOG_FILE = "log.txt"
 WIDTH_IN_FILE = 110
@@ -64,15 +66,21 @@ def say(text: str) -> None:
 def note(text: str) -> None:
     """Write a line into the open log files only."""
     for file in _files:
-        file.write(f"{datetime.now():%H:%M:%S} {text}\n")
-        file.flush()
+        _write(file, f"{datetime.now():%H:%M:%S} {text}\n")
+
+
+def _write(file: TextIO, text: str) -> None:
+    with disk_errors(Path(file.name)):
+        file.write(text)
 
 
 def show(*parts: RenderableType) -> None:
     """Print results, a table or a line, on standard output, and into the log files that are open."""
-    for console in (Console(), *(Console(file=file, width=WIDTH_IN_FILE) for file in _files)):
+    for file in (None, *_files):
+        console = Console() if file is None else Console(file=file, width=WIDTH_IN_FILE)
         for part in parts:
-            console.print(part, highlight=False, markup=False, soft_wrap=isinstance(part, str | Text))
+            with nullcontext() if file is None else disk_errors(Path(file.name)):
+                console.print(part, highlight=False, markup=False, soft_wrap=isinstance(part, str | Text))
 
 
 def seconds_of_silence() -> float:
@@ -106,7 +114,8 @@ class Stages:
     def _speak(self) -> None:
         while not self._ended.wait(max(1.0, SECONDS_OF_SILENCE - seconds_of_silence())):
             if self._name and seconds_of_silence() >= SECONDS_OF_SILENCE:
-                say(f"still at {self._name}, after {duration(time.monotonic() - self._began)}")
+                with suppress(InputError):  # the next line of the main thread says it
+                    say(f"still at {self._name}, after {duration(time.monotonic() - self._began)}")
 
 
 @contextmanager
@@ -120,8 +129,11 @@ def log_file(folder: Path, what: str) -> Iterator[None]:
         return
     path, before = folder / LOG_FILE, _contents(folder)
     size = path.stat().st_size if path.is_file() else None
-    with path.open("a", encoding="utf-8") as file:
-        file.write(f"{'' if file.tell() == 0 else chr(10)}{what}, {datetime.now():%Y-%m-%d %H:%M:%S}\n")
+    with disk_errors(path):
+        # Without a buffer, which would be written again, in vain, when the file is closed on a full disk.
+        opened = TextIOWrapper(path.open("ab", buffering=0), encoding="utf-8", write_through=True)
+    with opened as file:
+        _write(file, f"{'' if size in (None, 0) else chr(10)}{what}, {datetime.now():%Y-%m-%d %H:%M:%S}\n")
         _files.append(file)
         handler = _FileHandler(file)
         try:
@@ -129,7 +141,8 @@ def log_file(folder: Path, what: str) -> Iterator[None]:
                 yield
         except BaseException as error:
             is_short = isinstance(error, InputError | SystemExit | KeyboardInterrupt)
-            note(f"error: {error or type(error).__name__}" if is_short else traceback.format_exc().rstrip())
+            with suppress(InputError):  # of a full disk, which must not hide this error
+                note(f"error: {error or type(error).__name__}" if is_short else traceback.format_exc().rstrip())
             if isinstance(error, InputError) and _contents(folder) == before:
                 path.unlink(missing_ok=True) if size is None else os.truncate(path, size)
             raise
@@ -163,8 +176,7 @@ class _FileHandler(logging.Handler):
         self._file = file
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._file.write(f"{datetime.now():%H:%M:%S} {_line(record)} [{record.name}]\n")
-        self._file.flush()
+        _write(self._file, f"{datetime.now():%H:%M:%S} {_line(record)} [{record.name}]\n")
 
 
 class _ConsoleHandler(logging.Handler):

@@ -102,13 +102,14 @@ def listed(differences: Sequence[str]) -> str:
     return ", ".join([*differences[:SHOWN_DIFFERENCES], *([f"and {more} more"] if more > 0 else [])])
 
 
+OVERWRITE = "Replace what the output folder holds, if it was made with other options."
+
+
 @dataclass(frozen=True)
 class OutputOptions:
     """Results that are there already."""
 
-    overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Replace what the output folder holds, if it was made with other options."}
-    )
+    overwrite_output_dir: bool = field(default=False, metadata={"help": OVERWRITE})
 
 
 def option(default: Any, help: str, **metadata: Any) -> Any:

@@ -224,12 +224,21 @@ def _merge(
             f"the adapter in {folder} cannot be merged: {first_line(error)}\n"
             "use it as an adapter, or train one with lora_bias false"
         ) from error
+    _untie_trained(merged)
     merged_BSV = _logits(merged, ids_BS)
     # Of the adapter's run, if it says what ends a response; and a base's file that contradicts itself is not saved.
     has_own = (folder / GENERATION_CONFIG_NAME).is_file()
     end_generation(merged, eos_ids(load_generation_config(str(folder)) if has_own else merged.generation_config))
     merged.to(dtype).save_pretrained(output)  # pyright: ignore
     return unmerged_BSV, merged_BSV, merged.num_parameters()
+
+
+def _untie_trained(model: PreTrainedModel) -> None:
+    """Have both embeddings written if training (PEFT's `modules_to_save`) has made two of one that they shared."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head is not None and head.weight is not embedding.weight:
+        for config in (model.config, model.config.get_text_config(decoder=True)):
+            config.tie_word_embeddings = False
 
 
 def _save_tokenizer(folder: Path, base_model: str, revision: str | None, output: Path) -> None:

@@ -1,15 +1,35 @@
 """Options of evaluations: model, prompts, output, comparison, reference."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
 from sails_align.core.errors import InputError
-from sails_align.core.options import check_choice, check_least, option
+from sails_align.core.options import OVERWRITE, check_choice, check_least, option
 from sails_align.evaluation.backends import BACKENDS
 from sails_align.evaluation.prompts import is_of_testbed
 from sails_align.evaluation.records import Prompt, Sampling
 from sails_align.models import DTYPES
 
+HARMLESS: Mapping[str, frozenset[str]] = {
+    "where results go, and what is shown and repeated": frozenset(
+        ("output_dir", "overwrite_output_dir", "progress", "retry_unscored", "max_unscored", "cache_path")
+    ),
+    "how the machine does it, with the same result": frozenset(
+        (
+            *("batch_size", "concurrency", "timeout", "tensor_parallel_size", "device", "judge_concurrency"),
+            *("judge_timeout", "api_key_env", "judge_api_key_env"),
+        )
+    ),
+    "known by what they name": frozenset(
+        (
+            *("model", "base_model", "base", "revision", "base_url", "chat_template_path", "judge_model"),
+            "server_template",
+            *("judge_base_url", "steer_subspace", "reference", "compare", "include_path", "suffixes", "labels"),
+        )
+    ),
+}
+"""Options that evaluations with the same results may differ in, by the reason."""
+NOT_IN_IDENTITY = frozenset().union(*HARMLESS.values())
 COLDEST = 0.01
 """The lowest temperature besides 0; lower ones overflow."""
 RESPONSE_TOKENS = 512
@@ -167,6 +187,7 @@ class RunArguments:
     retry_unscored: bool = option(False, "Repeat failed requests only.")
     max_unscored: float = option(0.02, "Maximum share of unscored verdicts; above it, the command exits with code 1.")
     progress: bool = option(True, "Show progress bars.")
+    overwrite_output_dir: bool = option(False, OVERWRITE)
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_unscored <= 1:

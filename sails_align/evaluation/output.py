@@ -12,6 +12,9 @@ from sails_align.evaluation.options import RunArguments
 from sails_align.evaluation.records import Completion, Message, Prompt, Task, Verdict
 from sails_align.models.spec import stem_of
 
+METRICS_FILE = "metrics.json"
+"""In the output folder, written last."""
+
 
 def cache_file(run: RunArguments) -> Path:
     """Return the file of earlier responses and verdicts."""
@@ -42,6 +45,11 @@ def stem_with_run(model: str) -> str:
 def conversation_hash(messages: Iterable[Message]) -> str:
     """Hash roles and contents, to find the same prompt in another result: ids are unique within a set only."""
     return content_hash([[message["role"], message["content"]] for message in messages])
+
+
+def prompts_hash(prompts: Iterable[Prompt]) -> str:
+    """Return the content hash of prompts, in their order."""
+    return content_hash([prompt_row(prompt) for prompt in prompts])
 
 
 def prompt_row(prompt: Prompt) -> dict[str, Any]:

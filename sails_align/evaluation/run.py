@@ -11,26 +11,28 @@ With `--compare`, `compared.py` has the other model's.
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from sails_align.core.artifacts import file_hash
+from sails_align.core.earlier import check_earlier, write_record
 from sails_align.core.errors import InputError
 from sails_align.core.files import work_folder, write_json
 from sails_align.core.log import LOG_FILE, Stages, log_file, say
+from sails_align.core.options import all_but
 from sails_align.evaluation.backends.make import find_spec, make_backend
 from sails_align.evaluation.cache import Cache
 from sails_align.evaluation.compared import COMPARED, COMPARISON_FILE, Responder, compared_with, comparison_of
 from sails_align.evaluation.evaluate import HELPFULNESS, OPTIONAL, SAFETY, evaluate
 from sails_align.evaluation.judges.make import make_judges
 from sails_align.evaluation.judges.options import JudgeArguments
-from sails_align.evaluation.judges.panel import fail_if_unscored
-from sails_align.evaluation.options import PromptArguments, ResponseArguments, RunArguments
-from sails_align.evaluation.output import cache_file, conversation_hash, output_folder
+from sails_align.evaluation.judges.panel import fail_if_unscored, identities
+from sails_align.evaluation.options import NOT_IN_IDENTITY, PromptArguments, ResponseArguments, RunArguments
+from sails_align.evaluation.output import METRICS_FILE, cache_file, conversation_hash, output_folder, prompts_hash
 from sails_align.evaluation.pipeline import respond
 from sails_align.evaluation.prompts.load import counted, load_all
-from sails_align.evaluation.records import Completion, Judge, Prompt
+from sails_align.evaluation.records import Backend, Completion, Judge, Prompt
 from sails_align.evaluation.result import EvaluationResult
 from sails_align.evaluation.tables import show_comparison, show_rates
 from sails_align.steering import hook_of
@@ -74,13 +76,17 @@ def run_evaluation(
             _check_judges(judges, reference)
         responder = Responder(how, find_spec(how), hook_of(steering))
         other = None if compare is None else compared_with(compare, responder)
+        decides = all_but(NOT_IN_IDENTITY, how, asked, who, run, steering)
+        identity = _identity(command, decides, [responder, other], prompts, judges, reference)
+        check_earlier(folder, identity, METRICS_FILE, overwrite=run.overwrite_output_dir)
         answers = None if reference is None else _reference(reference, how, prompts, cache, options)
-        provenance = _provenance(asked, prompts, reference)
+        about = {"sets": asked.prompts, "n": len(prompts), "part": asked.part}
+        provenance = {"prompts": about, "reference": identity["reference"]}
 
         def result_of(who_responds: Responder, judges: Mapping[str, Judge], folder: Path) -> EvaluationResult:
             return evaluate(
                 prompts,
-                make_backend(who_responds.how, who_responds.spec, prompts, who_responds.hook),
+                _backend(who_responds, prompts),
                 judges,
                 tasks=TASKS[command],
                 sampling=how.sampling(prompts),
@@ -93,6 +99,7 @@ def run_evaluation(
 
         stages.begin("responses and verdicts", f"{how.model} by {how.backend}, judged by {', '.join(judges)}")
         results = [result_of(responder, judges, folder)]
+        write_record(folder, identity)
         if other is not None:
             stages.begin("compared model", str(compare))
             results.append(result_of(other, make_judges(who, prompts), folder / COMPARED))
@@ -103,11 +110,31 @@ def run_evaluation(
     return results[0].metrics
 
 
-def _provenance(asked: PromptArguments, prompts: Sequence[Prompt], reference: str | None) -> dict[str, Any]:
+def _identity(
+    command: str,
+    options: Mapping[str, Any],
+    who: Sequence[Responder | None],
+    prompts: Sequence[Prompt],
+    judges: Mapping[str, Judge],
+    reference: str | None,
+) -> dict[str, Any]:
+    """Return all that decides the results: options, and the content of what they name."""
+    responder, other = who
+    assert responder is not None
     return {
-        "prompts": {"sets": asked.prompts, "n": len(prompts), "part": asked.part},
-        "reference": None if reference is None else _reference_identity(reference),
+        "command": f"sails eval {command}",
+        "options": options,
+        "prompts": prompts_hash(prompts),
+        "sampling": asdict(responder.how.sampling(prompts)),
+        "model": _backend(responder, prompts).identity(),
+        "judges": identities(judges),
+        "reference": None if reference is None else _reference_identity(reference, responder.how),
+        "compared": None if other is None else _backend(other, prompts).identity(),
     }
+
+
+def _backend(who: Responder, prompts: Sequence[Prompt]) -> Backend:
+    return make_backend(who.how, who.spec, prompts, who.hook)
 
 
 def _prompts(command: str, how: ResponseArguments, asked: PromptArguments, stages: Stages) -> list[Prompt]:
@@ -152,8 +179,7 @@ def _reference(
         responses = _read_responses(Path(name))
         texts = [responses.get(conversation_hash(prompt.messages)) for prompt in prompts]
     else:
-        other = replace(how, model=name, base_model=None, revision=None, chat_template_path=None, server_template=None)
-        with closing(make_backend(other, find_spec(other), prompts)) as backend:
+        with closing(_reference_backend(name, how, prompts)) as backend:
             return respond(backend, prompts, how.sampling(prompts), cache, **options)
     lacking = [prompt.id for prompt, text in zip(prompts, texts, strict=True) if not text]
     if lacking:
@@ -164,8 +190,18 @@ def _reference(
     return [Completion(text) for text in texts]
 
 
-def _reference_identity(name: str) -> dict[str, str | None]:
-    return {"name": name, "sha256": file_hash(Path(name)) if name.endswith(".jsonl") else None}
+def _reference_backend(name: str, how: ResponseArguments, prompts: Sequence[Prompt]) -> Backend:
+    other = replace(how, model=name, base_model=None, revision=None, chat_template_path=None, server_template=None)
+    return make_backend(other, find_spec(other), prompts)
+
+
+def _reference_identity(name: str, how: ResponseArguments) -> dict[str, Any]:
+    """Return what the answers to compare with are: those of the set are known with the prompts."""
+    if name == IN_SET:
+        return {"name": name, "sha256": None}
+    if not name.endswith(".jsonl"):
+        return {"name": name, "sha256": None, "model": _reference_backend(name, how, []).identity()}
+    return {"name": name, "sha256": file_hash(Path(name)) if Path(name).is_file() else None}
 
 
 def _read_responses(path: Path) -> dict[str, str]:

@@ -23,6 +23,7 @@ from sails_align.evaluation.harness.options import HarnessArguments
 from sails_align.evaluation.judges.options import JudgeArguments
 from sails_align.evaluation.metrics import safety_rate_of
 from sails_align.evaluation.options import PromptArguments, ReferenceArguments, ResponseArguments, RunArguments
+from sails_align.evaluation.output import METRICS_FILE
 from sails_align.evaluation.prompts.load import split_of
 from sails_align.experiments.plan import Cell, Evaluation, Protocol, Run, option_groups, option_words
 from sails_align.steering.options import SteeringOptions
@@ -36,7 +37,8 @@ DONE = "done"
 """File in the folder of a command that succeeded. Without it the command is run again, and resumes."""
 AGAIN = ("--retry_unscored", "true")
 """Option of evaluations: when started again, only ask for what failed."""
-METRICS_FILE = "metrics.json"
+REPLACING = ("--overwrite_output_dir", "true")
+"""Option of commands whose folder is the cell's or the step's own: what an earlier model left there is out of date."""
 PACKAGES = {"vllm": "vllm", "harness": "lm_eval"}
 """Packages that a backend or an evaluation needs."""
 SAILS = ("-m", "sails_align")
@@ -135,7 +137,7 @@ def run_commands(cell: Cell, folder: Path) -> dict[str, Any]:
         model = str(train)
         _run_once([*training(cell, protocol), "--output_dir", model], train / DONE, cost, "training")
     for kind, options in protocol.of_part(cell.part).items():
-        command = [*evaluation(kind, options, cell.run, model), "--output_dir", str(evaluated / kind)]
+        command = [*evaluation(kind, options, cell.run, model), *REPLACING, "--output_dir", str(evaluated / kind)]
         _run_once([sys.executable, *SAILS, *command], evaluated / kind / DONE, cost, kind)
     if cell.part == "test" and _has_features(train):
         _run_once([sys.executable, *SAILS, "features", "--run", model], train / FEATURES_FILE, cost, "explain")

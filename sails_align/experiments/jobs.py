@@ -15,7 +15,7 @@ from typing import Any, Literal
 import psutil
 
 from sails_align.core.errors import InputError
-from sails_align.core.files import disk_errors, exclusive, write_json
+from sails_align.core.files import disk_errors, exclusive, read_record, write_json
 
 Gpus = Literal["none", "one", "share", "all"]
 """GPUs of a job: none, one, an equal share of all, or all."""
@@ -53,6 +53,8 @@ class Job:
     environment: Mapping[str, str] = field(default_factory=dict)
     keeps_log: bool = False
     """Whether the log is kept if the job succeeds."""
+    also: tuple[str, ...] = ()
+    """More options of a command, which do not decide its result."""
 
     def __call__(self) -> None:
         """Do the job; for submitit."""
@@ -69,6 +71,10 @@ class Job:
         """Lock file that keeps two machines from doing the same job."""
         return self.log.with_suffix(".lock")
 
+    def is_outdated(self) -> bool:
+        """Return whether there is a result that was decided by something else."""
+        return bool(self.record) and read_record(self.result) not in ({}, self.record)
+
     def is_done(self) -> bool:
         """Return whether there is an intact result of this very job."""
         try:
@@ -82,7 +88,7 @@ class Job:
         """Create the log's folder, and delete results that will be out of date."""
         with disk_errors(self.log):
             self.log.parent.mkdir(parents=True, exist_ok=True)
-            for path in self.outdates:
+            for path in (self.result, *self.outdates):
                 path.unlink(missing_ok=True)
 
     def start(self, gpus: Sequence[str] = ()) -> subprocess.Popen[bytes]:
@@ -91,7 +97,7 @@ class Job:
         program, *words = self.work
         environment = {**os.environ, **self.variables(gpus)}
         with disk_errors(self.log), self.log.open("wb") as log:
-            command = [sys.executable, *PROGRAMS[program], *words]
+            command = [sys.executable, *PROGRAMS[program], *words, *self.also]
             return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
 
     def finish(self, result: Mapping[str, Any]) -> None:

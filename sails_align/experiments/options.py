@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sails_align.core.errors import InputError
-from sails_align.core.options import check_choice, check_least, option
+from sails_align.core.options import OVERWRITE, check_choice, check_least, option
 
 KEYS = ("model", "runs", "launch", "evaluate", "in_distribution", "out_of_distribution")
 """Entries of the file of a comparison besides the options of `sails compare`."""
@@ -12,6 +12,10 @@ LAUNCHERS = ("local", "slurm", "submitit-local")
 LEARNING_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 OF_TESTBED = ("world", "n_prompts", "n_attacked", "n_attacked_seeds", "n_capability", "relearning")
 """Options that only the testbed has; for other models the file's `evaluate` takes their place."""
+
+
+HARMLESS = ("list_cells", "cell", "processes", "output_dir", "overwrite_output_dir", "progress")
+"""Options of comparisons with the same results; worlds that are folders count by their content."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class CompareOptions:
     cell: list[str] | None = option(None, "Compute only these cells and write no report, for jobs on several machines.")
     processes: int | None = option(None, "Number of parallel trainings; default: one per GPU, or per core.")
     output_dir: str = option("runs/compare", "Output folder for results and report.")
+    overwrite_output_dir: bool = option(False, OVERWRITE)
     progress: bool = option(True, "Show progress bars.")
 
     def __post_init__(self) -> None:
@@ -132,6 +137,7 @@ class ReproduceOptions:
     steps: list[str] = option([], "Only steps whose names begin so, such as train/sft-sails evaluate; default: all.")
     skip_checks: bool = option(False, "Go on without the checks.")
     output_dir: str | None = option(None, "Output folder; default: runs/reproduce-<model>.")
+    overwrite_output_dir: bool = option(False, OVERWRITE)
 
     def __post_init__(self) -> None:
         check_least(self, num_gpus=0, gpu_memory_gib=1, tflops=1)

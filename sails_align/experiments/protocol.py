@@ -28,7 +28,9 @@ OF_RUN = ("model", "train", "config", "options", "label", "tuned")
 NAME, LABEL = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,80}"), re.compile(r"(?!_)[\w .,:;()+/%'-]{1,80}")
 T = TypeVar("T")
 SECRETS = ("hub_token", "push_to_hub_token")
-OF_CELL = ("model", "base_model", "output_dir", "resume_from_checkpoint", "retry_unscored", "help")
+OF_CELL = (
+    *("model", "base_model", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "retry_unscored", "help"),
+)
 """Options of commands that each cell sets itself."""
 
 
@@ -108,7 +110,8 @@ class _Reader:
         is_tuned = values.get("tuned", True)
         if not isinstance(is_tuned, bool):
             raise InputError(f"{self.path}: {what}: tuned is {is_tuned!r}, but it must be true or false")
-        own = OF_CELL if "train" in values else ("model", "output_dir", "retry_unscored", "help")
+        of_training = () if "train" in values else ("base_model", "resume_from_checkpoint")
+        own = tuple(option for option in OF_CELL if option not in of_training)
         own = ("seed", "learning_rate", *own) if is_tuned else ("seed", *own)
         options = self.options(what, values.get("options") or {}, own)
         if "model" in values:

@@ -89,6 +89,8 @@ def discover_subspace(
     saes: SAESource | SAESet,
     options: DiscoveryOptions,
     folder: Path | None = None,
+    *,
+    overwrite: bool = True,
 ) -> Subspace:
     """Run `find_subspace` with the method of an initialization.
 
@@ -103,7 +105,7 @@ def discover_subspace(
             "give --sae_release and --sae_ids, or --sae_path; "
             "for a model without public SAEs, train some with sails train-sae"
         )
-    return find_subspace(model, data, saes, entry.load(), options, folder)
+    return find_subspace(model, data, saes, entry.load(), options, folder, overwrite=overwrite)
 
 
 def _options(preset: str, given: Mapping[str, Any]) -> DiscoveryOptions:

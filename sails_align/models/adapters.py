@@ -120,7 +120,7 @@ def load_base_config(adapter: AdapterFiles, base_model: str | None = None) -> tu
 
     Raises `InputError` if there is no such model, or it is not cached and the hub cannot be reached.
     """
-    name = base_model or adapter.config.base_model_name_or_path
+    name = base_model or base_named_by(adapter)
     if name is None:
         raise InputError(f"{adapter.folder / CONFIG} does not name the base model; give it with --base_model")
     if not Path(name).exists() and (not HUB_ID.fullmatch(name) or name.startswith(".")):
@@ -131,6 +131,18 @@ def load_base_config(adapter: AdapterFiles, base_model: str | None = None) -> tu
     revision = None if base_model else adapter.revision
     with model_errors(name, ValueError):
         return name, AutoConfig.from_pretrained(name, revision=revision)
+
+
+def base_named_by(adapter: AdapterFiles) -> str | None:
+    """Return the name of an adapter's base model; a relative path also from another folder than that of the training.
+
+    The path may begin in any folder above the adapter's, also above the one that a link to the adapter leads to.
+    """
+    name = adapter.config.base_model_name_or_path
+    if name is None or Path(name).is_absolute() or Path(name).exists():
+        return name
+    above = (*adapter.folder.absolute().parents, *adapter.folder.resolve().parents)
+    return next((str(folder / name) for folder in above if (folder / name / "config.json").is_file()), name)
 
 
 def expected_shapes(config: LoraConfig, base_config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:

@@ -75,6 +75,16 @@ def identity_of(name: str, commit: str | None = None) -> dict[str, Any]:
     return {"name": folder.name, "files": {file.name: file_hash(file) for file in deciding_files(folder)}}
 
 
+def is_same_model(earlier: Mapping[str, Any] | None, found: Mapping[str, Any]) -> bool:
+    """Return whether two identities are of one model: folders by the files that both know of, whatever they are called.
+
+    None, of a run that does not say its model, is any.
+    """
+    if earlier is None or not ("files" in earlier and "files" in found):
+        return earlier in (None, found)
+    return all(found["files"].get(name) == sha256 for name, sha256 in earlier["files"].items())
+
+
 def deciding_files(folder: Path, also: Iterable[str] = ()) -> list[Path]:
     """Return the files of a model that decide what it computes, and those of the names in `also`."""
     patterns = (*DECIDE, *also)

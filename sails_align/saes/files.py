@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 LAYER = re.compile(r"(?:layer_|blocks\.|\bl)(\d+)")
 """Finds the layer in an SAE's id: `layer_5/width_16k/canonical`, `blocks.5.hook_resid_post`, `l5r_8x`."""
+MISSHAPEN = re.compile(
+    r"size mismatch for ([\w.]+): copying a param with shape torch\.Size\(\[(.*?)\]\) from checkpoint, "
+    r"the shape in current model is torch\.Size\(\[(.*?)\]\)"
+)
+"""Of torch's message."""
 WIDTH = re.compile(r"width_(\d+)([km])")
 # These loaders of sae-lens call torch.load.
 _PICKLED = {"connor_rob_hook_z", "goodfire", "deepseek_r1", "qwen_scope", "dictionary_learning_1"}
@@ -67,7 +72,14 @@ def read_sae(source: SAESource, name: str, device: str) -> "SAE[Any]":
             f"SAE {name} is behind a licence; accept it on the hub, and log in with `hf auth login`"
         ) from error
     except (*_DAMAGE, EntryNotFoundError) as error:
-        lines = str(error).strip().splitlines()
+        if misshapen := MISSHAPEN.search(str(error)):
+            tensor, found, implied = misshapen.groups()
+            raise InputError(
+                f"SAE {name} cannot be loaded: {tensor} has shape ({found}), but its {CONFIG} implies ({implied});\n"
+                "copy weights and configuration again, from one SAE"
+            ) from error
+        # torch's first line says only what failed.
+        lines = [line.strip() for line in str(error).splitlines() if line.strip() and "state_dict for" not in line]
         cause = f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
         raise InputError(f"SAE {name} cannot be loaded ({cause}); check that the copy is whole") from error
 

@@ -25,8 +25,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sails_align.core.artifacts import content_hash, file_hash, load_artifact, read_header, save_artifact, tensors_hash
+from sails_align.core.earlier import RECORD_FILE, REMEDY, differences, write_record
 from sails_align.core.errors import InputError
-from sails_align.core.files import atomic_folder, disk_errors, write_json
+from sails_align.core.files import atomic_folder, disk_errors, read_record, write_json
+from sails_align.core.log import say
+from sails_align.core.options import listed
 from sails_align.core.progress import progress_bar
 from sails_align.core.suggestions import did_you_mean
 from sails_align.models.hooks import check_layers, decoder_layers, evaluation_mode
@@ -77,6 +80,7 @@ def train_saes(
     model_name: str | None = None,
     dataset_name: str | None = None,
     progress: bool = True,
+    overwrite: bool = False,
     **options: Any,
 ) -> dict[int, SAEReport]:
     """Train one SAE for each layer, on the outputs of the blocks at content tokens (no special tokens, no padding).
@@ -93,6 +97,7 @@ def train_saes(
         model_name: for the SAE's configuration, which `load_saes` compares with the model; None: the model's own.
         dataset_name: for the SAE's configuration.
         progress: show a bar with an estimate of the time left.
+        overwrite: replace SAEs in `output_dir` that were trained with another model, text or options.
         options: of `SAETrainingOptions`, such as `d_sae`, `k`, `architecture`, `n_tokens`, `lr`, `seed`.
 
     Returns:
@@ -100,7 +105,7 @@ def train_saes(
 
     Raises:
         InputError: if an option is out of range, a layer is not in the model, there is no text or too little, or
-            `output_dir` cannot be written or holds something else.
+            `output_dir` cannot be written, or holds something else or other SAEs.
     """
     known = [field.name for field in fields(SAETrainingOptions)]
     if unknown := [name for name in options if name not in known]:
@@ -115,7 +120,8 @@ def train_saes(
         )
         bar.update(task, total=int(corpus.content.sum()))
         name = model.config.name_or_path if model_name is None else model_name
-        training = _Training.of(model, corpus, chosen, {"model_name": name, "dataset_path": dataset_name}, output_dir)
+        names = {"model_name": name, "dataset_path": dataset_name}
+        training = _Training.of(model, corpus, chosen, names, output_dir, overwrite=overwrite)
         finished = {layer: training.finished(layer) for layer in layers}
         reports = {layer: report for layer, report in finished.items() if report is not None}
         trainers = {layer: training.trainer(layer) for layer in layers if layer not in reports}
@@ -147,6 +153,8 @@ class _Training:
     inputs: dict[str, Any]
     """All that decides the SAEs and their reports, except the layer (JSON-able)."""
     output: Path
+    overwrite: bool = False
+    """Whether SAEs of another training are replaced."""
 
     @classmethod
     def of(
@@ -156,6 +164,8 @@ class _Training:
         options: SAETrainingOptions,
         names: dict[str, Any],
         output_dir: str | Path,
+        *,
+        overwrite: bool = False,
     ) -> "_Training":
         train_W, held_out = split_windows(
             corpus, eval_tokens=options.eval_tokens, least=options.batch_size, seed=options.seed
@@ -171,7 +181,7 @@ class _Training:
         inputs = {**asdict(options), **hashes, "metadata": metadata}
         for name in NOT_IN_HASH:
             del inputs[name]
-        return cls(model, corpus, train_W, held_out, options, metadata, inputs, Path(output_dir))
+        return cls(model, corpus, train_W, held_out, options, metadata, inputs, Path(output_dir), overwrite)
 
     def folder(self, layer: int) -> Path:
         return self.output / f"layer_{layer}"
@@ -190,9 +200,7 @@ class _Training:
         try:
             report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
             if report["input_hash"] != self.input_hash(layer):
-                logger.warning(
-                    "%s holds an SAE of another model, text or options; it is trained again and replaced", folder
-                )
+                self._refuse(folder)
                 return None
             intact = file_hash(folder / WEIGHTS) == report["sha256"]
         except (json.JSONDecodeError, KeyError, FileNotFoundError):
@@ -201,6 +209,20 @@ class _Training:
             raise InputError(f"{folder} is damaged; delete the folder to train the SAE again")
         return SAEReport(**report)
 
+    def _refuse(self, folder: Path) -> None:
+        """Refuse to replace an SAE, or a part of its training, unless `overwrite` allows it."""
+        earlier = read_record(folder / RECORD_FILE)
+        if not self.overwrite:
+            found = listed(differences(self.identity, earlier))
+            raise InputError(f"{folder} holds an SAE of another model, text or options (different: {found});\n{REMEDY}")
+        say(f"the SAE in {folder} is replaced")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the SAEs, for the record beside them."""
+        apart = {name: self.inputs[name] for name in ("model", "tokens", "metadata")}
+        return {**apart, "options": {name: of for name, of in self.inputs.items() if name not in apart}}
+
     def trainer(self, layer: int) -> LayerTrainer:
         """Make a layer's trainer, continued from its checkpoint if there is one with the same inputs."""
         d_model = self.model.config.get_text_config().hidden_size
@@ -208,7 +230,9 @@ class _Training:
         hook = {"hook_name": f"blocks.{layer}.hook_resid_post"}
         trainer = LayerTrainer(d_model, self.options, device, self.metadata | hook)
         header = read_header(self.checkpoint(layer), CHECKPOINT)
-        if header is not None and header["input_hash"] == self.input_hash(layer):
+        if header is not None and header["input_hash"] != self.input_hash(layer):
+            self._refuse(self.checkpoint(layer))
+        elif header is not None:
             tensors, header = load_artifact(self.checkpoint(layer), CHECKPOINT)
             trainer.load_state(tensors, header["provenance"])
         return trainer
@@ -290,6 +314,7 @@ class _Training:
             sha256=file_hash(written / WEIGHTS),
         )
         write_json(written / REPORT, asdict(report))
+        write_record(written, self.identity)
         with atomic_folder(self.folder(layer)) as temporary:
             shutil.copytree(written, temporary, dirs_exist_ok=True)
         shutil.rmtree(self.checkpoint(layer), ignore_errors=True)

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from sails_align.core.artifacts import content_hash, package_versions, read_header
 from sails_align.core.distributed import from_main, n_processes, process_index
+from sails_align.core.earlier import REMEDY, differences
 from sails_align.core.errors import InputError
 from sails_align.core.log import is_main, say
-from sails_align.core.options import all_but
+from sails_align.core.options import all_but, listed
 from sails_align.data.pairs import fingerprint
 from sails_align.models.load import load_truncated
+from sails_align.models.spec import is_same_model
 from sails_align.saes.sets import SAESet
 from sails_align.saes.source import SAESource
 from sails_align.subspace.basis import Subspace
@@ -38,11 +40,14 @@ def find_subspace(
     method: SubspaceMethod,
     options: DiscoveryOptions,
     folder: Path | None = None,
+    *,
+    overwrite: bool = True,
 ) -> Subspace:
     """Find the subspace of a model with a method.
 
     It is saved to `folder`, and loaded from there if its input hash is the same. SAEs are loaded only if needed. Raises
-    `InputError` if the SAEs cannot be had or do not fit the model, or the data lacks a side.
+    `InputError` if the SAEs cannot be had or do not fit the model, the data lacks a side, or without `overwrite` the
+    folder holds a subspace of other inputs.
     """
     check_rank(options.rank, model.d_model)
     options = suited_to_data(options, data)
@@ -51,6 +56,8 @@ def find_subspace(
     input_hash = content_hash(inputs)
     # The folder need not be one that all machines see: the main process reads and writes it for all.
     cached = None if folder is None else from_main(lambda: _cached(folder, input_hash))
+    if cached is None and folder is not None and not overwrite:
+        from_main(lambda: _refuse_other(folder, deciding, inputs))
     if cached is not None:
         return cached
     discovery = _Discovery(model, data, _loaded(saes, model, options), method, options)
@@ -96,9 +103,9 @@ def load_subspace(path: Path, model: DiscoveryModel, method: str, *, allow_misma
             f"{model.path} has {model.d_model}; give one that was found in this model"
         )
     found_in = subspace.provenance.get("model")
-    if found_in not in (None, model.identity) and not allow_mismatch:
+    if not is_same_model(found_in, model.identity) and not allow_mismatch:
         raise InputError(
-            f"the subspace {path} was found in another model ({found_in.get('name')}) than "
+            f"the subspace {path} was found in another model ({(found_in or {}).get('name')}) than "
             f"{model.name};\ngive one of this model, or --sae_allow_mismatch true if they are close relatives"
         )
     if (found_by := subspace.provenance.get("method", method)) != method:
@@ -112,6 +119,15 @@ def _cached(folder: Path, input_hash: str) -> Subspace | None:
         return None
     say(f"the subspace in {folder} was made from the same inputs: discovery is skipped")
     return Subspace.load(folder)
+
+
+def _refuse_other(folder: Path, deciding: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
+    """Refuse to replace a subspace that was made from other inputs, with an `InputError`."""
+    header = read_header(folder, "subspace")
+    if header is not None:
+        identity = {"options": deciding, **{name: inputs[name] for name in ("model", "data")}}
+        found = differences(identity, header["provenance"]) or ["SAEs or chat template"]
+        raise InputError(f"{folder} holds another subspace (different: {listed(found)});\n{REMEDY}")
 
 
 def _loaded(saes: SAESource | SAESet, model: DiscoveryModel, options: DiscoveryOptions) -> SAESet:

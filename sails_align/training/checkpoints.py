@@ -17,12 +17,13 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sails_align.core.distributed import from_main, n_processes
+from sails_align.core.earlier import REMEDY
 from sails_align.core.errors import InputError, first_line
 from sails_align.core.files import read_record, write_json
 from sails_align.core.log import say
 from sails_align.core.options import listed
 from sails_align.models.threads import fitting_threads
-from sails_align.training.earlier import METRICS_FILE, REMEDY, clear
+from sails_align.training.earlier import METRICS_FILE, clear
 from sails_align.training.identity import differences
 from sails_align.training.save import add_to_adapter, frozen_adapter_weights
 from sails_align.training.step_log import log_steps

@@ -9,10 +9,12 @@ from typing import Any
 from transformers import TrainingArguments
 
 from sails_align.core.distributed import from_main
+from sails_align.core.earlier import REMEDY
 from sails_align.core.errors import InputError
 from sails_align.core.files import read_record
 from sails_align.core.log import show
 from sails_align.core.options import OutputOptions, listed
+from sails_align.core.suggestions import did_you_mean_path
 from sails_align.training.dataset import TrainingSource
 from sails_align.training.identity import differences, known_early, run_identity
 from sails_align.training.plan import TrainingPlan
@@ -27,7 +29,6 @@ REPLACED = (
     *(*WEIGHTS, "adapter_config.json", "config.json", "generation_config.json", "model.safetensors.index.json"),
 )
 """What a run is known by, and what would make a model of two runs."""
-REMEDY = "choose another --output_dir, or replace it with --overwrite_output_dir true"
 
 
 def check_folder(args: TrainingPlan, source: TrainingSource, output_dir: Path) -> dict[str, Any] | None:
@@ -56,9 +57,16 @@ def check_earlier(
     identity: Mapping[str, Any], output_dir: Path, training: TrainingArguments, output: OutputOptions
 ) -> dict[str, Any] | None:
     """Do the same as `check_folder`, by what is known of the identity."""
+    checkpoint = str(training.resume_from_checkpoint or "false")
+    if checkpoint.lower() not in ("true", "false") and not Path(checkpoint).is_dir():
+        hint = did_you_mean_path(str(output_dir / Path(checkpoint).name)) or ";"
+        raise InputError(
+            f"cannot resume from {checkpoint}: there is no such folder{hint}\n"
+            "give a checkpoint of this run, or --resume_from_checkpoint true for its last one"
+        )
     if output.overwrite_output_dir:
         return None
-    resumes = str(training.resume_from_checkpoint or "false").lower() != "false"
+    resumes = checkpoint.lower() != "false"
     return from_main(lambda: _check_earlier(identity, output_dir, resumes))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sails_align.core import earlier
 from sails_align.core.artifacts import content_hash, file_hash, tensors_hash
 from sails_align.core.distributed import n_processes
 from sails_align.core.options import all_but, different
@@ -102,10 +103,8 @@ def differences(identity: Mapping[str, Any], other: Mapping[str, Any], *, length
         length: whether they must be equally long, too.
     """
     # The same subspace may come from SAEs or from a file: where it is known, its source does not matter.
-    apart = ("options", "length", *(["saes"] if identity.get("subspace") else []))
-    compared = {name: value for name, value in identity.items() if name not in apart}
-    found = [name for name in compared if content_hash(compared[name]) != content_hash(other.get(name))]
-    found += different(identity["options"], other.get("options") or {})
+    apart = ("length", *(["saes"] if identity.get("subspace") else []))
+    found = earlier.differences({name: of for name, of in identity.items() if name not in apart}, other)
     return found + (different(identity["length"], other.get("length") or {}) if length else [])
 
 

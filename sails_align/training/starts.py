@@ -13,10 +13,11 @@ from sails_align.core.errors import InputError
 from sails_align.data.tokens import TokenizedSide, tokenize_response
 from sails_align.initializers import leaves_base_alone
 from sails_align.initializers.targets import target_modules_for
-from sails_align.models.adapters import check_complete, read_adapter
+from sails_align.models.adapters import base_named_by, check_complete, read_adapter
 from sails_align.models.language_model import outside_decoder
 from sails_align.models.load import empty_model, exact_attention, load_causal_lm
 from sails_align.models.quantized import is_quantized, use_one_layout
+from sails_align.models.spec import identity_of, is_same_model
 from sails_align.subspace.basis import Subspace
 from sails_align.training.dataset import TrainingSource
 from sails_align.training.plan import TrainingPlan, changed
@@ -153,10 +154,11 @@ def _check_adapter(folder: Path, source: TrainingSource) -> None:
     check_complete(folder, source.model_config)
     trained_on = adapter.identity.get("model")
     if adapter.record:
-        is_same, name = trained_on in (None, source.identity()), (trained_on or {}).get("name")
+        is_same, name = is_same_model(trained_on, source.identity()), (trained_on or {}).get("name")
     else:
-        name = config.base_model_name_or_path
+        name = base_named_by(adapter)
         is_same = name in (None, source.model_name, source.name)
+        is_same = is_same or (Path(str(name)).is_dir() and is_same_model(identity_of(str(name)), source.identity()))
     if not is_same:
         raise InputError(
             f"the adapter in {folder} was trained on another model ({name}) than {source.name};\n"

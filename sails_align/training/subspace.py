@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from sails_align.core.distributed import from_main
+from sails_align.core.options import OutputOptions
 from sails_align.initializers.discover import discover_subspace
 from sails_align.saes.sets import SAESet
 from sails_align.subspace.basis import Subspace
@@ -17,7 +18,8 @@ from sails_align.training.starts import check_rank
 def find_subspace(args: TrainingPlan, source: TrainingSource, folder: Path) -> Subspace:
     """Load the subspace of `--subspace_path`, or discover it, and save it in a folder.
 
-    Raises `InputError` if it does not fit the model, the SAEs cannot be loaded, or the data has no contrast.
+    Raises `InputError` if it does not fit the model, the SAEs cannot be loaded, the data has no contrast, or the folder
+    holds another subspace.
     """
     sails, model = args.sails, _model(args, source)
     assert sails.init is not None
@@ -32,7 +34,8 @@ def find_subspace(args: TrainingPlan, source: TrainingSource, folder: Path) -> S
         **training, max_length=args.training.max_length or 1024, progress=not args.training.disable_tqdm
     )
     data = DiscoveryData(source.tokenizer, source.safety, source.helpful, source.dropped)
-    return discover_subspace(sails.init, model, data, sails.saes(), options, folder)
+    overwrite = args.of(OutputOptions).overwrite_output_dir
+    return discover_subspace(sails.init, model, data, sails.saes(), options, folder, overwrite=overwrite)
 
 
 def saes_of(args: TrainingPlan, source: TrainingSource) -> SAESet:

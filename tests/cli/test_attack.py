@@ -74,7 +74,7 @@ def test_a_rerun_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert run("gcg", tmp_path / "a", *SMALL)["attacks"] == whole["attacks"]
     assert (tmp_path / "a" / "attacked.jsonl").read_bytes() == written
     assert 1 <= len(steps) <= 3  # of the one search that was lost
-    run("gcg", tmp_path / "a", *SMALL, "--seed", "1")
+    run("gcg", tmp_path / "a", *SMALL, "--seed", "1", "--overwrite_output_dir", "true")
     assert len(list((tmp_path / "a" / "searches").iterdir())) == 8  # other options are other searches
 
 

@@ -1,6 +1,7 @@
 """What a command says: lines on standard error, results on standard output, and all of it in the log file."""
 
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sails_align.core import log
-from sails_align.core.errors import InputError
+from sails_align.core.errors import InputError, exit_on_input_error
 from sails_align.core.log import LOG_FILE, Stages, log_file, note, say, show
 
 
@@ -121,3 +122,34 @@ def test_noise_of_libraries_is_in_the_file_alone(tmp_path):
     written = (tmp_path / LOG_FILE).read_text()
     for part in ("Setting accelerator", "pin_memory", "end of turn", "for the file alone", "has changed"):
         assert part in written
+
+
+@pytest.mark.parametrize("full_from", ["the first line", "a later line", "a table", "a warning"])
+def test_a_full_disk_is_an_error_that_says_so(tmp_path, full_from):
+    """/dev/full takes no byte. What is there stays there."""
+    (tmp_path / "results.json").write_text("{}")
+    if full_from == "the first line":
+        (tmp_path / LOG_FILE).symlink_to("/dev/full")
+    says = {
+        "the first line": lambda: None,
+        "a later line": lambda: say("a line"),
+        "a table": lambda: show("a table"),
+        "a warning": lambda: logging.getLogger("sails_align.data").warning("a warning"),
+    }[full_from]
+    says_so = pytest.raises(InputError, match=r"cannot write .*log.txt: No space left on device; free some space")
+    with says_so, log_file(tmp_path, "sails work"):
+        full = os.open("/dev/full", os.O_WRONLY)
+        os.dup2(full, log._files[-1].fileno())
+        os.close(full)
+        says()
+    assert (tmp_path / "results.json").read_text() == "{}"
+    assert not log._files
+
+
+def test_a_full_disk_that_nothing_else_names(capsys):
+    """Such as of a figure, which a library writes."""
+    with pytest.raises(SystemExit) as ended, exit_on_input_error(), open("/dev/full", "w") as file:
+        file.write("x" * 10**6)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said == "error: No space left on device; free some space, or choose another disk\n"

@@ -29,6 +29,7 @@ from sails_align.training import run as align
 SHORT = ["--max_steps", "2", "--save_steps", "1", "--eval_examples", "4", "--disable_tqdm", "true"]
 MERGED_FILES = {
     "README.md",
+    "made_by.json",
     "chat_template.jinja",
     "config.json",
     "generation_config.json",
@@ -291,6 +292,25 @@ def test_adapters_that_cannot_be_merged(fails, adapter: Path, tmp_path: Path, ch
     change(adapter)
     assert said in fails(edit.main, "merge", adapter, "--output", tmp_path / "merged")
     assert {path.name for path in tmp_path.iterdir()} == {"adapter"}
+
+
+@pytest.mark.parametrize("saved", [["lm_head"], ["embed_tokens"], ["embed_tokens", "lm_head"]])
+def test_an_adapter_that_trained_embeddings_too(tmp_path: Path, saved: list[str]) -> None:
+    """The testbed's model shares one matrix for both; after training there are two."""
+    base = ASSETS / "model"
+    adapter = save_adapter(tmp_path / "adapter", base, modules_to_save=saved)
+
+    def train(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in tensors if "lora_" not in name]:
+            tensors[name] = tensors[name] * 1.1
+
+    edit_weights(adapter, train)
+    edit.main(["merge", str(adapter), "--output", str(tmp_path / "merged"), "--dtype", "float32"])
+    expected = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), str(adapter))
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    ids = torch.arange(40).reshape(2, 20)
+    with torch.no_grad():
+        torch.testing.assert_close(merged(ids).logits, expected.eval()(ids).logits, rtol=1e-4, atol=1e-4)
 
 
 def test_an_adapter_with_biases_of_its_own_is_not_merged(fails, base: Path, tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_another_model_and_helpfulness(adapter: Path, tmp_path: Path) -> None:
 
 def test_a_comparison_does_not_outlive_its_evaluation(adapter: Path, tmp_path: Path) -> None:
     safety(argv(tmp_path / "run", adapter, "--compare", "base"))
-    safety(argv(tmp_path / "run", adapter))
+    safety(argv(tmp_path / "run", adapter, "--overwrite_output_dir", "true"))
     assert not (tmp_path / "run" / "comparison.json").exists()
 
 

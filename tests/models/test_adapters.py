@@ -21,6 +21,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from sails_align.core.errors import InputError
 from sails_align.models.adapters import check_complete, expected_shapes, load_base_config, read_adapter
+from sails_align.models.load import load_model
+from sails_align.models.resolve import resolve_model
 
 
 @pytest.fixture(scope="module")
@@ -174,3 +176,28 @@ def test_values_are_read_only_where_they_are_asked_for(adapter: Path) -> None:
 def test_nothing_of_the_model_is_loaded(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", None)
     check_complete(adapter)
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_base_named_by_a_relative_path_is_found_from_elsewhere(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, linked: bool
+) -> None:
+    """The path begins in the folder where the training ran, which is above the adapter's."""
+    project = tmp_path / "project"
+    (project / "models").mkdir(parents=True)
+    (project / "models" / "base").symlink_to(base)
+    adapter = save_adapter(project / "runs" / "mine", base)
+    edit_config(adapter, base_model_name_or_path="models/base")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    if linked:
+        (tmp_path / "elsewhere" / "link").symlink_to(adapter)
+        adapter = Path("link")
+    assert load_base_config(read_adapter(adapter))[0] == str(project / "models" / "base")
+    check_complete(adapter)
+    spec = resolve_model(str(adapter))
+    assert spec.base == str(project / "models" / "base")
+    assert load_model(spec).num_parameters() > 0
+    edit_config(adapter, base_model_name_or_path="./models/gone")
+    with pytest.raises(InputError, match=r"there is no model ./models/gone, .*\n.*give its folder with --base_model"):
+        resolve_model(str(adapter))

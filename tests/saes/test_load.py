@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 
@@ -256,6 +257,20 @@ def test_damaged_folders_are_named(tmp_path, damage):
         load(tmp_path)
     assert str(tmp_path) in str(error.value)
     assert len(str(error.value).splitlines()) <= 3
+    if damage == "shape":
+        says = (
+            rf"\w+ has shape \([\d, ]*{F}[\d, ]*\), but its cfg.json implies \([\d, ]*{F + 1}[\d, ]*\);\ncopy weights"
+        )
+        assert re.search(says, str(error.value))
+
+
+def test_a_tensor_that_is_missing_is_named(tmp_path):
+    save_sae_lens(tmp_path)
+    weights = load_file(tmp_path / "sae_weights.safetensors")
+    del weights["b_dec"]
+    save_file(weights, tmp_path / "sae_weights.safetensors")
+    with pytest.raises(InputError, match=r"cannot be loaded .*b_dec"):
+        load(tmp_path)
 
 
 def test_unfolded_input_scaling_is_refused(tmp_path):

@@ -131,6 +131,13 @@ def test_a_run_that_has_all_its_steps_is_not_trained_further(project: Project, t
     assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
 
 
+def test_a_checkpoint_that_is_not_there(project: Project, finished: Path) -> None:
+    """Also of a finished run, of which nothing would be done."""
+    argv = project.argv(finished, "--resume_from_checkpoint", str(finished / "checkpoint-9"))
+    with pytest.raises(InputError, match=r"cannot resume from .*checkpoint-9: there is no such folder.*\ngive a check"):
+        align.main("sft", argv)
+
+
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt", "trainer_state.json", "run.json"])
 @pytest.mark.parametrize("damage", ["cut", "gone", "zeros"])
 def test_a_damaged_checkpoint_is_passed_over(

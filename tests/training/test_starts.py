@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapters import edit_config
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny import Project, build
@@ -58,6 +59,22 @@ def test_an_adapter_of_another_base(project: Project, trained: Path, tmp_path: P
     options[1] = str(plain)
     assert "was trained on another model" in from_adapter(project, tmp_path, *options)
     build(project.dpo_argv(tmp_path / "run", "--adapter_path", str(plain)), method="dpo")
+
+
+def test_an_adapter_whose_base_has_other_names(
+    project: Project, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A link to the base is the base; a relative name of it begins in a folder above the adapter."""
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "link").symlink_to(project.folder / "tiny")
+    plain = tmp_path / "runs" / "plain"
+    shutil.copytree(trained, plain, ignore=shutil.ignore_patterns("run.json", "checkpoint-*"))
+    linked = ["--model_name_or_path", str(tmp_path / "models" / "link")]
+    for adapter, name, more in ((trained, None, linked), (plain, None, linked), (plain, "models/link", [])):
+        if name is not None:
+            edit_config(adapter, base_model_name_or_path=name)
+        monkeypatch.chdir(tmp_path / "models")
+        build(project.dpo_argv(tmp_path / "run", "--adapter_path", str(adapter), *more), method="dpo")
 
 
 def test_an_adapter_that_is_damaged(project: Project, trained: Path, tmp_path: Path) -> None:

@@ -5,28 +5,35 @@
 <output_dir>/responses.jsonl, verdicts.jsonl, metrics.json      with and without the attacks, if there is a judge
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from sails_align.core.artifacts import file_hash
+from sails_align.core.earlier import check_earlier, write_record
 from sails_align.core.errors import InputError
 from sails_align.core.files import work_folder, write_json
 from sails_align.core.log import LOG_FILE, Stages, log_file, say, show
+from sails_align.core.options import all_but
 from sails_align.evaluation.attacks import ATTACKS, Setting
+from sails_align.evaluation.attacks.options import TransferArguments
 from sails_align.evaluation.attacks.parse import AttackArguments
 from sails_align.evaluation.backends.make import find_spec, make_backend
 from sails_align.evaluation.cache import Cache
 from sails_align.evaluation.evaluate import evaluate
 from sails_align.evaluation.judges.make import make_judges
-from sails_align.evaluation.judges.panel import fail_if_unscored
+from sails_align.evaluation.judges.panel import fail_if_unscored, identities
 from sails_align.evaluation.metrics import estimates
-from sails_align.evaluation.output import cache_file, output_folder, prompt_row, write_rows
+from sails_align.evaluation.options import NOT_IN_IDENTITY
+from sails_align.evaluation.output import METRICS_FILE, cache_file, output_folder, prompt_row, prompts_hash, write_rows
 from sails_align.evaluation.prompts import is_of_testbed
 from sails_align.evaluation.prompts.load import counted, load_all
-from sails_align.evaluation.records import Prompt, Verdict
+from sails_align.evaluation.records import Judge, Prompt, Verdict
 from sails_align.evaluation.result import VOTE
 from sails_align.evaluation.tables import show_attacks
+from sails_align.models.spec import ModelSpec
 
 NO_ATTACK = "none"
 
@@ -51,6 +58,8 @@ def run_attack(args: AttackArguments) -> dict[str, Any] | None:
         say(f"    {counted(prompts)}")
         is_judged = bool(args.who.judge) or is_of_testbed(prompts)
         judges = make_judges(args.who, prompts) if is_judged else {}  # before the search: not to fail after hours
+        identity = _identity(args, spec, prompts, judges)
+        check_earlier(folder, identity, METRICS_FILE, overwrite=run.overwrite_output_dir)
         setting = Setting(spec, folder, how.seed, how.batch_size, run.progress)
         stages.begin("attack", args.method)
         attacked = ATTACKS.get(args.method).load()(args.attack, prompts, setting)
@@ -58,6 +67,7 @@ def run_attack(args: AttackArguments) -> dict[str, Any] | None:
         write_rows(path, [prompt_row(prompt) for prompt in attacked])
         show(f"attacked  {path} ({len(attacked)} prompts)")
         if not is_judged:
+            write_record(folder, identity)
             show(f"judge it  sails eval safety --prompts {path} --model {how.model} --judge ...")
             return None
         stages.begin("verdicts", ", ".join(judges))
@@ -83,10 +93,27 @@ def run_attack(args: AttackArguments) -> dict[str, Any] | None:
             "attacks": by_attack(asked, [votes[place] for place in range(len(asked))], binary=result.binary[VOTE]),
             **{name: result.metrics[name] for name in ("agreement", "unscored", "notes", "provenance")},
         }
-        write_json(folder / "metrics.json", metrics)
+        write_json(folder / METRICS_FILE, metrics)
+        write_record(folder, identity)
         show_attacks(metrics, how.model, folder)
     fail_if_unscored(metrics["unscored"], run.max_unscored)
     return metrics
+
+
+def _identity(
+    args: AttackArguments, spec: ModelSpec | None, prompts: Sequence[Prompt], judges: Mapping[str, Judge]
+) -> dict[str, Any]:
+    """Return all that decides the results."""
+    suffixes = Path(str(args.attack.suffixes)) if isinstance(args.attack, TransferArguments) else None
+    return {
+        "command": f"sails attack {args.method}",
+        "options": all_but(NOT_IN_IDENTITY, args.how, args.asked, args.who, args.run, args.attack),
+        "prompts": prompts_hash(prompts),
+        "sampling": asdict(args.how.sampling(prompts)),
+        "model": make_backend(args.how, spec, prompts).identity(),
+        "judges": identities(judges),
+        "suffixes": file_hash(suffixes) if suffixes is not None and suffixes.is_file() else None,
+    }
 
 
 def _harmful_prompts(args: AttackArguments) -> list[Prompt]:

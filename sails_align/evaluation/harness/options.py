@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from sails_align.core.errors import InputError
-from sails_align.core.options import check_choice, check_least, option
+from sails_align.core.options import OVERWRITE, check_choice, check_least, option
 from sails_align.models import DTYPES
 
 
@@ -32,6 +32,7 @@ class HarnessArguments:
     testbed: str | None = option(None, "Testbed whose facts the testbed's tasks ask for; default: the model's own.")
     seed: int = option(0, "Seed for few-shot examples and sampling.")
     output_dir: str | None = option(None, "Output folder; default: runs/eval-harness-..., named after the model.")
+    overwrite_output_dir: bool = option(False, OVERWRITE)
 
     def __post_init__(self) -> None:
         # `a,b` and `a b` are the same list; YAML's true is no text.

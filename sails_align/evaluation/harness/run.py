@@ -17,9 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from sails_align.core import log
+from sails_align.core.earlier import check_earlier, write_record
 from sails_align.core.errors import InputError
-from sails_align.core.files import refuse_trained, work_folder, write_json
+from sails_align.core.files import read_record, refuse_trained, work_folder, write_json
 from sails_align.core.log import LOG_FILE, Stages, log_file, say
+from sails_align.core.options import all_but
 from sails_align.evaluation.backends.serving import check_serving
 from sails_align.evaluation.harness import TASK_MAKERS
 from sails_align.evaluation.harness.model import (
@@ -37,7 +40,9 @@ from sails_align.evaluation.harness.options import HarnessArguments
 from sails_align.evaluation.harness.report import report, sample_rows, show
 from sails_align.evaluation.harness.scores import HarnessResult, read_scores
 from sails_align.evaluation.harness.tasks import ROLLING, find_tasks, load_tasks
-from sails_align.evaluation.output import default_folder, write_rows
+from sails_align.evaluation.options import NOT_IN_IDENTITY
+from sails_align.evaluation.output import METRICS_FILE, default_folder, write_rows
+from sails_align.models.contents import content_of
 from sails_align.models.load import load_config, load_spec_tokenizer
 from sails_align.models.resolve import resolve_model
 from sails_align.models.spec import ModelSpec
@@ -63,6 +68,15 @@ def measure_capability(args: HarnessArguments) -> dict[str, Any]:
         if args.backend == "vllm":
             check_serving(spec)
         base_spec = find_base(args, spec)
+        options = {
+            name: value for name, value in vars(args).items() if name not in ("output_dir", "overwrite_output_dir")
+        }
+        identity = _identity(args, spec, base_spec)
+        if check_earlier(folder, identity, METRICS_FILE, overwrite=args.overwrite_output_dir):
+            metrics = read_record(folder / METRICS_FILE)
+            show(metrics, args.model, folder)
+            log.show(f"{folder} holds these results: nothing is done")
+            return metrics
         stages = stack.enter_context(Stages(("tasks", *["base model"] * (base_spec is not None))))
         for _, maker in TASK_MAKERS.items():
             maker.load()(args, spec, Path(made))
@@ -74,13 +88,25 @@ def measure_capability(args: HarnessArguments) -> dict[str, Any]:
             as_the_model = replace(args, apply_chat_template=str(result.setup["chat_template"]))
             stages.begin("base model", base_spec.name)
             base = (base_spec, run_harness(base_spec, as_the_model, folders))
-        options = {name: value for name, value in vars(args).items() if name != "output_dir"}
         metrics = report(options, (spec, result), base)
         rows = [*sample_rows("model", result), *(sample_rows("base", base[1]) if base else ())]
         write_rows(folder / "samples.jsonl", rows)
-        write_json(folder / "metrics.json", metrics)
+        write_json(folder / METRICS_FILE, metrics)
+        write_record(folder, identity)
         show(metrics, args.model, folder)
     return metrics
+
+
+def _identity(args: HarnessArguments, spec: ModelSpec, base: ModelSpec | None) -> dict[str, Any]:
+    """Return all that decides the results; tasks of one's own by their files."""
+    named = [Path(name) for name in (*args.tasks, args.include_path) if name is not None]
+    return {
+        "command": "sails eval harness",
+        "options": all_but(NOT_IN_IDENTITY, args),
+        "model": spec.identity,
+        "base": None if base is None else base.identity,
+        "tasks": [content_of(path) for path in named if path.exists()],
+    }
 
 
 def find_base(args: HarnessArguments, spec: ModelSpec) -> ModelSpec | None:

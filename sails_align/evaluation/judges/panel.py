@@ -106,14 +106,17 @@ class Panel:
 
     def identities(self) -> dict[str, Any]:
         """Return everything that affects the verdicts of each judge that was asked."""
-        return {
-            name: {task: judge.identity(task) for task in sorted(judge.tasks)} for name, judge in self._used.items()
-        }
+        return identities(self._used)
 
     def close(self) -> None:
         """Close the judges."""
         for judge in self._judges.values():
             judge.close()
+
+
+def identities(judges: Mapping[str, Judge]) -> dict[str, Any]:
+    """Return everything that affects the verdicts of each judge, by name and task."""
+    return {name: {task: judge.identity(task) for task in sorted(judge.tasks)} for name, judge in judges.items()}
 
 
 def unscored(verdicts: Verdicts) -> dict[str, Any]:

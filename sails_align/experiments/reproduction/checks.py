@@ -150,7 +150,7 @@ def repositories(plan: Reproduction) -> dict[tuple[str, str], str]:
             raise InputError(
                 f"model is {name!r}, which is neither a local folder nor a model on the hub; correct it"
             ) from error
-    found = {("model", name): "config.json" for name in (*plan.hub_models, *_other_models(plan))}
+    found = {("model", name): "config.json" for name in (*plan.hub_models, *other_models(plan))}
     for prompts in _asked(plan):
         for name in prompts.prompts:
             known = find_set(name)
@@ -162,7 +162,7 @@ def repositories(plan: Reproduction) -> dict[tuple[str, str], str]:
     return found
 
 
-def _other_models(plan: Reproduction) -> Iterator[str]:
+def other_models(plan: Reproduction) -> Iterator[str]:
     """Yield the models from the hub that answers are compared with, and judges that no server runs."""
     named = [options.reference for options in _parsed(plan, ReferenceArguments) if options.reference != IN_SET]
     for who in _parsed(plan, JudgeArguments):

@@ -6,13 +6,13 @@ where activations are computed again. Generation reaches a smaller share, since 
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
 from transformers import PreTrainedConfig
 
@@ -153,13 +153,25 @@ def _n_models(judges: JudgeArguments) -> int:
 def _download_bytes(name: str, plan: Reproduction, n_parameters: int) -> float:
     """Return the size of a model's weights: as the hub says, else by the type that its configuration names."""
     (model,) = {model for model in plan.hub_models if model.rpartition("/")[2] == name}
+    if size := _hub_bytes(model):
+        return size
+    config = plan.config_of(model) or plan.config
+    return n_parameters * (2 if config is None else weights_dtype("auto", config).itemsize)
+
+
+def _hub_bytes(model: str) -> int:
+    """Return the size of a model's weights, as the hub says; 0 if it cannot be asked."""
     if not constants.HF_HUB_OFFLINE:
         with suppress(HubConnectionError, HfHubHTTPError, OSError):
             files = HfApi().model_info(model, files_metadata=True).siblings or []
-            if size := sum(file.size or 0 for file in files if file.rfilename.endswith(".safetensors")):
-                return size
-    config = plan.config_of(model) or plan.config
-    return n_parameters * (2 if config is None else weights_dtype("auto", config).itemsize)
+            return sum(file.size or 0 for file in files if file.rfilename.endswith(".safetensors"))
+    return 0
+
+
+def evaluations_download_gb(models: Iterable[str]) -> float:
+    """Return the size of the models that evaluations download themselves: judges and references not in the cache."""
+    missing = [model for model in set(models) if not try_to_load_from_cache(model, "config.json")]
+    return sum(map(_hub_bytes, missing)) / 1e9
 
 
 def _of_evaluation(words: Sequence[str], rate: _Rate, plan: Reproduction, config: PreTrainedConfig) -> Costs:

@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig
 from sails_align.core.errors import InputError
 from sails_align.core.machine import GIB
 from sails_align.evaluation.options import PromptArguments
-from sails_align.experiments.commands import AGAIN, evaluation, options_of
+from sails_align.experiments.commands import AGAIN, REPLACING, evaluation, options_of
 from sails_align.experiments.contents import contents_hash
 from sails_align.experiments.jobs import Gpus, Job
 from sails_align.experiments.limits import known_config
@@ -73,6 +73,8 @@ class Reproduction:
     """The model's; without it memory and costs are unknown."""
     only: tuple[str, ...] = ()
     """Beginnings of the names of the wanted steps; empty: all steps."""
+    overwrite: bool = False
+    """Whether trainings and discovery replace what others left in their folders."""
 
     def folder(self, run: Run) -> str:
         """Return the model of a run: its folder, or its name."""
@@ -108,7 +110,12 @@ class Reproduction:
             gpus=gpus,
             after=tuple(after),
             keeps_log=True,
+            also=REPLACING if self._replaces(name) else (),
         )
+
+    def _replaces(self, name: str) -> bool:
+        """Return whether a step replaces what its folder holds: measurements of another model, always."""
+        return name.startswith(("evaluate", "attack")) or (self.overwrite and not name.startswith("data"))
 
     def _done(self, name: str) -> Path:
         return self.output_dir / "done" / f"{name.replace('/', '.')}.json"

@@ -5,7 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 from sails_align.evaluation.metrics import METRICS, SAFETY_RATES, Estimate
-from sails_align.experiments.commands import METRICS_FILE, capability, read_result
+from sails_align.evaluation.output import METRICS_FILE
+from sails_align.experiments.commands import capability, read_result
 from sails_align.experiments.reproduction.plan import Reproduction
 
 PAPER: dict[str, dict[str, dict[str, str]]] = {
