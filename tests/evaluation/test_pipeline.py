@@ -320,7 +320,7 @@ def test_each_judge_has_its_own_model_server_and_key(
         assert metrics["judges"]["llm"]["safety_rate"]["value"] < 1
         two = {**both, "judge": "llm llm", "judge_model": "one two", "judge_base_url": one.base_url}
         with pytest.raises(InputError, match="has no model 'two'"):
-            safety(argv(model, prompts, tmp_path / "run", **{**two, "judge_api_key_env": "KEY_ONE"}))
+            safety(argv(model, prompts, tmp_path / "two", **{**two, "judge_api_key_env": "KEY_ONE"}))
 
 
 def test_what_is_unscored_of_one_task_does_not_hide_behind_another(
@@ -453,7 +453,7 @@ def test_a_reference_is_paired_by_what_was_asked(tmp_path: Path) -> None:
     assert metrics["provenance"]["reference"]["sha256"]
     assert metrics["provenance"]["sampling"]["seed"] == 0
     with pytest.raises(InputError, match="has no answer to"):
-        helpfulness([*options, *reference, "--seed", "1"])
+        helpfulness([*options, *reference, "--seed", "1", "--overwrite_output_dir", "true"])
 
 
 def test_a_changed_template_is_another_model(tmp_path: Path) -> None:
@@ -552,7 +552,8 @@ def test_a_base_model_is_asked_by_the_template_that_is_given(tmp_path: Path) -> 
     assert metrics["overall"]["correct_answer_rate"]["value"] == 1.0
     other = tmp_path / "other.jinja"
     other.write_text(template.read_text().replace("message['content']", "'where is it kept ?'"))
-    changed = safety([*options, "--chat_template_path", str(other)])  # and not taken from the cache
+    replacing = ["--overwrite_output_dir", "true"]
+    changed = safety([*options, *replacing, "--chat_template_path", str(other)])  # and not taken from the cache
     assert changed["overall"]["correct_answer_rate"]["value"] < 1.0
     with pytest.raises(InputError, match="only a Jinja file"):
         safety([*options, "--chat_template_path", "google/gemma-2-2b-it"])
