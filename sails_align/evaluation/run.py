@@ -9,8 +9,8 @@ With `--compare`, `compared.py` has the other model's.
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -65,10 +65,7 @@ def run_evaluation(
     folder = output_folder(run, command, how.model)
     options = {"retry_failed": run.retry_unscored, "progress": run.progress}
     names = ("prompts", "responses and verdicts", *["compared model"] * (compare is not None))
-    with ExitStack() as stack:
-        stack.enter_context(work_folder(folder))
-        stack.enter_context(log_file(folder, f"sails eval {command}"))
-        stages, cache = stack.enter_context(Stages(names)), stack.enter_context(closing(Cache(cache_file(run))))
+    with _opened(folder, run, f"sails eval {command}", names) as (stages, cache):
         say(f"{command} of {how.model}; output: {folder}/ (all lines: {LOG_FILE})")
         prompts = _prompts(command, how, asked, stages)
         judges = make_judges(who, prompts)
@@ -103,11 +100,26 @@ def run_evaluation(
         if other is not None:
             stages.begin("compared model", str(compare))
             results.append(result_of(other, make_judges(who, prompts), folder / COMPARED))
-        against = f" against {reference}" if reference else ""
-        _show(results, compare, f"{command.capitalize()} of {how.model}{against}", folder)
+        _show(results, compare, _title(command, how.model, reference), folder)
     for result in results:
         fail_if_unscored(result.metrics["unscored"], run.max_unscored)
     return results[0].metrics
+
+
+@contextmanager
+def _opened(folder: Path, run: RunArguments, command: str, stages: Sequence[str]) -> Iterator[tuple[Stages, Cache]]:
+    """Make the output folder and its log file, and open the cache."""
+    with (
+        work_folder(folder),
+        log_file(folder, command),
+        Stages(stages) as begun,
+        closing(Cache(cache_file(run))) as cache,
+    ):
+        yield begun, cache
+
+
+def _title(command: str, model: str, reference: str | None) -> str:
+    return f"{command.capitalize()} of {model}" + (f" against {reference}" if reference else "")
 
 
 def _identity(
