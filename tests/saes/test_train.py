@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import json
+import logging
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -419,6 +420,7 @@ def test_what_decides_an_sae_is_hashed_as_it_always_was(tmp_path, tokenizer):
 
 
 def test_finished_layers_are_not_trained_again(tmp_path, tokenizer, monkeypatch, caplog):
+    caplog.set_level(logging.WARNING)  # whatever level another test has set
     model, texts = make_llama(), make_texts()
     first = train_saes(model, tokenizer, texts, [1], output_dir=tmp_path / "a", **SMALL)
     both = train_saes(model, tokenizer, texts, [0, 1], output_dir=tmp_path / "b", **SMALL)
