@@ -303,6 +303,9 @@ def test_checkpoint_of_another_run(fails, copy):
 def test_no_checkpoint(fails, unfinished):
     options = ["--model_name_or_path", TESTBED, *SHORT, "--output_dir", unfinished]
     message = fails(*options, "--resume_from_checkpoint", unfinished / "checkpoint-9")
+    assert all(part in message for part in ("checkpoint-9", "no such folder", "checkpoint true")), message
+    (unfinished / "checkpoint-9").mkdir()
+    message = fails(*options, "--resume_from_checkpoint", unfinished / "checkpoint-9")
     assert all(part in message for part in ("checkpoint-9", "run.json", "complete checkpoint")), message
 
 

@@ -160,3 +160,9 @@ def adapter_weights(trainer: AlignmentTrainer) -> dict[str, torch.Tensor]:
 def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     assert a.keys() == b.keys()
     return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+def energy_inside(matrix_DK: torch.Tensor, basis_DR: torch.Tensor) -> float:
+    """Return the share (0 to 1) of a matrix's squared Frobenius norm in the span of an orthonormal basis."""
+    inside = (basis_DR.double().T @ matrix_DK.double()).square().sum()
+    return (inside / matrix_DK.double().square().sum()).item()

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sails_align.core.linalg import complete_basis, energy_inside, orthonormalize, principal_angles
+from sails_align.core.linalg import complete_basis, orthonormalize, principal_angles
 
 sizes = st.integers(2, 40).flatmap(lambda d: st.tuples(st.just(d), st.integers(0, d), st.integers(0, d)))
 
@@ -84,11 +84,3 @@ def test_principal_angles_ignore_the_choice_of_basis_and_ascend():
     angles_R = principal_angles(basis_DR, random_basis(20, 4, seed=2).double())
     assert (angles_R.diff() >= 0).all()
     assert angles_R[-1] > 0.5  # control: other spans are told apart
-
-
-def test_energy_inside():
-    basis_DR = torch.eye(5)[:, :2]
-    assert energy_inside(basis_DR @ torch.randn(2, 3), basis_DR) == pytest.approx(1.0)
-    assert energy_inside(torch.eye(5)[:, 2:], basis_DR) == 0.0
-    assert energy_inside(torch.tensor([[3.0], [0], [4], [0], [0]]), basis_DR) == pytest.approx(9 / 25)
-    assert energy_inside(torch.zeros(5, 3), basis_DR) == 0.0

@@ -176,7 +176,7 @@ def test_unfinished_reasoning_is_counted_and_said(tmp_path: Path, capsys: pytest
         }
         options |= {"cache_path": tmp_path / "cache.sqlite", "output_dir": tmp_path / "out", "max_unscored": 1}
         metrics = safety([word for name, value in options.items() for word in (f"--{name}", str(value))])
-    rate = metrics["overall"]["safety_rate"]
+    rate = metrics["overall"]["refusal_rate"]
     assert (rate["value"], rate["n"], rate["n_unscored"]) == (0.5, 2, 1)
     assert metrics["unscored"]["reasons"] == {"unfinished reasoning": 1}
     assert "unfinished reasoning: 1" in " ".join(capsys.readouterr().out.split())

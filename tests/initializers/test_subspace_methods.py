@@ -8,9 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import energy_inside
 
 from sails_align.core.errors import InputError
-from sails_align.core.linalg import energy_inside, orthonormalize, principal_angles
+from sails_align.core.linalg import orthonormalize, principal_angles
 from sails_align.initializers.activation_pca import ActivationPca
 from sails_align.initializers.mean_difference import MeanDifference
 from sails_align.initializers.random_basis import random_basis

@@ -10,10 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import energy_inside
 
 from sails_align.core.artifacts import save_artifact
 from sails_align.core.errors import InputError
-from sails_align.core.linalg import energy_inside, principal_angles
+from sails_align.core.linalg import principal_angles
 from sails_align.subspace.basis import Subspace, build_subspace
 from sails_align.subspace.options import DiscoveryOptions
 from sails_align.subspace.selection import FeatureSelection, LayerSelection

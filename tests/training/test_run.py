@@ -38,7 +38,7 @@ def test_discovery_is_skipped_on_the_same_inputs(
         return load_truncated(*args, **kwargs)
 
     monkeypatch.setattr(subspaces, "load_truncated", recorded)
-    folder = tmp_path / "subspace"
+    folder, overwrite = tmp_path / "subspace", ("--overwrite_output_dir", "true")
 
     def find(*more: str) -> Subspace:
         args = align.parse("sft", project.argv(tmp_path, *more))
@@ -55,14 +55,16 @@ def test_discovery_is_skipped_on_the_same_inputs(
     assert (folder / "subspace.safetensors").stat().st_mtime_ns == written
     changes = (["--top_k", "4"], ["--contrast", "response"], ["--max_train_examples", "20"], ["--max_length", "30"])
     for n, change in enumerate(changes, 2):
-        find(*change)
+        with pytest.raises(InputError, match=r"holds another subspace \(different: "):
+            find(*change)
+        find(*change, *overwrite)
         assert len(found) == n, change
     model = Path(shutil.copytree(project.folder / "tiny", tmp_path / "tiny"))
     weights = load_file(model / "model.safetensors")
     save_file({name: value + 0.01 for name, value in weights.items()}, model / "model.safetensors", {"format": "pt"})
-    find("--model_name_or_path", str(model))
+    find("--model_name_or_path", str(model), *overwrite)
     assert len(found) == len(changes) + 2
-    find()
+    find(*overwrite)
     assert len(found) == len(changes) + 3
 
 
