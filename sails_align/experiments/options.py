@@ -35,7 +35,9 @@ class CompareOptions:
         "Grid of learning rates, the same for all methods; the default is for the testbed's small model.",
     )
     n_extensions: int = option(
-        2, "Learning rates that may be added to the grid of a method whose best one is at an end of it."
+        2,
+        "Learning rates that may be added to the grid of a method whose best one is at an end of it, and tuning seeds "
+        "that may be added to a method whose tuning seeds disagree.",
     )
     world: str = option("testbed", "World: testbed, testbed:N, testbed:shared_harm=0, or a folder.")
     n_examples: int | None = option(

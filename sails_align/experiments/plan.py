@@ -176,7 +176,8 @@ class Plan:
     runs: tuple[Run, ...] = tuple(RUNS.values())
     learning_rates: tuple[float, ...] = LEARNING_RATES
     n_extensions: int = 2
-    """How many learning rates may be added to the grid of a run whose best one is at an end of it."""
+    """How many learning rates may be added to the grid of a run whose best one is at an end of it, and how many tuning
+    seeds to a run whose seeds disagree."""
     n_seeds: int = 5
     n_tuning_seeds: int = 1
     first_seed: int = 0
@@ -210,37 +211,51 @@ class Plan:
 
         With results also those of the rates that the results call for (see `grid`); with theirs it may be more.
         """
-        return [
-            cell
-            for run in self.runs
-            if run.is_tuned
-            for rate in self.grid(run, results or {})
-            for cell in self._tuning_cells(run, rate)
-        ]
+        cells = []
+        for run in (run for run in self.runs if run.is_tuned):
+            n_seeds = self.tuning_seeds_of(run, results or {})
+            for rate in self.grid(run, results or {}, n_seeds):
+                cells += self._tuning_cells(run, rate, n_seeds)
+        return cells
 
-    def _tuning_cells(self, run: Run, rate: float) -> list[Cell]:
-        seeds = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + self.n_tuning_seeds)
+    def _tuning_cells(self, run: Run, rate: float, n_seeds: int) -> list[Cell]:
+        seeds = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + n_seeds)
         return [self._cell(run, rate, seed, "validation", self.measures) for seed in seeds]
 
     def _cell(self, run: Run, rate: float | None, seed: int, part: Part, measures: Measures) -> Cell:
         return Cell(run, rate, seed, part, self.world, measures, self.protocol, self.world_sha256)
 
-    def grid(self, run: Run, results: CellResults) -> tuple[float, ...]:
-        """Return a run's learning rates: the grid, then those added because the best one was at an end of it."""
+    def tuning_seeds_of(self, run: Run, results: CellResults) -> int:
+        """Return the number of a run's tuning seeds: those of the plan, and more as long as they disagree."""
+        for n_seeds in range(self.n_tuning_seeds, self.n_tuning_seeds + self.n_extensions):
+            rates = self.grid(run, results, n_seeds)
+            tuning = self._tuning(run, rates, results, n_seeds)
+            if tuning is None or len(tuning.merits) < len(rates) or not tuning.disagrees:
+                return n_seeds
+        return self.n_tuning_seeds + self.n_extensions
+
+    def grid(self, run: Run, results: CellResults, n_seeds: int) -> tuple[float, ...]:
+        """Return a run's learning rates: the grid, then those added because the best one was at an end of it.
+
+        Args:
+            run: the run.
+            results: of tuning cells.
+            n_seeds: tuning seeds that count.
+        """
         rates = self.learning_rates
         for _ in range(self.n_extensions):
-            tuning = self._tuning(run, rates, results)
+            tuning = self._tuning(run, rates, results, n_seeds)
             beyond = beyond_end(tuning.merits) if tuning is not None and len(tuning.merits) == len(rates) else None
             if beyond is None:
                 break
             rates = (*rates, beyond)
         return rates
 
-    def _tuning(self, run: Run, rates: Sequence[float], results: CellResults) -> Tuning | None:
+    def _tuning(self, run: Run, rates: Sequence[float], results: CellResults, n_seeds: int) -> Tuning | None:
         """Return the merits of the rates that have results of all tuning seeds; None if there is no such rate."""
         by_seed: dict[int, dict[float, float]] = {}
         for rate in rates:
-            cells = self._tuning_cells(run, rate)
+            cells = self._tuning_cells(run, rate, n_seeds)
             for cell in cells if all(cell.key in results for cell in cells) else ():
                 by_seed.setdefault(cell.seed, {})[rate] = merit(results[cell.key])
         return Tuning(by_seed, len(rates) - len(self.learning_rates)) if by_seed else None
@@ -263,8 +278,13 @@ class Plan:
 
     def tuning(self, results: CellResults) -> dict[str, Tuning]:
         """Return how the learning rate of each run is chosen by the results that are there."""
-        found = {run.name: self._tuning(run, self.grid(run, results), results) for run in self.runs if run.is_tuned}
-        return {name: tuning for name, tuning in found.items() if tuning is not None}
+        found = {}
+        for run in (run for run in self.runs if run.is_tuned):
+            n_seeds = self.tuning_seeds_of(run, results)
+            tuning = self._tuning(run, self.grid(run, results, n_seeds), results, n_seeds)
+            if tuning is not None:
+                found[run.name] = tuning
+        return found
 
     def choose(self, results: CellResults) -> dict[str, float]:
         """Return the learning rate with the highest mean merit of each run, from the results of all tuning cells."""

@@ -101,8 +101,8 @@ class Tuning:
             )
         if self.disagrees:
             found.append(
-                f"its tuning seeds would choose {_told(list(self.best_of_seeds.values()))}; more of them "
-                "(--n_tuning_seeds) would make the choice surer"
+                f"its {len(self.by_seed)} tuning seeds would choose {_told(list(self.best_of_seeds.values()))}; "
+                "more of them (--n_tuning_seeds) would make the choice surer"
             )
         return found
 

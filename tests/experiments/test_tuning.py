@@ -75,7 +75,32 @@ def test_tuning_seeds_that_disagree_are_told() -> None:
     assert tuning.disagrees
     assert tuning.best_of_seeds == {1000: 1e-2, 1001: 1e-3}
     assert tuning.chosen == 1e-3 or tuning.spread == pytest.approx(0.2)
-    assert any("its tuning seeds would choose 0.01, 0.001" in doubt for doubt in tuning.doubts())
+    assert any("its 2 tuning seeds would choose 0.01, 0.001" in doubt for doubt in tuning.doubts())
     neighbours = Tuning({1000: one, 1001: {**one, 3e-3: 0.81}})
     assert not neighbours.disagrees
     assert neighbours.doubts() == []
+
+
+@pytest.mark.parametrize(
+    ("best_of_seeds", "n_extensions", "n_seeds", "disagrees"),
+    [
+        ((1e-2, 1e-2, 1e-3, 1e-3), 2, 2, False),  # no more are needed
+        ((1e-2, 3e-3, 1e-3, 1e-3), 2, 2, False),  # neighbours agree
+        ((1e-2, 1e-3, 1e-2, 1e-2), 2, 4, True),  # the limit, and it is told
+        ((1e-2, 1e-3, 1e-2, 1e-2), 1, 3, True),
+        ((1e-2, 1e-3, 1e-2, 1e-2), 0, 2, True),
+    ],
+)
+def test_more_tuning_seeds_are_run_while_they_disagree(
+    best_of_seeds: tuple[float, ...], n_extensions: int, n_seeds: int, disagrees: bool
+) -> None:
+    plan = Plan(runs=(RUN,), n_tuning_seeds=2, n_extensions=n_extensions)
+    results: dict[str, dict] = {}
+    while missing := [cell for cell in plan.tuning_cells(results) if cell.key not in results]:
+        for cell in missing:
+            assert cell.learning_rate
+            results[cell.key] = result(1 - abs(cell.learning_rate - best_of_seeds[cell.seed - 1000]))
+    assert {cell.seed for cell in plan.tuning_cells(results)} == {1000 + n for n in range(n_seeds)}
+    tuning = plan.tuning(results)[RUN.name]
+    assert (tuning.disagrees, len(tuning.by_seed)) == (disagrees, n_seeds)
+    assert any(f"its {n_seeds} tuning seeds would choose" in doubt for doubt in tuning.doubts()) == disagrees
