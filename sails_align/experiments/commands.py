@@ -6,6 +6,7 @@
 
 import importlib.util
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from sails_align.evaluation.judges.options import JudgeArguments
 from sails_align.evaluation.metrics import safety_rate_of
 from sails_align.evaluation.options import PromptArguments, ReferenceArguments, ResponseArguments, RunArguments
 from sails_align.evaluation.output import METRICS_FILE
+from sails_align.evaluation.prompts import maker_of
 from sails_align.evaluation.prompts.load import split_of
 from sails_align.experiments.plan import Cell, Evaluation, Protocol, Run, option_groups, option_words
 from sails_align.steering.options import SteeringOptions
@@ -32,6 +34,8 @@ from sails_align.testbed.build import is_testbed
 from sails_align.testbed.prompts import HARMFUL, HARMLESS
 from sails_align.training import run as align
 from sails_align.training.features import FEATURES_FILE
+
+logger = logging.getLogger(__name__)
 
 DONE = "done"
 """File in the folder of a command that succeeded. Without it the command is run again, and resumes."""
@@ -82,11 +86,27 @@ def check(runs: Sequence[Run], protocol: Protocol) -> None:
             _check_sets(protocol, read[1])
         for run in models:
             _read_options(kind, [*options, *options_of(kind, run)], f"the run {run.name} cannot be evaluated ({where})")
+    _warn_of_shared_prompts(protocol)
     for where, name in paths:
         if name.startswith(("/", "./", "../", "~")) and not Path(name).exists():
             raise InputError(
                 f"{where} names {name}, which does not exist; check the path (relative to the working folder)"
             )
+
+
+def _warn_of_shared_prompts(protocol: Protocol) -> None:
+    """Warn of prompts by which learning rates are chosen and that are reported, too."""
+    asked: dict[str, set[tuple[str, str]]] = {"validation": set(), "test": set()}
+    for part, kind, options in protocol.evaluate:
+        if kind != "harness":
+            prompts = _read_options(kind, options, f"evaluate: {part}: {kind} cannot be given")[1]
+            asked[part] |= {(name, prompts.part if maker_of(name) else "") for name in prompts.prompts}
+    if both := sorted(name for name, _ in asked["validation"] & asked["test"]):
+        logger.warning(
+            "evaluate: validation and test both have the prompts %s: learning rates are chosen by what is reported, "
+            "which favors the methods that are tuned; give validation other prompts",
+            ", ".join(both),
+        )
 
 
 def _check_sets(protocol: Protocol, asked: PromptArguments) -> None:

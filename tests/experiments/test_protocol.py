@@ -98,6 +98,25 @@ def test_what_the_file_says_is_what_is_compared(tmp_path: Path, monkeypatch: pyt
     assert training(cell, of_launched)[1:8] == launch
 
 
+def test_prompts_that_are_reported_and_chosen_by_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def warned(prompts: list[str], **options: str) -> bool:
+        caplog.clear()
+        safety = {**SAFETY["safety"], "prompts": prompts, **options}
+        twins = {"helpfulness": {"prompts": ["twins"], "judge": "llm", "judge_model": "m"}}
+        evaluate = {"validation": {**VALIDATION, "safety": safety}, "test": SAFETY | twins}
+        plan = main_plan(studies_of(tmp_path, monkeypatch, evaluate=evaluate))
+        assert plan.protocol is not None
+        check(plan.runs, plan.protocol)
+        return "validation and test both have the prompts" in caplog.text
+
+    assert not warned(["hex-phi"])
+    assert warned(["hex-phi", "xstest"])
+    assert warned(["twins"])
+    assert not warned(["twins"], part="validation")
+
+
 def test_other_evaluations_need_no_other_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def cell_of(**changes: Any) -> Any:
         return main_plan(studies_of(tmp_path, monkeypatch, **changes)).tuning_cells()[-1]
