@@ -12,11 +12,7 @@ from sails_align.evaluation.options import AnswerArguments, PromptArguments, Res
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> Path:
-    """Answer and write. Returns the file.
-
-    Raises:
-        InputError: for a model or prompts that cannot be used.
-    """
+    """Answer and write. Returns the file."""
     classes = (ResponseArguments, PromptArguments, AnswerArguments)
     how, asked, output = CommandLine.read(argv).parse(classes, prog=prog)
     from sails_align.evaluation.answers import write_answers

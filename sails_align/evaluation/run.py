@@ -68,9 +68,7 @@ def run_evaluation(
     with _opened(folder, run, f"sails eval {command}", names) as (stages, cache):
         say(f"{command} of {how.model}; output: {folder}/ (all lines: {LOG_FILE})")
         prompts = _prompts(command, how, asked, stages)
-        judges = make_judges(who, prompts)
-        if command == "helpfulness":
-            _check_judges(judges, reference)
+        judges = _judges(command, who, prompts, reference)
         responder = Responder(how, find_spec(how), hook_of(steering))
         other = None if compare is None else compared_with(compare, responder)
         decides = all_but(NOT_IN_IDENTITY, how, asked, who, run, steering)
@@ -172,13 +170,17 @@ def _show(results: Sequence[EvaluationResult], compare: str | None, title: str, 
     show_comparison(comparison, f"{title}, compared with {compare}", [of.metrics for of in results], folder)
 
 
-def _check_judges(judges: Mapping[str, Judge], reference: str | None) -> None:
-    """Refuse judges that cannot score helpfulness, or not compare with a reference."""
+def _judges(
+    command: Literal["safety", "helpfulness"], who: JudgeArguments, prompts: Sequence[Prompt], reference: str | None
+) -> Mapping[str, Judge]:
+    """Make the judges; refuse ones that cannot score helpfulness, or not compare with a reference, if that is asked."""
+    judges = make_judges(who, prompts)
     tasks = {task for judge in judges.values() for task in judge.tasks}
     wanted = {*OPTIONAL} if reference is None else {"preference"}
-    if not tasks & wanted:
+    if command == "helpfulness" and not tasks & wanted:
         names = ", ".join(judges)
         raise InputError(f"{names} cannot judge how helpful answers are; use --judge llm, or oracle on the testbed")
+    return judges
 
 
 def _reference(
