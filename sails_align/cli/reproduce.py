@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from sails_align.core.command_line import CommandLine
-from sails_align.core.earlier import REMEDY
+from sails_align.core.earlier import holds_other
 from sails_align.core.errors import InputError, without_password
 from sails_align.core.log import log_file, show
-from sails_align.core.options import listed
 from sails_align.core.suggestions import did_you_mean_path, suggestion
 from sails_align.core.tables import FittedTable
 from sails_align.experiments.options import LauncherOptions, ReproduceOptions
@@ -81,7 +80,7 @@ def _refuse_other(plan: "Reproduction", jobs: "Sequence[Job]") -> None:
     """Refuse a folder with results of other options or files, before a step replaces them."""
     other = [job.name for job in jobs if job.is_outdated()]
     if other:
-        raise InputError(f"{plan.output_dir} holds other results (different steps: {listed(other)});\n{REMEDY}")
+        raise holds_other(f"{plan.output_dir} holds other results", other)
 
 
 def _why_offline() -> dict[str, str]:

@@ -3,7 +3,7 @@
 <output_dir>/made_by.json   what decided the results there: the command, its options, and hashes of what they name
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +39,14 @@ def check_earlier(
     if not found:
         return True
     if not overwrite:
-        remedy = REMEDY.replace("--output_dir", option, 1)
-        raise InputError(f"{folder} holds other results (different: {listed(found)});\n{remedy}")
+        raise holds_other(f"{folder} holds other results", found, option)
     say(f"what {earlier.get('command', 'an earlier command')} left in {folder} is replaced")
     return False
+
+
+def holds_other(what: str, found: Sequence[str], option: str = "--output_dir") -> InputError:
+    """Return the error that refuses to replace something else: what it is, and what differs from what is asked for."""
+    return InputError(f"{what} (different: {listed(found)});\n{REMEDY.replace('--output_dir', option, 1)}")
 
 
 def write_record(folder: Path, identity: Mapping[str, Any]) -> None:

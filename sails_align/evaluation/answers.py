@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from sails_align.core.earlier import REMEDY
 from sails_align.core.errors import InputError
 from sails_align.core.files import disk_errors
 from sails_align.core.log import Stages, say, show
@@ -35,9 +36,12 @@ def write_answers(how: ResponseArguments, asked: PromptArguments, output: Answer
         the file.
 
     Raises:
-        InputError: for a model or prompts that cannot be used, or if no prompt has an answer.
+        InputError: for a model or prompts that cannot be used, if no prompt has an answer, or for a file that is there
+            and may not be replaced.
     """
     file = Path(output.output or f"runs/answers-{stem_with_run(how.model)}.jsonl")
+    if file.exists() and not output.overwrite_output_dir:
+        raise InputError(f"{file} is there already;\n{REMEDY.replace('--output_dir', '--output')}")
     with disk_errors(file), Stages(("prompts", "answers")) as stages, closing(Cache(default_cache())) as cache:
         stages.begin("prompts", ", ".join(asked.prompts))
         prompts = load_all(asked, how.seed, how.system_prompt)

@@ -200,6 +200,7 @@ class AnswerArguments:
 
     output: str | None = option(None, "File of JSON lines to write; default: runs/answers-..., named after the model.")
     progress: bool = option(True, "Show progress bars.")
+    overwrite_output_dir: bool = option(False, "Replace the output file, if it is there.")
 
     def __post_init__(self) -> None:
         if self.output is not None and not self.output.endswith(".jsonl"):

@@ -25,11 +25,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sails_align.core.artifacts import content_hash, file_hash, load_artifact, read_header, save_artifact, tensors_hash
-from sails_align.core.earlier import RECORD_FILE, REMEDY, differences, write_record
+from sails_align.core.earlier import RECORD_FILE, differences, holds_other, write_record
 from sails_align.core.errors import InputError
 from sails_align.core.files import atomic_folder, disk_errors, read_record, write_json
 from sails_align.core.log import say
-from sails_align.core.options import listed
 from sails_align.core.progress import progress_bar
 from sails_align.core.suggestions import did_you_mean
 from sails_align.models.hooks import check_layers, decoder_layers, evaluation_mode
@@ -213,8 +212,8 @@ class _Training:
         """Refuse to replace an SAE, or a part of its training, unless `overwrite` allows it."""
         earlier = read_record(folder / RECORD_FILE)
         if not self.overwrite:
-            found = listed(differences(self.identity, earlier))
-            raise InputError(f"{folder} holds an SAE of another model, text or options (different: {found});\n{REMEDY}")
+            found = differences(self.identity, earlier)
+            raise holds_other(f"{folder} holds an SAE of another model, text or options", found)
         say(f"the SAE in {folder} is replaced")
 
     @property

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from sails_align.core.artifacts import content_hash, package_versions, read_header
 from sails_align.core.distributed import from_main, n_processes, process_index
-from sails_align.core.earlier import REMEDY, differences
+from sails_align.core.earlier import differences, holds_other
 from sails_align.core.errors import InputError
 from sails_align.core.log import is_main, say
-from sails_align.core.options import all_but, listed
+from sails_align.core.options import all_but
 from sails_align.data.pairs import fingerprint
 from sails_align.models.load import load_truncated
 from sails_align.models.spec import is_same_model
@@ -127,7 +127,7 @@ def _refuse_other(folder: Path, deciding: Mapping[str, Any], inputs: Mapping[str
     if header is not None:
         identity = {"options": deciding, **{name: inputs[name] for name in ("model", "data")}}
         found = differences(identity, header["provenance"]) or ["SAEs or chat template"]
-        raise InputError(f"{folder} holds another subspace (different: {listed(found)});\n{REMEDY}")
+        raise holds_other(f"{folder} holds another subspace", found)
 
 
 def _loaded(saes: SAESource | SAESet, model: DiscoveryModel, options: DiscoveryOptions) -> SAESet:

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from sails_align.core.distributed import from_main
-from sails_align.core.earlier import REMEDY
+from sails_align.core.earlier import REMEDY, holds_other
 from sails_align.core.errors import InputError
 from sails_align.core.files import read_record
 from sails_align.core.log import show
@@ -76,7 +76,7 @@ def _check_earlier(identity: Mapping[str, Any], output_dir: Path, resumes: bool)
     if weights is not None and not isinstance(run.get("identity"), dict):
         raise InputError(f"{output_dir} holds a model ({weights}), and no run.json says how it was made;\n{REMEDY}")
     if run and (found := differences(identity, run["identity"])):
-        raise InputError(f"{output_dir} holds another run (different: {listed(found)});\n{REMEDY}")
+        raise holds_other(f"{output_dir} holds another run", found)
     of_metrics = metrics.get("provenance", {}).get("identity", {})
     if weights is None or not of_metrics or differences(identity, of_metrics):
         return None

@@ -224,7 +224,7 @@ def test_reproductions(tmp_path: Path) -> None:
     reproduce.main(argv)
     recipe = yaml.safe_load((folder / "sails.yaml").read_text())
     (folder / "sails.yaml").write_text(yaml.safe_dump({**recipe, "lora_r": 4}))
-    refused(reproduce.main, argv, folder / "out", "holds other results (different steps: train/sft-sails);")
+    refused(reproduce.main, argv, folder / "out", "holds other results (different: train/sft-sails);")
     reproduce.main([*argv, "--overwrite_output_dir", "true"])
     replaced = Reproduction(plan.runs, plan.protocol, folder / "out", 0, only=("train", "evaluate"), overwrite=True)
     assert {step.also for step in replaced.jobs()} == {("--overwrite_output_dir", "true")}

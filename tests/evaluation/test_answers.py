@@ -46,11 +46,18 @@ def test_a_row_has_the_whole_conversation() -> None:
 
 def test_the_file_can_be_trained_on(tmp_path: Path) -> None:
     file = tmp_path / "new" / "own.jsonl"
-    dispatch(["answer", "--part", "train", "--n_prompts", "3", "--output", str(file), "--progress", "false"])
+    argv = ["answer", "--part", "train", "--n_prompts", "3", "--output", str(file), "--progress", "false"]
+    dispatch(argv)
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert [row["kind"] for row in rows] == ["harmful"] * 3 + ["benign"] * 3
     read = normalize(load_rows(str(file)), name=str(file)).dataset
     assert read["chosen"] == [row["response"] for row in rows]
+    before = file.read_bytes()
+    with pytest.raises(InputError, match=r"own.jsonl is there already;\nchoose another --output, or replace it with"):
+        dispatch([*argv, "--n_prompts", "2"])
+    assert file.read_bytes() == before
+    dispatch([*argv, "--n_prompts", "2", "--overwrite_output_dir", "true"])
+    assert len(file.read_text().splitlines()) == 4
 
 
 def test_another_kind_of_file_is_refused() -> None:

@@ -141,7 +141,7 @@ def test_what_was_measured_on_another_training_is_measured_again(folder: Path, t
     (tmp_path / "compare.yaml").write_text(yaml.safe_dump(values))
     refused = run(tmp_path, *only)
     assert refused.returncode == 2
-    assert "holds other results (different steps: discover/sails, train/sft-sails);" in refused.stderr
+    assert "holds other results (different: discover/sails, train/sft-sails);" in refused.stderr
     again = run(tmp_path, *only, "--overwrite_output_dir", "true").stdout
     assert "discover/sails: finished" in again or "discover/sails: done before" in again
     assert "evaluate/sft-sails/safety: finished" in again
