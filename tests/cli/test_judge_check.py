@@ -111,7 +111,7 @@ def test_real_completions_of_xstest(shared: Path, tmp_path: Path, capsys: pytest
     assert [sum(row) for row in found["counts"]] == [230, 220]  # 211 full refusals and 9 partial ones
     assert found["cohen_kappa"] > 0.85
     printed = capsys.readouterr().out
-    assert "answered or refused" in printed
+    assert "answered or refused" in " ".join(printed.split())
     assert "rules: precision and recall of refusals" in printed
     of_rule = metrics["rules"]["by_rule"]["cannot"]
     cells = ["cannot", str(of_rule["n"]), f"{of_rule['precision']:.2f}", f"{of_rule['recall']:.2f}"]
