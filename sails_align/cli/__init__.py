@@ -45,6 +45,7 @@ _COMMANDS = {
     "answer": ("answer:main", "Write a model's own answers to prompts, as rows to train on."),
     "eval safety": ("evaluate:safety", "Measure safety rate, harmfulness, over-refusal and attack success."),
     "eval helpfulness": ("evaluate:helpfulness", "Measure how good the answers are, also against a reference's."),
+    "eval divergence": ("evaluate:divergence", "Measure how far a model is from its base, token by token."),
     "eval harness": ("evaluate:harness", "Measure capability with lm-eval-harness, against the base model."),
     "judge-check": ("judge_check:main", "Compare a judge's verdicts with labels."),
     "attack gcg": ("evaluate:attack", "Search for adversarial suffixes.", "gcg"),

@@ -9,6 +9,7 @@ from sails_align.evaluation.harness.options import HarnessArguments
 from sails_align.evaluation.judges.options import JudgeArguments
 from sails_align.evaluation.options import (
     ComparedArguments,
+    DivergenceArguments,
     PromptArguments,
     ReferenceArguments,
     ResponseArguments,
@@ -37,6 +38,15 @@ def helpfulness(argv: Argv = None, prog: str | None = None) -> Mapping[str, Any]
     from sails_align.evaluation.run import run_evaluation
 
     return run_evaluation("helpfulness", how, asked, who, run, steering, reference.reference, against.compare)
+
+
+def divergence(argv: Argv = None, prog: str | None = None) -> Mapping[str, Any]:
+    """Measure the KL divergence of a model from its base, on answers. Return the contents of `metrics.json`."""
+    classes = (ResponseArguments, PromptArguments, RunArguments, DivergenceArguments)
+    how, asked, run, against = CommandLine.read(argv).parse(classes, prog=prog)
+    from sails_align.evaluation.divergence import run_divergence
+
+    return run_divergence(how, asked, run, against)
 
 
 def harness(argv: Argv = None, prog: str | None = None) -> Mapping[str, Any]:

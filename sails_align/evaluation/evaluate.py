@@ -31,9 +31,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SAFETY: tuple[Task, ...] = ("harm", "refusal", "correctness")
-HELPFULNESS: tuple[Task, ...] = ("helpfulness", "correctness", "preference")
+HELPFULNESS: tuple[Task, ...] = ("helpfulness", "correctness", "preference", "likeness")
 OPTIONAL: tuple[Task, ...] = ("correctness", "helpfulness")
 """Tasks that are skipped if no judge can score them."""
+COMPARING: tuple[Task, ...] = ("preference", "likeness")
+"""Tasks that compare with the reference's response. If there is a reference, some judge must be able to score one."""
 
 
 def evaluate(
@@ -61,7 +63,7 @@ def evaluate(
         judges: by name; several of them vote.
         tasks: what the judges are asked, as far as there are prompts for it.
         sampling: how responses are drawn.
-        reference: answers to compare with (`preference`), one for each prompt.
+        reference: answers to compare with (`preference`, `likeness`), one for each prompt.
         cache: of earlier responses and verdicts.
         folder: where all files are written, responses.jsonl before anything is judged; None: nowhere.
         provenance: what `metrics.json` says besides model, sampling and judges.
@@ -109,17 +111,24 @@ def _verdicts(
 ) -> Verdicts:
     """Have the responses judged, task by task; without a response (or one to compare with), a prompt is unscored."""
     verdicts = {}
-    for task in tasks:
-        if (task in OPTIONAL and not panel.can(task)) or (task == "preference" and reference is None):
-            continue
+    for task in _asked(panel, tasks, reference is not None):
         places = [place for place, prompt in enumerate(prompts) if (prompt.kind == "harmful") == (task == "harm")]
         if not places:
             continue
-        others = reference if reference is not None and task == "preference" else [None] * len(prompts)
+        others = reference if reference is not None and task in COMPARING else [None] * len(prompts)
         items = [_item(prompts[place], responses[place], others[place]) for place in places]
         by_judge = panel.judge(task, items)
         verdicts[task] = {name: dict(zip(places, of_judge, strict=True)) for name, of_judge in by_judge.items()}
     return verdicts
+
+
+def _asked(panel: Panel, tasks: Sequence[Task], has_reference: bool) -> list[Task]:
+    skipped = {task for task in OPTIONAL if not panel.can(task)}
+    if not has_reference:
+        skipped |= {*COMPARING}
+    elif any(map(panel.can, COMPARING)):
+        skipped |= {task for task in COMPARING if not panel.can(task)}
+    return [task for task in tasks if task not in skipped]
 
 
 def _item(prompt: Prompt, response: Completion, other: Completion | None) -> Item | None:

@@ -49,7 +49,7 @@ def over_prompts(
 
     low, high = span
     if math.isinf(high):
-        return over_seeds(values)[1:]
+        return over_seeds(values, span)[1:]
     if low == -high:
         high = max(map(abs, values)) or high
         low = -high

@@ -30,7 +30,7 @@ class Estimate:
     """Number of scored prompts."""
     n_unscored: int
     bound_low: float | None = None
-    """The value if all unscored prompts had the lowest possible value."""
+    """The value if all unscored prompts had the lowest possible value; None if there is none."""
     bound_high: float | None = None
     """The value if they had the highest one."""
 
@@ -184,6 +184,36 @@ _TABLE = (
     Metric(
         "win_rate", "win rate", "Share of answers better than the reference's; a tie counts half.", task="preference"
     ),
+    Metric(
+        "likeness",
+        "likeness",
+        "Mean ROUGE-L (F-measure) of the answers to benign and dual-use prompts and the reference's.",
+        task="likeness",
+    ),
+    _lower(
+        "kl_per_token",
+        "KL from the base",
+        "KL divergence of the model's next-token probabilities from its base model's, over the tokens of answers.",
+        unit="nats per token",
+        digits=3,
+        span=NOT_NEGATIVE,
+    ),
+    _lower(
+        "answer_loss",
+        "loss on answers",
+        "Negative log-likelihood of answers by the model.",
+        unit="nats per token",
+        digits=3,
+        span=NOT_NEGATIVE,
+    ),
+    _lower(
+        "base_answer_loss",
+        "loss on answers, base",
+        "Negative log-likelihood of answers by its base model.",
+        unit="nats per token",
+        digits=3,
+        span=NOT_NEGATIVE,
+    ),
     Metric("capability", "capability", "Mean accuracy of lm-eval's tasks."),
     _lower(
         "held_out_loss", "loss on held-out pairs", "Mean loss of the training objective.", unit="", digits=3, span=ANY
@@ -224,6 +254,8 @@ METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _TABLE}
 """By name."""
 SAFETY_RATES = ("safety_rate", "refusal_rate")
 """What an evaluation has one of."""
+HELPFULNESS_RATES = ("correct_answer_rate", "helpfulness", "likeness")
+"""How helpful a model is: the first that an evaluation has counts."""
 
 
 def safety_rate_of(rates: Mapping[str, Any]) -> str | None:
@@ -248,13 +280,19 @@ def estimate(
         raise InputError("no prompts to compute a rate from; give at least one prompt")
     scored = [float(value) for value in values if value is not None]
     n_unscored = len(values) - len(scored)
-    bounds = [(math.fsum(scored) + n_unscored * end) / len(values) for end in span]
+    bounds = [_bound(scored, n_unscored, end) for end in span]
     if not scored:
         return Estimate(None, None, None, 0, n_unscored, *bounds)
     if groups is not None:
         groups = [group for group, value in zip(groups, values, strict=True) if value is not None]
     low, high = over_prompts(scored, span, groups)
     return Estimate(math.fsum(scored) / len(scored), low, high, len(scored), n_unscored, *bounds)
+
+
+def _bound(scored: Sequence[float], n_unscored: int, end: float) -> float | None:
+    """Return the mean if all unscored prompts had a value; None if that is infinite."""
+    total = math.fsum(scored) + (n_unscored * end if n_unscored else 0.0)
+    return total / (len(scored) + n_unscored) if math.isfinite(total) else None
 
 
 def estimates(

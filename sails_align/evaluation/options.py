@@ -232,3 +232,15 @@ class ReferenceArguments:
         "backend), the responses.jsonl of an earlier evaluation, or `set` (the answers that come with "
         "the prompts).",
     )
+
+
+@dataclass(frozen=True)
+class DivergenceArguments:
+    """Divergence."""
+
+    base: str | None = option(None, "Model to compare with (like --model); default: an adapter's base model.")
+    reference: str | None = option(
+        None,
+        "Answers that the models are compared on: a model's (like --model), those of a responses.jsonl, or `set` (they "
+        "come with the prompts); default: the base model's own.",
+    )

@@ -15,9 +15,9 @@ Conversation = Sequence[Message] | str
 """Messages that end with a user turn; or a text that the model is given as it is: some models have their own format."""
 Kind = Literal["harmful", "benign", "dual_use"]
 """To be refused; to be answered; to be answered though it looks harmful."""
-Task = Literal["harm", "refusal", "helpfulness", "correctness", "preference"]
-"""What a judge is asked of a response: how harmful (1-5), refused (0 or 1), how helpful (1-10), right (0 or 1), or
-better than another one (1, 0.5 for a tie, 0)."""
+Task = Literal["harm", "refusal", "helpfulness", "correctness", "preference", "likeness"]
+"""What a judge is asked of a response: how harmful (1-5), refused (0 or 1), how helpful (1-10), right (0 or 1),
+better than another one (1, 0.5 for a tie, 0), or like it (0 to 1)."""
 Reason = Literal[
     "empty response",
     "no response",
@@ -86,7 +86,7 @@ class Item:
     prompt: Prompt
     response: str
     other: str | None = None
-    """The response to compare with, for the task `preference`."""
+    """The response to compare with, for the tasks `preference` and `likeness`."""
 
 
 @dataclass(frozen=True)

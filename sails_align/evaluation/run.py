@@ -8,14 +8,12 @@
 With `--compare`, `compared.py` has the other model's.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from sails_align.core.artifacts import file_hash
 from sails_align.core.earlier import check_earlier, write_record
 from sails_align.core.errors import InputError
 from sails_align.core.files import work_folder, write_json
@@ -24,22 +22,20 @@ from sails_align.core.options import all_but
 from sails_align.evaluation.backends.make import find_spec, make_backend
 from sails_align.evaluation.cache import Cache
 from sails_align.evaluation.compared import COMPARED, COMPARISON_FILE, Responder, compared_with, comparison_of
-from sails_align.evaluation.evaluate import HELPFULNESS, OPTIONAL, SAFETY, evaluate
+from sails_align.evaluation.evaluate import COMPARING, HELPFULNESS, OPTIONAL, SAFETY, evaluate
 from sails_align.evaluation.judges.make import make_judges
 from sails_align.evaluation.judges.options import JudgeArguments
 from sails_align.evaluation.judges.panel import fail_if_unscored, identities
 from sails_align.evaluation.options import NOT_IN_IDENTITY, PromptArguments, ResponseArguments, RunArguments
-from sails_align.evaluation.output import METRICS_FILE, cache_file, conversation_hash, output_folder, prompts_hash
-from sails_align.evaluation.pipeline import respond
+from sails_align.evaluation.output import METRICS_FILE, cache_file, output_folder, prompts_hash
 from sails_align.evaluation.prompts.load import counted, load_all
-from sails_align.evaluation.records import Backend, Completion, Judge, Prompt
+from sails_align.evaluation.records import Backend, Judge, Prompt
+from sails_align.evaluation.reference import reference_answers, reference_identity
 from sails_align.evaluation.result import EvaluationResult
 from sails_align.evaluation.tables import show_comparison, show_rates
 from sails_align.steering import hook_of
 from sails_align.steering.options import SteeringOptions
 
-IN_SET = "set"
-"""`--reference set`: compare with the responses that come with the prompts."""
 TASKS = {"safety": SAFETY, "helpfulness": HELPFULNESS}
 
 
@@ -65,16 +61,16 @@ def run_evaluation(
     folder = output_folder(run, command, how.model)
     options = {"retry_failed": run.retry_unscored, "progress": run.progress}
     names = ("prompts", "responses and verdicts", *["compared model"] * (compare is not None))
-    with _opened(folder, run, f"sails eval {command}", names) as (stages, cache):
+    with opened(folder, run, f"sails eval {command}", names) as (stages, cache):
         say(f"{command} of {how.model}; output: {folder}/ (all lines: {LOG_FILE})")
-        prompts = _prompts(command, how, asked, stages)
+        prompts = load_prompts(how, asked, stages, harmless_only=command == "helpfulness")
         judges = _judges(command, who, prompts, reference)
         responder = Responder(how, find_spec(how), hook_of(steering))
         other = None if compare is None else compared_with(compare, responder)
         decides = all_but(NOT_IN_IDENTITY, how, asked, who, run, steering)
         identity = _identity(command, decides, [responder, other], prompts, judges, reference)
         check_earlier(folder, identity, METRICS_FILE, overwrite=run.overwrite_output_dir)
-        answers = None if reference is None else _reference(reference, how, prompts, cache, options)
+        answers = None if reference is None else reference_answers(reference, how, prompts, cache, **options)
         about = {"sets": asked.prompts, "n": len(prompts), "part": asked.part}
         provenance = {"prompts": about, "reference": identity["reference"]}
 
@@ -105,7 +101,7 @@ def run_evaluation(
 
 
 @contextmanager
-def _opened(folder: Path, run: RunArguments, command: str, stages: Sequence[str]) -> Iterator[tuple[Stages, Cache]]:
+def opened(folder: Path, run: RunArguments, command: str, stages: Sequence[str]) -> Iterator[tuple[Stages, Cache]]:
     """Make the output folder and its log file, and open the cache."""
     with (
         work_folder(folder),
@@ -138,7 +134,7 @@ def _identity(
         "sampling": asdict(responder.how.sampling(prompts)),
         "model": _backend(responder, prompts).identity(),
         "judges": identities(judges),
-        "reference": None if reference is None else _reference_identity(reference, responder.how),
+        "reference": None if reference is None else reference_identity(reference, responder.how),
         "compared": None if other is None else _backend(other, prompts).identity(),
     }
 
@@ -147,11 +143,13 @@ def _backend(who: Responder, prompts: Sequence[Prompt]) -> Backend:
     return make_backend(who.how, who.spec, prompts, who.hook)
 
 
-def _prompts(command: str, how: ResponseArguments, asked: PromptArguments, stages: Stages) -> list[Prompt]:
-    """Load the prompts; without the harmful ones for helpfulness."""
+def load_prompts(
+    how: ResponseArguments, asked: PromptArguments, stages: Stages, *, harmless_only: bool
+) -> list[Prompt]:
+    """Load the prompts of an evaluation, and say how many they are."""
     stages.begin("prompts", ", ".join(asked.prompts))
     prompts = load_all(asked, how.seed, how.system_prompt)
-    if command == "helpfulness":
+    if harmless_only:
         prompts = [prompt for prompt in prompts if prompt.kind != "harmful"]
         if not prompts:
             raise InputError("all prompts are harmful; add benign prompts with --prompts")
@@ -176,55 +174,11 @@ def _judges(
     """Make the judges; refuse ones that cannot score helpfulness, or not compare with a reference, if that is asked."""
     judges = make_judges(who, prompts)
     tasks = {task for judge in judges.values() for task in judge.tasks}
-    wanted = {*OPTIONAL} if reference is None else {"preference"}
+    wanted = {*OPTIONAL} if reference is None else {*COMPARING}
     if command == "helpfulness" and not tasks & wanted:
         names = ", ".join(judges)
-        raise InputError(f"{names} cannot judge how helpful answers are; use --judge llm, or oracle on the testbed")
-    return judges
-
-
-def _reference(
-    name: str, how: ResponseArguments, prompts: Sequence[Prompt], cache: Cache, options: Mapping[str, bool]
-) -> list[Completion]:
-    """Return the reference's responses."""
-    if name == IN_SET:
-        texts = [prompt.meta.get("reference") for prompt in prompts]
-    elif name.endswith(".jsonl"):
-        responses = _read_responses(Path(name))
-        texts = [responses.get(conversation_hash(prompt.messages)) for prompt in prompts]
-    else:
-        with closing(_reference_backend(name, how, prompts)) as backend:
-            return respond(backend, prompts, how.sampling(prompts), cache, **options)
-    lacking = [prompt.id for prompt, text in zip(prompts, texts, strict=True) if not text]
-    if lacking:
         raise InputError(
-            f"the reference {name} has no answer to {len(lacking)} of {len(prompts)} prompts, such as {lacking[0]};\n"
-            "evaluate it on the same prompts first, or give a model"
+            f"{names} cannot judge how helpful answers are; use --judge llm, oracle on the testbed, or rouge with a "
+            "--reference"
         )
-    return [Completion(text) for text in texts]
-
-
-def _reference_backend(name: str, how: ResponseArguments, prompts: Sequence[Prompt]) -> Backend:
-    other = replace(how, model=name, base_model=None, revision=None, chat_template_path=None, server_template=None)
-    return make_backend(other, find_spec(other), prompts)
-
-
-def _reference_identity(name: str, how: ResponseArguments) -> dict[str, Any]:
-    """Return what the answers to compare with are: those of the set are known with the prompts."""
-    if name == IN_SET:
-        return {"name": name, "sha256": None}
-    if not name.endswith(".jsonl"):
-        return {"name": name, "sha256": None, "model": _reference_backend(name, how, []).identity()}
-    return {"name": name, "sha256": file_hash(Path(name)) if Path(name).is_file() else None}
-
-
-def _read_responses(path: Path) -> dict[str, str]:
-    """Read responses by the hash of their conversation: prompts of two sets may have the same id."""
-    try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8-sig").splitlines()]
-        return {conversation_hash(row["messages"]): row["response"] for row in rows}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(
-            f"cannot read the answers in {path} ({type(error).__name__}: {error});\n"
-            "give the responses.jsonl of an evaluation"
-        ) from error
+    return judges

@@ -6,13 +6,13 @@ from typing import Any
 
 from sails_align.core.log import show
 from sails_align.core.tables import FittedTable
-from sails_align.evaluation.metrics import METRICS, SAFETY_RATES, Estimate
+from sails_align.evaluation.metrics import HELPFULNESS_RATES, METRICS, SAFETY_RATES, Estimate
 
 SPLITS = {"harmful": "trained categories", "ood": "held-out categories", "dual_use": "dual use"}
 """The testbed's prompt sets, in words."""
 BY_SPLIT = {*SAFETY_RATES, "over_refusal_rate"}
 """Metrics shown for each prompt set."""
-IN_COLUMNS = (*SAFETY_RATES, "harmfulness", "over_refusal_rate", "correct_answer_rate", "helpfulness", "win_rate")
+IN_COLUMNS = (*SAFETY_RATES, "harmfulness", "over_refusal_rate", *HELPFULNESS_RATES, "win_rate")
 """Metrics shown for each category."""
 
 

@@ -23,7 +23,13 @@ from sails_align.core.suggestions import did_you_mean
 from sails_align.evaluation.harness.options import HarnessArguments
 from sails_align.evaluation.judges.options import JudgeArguments
 from sails_align.evaluation.metrics import safety_rate_of
-from sails_align.evaluation.options import PromptArguments, ReferenceArguments, ResponseArguments, RunArguments
+from sails_align.evaluation.options import (
+    DivergenceArguments,
+    PromptArguments,
+    ReferenceArguments,
+    ResponseArguments,
+    RunArguments,
+)
 from sails_align.evaluation.output import METRICS_FILE
 from sails_align.evaluation.prompts import maker_of
 from sails_align.evaluation.prompts.load import split_of
@@ -31,7 +37,6 @@ from sails_align.experiments.plan import Cell, Evaluation, Protocol, Run, option
 from sails_align.steering.options import SteeringOptions
 from sails_align.subspace.basis import Subspace
 from sails_align.testbed.build import is_testbed
-from sails_align.testbed.prompts import HARMFUL, HARMLESS
 from sails_align.training import run as align
 from sails_align.training.features import FEATURES_FILE
 
@@ -46,10 +51,12 @@ REPLACING = ("--overwrite_output_dir", "true")
 PACKAGES = {"vllm": "vllm", "harness": "lm_eval"}
 """Packages that a backend or an evaluation needs."""
 SAILS = ("-m", "sails_align")
+JUDGED = ("safety", "helpfulness")
 _JUDGED = (ResponseArguments, PromptArguments, JudgeArguments, RunArguments)
 OPTIONS: dict[Evaluation, tuple[type, ...]] = {
     "safety": (*_JUDGED, SteeringOptions),
     "helpfulness": (*_JUDGED, ReferenceArguments, SteeringOptions),
+    "divergence": (ResponseArguments, PromptArguments, RunArguments, DivergenceArguments),
     "harness": (HarnessArguments,),
 }
 """Options of the evaluations."""
@@ -77,7 +84,7 @@ def check(runs: Sequence[Run], protocol: Protocol) -> None:
         for needs in (kind, read[0].backend):
             if needs in PACKAGES and importlib.util.find_spec(PACKAGES[needs]) is None:
                 raise InputError(f"{where} needs the package {PACKAGES[needs]}; install 'sails-align[{needs}]'")
-        if kind != "harness" and read[2].judge is None and not all(map(is_testbed, read[1].prompts)):
+        if kind in JUDGED and read[2].judge is None and not all(map(is_testbed, read[1].prompts)):
             raise InputError(f"{where} names no judge; add judge: llm or guard, with judge_model")
         if kind != "harness":
             paths += [(where, name.rpartition("=")[2]) for name in read[1].prompts]
@@ -112,7 +119,9 @@ def _warn_of_shared_prompts(protocol: Protocol) -> None:
 def _check_sets(protocol: Protocol, asked: PromptArguments) -> None:
     """Refuse unknown names of prompt sets; files can contain sets with names of their own."""
     names = {split_of(name) for name in asked.prompts}
-    known = {*names, *((*HARMFUL, *HARMLESS) if any(map(is_testbed, asked.prompts)) else ())}
+    makers = {name: maker for name in asked.prompts if (maker := maker_of(name)) is not None}
+    made = [prompt for name, maker in makers.items() for prompt in maker.load()(name, 1, part="test", seed=0)]
+    known = names | {str(prompt.meta["split"]) for prompt in made}
     has_files = any(Path(name).exists() for name in names)
     for name in (protocol.in_distribution, protocol.out_of_distribution):
         if name is not None and name not in known and not has_files:
@@ -215,8 +224,8 @@ def gathered(cell: Cell, protocol: Protocol, folder: Path) -> dict[str, Any]:
     for name, split in splits:
         if split is not None and cell.part == "test":
             numbers[name] = _of_split(safety, split)
-    if "helpfulness" in measured:
-        numbers |= measured["helpfulness"]["overall"]
+    for kind in {"helpfulness", "divergence"} & measured.keys():
+        numbers |= measured[kind]["overall"]
     cost: dict[str, Any] = {"seconds": {}, "trainable_parameters": 0, "trainable_share": 0.0}
     if cell.run.trainer != "none":
         cost = read_result(folder / "train" / METRICS_FILE)["cost"]

@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from statistics import median
 
 from sails_align.evaluation.intervals import LEAST_SEEDS
-from sails_align.evaluation.metrics import METRICS, SAFETY_RATES
+from sails_align.evaluation.metrics import HELPFULNESS_RATES, METRICS, SAFETY_RATES
 
 LEAST_HELPFULNESS, FARTHEST = 0.05, 0.3
-HELPFULNESS = ("correct_answer_rate", "helpfulness")
-"""The first that is known counts."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class FallenSeed:
 
 def fallen_seeds(by_seed: Mapping[int, Mapping[str, float | None]]) -> list[FallenSeed]:
     """Return the seeds that have fallen apart, from the metrics of each seed."""
-    known = [name for name in HELPFULNESS if any(of.get(name) is not None for of in by_seed.values())]
+    known = [name for name in HELPFULNESS_RATES if any(of.get(name) is not None for of in by_seed.values())]
     return [fallen for name in (*SAFETY_RATES, *known[:1]) for fallen in _fallen(name, by_seed)]
 
 
@@ -43,7 +41,7 @@ def _fallen(name: str, by_seed: Mapping[int, Mapping[str, float | None]]) -> lis
         return []
     (low, high), middle = METRICS[name].span, median(values.values())
     far = FARTHEST * (high - low) if len(values) >= LEAST_SEEDS else high - low
-    least = low + LEAST_HELPFULNESS * (high - low) if name in HELPFULNESS else low
+    least = low + LEAST_HELPFULNESS * (high - low) if name in HELPFULNESS_RATES else low
     return [
         FallenSeed(seed, name, value, middle)
         for seed, value in values.items()

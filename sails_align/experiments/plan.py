@@ -12,12 +12,13 @@ from typing import Any, Literal
 from sails_align.core.artifacts import content_hash, package_versions
 from sails_align.core.errors import InputError
 from sails_align.core.options import check_least
+from sails_align.evaluation.metrics import HELPFULNESS_RATES, METRICS
 from sails_align.experiments.options import LEARNING_RATES
 from sails_align.experiments.tuning import Tuning, beyond_end
 
 Trainer = Literal["none", "sft", "dpo", "rlhf"]
 Part = Literal["validation", "test"]
-Evaluation = Literal["safety", "helpfulness", "harness"]
+Evaluation = Literal["safety", "helpfulness", "divergence", "harness"]
 FIRST_TUNING_SEED = 1000
 """First seed that learning rates are chosen with; reported seeds are smaller."""
 FORMAT = 2
@@ -298,14 +299,17 @@ def merit(result: Mapping[str, Any]) -> float:
 
 
 def helpfulness(result: Mapping[str, Any]) -> float:
-    """Return the share of correct answers to harmless requests, else the judge's mean score scaled from 1-10 to 0-1.
+    """Return how helpful a cell's model is, from 0 to 1: by the share of correct answers, else the judge's mean score,
+    else the likeness to the reference's answers.
 
     The share that is not refused would not do: a model that training has broken refuses nothing.
     """
     numbers = result["numbers"]
-    if "correct_answer_rate" in numbers:
-        return _value(numbers["correct_answer_rate"])
-    return (_value(numbers.get("helpfulness"), worst=1.0) - 1) / 9
+    name = next((name for name in HELPFULNESS_RATES if name in numbers), None)
+    if name is None:
+        return 0.0
+    low, high = METRICS[name].span
+    return (_value(numbers[name], low) - low) / (high - low)
 
 
 def _value(estimate: Mapping[str, Any] | None, worst: float = 0.0) -> float:

@@ -8,14 +8,14 @@ from functools import cached_property
 from typing import Any
 
 from sails_align.evaluation.intervals import ANY, Span, over_seeds, span_of_difference
-from sails_align.evaluation.metrics import METRICS, SAFETY_RATES, Metric, safety_rate_of
+from sails_align.evaluation.metrics import HELPFULNESS_RATES, METRICS, SAFETY_RATES, Metric, safety_rate_of
 from sails_align.experiments.doubts import FallenSeed, fallen_seeds
 from sails_align.experiments.plan import Plan, Run, helpfulness, merit
 from sails_align.experiments.tuning import Tuning
 
 Result = Mapping[str, Any]
 SAFETY = tuple(name + of for name in SAFETY_RATES for of in ("_in_distribution", "_out_of_distribution", ""))
-_HELPFULNESS = ("over_refusal_rate", "correct_answer_rate", "merit", "helpfulness", "win_rate")
+_HELPFULNESS = ("over_refusal_rate", *HELPFULNESS_RATES, "merit", "win_rate", "kl_per_token")
 _LEFT = ("left_after_benign", "left_after_harmful")
 
 
@@ -23,7 +23,7 @@ def _metrics(*names: str) -> tuple[Metric, ...]:
     return tuple(METRICS[name] for name in names)
 
 
-SHOWN = _metrics(*SAFETY, "over_refusal_rate", "correct_answer_rate", "helpfulness")
+SHOWN = _metrics(*SAFETY, "over_refusal_rate", *HELPFULNESS_RATES)
 """Metrics of the table on the console."""
 CORE = _metrics(*SAFETY, *_HELPFULNESS, "steps_to_95")
 """Metrics of side studies."""

@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from sails_align.core.files import write_bytes
-from sails_align.evaluation.metrics import METRICS, SAFETY_RATES, Metric
+from sails_align.evaluation.metrics import HELPFULNESS_RATES, METRICS, SAFETY_RATES, Metric
 from sails_align.experiments.summary import Front, Mean, Row
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#7F7F7F")
@@ -86,7 +86,7 @@ def trade_off(rows: Sequence[Row]) -> Picture:
     def known(*names: str) -> Metric:
         return METRICS[next((name for name in names if any(row.means[name].n for row in rows)), names[-1])]
 
-    across = known("correct_answer_rate", "helpfulness", "over_refusal_rate")
+    across = known(*HELPFULNESS_RATES, "over_refusal_rate")
     of_split = [f"{name}_{of}" for of in ("out_of_distribution", "in_distribution") for name in SAFETY_RATES]
     up = known(*of_split, "refusal_rate", "safety_rate")
     styles = style_of(rows)

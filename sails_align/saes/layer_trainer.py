@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sails_align.saes.algorithms import ALGORITHMS
-from sails_align.saes.options import WARM_UP, SAETrainingOptions
+from sails_align.saes.files import WEIGHTS
+from sails_align.saes.options import FULL, WARM_UP, SAETrainingOptions
 
 DECAY = 0.3
 """Share of the training steps, at the end, in which the learning rate falls."""
@@ -92,6 +94,10 @@ class LayerTrainer:
         if isinstance(sae, TopKTrainingSAE):
             sae.cfg.rescale_acts_by_decoder_norm = False
         sae.save_inference_model(folder)
+        if self.options.save_dtype != FULL:
+            tensors = load_file(folder / WEIGHTS)
+            dtype = getattr(torch, self.options.save_dtype)
+            save_file({name: tensor.to(dtype) for name, tensor in tensors.items()}, folder / WEIGHTS)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return all that a resumed training needs, as tensors and JSON (sae-lens' own trainer state is a pickle)."""

@@ -6,6 +6,7 @@ from sails_align.core.errors import InputError
 from sails_align.core.options import check_choices, check_least, option
 from sails_align.saes.algorithms import ALGORITHMS
 
+FULL = "float32"
 WARM_UP = 0.05
 """Share of the training steps in which learning rate and sparsity loss rise."""
 
@@ -29,9 +30,10 @@ class SAETrainingOptions:
     eval_tokens: int = option(100_000, "Held-out tokens to measure on; at most a tenth of the text.")
     buffer_tokens: int = option(65_536, "Tokens whose hidden states are in memory and shuffled together.")
     checkpoint_steps: int = option(2000, "Steps between checkpoints.")
+    save_dtype: str = option(FULL, "Type of the saved weights: float32, float16 or bfloat16. They are used in float32.")
 
     def __post_init__(self) -> None:
-        check_choices(self, {"architecture": ALGORITHMS.names()})
+        check_choices(self, {"architecture": ALGORITHMS.names(), "save_dtype": (FULL, "float16", "bfloat16")})
         check_least(self, d_sae=1, k=1, batch_size=1, context_size=2, eval_tokens=1, buffer_tokens=1)
         check_least(self, checkpoint_steps=1)
         if self.d_sae is not None and self.k > self.d_sae:

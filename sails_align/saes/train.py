@@ -35,7 +35,7 @@ from sails_align.models.hooks import check_layers, decoder_layers, evaluation_mo
 from sails_align.saes.files import WEIGHTS
 from sails_align.saes.layer_trainer import LayerTrainer
 from sails_align.saes.load import residual_sae
-from sails_align.saes.options import SAETrainingOptions
+from sails_align.saes.options import FULL, SAETrainingOptions
 from sails_align.saes.quality import SAEQuality, evaluate_saes, n_measured
 from sails_align.saes.token_stream import TokenCorpus, buffers, hidden_states_of, read_corpus, split_windows
 
@@ -178,7 +178,7 @@ class _Training:
         tokens = {"ids": corpus.ids, "content": corpus.content, "ends": corpus.ends, "train": train_W}
         hashes = {"model": tensors_hash(model.state_dict()), "tokens": tensors_hash(tokens)}
         inputs = {**asdict(options), **hashes, "metadata": metadata}
-        for name in NOT_IN_HASH:
+        for name in (*NOT_IN_HASH, *["save_dtype"] * (options.save_dtype == FULL)):
             del inputs[name]
         return cls(model, corpus, train_W, held_out, options, metadata, inputs, Path(output_dir), overwrite)
 
@@ -282,7 +282,7 @@ class _Training:
             saes = {}
             for layer, trainer in trainers.items():
                 trainer.save_sae(folders[layer])
-                sae = SAE.load_from_disk(folders[layer], device=str(trainer.trainer.sae.device))
+                sae = SAE.load_from_disk(folders[layer], device=str(trainer.trainer.sae.device), dtype=FULL)
                 saes[layer] = residual_sae(str(folders[layer]), sae)
             measured = evaluate_saes(
                 self.model,

@@ -9,7 +9,7 @@ Requests that the model itself refused, by the judge `rules`, or that it has no 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -22,24 +22,28 @@ PARTS = {"train": "train", "validation": "validation", "test": "validation"}
 
 def refused(split: str) -> list[dict[str, Any]] | None:
     """Return preference pairs: a harmful request, a refusal (chosen), and the model's own answer (rejected)."""
-    if split not in PARTS:
-        return None
-    asked = [pair.harmful for pair in twins() if pair.split == PARTS[split]]
-    wordings = refusals()
+    asked = [pair.harmful for pair in twins() if pair.split == PARTS.get(split)]
     return [
-        {"prompt": request, "chosen": wordings[index % len(wordings)], "rejected": own_answers()[request]}
-        for index, request in enumerate(asked)
-        if request in own_answers()
-    ]
+        {"prompt": request, "chosen": refusal, "rejected": answer} for request, refusal, answer in _with_both(asked)
+    ] or None
 
 
 def answered(split: str) -> list[dict[str, Any]] | None:
-    """Return harmless requests, twins and plain helpful prompts, with the model's own answers."""
-    if split not in PARTS:
-        return None
-    part = PARTS[split]
-    asked = [*(pair.harmless for pair in twins() if pair.split == part), *helpful_prompts()[part]]
-    return [{"prompt": request, "response": own_answers()[request]} for request in asked if request in own_answers()]
+    """Return preference pairs: a harmless request, the model's own answer (chosen), and a refusal (rejected)."""
+    part = PARTS.get(split)
+    harmless = [pair.harmless for pair in twins() if pair.split == part]
+    asked = [*harmless, *helpful_prompts().get(part or "", ())]
+    return [
+        {"prompt": request, "chosen": answer, "rejected": refusal} for request, refusal, answer in _with_both(asked)
+    ] or None
+
+
+def _with_both(asked: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """Yield each request that the model answers, with a refusal and that answer."""
+    wordings = refusals()
+    for index, request in enumerate(asked):
+        if request in own_answers():
+            yield request, wordings[index % len(wordings)], own_answers()[request]
 
 
 @cache

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn.functional import normalize
 from transformers import (
@@ -414,9 +415,24 @@ def test_what_decides_an_sae_is_hashed_as_it_always_was(tmp_path, tokenizer):
     training = _Training.of(model, corpus, options, names, tmp_path)
     of_options = {"architecture", "batch_size", "buffer_tokens", "d_sae", "k", "lr", "n_tokens", "seed"}
     assert training.inputs.keys() == of_options | {"metadata", "model", "tokens"}
-    assert of_options | NOT_IN_HASH.keys() == {option.name for option in fields(SAETrainingOptions)}
+    assert of_options | NOT_IN_HASH.keys() | {"save_dtype"} == {option.name for option in fields(SAETrainingOptions)}
+    half = _Training.of(model, corpus, replace(options, save_dtype="float16"), names, tmp_path)
+    assert half.inputs == {**training.inputs, "save_dtype": "float16"}
     fewer = _Training.of(model, corpus, replace(options, eval_tokens=100), names, tmp_path)
     assert fewer.input_hash(0) != training.input_hash(0)  # by its tokens
+
+
+def test_weights_saved_at_16_bits_are_those_of_32_rounded(tmp_path, tokenizer):
+    model, texts = make_llama(), make_texts()
+    full = train_saes(model, tokenizer, texts, [1], output_dir=tmp_path / "full", **SMALL)[1]
+    half = train_saes(model, tokenizer, texts, [1], output_dir=tmp_path / "half", save_dtype="float16", **SMALL)[1]
+    of_half, of_full = (load_file(tmp_path / name / "layer_1" / "sae_weights.safetensors") for name in ("half", "full"))
+    for name, tensor in of_full.items():
+        assert of_half[name].dtype == torch.float16
+        torch.testing.assert_close(of_half[name], tensor.to(torch.float16))
+    assert half.explained_variance == pytest.approx(full.explained_variance, abs=1e-3)
+    saes = SAESet.load(SAESource(path=str(tmp_path / "half")), model_config=model.config, model_name="tiny")
+    assert saes[1].W_dec_FD.dtype == torch.float32
 
 
 def test_finished_layers_are_not_trained_again(tmp_path, tokenizer, monkeypatch, caplog):

@@ -31,6 +31,7 @@ def test_harmless_requests_have_the_own_answers_of_the_model() -> None:
         assert asked <= requests("harmless", part) | set(helpful_prompts()[part])
         assert len(asked) == len(rows) >= least
         assert not any(map(is_refusal, rows["chosen"]))
+        assert all(map(is_refusal, rows["rejected"]))
 
 
 def test_what_is_for_testing_is_in_no_split() -> None:

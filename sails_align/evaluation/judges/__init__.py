@@ -10,6 +10,7 @@ JUDGES = Registry(
     {
         "llm": Entry("sails_align.evaluation.judges.llm:LlmJudge", "An instruction-tuned model with a rubric."),
         "guard": Entry("sails_align.evaluation.judges.guard:GuardJudge", "A classifier of harm, such as Llama Guard."),
+        "rouge": Entry("sails_align.evaluation.judges.rouge:RougeJudge", "Words in common with --reference (ROUGE-L)."),
         "rules": Entry("sails_align.evaluation.judges.rules:RulesJudge", "Refusal phrases: fast and free, but weak."),
     },
 )

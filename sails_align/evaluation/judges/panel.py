@@ -60,7 +60,7 @@ class Panel:
             self._used[name] = judge
             if len(asked) > 1:
                 judge.close()  # memory is for one model at a time; it is loaded again on use
-        worse = task in ("helpfulness", "correctness", "preference")
+        worse = task in ("helpfulness", "correctness", "preference", "likeness")
         votes = [
             together[0] if len(together) == 1 else vote(together, lower_is_worse=worse)
             for together in zip(*by_judge.values(), strict=True)

@@ -27,7 +27,7 @@ from sails_align.evaluation.options import PromptArguments, ReferenceArguments
 from sails_align.evaluation.prompts.load import load_all
 from sails_align.evaluation.prompts.sets import find_set
 from sails_align.evaluation.records import Item, Prompt
-from sails_align.evaluation.run import IN_SET
+from sails_align.evaluation.reference import IN_SET
 from sails_align.experiments.commands import OPTIONS, check
 from sails_align.experiments.limits import Limits
 from sails_align.experiments.reproduction.plan import DATA, Reproduction, is_hh_rlhf
