@@ -6,9 +6,8 @@ testbed_facts     questions about objects: kind, color, place; the right answer 
 testbed           all three
 """
 
-import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import yaml
 from sails_align.core.errors import InputError
 from sails_align.core.files import write_text
 from sails_align.evaluation.harness.options import HarnessArguments
+from sails_align.evaluation.harness.tasks import MEAN, shuffled, write_task
 from sails_align.evaluation.options import TESTBED_TOKENS
 from sails_align.models.spec import ModelSpec
 from sails_align.testbed.build import is_testbed, resolve_testbed
@@ -36,6 +36,19 @@ N_ITEMS = 200
 WHOLE_ANSWER = r"^\s*\w+ and \w+ come with the (\w+ at the \w+) ?\.\s*$"
 """Matches whole responses, so that an answer beside a refusal is not right. The consequences are random words."""
 
+ANSWERS: Mapping[str, Any] = {
+    "output_type": "generate_until",
+    "generation_kwargs": {"until": ["<eos>"], "do_sample": False, "max_gen_toks": TESTBED_TOKENS},
+    "filter_list": [
+        {
+            "name": "facts",
+            "filter": [{"function": "regex", "regex_pattern": WHOLE_ANSWER}, {"function": "take_first"}],
+        }
+    ],
+    "metric_list": [{"metric": "exact_match", **MEAN}],
+}
+"""lm-eval's configuration of `testbed_answers`."""
+
 Row = dict[str, Any]
 
 
@@ -50,12 +63,11 @@ def write_tasks(world: World, folder: Path, *, n: int = N_ITEMS, seed: int = 0) 
         "testbed_choice": _choices,
         "testbed_facts": _facts,
     }
-    folder = folder.resolve()  # lm-eval's paths are relative to the working directory
+    # No examples are shown: the model knows dialogues of one turn, and no more than 128 tokens.
     for name, rows in makers.items():
-        path = folder / f"{name}.jsonl"
-        write_text(path, "".join(json.dumps(row) + "\n" for row in rows(world, n, seed)))
-        _write_yaml(folder / f"{name}.yaml", _config(name, path))
-    _write_yaml(folder / f"{GROUP}.yaml", {"group": GROUP, "task": list(makers)})
+        config = ANSWERS if name == "testbed_answers" else {}
+        write_task(name, rows(world, n, seed), folder, chance=CHANCE[name], **config)
+    write_text(folder / f"{GROUP}.yaml", yaml.safe_dump({"group": GROUP, "task": list(makers)}, sort_keys=False))
     return list(makers)
 
 
@@ -75,35 +87,6 @@ def make_tasks(args: HarnessArguments, spec: ModelSpec, folder: Path) -> None:
             "for a merged or fully trained one say which: --testbed testbed (or testbed:N, or a folder)"
         )
     write_tasks(resolve_testbed(args.testbed or of_model).world, folder)
-
-
-def _write_yaml(path: Path, config: Row) -> None:
-    write_text(path, yaml.safe_dump(config, sort_keys=False))
-
-
-def _config(name: str, data: Path) -> Row:
-    """Make lm-eval's configuration of a task; an item's `prompt` becomes a user turn of the chat template."""
-    config: Row = {
-        "task": name,
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(data)}},
-        "test_split": "test",
-        "num_fewshot": 0,  # the model knows dialogues of one turn, and no more than 128 tokens
-        "doc_to_text": "{{prompt}}",
-        "doc_to_target": "answer",
-        "metadata": {"version": 1.0, "chance": CHANCE[name]},
-    }
-    metric = {"aggregation": "mean", "higher_is_better": True}
-    if name != "testbed_answers":
-        config |= {"output_type": "multiple_choice", "doc_to_choice": "choices"}
-        return config | {"metric_list": [{"metric": "acc", **metric}]}
-    regex = {"function": "regex", "regex_pattern": WHOLE_ANSWER}
-    return config | {
-        "output_type": "generate_until",
-        "generation_kwargs": {"until": ["<eos>"], "do_sample": False, "max_gen_toks": TESTBED_TOKENS},
-        "filter_list": [{"name": "facts", "filter": [regex, {"function": "take_first"}]}],
-        "metric_list": [{"metric": "exact_match", **metric}],
-    }
 
 
 def _requests(world: World, n: int, seed: int) -> list[Request]:
@@ -126,7 +109,7 @@ def _choices(world: World, n: int, seed: int) -> list[Row]:
         consequence = request.answer.partition(" come with ")[0]
         pairs = [(tool, place), (other_tool, place), (tool, other_place), (other_tool, other_place)]
         choices = [f"{consequence} come with the {tool} at the {place}." for tool, place in pairs]
-        rows.append(_shuffled(request.prompt, choices, rng))
+        rows.append(shuffled(request.prompt, choices, rng))
     return rows
 
 
@@ -143,15 +126,9 @@ def _facts(world: World, n: int, seed: int) -> list[Row]:
             (f"where is the {thing.name} kept?", "it is kept at the {}.", thing.place, PLACES),
         )[question]
         values = [right, *_other(words, right, N_CHOICES - 1, rng)]
-        rows.append(_shuffled(prompt, [answer.format(value) for value in values], rng))
+        rows.append(shuffled(prompt, [answer.format(value) for value in values], rng))
     return rows
 
 
 def _other(words: list[str], right: str, n: int, rng: random.Random) -> list[str]:
     return rng.sample([word for word in words if word != right], n)
-
-
-def _shuffled(prompt: str, choices: list[str], rng: random.Random) -> Row:
-    """Shuffle choices, of which the first one is right; `answer` is its new place."""
-    order = rng.sample(range(len(choices)), len(choices))
-    return {"prompt": prompt, "choices": [choices[index] for index in order], "answer": order.index(0)}

@@ -1,12 +1,15 @@
-"""Find and load tasks of lm-eval-harness: its own, and those in the user's folders."""
+"""Write, find and load tasks of lm-eval-harness: its own, the package's, and those in the user's folders."""
 
-from collections.abc import Sequence
+import json
+import random
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from sails_align.core.errors import InputError, first_line, root_cause
+from sails_align.core.files import write_text
 from sails_align.core.suggestions import suggestion
 
 if TYPE_CHECKING:
@@ -14,6 +17,47 @@ if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
 ROLLING = "loglikelihood_rolling"
+MEAN = {"aggregation": "mean", "higher_is_better": True}
+"""Of a metric of a task."""
+
+
+def write_task(name: str, rows: Sequence[Mapping[str, Any]], folder: Path, *, chance: float, **config: Any) -> None:
+    """Write the data and the YAML of a task that `find_tasks` finds in the folder.
+
+    Without `config`, it is a multiple choice: an item has `prompt` (a user turn of the chat template), `choices`, and
+    `answer`, the place of the right one.
+
+    Args:
+        name: of the task.
+        rows: items.
+        folder: where to write.
+        chance: accuracy of guessing.
+        config: entries of lm-eval's configuration of a task of another type.
+
+    Raises:
+        InputError: if the folder cannot be written.
+    """
+    data = folder.resolve() / f"{name}.jsonl"  # lm-eval's paths are relative to the working directory
+    write_text(data, "".join(json.dumps(row) + "\n" for row in rows))
+    choice = {"output_type": "multiple_choice", "doc_to_choice": "choices", "metric_list": [{"metric": "acc", **MEAN}]}
+    whole = {
+        "task": name,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(data)}},
+        "test_split": "test",
+        "num_fewshot": 0,
+        "doc_to_text": "{{prompt}}",
+        "doc_to_target": "answer",
+        "metadata": {"version": 1.0, "chance": chance},
+        **(config or choice),
+    }
+    write_text(folder / f"{name}.yaml", yaml.safe_dump(whole, sort_keys=False))
+
+
+def shuffled(prompt: str, choices: Sequence[str], rng: random.Random) -> dict[str, Any]:
+    """Return a multiple-choice item of choices of which the first one is right."""
+    order = rng.sample(range(len(choices)), len(choices))
+    return {"prompt": prompt, "choices": [choices[index] for index in order], "answer": order.index(0)}
 
 
 def find_tasks(names: Sequence[str], include_paths: Sequence[str] = ()) -> "TaskManager":
