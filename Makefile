@@ -1,4 +1,5 @@
 # make demo    install, then the whole method on the testbed
+# make demo-smollm2   the same on a real language model, SmolLM2-135M-Instruct: about 10 minutes on two cores
 # make test    install, then the quick tests, of every module: some minutes
 # make test-all   the other tests: slow ones, several processes, the documents' commands, vLLM (test-vllm), the wheel (test-wheel)
 # make check   lint, types and the order of imports
@@ -18,10 +19,15 @@ PARALLEL := -n 2 --dist worksteal
 # The commands of a document run in their order, so that a file is one worker's.
 BY_FILE := -n 2 --dist loadfile
 
-.PHONY: demo test test-all test-vllm test-wheel test-versions check docs format
+.PHONY: demo demo-smollm2 test test-all test-vllm test-wheel test-versions check docs format
 
 demo: $(STAMP)
 	$(BIN)/sails train sft
+
+demo-smollm2: $(STAMP)
+	$(BIN)/sails train sft --config recipes/configs/smollm2-135m/sft_sails.yaml --output_dir runs/demo-smollm2
+	$(BIN)/sails eval safety --model runs/demo-smollm2 --compare base --prompts twins --n_prompts 32 --max_new_tokens 24 \
+		--judge rules --output_dir runs/demo-smollm2-safety
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PARALLEL) -m "$(QUICK)"

@@ -2,6 +2,7 @@
 
     python benchmarks/gpu.py [--shapes gemma-2-2b gemma-2-9b] [--output docs/results/gpu.json]
     python benchmarks/gpu.py --shapes tiny        # any machine: that the benchmark itself works
+    python benchmarks/gpu.py --everything --minutes 9 --folder FOLDER    # and the tests, and SmolLM2: see everything.py
 
 Every measurement is a process of its own. Ratios are of turns in one run:
 
@@ -25,6 +26,7 @@ from statistics import median
 from typing import Any
 
 import discovery_at_scale
+import everything
 from train_step import QUIET, STARTS, launch, ratios, words_of
 
 TARGETS = {"discovery": 1.10, "sft": 1.02, "dpo": 1.02}
@@ -267,9 +269,18 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3, help="turns of each comparison")
     parser.add_argument("--peak_tflops", type=float, default=989.0, help="of the GPU in bfloat16 (H100, H200: 989)")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
+    parser.add_argument("--everything", action="store_true", help="all that a GPU is to measure: see everything.py")
+    parser.add_argument("--minutes", type=float, default=9.0, help="time for everything")
+    parser.add_argument("--processes", type=int, default=6, help="trainings of SmolLM2 at a time")
+    parser.add_argument("--folder", type=Path, help="holds the weights of SmolLM2 (GGUF), and gets the results")
     args = parser.parse_args()
     if args.pairs < 1:
         parser.error(f"--pairs is {args.pairs}; choose 1 or more")
+    if args.everything:
+        if args.folder is None or not (args.folder / everything.GGUF).is_file():
+            parser.error(f"--folder is {args.folder}; give one that holds {everything.GGUF}")
+        everything.everything(args.folder, args.minutes, args.pairs, args.processes)
+        return
     if "tiny" not in args.shapes and not torch.cuda.is_available():
         raise SystemExit("there is no CUDA GPU here; --shapes tiny tries the benchmark out without one")
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ from sails_align.core.errors import InputError
 from sails_align.core.files import write_text
 from sails_align.experiments.jobs import Gpus, Job, end_tree, perform_in_fork
 from sails_align.experiments.options import LauncherOptions
+from sails_align.models.threads import OVERRIDE
 
 PRELOADED = [
     "sails_align.experiments.cells",
@@ -70,9 +72,16 @@ class Local:
             return None
         share = share_of(free[0], self._n_slots) if job.gpus in ("one", "share") else []
         gpus = share[:1] if job.gpus == "one" else share
+        job = replace(job, environment={**self._threads(wanted), **job.environment})
         running = _LocalCommand(job, gpus) if isinstance(job.work, tuple) else _LocalFunction(job, gpus)
         self._taken |= dict.fromkeys(free[:wanted], running)
         return running
+
+    def _threads(self, n_slots: int) -> dict[str, str]:
+        """Return the variable for a job's share of the cores: jobs that each use all of them wait for each other."""
+        if OVERRIDE in os.environ or n_slots == self._n_slots:
+            return {}
+        return {OVERRIDE: str(max(1, len(os.sched_getaffinity(0)) * n_slots // self._n_slots))}
 
 
 class _LocalCommand:

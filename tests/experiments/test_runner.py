@@ -106,6 +106,17 @@ def test_jobs_run_at_a_time_and_those_that_need_all_gpus_alone(tmp_path: Path) -
     assert max(a1, b1) < c0 < c1 < d0
 
 
+def test_jobs_that_run_at_a_time_share_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(6))
+    program = "import os; print(os.environ.get('OMP_NUM_THREADS'))"
+    own = {"OMP_NUM_THREADS": "1"}
+    jobs = [command(tmp_path, "a", program), command(tmp_path, "b", program, environment=own)]
+    jobs += [command(tmp_path, "alone", program, gpus="all")]
+    assert run_jobs(jobs, Local(2)) == []
+    assert [job.log.read_text().strip() for job in jobs] == ["3", "1", "None"]
+
+
 def test_what_is_built_on_a_job_is_out_of_date_once_it_is_done_again(tmp_path: Path) -> None:
     first, second = command(tmp_path, "first"), command(tmp_path, "second", after=("first",))
     first = Job(**{**vars(first), "outdates": (second.result,)})

