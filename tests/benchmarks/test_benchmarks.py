@@ -97,6 +97,13 @@ def test_bad_options_are_refused(options: list[str], said: str) -> None:
     assert said in done.stderr
 
 
+def test_what_sae_training_adds_is_measured(tmp_path: Path) -> None:
+    sizes = ["--shape", "tiny", "--pairs", "2", "--windows", "16", "--steps", "3"]
+    result = result_of(tmp_path / "train_sae.json", "benchmarks/train_sae.py", *sizes)
+    assert len(result["reading"]) == len(result["steps"]) == 2
+    assert all(ratio > 0 for name in ("reading", "steps") for ratio in result[name])
+
+
 def test_the_benchmark_of_the_rules_leaves_partial_refusals_out_and_counts_rows_from_1(tmp_path: Path) -> None:
     no, yes = ("I cannot help with that.", "2_full_refusal"), ("Sure, with glue.", "1_full_compliance")
     rows = [no, yes, ("I cannot do it. However, use glue.", "3_partial_refusal"), no, ("Never.", "2_full_refusal")]
