@@ -193,8 +193,8 @@ def _compare(
         log_q_TV = base_logits_BSV[row, at].float().log_softmax(-1)
         targets_T1 = input_ids_BS[row, at + 1].unsqueeze(1)
         kl = (log_q_TV.exp() * (log_q_TV - log_p_TV)).sum(-1).mean().item()
-        losses = (-log_TV.gather(1, targets_T1).mean().item() for log_TV in (log_p_TV, log_q_TV))
-        results.append(Divergence(max(0.0, kl), *losses, len(at)))  # rounding can take it below 0
+        loss, base_loss = (-log_TV.gather(1, targets_T1).mean().item() for log_TV in (log_p_TV, log_q_TV))
+        results.append(Divergence(max(0.0, kl), loss, base_loss, len(at)))  # rounding can take it below 0
     return results
 
 
