@@ -182,10 +182,12 @@ def _of_evaluation(words: Sequence[str], rate: _Rate, plan: Reproduction, config
     if isinstance(how, HarnessArguments):
         of_tasks = [TASKS[task] for task in how.tasks if task in TASKS]
         return Costs(rate.hours(sum(read for read, _ in of_tasks), sum(written for _, written in of_tasks)))
-    asked, judges = more[0], more[1]
+    asked, n_new = more[0], how.max_new_tokens or RESPONSE_TOKENS
     n = len(asked.prompts) * (asked.n_prompts or SET_SIZE)
+    if kind == "divergence":  # the base model answers, and both read the answers
+        return Costs(rate.hours(n * (3 * PROMPT_TOKENS + 2 * n_new), n * n_new))
     is_compared = kind == "helpfulness" and more[3].reference is not None
     n_responses = 2 * n if is_compared else n
     n_verdicts = 3 * n if is_compared else n  # pairs are judged in both orders
-    hours = rate.hours(n_responses * PROMPT_TOKENS, n_responses * (how.max_new_tokens or RESPONSE_TOKENS))
-    return Costs(hours, judge_requests=n_verdicts * _n_models(judges))
+    hours = rate.hours(n_responses * PROMPT_TOKENS, n_responses * n_new)
+    return Costs(hours, judge_requests=n_verdicts * _n_models(more[1]))

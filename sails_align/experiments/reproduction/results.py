@@ -30,7 +30,7 @@ def table(plan: Reproduction) -> str:
     columns = [
         column
         for column in _columns(plan)
-        if not (column[1] == "helpfulness" or column[2][-1] == "refusal_rate")
+        if not (column[1] in ("helpfulness", "divergence") or column[2][-1] == "refusal_rate")
         or any(_cell(plan, run.name, column) for run in plan.runs)
     ]
     tasks = sorted({task for run in plan.runs for task in _harness(plan, run.name)})
@@ -53,8 +53,9 @@ def _columns(plan: Reproduction) -> Iterator[Column]:
     yield _heading("over_refusal_rate"), "safety", ("overall", "over_refusal_rate")
     for name in ("attack_success_rate_5", "attack_success_rate"):
         yield _heading(name, ", GCG"), "gcg", ("attacks", "gcg", name)
-    for name in ("helpfulness", "correct_answer_rate", "win_rate"):
+    for name in ("helpfulness", "correct_answer_rate", "win_rate", "likeness"):
         yield _heading(name), "helpfulness", ("overall", name)
+    yield _heading("kl_per_token"), "divergence", ("overall", "kl_per_token")
 
 
 def _heading(name: str, prompts: str = "") -> str:
