@@ -13,6 +13,7 @@ from sails_align.core.errors import InputError
 from sails_align.core.options import HUB_ID
 from sails_align.core.suggestions import did_you_mean_path
 from sails_align.models.adapters import CONFIG, read_json
+from sails_align.models.gguf import SOURCE
 
 LICENSES = {
     r"google/gemma-(1\.1-|2-|3-)?\d+[bm](-.*)?": "gemma",
@@ -21,6 +22,7 @@ LICENSES = {
     r"meta-llama/(Meta-)?Llama-3\.1-.*": "llama3.1",
     r"meta-llama/Llama-3\.2-.*": "llama3.2",
     r"meta-llama/Llama-3\.3-.*": "llama3.3",
+    r"HuggingFaceTB/SmolLM2-.*": "apache-2.0",
 }
 """The hub's names of licences, by patterns of base models on the hub."""
 
@@ -65,7 +67,14 @@ class Facts:
         """Name of the base model in a code span; of a local one without its folder."""
         if self.base_model is None:
             return "an unnamed model"
-        return code("testbed" if self.on_testbed else self.base_on_hub or Path(self.base_model).name)
+        name = "testbed" if self.on_testbed else self.base_on_hub or self.gguf_file or Path(self.base_model).name
+        return code(name)
+
+    @property
+    def gguf_file(self) -> str | None:
+        """Name of the GGUF file that the base model's weights were dequantized from, if they were."""
+        source = read_json(Path(str(self.base_model)) / SOURCE)
+        return str(source["file"]) if "file" in source else None
 
     @property
     def on_testbed(self) -> bool:

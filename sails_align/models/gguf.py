@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from sails_align.core.artifacts import file_hash
 from sails_align.core.errors import InputError, first_line
-from sails_align.core.files import atomic_folder, cache_folder, exclusive
+from sails_align.core.files import atomic_folder, cache_folder, exclusive, write_json
 from sails_align.core.log import say
 from sails_align.core.suggestions import did_you_mean_path
 from sails_align.core.templates import TEMPLATE_ERRORS
@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1
 """Of the folder in the cache: another one makes it anew."""
+SOURCE = "gguf_source.json"
+"""In that folder: the name of the file, for model cards."""
 MARK = "\ue000answer\ue000"
 _ERRORS = (OSError, ValueError, LookupError, RuntimeError, AttributeError, TypeError, struct.error)
 """What the gguf package and transformers raise for files that are damaged, or of an unknown architecture."""
@@ -42,6 +44,8 @@ def gguf_folder(file: Path) -> Path:
         with exclusive(folder.with_name(f".{folder.name}.lock")):
             if not (folder / "config.json").is_file():  # another process may have made it meanwhile
                 _convert(file, folder)
+    if not (folder / SOURCE).is_file():
+        write_json(folder / SOURCE, {"file": file.name})
     return folder
 
 

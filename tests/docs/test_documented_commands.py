@@ -18,6 +18,7 @@ from sails_align.evaluation.harness.options import HarnessArguments
 from sails_align.evaluation.judges.options import JudgeArguments, LabelArguments
 from sails_align.evaluation.options import (
     ComparedArguments,
+    DivergenceArguments,
     PromptArguments,
     ReferenceArguments,
     ResponseArguments,
@@ -37,13 +38,14 @@ LAUNCH = re.compile(
 
 EVALUATE = re.compile(
     r"(?:python (?:eval|recipes)/|sails (?:eval )?)"
-    r"(?P<name>safety|helpfulness|harness|judge-check|attack|compare|report|train-sae)(?:\.py)? *"
+    r"(?P<name>safety|helpfulness|divergence|harness|judge-check|attack|compare|report|train-sae)(?:\.py)? *"
     r"(?P<options>.*)"
 )
 COMMON = [ResponseArguments, PromptArguments, JudgeArguments, RunArguments]
 CLASSES = {
     "safety": [*COMMON, ComparedArguments, SteeringOptions],
     "helpfulness": [*COMMON, ReferenceArguments, ComparedArguments, SteeringOptions],
+    "divergence": [ResponseArguments, PromptArguments, RunArguments, DivergenceArguments],
     "harness": [HarnessArguments],
     "judge-check": [LabelArguments, JudgeArguments, RunArguments],
     "report": [ReportOptions],

@@ -14,6 +14,7 @@ from tiny import Project
 from transformers import AutoTokenizer
 
 from sails_align.core.errors import InputError
+from sails_align.core.files import write_json
 from sails_align.export.card import write_card
 from sails_align.training import run as align
 
@@ -91,6 +92,15 @@ def test_a_run_of_ones_own_model(run: Path, project: Project) -> None:
         assert names["model"].config.hidden_size == 32
         assert isinstance(names["tokenizer"], type(AutoTokenizer.from_pretrained(run)))
     assert "vllm serve BASE_MODEL --enable-lora --max-lora-rank 8 --lora-modules run=PATH" in text
+
+
+def test_a_base_model_from_a_gguf_file(run: Path, tmp_path: Path) -> None:
+    write_json(tmp_path / "1-abc" / "gguf_source.json", {"file": "small.Q4_1.gguf"})
+    edit(run / "adapter_config.json", "base_model_name_or_path", value=str(tmp_path / "1-abc"))
+    text, _ = card_of(run)
+    assert "# `small.Q4_1.gguf`, safety-aligned by SFT" in text
+    assert "The base model's weights are quantized in that file; they were dequantized for training." in text
+    assert "1-abc" not in text
 
 
 def test_dpo_with_plain_lora(runs: dict[str, Path], tmp_path: Path) -> None:
