@@ -101,6 +101,7 @@ def test_every_number_of_the_report_comes_from_a_cell(finished: Path) -> None:
         assert "sails compare --runs base" in text
 
 
+@pytest.mark.slow
 def test_a_grid_is_extended_and_the_report_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -219,6 +220,7 @@ def test_the_page_in_a_browser(finished: Path, tmp_path: Path, width: int) -> No
     assert "CONSOLE" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_cell_that_fails_leaves_the_others_and_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wrong = Run("wrong", "wrong", "sft", ("--init", "nonsense"))
     measures = Measures(n_examples=16, n_prompts=4, n_attacked=0, n_capability=0)

@@ -79,7 +79,9 @@ class Copy:
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Copy:
     copy = Copy(tmp_path_factory.mktemp("documents"))
-    copy.run(" ".join(re.findall(r"sails train .*", (ROOT / "Makefile").read_text())))
+    demo = re.search(r"^demo:.*\n.*(sails train .*)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert demo is not None
+    copy.run(demo[1])
     return copy
 
 
@@ -98,7 +100,8 @@ def test_what_is_not_run_says_what_it_needs_or_is_run_by_ci(document: str) -> No
     for block in blocks(document):
         assert block.needs is None or NEEDS.fullmatch(block.lines[0]), block.lines[0]
         for command in block.commands:
-            assert not command.startswith("make ") or command in ci, f"{command} is not in .ci/run"
+            is_run = not command.startswith("make ") or command in ci
+            assert is_run or block.needs is not None, f"{command} is not in .ci/run"
 
 
 def test_every_part_of_the_table_is_used() -> None:

@@ -47,6 +47,7 @@ def values(log: Any) -> dict[str, float]:
     return {name: metric.value for name, metric in score.metrics.items()}
 
 
+@pytest.mark.slow
 def test_the_same_rates_as_ours(tasks: ModuleType, tmp_path: Path) -> None:
     options = ["--n_prompts", str(N), "--cache_path", str(tmp_path / "cache.sqlite"), "--progress", "false"]
     rates = safety([*options, "--output_dir", str(tmp_path / "safety")])["overall"]

@@ -245,6 +245,7 @@ def test_a_key_reaches_the_server_and_nothing_else(
     assert secret not in printed.out + printed.err
 
 
+@pytest.mark.slow
 def test_five_thousand_verdicts_of_a_failing_server_are_all_scored_or_accounted_for(tmp_path: Path) -> None:
     user = [{"role": "user", "content": f"do thing {index}"} for index in range(5000)]
     items = [Item(Prompt(str(n), (turn,), "harmful", "all"), f"response {n}") for n, turn in enumerate(user)]
@@ -416,6 +417,7 @@ def test_a_cache_of_something_else_is_refused(server: StubServer, prompts: Path,
         safety(argv(server, prompts, tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_scripts_end_with_exit_code_2(tmp_path: Path) -> None:
     for script in ("safety.py", "helpfulness.py"):
         command = [sys.executable, ROOT / "eval" / script, "--model", str(tmp_path / "nothing")]

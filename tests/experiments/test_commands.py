@@ -82,6 +82,7 @@ def test_the_report_tells_what_was_measured_and_nothing_else(finished: Path) -> 
     assert again["rows"] == json.loads((finished / "results.json").read_text())["rows"]
 
 
+@pytest.mark.slow
 def test_a_command_that_fails_is_told_with_what_it_printed(folder: Path, tmp_path: Path) -> None:
     values = yaml.safe_load((folder / "compare.yaml").read_text())
     (tmp_path / "gone").mkdir()  # which holds no model

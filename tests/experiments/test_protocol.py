@@ -349,6 +349,7 @@ def test_capability_is_of_what_was_asked_for() -> None:
     assert capability(harness).keys() == {"mmlu", "mmlu_anatomy", "gsm8k"}
 
 
+@pytest.mark.slow
 def test_cells_of_one_key_are_computed_once(tmp_path: Path) -> None:
     """Two jobs with the same cell: the second waits for the first one's result."""
     cell = Plan(runs=(RUNS["base"],), measures=Measures(n_prompts=4, n_attacked=0, n_capability=0)).test_cells({})[0]

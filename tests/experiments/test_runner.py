@@ -180,6 +180,7 @@ def test_what_a_launcher_started_ends_with_it() -> None:
 # -- clusters ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_jobs_in_the_queue_are_limited(tmp_path: Path) -> None:
     options = LauncherOptions(launcher="submitit-local", slurm_max_jobs=1, slurm_time=1)
     launcher = Cluster(options, tmp_path / "submitit", {"one": 0})

@@ -87,6 +87,7 @@ def test_worlds_that_there_are_not(name, says):
         worlds(PLAN, [name])
 
 
+@pytest.mark.slow
 def test_cells_of_a_world_are_trained_on_its_data():
     """Wrong labels reach the training, and the fewer of them the safer the model."""
     from sails_align.experiments.cells import run_cell
@@ -164,6 +165,7 @@ def test_training_after_alignment_changes_the_model_that_is_given(name: str, tmp
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+@pytest.mark.slow
 def test_sails_finds_concepts_of_harm_and_says_so():
     """A cell of SAILS tells what its features are, and what training left and undid."""
     from sails_align.experiments.cells import run_cell

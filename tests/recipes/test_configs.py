@@ -17,6 +17,7 @@ from peft import PeftModel
 
 from sails_align.core.errors import InputError
 from sails_align.initializers.targets import SIDES, target_modules_for
+from sails_align.smollm2 import HUB_ID
 from sails_align.subspace.basis import Subspace
 from sails_align.subspace.options import PRESETS
 from sails_align.training import run as align
@@ -26,6 +27,8 @@ from sails_align.training.shapes import meta_model
 
 FOLDER = RECIPES / "configs"
 FILES = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.glob("*/[sd][fp][to]_*.yaml"))
+OWN = {"testbed": "testbed", "smollm2-135m": HUB_ID}
+"""Models that come with the package, and what they are known as."""
 METHODS = ("sft_sails", "sft_lora", "sft_full", "dpo_sails", "dpo_lora", "dpo_full")
 PARAMETERS = {
     "gemma-2-2b": 2_614_341_888,
@@ -51,7 +54,7 @@ def parsed(file: str, *more: str) -> TrainingPlan:
 
 
 def test_there_is_one_for_each_row_of_the_comparison() -> None:
-    assert set(FILES) == {f"{model}/{method}.yaml" for model in ("testbed", *SHAPES) for method in METHODS}
+    assert set(FILES) == {f"{model}/{method}.yaml" for model in (*OWN, *SHAPES) for method in METHODS}
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -64,7 +67,7 @@ def test_every_value_is_used_as_it_is_written(file: str, monkeypatch: pytest.Mon
         assert value in given, f"{name}: {value!r} became {given}"
         assert not isinstance(value, str) or not value.replace("e-", "").replace(".", "").isdecimal(), "a number"
         if name.endswith("_path") and name != "model_name_or_path":
-            assert Path(value).is_file()
+            assert Path(value).exists()
 
 
 def test_a_wrong_value_is_found(tmp_path: Path) -> None:
@@ -82,10 +85,11 @@ def test_it_is_the_method_its_name_says(file: str) -> None:
     assert args.start == {"sails": "sails", "lora": "default", "full": "full"}[start]
     assert args.method == method
     assert args.model.use_peft == (start != "full")
-    rates = OWN_RATES["testbed"] if "testbed" in file else RATES
+    model = Path(file).parent.name
+    rates = OWN_RATES[OWN[model]] if model in OWN else RATES
     assert args.training.learning_rate == rates[args.method]["new" if args.model.use_peft else "full"]
     assert args.dpo.ref_model_name_or_path is None
-    if "testbed" not in file:
+    if model not in OWN:
         assert args.model.dtype == ("float32" if start == "full" else "bfloat16")
         n_pairs = args.training.per_device_train_batch_size * args.training.gradient_accumulation_steps * 8
         assert n_pairs == 64

@@ -32,7 +32,7 @@ from sails_align.training import run as align
 from sails_align.training.subspace import find_subspace
 from sails_align.training.trainer import build_trainer
 
-QUICK = [("sft", "gemma-2-2b"), ("dpo", "gemma-3-4b")]
+QUICK = [("dpo", "gemma-3-4b")]
 """The others, of more and larger SAEs, are slow."""
 RUNS = [("sft", name) for name in CONFIGS] + [("dpo", "gemma-3-4b"), ("dpo", "llama-3.1-8b")]
 PARAMS = [pytest.param(run, marks=() if run in QUICK else pytest.mark.slow, id="-".join(run)) for run in RUNS]

@@ -56,6 +56,7 @@ def test_it_is_small_and_a_gemma_2_that_vllm_can_run(model):
     assert size < 10 * 2**20
 
 
+@pytest.mark.slow
 def test_the_saes_explain_their_layers_and_are_alive(testbed, model, tokenizer):
     saes = SAESet.load(SAESource(path=testbed.sae_path), model_config=model.config, model_name=testbed.model_path)
     held_out = list(islice(sae_rows(testbed.world, tokenizer, seed=99), 3000))

@@ -208,6 +208,7 @@ FILES = {"single_gpu": "single", "multi_gpu": "ddp", "multi_node": "zero2"}
 """What the estimator calls a launch configuration, where that is not its name."""
 
 
+@pytest.mark.slow
 def test_the_tables_of_the_documentation(folder: Path) -> None:
     @cache
     def engines(model: str, name: str, n: int) -> dict[str, Any]:

@@ -75,6 +75,7 @@ def test_a_run_is_no_checkpoint(project: Project, tmp_path: Path) -> None:
         align.main("sft", project.argv(tmp_path / "other", *options))
 
 
+@pytest.mark.slow
 def test_interrupted(project: Project, tmp_path: Path) -> None:
     options = ("--init", "default", "--max_steps", "100000", "--disable_tqdm", "false")
     command = [sys.executable, RECIPES / "sft_sails.py", *project.argv(tmp_path / "run", *options)]

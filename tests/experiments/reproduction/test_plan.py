@@ -124,6 +124,7 @@ def test_costs_by_hand() -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_size_of_a_model_whose_first_training_is_of_all_weights() -> None:
     """Of a multimodal one these are the language model's, and the frozen rest is a part of it all the same."""
     of = planned("gemma-3-4b")
@@ -206,7 +207,7 @@ def test_what_a_new_training_outdates(tmp_path: Path) -> None:
     without = replace(of, protocol=replace(of.protocol, evaluate=kept))
     for each in (of, without):
         outdated = {path.stem for path in of_run(each, "train/sft-sails").outdates}
-        kinds = ("safety", "helpfulness", "harness")
+        kinds = ("safety", "helpfulness", "divergence", "harness")
         assert outdated == {"attack.sft-sails.gcg", *(f"evaluate.sft-sails.{kind}" for kind in kinds)}
         found = {path.stem for path in of_run(each, "discover/sails").outdates}
         assert outdated | {"train.sft-sails", "train.dpo-sails"} < found

@@ -40,6 +40,7 @@ def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(folder, *options), cwd=ROOT, capture_output=True, text=True, timeout=500)
 
 
+@pytest.mark.slow
 def test_the_dry_run_runs_nothing(folder: Path) -> None:
     done = run(folder, "--dry-run")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -118,6 +119,7 @@ def test_an_endpoint_or_proxy_that_is_none(variable: str, value: str, monkeypatc
     assert "s3cret" not in str(refused.value)
 
 
+@pytest.mark.slow
 def test_a_terminated_run_ends_its_commands(folder: Path, tmp_path: Path) -> None:
     process = subprocess.Popen([*command(folder, "--skip_checks"), "--output_dir", str(tmp_path)], cwd=ROOT)
     deadline = time.monotonic() + 120
