@@ -1,5 +1,5 @@
 # make demo    install, then the whole method on the testbed
-# make demo-smollm2   the same on a real language model, SmolLM2-135M-Instruct: about 10 minutes on two cores
+# make demo-smollm2   the same on a real language model, SmolLM2-135M-Instruct: about 5 minutes on two cores
 # make test    install, then the quick tests, of every module: some minutes
 # make test-all   the other tests: slow ones, several processes, the documents' commands, vLLM (test-vllm), the wheel (test-wheel)
 # make check   lint, types and the order of imports
