@@ -1,8 +1,8 @@
 """English requests to align a model with and to measure it: harmful ones, each with a harmless twin.
 
 A twin differs from its harmful request in a few words, and is like it in form, length and tone: a model that tells them
-apart has learned more than a style. There are 240 pairs in 12 categories, four of which are held out, and 120 plain helpful
-prompts. They were written for this project, name no detail of how harm is done, and come under its licence.
+apart has learned more than a style. There are 240 pairs in 12 categories, four of which are held out, and 120 plain
+helpful prompts. They were written for this project, name no detail of how harm is done, and come under its licence.
 """
 
 import csv
