@@ -12,13 +12,16 @@ the results: everything.json, a log of each step, and the comparison's folder, w
 
 import json
 import os
-import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from sails_align.core.files import write_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS_AT_MOST, SHAPE_AT_MOST = 150.0, 130.0
@@ -31,7 +34,7 @@ GRACE = 15.0
 
 def commands(folder: Path, pairs: int, processes: int) -> Iterator[tuple[str, list[str], float]]:
     """Yield each step's name, command, and the seconds that it may take at most."""
-    yield "tests", [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests"], TESTS_AT_MOST
+    yield "tests", [sys.executable, "-m", "pytest", "-q", "-m", "gpu and not slow", "tests"], TESTS_AT_MOST
     for shape in ("gemma-2-2b", "gemma-2-9b"):
         own = ["--shapes", shape, "--pairs", str(pairs), "--output", str(folder / f"{shape}.json")]
         yield shape, [sys.executable, "benchmarks/gpu.py", *own], SHAPE_AT_MOST
@@ -49,30 +52,39 @@ def run(command: Sequence[str], log: Path, seconds: float, environment: dict[str
         try:
             code = process.wait(seconds)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 15)
-            try:
-                process.wait(GRACE)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, 9)
             return "time is over"
+        finally:  # also on Ctrl-C
+            end(process)
     return "done" if code == 0 else f"failed with exit code {code}"
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a command and all that it started, if it still runs."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        if process.poll() is None:
+            os.killpg(process.pid, number)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE)
 
 
 def everything(folder: Path, minutes: float, pairs: int, processes: int) -> dict[str, Any]:
     """Measure all, and write everything.json after each step."""
-    deadline = time.monotonic() + 60 * minutes
+    deadline, folder = time.monotonic() + 60 * minutes, folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "SAILS_CACHE": str(folder / "cache")}
     weights = folder / "cache" / "smollm2" / GGUF
     if not weights.is_file():
         weights.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder / GGUF, weights)
+        write_bytes(weights, (folder / GGUF).read_bytes())
     results: dict[str, Any] = {"minutes": minutes, "steps": {}}
     for name, command, most in commands(folder, pairs, processes):
-        started = time.monotonic()
-        ended = run(command, folder / f"{name}.log", max(1.0, min(most, deadline - started)), environment)
+        started, file = time.monotonic(), folder / f"{name}.json"
+        file.unlink(missing_ok=True)  # of an earlier run
+        if started >= deadline:
+            results["steps"][name] = {"ended": "there was no time"}
+            continue
+        ended = run(command, folder / f"{name}.log", min(most, deadline - started), environment)
         step = results["steps"][name] = {"ended": ended, "seconds": round(time.monotonic() - started, 1)}
-        file = folder / f"{name}.json"
         step["figures"] = json.loads(file.read_text()) if file.is_file() else None
         step["last_lines"] = (folder / f"{name}.log").read_text(errors="replace").splitlines()[-8:]
         if name == "smollm2":

@@ -279,8 +279,8 @@ def main() -> None:
     if args.everything:
         if args.folder is None or not (args.folder / everything.GGUF).is_file():
             parser.error(f"--folder is {args.folder}; give one that holds {everything.GGUF}")
-        everything.everything(args.folder, args.minutes, args.pairs, args.processes)
-        return
+        steps = everything.everything(args.folder, args.minutes, args.pairs, args.processes)["steps"]
+        raise SystemExit(any(step["ended"].startswith("failed") for step in steps.values()))
     if "tiny" not in args.shapes and not torch.cuda.is_available():
         raise SystemExit("there is no CUDA GPU here; --shapes tiny tries the benchmark out without one")
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"

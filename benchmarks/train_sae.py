@@ -5,7 +5,9 @@
 Each pair runs one after the other in one process, in turn first. Ratios of speed; 1 means that nothing is added:
 
     reading   hidden states of the content tokens against a bare forward pass of the same blocks    goal: at least 0.9
-    steps     an SAE's training steps against those of sae-lens alone on the same batches
+    steps     an SAE's training steps against those of sae-lens alone on batches of the same numbers
+
+Shapes: B windows, S positions, T tokens, D width.
 """
 
 import argparse
@@ -54,8 +56,8 @@ def make_model(shape: str) -> LlamaForCausalLM:
 def reading(shape: str, n_windows: int) -> dict[str, Callable[[], Any]]:
     """Return both ways to run the windows."""
     model = make_model(shape)
-    ids_WS = torch.randint(3, model.config.vocab_size, (n_windows, CONTEXT)).tolist()
-    windows = [TokenizedSide(row, [place > 0 for place in range(CONTEXT)]) for row in ids_WS]
+    ids_BS = torch.randint(3, model.config.vocab_size, (n_windows, CONTEXT)).tolist()
+    windows = [TokenizedSide(row, [place > 0 for place in range(CONTEXT)]) for row in ids_BS]
     bare = make_model(shape).model
     bare.layers = decoder_layers(bare)[: max(LAYERS) + 1]
     per_batch = FORWARD_TOKENS // CONTEXT
@@ -123,6 +125,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="taken in each turn")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     args = parser.parse_args()
+    if args.pairs < 1:
+        parser.error(f"--pairs is {args.pairs}; choose 1 or more")
     result: dict[str, Any] = {"shape": args.shape, "threads": torch.get_num_threads(), "load": os.getloadavg()[0]}
     for name, ways in (("reading", reading(args.shape, args.windows)), ("steps", steps(args.shape, args.steps))):
         of = result[name] = compared(ways, args.pairs)

@@ -3,8 +3,12 @@
 <output_dir>/answers.jsonl     the prompts and the answers
 <output_dir>/tokens.jsonl      the numbers of each answer
 <output_dir>/metrics.json      means over answers with intervals, also by prompt set; provenance
+
+Shapes: B sequences, S positions, T marked tokens of a sequence, V vocabulary.
 """
 
+import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -40,9 +44,8 @@ from sails_align.evaluation.output import METRICS_FILE, output_folder, prompts_h
 from sails_align.evaluation.pipeline import respond
 from sails_align.evaluation.records import Completion, Prompt
 from sails_align.evaluation.reference import reference_answers, reference_identity
-from sails_align.evaluation.run import load_prompts, opened
+from sails_align.evaluation.run import opened, prompts_of
 from sails_align.models.load import load_model, load_spec_tokenizer
-from sails_align.models.resolve import without_adapter
 from sails_align.models.threads import fitting_threads
 
 
@@ -71,15 +74,16 @@ def run_divergence(
 
     Raises:
         InputError: for models, prompts or answers that cannot be used.
+        SystemExit: with code 1 if more than `--max_unscored` of the prompts have no answer.
     """
     if how.backend != "hf":
         raise InputError(f"backend is {how.backend}, which does not give all probabilities of a token; use hf")
     folder = output_folder(run, "divergence", how.model)
     with opened(folder, run, "sails eval divergence", ("prompts", "answers", "divergence")) as (stages, cache):
         say(f"divergence of {how.model}; output: {folder}/ (all lines: {LOG_FILE})")
-        prompts = load_prompts(how, asked, stages, harmless_only=True)
+        prompts = prompts_of(how, asked, stages, harmless_only=True)
         model = Responder(how, find_spec(how))
-        base = compared_with(against.base or BASE, model)
+        base = _base_of(model, against.base)
         reference = against.reference
         identity = {
             "command": "sails eval divergence",
@@ -102,7 +106,30 @@ def run_divergence(
         write_json(folder / METRICS_FILE, metrics)
         write_record(folder, identity)
         _show(metrics, how.model, folder)
+    n_unscored = found.count(None)
+    if n_unscored > run.max_unscored * len(found):
+        print(
+            f"{n_unscored} of {len(found)} prompts have no answer, more than max_unscored ({run.max_unscored:.1%});\n"
+            "the means leave them out. --retry_unscored asks for these alone again",
+            file=sys.stderr,
+        )
+        raise SystemExit(1)
     return metrics
+
+
+def _base_of(model: Responder, name: str | None) -> Responder:
+    """Find the base model; raise `InputError` if it must be named, or has other tokens than the model."""
+    assert model.spec is not None
+    if name is None and model.spec.adapter is None:
+        raise InputError(f"{model.how.model} has no adapter; give --base, the model that it was trained from")
+    base = compared_with(name or BASE, model)
+    assert base.spec is not None
+    if load_spec_tokenizer(model.spec).get_vocab() != load_spec_tokenizer(base.spec).get_vocab():
+        raise InputError(
+            f"{model.how.model} and {name or 'its base'} have other tokens, so that probabilities cannot be compared;\n"
+            "give --base, the model that it was trained from"
+        )
+    return base
 
 
 def _answers(
@@ -128,7 +155,7 @@ def _measured(
     assert model.spec is not None
     assert base.spec is not None
     loaded, tokenizer = load_model(model.spec), load_spec_tokenizer(model.spec)
-    is_own_base = model.spec.adapter is not None and without_adapter(model.spec) == base.spec
+    is_own_base = model.spec.adapter is not None and base.spec.adapter is None and _weights(model) == _weights(base)
     other = None if is_own_base else load_model(base.spec)
     limit = context_length(loaded.config)
     sides = [
@@ -136,6 +163,12 @@ def _measured(
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
     return divergences(loaded, other, sides, batch_size=model.how.batch_size, progress=progress)
+
+
+def _weights(of: Responder) -> tuple[Any, ...]:
+    """Return what is loaded, without an adapter."""
+    assert of.spec is not None
+    return of.spec.base, of.spec.revision, of.spec.dtype, of.spec.trust_remote_code
 
 
 def divergences(
@@ -159,7 +192,8 @@ def divergences(
         a result for each sequence.
 
     Raises:
-        InputError: if memory does not suffice for a single sequence.
+        InputError: if memory does not suffice for a single sequence, the models have other vocabularies, or their
+            probabilities are not numbers.
     """
     usable = {place: side for place, side in enumerate(sides) if side is not None and any(side.mask[1:])}
     order = sorted(usable, key=lambda place: len(usable[place].input_ids), reverse=True)
@@ -186,14 +220,22 @@ def _compare(
         logits_BSV = model(**inputs).logits
         with _without_adapter(model, base) as other:
             base_logits_BSV = other(**inputs).logits
+    if logits_BSV.shape != base_logits_BSV.shape:
+        n, n_base = logits_BSV.shape[-1], base_logits_BSV.shape[-1]
+        raise InputError(f"the vocabularies have {n} and {n_base} entries; give --base, the model it was trained from")
     results = []
     for row, mask_S in enumerate(mask_BS):
         at = mask_S[1:].nonzero().squeeze(1)
         log_p_TV = logits_BSV[row, at].float().log_softmax(-1)
         log_q_TV = base_logits_BSV[row, at].float().log_softmax(-1)
         targets_T1 = input_ids_BS[row, at + 1].unsqueeze(1)
-        kl = (log_q_TV.exp() * (log_q_TV - log_p_TV)).sum(-1).mean().item()
+        kl = torch.where(log_q_TV > -torch.inf, log_q_TV.exp() * (log_q_TV - log_p_TV), 0.0).sum(-1).mean().item()
         loss, base_loss = (-log_TV.gather(1, targets_T1).mean().item() for log_TV in (log_p_TV, log_q_TV))
+        if not all(map(math.isfinite, (kl, loss, base_loss))):
+            raise InputError(
+                "a model's probabilities are not numbers, or 0 where the other's are not: its training has diverged;\n"
+                "check its weights, or train it with a smaller learning rate"
+            )
         results.append(Divergence(max(0.0, kl), loss, base_loss, len(at)))  # rounding can take it below 0
     return results
 

@@ -193,7 +193,7 @@ _TABLE = (
     _lower(
         "kl_per_token",
         "KL from the base",
-        "KL divergence of the model's next-token probabilities from its base model's, over the tokens of answers.",
+        "KL(base || model) of the next token's probabilities: mean over the tokens of an answer, then over answers.",
         unit="nats per token",
         digits=3,
         span=NOT_NEGATIVE,

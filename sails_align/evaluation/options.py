@@ -244,3 +244,8 @@ class DivergenceArguments:
         "Answers that the models are compared on: a model's (like --model), those of a responses.jsonl, or `set` (they "
         "come with the prompts); default: the base model's own.",
     )
+
+    def __post_init__(self) -> None:
+        for name in ("base", "reference"):
+            if getattr(self, name) == "":
+                raise InputError(f"{name} is empty; give a model, such as testbed or a run's folder, or leave it out")

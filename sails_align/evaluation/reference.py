@@ -27,7 +27,7 @@ def reference_answers(
 
     Args:
         name: a model, a responses.jsonl, or `set`.
-        how: a model responds.
+        how: options of the evaluation, which a model as the reference shares.
         prompts: what it is asked.
         cache: of earlier responses.
         options: of `respond`.
@@ -45,9 +45,10 @@ def reference_answers(
             return respond(backend, prompts, how.sampling(prompts), cache, **options)
     lacking = [prompt.id for prompt, text in zip(prompts, texts, strict=True) if not text]
     if lacking:
+        remedy = "give a model" if name == IN_SET else "evaluate it on the same prompts first, or give a model"
         raise InputError(
             f"the reference {name} has no answer to {len(lacking)} of {len(prompts)} prompts, such as {lacking[0]};\n"
-            "evaluate it on the same prompts first, or give a model"
+            f"{remedy}"
         )
     return [Completion(text) for text in texts]
 

@@ -63,7 +63,7 @@ def run_evaluation(
     names = ("prompts", "responses and verdicts", *["compared model"] * (compare is not None))
     with opened(folder, run, f"sails eval {command}", names) as (stages, cache):
         say(f"{command} of {how.model}; output: {folder}/ (all lines: {LOG_FILE})")
-        prompts = load_prompts(how, asked, stages, harmless_only=command == "helpfulness")
+        prompts = prompts_of(how, asked, stages, harmless_only=command == "helpfulness")
         judges = _judges(command, who, prompts, reference)
         responder = Responder(how, find_spec(how), hook_of(steering))
         other = None if compare is None else compared_with(compare, responder)
@@ -143,9 +143,7 @@ def _backend(who: Responder, prompts: Sequence[Prompt]) -> Backend:
     return make_backend(who.how, who.spec, prompts, who.hook)
 
 
-def load_prompts(
-    how: ResponseArguments, asked: PromptArguments, stages: Stages, *, harmless_only: bool
-) -> list[Prompt]:
+def prompts_of(how: ResponseArguments, asked: PromptArguments, stages: Stages, *, harmless_only: bool) -> list[Prompt]:
     """Load the prompts of an evaluation, and say how many they are."""
     stages.begin("prompts", ", ".join(asked.prompts))
     prompts = load_all(asked, how.seed, how.system_prompt)
@@ -175,8 +173,10 @@ def _judges(
     judges = make_judges(who, prompts)
     tasks = {task for judge in judges.values() for task in judge.tasks}
     wanted = {*OPTIONAL} if reference is None else {*COMPARING}
+    names = ", ".join(judges)
+    if command == "safety" and "harm" not in tasks and any(prompt.kind == "harmful" for prompt in prompts):
+        raise InputError(f"{names} cannot judge harm; use --judge llm, guard or rules, or oracle on the testbed")
     if command == "helpfulness" and not tasks & wanted:
-        names = ", ".join(judges)
         raise InputError(
             f"{names} cannot judge how helpful answers are; use --judge llm, oracle on the testbed, or rouge with a "
             "--reference"

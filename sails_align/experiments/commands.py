@@ -86,6 +86,10 @@ def check(runs: Sequence[Run], protocol: Protocol) -> None:
                 raise InputError(f"{where} needs the package {PACKAGES[needs]}; install 'sails-align[{needs}]'")
         if kind in JUDGED and read[2].judge is None and not all(map(is_testbed, read[1].prompts)):
             raise InputError(f"{where} names no judge; add judge: llm or guard, with judge_model")
+        if kind == "divergence" and (read[0].backend != "hf" or read[3].base is None):
+            raise InputError(f"{where} needs the backend hf, and base: the model that the runs were trained from")
+        if kind == "helpfulness" and set(read[2].judge or ()) == {"rouge"} and read[4].reference is None:
+            raise InputError(f"{where} has the judge rouge, which needs a reference; add one, such as the base model")
         if kind != "harness":
             paths += [(where, name.rpartition("=")[2]) for name in read[1].prompts]
             paths += [] if read[0].chat_template_path is None else [(where, read[0].chat_template_path)]
@@ -224,8 +228,8 @@ def gathered(cell: Cell, protocol: Protocol, folder: Path) -> dict[str, Any]:
     for name, split in splits:
         if split is not None and cell.part == "test":
             numbers[name] = _of_split(safety, split)
-    for kind in {"helpfulness", "divergence"} & measured.keys():
-        numbers |= measured[kind]["overall"]
+    for name in ("helpfulness", "divergence"):
+        numbers |= measured[name]["overall"] if name in measured else {}
     cost: dict[str, Any] = {"seconds": {}, "trainable_parameters": 0, "trainable_share": 0.0}
     if cell.run.trainer != "none":
         cost = read_result(folder / "train" / METRICS_FILE)["cost"]

@@ -13,7 +13,7 @@ from sails_align.core.errors import InputError
 from sails_align.core.files import write_text
 from sails_align.experiments.jobs import Gpus, Job, end_tree, perform_in_fork
 from sails_align.experiments.options import LauncherOptions
-from sails_align.models.threads import OVERRIDE
+from sails_align.models.threads import OVERRIDE, SHARE
 
 PRELOADED = [
     "sails_align.experiments.cells",
@@ -78,10 +78,10 @@ class Local:
         return running
 
     def _threads(self, n_slots: int) -> dict[str, str]:
-        """Return the variable for a job's share of the cores: jobs that each use all of them wait for each other."""
+        """Return variables for a job's share of the cores: jobs that each use all of them wait for each other."""
         if OVERRIDE in os.environ or n_slots == self._n_slots:
             return {}
-        return {OVERRIDE: str(max(1, len(os.sched_getaffinity(0)) * n_slots // self._n_slots))}
+        return dict.fromkeys((OVERRIDE, SHARE), str(max(1, len(os.sched_getaffinity(0)) * n_slots // self._n_slots)))
 
 
 class _LocalCommand:

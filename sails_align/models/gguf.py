@@ -24,7 +24,7 @@ from sails_align.models.load import empty_model, no_load_report, not_partitioned
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Of the folder in the cache: another one makes it anew."""
 SOURCE = "gguf_source.json"
 """In that folder: the name of the file, for model cards."""
@@ -44,8 +44,6 @@ def gguf_folder(file: Path) -> Path:
         with exclusive(folder.with_name(f".{folder.name}.lock")):
             if not (folder / "config.json").is_file():  # another process may have made it meanwhile
                 _convert(file, folder)
-    if not (folder / SOURCE).is_file():
-        write_json(folder / SOURCE, {"file": file.name})
     return folder
 
 
@@ -77,6 +75,7 @@ def _convert(file: Path, folder: Path) -> None:
     with atomic_folder(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+        write_json(temporary / SOURCE, {"file": file.name})
 
 
 def correct_special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:

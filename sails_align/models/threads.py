@@ -15,11 +15,14 @@ SMALL = 20_000_000
 """Parameters below which one thread is used (benchmarks/threads.py)."""
 OVERRIDE = "OMP_NUM_THREADS"
 """Environment variable of OpenMP, which torch obeys: if it is set, its number of threads is used for every model."""
+SHARE = "SAILS_SHARE_OF_CORES"
+"""Environment variable, set with `OVERRIDE` for one of several jobs at a time: small models use one thread even so."""
 
 
 def threads_for(n_parameters: int) -> int:
     """Return the number of threads to compute a model of some size with, on the CPU."""
-    return 1 if n_parameters < SMALL and OVERRIDE not in os.environ else torch.get_num_threads()
+    is_free = OVERRIDE not in os.environ or os.environ.get(SHARE) == os.environ[OVERRIDE]
+    return 1 if n_parameters < SMALL and is_free else torch.get_num_threads()
 
 
 @contextmanager

@@ -1,7 +1,9 @@
 """The benchmarks of real shapes: the one for GPUs on a tiny model, and the memory of discovery as it is."""
 
 import csv
+import importlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -87,6 +89,8 @@ def test_the_recipe_trains_a_model_of_2_6_billion_parameters(real_shape: Path) -
     [
         (["gpu.py", "--shapes", "gemma-9"], "invalid choice: 'gemma-9'"),
         (["gpu.py", "--shapes", "tiny", "--pairs", "0"], "--pairs is 0; choose 1 or more"),
+        (["gpu.py", "--everything"], "--folder is None; give one that holds SmolLM2-135M-Instruct.Q4_1.gguf"),
+        (["train_sae.py", "--pairs", "0"], "--pairs is 0; choose 1 or more"),
         (["discovery_at_scale.py", "--shape", "gemma-9"], "invalid choice: 'gemma-9'"),
     ],
 )
@@ -97,11 +101,22 @@ def test_bad_options_are_refused(options: list[str], said: str) -> None:
     assert said in done.stderr
 
 
+def test_a_step_of_everything_ends_when_its_time_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    everything = importlib.import_module("everything")
+    for program, seconds, ended in (
+        ("print('yes')", 60.0, "done"),
+        ("raise SystemExit(3)", 60.0, "failed with exit code 3"),
+        ("import time; time.sleep(600)", 0.5, "time is over"),
+    ):
+        assert everything.run([sys.executable, "-c", program], tmp_path / "log", seconds, dict(os.environ)) == ended
+
+
 def test_what_sae_training_adds_is_measured(tmp_path: Path) -> None:
     sizes = ["--shape", "tiny", "--pairs", "2", "--windows", "16", "--steps", "3"]
     result = result_of(tmp_path / "train_sae.json", "benchmarks/train_sae.py", *sizes)
     assert len(result["reading"]) == len(result["steps"]) == 2
-    assert all(ratio > 0 for name in ("reading", "steps") for ratio in result[name])
+    assert all(0.05 < ratio < 20 for name in ("reading", "steps") for ratio in result[name])
 
 
 def test_the_benchmark_of_the_rules_leaves_partial_refusals_out_and_counts_rows_from_1(tmp_path: Path) -> None:

@@ -77,7 +77,8 @@ def test_a_model_does_not_differ_from_itself(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ((), "compare is base, but testbed has neither an adapter nor steering"),
+        ((), "testbed has no adapter; give --base, the model that it was trained from"),
+        (("--base", ""), "base is empty; give a model"),
         (("--backend", "openai", "--base_url", "http://127.0.0.1:9/v1"), "backend is openai, which does not give"),
     ],
 )

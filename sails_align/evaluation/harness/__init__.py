@@ -3,4 +3,5 @@
 from sails_align.core.registry import Registry
 
 TASK_MAKERS = Registry("maker of tasks", {})
-"""Each is a function of the options, the model's `ModelSpec` and a folder; it writes the tasks that are asked for."""
+"""By the name of the task or group; each is a function of the options, the model's `ModelSpec` and a folder, and writes
+the tasks that are asked for."""

@@ -4,6 +4,7 @@ With a model's own answers as the reference, it tells how far training has kept 
 nothing about how good an answer is.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from importlib.metadata import version
@@ -11,6 +12,16 @@ from typing import Any
 
 from sails_align.evaluation.reasoning import answers_of
 from sails_align.evaluation.records import Item, Task, Verdict
+
+_WORD = re.compile(r"\w+")
+
+
+class _Words:
+    """Words of any script, for `rouge-score`, whose own are English; text without spaces is one long word."""
+
+    def tokenize(self, text: str) -> list[str]:
+        """Return the words in lower case."""
+        return _WORD.findall(text.lower())
 
 
 class RougeJudge:
@@ -23,13 +34,13 @@ class RougeJudge:
 
     def identity(self, task: Task) -> dict[str, Any]:
         """Return everything that affects a verdict except the item."""
-        return {"judge": self.name, "task": task, "rouge-score": version("rouge-score")}
+        return {"judge": self.name, "task": task, "words": _WORD.pattern, "rouge-score": version("rouge-score")}
 
     @cached_property
     def _scorer(self) -> Any:
         from rouge_score.rouge_scorer import RougeScorer
 
-        return RougeScorer(["rougeL"])
+        return RougeScorer(["rougeL"], tokenizer=_Words())
 
     def judge(self, task: Task, items: Sequence[Item]) -> Iterator[tuple[int, Verdict]]:
         """Yield the index of each item and its verdict.
@@ -44,8 +55,8 @@ class RougeJudge:
                 yield index, item
             elif item.other is None:
                 raise ValueError(f"likeness needs another response, but the item of prompt {item.prompt.id!r} has none")
-            elif not item.other.strip():
-                yield index, Verdict(None, "empty response", "the other response is empty")
+            elif not _WORD.search(item.other):
+                yield index, Verdict(None, "empty response", "the other response has no words")
             else:
                 yield index, Verdict(self._scorer.score(item.other, item.response)["rougeL"].fmeasure)
 

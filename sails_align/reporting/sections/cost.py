@@ -8,7 +8,7 @@ from sails_align.reporting.report import ReportData
 
 MODEL_WORK = (
     *("subspace", "train", "probe", "evaluate", "attack", "capability", "explain", "relearn"),
-    *("safety", "helpfulness", "harness"),
+    *("safety", "helpfulness", "divergence", "harness"),
 )
 """Stages that run the model."""
 

@@ -23,10 +23,11 @@ def test_the_longest_common_subsequence_counts() -> None:
     # 3 words in common in order (the, sat, down), of 4 and of 5: 2 * 3 / 9.
     assert verdict("the dog sat down", "the cat sat right down").score == pytest.approx(2 / 3)
     assert verdict("", "the cat sat").score == 0.0, "no answer is unlike one"
+    assert verdict("Кошка спит.", "кошка спит").score == 1.0
 
 
 def test_what_cannot_be_compared_is_unscored() -> None:
-    assert verdict("yes", " ").reason == "empty response"
+    assert verdict("yes", " ").reason == verdict("yes", "...").reason == "empty response"
     assert verdict("<think>yes", "yes").reason == "unfinished reasoning"
     assert verdict("<think>no</think>yes", "<think>hm</think>yes").score == 1.0
     with pytest.raises(ValueError, match="likeness needs another response"):
