@@ -5,12 +5,14 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import datasets
 import pyarrow.parquet
 import pytest
 from datasets import Dataset
+from packaging.version import Version
 
 from sails_align.core.errors import InputError
 from sails_align.data.files import MAX_DEPTH
@@ -129,6 +131,8 @@ def test_endings_in_capitals(tmp_path: Path, name: str):
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.tsv"])
 def test_bom(tmp_path: Path, name: str):
+    if name == "a.json" and Version(version("datasets")) < Version("5.1"):
+        pytest.skip("datasets before 5.1 do not read a JSON list after a BOM")
     text = {"a.jsonl": '{"a": "x"}\n', "a.json": '[{"a": "x"}]', "a.csv": "a\nx\n", "a.tsv": "a\nx\n"}[name]
     (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
     assert load_rows(str(tmp_path / name)).to_list() == [{"a": "x"}]

