@@ -12,7 +12,6 @@ the results: everything.json, a log of each step, and the comparison's folder, w
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from sails_align.core.files import write_bytes
+from sails_align.experiments.jobs import end_tree
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS_AT_MOST, SHAPE_AT_MOST = 150.0, 130.0
@@ -60,9 +60,9 @@ def run(command: Sequence[str], log: Path, seconds: float, environment: dict[str
 
 def end(process: subprocess.Popen[bytes]) -> None:
     """End a command and all that it started, if it still runs."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
+    for at_once in (False, True):
         if process.poll() is None:
-            os.killpg(process.pid, number)
+            end_tree(process.pid, at_once=at_once)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(GRACE)
 
@@ -78,15 +78,14 @@ def everything(folder: Path, minutes: float, pairs: int, processes: int) -> dict
         write_bytes(weights, (folder / GGUF).read_bytes())
     results: dict[str, Any] = {"minutes": minutes, "steps": {}}
     for name, command, most in commands(folder, pairs, processes):
-        started, file = time.monotonic(), folder / f"{name}.json"
-        file.unlink(missing_ok=True)  # of an earlier run
-        if started >= deadline:
-            results["steps"][name] = {"ended": "there was no time"}
-            continue
-        ended = run(command, folder / f"{name}.log", min(most, deadline - started), environment)
+        started, file, log = time.monotonic(), folder / f"{name}.json", folder / f"{name}.log"
+        for earlier in (file, log):
+            earlier.unlink(missing_ok=True)
+        left = min(most, deadline - started)
+        ended = run(command, log, left, environment) if left > 0 else "there was no time"
         step = results["steps"][name] = {"ended": ended, "seconds": round(time.monotonic() - started, 1)}
         step["figures"] = json.loads(file.read_text()) if file.is_file() else None
-        step["last_lines"] = (folder / f"{name}.log").read_text(errors="replace").splitlines()[-8:]
+        step["last_lines"] = log.read_text(errors="replace").splitlines()[-8:] if log.is_file() else []
         if name == "smollm2":
             step["n_cells"] = len(list((folder / name / "cells").glob("*.json")))
         (folder / "everything.json").write_text(json.dumps(results, indent=1) + "\n")

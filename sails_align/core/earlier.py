@@ -46,7 +46,12 @@ def check_earlier(
 
 def holds_other(what: str, found: Sequence[str], option: str = "--output_dir") -> InputError:
     """Return the error that refuses to replace something else: what it is, and what differs from what is asked for."""
-    return InputError(f"{what} (different: {listed(found)});\n{REMEDY.replace('--output_dir', option, 1)}")
+    return InputError(f"{what} (different: {listed(found)});\n{remedy_of(option)}")
+
+
+def remedy_of(option: str) -> str:
+    """Return what to do about results that are not replaced, where an option names the folder or file."""
+    return REMEDY.replace("--output_dir", option, 1)
 
 
 def write_record(folder: Path, identity: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from sails_align.core.earlier import REMEDY
+from sails_align.core.earlier import remedy_of
 from sails_align.core.errors import InputError
 from sails_align.core.files import disk_errors
 from sails_align.core.log import Stages, say, show
@@ -41,7 +41,7 @@ def write_answers(how: ResponseArguments, asked: PromptArguments, output: Answer
     """
     file = Path(output.output or f"runs/answers-{stem_with_run(how.model)}.jsonl")
     if file.exists() and not output.overwrite_output_dir:
-        raise InputError(f"{file} is there already;\n{REMEDY.replace('--output_dir', '--output')}")
+        raise InputError(f"{file} is there already;\n{remedy_of('--output')}")
     with disk_errors(file), Stages(("prompts", "answers")) as stages, closing(Cache(default_cache())) as cache:
         stages.begin("prompts", ", ".join(asked.prompts))
         prompts = load_all(asked, how.seed, how.system_prompt)

@@ -44,6 +44,7 @@ from sails_align.evaluation.output import METRICS_FILE, output_folder, prompts_h
 from sails_align.evaluation.pipeline import respond
 from sails_align.evaluation.records import Completion, Prompt
 from sails_align.evaluation.reference import reference_answers, reference_identity
+from sails_align.evaluation.result import places_by_split
 from sails_align.evaluation.run import opened, prompts_of
 from sails_align.models.load import load_model, load_spec_tokenizer
 from sails_align.models.threads import fitting_threads
@@ -252,10 +253,7 @@ def _without_adapter(model: PreTrainedModel, base: PreTrainedModel | None) -> It
 
 def summary(prompts: Sequence[Prompt], found: Sequence[Divergence | None]) -> dict[str, Any]:
     """Return the means over answers, of all and of each prompt set, for `metrics.json`."""
-    splits: dict[str, list[int]] = {}
-    for place, prompt in enumerate(prompts):
-        if "split" in prompt.meta:
-            splits.setdefault(str(prompt.meta["split"]), []).append(place)
+    splits = places_by_split(prompts)
     return {
         "overall": _means(found),
         "by_split": {name: _means([found[place] for place in places]) for name, places in splits.items()},

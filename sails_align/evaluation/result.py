@@ -1,6 +1,6 @@
 """Hold the result of an evaluation: prompts, responses, verdicts and metrics; compare it, save it."""
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -72,14 +72,13 @@ class EvaluationResult:
 
     def places(self, name: str) -> dict[str, list[int]]:
         """Group the prompts' places by `category` (for harmless prompts, with the kind) or by `split`."""
+        if name == "split":
+            return places_by_split(self.prompts)
         groups: dict[str, list[int]] = {}
         for place, prompt in enumerate(self.prompts):
-            if name == "category":
-                suffix = "" if prompt.kind == "harmful" else f" ({prompt.kind})"
-                groups.setdefault(prompt.category + suffix, []).append(place)
-            elif "split" in prompt.meta:
-                groups.setdefault(str(prompt.meta["split"]), []).append(place)
-        return dict(sorted(groups.items())) if name == "category" else groups
+            suffix = "" if prompt.kind == "harmful" else f" ({prompt.kind})"
+            groups.setdefault(prompt.category + suffix, []).append(place)
+        return dict(sorted(groups.items()))
 
     def summary(self) -> dict[str, Any]:
         """Compute the metrics of all prompts, of each category, of each split and of each judge, for `metrics.json`."""
@@ -162,6 +161,15 @@ class EvaluationResult:
         ]
         write_rows(folder / "verdicts.jsonl", rows)
         write_json(folder / "metrics.json", self.metrics)
+
+
+def places_by_split(prompts: Sequence[Prompt]) -> dict[str, list[int]]:
+    """Group the places of prompts by the set that they are of, as far as they say it."""
+    groups: dict[str, list[int]] = {}
+    for place, prompt in enumerate(prompts):
+        if "split" in prompt.meta:
+            groups.setdefault(str(prompt.meta["split"]), []).append(place)
+    return groups
 
 
 @dataclass(frozen=True, repr=False)
