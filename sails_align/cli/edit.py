@@ -3,15 +3,17 @@
 sails edit merge runs/mine --output runs/mine-merged
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from sails_align import edits
 from sails_align.core.command_line import CommandLine
 from sails_align.core.files import set_aside
 from sails_align.core.options import OVERWRITE, all_but, option
+from sails_align.edits.options import MODELS
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,14 @@ class EditFolders:
     )
     output: Path = field(metadata={"help": "The folder to make."})
     overwrite_output_dir: bool = option(False, OVERWRITE)
+
+
+def _folders_of(options: Any) -> Iterator[tuple[str, Path]]:
+    """Yield the options that name a model which is a local folder, with that folder."""
+    for name in MODELS:
+        value = getattr(options, name, None)
+        if value is not None and Path(value).is_dir():
+            yield name, Path(value)
 
 
 def main(argv: Sequence[str], prog: str | None = None) -> None:
@@ -40,7 +50,7 @@ def main(argv: Sequence[str], prog: str | None = None) -> None:
         "command": f"sails edit {name}",
         "options": all_but(("device",), *chosen),
         "run": content_of(folders.run) if folders.run.is_dir() else None,
-        "base": [content_of(Path(of.base_model)) for of in chosen if of.base_model and Path(of.base_model).is_dir()],
+        **{name: content_of(folder) for of in chosen for name, folder in _folders_of(of)},
     }
     is_ours = (output / RECORD_FILE).is_file()  # what else lies there is never replaced
     if is_ours and check_earlier(output, identity, RECORD_FILE, overwrite=overwrite, option="--output"):

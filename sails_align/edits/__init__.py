@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sails_align.core.registry import Entry, Registry
-from sails_align.edits.options import MergeOptions
+from sails_align.edits.options import LoxOptions, MergeOptions, SafeLoraOptions, TaskArithmeticOptions, WiseFtOptions
 
 EDITS = Registry(
     "edit",
@@ -19,6 +19,26 @@ EDITS = Registry(
             "sails_align.edits.merge:edit",
             "Merge a LoRA adapter into its base model, and check the result.",
             MergeOptions,
+        ),
+        "lox": Entry(
+            "sails_align.edits.lox:edit",
+            "Extrapolate the low-rank part of an alignment, before further training (LoX, arXiv 2506.15606).",
+            LoxOptions,
+        ),
+        "wise_ft": Entry(
+            "sails_align.edits.wise_ft:edit",
+            "Average a further trained model with the aligned one before (WiSE-FT, arXiv 2109.01903).",
+            WiseFtOptions,
+        ),
+        "task_arithmetic": Entry(
+            "sails_align.edits.task_arithmetic:edit",
+            "Add the difference aligned - unaligned to a further trained model (RESTA, arXiv 2402.11746).",
+            TaskArithmeticOptions,
+        ),
+        "safe_lora": Entry(
+            "sails_align.edits.safe_lora:edit",
+            "Project the updates of a further training onto the alignment's directions (arXiv 2405.16833).",
+            SafeLoraOptions,
         ),
     },
 )

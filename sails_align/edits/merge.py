@@ -22,6 +22,7 @@ from transformers.utils import GENERATION_CONFIG_NAME, is_bitsandbytes_available
 from sails_align.core.artifacts import file_hash
 from sails_align.core.errors import InputError, first_line
 from sails_align.core.files import atomic_folder
+from sails_align.edits.logits import checked_device, loaded, logits_of, random_ids
 from sails_align.edits.options import MergeOptions
 from sails_align.initializers import leaves_base_alone
 from sails_align.models.adapters import AdapterFiles, check_complete, load_base_config, read_adapter
@@ -34,8 +35,6 @@ from sails_align.models.spec import model_path
 TOLERANCE = 1e-5
 """Of logits, relative to the largest one if that is above 1. float32 is no finer: one and the same testbed model
 differs by 2e-5 between float32 and float64, at a largest logit of 16, and a correct merge differs by as much."""
-PROMPTS, PROMPT_LENGTH = 4, 16
-"""Sequences of random tokens on which the merged model is compared."""
 
 
 @dataclass(frozen=True)
@@ -85,21 +84,9 @@ def edit(run: Path, output: Path, options: MergeOptions, finish: Callable[[Path]
         output,
         base_model=model_path(options.base_model) if options.base_model else None,
         dtype=getattr(torch, options.dtype) if options.dtype else None,
-        device=_checked_device(options.device),
+        device=checked_device(options.device),
         finish=finish,
     )
-
-
-def _checked_device(device: str | None) -> str:
-    if device is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        if not torch.empty(0, device=device).is_meta:
-            return device
-        cause = "it holds no values"
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        cause = first_line(error)
-    raise InputError(f"device is {device!r}, which cannot be used: {cause}; choose cpu, or cuda")
 
 
 def merge_adapter(
@@ -134,12 +121,12 @@ def merge_adapter(
     revision = None if base_model else adapter.revision
     own_dtype = base_config.get_text_config(decoder=True).dtype
     dtype = dtype or (own_dtype if isinstance(own_dtype, torch.dtype) else torch.float32)
-    ids_BS = _random_ids(base_config)
+    ids_BS = random_ids(base_config)
     with atomic_folder(output) as temporary:
-        base = _loaded(name, torch.float32, device, revision)
+        base = loaded(name, torch.float32, device, revision)
         unmerged_BSV, merged_BSV, n_parameters = _merge(base, folder, ids_BS, dtype, temporary)
         # What is written is what is checked: tied weights, shards and names are right only if this model is.
-        written_BSV = _logits(_loaded(str(temporary), dtype, device), ids_BS)
+        written_BSV = logits_of(loaded(str(temporary), dtype, device), ids_BS)
         difference = check_logits(merged_BSV, unmerged_BSV)
         written = (written_BSV - unmerged_BSV).abs().max().item()
         if dtype == torch.float32:  # else rounding is reported, not judged
@@ -162,13 +149,6 @@ def merge_adapter(
         is_from_quantized=_quantization(adapter) is not None,
         from_quantized=None if trained_BSV is None else (written_BSV - trained_BSV).abs().max().item(),
     )
-
-
-def _random_ids(config: PreTrainedConfig) -> torch.Tensor:
-    """Return token ids (B, S), the same in every run."""
-    generator = torch.Generator().manual_seed(0)
-    n_tokens = config.get_text_config(decoder=True).vocab_size
-    return torch.randint(n_tokens, (PROMPTS, PROMPT_LENGTH), generator=generator)
 
 
 def _check_fits(adapter: AdapterFiles, base_model: str, base_config: PreTrainedConfig) -> None:
@@ -212,7 +192,7 @@ def _merge(
     Returns the logits (B, S, V) of the unmerged and of the merged model, and the number of parameters.
     """
     unmerged = PeftModel.from_pretrained(base, str(folder)).eval()
-    unmerged_BSV = _logits(unmerged, ids_BS)
+    unmerged_BSV = logits_of(unmerged, ids_BS)
     try:
         merged: PreTrainedModel = unmerged.merge_and_unload(safe_merge=True)  # pyright: ignore
     except ValueError as error:  # PEFT's word for values that are not finite
@@ -225,7 +205,7 @@ def _merge(
             "use it as an adapter, or train one with lora_bias false"
         ) from error
     _untie_trained(merged)
-    merged_BSV = _logits(merged, ids_BS)
+    merged_BSV = logits_of(merged, ids_BS)
     # Of the adapter's run, if it says what ends a response; and a base's file that contradicts itself is not saved.
     has_own = (folder / GENERATION_CONFIG_NAME).is_file()
     end_generation(merged, eos_ids(load_generation_config(str(folder)) if has_own else merged.generation_config))
@@ -266,22 +246,7 @@ def _quantized_logits(
     dtype = adapter.record["options"]["model"].get("dtype")
     base = load_causal_lm(base_model, dtype=dtype, revision=revision, quantization=quantization)
     use_one_layout(base)
-    return _logits(PeftModel.from_pretrained(base, str(adapter.folder)).eval(), ids_BS)
-
-
-def _loaded(name: str, dtype: torch.dtype, device: str, revision: str | None = None) -> PreTrainedModel:
-    """Load a model in evaluation mode, with exact attention."""
-    model = load_causal_lm(name, dtype=dtype, revision=revision)
-    try:
-        return model.to(device).eval()  # pyright: ignore[reportArgumentType]
-    except torch.OutOfMemoryError as error:
-        raise InputError(f"{name} in {dtype} does not fit on {device}; use --device cpu") from error
-
-
-@torch.no_grad()
-def _logits(model: PreTrainedModel | PeftModel, ids_BS: torch.Tensor) -> torch.Tensor:
-    """Return the logits (B, S, V) of a model, on the CPU and in float32."""
-    return model(input_ids=ids_BS.to(model.device)).logits.float().cpu()
+    return logits_of(PeftModel.from_pretrained(base, str(adapter.folder)).eval(), ids_BS)
 
 
 def check_logits(found_BSV: torch.Tensor, expected_BSV: torch.Tensor) -> float:

@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass
 
-from sails_align.core.options import check_choices, option
+from sails_align.core.errors import InputError
+from sails_align.core.options import check_choices, check_least, option
 
 DTYPES = ("float32", "bfloat16", "float16")
+MODELS = ("base_model", "aligned_model", "unaligned_model")
+"""Options that name a model which decides the result."""
 
 
 @dataclass(frozen=True)
@@ -17,3 +20,72 @@ class MergeOptions:
 
     def __post_init__(self) -> None:
         check_choices(self, {"dtype": DTYPES})
+
+
+@dataclass(frozen=True)
+class EditOptions:
+    """Options of all edits that change tensors one by one."""
+
+    base_model: str | None = option(
+        None, "The model that training started from. Default: the one that an adapter names."
+    )
+    device: str | None = option(None, "Where to compute, such as cpu or cuda:1. Default: a GPU if there is one.")
+
+
+@dataclass(frozen=True)
+class LoxOptions(EditOptions):
+    """Options of the edit `lox`."""
+
+    k: int = option(6, "Singular directions of each change to extrapolate. 0: all of them.")
+    alpha: float = option(1.25, "How much of them to add. 0: nothing changes.")
+
+    def __post_init__(self) -> None:
+        check_least(self, k=0)
+        if not abs(self.alpha) < float("inf"):
+            raise InputError(f"alpha is {self.alpha}; choose a finite number")
+
+
+@dataclass(frozen=True)
+class WiseFtOptions(EditOptions):
+    """Options of the edit `wise_ft`."""
+
+    aligned_model: str | None = option(
+        None, "The model before the further training. Default: the base model of an adapter."
+    )
+    t: float = option(0.5, "Weight of the model that is edited; the aligned model has 1 - t.")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.t <= 1:
+            raise InputError(f"t is {self.t}; choose a number from 0 (the aligned model) to 1 (the model as it is)")
+
+
+@dataclass(frozen=True)
+class TaskArithmeticOptions(EditOptions):
+    """Options of the edit `task_arithmetic`."""
+
+    aligned_model: str | None = option(None, "The aligned model. Required.")
+    unaligned_model: str | None = option(None, "The aligned model after training on harmful answers. Required.")
+    alpha: float = option(0.5, "How much of the difference aligned - unaligned to add.")
+    drop: float = option(0.0, "Share of the difference's entries to drop at random; the rest is rescaled (DARE).")
+    drop_seed: int = option(0, "Seed of that choice.")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.drop < 1:
+            raise InputError(f"drop is {self.drop}; choose a share of at least 0 and below 1")
+
+
+@dataclass(frozen=True)
+class SafeLoraOptions(EditOptions):
+    """Options of the edit `safe_lora`."""
+
+    aligned_model: str | None = option(
+        None, "The model before the further training. Default: the base model of an adapter."
+    )
+    unaligned_model: str | None = option(None, "The model before its alignment. Required.")
+    threshold: float = option(
+        0.35, "Project an update if its cosine with its projection is at most this. 1: all of them."
+    )
+
+    def __post_init__(self) -> None:
+        if not -1 <= self.threshold <= 1:
+            raise InputError(f"threshold is {self.threshold}; choose a cosine, from -1 to 1")

@@ -8,7 +8,7 @@ from types import NoneType
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -146,7 +146,13 @@ def base_named_by(adapter: AdapterFiles) -> str | None:
 
 
 def expected_shapes(config: LoraConfig, base_config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
-    """Return names and shapes of the tensors an adapter must have, as PEFT makes them on a model without weights.
+    """Return names and shapes of the tensors an adapter must have; raise `InputError` as `adapted_model`."""
+    state = get_peft_model_state_dict(adapted_model(config, base_config), save_embedding_layers=False)
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def adapted_model(config: LoraConfig, base_config: PreTrainedConfig) -> PeftModel:
+    """Return the model with the adapter as PEFT makes it, without weights.
 
     Raises `InputError` if none of the modules it names is in the model.
     """
@@ -154,15 +160,13 @@ def expected_shapes(config: LoraConfig, base_config: PreTrainedConfig) -> dict[s
     config.init_lora_weights = False  # values do not matter, and some initialisations need real weights
     try:
         with torch.device("meta"):
-            model = get_peft_model(empty_model(base_config), config)
+            return get_peft_model(empty_model(base_config), config)  # pyright: ignore[reportReturnType]
     except ValueError as error:
         cause = first_line(error)
         raise InputError(
             f"the adapter does not fit the model {config.base_model_name_or_path} ({cause});\n"
             "give the model that it was trained on with --base_model"
         ) from error
-    state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def tensor_faults(adapter: AdapterFiles, base_config: PreTrainedConfig, *, read_values: bool = True) -> TensorFaults:

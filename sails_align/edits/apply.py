@@ -1,0 +1,160 @@
+"""Apply an edit to every matrix of a model, and write the result: an adapter where the edit allows it, else a model."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from sails_align.core.errors import InputError
+from sails_align.core.files import atomic_folder
+from sails_align.core.progress import progress_bar
+from sails_align.edits.logits import checked_device, logits_of, random_ids
+from sails_align.edits.weights import Update, Weights, write_adapter, write_model
+from sails_align.models.load import load_model
+from sails_align.models.resolve import resolve_model
+
+Finish = Callable[[Path], object]
+
+
+class TensorEdit(Protocol):
+    """How an edit changes single tensors.
+
+    Shapes: O outputs and I inputs of a linear layer, R rank.
+    """
+
+    keeps_adapter: bool
+    """Whether `update` gives the edited adapter exactly. Else an adapter becomes a whole model."""
+    notes: list[str]
+    """What the user should know, added to as the tensors are edited."""
+
+    def tensor(self, name: str, weight: Tensor) -> Tensor | None:
+        """Return the new values of a tensor of the model, in float32; None leaves it as it is."""
+        ...
+
+    def update(self, name: str, update: Update) -> Tensor | None:
+        """Return the new lora_B (O, R) of an adapter's update, in float32; None leaves it as it is."""
+        ...
+
+
+@dataclass(frozen=True)
+class Edited:
+    """What an edit did."""
+
+    method: str
+    folder: Path
+    is_adapter: bool
+    n_changed: int
+    n_tensors: int
+    """Of the model; of an adapter, those that it updates."""
+    share: float
+    """Frobenius norm of the change over that of the weights (of an adapter: of its updates)."""
+    difference: float
+    """Largest absolute difference of logits between the model before and after, on random tokens."""
+    largest_logit: float
+    notes: tuple[str, ...]
+
+    def report(self) -> Iterator[str]:
+        """Yield the lines that the command prints."""
+        kind, of = ("adapter", "updates") if self.is_adapter else ("model", "tensors")
+        yield f"{self.method:<9} {self.folder}/ ({kind}; {self.n_changed} of {self.n_tensors} {of} changed)"
+        yield f"change    {self.share:.2%} of the {of} in the Frobenius norm"
+        yield (
+            f"logits    differ from the model's before by at most {self.difference:.2g} (largest logit "
+            f"{self.largest_logit:.1f}; random tokens)"
+        )
+        yield from (f"note      {note}" for note in self.notes)
+
+
+def apply(
+    method: str,
+    edit: TensorEdit,
+    weights: Weights,
+    output: Path,
+    *,
+    device: str | None = None,
+    finish: Finish | None = None,
+) -> Edited:
+    """Apply an edit and write the result with its tokenizer.
+
+    Args:
+        method: name of the edit.
+        edit: how it changes tensors.
+        weights: the model.
+        output: the folder to make; it appears when all is written.
+        device: where both models are run on a few tokens, one after the other; None: a GPU if there is one.
+        finish: called with the folder before it appears, to add a model card.
+
+    Raises:
+        InputError: if the output folder is not empty, or the device cannot be used.
+    """
+    check_new(output)
+    device = checked_device(device)
+    changes = _Changes()
+    keeps = edit.keeps_adapter and weights.adapter is not None
+    names = list(weights.updated) if keeps else weights.names
+    with atomic_folder(output) as temporary, progress_bar(shown=True) as bar:
+        task = bar.add_task(f"editing ({method})", total=len(names))
+
+        def tensor(name: str, weight: Tensor) -> Tensor | None:
+            new = changes.note(weight, edit.tensor(name, weight))
+            bar.advance(task)
+            return new
+
+        def update(name: str, update: Update) -> Tensor | None:
+            new_OR = edit.update(name, update)
+            new = None if new_OR is None else Update(update.A_RI, new_OR, update.scaling).dense()
+            changes.note(update.dense(), new)
+            bar.advance(task)
+            return new_OR
+
+        if keeps:
+            write_adapter(weights, update, temporary)
+        else:
+            write_model(weights, tensor, temporary)
+        ids_BS = random_ids(weights.config)
+        before_BSV = logits_of(load_model(weights.spec, device), ids_BS)
+        after = resolve_model(str(temporary), weights.spec.base if keeps else None)
+        after_BSV = logits_of(load_model(after, device), ids_BS)
+        if finish is not None:
+            finish(temporary)
+        for file in temporary.iterdir():
+            file.chmod(0o644)  # safetensors makes it private
+    return Edited(
+        method,
+        output,
+        keeps,
+        changes.n,
+        len(names),
+        changes.share,
+        (after_BSV - before_BSV).abs().max().item(),
+        before_BSV.abs().max().item(),
+        tuple(edit.notes),
+    )
+
+
+def check_new(output: Path) -> None:
+    """Refuse an output folder that is not empty, with an `InputError`."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"{output} exists and is not empty; give a new folder with --output")
+
+
+@dataclass
+class _Changes:
+    """Sum up how far tensors moved."""
+
+    n: int = 0
+    changed: float = 0.0
+    whole: float = 0.0
+
+    def note(self, before: Tensor, after: Tensor | None) -> Tensor | None:
+        self.whole += before.double().square().sum().item()
+        if after is not None:
+            self.n += 1
+            self.changed += (after - before).double().square().sum().item()
+        return after
+
+    @property
+    def share(self) -> float:
+        return (self.changed / self.whole) ** 0.5 if self.whole else 0.0

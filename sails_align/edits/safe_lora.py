@@ -1,0 +1,62 @@
+"""Safe LoRA: project updates onto the directions of the alignment (arXiv 2405.16833).
+
+    V = W_aligned - W_unaligned,    C = V V^T / |V|_F,    D <- C D    where cos(C D, D) <= threshold
+
+for every matrix that training has changed by D. C is the paper's fast variant: it is no projector, and scales what it
+keeps. In an adapter D = s B A, so lora_B <- C lora_B, and the rank stays.
+
+Shapes: O outputs and I inputs of a linear layer, R rank.
+"""
+
+from pathlib import Path
+
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from sails_align.edits.apply import Edited, Finish, apply
+from sails_align.edits.options import SafeLoraOptions
+from sails_align.edits.weights import Update, Weights, open_aligned, open_required
+
+
+def edit(run: Path, output: Path, options: SafeLoraOptions, finish: Finish | None = None) -> Edited:
+    """Project the updates of a run, an adapter or a model that was trained from an aligned one.
+
+    Raises `InputError` as `open_aligned`, `open_required` and `apply`.
+    """
+    weights, aligned = open_aligned(run, options.base_model, options.aligned_model)
+    unaligned = open_required(weights, "unaligned_model", options.unaligned_model)
+    change = SafeLora(weights, aligned, unaligned, options.threshold)
+    return apply("safe_lora", change, weights, output, device=options.device, finish=finish)
+
+
+class SafeLora:
+    """Project each update; `aligned` is None for an adapter on the aligned model."""
+
+    def __init__(self, weights: Weights, aligned: Weights | None, unaligned: Weights, threshold: float) -> None:
+        self._weights, self._aligned, self._unaligned, self._threshold = weights, aligned, unaligned, threshold
+        self.keeps_adapter = aligned is None
+        self.notes: list[str] = []
+
+    def tensor(self, name: str, weight: Tensor) -> Tensor | None:
+        assert self._aligned is not None, "adapters on the aligned model are edited as such"
+        if weight.dim() != 2:
+            return None
+        aligned_OI = self._aligned.get(name)
+        delta_OI = weight - aligned_OI
+        projected_OI = self._projected(name, aligned_OI, delta_OI)
+        return None if projected_OI is None or not self._is_far(projected_OI, delta_OI) else aligned_OI + projected_OI
+
+    def update(self, name: str, update: Update) -> Tensor | None:
+        projected_OR = self._projected(name, self._weights.stored(name).float(), update.B_OR)
+        if projected_OR is None:
+            return None
+        is_far = self._is_far(projected_OR @ update.A_RI, update.B_OR @ update.A_RI)
+        return projected_OR if is_far else None
+
+    def _projected(self, name: str, aligned_OI: Tensor, columns: Tensor) -> Tensor | None:
+        """Return C times columns of the output side; None where the alignment changed nothing, so that C is no map."""
+        vector_OI = aligned_OI - self._unaligned.get(name)
+        return vector_OI @ (vector_OI.T @ columns) / vector_OI.norm() if vector_OI.any() else None
+
+    def _is_far(self, projected: Tensor, delta: Tensor) -> bool:
+        return bool(cosine_similarity(projected.flatten(), delta.flatten(), dim=0) <= self._threshold)

@@ -1,0 +1,225 @@
+"""Read and write the weights of a model tensor by tensor, without building the model.
+
+An adapter counts as its base model with the adapter merged, so that an edit need not know which of the two it is given.
+Written is what the edit returns, in the files and types of the model that was read: at no time is more than one file in
+memory.
+
+Shapes: O outputs and I inputs of a linear layer, R rank.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from sails_align.core.errors import InputError
+from sails_align.models.adapters import CONFIG, WEIGHTS, adapted_model, read_adapter
+from sails_align.models.load import load_config, load_tokenizer, model_errors
+from sails_align.models.resolve import resolve_model
+from sails_align.models.spec import ModelSpec
+
+PREFIX = "base_model.model."
+"""PEFT's, of an adapter's tensors."""
+Edit = Callable[[str, Tensor], Tensor | None]
+"""From a tensor's name and its values (float32) to new ones; None: it stays as it is, bit for bit."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """What an adapter adds to a weight: scaling * lora_B @ lora_A, in float32."""
+
+    A_RI: Tensor
+    B_OR: Tensor
+    scaling: float
+
+    def dense(self) -> Tensor:
+        """Return the update (O, I)."""
+        return self.scaling * (self.B_OR @ self.A_RI)
+
+
+class Weights:
+    """The weights of a model or of an adapter on its base, by the names of the model's safetensors files."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        """Take a model as `resolve_model` found it; raise `InputError` as `open_weights`."""
+        self.spec = spec
+        self.config = load_config(spec.base, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+        if getattr(self.config, "quantization_config", None) is not None:
+            raise InputError(f"{spec.base} is quantized, and rounded weights cannot be edited; give the model before")
+        self.folder = _folder_of(spec)
+        self.files = _files_of(self.folder)
+        self.adapter = None if spec.adapter is None else read_adapter(Path(spec.adapter))
+        self._stack = ExitStack()
+        self._open: dict[str, Any] = {}
+
+    @cached_property
+    def updated(self) -> dict[str, tuple[str, float]]:
+        """Names of the tensors that the adapter updates, with its module and scaling; empty without an adapter."""
+        return {} if self.adapter is None else _updated(self.adapter, self.config, self.files)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all tensors of the model, in order."""
+        return list(self.files)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape, without reading it."""
+        return tuple(self._file(self.folder / self.files[name]).get_slice(name).get_shape())
+
+    def stored(self, name: str) -> Tensor:
+        """Return a tensor of the base model as it is stored."""
+        return self._file(self.folder / self.files[name]).get_tensor(name)
+
+    def get(self, name: str) -> Tensor:
+        """Return a tensor of the model in float32, with the adapter's update."""
+        weight = self.stored(name).float()
+        return weight + self.update(name).dense() if name in self.updated else weight
+
+    def update(self, name: str) -> Update:
+        """Return what the adapter adds to a tensor that it updates."""
+        assert self.adapter is not None, "only an adapter updates"
+        module, scaling = self.updated[name]
+        file = self._file(self.adapter.folder / WEIGHTS)
+        A_RI, B_OR = (file.get_tensor(f"{PREFIX}{module}.lora_{side}.weight").float() for side in "AB")
+        return Update(A_RI, B_OR, scaling)
+
+    def _file(self, path: Path) -> Any:
+        if str(path) not in self._open:
+            self._open[str(path)] = self._stack.enter_context(safe_open(path, framework="pt"))
+        return self._open[str(path)]
+
+
+def open_weights(name: str | Path, base_model: str | None = None) -> Weights:
+    """Open a model's weights: of a folder, a run, an adapter (on `base_model`, if that moved), a GGUF file, or the hub.
+
+    Raises `InputError` if there is no such model, it is quantized, or the adapter is of a kind that cannot be edited.
+    """
+    weights = Weights(resolve_model(str(name), base_model))
+    assert weights.updated is not None  # read now, so that an unfit adapter is refused before anything is done
+    return weights
+
+
+def open_required(weights: Weights, option: str, name: str | None) -> Weights:
+    """Open another model of the same architecture; raise `InputError` if the option that names it is missing."""
+    if name is None:
+        raise InputError(f"no {option} given; pass --{option}")
+    other = open_weights(name)
+    check_same_shapes(weights, other)
+    return other
+
+
+def open_aligned(run: Path, base_model: str | None, aligned_model: str | None) -> tuple[Weights, Weights | None]:
+    """Open a further trained model, and the aligned model that it was trained from.
+
+    The second is None for an adapter on the aligned model, whose update is all that was trained. Raises `InputError` as
+    `open_weights`; or if it is no adapter and no aligned model is given.
+    """
+    weights = open_weights(run, base_model)
+    is_on_aligned = aligned_model is None or resolve_model(aligned_model).identity == weights.spec.identity.get("base")
+    if weights.adapter is not None and is_on_aligned:
+        return weights, None
+    if aligned_model is None:
+        raise InputError(f"{run} is no adapter, so the model before is not known; give it with --aligned_model")
+    return weights, open_required(weights, "aligned_model", aligned_model)
+
+
+def check_same_shapes(one: Weights, other: Weights) -> None:
+    """Refuse two models whose tensors differ in names or shapes, with an `InputError`."""
+    for name in one.names:
+        if name not in other.files or one.shape(name) != other.shape(name):
+            found = "lacks it" if name not in other.files else f"has {other.shape(name)}"
+            raise InputError(
+                f"{one.spec.name} and {other.spec.name} are not of one architecture: {name} is {one.shape(name)} in "
+                f"the first, and the second {found};\ngive models that were trained from the same base model"
+            )
+
+
+def write_model(weights: Weights, edit: Edit, output: Path) -> None:
+    """Write the model with its tensors edited, in its own types and files, with its configuration and tokenizer."""
+    by_file: dict[str, list[str]] = {}
+    for name, file in weights.files.items():
+        by_file.setdefault(file, []).append(name)
+    for file, names in by_file.items():
+        tensors = {}
+        for name in names:
+            stored = weights.stored(name)
+            new = edit(name, weights.get(name))
+            if new is None:
+                new = weights.get(name) if name in weights.updated else stored
+            tensors[name] = new.to(stored.dtype).contiguous()
+        save_file(tensors, output / file, metadata={"format": "pt"})
+    for name in (SAFE_WEIGHTS_INDEX_NAME, CONFIG_NAME, GENERATION_CONFIG_NAME):
+        own = Path(weights.spec.tokenizer) / name  # a run says what ends its responses
+        source = own if name == GENERATION_CONFIG_NAME and own.is_file() else weights.folder / name
+        if source.is_file():
+            shutil.copyfile(source, output / name)
+    _save_tokenizer(weights, output)
+
+
+def write_adapter(weights: Weights, edit: Callable[[str, Update], Tensor | None], output: Path) -> None:
+    """Write the adapter with some lora_B (O, R) replaced by what `edit` returns; its rank and base stay."""
+    assert weights.adapter is not None, "there is an adapter"
+    path = weights.adapter.folder / WEIGHTS
+    tensors = {name: weights._file(path).get_tensor(name) for name in weights.adapter.tensors}
+    for name, (module, _) in weights.updated.items():
+        key = f"{PREFIX}{module}.lora_B.weight"
+        new_OR = edit(name, weights.update(name))
+        if new_OR is not None:
+            tensors[key] = new_OR.to(tensors[key].dtype).contiguous()
+    save_file(tensors, output / WEIGHTS, metadata={"format": "pt"})
+    for name in (CONFIG, GENERATION_CONFIG_NAME):
+        if (weights.adapter.folder / name).is_file():
+            shutil.copyfile(weights.adapter.folder / name, output / name)
+    _save_tokenizer(weights, output)
+
+
+def _save_tokenizer(weights: Weights, output: Path) -> None:
+    revision = weights.spec.revision if weights.spec.tokenizer == weights.spec.base else None
+    load_tokenizer(weights.spec.tokenizer, revision=revision).save_pretrained(output)
+
+
+def _folder_of(spec: ModelSpec) -> Path:
+    """Return the folder with the base model's files: a local one, or that of the hub's cache."""
+    if Path(spec.base).is_dir():
+        return Path(spec.base)
+    with model_errors(spec.base):
+        return Path(snapshot_download(spec.base, revision=spec.revision, allow_patterns=["*.safetensors*", "*.json"]))
+
+
+def _files_of(folder: Path) -> dict[str, str]:
+    """Return the file of each tensor."""
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    if index.is_file():
+        return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    if not (folder / SAFE_WEIGHTS_NAME).is_file():
+        raise InputError(f"{folder} has no {SAFE_WEIGHTS_NAME}; save the model as safetensors first")
+    with safe_open(folder / SAFE_WEIGHTS_NAME, framework="pt") as file:
+        return dict.fromkeys(file.keys(), SAFE_WEIGHTS_NAME)
+
+
+def _updated(adapter: Any, config: Any, files: dict[str, str]) -> dict[str, tuple[str, float]]:
+    """Return the tensors that an adapter updates, with its module and scaling."""
+    model = adapted_model(adapter.config, config)
+    named = {name.removeprefix(PREFIX): layer for name, layer in model.named_modules()}
+    layers = {name: layer for name, layer in named.items() if isinstance(layer, LoraLayer)}
+    ours = {f"{PREFIX}{name}.lora_{side}.weight" for name in layers for side in "AB"}
+    plain = isinstance(adapter.config.use_dora, bool) and not adapter.config.use_dora
+    lost = [name for name in layers if f"{name}.weight" not in files]
+    if not plain or lost or adapter.config.fan_in_fan_out or set(adapter.tensors) - ours:
+        cause = lost or sorted(set(adapter.tensors) - ours) or ["DoRA, or transposed weights"]
+        raise InputError(
+            f"the adapter in {adapter.folder} is not plain LoRA on linear layers of the model ({cause[0]});\n"
+            "merge it (sails merge), and edit the merged model"
+        )
+    return {f"{name}.weight": (name, float(layer.scaling["default"])) for name, layer in layers.items()}

@@ -1,0 +1,26 @@
+"""What goes into a model's linear layers, read by forward hooks that are always removed.
+
+Shapes: B batch, S sequence, I inputs of a linear layer.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@contextmanager
+def watched_inputs(model: nn.Module, modules: Iterable[str], seen: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Call `seen` with a module's name and its input (B, S, I) in every forward pass within the block."""
+
+    def hook(name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+        seen(name, args[0].detach())
+
+    handles = [model.get_submodule(name).register_forward_pre_hook(partial(hook, name)) for name in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,75 @@
+"""LoX adds the largest directions of the alignment once more, in a model and in an adapter."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from family import Family, run, tensors, updates
+
+from sails_align.core.errors import InputError
+from sails_align.edits.lox import Lox
+from sails_align.edits.options import LoxOptions
+
+
+def extrapolated(aligned: torch.Tensor, base: torch.Tensor, k: int, alpha: float) -> torch.Tensor:
+    """As the equation says, in float64."""
+    u, s, v = torch.linalg.svd((aligned - base).double(), full_matrices=False)
+    s[k or len(s) :] = 0
+    return aligned.double() + alpha * (u * s @ v)
+
+
+def test_the_worked_example() -> None:
+    class Zero:
+        def get(self, name: str) -> torch.Tensor:
+            return torch.zeros(3, 3)
+
+    edit = Lox(Zero(), LoxOptions(k=1, alpha=1.25))  # pyright: ignore
+    found = edit.tensor("w", torch.diag(torch.tensor([3.0, 2.0, 1.0])))
+    torch.testing.assert_close(found, torch.diag(torch.tensor([6.75, 2.0, 1.0])), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("k", "alpha"), [(1, 1.25), (2, 0.5), (0, 2.0), (6, -0.5)])
+def test_every_matrix_of_a_model(family: Family, tmp_path: Path, k: int, alpha: float) -> None:
+    found = run("lox", family.aligned, tmp_path / "out", base_model=family.base, k=k, alpha=alpha)
+    aligned, base = tensors(family.aligned), tensors(family.base)
+    for name, new in found.items():
+        if new.dim() == 1:
+            assert torch.equal(new, aligned[name]), name
+        else:
+            expected = extrapolated(aligned[name], base[name], k, alpha)
+            torch.testing.assert_close(new.double(), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_limits_of_alpha(family: Family, tmp_path: Path) -> None:
+    aligned, base = tensors(family.aligned), tensors(family.base)
+    same = run("lox", family.aligned, tmp_path / "same", base_model=family.base, alpha=0.0)
+    assert all(torch.equal(same[name], aligned[name]) for name in aligned)
+    back = run("lox", family.aligned, tmp_path / "back", base_model=family.base, k=0, alpha=-1.0)
+    for name in (name for name in base if base[name].dim() == 2):
+        torch.testing.assert_close(back[name], base[name], atol=1e-6, rtol=0)
+
+
+def test_an_adapter_stays_one_of_its_rank(family: Family, tmp_path: Path) -> None:
+    run("lox", family.adapter, tmp_path / "out", k=2, alpha=1.25)
+    before, after = updates(family.adapter), updates(tmp_path / "out")
+    for name in before:
+        zero = torch.zeros_like(before[name])
+        torch.testing.assert_close(after[name], extrapolated(before[name], zero, 2, 1.25), atol=1e-5, rtol=1e-5)
+        assert torch.linalg.matrix_rank(after[name] - before[name], rtol=1e-5) == 2
+        # Truncating the smallest directions instead would be another model.
+        smallest = before[name] * 2.25 - 1.25 * (extrapolated(before[name], zero, 2, 1.0) - before[name])
+        assert (smallest - after[name]).abs().max() > 0.01
+
+
+def test_all_directions_of_an_adapter_scale_it(family: Family, tmp_path: Path) -> None:
+    before = tensors(family.adapter)
+    for k in (0, 4, 9):
+        after = run("lox", family.adapter, tmp_path / str(k), k=k, alpha=0.5)
+        for name, value in before.items():
+            assert torch.equal(after[name], value * 1.5 if "lora_B" in name else value)
+
+
+def test_a_model_without_its_base_is_refused(family: Family, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--base_model"):
+        run("lox", family.aligned, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
