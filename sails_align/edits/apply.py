@@ -1,4 +1,4 @@
-"""Apply an edit to every matrix of a model, and write the result: an adapter where the edit allows it, else a model."""
+"""Apply an edit to every tensor of a model, and write the result: an adapter where the edit allows it, else a model."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
