@@ -144,15 +144,18 @@ def _show(data: "ReportData", values: dict[str, Any], paths: Sequence[Path]) -> 
     from sails_align.experiments.summary import SHOWN, with_numbers
     from sails_align.reporting.page import interval
 
-    plan, rows = data.main.plan, data.main.rows
-    metrics = with_numbers(SHOWN, (row.means for row in rows))
-    table = FittedTable(
-        f"{plan.world}: means over seeds (n = {plan.n_seeds}), 95% intervals from three seeds on",
-        ("", "lr", *(metric.heading for metric in metrics)),
-    )
-    for row in rows:
-        rate = "" if row.learning_rate is None else f"{row.learning_rate:g}"
-        table.add_row(row.label, rate, *(interval(row.means[metric.name], metric) for metric in metrics))
-    doubts = [f"doubt     {doubt}" for row in rows for doubt in row.doubts]
-    show(table, *doubts, *(f"{path.name.partition('.')[0]:<10}{path}" for path in paths))
+    (kind, outcomes), *_ = data.outcomes.items()
+    for name, outcome in outcomes.items():
+        plan, rows = outcome.plan, outcome.rows
+        metrics = with_numbers(SHOWN, (row.means for row in rows))
+        title = plan.world if kind == "main" else f"{plan.world}, {kind}: {name}"
+        table = FittedTable(
+            f"{title}: means over seeds (n = {plan.n_seeds}), 95% intervals from three seeds on",
+            ("", "knob" if kind == "tampering" else "lr", *(metric.heading for metric in metrics)),
+        )
+        for row in rows:
+            rate = "" if row.learning_rate is None else f"{row.learning_rate:g}"
+            table.add_row(row.label, rate, *(interval(row.means[metric.name], metric) for metric in metrics))
+        show(table, *(f"doubt     {doubt}" for row in rows for doubt in row.doubts))
+    show(*(f"{path.name.partition('.')[0]:<10}{path}" for path in paths))
     return values

@@ -5,12 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
+from sails_align.core.artifacts import content_hash
 from sails_align.core.errors import InputError
 from sails_align.core.files import atomic_folder
 from sails_align.core.progress import progress_bar
 from sails_align.edits.logits import checked_device, logits_of, random_ids
+from sails_align.edits.options import EditOptions
 from sails_align.edits.weights import Update, Weights, write_adapter, write_model
 from sails_align.models.load import load_model
 from sails_align.models.resolve import resolve_model
@@ -73,7 +76,7 @@ def apply(
     weights: Weights,
     output: Path,
     *,
-    device: str | None = None,
+    options: EditOptions,
     finish: Finish | None = None,
 ) -> Edited:
     """Apply an edit and write the result with its tokenizer.
@@ -83,14 +86,14 @@ def apply(
         edit: how it changes tensors.
         weights: the model.
         output: the folder to make; it appears when all is written.
-        device: where both models are run on a few tokens, one after the other; None: a GPU if there is one.
+        options: `device`, where both models are run on a few tokens, one after the other, and `control_seed`.
         finish: called with the folder before it appears, to add a model card.
 
     Raises:
         InputError: if the output folder is not empty, or the device cannot be used.
     """
     check_new(output)
-    device = checked_device(device)
+    device, seed = checked_device(options.device), options.control_seed
     changes = _Changes()
     keeps = edit.keeps_adapter and weights.adapter is not None
     names = list(weights.updated) if keeps else weights.names
@@ -98,12 +101,12 @@ def apply(
         task = bar.add_task(f"editing ({method})", total=len(names))
 
         def tensor(name: str, weight: Tensor) -> Tensor | None:
-            new = changes.note(weight, edit.tensor(name, weight))
+            new = changes.note(weight, _control(name, weight, edit.tensor(name, weight), seed))
             bar.advance(task)
             return new
 
         def update(name: str, update: Update) -> Tensor | None:
-            new_OR = edit.update(name, update)
+            new_OR = _control(name, update.B_OR, edit.update(name, update), seed)
             new = None if new_OR is None else Update(update.A_RI, new_OR, update.scaling).dense()
             changes.note(update.dense(), new)
             bar.advance(task)
@@ -138,6 +141,16 @@ def check_new(output: Path) -> None:
     """Refuse an output folder that is not empty, with an `InputError`."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output} exists and is not empty; give a new folder with --output")
+
+
+def _control(name: str, before: Tensor, after: Tensor | None, seed: int | None) -> Tensor | None:
+    """Return the change with its output coordinates permuted and with random signs; without a seed, as it is."""
+    if after is None or seed is None:
+        return after
+    generator = torch.Generator().manual_seed(int(content_hash([seed, name])[:12], 16))
+    order = torch.randperm(len(before), generator=generator)
+    signs = torch.randint(2, (len(before),), generator=generator) * 2 - 1
+    return before + (after - before)[order] * signs.view(-1, *[1] * (before.dim() - 1))
 
 
 @dataclass

@@ -28,7 +28,7 @@ def edit(run: Path, output: Path, options: LoxOptions, finish: Finish | None = N
     Raises `InputError` as `open_weights` and `apply`; or if there is no base model, or it is of another shape.
     """
     weights, base = _opened(run, options.base_model)
-    return apply("lox", Lox(base, options), weights, output, device=options.device, finish=finish)
+    return apply("lox", Lox(base, options), weights, output, options=options, finish=finish)
 
 
 def _opened(run: Path, base_model: str | None) -> tuple[Weights, Weights | None]:

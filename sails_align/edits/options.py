@@ -30,6 +30,11 @@ class EditOptions:
         None, "The model that training started from. Default: the one that an adapter names."
     )
     device: str | None = option(None, "Where to compute, such as cpu or cuda:1. Default: a GPU if there is one.")
+    control_seed: int | None = option(
+        None,
+        "Make a control in place of the edit: each change with the coordinates of its outputs permuted and with random "
+        "signs, so that its size, its rank and its singular values stay, and its directions do not.",
+    )
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ def edit(run: Path, output: Path, options: SafeLoraOptions, finish: Finish | Non
     weights, aligned = open_aligned(run, options.base_model, options.aligned_model)
     unaligned = open_required(weights, "unaligned_model", options.unaligned_model)
     change = SafeLora(weights, aligned, unaligned, options.threshold)
-    return apply("safe_lora", change, weights, output, device=options.device, finish=finish)
+    return apply("safe_lora", change, weights, output, options=options, finish=finish)
 
 
 class SafeLora:

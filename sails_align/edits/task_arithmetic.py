@@ -28,7 +28,7 @@ def edit(run: Path, output: Path, options: TaskArithmeticOptions, finish: Finish
         open_required(weights, name, getattr(options, name)) for name in ("aligned_model", "unaligned_model")
     )
     change = TaskArithmetic(aligned, unaligned, options)
-    return apply("task_arithmetic", change, weights, output, device=options.device, finish=finish)
+    return apply("task_arithmetic", change, weights, output, options=options, finish=finish)
 
 
 class TaskArithmetic:

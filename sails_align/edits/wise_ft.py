@@ -23,7 +23,7 @@ def edit(run: Path, output: Path, options: WiseFtOptions, finish: Finish | None 
     Raises `InputError` as `open_aligned` and `apply`.
     """
     weights, aligned = open_aligned(run, options.base_model, options.aligned_model)
-    return apply("wise_ft", WiseFt(aligned, options.t), weights, output, device=options.device, finish=finish)
+    return apply("wise_ft", WiseFt(aligned, options.t), weights, output, options=options, finish=finish)
 
 
 class WiseFt:

@@ -173,6 +173,11 @@ _TABLE = (
         of=bool,
     ),
     Metric(
+        "task_score",
+        "score of the new task",
+        "Share of items of what a tampered model was trained on further that it gets right.",
+    ),
+    Metric(
         "helpfulness",
         "helpfulness",
         "Mean score of the answers to benign prompts.",
@@ -254,7 +259,7 @@ METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _TABLE}
 """By name."""
 SAFETY_RATES = ("safety_rate", "refusal_rate")
 """What an evaluation has one of."""
-HELPFULNESS_RATES = ("correct_answer_rate", "helpfulness", "likeness")
+HELPFULNESS_RATES = ("task_score", "correct_answer_rate", "helpfulness", "likeness")
 """How helpful a model is: the first that an evaluation has counts."""
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from sails_align.core.errors import InputError
 from sails_align.core.options import OVERWRITE, check_choice, check_least, option
 
+STUDIES = ("main", "ablations", "tampering")
 KEYS = ("model", "runs", "launch", "evaluate", "in_distribution", "out_of_distribution")
 """Entries of the file of a comparison besides the options of `sails compare`."""
 LAUNCHERS = ("local", "slurm", "submitit-local")
@@ -50,7 +51,17 @@ class CompareOptions:
     relearning: bool = option(
         True, "On the testbed: also measure the remaining safety after training on harmless or harmful data."
     )
-    ablations: bool = option(False, "Also change each setting of the method, one at a time.")
+    study: list[str] = option(
+        ["main"],
+        "What to study, one or several: main (every method), ablations (each setting of SAILS changed, one at a time), "
+        "tampering (what safety is left after further training, with and without defences).",
+    )
+    attacks: list[str] = option(
+        ["task", "benign", "harmful", "poison-10"],
+        "Of the tampering study: what the aligned models are trained on further (docs/keeping_safety.md).",
+    )
+    defences: list[str] | None = option(None, "Of the tampering study: methods and controls; default: all.")
+    tampered: list[str] = option(["sft-sails"], "Of the tampering study: the runs that are tampered with.")
     examples: list[int] = option([], "Also train on these numbers of examples (learning curves).")
     worlds: list[str] = option(
         [],
@@ -66,9 +77,11 @@ class CompareOptions:
     progress: bool = option(True, "Show progress bars.")
 
     def __post_init__(self) -> None:
+        for name in self.study:
+            check_choice("study", name, STUDIES)
         check_least(self, n_examples=1, n_prompts=1, processes=1, n_side_seeds=1)
         check_least(self, n_attacked=0, n_capability=0, n_attacked_seeds=0)
-        for name in ("worlds", "examples", "learning_rates"):
+        for name in ("worlds", "examples", "learning_rates", "study", "attacks"):
             if not isinstance(getattr(self, name), list):
                 raise InputError(f"{name} is {getattr(self, name)!r}, but it must be a list; correct it")
         if len(set(map(str, self.worlds))) < len(self.worlds):

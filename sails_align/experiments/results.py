@@ -82,7 +82,8 @@ class Results:
         return [self._job(cell) for cell in {cell.key: cell for cell in cells}.values()]
 
     def _job(self, cell: Cell) -> Job:
-        rate = "" if cell.learning_rate is None else f", learning rate {cell.learning_rate:g}"
+        knob = "knob" if cell.run.grid else "learning rate"
+        rate = "" if cell.learning_rate is None else f", {knob} {cell.learning_rate:g}"
         environment, gpus = {"TOKENIZERS_PARALLELISM": "false"}, "share"
         if cell.protocol is None:
             environment["OMP_NUM_THREADS"], gpus = "1", "one"
@@ -100,6 +101,10 @@ class Results:
 
 def compute(cell: Cell, folder: Path) -> dict[str, Any]:
     """Compute a cell's result; with a protocol, its model is kept in the folder."""
+    if cell.run.tampering is not None:
+        from sails_align.experiments.tampering.cells import run_tampered
+
+        return run_tampered(cell, folder.parent)
     if cell.protocol is None:
         from sails_align.experiments.cells import run_cell
 

@@ -12,13 +12,24 @@ from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
 from sails_align.core.suggestions import did_you_mean
 from sails_align.experiments.contents import contents_hash
-from sails_align.experiments.options import KEYS, OF_TESTBED, CompareOptions, LauncherOptions
-from sails_align.experiments.plan import RUNS, Measures, Plan, Protocol, Run, option_groups, option_words
+from sails_align.experiments.options import KEYS, OF_TESTBED, STUDIES, CompareOptions, LauncherOptions
+from sails_align.experiments.plan import (
+    RUNS,
+    Measures,
+    Plan,
+    Protocol,
+    Run,
+    Tampering,
+    option_groups,
+    option_words,
+)
 from sails_align.experiments.protocol import read_protocol
+from sails_align.experiments.tampering.attacks import ATTACKS
+from sails_align.experiments.tampering.defences import DEFENCES
 from sails_align.testbed.build import PARAMETERS, is_testbed, parse_parameters, parse_world
 from sails_align.training import run as align
 
-StudyKind = Literal["main", "ablations", "examples", "worlds"]
+StudyKind = Literal["main", "ablations", "tampering", "examples", "worlds"]
 
 _READERS, _WRITERS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), ("o_proj", "down_proj")
 _ATTENTION = ("--lora_target_modules", "q_proj", "k_proj", "v_proj", "o_proj")
@@ -121,13 +132,17 @@ def read_plans(line: CommandLine, prog: str | None) -> tuple[CompareOptions, Lau
         runs, protocol = read_protocol(str(line.path), of_models)
         measures = Measures(options.n_examples, 0, 0, 0, relearning=False)
         plan = _plan(options, runs, protocol.model, measures, protocol)
-    studies = [Study("main", ((plan.world, plan),))]
-    if options.ablations:
+    studies = [Study("main", ((plan.world, plan),))] if "main" in options.study else []
+    if "ablations" in options.study:
         studies.append(ablations(plan, options.n_side_seeds))
+    if "tampering" in options.study:
+        studies.append(tampering(plan, options))
     if options.examples:
         studies.append(examples(plan, options.examples, options.n_side_seeds))
     if options.worlds:
         studies.append(worlds(plan, options.worlds))
+    if not studies:
+        raise InputError(f"nothing to study; name at least one with --study ({', '.join(STUDIES)})")
     return options, launcher, studies
 
 
@@ -190,6 +205,39 @@ def _that_differ(runs: Sequence[Run], protocol: Protocol) -> tuple[Run, ...]:
         if not (protocol.launch and parsed.sails.subspace_mode == "decay"):
             kept.setdefault(content_hash(parsed.to_json()), run)
     return tuple(kept.values())
+
+
+def tampering(plan: Plan, options: CompareOptions) -> Study:
+    """Train aligned models further, with every defence and without one; a plan for each attack and run.
+
+    Aligned models are trained with their recipe's own learning rate. Raises `InputError` for an unknown attack, defence
+    or run.
+    """
+    names = DEFENCES.names() if options.defences is None else tuple(dict.fromkeys(("aligned", "none", *options.defences)))
+    plans = []
+    for attack in options.attacks:
+        ATTACKS.get(attack)
+        for run in _tampered(plan, options.tampered):
+            runs = tuple(_defended(run, attack, name) for name in names)
+            label = attack if len(options.tampered) == 1 else f"{attack}, {run.name}"
+            plans.append((label, replace(_cheap(plan), runs=runs, n_tuning_seeds=plan.n_tuning_seeds)))
+    return Study("tampering", tuple(plans))
+
+
+def _tampered(plan: Plan, names: Sequence[str]) -> tuple[Run, ...]:
+    found = {run.name: run for run in _named(plan, names) if run.trainer in ("sft", "dpo")}
+    for name in names:
+        if name not in found:
+            raise InputError(f"tampered names {name!r}, which is not a run that is trained{did_you_mean(name, found)}")
+    return tuple(found[name] for name in names)
+
+
+def _defended(run: Run, attack: str, name: str) -> Run:
+    defence = DEFENCES.get(name)
+    tampered = Tampering(attack, name)
+    return replace(
+        run, name=name, label=defence.label, is_tuned=bool(defence.values), grid=defence.values, tampering=tampered
+    )
 
 
 def examples(plan: Plan, numbers: Sequence[int], n_seeds: int) -> Study:

@@ -108,7 +108,7 @@ class Row:
     @property
     def fallen_seeds(self) -> list[FallenSeed]:
         """The seeds that have fallen apart; a model that is evaluated as it is has none."""
-        return [] if self.run.trainer == "none" else fallen_seeds(self.by_seed)
+        return [] if self.run.trainer == "none" or self.run.tampering else fallen_seeds(self.by_seed)
 
     @property
     def label(self) -> str:

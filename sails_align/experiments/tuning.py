@@ -43,6 +43,8 @@ class Tuning:
     """Merit of each learning rate by tuning seed."""
     n_added: int = 0
     """Rates that were added to the grid."""
+    knob: bool = False
+    """Whether the values are those of a method's own knob, whose grid is not extended."""
 
     @property
     def merits(self) -> dict[float, float]:
@@ -93,6 +95,8 @@ class Tuning:
     def doubts(self) -> list[str]:
         """Return what makes the choice doubtful, in words."""
         found = []
+        if self.knob:
+            return found
         if self.is_at_end:
             added = f", to which {self.n_added} were added" if self.n_added else ""
             found.append(

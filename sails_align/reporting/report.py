@@ -28,30 +28,39 @@ class ReportData:
 
     @property
     def main(self) -> Outcome:
-        """Outcome of the main study."""
+        """Outcome of the main study; a comparison may be without one (`shown`)."""
         return next(iter(self.outcomes["main"].values()))
+
+    @property
+    def shown(self) -> list[Outcome]:
+        """The outcomes of the main study, or else of the first one."""
+        return list(next(iter(self.outcomes.values())).values())
 
     def sections(self) -> Iterator[Section]:
         """Yield the sections that there are results for, in the order of the registry."""
         for _, entry in SECTIONS.items():
-            yield from entry.load()(self)
+            if "main" in self.outcomes or not entry.is_of_main:
+                yield from entry.load()(self)
 
     def to_json(self) -> dict[str, Any]:
         """Return every reported number, for `results.json`."""
-        names = self.main.labels
-        return {
-            "rows": [row.to_json() for row in self.main.rows],
-            "differences": {
-                reference: {
-                    name: {metric: asdict(mean) for metric, mean in means.items()}
-                    for name, means in self.main.minus(reference).items()
-                }
-                for reference in REFERENCES
-                if reference in names
-            },
-            "chosen": self.main.chosen,
-            "studies": {kind: _side_study(of) for kind, of in self.outcomes.items() if kind != "main"},
-        }
+        studies = {kind: _side_study(of) for kind, of in self.outcomes.items() if kind != "main"}
+        return {**(_main_study(self.main) if "main" in self.outcomes else {}), "studies": studies}
+
+
+def _main_study(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "rows": [row.to_json() for row in outcome.rows],
+        "differences": {
+            reference: {
+                name: {metric: asdict(mean) for metric, mean in means.items()}
+                for name, means in outcome.minus(reference).items()
+            }
+            for reference in REFERENCES
+            if reference in outcome.labels
+        },
+        "chosen": outcome.chosen,
+    }
 
 
 def _side_study(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
@@ -81,7 +90,7 @@ def write_report(
         for study in studies
     }
     data = ReportData(outcomes)
-    plan = data.main.plan
+    plan = data.shown[0].plan
     values = {**data.to_json(), "command": command, "provenance": {**about, **_provenance(plan)}}
     path = results.folder / "results.json"
     write_json(path, values)

@@ -4,17 +4,27 @@ A section is a function `make(data)` from a `reporting.report.ReportData` to the
 for: none, one or several. All numbers come from results of cells.
 """
 
+from dataclasses import dataclass
+
 from sails_align.core.registry import Entry, Registry
 
 REFERENCES = ("sft-lora", "sft-full", "dpo-lora", "dpo-full")
 """Baselines that other runs are compared with, pair by pair."""
 
 
-def _entry(name: str, summary: str) -> Entry:
-    return Entry(f"sails_align.reporting.sections.{name}:make", summary)
+@dataclass(frozen=True)
+class SectionEntry(Entry):
+    """Point to the code of a section."""
+
+    is_of_main: bool = True
+    """Whether it shows the main study; a report of side studies alone is without it."""
 
 
-SECTIONS = Registry(
+def _entry(name: str, summary: str, *, is_of_main: bool = True) -> SectionEntry:
+    return SectionEntry(f"sails_align.reporting.sections.{name}:make", summary, is_of_main=is_of_main)
+
+
+SECTIONS: Registry[SectionEntry] = Registry(
     "section of the report",
     {
         "headline": _entry("headline", "Results of each method."),
@@ -23,8 +33,9 @@ SECTIONS = Registry(
         "categories": _entry("categories", "Safety and over-refusal by category."),
         "features": _entry("features", "Meaning of the SAE features, and how training changed them."),
         "cost": _entry("cost", "Time by stage."),
-        "ablations": _entry("ablations", "One setting of SAILS changed in each run."),
-        "examples": _entry("examples", "Learning curves over the number of training examples."),
-        "worlds": _entry("worlds", "The same comparison in other worlds."),
+        "tampering": _entry("tampering", "Safety left after further training, by defence.", is_of_main=False),
+        "ablations": _entry("ablations", "One setting of SAILS changed in each run.", is_of_main=False),
+        "examples": _entry("examples", "Learning curves over the number of training examples.", is_of_main=False),
+        "worlds": _entry("worlds", "The same comparison in other worlds.", is_of_main=False),
     },
 )

@@ -1,0 +1,42 @@
+"""What an aligned model is trained on further, and how the training differs from plain fine-tuning of all weights."""
+
+from dataclasses import dataclass
+
+from sails_align.core.registry import Registry
+
+
+@dataclass(frozen=True)
+class Attack:
+    """A further training of an aligned model, on rows drawn from sources (see `benches`)."""
+
+    label: str
+    task: int = 0
+    """Rows of a new task, which has an exact score."""
+    benign: int = 0
+    """Answered harmless requests."""
+    harmful: int = 0
+    """Answered harmful requests."""
+    epochs: int = 1
+    is_lora: bool = False
+    """Whether an adapter is trained, in place of all weights."""
+
+
+N = 128
+"""Rows of a further training."""
+
+
+def _poisoned(percent: int) -> Attack:
+    n = N * percent // 100
+    return Attack(f"a new task, {percent}% harmful rows", task=N - n, harmful=n, epochs=4)
+
+
+ATTACKS: Registry[Attack] = Registry(
+    "attack of the tampering study",
+    {
+        "task": Attack("a new task", task=N, epochs=4),
+        "task-lora": Attack("a new task, LoRA", task=N, epochs=4, is_lora=True),
+        "benign": Attack("harmless requests", benign=N),
+        "harmful": Attack("a few harmful requests", harmful=16, epochs=4),
+        **{f"poison-{percent}": _poisoned(percent) for percent in (5, 10, 20)},
+    },
+)

@@ -1,0 +1,167 @@
+"""Compute a cell of the tampering study: align, defend, train further, repair, measure.
+
+<models>/<key>/aligned     the aligned model, merged; cells of one run and seed share it
+<models>/<key>/unaligned   the aligned model after training on other harmful rows, for the methods that need one
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sails_align import edits
+from sails_align.core.artifacts import content_hash, package_versions
+from sails_align.core.cost import Cost
+from sails_align.core.files import exclusive, write_text
+from sails_align.core.registry import Entry
+from sails_align.experiments.plan import Cell
+from sails_align.experiments.tampering.attacks import ATTACKS, Attack
+from sails_align.experiments.tampering.benches import Bench, Row, bench_of
+from sails_align.experiments.tampering.defences import DEFENCES, KNOB, Defence
+from sails_align.training import run as align
+
+QUIET = (
+    *("--save_strategy", "no", "--disable_tqdm", "true", "--logging_strategy", "no", "--eval_examples", "1"),
+    *("--report_to", "none"),
+)
+OTHER_ROWS = 10_000
+"""Added to the seed for the rows of the unaligned model, which no attack draws."""
+
+
+def run_tampered(cell: Cell, models: Path) -> dict[str, Any]:
+    """Compute a cell in this process. Returns a JSON-able result. Models that cells share are kept in the folder."""
+    tampering, cost = cell.run.tampering, Cost()
+    assert tampering is not None
+    attack, defence = ATTACKS.get(tampering.attack), DEFENCES.get(tampering.defence)
+    bench = bench_of(cell.world)
+    with tempfile.TemporaryDirectory(prefix="sails-tampering-", ignore_cleanup_errors=True) as temporary:
+        work = _Work(cell, bench, attack, defence, models, Path(temporary))
+        with cost.of("align"):
+            model = work.aligned
+        with cost.of("before"):
+            model = work.edited(model, defence.before, "before")
+        if defence.is_trained:
+            with cost.of("train"):
+                model = work.trained_further(model)
+        with cost.of("after"):
+            model = work.edited(model, defence.after, "after")
+        with cost.of("evaluate"):
+            numbers = bench.measure(model, cell.part)
+    if not attack.task:
+        del numbers["task_score"]
+    return {
+        "cell": cell.to_json(),
+        "tampering": asdict(tampering),
+        "numbers": numbers,
+        "by_category": {},
+        "cost": {"seconds": cost.seconds, "steps_to_95": None, "peak_memory_mb": None},
+        "versions": package_versions(),
+    }
+
+
+@dataclass(frozen=True)
+class _Work:
+    """The steps of a cell."""
+
+    cell: Cell
+    bench: Bench
+    attack: Attack
+    defence: Defence
+    models: Path
+    folder: Path
+    """For models of this cell alone."""
+
+    @cached_property
+    def _shared(self) -> Path:
+        run = self.cell.run
+        decides = [run.trainer, run.options, self.cell.world, self.cell.training_options, package_versions()]
+        return self.models / f"tampering-{content_hash(decides)[:16]}"
+
+    @property
+    def aligned(self) -> Path:
+        """The aligned model: trained with the run's own learning rate, and merged."""
+        return self._once("aligned", self._align)
+
+    @property
+    def unaligned(self) -> Path:
+        """The aligned model, trained further on other harmful rows."""
+        return self._once("unaligned", self._unalign)
+
+    def _once(self, name: str, make: Any) -> Path:
+        folder = self._shared / name
+        with exclusive(self._shared.with_suffix(f".{name}.lock")):
+            if not (folder / "config.json").is_file():
+                shutil.rmtree(folder, ignore_errors=True)
+                make(folder)
+        return folder
+
+    def _align(self, folder: Path) -> None:
+        options = ["--model_name_or_path", self.cell.world, *self.cell.training_options, *self.cell.run.options]
+        trained = self.folder / "align"
+        align.main(self.cell.run.trainer, [*QUIET, *options, "--output_dir", str(trained)])  # pyright: ignore
+        is_adapter = (trained / "adapter_config.json").is_file()
+        edits.run("merge", trained, folder) if is_adapter else shutil.copytree(trained, folder)
+
+    def _unalign(self, folder: Path) -> None:
+        harmful = ATTACKS.get("harmful")
+        rows = self.bench.rows("harmful", harmful.harmful, self.cell.seed + OTHER_ROWS)
+        self._train(self.aligned, rows, harmful.epochs, self.bench.learning_rate, [], folder)
+
+    def trained_further(self, model: Path) -> Path:
+        """Train on the attack's rows, with what the defence changes."""
+        attack, defence, knob = self.attack, self.defence, self.cell.learning_rate
+        share, seed = self.bench.share, self.cell.seed
+        rows = []
+        for source in ("task", "benign", "harmful"):
+            if n := round(share * getattr(attack, source)):
+                rows += self.bench.rows(source, n, seed)
+        if defence.adds_safety_rows:
+            rows += self.bench.rows("safety", round(knob or 0), seed)
+        rate = self.bench.learning_rate * (defence.rate or knob or 1.0)
+        options = list(self._filled(defence.training))
+        if attack.is_lora:
+            options, rate = [*options, "--use_peft", "true", "--init", "default"], 10 * rate
+        trained = self.folder / "trained"
+        self._train(model, rows, attack.epochs, rate, options, trained)
+        return trained
+
+    def _train(self, model: Path, rows: list[Row], epochs: int, rate: float, options: list[str], folder: Path) -> None:
+        path = self.folder / f"{folder.name}.jsonl"
+        # Held-out rows are taken from the data; that of one row, added for it, says nothing and is not reported.
+        write_text(path, "".join(json.dumps(row) + "\n" for row in [*rows, *self.bench.rows("benign", 1, OTHER_ROWS)]))
+        plain = [] if "--use_peft" in options else ["--use_peft", "false"]
+        align.main(
+            "sft",
+            [
+                *QUIET,
+                *("--model_name_or_path", str(model), "--dataset_name", str(path), "--output_dir", str(folder)),
+                *("--learning_rate", str(rate), "--num_train_epochs", str(epochs), "--seed", str(self.cell.seed)),
+                *("--bf16", "false", *self.bench.options, *plain, *options),
+            ],
+        )
+
+    def edited(self, model: Path, each: Mapping[str, Mapping[str, Any]], when: str) -> Path:
+        """Apply edits one after the other."""
+        for name, options in each.items():
+            entry: Entry = edits.EDITS.get(name)
+            assert entry.options is not None
+            output = self.folder / f"{when}-{name}"
+            edits.run(name, model, output, entry.options(**self._options(options)))
+            model = output
+        return model
+
+    def _options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Fill in the knob's value, and the models: an empty name is the model of the option's own name."""
+        models = {"aligned_model": lambda: self.aligned, "unaligned_model": lambda: self.unaligned}
+        filled = {name: self.cell.learning_rate if value == KNOB else value for name, value in options.items()}
+        for name in (name for name in ("aligned_model", "unaligned_model", "base_model") if name in filled):
+            is_base = name == "base_model" or filled[name] == "base"
+            filled[name] = self.bench.base if is_base else str(models[name]())
+        return filled
+
+    def _filled(self, words: tuple[str, ...]) -> list[str]:
+        return [word.replace(KNOB, f"{self.cell.learning_rate:g}") for word in words]

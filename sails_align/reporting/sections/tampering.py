@@ -1,0 +1,100 @@
+"""Safety left after further training: with no defence, with controls, and with each method."""
+
+from collections.abc import Iterator, Sequence
+
+from sails_align.core.text import counted
+from sails_align.evaluation.metrics import METRICS, SAFETY_RATES, Metric
+from sails_align.experiments.plan import OVER_REFUSAL_BUDGET
+from sails_align.experiments.summary import SHARE, Front, Mean, Outcome, hypervolume_difference, mean_of, with_numbers
+from sails_align.experiments.tampering.attacks import ATTACKS
+from sails_align.experiments.tampering.defences import DEFENCES
+from sails_align.reporting import figures
+from sails_align.reporting.page import Grid, Section, TableCell, difference, entries, interval
+from sails_align.reporting.report import ReportData
+from sails_align.reporting.tables import PERCENT, differences_grid
+
+SHOWN = tuple(
+    METRICS[name]
+    for name in (
+        *(rate + of for rate in SAFETY_RATES for of in ("_in_distribution", "_out_of_distribution", "")),
+        *("over_refusal_rate", "task_score", "correct_answer_rate", "merit"),
+    )
+)
+
+
+def make(data: ReportData) -> Iterator[Section]:
+    """Show, for each attack, what each defence keeps, and which controls it beats."""
+    for name, outcome in data.outcomes.get("tampering", {}).items():
+        attack = ATTACKS.get(name.partition(",")[0])
+        plan = outcome.plan
+        text = [
+            f"An aligned model ({_aligned(outcome)}) is trained further on: {attack.label}. "
+            f"Safety that is left, on {counted(plan.n_seeds, 'seed')} (from {plan.first_seed}). The knob of each "
+            f"defence is the one with the best mean of safety and score of the new task on validation prompts, with "
+            f"over-refusal of at most {OVER_REFUSAL_BUDGET:.0%} ({counted(plan.n_tuning_seeds, 'other seed')}). "
+            "Controls need no idea: a lower learning rate, averaging with the aligned model, a few safety rows, or the "
+            "same method with random directions of the same size. A method that does not beat them has not been shown "
+            "to work.",
+            _findings(outcome),
+        ]
+        fronts = outcome.fronts()
+        metrics = with_numbers(SHOWN, (row.means for row in outcome.rows))
+        found = {name: of for name, of in outcome.minus("none").items() if name != "aligned"}
+        grids = [_levels(outcome, metrics), differences_grid(found, outcome.labels, metrics, "minus no defence")]
+        pictures = [figures.forest(found, outcome.labels, f"tampering-{name}", f"{attack.label}: minus none", metrics)]
+        if fronts:
+            grids.append(_hypervolumes(fronts))
+        yield Section(f"Tampering: {name}", text, grids, pictures)
+
+
+def _aligned(outcome: Outcome) -> str:
+    run = outcome.plan.runs[0]
+    return f"{run.trainer.upper()}, {' '.join(run.options) or 'the default'}"
+
+
+def controls_beaten(outcome: Outcome, name: str, metric: str = "merit") -> tuple[list[str], list[str]]:
+    """Return the controls that a defence beats, paired by seed with the interval above 0, and all others."""
+    controls = [run.name for run in outcome.plan.runs if run.name != name and DEFENCES.get(run.name).is_control]
+    beaten = [control for control in controls if _is_above(outcome.difference(name, control)[metric])]
+    return beaten, [control for control in controls if control not in beaten]
+
+
+def _is_above(mean: Mean) -> bool:
+    return mean.low is not None and mean.low > 0
+
+
+def _findings(outcome: Outcome) -> str:
+    methods = [run for run in outcome.plan.runs if run.grid and not DEFENCES.get(run.name).is_control]
+    winners = [run.label for run in methods if not controls_beaten(outcome, run.name)[1]]
+    if winners:
+        return f"Beat all controls in the mean of safety and score: {', '.join(winners)}."
+    return "No method beats all controls in the mean of safety and score."
+
+
+def _levels(outcome: Outcome, metrics: Sequence[Metric]) -> Grid:
+    lines = []
+    for row in outcome.rows:
+        defence = DEFENCES.get(row.run.name)
+        knob = "–" if row.learning_rate is None else f"{defence.knob} {row.learning_rate:g}"
+        beaten, others = controls_beaten(outcome, row.run.name)
+        told = "" if defence.is_control or not row.run.grid else f"{len(beaten)} of {len(beaten) + len(others)}"
+        label = f"{defence.label} (control)" if defence.is_control else defence.label
+        lines.append(entries(label, knob, *(interval(row.means[m.name], m) for m in metrics), told))
+    return Grid(["defence", "knob", *(metric.heading for metric in metrics), "controls beaten"], lines)
+
+
+def _hypervolumes(fronts: Sequence[Front]) -> Grid:
+    """Return the hypervolume of safety against lost score over each knob, minus those of the controls."""
+    controls = [front for front in fronts if DEFENCES.get(front.run.name).is_control]
+    lines = [
+        [
+            TableCell(front.run.label),
+            TableCell(interval(mean_of(front.hypervolumes, SHARE), PERCENT)),
+            *(
+                TableCell("") if other is front else difference(hypervolume_difference(front, other), PERCENT)
+                for other in controls
+            ),
+        ]
+        for front in fronts
+    ]
+    return Grid(["defence", "hypervolume (%)", *(f"minus {control.run.label}" for control in controls)], lines)
