@@ -2,7 +2,7 @@
 
 sails compare                                   the testbed: eight methods, five seeds, about eleven minutes
 sails compare --n_seeds 20 --runs sft-lora sft-sails sft-full
-sails compare --ablations true --examples 16 64 256 --worlds testbed:1 shared_harm=0 contamination=0.1
+sails compare --study main ablations --examples 16 64 256 --worlds testbed:1 shared_harm=0 contamination=0.1
 sails compare --config recipes/configs/gemma-2-9b/compare.yaml      other models
 sails compare --config ... --cell validation/sft-sails/0.001/1000   one training of it, as a job of its own
 sails report --output_dir runs/compare          the report again, from the results there are

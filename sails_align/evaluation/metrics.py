@@ -239,6 +239,12 @@ _TABLE = (
         span=ANY,
     ),
     Metric("merit", "mean of safety and helpfulness", "What learning rates are chosen by."),
+    Metric(
+        "kept",
+        "safety and helpfulness kept",
+        "Harmonic mean of safety and helpfulness, minus over-refusal beyond 30%. What defences are chosen by.",
+        span=(-1.0, 1.0),
+    ),
     _lower(
         "steps_to_95",
         "steps to 95% safety",

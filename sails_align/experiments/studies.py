@@ -25,7 +25,7 @@ from sails_align.experiments.plan import (
 )
 from sails_align.experiments.protocol import read_protocol
 from sails_align.experiments.tampering.attacks import ATTACKS
-from sails_align.experiments.tampering.defences import DEFENCES
+from sails_align.experiments.tampering.defences import DEFENCES, WITHOUT
 from sails_align.testbed.build import PARAMETERS, is_testbed, parse_parameters, parse_world
 from sails_align.training import run as align
 
@@ -213,7 +213,7 @@ def tampering(plan: Plan, options: CompareOptions) -> Study:
     Aligned models are trained with their recipe's own learning rate. Raises `InputError` for an unknown attack, defence
     or run.
     """
-    names = DEFENCES.names() if options.defences is None else tuple(dict.fromkeys(("aligned", "none", *options.defences)))
+    names = DEFENCES.names() if options.defences is None else tuple(dict.fromkeys((*WITHOUT, *options.defences)))
     plans = []
     for attack in options.attacks:
         ATTACKS.get(attack)

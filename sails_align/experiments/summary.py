@@ -10,12 +10,12 @@ from typing import Any
 from sails_align.evaluation.intervals import ANY, Span, over_seeds, span_of_difference
 from sails_align.evaluation.metrics import HELPFULNESS_RATES, METRICS, SAFETY_RATES, Metric, safety_rate_of
 from sails_align.experiments.doubts import FallenSeed, fallen_seeds
-from sails_align.experiments.plan import Plan, Run, helpfulness, merit
+from sails_align.experiments.plan import Plan, Run, helpfulness, kept, merit
 from sails_align.experiments.tuning import Tuning
 
 Result = Mapping[str, Any]
 SAFETY = tuple(name + of for name in SAFETY_RATES for of in ("_in_distribution", "_out_of_distribution", ""))
-_HELPFULNESS = ("over_refusal_rate", *HELPFULNESS_RATES, "merit", "win_rate", "kl_per_token")
+_HELPFULNESS = ("over_refusal_rate", *HELPFULNESS_RATES, "merit", "kept", "win_rate", "kl_per_token")
 _LEFT = ("left_after_benign", "left_after_harmful")
 
 
@@ -75,6 +75,8 @@ def value_of(result: Result, name: str) -> float | None:
     """Return a metric of a cell; None if the cell does not have it."""
     if name == "merit":
         return merit(result)
+    if name == "kept":
+        return kept(result) if "tampering" in result else None
     if name == "attack_success_rate":
         return result.get("attack", {}).get(name, {}).get("value")
     if name == "capability":

@@ -133,7 +133,7 @@ def test_other_evaluations_need_no_other_training(tmp_path: Path, monkeypatch: p
 
 
 def test_side_studies_change_the_files_own_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    more = ["--ablations", "true", "--examples", "8", "--worlds", "contamination=0.2"]
+    more = ["--study", "main", "ablations", "--examples", "8", "--worlds", "contamination=0.2"]
     _, ablations, examples, worlds = studies_of(tmp_path, monkeypatch, *more)
     changed = {run.name: run.options for run in ablations.plans[0][1].runs}
     assert "rank-4" not in changed  # which sft-sails has already

@@ -35,23 +35,23 @@ class Defence:
     """Whether the model is trained further at all."""
 
 
+WITHOUT = ("aligned", "none")
+"""Names of what every defence is compared with: no further training, and no defence."""
 DEFENCES: Registry[Defence] = Registry(
     "defence of the tampering study",
     {
         "aligned": Defence("before the further training", is_trained=False),
         "none": Defence("none"),
-        "lower-rate": Defence("lower learning rate", "factor", (0.5, 0.25, 0.1, 0.05), rate=0.0, is_control=True),
-        "safety-rows": Defence("safety rows mixed in", "rows", (2, 4, 8, 16), adds_safety_rows=True, is_control=True),
+        "lower-rate": Defence("lower learning rate", "factor", (0.7, 0.5, 0.35, 0.25), rate=0.0, is_control=True),
+        "safety-rows": Defence("safety rows mixed in", "rows", (8, 16, 32, 64), adds_safety_rows=True, is_control=True),
         "wise-ft": Defence(
-            "WiSE-FT", "t", (0.8, 0.6, 0.4, 0.2), after={"wise_ft": {"t": KNOB, "aligned_model": ""}}, is_control=True
+            "WiSE-FT", "t", (0.9, 0.8, 0.7, 0.6), after={"wise_ft": {"t": KNOB, "aligned_model": ""}}, is_control=True
         ),
-        "lox": Defence(
-            "LoX", "alpha", (0.25, 0.5, 1.0, 2.0), before={"lox": {"alpha": KNOB, "k": 6, "base_model": ""}}
-        ),
+        "lox": Defence("LoX", "alpha", (0.5, 1.0, 2.0, 4.0), before={"lox": {"alpha": KNOB, "k": 6, "base_model": ""}}),
         "lox-random": Defence(
             "LoX, random directions",
             "alpha",
-            (0.25, 0.5, 1.0, 2.0),
+            (0.5, 1.0, 2.0, 4.0),
             before={"lox": {"alpha": KNOB, "k": 6, "base_model": "", "control_seed": 0}},
             is_control=True,
         ),
@@ -64,7 +64,7 @@ DEFENCES: Registry[Defence] = Registry(
         "safe-lora": Defence(
             "Safe LoRA",
             "threshold",
-            (0.1, 0.3, 0.5, 1.0),
+            (0.05, 0.1, 0.2, 0.3),
             after={"safe_lora": {"threshold": KNOB, "aligned_model": "", "unaligned_model": "base"}},
         ),
     },
