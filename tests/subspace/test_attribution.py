@@ -13,18 +13,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sae_lens import StandardSAE, StandardSAEConfig, TopKSAE, TopKSAEConfig
 from sae_lens.saes.sae import SAEMetadata
-from tiny import Project, build, make_project
+from tiny import Project, make_project
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from sails_align.core.errors import InputError
 from sails_align.models.hooks import capture_with_graph, decoder_layers, edited
 from sails_align.saes.load import residual_sae
 from sails_align.subspace.attribution import EffectFitter, attribute, states_and_gradients
-from sails_align.subspace.forward import discover
+from sails_align.subspace.basis import Subspace
+from sails_align.subspace.inputs import DiscoveryData, margin_data
 from sails_align.subspace.margin import SIGNS, BegunResponse, margin_term
+from sails_align.subspace.options import DiscoveryOptions
 from sails_align.subspace.selection import FeatureFitter, select_features
 from sails_align.subspace.statistics import TokenStats
+from sails_align.training import run as align
+from sails_align.training.dataset import TrainingSource
+from sails_align.training.plan import TrainingPlan
+from sails_align.training.subspace import find_subspace, saes_of
 
 D, F, VOCABULARY, YES, NO = 10, 14, 30, 28, 29
 CONTRASTS = ("prompt", "response")
@@ -42,10 +48,10 @@ class Dictionary:
         )
 
     def encode(self, hidden_TD: Tensor) -> Tensor:
-        return (hidden_TD @ self.W_enc_DF).relu()
+        return (hidden_TD.double() @ self.W_enc_DF).relu()
 
     def decode_gradient(self, acts_TF: Tensor, gradient_TD: Tensor) -> Tensor:
-        return gradient_TD @ self.W_dec_FD.T
+        return gradient_TD.double() @ self.W_dec_FD.T
 
 
 class LinearBlock(nn.Module):
@@ -155,34 +161,39 @@ def test_in_a_linear_model_it_is_the_closed_form(linear: LinearModel):
 
 def test_a_latent_without_effect_ranks_last_though_it_differs_most(linear: LinearModel):
     """The control: by the difference of mean activations it ranks first."""
-    sides, sae = sides_of(8), Dictionary(0)
-    gradient_D = (linear.head.weight[YES] - linear.head.weight[NO]).detach()
-    idle = 3
-    direction_D = sae.W_dec_FD[idle]
-    sae.W_dec_FD[idle] = direction_D - (direction_D @ gradient_D) / (gradient_D @ gradient_D) * gradient_D
-    sae.W_enc_DF[:, idle] = 100 * sae.W_enc_DF[:, idle].abs()
+    sides, sae, idle = sides_of(8, n_looked_at=1), Dictionary(0), 3
+    with torch.no_grad(), capture_with_graph(linear, [2]) as hidden_states:
+        harmful = []
+        for one in sides["aligned"]:
+            margin_term(linear, [one], 1.0)
+            harmful.append(hidden_states[2].detach()[0, -2])
+    harmful_TD = torch.stack(harmful)
+    gradient_D = nn.functional.normalize((linear.head.weight[YES] - linear.head.weight[NO]).detach(), dim=0)
+    sae.W_dec_FD[idle] -= (sae.W_dec_FD[idle] @ gradient_D) * gradient_D  # written where the margin does not read
+    sae.W_enc_DF[:, idle] = 20 * harmful_TD.mean(0)
     features = FeatureFitter({2: sae})
-    last = {side: [one for one in sequences] for side, sequences in sides_of(8, n_looked_at=1).items()}
-    for side, offset in (("aligned", 0.0), ("unaligned", 3.0)):
-        features.update("prompt", side, 2, (torch.rand(20, D, generator=torch.Generator().manual_seed(0)) + offset))
-    sae.W_enc_DF = sae.W_enc_DF.double()
-    stats, found = features.result(), effects(linear, last, {2: sae})
-    options = {"contrast": "prompt", "top_k": F, "effects": found}
-    by_difference = select_features(stats, score="mean_diff", **options).layers[2]
-    by_effect = select_features(stats, score="attribution", **options).layers[2]
+    features.update("prompt", "aligned", 2, torch.zeros_like(harmful_TD))
+    features.update("prompt", "unaligned", 2, harmful_TD)
+    options = {"contrast": "prompt", "top_k": F, "effects": effects(linear, sides, {2: sae})}
+    by_difference = select_features(features.result(), score="mean_diff", **options).layers[2]
+    by_effect = select_features(features.result(), score="attribution", **options).layers[2]
     assert by_difference.ids[0] == idle
-    assert by_effect.ids[-1] == idle or by_effect.score[by_effect.ids == idle] < 1e-10
-    assert by_effect.score[0] > 0.01
+    assert by_effect.ids[-1] == idle
+    assert by_effect.score[-1] < 1e-10 < 0.01 < by_effect.score[0]
+    assert by_effect.effect is not None
     assert torch.equal(by_effect.score, by_effect.effect.abs())
-    assert sides
 
 
 @pytest.fixture(scope="module")
 def llama() -> LlamaForCausalLM:
     torch.manual_seed(2)
-    shape = {"hidden_size": D, "intermediate_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+    shape = {"hidden_size": D, "intermediate_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "head_dim": 4}
     config = LlamaConfig(vocab_size=VOCABULARY, num_key_value_heads=1, initializer_range=0.3, **shape)
-    return LlamaForCausalLM(config).double().eval()
+    model = LlamaForCausalLM(config).double().eval()
+    for block in decoder_layers(model):  # transformers' norms compute in float32
+        block.input_layernorm, block.post_attention_layernorm = (nn.RMSNorm(D).double() for _ in range(2))
+    model.model.norm = nn.RMSNorm(D).double()
+    return model
 
 
 LONG = {"chosen": [YES, 3, 4, 5], "rejected": [NO, 7]}
@@ -190,7 +201,7 @@ LONG = {"chosen": [YES, 3, 4, 5], "rejected": [NO, 7]}
 
 def test_in_a_real_model_it_is_the_derivative(llama: LlamaForCausalLM):
     """Against central differences in float64, with several tokens of the response in the margin."""
-    sides, saes, step = sides_of(4, **LONG), {0: Dictionary(0), 1: Dictionary(1)}, 1e-4
+    sides, saes, step = sides_of(4, **LONG), {0: Dictionary(0), 1: Dictionary(1)}, 1e-5
     stats = effects(llama, sides, saes)
     for layer, sae in saes.items():
         found_F = effect_of(stats, layer)
@@ -243,11 +254,11 @@ def test_low_precision_models_are_summed_in_float32(llama: LlamaForCausalLM):
     class Strict(Dictionary):
         def encode(self, hidden_TD: Tensor) -> Tensor:
             assert hidden_TD.dtype == torch.float32
-            return super().encode(hidden_TD.double())
+            return super().encode(hidden_TD)
 
         def decode_gradient(self, acts_TF: Tensor, gradient_TD: Tensor) -> Tensor:
             assert gradient_TD.dtype == torch.float32
-            return super().decode_gradient(acts_TF, gradient_TD.double())
+            return super().decode_gradient(acts_TF, gradient_TD)
 
     half = LlamaForCausalLM(llama.config)
     half.load_state_dict(llama.state_dict())
@@ -306,8 +317,15 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return make_project(tmp_path_factory.mktemp("attribution"))
 
 
-def found(project: Project, folder: Path, *more: str) -> Any:
-    return build(project.argv(folder, "--score", "attribution", *more)).subspace
+def subspace_of(argv: list[str]) -> tuple[Subspace, TrainingPlan, TrainingSource]:
+    """Find a subspace as the training with these options does."""
+    args, testbed = align.resolved(align.parse("sft", argv))
+    source = align.load_source(args, testbed)
+    return find_subspace(args, source, Path(str(args.training.output_dir)) / "subspace"), args, source
+
+
+def found(project: Project, folder: Path, *more: str) -> Subspace:
+    return subspace_of(project.argv(folder, "--score", "attribution", *more))[0]
 
 
 def test_discovery_repeats_itself_and_is_kept(project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -327,15 +345,12 @@ def test_discovery_repeats_itself_and_is_kept(project: Project, tmp_path: Path, 
 def test_another_score_is_another_subspace(project: Project, tmp_path: Path):
     found(project, tmp_path)
     with pytest.raises(InputError, match="score"):
-        build(project.argv(tmp_path))
+        subspace_of(project.argv(tmp_path))
 
 
 def test_directions_point_to_what_makes_refusal_likelier(project: Project, tmp_path: Path):
-    from sails_align.training.subspace import saes_of
-
-    built = build(project.argv(tmp_path, "--score", "attribution", "--top_k", "4"))
-    saes, subspace = saes_of(built.args, built.source), built.subspace
-    assert subspace is not None
+    subspace, args, source = subspace_of(project.argv(tmp_path, "--score", "attribution", "--top_k", "4"))
+    saes = saes_of(args, source)
     assert subspace.writers is not None
     for layer, basis_DR in subspace.writers.items():
         of = subspace.provenance["writers"]["features"]["layers"][str(layer)]
@@ -343,11 +358,10 @@ def test_directions_point_to_what_makes_refusal_likelier(project: Project, tmp_p
         assert (basis_DR.T @ rows_KD.T @ torch.tensor(of["effect"]) >= -1e-6).all()
 
 
-@pytest.mark.parametrize("contrast", ["response", "prompt", "both"])
-@pytest.mark.parametrize("placement", ["all", "by_layer"])
-def test_contrasts_and_placements(project: Project, tmp_path: Path, contrast: str, placement: str):
+@pytest.mark.parametrize("contrast", ["response", "both"])
+def test_one_sae_at_a_time(project: Project, tmp_path: Path, contrast: str):
     options = ("--contrast", contrast, "--prompt_tokens", "all", "--max_discovery_examples", "12")
-    subspace = found(project, tmp_path / "run", "--sae_placement", placement, *options)
+    subspace = found(project, tmp_path / "run", "--sae_placement", "by_layer", *options)
     reference = found(project, tmp_path / "all", *options)
     assert subspace.provenance["features"]["contrast"] == contrast
     for layer, of in reference.provenance["features"]["layers"].items():
@@ -359,18 +373,11 @@ def test_contrasts_and_placements(project: Project, tmp_path: Path, contrast: st
 
 def test_the_effect_of_a_real_sae_s_latent_is_what_removing_it_costs(project: Project, tmp_path: Path):
     """From the command line's options to the number: by a small part of the latent, in the user's own model."""
-    from transformers import AutoModelForCausalLM
-
-    from sails_align.subspace.inputs import DiscoveryData, margin_data
-    from sails_align.subspace.options import DiscoveryOptions
-    from sails_align.training.subspace import saes_of
-
-    built = build(project.argv(tmp_path, "--score", "attribution", "--contrast", "prompt"))
+    subspace, args, source = subspace_of(project.argv(tmp_path, "--score", "attribution", "--contrast", "prompt"))
     model: Any = AutoModelForCausalLM.from_pretrained(project.folder / "tiny").double()
-    source = built.source
     data = DiscoveryData(source.tokenizer, source.safety, source.helpful)
     sides = {side: list(of) for side, of in margin_data(data, DiscoveryOptions(max_length=32)).items()}
-    of, saes = built.subspace.provenance["features"]["layers"]["0"], saes_of(built.args, source)
+    of, saes = subspace.provenance["features"]["layers"]["0"], saes_of(args, source)
     sae = SimpleNamespace(
         W_dec_FD=saes[0].W_dec_FD.double(), encode=lambda hidden_TD: saes[0].encode(hidden_TD.float()).double()
     )
@@ -381,13 +388,14 @@ def test_the_effect_of_a_real_sae_s_latent_is_what_removing_it_costs(project: Pr
 
 def test_without_rejected_responses_it_is_refused(project: Project, tmp_path: Path):
     rows = tmp_path / "chosen.jsonl"
-    rows.write_text("".join(f'{{"prompt": "how do i break the lock {i}", "response": "sorry no"}}\n' for i in range(20)))
+    rows.write_text(
+        "".join(f'{{"prompt": "how do i break the lock {i}", "response": "sorry no"}}\n' for i in range(20))
+    )
     options = ("--dataset_name", str(rows), "--contrast", "prompt", "--score")
     with pytest.raises(InputError, match=r"attribution.*no rejected ones;\n.*--score mean_diff"):
-        build(project.argv(tmp_path / "run", *options, "attribution"))
+        subspace_of(project.argv(tmp_path / "run", *options, "attribution"))
     assert not (tmp_path / "run" / "subspace").exists()
-    build(project.argv(tmp_path / "run", *options, "mean_diff"))
-    build(project.argv(tmp_path / "run2", *options, "attribution", "--init", "mean_diff"))
+    subspace_of(project.argv(tmp_path / "run", *options, "attribution", "--init", "mean_diff"))
 
 
 def test_random_features_are_weighted_by_it(project: Project, tmp_path: Path):
@@ -432,8 +440,7 @@ def test_a_gpu_finds_the_same_and_repeats_itself(llama: LlamaForCausalLM):
 def test_the_command_s_features_are_ranked_by_it_and_differ(project: Project, tmp_path: Path):
     """On the tiny model as in `discover`: other latents than by the difference of means, from the same sums."""
     by_effect = found(project, tmp_path / "a")
-    by_difference = build(project.argv(tmp_path / "b")).subspace
-    assert by_difference is not None
+    by_difference = subspace_of(project.argv(tmp_path / "b"))[0]
     for row in by_difference.feature_rows():
         assert "effect" not in row
     ids = [[row["id"] for row in of.feature_rows()] for of in (by_effect, by_difference)]
@@ -446,4 +453,3 @@ def test_the_command_s_features_are_ranked_by_it_and_differ(project: Project, tm
     assert shared
     for key in shared:
         assert deltas[0][key] == pytest.approx(deltas[1][key], abs=1e-5)
-    assert discover
