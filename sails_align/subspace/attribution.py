@@ -79,8 +79,8 @@ def attribute(
 ) -> None:
     """Feed hidden states and gradients at the tokens that are looked at to a fitter.
 
-    The result does not depend on the order in which a GPU adds: attention is computed by plain products, whose backward
-    pass repeats itself exactly.
+    Attention is computed by plain products: the backward passes of fused kernels add in any order on a GPU, so their
+    sums would not repeat.
 
     Args:
         model: a causal language model with its head; its weights get no gradients.
