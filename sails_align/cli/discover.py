@@ -104,18 +104,19 @@ def _table(title: str, features: Sequence[dict[str, Any]], n_shown: int) -> "Fit
     from sails_align.core.tables import FittedTable
 
     more = len(features) - n_shown
+    numbers = [name for name in ("effect", "delta") if name in features[0]]
     return FittedTable(
         title,
-        ("feature", "delta", "promotes", "most active at the token in brackets"),
-        map(_row, features[:n_shown]),
-        n_texts=4,
+        ("feature", *numbers, "promotes", "most active at the token in brackets"),
+        (_row(feature, numbers) for feature in features[:n_shown]),
+        n_texts=3 + len(numbers),
         caption=f"and {more} more, in {DISCOVERED}" if more > 0 else None,
     )
 
 
-def _row(feature: dict[str, Any]) -> Sequence[str]:
+def _row(feature: dict[str, Any], numbers: Sequence[str]) -> Sequence[str]:
     from sails_align.saes.explain import excerpt
 
     best = next((excerpt(of["tokens"], of["activations"]) for of in feature["contexts"]), "nowhere")
     promoted = " ".join(word.strip() for word in feature["promoted"])
-    return str(feature["id"]), f"{feature['delta']:+.3f}", promoted, best
+    return str(feature["id"]), *(f"{feature[name]:+.3f}" for name in numbers), promoted, best

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -39,6 +39,9 @@ class TokenizedSide:
     input_ids: list[int]
     mask: list[bool]
     """The tokens that are averaged; all False if truncation has left none of them."""
+
+
+Side = TypeVar("Side", bound=TokenizedSide)
 
 
 def special_token_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -189,8 +192,8 @@ def tokenize_prompt(
 
 
 def batches_by_length(
-    sequences: Sequence[TokenizedSide], max_tokens: int, batch_size: int | None = None
-) -> Iterator[list[TokenizedSide]]:
+    sequences: Sequence[Side], max_tokens: int, batch_size: int | None = None
+) -> Iterator[list[Side]]:
     """Yield batches of sequences of like length, the longest first: one too large for memory fails at once.
 
     A batch holds at most `max_tokens` tokens with its padding (or one longer sequence), and `batch_size` sequences.

@@ -57,6 +57,7 @@ ABLATIONS: tuple[Change, ...] = (
     Change("basis-pca", "basis: activation PCA", ("--init", "activation_pca")),
     Change("basis-mean-diff", "basis: mean difference", ("--init", "mean_diff")),
     Change("score-standardized", "score: standardized", ("--score", "standardized")),
+    Change("score-attribution", "score: attribution", ("--score", "attribution")),
     Change("contrast-response", "contrast: response", ("--contrast", "response")),
     Change("contrast-prompt", "contrast: prompt", ("--contrast", "prompt")),
     Change("contrast-both", "contrast: both", ("--contrast", "both")),

@@ -23,7 +23,7 @@ from sails_align.saes.sets import SAESet
 from sails_align.saes.source import SAESource
 from sails_align.subspace.basis import Subspace
 from sails_align.subspace.discovery import find_subspace
-from sails_align.subspace.inputs import DiscoveryData, DiscoveryModel
+from sails_align.subspace.inputs import DiscoveryData, DiscoveryModel, check_score
 from sails_align.subspace.options import PRESETS, DiscoveryOptions
 
 
@@ -94,7 +94,8 @@ def discover_subspace(
 ) -> Subspace:
     """Run `find_subspace` with the method of an initialization.
 
-    Raises `InputError` if it builds no subspace or lacks the SAEs it needs, and as `find_subspace`.
+    Raises `InputError` if it builds no subspace, lacks the SAEs it needs, or the data lacks what the score of features
+    needs, and as `find_subspace`.
     """
     entry = INITIALIZERS.get(init)
     if not entry.makes_subspace:
@@ -105,6 +106,8 @@ def discover_subspace(
             "give --sae_release and --sae_ids, or --sae_path; "
             "for a model without public SAEs, train some with sails train-sae"
         )
+    if entry.needs_saes:
+        check_score(options, data)
     return find_subspace(model, data, saes, entry.load(), options, folder, overwrite=overwrite)
 
 

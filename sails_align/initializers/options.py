@@ -52,7 +52,10 @@ class InitializerOptions:
         None, "Prompt tokens that are averaged: all of the last user turn, or only the last one."
     )
     score: str | None = option(
-        None, "Score of a latent: mean_diff (the paper's) or standardized (by the pooled deviation)."
+        None,
+        "Score of a latent: mean_diff (the paper's), standardized (by the pooled deviation), or attribution "
+        "(its effect on how much likelier the chosen response to a harmful request is than the rejected one; "
+        "needs both, and runs the whole model forward and back, so it is slower).",
     )
     top_k: int | None = option(None, "Number of latents kept in each layer.")
     weighting: bool | None = option(None, "Weight decoder directions by their score before the PCA.")

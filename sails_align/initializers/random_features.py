@@ -22,7 +22,7 @@ class RandomFeatures(Sails):
     def select(self, inputs: MethodInputs, stats: TokenStats) -> FeatureSelection:
         """Draw latents of each layer; their scores matter only for `weighting`."""
         options = inputs.options
-        ranked = rank_features(stats, contrast=inputs.contrast, score=options.score)
+        ranked = rank_features(stats, contrast=inputs.contrast, score=options.score, effects=inputs.effects)
         layers = {}
         for layer, firing in ranked.layers.items():
             generator = layer_generator(options.seed, layer)

@@ -1,7 +1,7 @@
 """SAILS (arXiv 2512.23260): the span of the SAE features that separate the aligned from the unaligned side.
 
-A latent's score is the difference of its mean activation on the two sides; the decoder directions of the latents with
-the highest scores go through a PCA that keeps a share tau of their variance.
+A latent's score is the difference of its mean activation on the two sides, or another (`--score`); the decoder
+directions of the latents with the highest scores go through a PCA that keeps a share tau of their variance.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,12 @@ class Sails:
         """Select latents of each layer."""
         options = inputs.options
         return select_features(
-            stats, contrast=inputs.contrast, score=options.score, top_k=options.top_k, side=inputs.side
+            stats,
+            contrast=inputs.contrast,
+            score=options.score,
+            top_k=options.top_k,
+            side=inputs.side,
+            effects=inputs.effects,
         )
 
     def build(self, inputs: MethodInputs) -> Subspace:

@@ -83,6 +83,29 @@ def capture(model: nn.Module, layers: Sequence[int]) -> Iterator[dict[int, Tenso
 
 
 @contextmanager
+def capture_with_graph(model: nn.Module, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+    """Do as `capture`, in a graph for gradients that begins at the first of the layers.
+
+    Neither the blocks up to that one nor any weight is in the graph, so a backward pass ends there.
+    """
+    hidden_states: dict[int, Tensor] = {}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def keep(layer: int, hidden_BSD: Tensor) -> Tensor:
+        hidden_states[layer] = hidden_BSD.detach().requires_grad_() if layer == min(layers) else hidden_BSD
+        return hidden_states[layer]
+
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        with torch.enable_grad(), edited(model, {layer: partial(keep, layer) for layer in layers}):
+            yield hidden_states
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
 def continued_from(model: nn.Module, layer: int, hidden_BSD: Tensor) -> Iterator[None]:
     """Let forward passes within the block begin at a hidden state: the output of block `layer` (B, S, D).
 
@@ -125,11 +148,13 @@ def token_states(
 ) -> dict[int, Tensor]:
     """Return the outputs (T, D) of the given blocks at the tokens in a mask, on each block's device."""
     hidden_states = hidden_states_at(model, layers, input_ids_BS, attention_mask_BS)
+    return {layer: at_tokens(hidden_BSD, mask_BS) for layer, hidden_BSD in hidden_states.items()}
+
+
+def at_tokens(values_BSD: Tensor, mask_BS: Tensor) -> Tensor:
+    """Return the rows (T, D) of the tokens in a mask."""
     positions_T = mask_BS.flatten().nonzero().squeeze(1)
-    return {
-        layer: hidden_BSD.flatten(0, 1).index_select(0, positions_T.to(hidden_BSD.device))
-        for layer, hidden_BSD in hidden_states.items()
-    }
+    return values_BSD.flatten(0, 1).index_select(0, positions_T.to(values_BSD.device))
 
 
 @contextmanager

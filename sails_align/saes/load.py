@@ -67,6 +67,18 @@ class ResidualSAE:
         """
         return self.sae.decode(acts_TF)
 
+    def decode_gradient(self, acts_TF: Tensor, gradient_TD: Tensor) -> Tensor:
+        """Return a gradient with respect to activations (T, F), given that with respect to their reconstruction.
+
+        It is `gradient_TD @ W_dec_FD.T` but for `sae.cfg.normalize_activations`: then the tokens must be those last
+        encoded.
+        """
+        leaf_TF = acts_TF.detach().requires_grad_()
+        with torch.enable_grad():
+            decoded_TD = self.sae.decode(leaf_TF)
+        (gradient_TF,) = torch.autograd.grad(decoded_TD, leaf_TF, gradient_TD.to(decoded_TD))
+        return gradient_TF
+
     @property
     def W_dec_FD(self) -> Tensor:
         """Return the decoder directions (F, D) in the residual stream, float32; few SAEs have unit rows.

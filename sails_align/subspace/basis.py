@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 KIND = "subspace"
-NUMBERS = ("delta", "score", "rate_aligned", "rate_unaligned")
-"""Of each chosen feature."""
+NUMBERS = ("delta", "score", "rate_aligned", "rate_unaligned", "effect")
+"""Of each chosen feature; `effect` only if it is the score."""
 SHOWN_LAYERS = 6
 """Maximum number of layers in `repr`."""
 ORTHONORMAL_TOLERANCE = 1e-4  # float32 rounding over some thousand dimensions stays well under it
@@ -96,8 +96,9 @@ class Subspace:
     def feature_rows(self) -> list[dict[str, Any]]:
         """Return what `features` does and more, as dictionaries.
 
-        In addition: `delta`, the difference of the mean activations (aligned minus unaligned side), and `rate_aligned`
-        and `rate_unaligned`, the shares of texts in which the feature is active. Raises `InputError` as `features`.
+        In addition: `delta`, the difference of the mean activations (aligned minus unaligned side), `rate_aligned` and
+        `rate_unaligned`, the shares of texts in which the feature is active, and with the score `attribution` the
+        `effect` on the refusal margin. Raises `InputError` as `features`.
         """
         if "features" not in self.provenance:
             method = self.provenance.get("method")
@@ -109,7 +110,7 @@ class Subspace:
         for used_by, about in users.items():
             for layer, of in about.get("features", {"layers": {}})["layers"].items():
                 for place, feature in enumerate(of["ids"]):
-                    numbers = {name: of[name][place] for name in NUMBERS}
+                    numbers = {name: of[name][place] for name in NUMBERS if name in of}
                     described = {"promoted": of.get("promoted"), "link": of.get("links")}
                     described = {name: values and values[place] for name, values in described.items()}
                     rows.append({"layer": int(layer), "used_by": used_by, "id": feature, **numbers, **described})
@@ -178,8 +179,10 @@ def build_subspace(
         basis_DR, singular_values[layer], share = principal(
             layer, weights_K[:, None] * rows_KD, tau=tau, center=center, benign_DD=benign_DD
         )
-        # The sign that an SVD returns is arbitrary; ours points to what is more active on the aligned side.
-        aligned_D = rows_KD.T @ chosen.delta.cpu().double()
+        # The sign that an SVD returns is arbitrary; ours points to what is more active on the aligned side, or (where
+        # effects are known) to what makes refusal likelier.
+        toward_K = chosen.delta if chosen.effect is None else chosen.effect
+        aligned_D = rows_KD.T @ toward_K.cpu().double()
         bases[layer] = (basis_DR * torch.where(basis_DR.T @ aligned_D < 0, -1.0, 1.0)).float()
         layers[str(layer)] = {"n_directions": basis_DR.shape[1], "variance_kept": share}
     done = {"tau": tau, "weighting": weighting, "center": center, "features": selection.to_json(), "layers": layers}

@@ -80,7 +80,7 @@ def _of_layer(
         "features": [
             {
                 "id": feature,
-                **{name: about[name][place] for name in NUMBERS},
+                **{name: about[name][place] for name in NUMBERS if name in about},
                 "is_safety": bool(is_safety_F[feature]),
                 **{
                     f"{side}_{when}": round(values[number][:, feature].mean().item(), 4)

@@ -2,7 +2,7 @@
 
 import gc
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
@@ -18,15 +18,24 @@ from sails_align.core.errors import InputError
 from sails_align.core.log import is_main, say
 from sails_align.core.options import all_but
 from sails_align.data.pairs import fingerprint
-from sails_align.models.load import load_truncated
+from sails_align.models.load import check_whole, load_causal_lm, load_truncated, no_load_report, not_partitioned
 from sails_align.models.spec import is_same_model
 from sails_align.saes.sets import SAESet
 from sails_align.saes.source import SAESource
+from sails_align.subspace.attribution import EffectFitter, attribute
 from sails_align.subspace.basis import Subspace
 from sails_align.subspace.forward import discover
-from sails_align.subspace.inputs import DiscoveryData, DiscoveryModel, contrast_data, needs_moments, suited_to_data
+from sails_align.subspace.inputs import (
+    DiscoveryData,
+    DiscoveryModel,
+    contrast_data,
+    margin_data,
+    needs_moments,
+    suited_to_data,
+)
 from sails_align.subspace.methods import MethodInputs, SubspaceMethod, check_rank
 from sails_align.subspace.options import NOT_OF_SUBSPACE, DiscoveryOptions
+from sails_align.subspace.selection import FeatureFitter
 from sails_align.subspace.separation import BENIGN, benign_covariance, onset_of, separation
 from sails_align.subspace.statistics import ActivationFitter, TokenStats, contrasts_of
 
@@ -61,7 +70,7 @@ def find_subspace(
     if cached is not None:
         return cached
     discovery = _Discovery(model, data, _loaded(saes, model, options), method, options)
-    stats, moment_stats = discovery.statistics(with_moments=inputs["moments"])
+    stats = discovery.statistics(with_moments=inputs["moments"])
     about = {
         "model": model.identity,
         "data": inputs["data"],
@@ -72,7 +81,7 @@ def find_subspace(
     }
 
     def build_and_save() -> Subspace:
-        subspace = discovery.build(stats, moment_stats, about)
+        subspace = discovery.build(stats, about)
         if folder is not None:
             subspace.save(folder, input_hash)
         return subspace
@@ -165,6 +174,18 @@ class Pass:
 
 
 @dataclass(frozen=True)
+class _Statistics:
+    """What discovery has summed up, over all processes."""
+
+    of_method: TokenStats | None = None
+    """Of the method's fitter, if it has one."""
+    moments: TokenStats | None = None
+    """Of hidden states, if asked for."""
+    effects: TokenStats | None = None
+    """Of latents on the refusal margin, if they are the score."""
+
+
+@dataclass(frozen=True)
 class _Discovery:
     """Run discovery on a model with one method."""
 
@@ -182,48 +203,66 @@ class _Discovery:
         infos = self.saes.infos.items()
         return {str(layer): {"source": of.source, "hook": of.hook_name, "sha256": of.sha256} for layer, of in infos}
 
-    def statistics(self, *, with_moments: bool) -> tuple[TokenStats | None, TokenStats | None]:
-        """Return the method's statistics, and the moments of hidden states; each process reads its share of the data.
+    def statistics(self, *, with_moments: bool) -> _Statistics:
+        """Return the method's statistics; each process reads its share of the data.
 
         The share is of the examples, or of the layers. A method without a fitter has no statistics.
         """
         moments = ActivationFitter() if with_moments else None
         passes = Pass.of_process(self.options.sae_placement, self.layers, process_index(), n_processes())
-        decoder, found = None, []
+        decoder, found, effects = None, [], []
         for each in passes:
             fitter = self.method.fitter(self.saes, each.layers)
             if moments is None and fitter is None:
-                return None, None
-            decoder = decoder or self._decoder(max(max(one.layers) for one in passes))
+                return _Statistics()
+            scored = fitter if self.options.score == "attribution" and isinstance(fitter, FeatureFitter) else None
+            decoder = decoder or self._decoder(max(max(one.layers) for one in passes) if scored is None else None)
             share = (each.share, each.n_shares)
             for name, sides in contrast_data(self.data, self.options, share, with_benign=with_moments).items():
                 fed = [fitter] if fitter is not None and name in contrasts_of(self.options.contrast) else []
                 fed += [moments] if moments is not None and name in ("prompt", BENIGN) else []
-                progress = self.options.progress and is_main()
                 if fed:
-                    discover(decoder, {name: sides}, fed, each.layers, progress=progress)
+                    discover(decoder, {name: sides}, fed, each.layers, progress=self._shows_progress)
             found += [] if fitter is None else [fitter.result()]
-            del fitter  # and the SAEs that it has, before others are loaded
+            effects += [] if scored is None else [self._effects(decoder, scored, each.layers, share)]
+            del fitter, scored  # and the SAEs that it has, before others are loaded
         del decoder
         gc.collect()
-        stats = reduce(add, found).over_processes() if found else None
-        return stats, None if moments is None else moments.result().over_processes()
-
-    def _decoder(self, deepest_layer: int) -> nn.Module:
-        if self.model.loaded is not None:
-            return self.model.loaded
-        return load_truncated(
-            str(self.model.path),
-            deepest_layer,
-            dtype=self.model.dtype,
-            device=self.model.device,
-            revision=self.model.revision,
-            trust_remote_code=self.model.trust_remote_code,
+        return _Statistics(
+            of_method=reduce(add, found).over_processes() if found else None,
+            moments=None if moments is None else moments.result().over_processes(),
+            effects=reduce(add, effects).over_processes() if effects else None,
         )
 
-    def build(self, stats: TokenStats | None, moments: TokenStats | None, provenance: dict[str, Any]) -> Subspace:
+    @property
+    def _shows_progress(self) -> bool:
+        return self.options.progress and is_main()
+
+    def _effects(
+        self, model: nn.Module, features: FeatureFitter, layers: Sequence[int], share: tuple[int, int]
+    ) -> TokenStats:
+        """Return the effects of some layers' latents on the refusal margin, over a share of the examples."""
+        fitter, contrasts = EffectFitter(features.saes), contrasts_of(self.options.contrast)
+        sides = margin_data(self.data, self.options, share)
+        attribute(model, sides, contrasts, fitter, layers, progress=self._shows_progress)
+        return fitter.result()
+
+    def _decoder(self, deepest_layer: int | None) -> nn.Module:
+        """Return the model up to a layer, or (None) the whole model with its head."""
+        model = self.model
+        if model.loaded is not None:
+            return model.loaded
+        how = {"dtype": model.dtype, "device": model.device}
+        where = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
+        if deepest_layer is not None:
+            return load_truncated(str(model.path), deepest_layer, **how, **where)
+        check_whole(str(model.path), **where)
+        with no_load_report(), not_partitioned():
+            return load_causal_lm(str(model.path), **how, **where)
+
+    def build(self, stats: _Statistics, provenance: dict[str, Any]) -> Subspace:
         """Build the subspace of one contrast, or (`split`) of the prompts for readers and the responses for writers."""
-        onset = None
+        onset, moments = None, stats.moments
         benign: Mapping[int, Tensor] | None = None
         if moments is not None:
             separations = {layer: separation(moments, layer) for layer in moments.layers}
@@ -234,7 +273,8 @@ class _Discovery:
         inputs = MethodInputs(
             contrast=self.options.contrast,
             side=None,
-            stats=stats,
+            stats=stats.of_method,
+            effects=stats.effects,
             saes=self.saes,
             benign=benign,
             layers=self.layers,
@@ -242,7 +282,7 @@ class _Discovery:
             options=self.options,
             provenance=provenance,
         )
-        if self.options.contrast != "split" or stats is None:
+        if self.options.contrast != "split" or stats.of_method is None:
             return replace(self.method.build(inputs), onset=onset)
         readers = self.method.build(replace(inputs, contrast="prompt", side="unaligned"))
         writers = self.method.build(replace(inputs, contrast="response", benign=None))

@@ -1,20 +1,22 @@
 """Define the inputs of discovery: a model, and data with two sides."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from datasets import Dataset
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from sails_align.core.errors import InputError
 from sails_align.data.tokens import TokenizedSide, tokenize_prompt, tokenize_response
+from sails_align.subspace.margin import BegunResponse, begun_response
 from sails_align.subspace.options import DiscoveryOptions
 from sails_align.subspace.separation import BENIGN
 from sails_align.subspace.statistics import contrasts_of
 
 logger = logging.getLogger(__name__)
+Sequence_ = TypeVar("Sequence_", bound=TokenizedSide)
 
 
 @dataclass(frozen=True)
@@ -56,16 +58,16 @@ class DiscoveryData:
     """Rows that could not be used, counted by cause."""
 
 
-class Sides:
+class Sides(Generic[Sequence_]):
     """Sequences of one side of a contrast, tokenized as they are asked for."""
 
-    def __init__(self, dataset: Dataset, tokenize: Any) -> None:
+    def __init__(self, dataset: Dataset, tokenize: Callable[[Any], Sequence_]) -> None:
         self.dataset, self.tokenize = dataset, tokenize
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __iter__(self) -> Iterator[TokenizedSide]:
+    def __iter__(self) -> Iterator[Sequence_]:
         return (self.tokenize(row) for row in self.dataset)
 
 
@@ -75,7 +77,7 @@ def contrast_data(
     share: tuple[int, int] = (0, 1),
     *,
     with_benign: bool = False,
-) -> dict[str, dict[str, Sides]]:
+) -> dict[str, dict[str, Sides[TokenizedSide]]]:
     """Return a share (its number, and the number of shares) of the contrasts' sequences.
 
     They are chosen against rejected responses, and harmless against harmful prompts; `with_benign`, the prompts in any
@@ -89,13 +91,8 @@ def contrast_data(
     def prompt(row: dict[str, Any]) -> TokenizedSide:
         return tokenize_prompt(tokenizer, row["prompt"], max_length, tokens=options.prompt_tokens)  # pyright: ignore[reportArgumentType]
 
-    def some(dataset: Dataset) -> Dataset:
-        n = min(options.max_discovery_examples, len(dataset))
-        chosen = dataset if n == len(dataset) else dataset.shuffle(seed=options.seed).select(range(n))
-        return chosen if share[1] == 1 else chosen.select(range(share[0], n, share[1]))
-
-    pairs = some(data.pairs)
-    contrasts: dict[str, dict[str, Sides]] = {}
+    pairs = _some(data.pairs, options, share)
+    contrasts: dict[str, dict[str, Sides[TokenizedSide]]] = {}
     wanted = contrasts_of(options.contrast)
     if "response" in wanted:
         contrasts["response"] = {
@@ -104,11 +101,44 @@ def contrast_data(
         }
     if "prompt" in wanted or with_benign:
         assert data.harmless is not None
-        harmless = some(data.harmless)
+        harmless = _some(data.harmless, options, share)
         contrasts["prompt"] = {"aligned": Sides(harmless, prompt), "unaligned": Sides(pairs, prompt)}
         if with_benign and "chosen" in harmless.column_names:
             contrasts[BENIGN] = {"aligned": Sides(harmless, response("chosen"))}
     return contrasts
+
+
+def margin_data(
+    data: DiscoveryData, options: DiscoveryOptions, share: tuple[int, int] = (0, 1)
+) -> dict[str, Sides[BegunResponse]]:
+    """Return, by side, a share of the harmful requests, each with the first tokens of its response."""
+
+    def begun(column: str) -> Callable[[dict[str, Any]], BegunResponse]:
+        def tokenize(row: dict[str, Any]) -> BegunResponse:
+            return begun_response(
+                data.tokenizer, row["prompt"], row[column], options.max_length, prompt_tokens=options.prompt_tokens
+            )
+
+        return tokenize
+
+    pairs = _some(data.pairs, options, share)
+    return {"aligned": Sides(pairs, begun("chosen")), "unaligned": Sides(pairs, begun("rejected"))}
+
+
+def _some(dataset: Dataset, options: DiscoveryOptions, share: tuple[int, int]) -> Dataset:
+    n = min(options.max_discovery_examples, len(dataset))
+    chosen = dataset if n == len(dataset) else dataset.shuffle(seed=options.seed).select(range(n))
+    return chosen if share[1] == 1 else chosen.select(range(share[0], n, share[1]))
+
+
+def check_score(options: DiscoveryOptions, data: DiscoveryData) -> None:
+    """Raise `InputError` if the data lacks what the score of features needs."""
+    if options.score == "attribution" and "rejected" not in data.pairs.column_names:
+        raise InputError(
+            "score is attribution, the effect on how much likelier chosen responses are than rejected ones, but the "
+            "data has no rejected ones;\ngive preference data (or labelled rows with --bad_responses pair), or use "
+            "--score mean_diff"
+        )
 
 
 def suited_to_data(options: DiscoveryOptions, data: DiscoveryData) -> DiscoveryOptions:

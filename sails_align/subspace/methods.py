@@ -29,6 +29,8 @@ class MethodInputs:
     """Only features that are more active on this side; None: all."""
     stats: TokenStats | None = None
     """The sums of the method's fitter; None if it has none."""
+    effects: TokenStats | None = None
+    """The latents' effects on the refusal margin; None unless the score is `attribution`."""
     saes: Mapping[int, ResidualSAE] = field(default_factory=dict)
     benign: Mapping[int, Tensor] | None = None
     """Covariances (D, D) that directions are ranked against; see `basis.principal`."""

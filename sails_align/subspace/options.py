@@ -12,7 +12,7 @@ Method = Literal["sft", "dpo"]
 CHOICES = {
     "preset": ("default", "paper"),
     "contrast": ("response", "prompt", "both", "split"),
-    "score": ("mean_diff", "standardized"),
+    "score": ("mean_diff", "standardized", "attribution"),
     "prompt_tokens": ("all", "last"),
     "layer_map": ("nearest", "sae_only", "from_onset"),
     "subspace_mode": ("init", "freeze", "freeze_readers", "decay"),

@@ -1,14 +1,15 @@
 """Select the SAE latents that separate the aligned side from the unaligned side.
 
 `FeatureFitter.update` (streaming) -> `TokenStats` (sums) -> `select_features` -> `FeatureSelection`.
-The score is SAILS' (arXiv 2512.23260): the difference, between the two sides, of a latent's mean activation.
+The score is SAILS' (arXiv 2512.23260): the difference, between the two sides, of a latent's mean activation. Or it is
+the latent's effect on the refusal margin (`attribution`).
 
 Shapes: T tokens, D d_model, F d_sae, K chosen latents.
 """
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -42,15 +43,14 @@ class FeatureFitter(Fitter):
     def __init__(self, saes: Mapping[int, ResidualSAE]) -> None:
         """Take the SAE of each layer."""
         super().__init__()
-        self._saes = dict(saes)
+        self.saes = dict(saes)
 
     @torch.no_grad()
     def update(self, contrast: str, side: str, layer: int, hidden_TD: Tensor) -> None:
         """Add tokens to a side."""
-        sae, key = self._saes[layer], (contrast, layer, side)
+        sae, key = self.saes[layer], (contrast, layer, side)
         d_sae = sae.info.d_sae
-        chunk = max(1, (CPU_CHUNK if hidden_TD.device.type == "cpu" else GPU_CHUNK) // d_sae)
-        for part_TD in hidden_TD.split(chunk):
+        for part_TD in hidden_TD.split(chunk_size(hidden_TD, d_sae)):
             acts_TF = sae.encode(part_TD.float())
             if key not in self._sums:
                 zero_F = torch.zeros(d_sae, dtype=torch.float64, device=acts_TF.device)
@@ -65,6 +65,11 @@ class FeatureFitter(Fitter):
             sums.active.add_(squares_TF.sign_().sum(0))
 
 
+def chunk_size(hidden_TD: Tensor, d_sae: int) -> int:
+    """Return the number of tokens to encode at a time."""
+    return max(1, (CPU_CHUNK if hidden_TD.device.type == "cpu" else GPU_CHUNK) // d_sae)
+
+
 @dataclass(frozen=True)
 class LayerSelection:
     """Chosen latents of one layer, best first. (K,); all but the ids float64."""
@@ -77,10 +82,17 @@ class LayerSelection:
     rate_aligned: Tensor
     """Share, 0 to 1, of the aligned side's tokens on which the latent is active."""
     rate_unaligned: Tensor
+    effect: Tensor | None = None
+    """Effect on the refusal margin, positive if the latent makes refusal likelier; None unless it is the score."""
+
+    def items(self) -> list[tuple[str, Tensor]]:
+        """Return what is known of the latents, by name."""
+        values = ((f.name, getattr(self, f.name)) for f in fields(self))
+        return [(name, value_K) for name, value_K in values if value_K is not None]
 
     def take(self, positions_K: Tensor) -> "LayerSelection":
         """Return the latents at these positions."""
-        return LayerSelection(*(getattr(self, f.name)[positions_K] for f in fields(self)))
+        return LayerSelection(**{name: value_K[positions_K] for name, value_K in self.items()})
 
 
 @dataclass(frozen=True)
@@ -94,14 +106,20 @@ class FeatureSelection:
     def to_json(self) -> dict[str, Any]:
         """Convert to JSON: lists of numbers, by layer."""
         layers = {
-            str(layer): {f.name: getattr(chosen, f.name).tolist() for f in fields(chosen)}
+            str(layer): {name: value_K.tolist() for name, value_K in chosen.items()}
             for layer, chosen in self.layers.items()
         }
         return {"contrast": self.contrast, "score": self.score, "layers": layers}
 
 
 def select_features(
-    stats: TokenStats, *, contrast: str, score: str, top_k: int, side: str | None = None
+    stats: TokenStats,
+    *,
+    contrast: str,
+    score: str,
+    top_k: int,
+    side: str | None = None,
+    effects: TokenStats | None = None,
 ) -> FeatureSelection:
     """Select the `top_k` best latents of each layer; fewer, with a warning, where fewer are ever active.
 
@@ -110,7 +128,7 @@ def select_features(
     for (_, layer, _), sums in stats.sums.items():
         if top_k > (d_sae := len(sums.sum)):
             raise InputError(f"top_k is {top_k}, but the SAE of layer {layer} has {d_sae} latents; choose at most that")
-    ranked = rank_features(stats, contrast=contrast, score=score, side=side)
+    ranked = rank_features(stats, contrast=contrast, score=score, side=side, effects=effects)
     for layer, firing in ranked.layers.items():
         if (n := len(firing.ids)) < top_k:
             logger.info("layer %d: only %d latents are ever active: fewer than top_k %d", layer, n, top_k)
@@ -118,16 +136,24 @@ def select_features(
     return FeatureSelection(best, contrast, score)
 
 
-def rank_features(stats: TokenStats, *, contrast: str, score: str, side: str | None = None) -> FeatureSelection:
+def rank_features(
+    stats: TokenStats,
+    *,
+    contrast: str,
+    score: str,
+    side: str | None = None,
+    effects: TokenStats | None = None,
+) -> FeatureSelection:
     """Rank all active latents of each layer, highest score first; ties by id.
 
     Args:
         stats: sums over both sides of the contrast.
         contrast: "response", "prompt" or "both". "both" adds the two contrasts' scores, each divided by its norm over
-            the latents; a latent's delta and rates are then those of the contrast in which it scores higher.
-        score: "mean_diff", the paper's |mean over aligned - mean over unaligned|, or "standardized", that divided by
-            the pooled standard deviation of the two sides.
+            the latents; all else is then of the contrast in which a latent scores higher.
+        score: "mean_diff", the paper's |mean over aligned - mean over unaligned|; "standardized", that divided by
+            the pooled standard deviation of the two sides; or "attribution", |effect on the refusal margin|.
         side: only latents whose mean activation is higher on this side; None: all.
+        effects: the latents' effects (`attribution.EffectFitter`), for that score.
 
     Raises:
         InputError: if a side has no tokens, no latent of a layer fires, or activations were not finite.
@@ -137,7 +163,7 @@ def rank_features(stats: TokenStats, *, contrast: str, score: str, side: str | N
         raise InputError("the feature statistics are empty: no token was averaged; check the data")
     layers = {}
     for layer in stats.layers:
-        latents = _combined([_latents(*stats.pair(name, layer), score, layer) for name in names])
+        latents = _combined([_latents(stats, effects, name, layer, score) for name in names])
         # A stable sort, so that among equal scores the lower id comes first.
         order_F = latents.score.argsort(descending=True, stable=True)
         fires_F = latents.rate_aligned + latents.rate_unaligned > 0
@@ -152,15 +178,23 @@ def rank_features(stats: TokenStats, *, contrast: str, score: str, side: str | N
     return FeatureSelection(layers, contrast, score)
 
 
-def _latents(aligned: SideSums, unaligned: SideSums, score: str, layer: int) -> LayerSelection:
+def _latents(stats: TokenStats, effects: TokenStats | None, contrast: str, layer: int, score: str) -> LayerSelection:
     """Return every latent of a layer, in the order of the ids."""
+    aligned, unaligned = stats.pair(contrast, layer)
     delta_F = aligned.mean - unaligned.mean
     check_finite(delta_F, layer)
     score_F = delta_F.abs()
     if score == "standardized":
         std_F = _pooled_std(aligned, unaligned)
         score_F = torch.where(std_F > 0, score_F / std_F, 0.0)
-    return LayerSelection(torch.arange(len(delta_F)), delta_F, score_F, aligned.rate, unaligned.rate)
+    effect_F = None
+    if score == "attribution":
+        assert effects is not None, "the score needs effects"
+        # The margin is a difference, whose sign is in the sums: the effect on it is a sum of effects on its two terms.
+        effect_F = sum((term.mean for term in effects.pair(contrast, layer)), torch.zeros_like(delta_F))
+        check_finite(effect_F, layer)
+        score_F = effect_F.abs()
+    return LayerSelection(torch.arange(len(delta_F)), delta_F, score_F, aligned.rate, unaligned.rate, effect_F)
 
 
 def _pooled_std(aligned: SideSums, unaligned: SideSums) -> Tensor:
@@ -178,10 +212,6 @@ def _combined(contrasts: Sequence[LayerSelection]) -> LayerSelection:
     response, prompt = contrasts
     share_response_F, share_prompt_F = (normalize(latents.score, dim=0) for latents in contrasts)
     leads_F = share_response_F >= share_prompt_F
-    return LayerSelection(
-        ids=response.ids,
-        delta=torch.where(leads_F, response.delta, prompt.delta),
-        score=share_response_F + share_prompt_F,
-        rate_aligned=torch.where(leads_F, response.rate_aligned, prompt.rate_aligned),
-        rate_unaligned=torch.where(leads_F, response.rate_unaligned, prompt.rate_unaligned),
-    )
+    of_prompt = dict(prompt.items())
+    leading = {name: torch.where(leads_F, value_F, of_prompt[name]) for name, value_F in response.items()}
+    return replace(LayerSelection(**leading), score=share_response_F + share_prompt_F)

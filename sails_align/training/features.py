@@ -118,7 +118,7 @@ def explain_subspace(
 
     Returns:
         a dictionary for each feature, best first within a layer: `layer`, `used_by`, `id`, `delta`, `score`,
-        `rate_aligned`, `rate_unaligned`, and the fields of `saes.explain.Meaning`.
+        `rate_aligned`, `rate_unaligned`, `effect` (if it is the score), and the fields of `saes.explain.Meaning`.
 
     Raises:
         InputError: if the model or an SAE cannot be loaded.

@@ -202,6 +202,22 @@ def test_discover_then_train_finds_the_subspace_there(capsys, tmp_path, testbed)
     assert "trained" in capsys.readouterr().out
 
 
+def test_discover_by_effect(capsys, tmp_path, testbed):
+    options = ["--model_name_or_path", str(testbed.folder), "--output_dir", str(tmp_path), "--top_k", "12"]
+    options += ["--disable_tqdm", "true", "--max_train_examples", "24", "--score", "attribution"]
+    main(["discover", *options, "--n_texts", "8"])
+    printed = capsys.readouterr().out
+    first = json.loads((tmp_path / "discovered.json").read_text())[0]
+    assert first["score"] == abs(first["effect"])
+    assert f"{first['effect']:+.3f}" in printed
+    assert f"{first['delta']:+.3f}" in printed
+    subspace = json.loads((tmp_path / "subspace" / "subspace.json").read_text())["provenance"]
+    for about in (subspace, subspace["writers"]):
+        assert about["features"]["score"] == "attribution"
+        for of in about["features"]["layers"].values():
+            assert of["score"] == [abs(effect) for effect in of["effect"]] == sorted(of["score"], reverse=True)
+
+
 def test_discover_shows_a_baseline(capsys, tmp_path, testbed):
     options = ["--model_name_or_path", str(testbed.folder), "--output_dir", str(tmp_path / "run")]
     main(["discover", *options, "--init", "random_basis"])

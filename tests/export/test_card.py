@@ -94,6 +94,18 @@ def test_a_run_of_ones_own_model(run: Path, project: Project) -> None:
     assert "vllm serve BASE_MODEL --enable-lora --max-lora-rank 8 --lora-modules run=PATH" in text
 
 
+def test_features_that_were_chosen_by_their_effect(run: Path) -> None:
+    assert "effect" not in card_of(run)[0]
+    subspace = run / "subspace" / "subspace.json"
+    edit(subspace, "provenance", "features", "score", value="attribution")
+    for layer in ("0", "1"):
+        edit(subspace, "provenance", "features", "layers", layer, "effect", value=[-0.25] * 8)
+    text, _ = card_of(run)
+    assert "ranked by the size of their effect" in text
+    assert "| delta | effect | active, aligned |" in text
+    assert " | -0.250 | " in text
+
+
 def test_a_base_model_from_a_gguf_file(run: Path, tmp_path: Path) -> None:
     write_json(tmp_path / "1-abc" / "gguf_source.json", {"file": "small.Q4_1.gguf"})
     edit(run / "adapter_config.json", "base_model_name_or_path", value=str(tmp_path / "1-abc"))

@@ -13,9 +13,11 @@ from sails_align.core.errors import InputError
 from sails_align.subspace import selection as features
 from sails_align.subspace.options import CHOICES, DiscoveryOptions
 from sails_align.subspace.selection import FeatureFitter, rank_features, select_features
-from sails_align.subspace.statistics import TokenStats
+from sails_align.subspace.statistics import SIDES, SideSums, TokenStats
 
 D_SAE = 8
+BY_MEANS = tuple(score for score in CHOICES["score"] if score != "attribution")
+"""Scores that need no effects; `test_attribution.py` has the other one."""
 
 
 class ReluEncoder:
@@ -154,7 +156,7 @@ def test_a_constant_latent_has_a_finite_score() -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 999), score=st.sampled_from(CHOICES["score"]), top_k=st.integers(1, D_SAE - 1))
+@given(seed=st.integers(0, 999), score=st.sampled_from(BY_MEANS), top_k=st.integers(1, D_SAE - 1))
 def test_selection_properties(seed: int, score: str, top_k: int) -> None:
     """Fewer are a prefix of more; swapped sides only flip the signs; the order of the latents does not matter."""
     aligned_TF, unaligned_TF = random_acts(12, seed), random_acts(9, seed + 1000) + 0.3
@@ -175,7 +177,7 @@ def test_selection_properties(seed: int, score: str, top_k: int) -> None:
     assert torch.equal(order_F[permuted.layers[0].ids], chosen.ids)
 
 
-@pytest.mark.parametrize("score", CHOICES["score"])
+@pytest.mark.parametrize("score", BY_MEANS)
 def test_ties_are_broken_by_id(score: str) -> None:
     aligned_TF = torch.tensor([[1.0], [2.0]]).expand(2, D_SAE).clone()
     chosen = select_features(response(aligned_TF, torch.zeros(2, D_SAE)), contrast="response", score=score, top_k=5)
@@ -263,3 +265,40 @@ def test_latents_of_one_side_alone():
     assert rank_features(stats, **options).layers[0].ids.tolist() == [3, 0, 1, 2]
     assert rank_features(stats, **options, side="unaligned").layers[0].ids.tolist() == [3, 1]
     assert select_features(stats, **options, top_k=1, side="aligned").layers[0].ids.tolist() == [0]
+
+
+def test_effects_are_combined_and_kept_with_their_signs() -> None:
+    """Of two contrasts, each divided by its norm; a latent's sign is that of the contrast in which it scores higher."""
+    of_response, of_prompt = torch.zeros(D_SAE).double(), torch.zeros(D_SAE).double()
+    of_response[1], of_response[3] = -30.0, 40.0
+    of_prompt[2], of_prompt[3] = 0.8, -0.6
+    effects = TokenStats(
+        {
+            (contrast, 0, side): SideSums(torch.tensor(4), 4 * share * effect_F)
+            for contrast, effect_F in (("response", of_response), ("prompt", of_prompt))
+            for side, share in (("aligned", 3.0), ("unaligned", -2.0))
+        }
+    )
+    ranked = rank_features(both(1.0), contrast="both", score="attribution", effects=effects).layers[0]
+    assert ranked.ids[:3].tolist() == [3, 2, 1]
+    assert ranked.score[:3].tolist() == pytest.approx([0.8 + 0.6, 0.8, 0.6])
+    assert ranked.effect is not None
+    assert ranked.effect[:3].tolist() == pytest.approx([40.0, 0.8, -30.0])
+    one = rank_features(both(1.0), contrast="prompt", score="attribution", effects=effects).layers[0]
+    assert one.ids[:2].tolist() == [2, 3]
+    assert one.score[:2].tolist() == pytest.approx([0.8, 0.6])
+
+
+def test_a_side_still_limits_latents_whose_effect_is_the_score() -> None:
+    effects = TokenStats({("prompt", 0, side): SideSums(torch.tensor(1), torch.ones(D_SAE)) for side in SIDES})
+    ranked = rank_features(both(1.0), contrast="prompt", score="attribution", side="unaligned", effects=effects)
+    assert (ranked.layers[0].delta < 0).all()
+    assert len(ranked.layers[0].ids) < len(
+        rank_features(both(1.0), contrast="prompt", score="attribution", effects=effects).layers[0].ids
+    )
+
+
+def test_effects_that_are_not_finite_are_refused() -> None:
+    sums = {("prompt", 0, side): SideSums(torch.tensor(1), torch.full((D_SAE,), torch.nan)) for side in SIDES}
+    with pytest.raises(InputError, match="not finite"):
+        rank_features(both(1.0), contrast="prompt", score="attribution", effects=TokenStats(sums))

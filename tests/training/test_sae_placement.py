@@ -92,13 +92,14 @@ def test_every_layer_sees_every_example_once(placement: str, n_layers: int, n_pr
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("n", [2, 3])
-def test_sharded_finds_what_one_process_does(project: Project, tmp_path: Path, n: int) -> None:
+@pytest.mark.parametrize(("n", "score"), [(2, "mean_diff"), (3, "mean_diff"), (3, "attribution")])
+def test_sharded_finds_what_one_process_does(project: Project, tmp_path: Path, n: int, score: str) -> None:
     """With three processes for two layers, two of them divide the examples."""
-    alone = found(project, tmp_path / "alone")
+    alone = found(project, tmp_path / "alone", "--score", score)
     launch = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "accelerate_configs" / "multi_gpu.yaml")]
     launch += ["--num_processes", str(n), "--main_process_port", "0", "-m", "sails_align", "discover"]
-    command = [sys.executable, *launch, *project.argv(tmp_path / "run", "--sae_placement", "sharded")]
+    command = [sys.executable, *launch, *project.argv(tmp_path / "run", "--score", score)]
+    command += ["--sae_placement", "sharded"]
     environment = {**os.environ, "HF_DATASETS_CACHE": str(project.folder / "cache")}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

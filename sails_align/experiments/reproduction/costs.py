@@ -75,6 +75,8 @@ def _costs(job: Job, plan: Reproduction, config: PreTrainedConfig, rate: "_Rate"
         case "discover":
             args = next(args for args in plan.arguments.values() if args.sails.uses_subspace)
             n = 2 * args.sails.max_discovery_examples
+            if args.sails.score == "attribution":
+                n *= 4  # once more forward, and a backward pass of about twice the work
             return Costs(rate.hours(n * TOKENS), sae_bytes(args, config) / 1e9)
         case "train":
             args = plan.arguments[run]
