@@ -63,7 +63,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 def run(name: str, folder: Path, output: Path, **options: Any) -> dict[str, torch.Tensor]:
     """Run an edit, and return the weights it wrote."""
     given = {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
-    edits.run(name, folder, output, edits.EDITS.get(name).options(**given))
+    edits.run(name, folder, output, **given)
     return tensors(output)
 
 

@@ -42,7 +42,8 @@ def main(argv: Sequence[str], prog: str | None = None) -> None:
     classes = [EditFolders] if entry.options is None else [EditFolders, entry.options]
     folders, *chosen = CommandLine.read(options).parse(classes, prog=prog)
     from sails_align.core.earlier import RECORD_FILE, check_earlier, write_record
-    from sails_align.export.card import write_card
+    from sails_align.export.card import WeightEdit, write_card
+    from sails_align.export.card_facts import public_name
     from sails_align.models.contents import content_of
 
     output, overwrite = folders.output, folders.overwrite_output_dir
@@ -57,8 +58,13 @@ def main(argv: Sequence[str], prog: str | None = None) -> None:
         print(f"{output} holds this result: nothing is done")
         return
 
+    def public(name: str, value: Any) -> Any:
+        return public_name(value) if name in MODELS else value
+
     def finish(folder: Path) -> None:
-        write_card(folders.run, folder, merged=not (folder / "adapter_config.json").is_file())
+        options = {name: public(name, value) for name, value in identity["options"].items()}
+        told = None if name == "merge" else WeightEdit(name, entry.summary, options)
+        write_card(folders.run, folder, merged=not (folder / "adapter_config.json").is_file(), edit=told)
         write_record(folder, identity)
 
     with set_aside(output) if is_ours else nullcontext():

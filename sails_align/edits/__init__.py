@@ -6,10 +6,13 @@ with it before it appears, and returns what it measured: an object whose `report
 """
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from sails_align.core.errors import InputError
 from sails_align.core.registry import Entry, Registry
+from sails_align.core.suggestions import did_you_mean
 from sails_align.edits.options import LoxOptions, MergeOptions, SafeLoraOptions, TaskArithmeticOptions, WiseFtOptions
 
 EDITS = Registry(
@@ -50,20 +53,25 @@ def run(
     output: str | Path,
     options: Any = None,
     finish: Callable[[Path], object] | None = None,
+    **values: Any,
 ) -> Any:
-    """Run an edit on a finished run.
+    """Run an edit on a finished run: `run("lox", "runs/mine", "runs/mine-lox", k=6, alpha=1.25)`.
 
     Args:
         name: in `EDITS`.
         folder: of the run, or of any adapter that the edit takes.
         output: the folder to make.
-        options: of the edit's own class; None: the defaults.
+        options: of the edit's own class; None: those of `values`.
         finish: called with the folder before it appears, to add a model card.
+        values: options by name; the others have their defaults.
 
     Raises:
-        InputError: if there is no such edit; or from the edit.
+        InputError: if there is no such edit or option; or from the edit.
     """
     entry = EDITS.get(name)
     if options is None and entry.options is not None:
-        options = entry.options()
+        known = [field.name for field in fields(entry.options)]
+        if unknown := [value for value in values if value not in known]:
+            raise InputError(f"the edit {name} has no option {unknown[0]!r}{did_you_mean(unknown[0], known)}")
+        options = entry.options(**values)
     return entry.load()(Path(folder), Path(output), options, finish)

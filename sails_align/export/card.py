@@ -6,7 +6,8 @@ effect.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,23 @@ TRAINING_OPTIONS = (
 )
 
 
-def write_card(run: Path, folder: Path, *, merged: bool = False) -> Path:
-    """Write the model card of a run beside its adapter, or beside the merged model. Returns its path.
+@dataclass(frozen=True)
+class WeightEdit:
+    """An edit of trained weights, for the card of what it made."""
+
+    name: str
+    summary: str
+    options: Mapping[str, Any]
+
+
+def write_card(run: Path, folder: Path, *, merged: bool = False, edit: WeightEdit | None = None) -> Path:
+    """Write the model card of a run beside its adapter, or beside the merged or edited model. Returns its path.
 
     Args:
         run: directory with run.json, metrics.json, adapter_config.json and subspace/, or some of them.
         folder: of the new README.md.
         merged: whether the folder holds the merged model.
+        edit: what was done to the run's weights, besides merging.
 
     Raises:
         InputError: if one of the files is damaged.
@@ -47,7 +58,7 @@ def write_card(run: Path, folder: Path, *, merged: bool = False) -> Path:
     facts = read_facts(run, merged=merged)
     try:
         template = TEMPLATE.read_text(encoding="utf-8")
-        card = ModelCard.from_template(_metadata(facts), template_str=template, **_values(facts, run))
+        card = ModelCard.from_template(_metadata(facts), template_str=template, edit=edit, **_values(facts, run))
     except InputError:
         raise
     except (AttributeError, TypeError, KeyError, ValueError, jinja2.TemplateError) as error:

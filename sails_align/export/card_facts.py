@@ -113,7 +113,8 @@ def read_facts(run: Path, *, merged: bool) -> Facts:
         adapter=adapter,
         subspace=header.get("provenance", {}),
         base_model=adapter.get("base_model_name_or_path")
-        or record.get("options", {}).get("model", {}).get("model_name_or_path"),
+        or record.get("options", {}).get("model", {}).get("model_name_or_path")
+        or (None if adapter or record else str(run)),
     )
 
 

@@ -17,7 +17,6 @@ from sails_align import edits
 from sails_align.core.artifacts import content_hash, package_versions
 from sails_align.core.cost import Cost
 from sails_align.core.files import exclusive, write_text
-from sails_align.core.registry import Entry
 from sails_align.experiments.plan import Cell
 from sails_align.experiments.tampering.attacks import ATTACKS, Attack
 from sails_align.experiments.tampering.benches import Bench, Row, bench_of
@@ -147,10 +146,8 @@ class _Work:
     def edited(self, model: Path, each: Mapping[str, Mapping[str, Any]], when: str) -> Path:
         """Apply edits one after the other."""
         for name, options in each.items():
-            entry: Entry = edits.EDITS.get(name)
-            assert entry.options is not None
             output = self.folder / f"{when}-{name}"
-            edits.run(name, model, output, entry.options(**self._options(options)))
+            edits.run(name, model, output, **self._options(options))
             model = output
         return model
 
