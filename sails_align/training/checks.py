@@ -27,6 +27,7 @@ from transformers.utils.generic import is_flash_attention_requested
 from sails_align.core.errors import InputError
 from sails_align.models.load import exact_attention
 from sails_align.subspace.options import PRESETS
+from sails_align.training.callbacks.options import EmaOptions
 from sails_align.training.plan import TrainingPlan
 
 logger = logging.getLogger(__name__)
@@ -103,6 +104,11 @@ def _check_saving(args: TrainingPlan) -> None:
         )
     if adapter is not None and Path(adapter).resolve() == Path(str(training.output_dir)).resolve():
         raise InputError(f"--adapter_path is {adapter}, where the new adapter would go; give another --output_dir")
+    if training.load_best_model_at_end and args.of(EmaOptions).ema_half_life is not None:
+        raise InputError(
+            "load_best_model_at_end is true, but with ema_half_life the result is the average over all steps;\n"
+            "leave one of them out"
+        )
     for name in ("save_only_model", "sync_ref_model"):
         if getattr(training, name, False):
             raise InputError(f"{name} is true, but then a run cannot be resumed without loss; leave it out")
@@ -120,10 +126,10 @@ def _check_engine(args: TrainingPlan) -> None:
             f"--init {sails.init} is computed from whole weights, but {engine} splits them;\n"
             "use ZeRO-2 or DDP (accelerate_configs/zero2.yaml), or another --init"
         )
-    if sails.uses_subspace and sails.subspace_mode == "decay" and engine not in ("single", "ddp"):
+    if engine not in ("single", "ddp") and (option := _writing(args)):
         raise InputError(
-            f"subspace_mode decay does not work with {engine}, which trains copies or parts of the weights;\n"
-            "use subspace_mode init or freeze, or train on one GPU or with DDP"
+            f"{option} does not work with {engine}, which trains copies or parts of the weights;\n"
+            "leave it out, or train on one GPU or with DDP"
         )
     plugin = args.training.deepspeed_plugin
     stage_3 = {} if plugin is None else plugin.deepspeed_config.get("zero_optimization", {})
@@ -137,6 +143,13 @@ def _check_engine(args: TrainingPlan) -> None:
             "FSDP would save weights in parts, which nothing else can load;\n"
             "set fsdp_state_dict_type: FULL_STATE_DICT (as accelerate_configs/fsdp2.yaml does)"
         )
+
+
+def _writing(args: TrainingPlan) -> str | None:
+    """Return an option with which a callback writes parameters, if there is one."""
+    decays = args.sails.uses_subspace and args.sails.subspace_mode == "decay"
+    averages = args.of(EmaOptions).ema_half_life is not None
+    return "subspace_mode decay" if decays else "ema_half_life" if averages else None
 
 
 def _check_batches(args: TrainingPlan) -> None:

@@ -15,3 +15,18 @@ class DecayOptions:
 
     def __post_init__(self) -> None:
         check_positive(self, "subspace_decay")
+
+
+@dataclass(frozen=True)
+class EmaOptions:
+    """Options of the callback `ema`."""
+
+    ema_half_life: float | None = option(
+        None,
+        "End with an average of the weights over the steps: after this number of steps a weight counts half as much. "
+        "Default: no average, the weights of the last step.",
+    )
+
+    def __post_init__(self) -> None:
+        if self.ema_half_life is not None:
+            check_positive(self, "ema_half_life")
