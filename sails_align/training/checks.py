@@ -24,10 +24,11 @@ from transformers.utils import (
 )
 from transformers.utils.generic import is_flash_attention_requested
 
+from sails_align.core.artifacts import read_header
 from sails_align.core.errors import InputError
 from sails_align.models.load import exact_attention
 from sails_align.subspace.options import PRESETS
-from sails_align.training.callbacks.options import EmaOptions
+from sails_align.training.callbacks.options import EmaOptions, FreezeUnitsOptions
 from sails_align.training.plan import TrainingPlan
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ def check_options(args: TrainingPlan) -> None:
     _check_values(args)
     args.make_loss()
     _check_saving(args)
+    _check_units(args)
     services, known = args.training.report_to or [], get_available_reporting_integrations()
     if missing := [name for name in services if name not in known]:
         raise InputError(
@@ -126,7 +128,7 @@ def _check_engine(args: TrainingPlan) -> None:
             f"--init {sails.init} is computed from whole weights, but {engine} splits them;\n"
             "use ZeRO-2 or DDP (accelerate_configs/zero2.yaml), or another --init"
         )
-    if engine not in ("single", "ddp") and (option := _writing(args)):
+    if engine not in ("single", "ddp") and (option := writing_option(args)):
         raise InputError(
             f"{option} does not work with {engine}, which trains copies or parts of the weights;\n"
             "leave it out, or train on one GPU or with DDP"
@@ -145,11 +147,39 @@ def _check_engine(args: TrainingPlan) -> None:
         )
 
 
-def _writing(args: TrainingPlan) -> str | None:
-    """Return an option with which a callback writes parameters, if there is one."""
-    decays = args.sails.uses_subspace and args.sails.subspace_mode == "decay"
-    averages = args.of(EmaOptions).ema_half_life is not None
-    return "subspace_mode decay" if decays else "ema_half_life" if averages else None
+def writing_option(args: TrainingPlan) -> str | None:
+    """Return an option with which a callback writes parameters, which needs whole weights; None if there is none."""
+    used = {
+        "subspace_mode decay": args.sails.uses_subspace and args.sails.subspace_mode == "decay",
+        "ema_half_life": args.of(EmaOptions).ema_half_life is not None,
+        "freeze_units": args.of(FreezeUnitsOptions).freeze_units is not None,
+    }
+    return next((name for name, is_used in used.items() if is_used), None)
+
+
+def _check_units(args: TrainingPlan) -> None:
+    """Refuse to freeze units that are not there, or that the start of the training does not leave frozen."""
+    options, sails = args.of(FreezeUnitsOptions), args.sails
+    given = [name for name in ("frozen_units", "trained_units") if name in args.given]
+    if options.freeze_units is None:
+        if given:
+            raise InputError(f"{given[0]} is given without freeze_units; add --freeze_units, or leave it out")
+        return
+    if options.trained_units is not None and len(given) == 2:
+        raise InputError("frozen_units and trained_units are both given; leave one of them out")
+    if read_header(Path(options.freeze_units), "units") is None:
+        raise InputError(
+            f"freeze_units is {options.freeze_units}, which holds no units;\n"
+            "give the folder units that sails units wrote (in its --output_dir)"
+        )
+    start = "adapter_path" if sails.adapter_path is not None else "use_dora" if args.model.use_dora else None
+    if start is None and args.model.use_peft and sails.initializer.changes_base:
+        start = f"init {sails.init}"
+    if start is not None:
+        raise InputError(
+            f"freeze_units does not work with {start}: the adapter would change the frozen units;\n"
+            "start with a new adapter (after sails merge, if there is a trained one), or with --use_peft false"
+        )
 
 
 def _check_batches(args: TrainingPlan) -> None:
