@@ -24,7 +24,6 @@ from transformers.utils import (
 )
 from transformers.utils.generic import is_flash_attention_requested
 
-from sails_align.core.artifacts import read_header
 from sails_align.core.errors import InputError
 from sails_align.models.load import exact_attention
 from sails_align.subspace.options import PRESETS
@@ -167,11 +166,6 @@ def _check_units(args: TrainingPlan) -> None:
         return
     if options.trained_units is not None and len(given) == 2:
         raise InputError("frozen_units and trained_units are both given; leave one of them out")
-    if read_header(Path(options.freeze_units), "units") is None:
-        raise InputError(
-            f"freeze_units is {options.freeze_units}, which holds no units;\n"
-            "give the folder units that sails units wrote (in its --output_dir)"
-        )
     start = "adapter_path" if sails.adapter_path is not None else "use_dora" if args.model.use_dora else None
     if start is None and args.model.use_peft and sails.initializer.changes_base:
         start = f"init {sails.init}"

@@ -237,7 +237,7 @@ def test_units_of_another_model(
         (["--frozen_units", "scu"], "frozen_units is given without freeze_units"),
         (["--freeze_units", "UNITS", "--frozen_units", "scp"], "did you mean 'scu'"),
         (["--freeze_units", "UNITS", "--frozen_units", "scu", "--trained_units", "ru"], "are both given"),
-        (["--freeze_units", "nowhere"], "freeze_units is nowhere, which holds no units"),
+        (["--freeze_units", "nowhere"], "nowhere holds no units artifact"),
         (["--freeze_units", "UNITS", "--init", "pissa"], "freeze_units does not work with init pissa"),
         (["--freeze_units", "UNITS", "--adapter_path", "x"], "freeze_units does not work with adapter_path"),
         (["--freeze_units", "UNITS", "--use_dora", "true"], "freeze_units does not work with use_dora"),
