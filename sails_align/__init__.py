@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sails_align.subspace.basis import Subspace
     from sails_align.training.callbacks.decay import SubspaceDecay
     from sails_align.training.callbacks.drift import DriftCallback
+    from sails_align.training.callbacks.ema import WeightAverage
     from sails_align.training.callbacks.learning_curve import LearningCurveCallback
 
 _PUBLIC = {
@@ -39,6 +40,7 @@ _PUBLIC = {
     "LearningCurveCallback": "training.callbacks.learning_curve:LearningCurveCallback",
     "Subspace": "subspace.basis:Subspace",
     "SubspaceDecay": "training.callbacks.decay:SubspaceDecay",
+    "WeightAverage": "training.callbacks.ema:WeightAverage",
     "compare": "evaluation.result:compare",
     "discover": "initializers.discover:discover",
     "edit": "edits:run",
@@ -57,6 +59,7 @@ __all__ = [
     "LearningCurveCallback",
     "Subspace",
     "SubspaceDecay",
+    "WeightAverage",
     "compare",
     "discover",
     "edit",

@@ -32,6 +32,7 @@ class Command(Entry):
 _COMMANDS = {
     "discover": ("discover:main", "Find the safety subspace of a model, save it, and show its features."),
     "features": ("features:main", "Explain the features of a finished run, and what training did to them."),
+    "units": ("units:main", "Find the channels of a model that matter for safety, and for utility."),
     "train-sae": ("train_sae:main", "Train sparse autoencoders (SAEs) for a model."),
     "train sft": ("train:align", "Find the subspace, initialize adapters in it, fine-tune, and measure.", "sft"),
     "train dpo": ("train:align", "The same by direct preference optimization (DPO).", "dpo"),

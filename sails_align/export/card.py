@@ -114,6 +114,11 @@ def _options(facts: Facts) -> Iterator[tuple[str, Any]]:
         yield name, sails.get(name)
     if sails.get("subspace_mode") == "decay":
         yield "subspace_decay", facts.options("callbacks").get("subspace_decay")
+    callbacks = facts.options("callbacks")
+    yield "ema_half_life", callbacks.get("ema_half_life")
+    if callbacks.get("freeze_units"):
+        trained = callbacks.get("trained_units")
+        yield "trained units" if trained else "frozen units", _joined(trained or callbacks.get("frozen_units"))
     if facts.adapter:
         modules = facts.adapter.get("target_modules")
         n_modules = len(modules) if isinstance(modules, list) else 1

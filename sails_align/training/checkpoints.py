@@ -191,6 +191,7 @@ def train(trainer: Trainer, checkpoint: str | None) -> None:
         if 0 < trainer.args.max_steps <= done:
             # transformers would train one more step. With no epochs left to train, it only loads the checkpoint.
             trainer.args.max_steps, trainer.args.num_train_epochs = -1, 0
+    trainer.args.resume_from_checkpoint = checkpoint  # for callbacks that keep something in checkpoints
     steps = log_steps(trainer)
     try:
         with fitting_threads(trainer.model):  # pyright: ignore[reportArgumentType] -- it has one

@@ -27,6 +27,7 @@ from transformers.utils.generic import is_flash_attention_requested
 from sails_align.core.errors import InputError
 from sails_align.models.load import exact_attention
 from sails_align.subspace.options import PRESETS
+from sails_align.training.callbacks.options import EmaOptions, FreezeUnitsOptions
 from sails_align.training.plan import TrainingPlan
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ def check_options(args: TrainingPlan) -> None:
     _check_values(args)
     args.make_loss()
     _check_saving(args)
+    _check_units(args)
     services, known = args.training.report_to or [], get_available_reporting_integrations()
     if missing := [name for name in services if name not in known]:
         raise InputError(
@@ -103,6 +105,11 @@ def _check_saving(args: TrainingPlan) -> None:
         )
     if adapter is not None and Path(adapter).resolve() == Path(str(training.output_dir)).resolve():
         raise InputError(f"--adapter_path is {adapter}, where the new adapter would go; give another --output_dir")
+    if training.load_best_model_at_end and args.of(EmaOptions).ema_half_life is not None:
+        raise InputError(
+            "load_best_model_at_end is true, but with ema_half_life the result is the average over all steps;\n"
+            "leave one of them out"
+        )
     for name in ("save_only_model", "sync_ref_model"):
         if getattr(training, name, False):
             raise InputError(f"{name} is true, but then a run cannot be resumed without loss; leave it out")
@@ -120,10 +127,10 @@ def _check_engine(args: TrainingPlan) -> None:
             f"--init {sails.init} is computed from whole weights, but {engine} splits them;\n"
             "use ZeRO-2 or DDP (accelerate_configs/zero2.yaml), or another --init"
         )
-    if sails.uses_subspace and sails.subspace_mode == "decay" and engine not in ("single", "ddp"):
+    if engine not in ("single", "ddp") and (option := writing_option(args)):
         raise InputError(
-            f"subspace_mode decay does not work with {engine}, which trains copies or parts of the weights;\n"
-            "use subspace_mode init or freeze, or train on one GPU or with DDP"
+            f"{option} does not work with {engine}, which trains copies or parts of the weights;\n"
+            "leave it out, or train on one GPU or with DDP"
         )
     plugin = args.training.deepspeed_plugin
     stage_3 = {} if plugin is None else plugin.deepspeed_config.get("zero_optimization", {})
@@ -136,6 +143,36 @@ def _check_engine(args: TrainingPlan) -> None:
         raise InputError(
             "FSDP would save weights in parts, which nothing else can load;\n"
             "set fsdp_state_dict_type: FULL_STATE_DICT (as accelerate_configs/fsdp2.yaml does)"
+        )
+
+
+def writing_option(args: TrainingPlan) -> str | None:
+    """Return an option with which a callback writes parameters, which needs whole weights; None if there is none."""
+    used = {
+        "subspace_mode decay": args.sails.uses_subspace and args.sails.subspace_mode == "decay",
+        "ema_half_life": args.of(EmaOptions).ema_half_life is not None,
+        "freeze_units": args.of(FreezeUnitsOptions).freeze_units is not None,
+    }
+    return next((name for name, is_used in used.items() if is_used), None)
+
+
+def _check_units(args: TrainingPlan) -> None:
+    """Refuse to freeze units that are not there, or that the start of the training does not leave frozen."""
+    options, sails = args.of(FreezeUnitsOptions), args.sails
+    given = [name for name in ("frozen_units", "trained_units") if name in args.given]
+    if options.freeze_units is None:
+        if given:
+            raise InputError(f"{given[0]} is given without freeze_units; add --freeze_units, or leave it out")
+        return
+    if options.trained_units is not None and len(given) == 2:
+        raise InputError("frozen_units and trained_units are both given; leave one of them out")
+    start = "adapter_path" if sails.adapter_path is not None else "use_dora" if args.model.use_dora else None
+    if start is None and args.model.use_peft and sails.initializer.changes_base:
+        start = f"init {sails.init}"
+    if start is not None:
+        raise InputError(
+            f"freeze_units does not work with {start}: the adapter would change the frozen units;\n"
+            "start with a new adapter (after sails merge, if there is a trained one), or with --use_peft false"
         )
 
 

@@ -18,8 +18,9 @@ from sails_align.saes.files import LAYER
 from sails_align.subspace.basis import Subspace
 from sails_align.subspace.options import Method
 from sails_align.testbed.build import Testbed
+from sails_align.training.checks import writing_option
 from sails_align.training.dataset import load_model_config, load_source
-from sails_align.training.memory import FOR_QUANTIZED, Engine, Memory, checkpoint_bytes, estimate
+from sails_align.training.memory import WHOLE_WEIGHTS, Engine, Memory, checkpoint_bytes, estimate
 from sails_align.training.options import Gpus
 from sails_align.training.plan import TrainingPlan, changed
 from sails_align.training.run import parse, resolved
@@ -57,7 +58,8 @@ def estimate_training(method: Method, argv: Sequence[str], gpus: Gpus) -> dict[s
     if setup.quantized_bytes is not None:
         notes.append(f"{setup.quantized_bytes:.3g} bytes for a weight of a linear module")
     engines = {}
-    for engine in get_args(Engine) if setup.quantized_bytes is None else FOR_QUANTIZED:
+    needs_whole = setup.quantized_bytes is not None or writing_option(args) is not None
+    for engine in WHOLE_WEIGHTS if needs_whole else get_args(Engine):
         memory = estimate(engine, shape, setup, gpus.num_gpus, gpus.gpus_per_node)
         is_enough = fits(memory, gpus.gpu_memory_gib)
         written = checkpoint_bytes(engine, shape, setup)

@@ -15,6 +15,7 @@ from sails_align.core.options import all_but, different
 from sails_align.data.pairs import fingerprint
 from sails_align.models.spec import identity_of
 from sails_align.subspace.basis import Subspace
+from sails_align.training.callbacks.options import FreezeUnitsOptions
 from sails_align.training.dataset import TrainingSource
 from sails_align.training.plan import TrainingPlan
 
@@ -45,7 +46,7 @@ LEFT_OUT: Mapping[str, frozenset[str]] = {
     ),
     "known by what they name or stand for": _names(
         """model_name_or_path dataset_name helpful_dataset_name chat_template_path adapter_path sae_path subspace_path
-        ref_model_name_or_path warm_start_path preset"""
+        ref_model_name_or_path warm_start_path preset freeze_units"""
     ),
     "compared apart: a resumed run may train longer": _names("max_steps num_train_epochs"),
 }
@@ -70,6 +71,7 @@ def run_identity(args: TrainingPlan, source: TrainingSource, subspace: Subspace 
         "init": args.start,
         "adapter": None if sails.adapter_path is None else identity_of(sails.adapter_path),
         "reference": None if reference is None else identity_of(reference),
+        "units": _units(args),
         "engine": args.engine,
         "n_processes": n_processes(),
         "chat_template": content_hash(source.tokenizer.chat_template),
@@ -123,3 +125,9 @@ def _subspace_source(args: TrainingPlan) -> dict[str, Any] | None:
         return sails.saes().identity()
     path = Path(sails.subspace_path) / "subspace.safetensors"
     return {"subspace": file_hash(path) if path.is_file() else None}
+
+
+def _units(args: TrainingPlan) -> str | None:
+    """Return the hash of the units to freeze; None without any."""
+    folder = args.of(FreezeUnitsOptions).freeze_units
+    return None if folder is None else file_hash(Path(folder) / "units.safetensors")

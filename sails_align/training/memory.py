@@ -12,8 +12,8 @@ from typing import Literal
 from sails_align.training.shapes import Setup, Shape
 
 Engine = Literal["single", "ddp", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2"]
-FOR_QUANTIZED: tuple[Engine, ...] = ("single", "ddp")
-"""The engines that the recipes take for a quantized base."""
+WHOLE_WEIGHTS: tuple[Engine, ...] = ("single", "ddp")
+"""The engines with all weights on each GPU, as a quantized base and an average of the weights need them."""
 FP32 = 4
 ADAM = 2 * FP32
 """AdamW's two moments."""
@@ -98,7 +98,7 @@ def _replicated(shape: Shape, setup: Setup, n: int, on_node: int) -> Memory:
     return Memory(
         weights=_frozen(shape, setup, w) + trained,
         gradients=trained,
-        optimizer=2 * trained,
+        optimizer=2 * trained + (FP32 * T if setup.averaged else 0),
         reference={"none": 0, "adapter": trained, "model": _frozen(shape, setup, w) + T * w}[setup.reference],
         buffers=copies + (trained if n > 1 else 0),  # DDP's buckets hold all gradients once more
         activations=activations(shape, setup, w),
@@ -167,7 +167,8 @@ def checkpoint_bytes(engine: Engine, shape: Shape, setup: Setup) -> dict[str, in
     T, c, saved = shape.n_trainable, setup.compute_bytes, shape.n_saved
     if not engine.startswith("zero"):
         number = FP32 if setup.adapter or (engine == "fsdp2" and c < FP32) else setup.weight_bytes
-        return {"model": number * saved, "checkpoint": number * (saved + 2 * T)}
+        average = FP32 * T if setup.averaged else 0
+        return {"model": number * saved, "checkpoint": number * (saved + 2 * T) + average}
     # DeepSpeed keeps the fp32 weights with the moments; up to stage 2 the weights are there once more
     again = c * saved if engine in ("zero1", "zero2") else 0
     return {"model": c * saved, "checkpoint": c * saved + again + (FP32 + ADAM) * T}

@@ -55,6 +55,7 @@ from sails_align.training.stages import (
 from sails_align.training.subspace import find_subspace
 from sails_align.training.table import show_changes
 from sails_align.training.trainer import AlignmentTrainer, build_trainer, left_out
+from sails_align.training.units import check_units
 
 
 def parse(method: Method, argv: Sequence[str] | None = None, prog: str | None = None) -> TrainingPlan:
@@ -111,6 +112,7 @@ def run(args: TrainingPlan, output_dir: Path, stages: Stages) -> dict[str, Any]:
         source = load_source(args, testbed)
     say_data(source)
     check_machine(args, source.model_config)
+    check_units(args, source)
     if (finished := check_folder(args, source, output_dir)) is not None:
         if args.training.push_to_hub and is_main():
             finish(args, source, output_dir)

@@ -21,6 +21,7 @@ from sails_align.models.language_model import freeze_outside_decoder, outside_de
 from sails_align.models.load import empty_model, exact_attention
 from sails_align.models.parameters import count_parameters
 from sails_align.subspace.basis import Subspace
+from sails_align.training.callbacks.options import EmaOptions
 from sails_align.training.plan import TrainingPlan, changed
 from sails_align.training.starts import DEFAULT_TARGETS, adapted_modules, check_rank
 
@@ -72,6 +73,8 @@ class Setup:
     """What DPO keeps a frozen copy of. A new adapter needs none: its reference is the model with the adapter off."""
     quantized_bytes: float | None = None
     """Bytes of a weight of the blocks' linear modules, if bitsandbytes holds these in 4 or 8 bits."""
+    averaged: bool = False
+    """Whether an average of the trained weights is kept in fp32 (`--ema_half_life`)."""
 
 
 def shape_of(model: PreTrainedModel | PeftModel) -> Shape:
@@ -181,6 +184,7 @@ def setup_of(args: TrainingPlan, config: PreTrainedConfig) -> Setup:
         stores_scores=(model.attn_implementation or exact_attention(config)) == "eager",
         reference=reference,
         quantized_bytes=_quantized_bytes(model),
+        averaged=args.of(EmaOptions).ema_half_life is not None,
     )
 
 

@@ -128,7 +128,7 @@ def loaded_model(
         model = get_peft_model(base, config, autocast_adapter_dtype=cast)
         config.init_lora_weights = True  # else TRL's copy would change the base once more
         return model
-    _check_adapter(Path(args.sails.adapter_path), source)
+    check_adapter(Path(args.sails.adapter_path), source)
     return PeftModel.from_pretrained(base, args.sails.adapter_path, is_trainable=True, autocast_adapter_dtype=cast)
 
 
@@ -141,7 +141,7 @@ def adopted(plan: TrainingPlan, model: PeftModel) -> TrainingPlan:
     return replace(plan, model=changed(plan.model, **shape, lora_target_modules=modules))
 
 
-def _check_adapter(folder: Path, source: TrainingSource) -> None:
+def check_adapter(folder: Path, source: TrainingSource) -> None:
     """Refuse a folder without an adapter, one that is not plain LoRA, and one that was trained on another model."""
     adapter = read_adapter(folder)
     config = adapter.config

@@ -57,7 +57,8 @@ def test_the_figures_of_a_recipe(folder: Path, tmp_path: Path, capsys: pytest.Ca
     assert json.loads((tmp_path / "out" / "figures.json").read_text()) == result
     assert (result["method"], result["start"]) == ("dpo", "full")
     setup = {"rows": 4, "length": 1024, "weight_bytes": 4, "compute_bytes": 2, "adapter": False, "checkpointing": True}
-    assert result["setup"] == {**setup, "stores_scores": True, "reference": "model", "quantized_bytes": None}
+    others = {"stores_scores": True, "reference": "model", "quantized_bytes": None, "averaged": False}
+    assert result["setup"] == {**setup, **others}
     P, zero2 = result["shape"]["n_parameters"], result["engines"]["zero2"]
     assert (zero2["weights"], zero2["reference"]) == (2 * P, 2 * P)
     parts = ("weights", "gradients", "optimizer", "reference", "buffers", "activations")

@@ -321,3 +321,15 @@ def test_checkpoints_are_as_large_as_real_ones(adapter: bool, tmp_path: Path) ->
     zero = checkpoint_bytes("zero2", shape_of(model), setup)
     T = shape_of(model).n_trainable
     assert (zero["model"], zero["checkpoint"]) == (2 * T, 16 * T)
+
+
+def test_an_average_of_the_weights_is_kept_in_fp32(tmp_path: Path) -> None:
+    """Also of weights in bfloat16; `test_checkpoints_are_as_large_as_real_ones` has the rest."""
+    tiny("llama").save_pretrained(tmp_path)
+    argv = ["--model_name_or_path", str(tmp_path), "--use_peft", "false", "--dtype", "bfloat16"]
+    plain, averaged = (setup_of(parse("sft", [*argv, *more]), tiny("llama")) for more in ([], ["--ema_half_life", "5"]))
+    assert averaged == replace(plain, averaged=True)
+    shape = on_meta(tiny("llama"))
+    memory = [estimate("single", shape, setup, 1, 1).total for setup in (plain, averaged)]
+    written = [checkpoint_bytes("single", shape, setup)["checkpoint"] for setup in (plain, averaged)]
+    assert memory[1] - memory[0] == written[1] - written[0] == 4 * shape.n_trainable

@@ -39,6 +39,21 @@ def test_start(project: Project, tmp_path: Path, options: list[str], start: str)
         ("sft", ["--save_only_model"], "cannot be resumed without loss"),
         ("sft", ["--init", "lora"], "init is 'lora', which is not one of: sails, random_basis"),
         ("sft", ["--ref_model_name_or_path", "x"], "unknown option '--ref_model_name_or_path'"),
+        ("sft", ["--ema_half_life", "0"], "ema_half_life is 0.0; choose a value above 0"),
+        (
+            "dpo",
+            [
+                "--ema_half_life",
+                "4",
+                "--load_best_model_at_end",
+                "true",
+                "--eval_strategy",
+                "steps",
+                "--eval_steps",
+                "2",
+            ],
+            "with ema_half_life the result is the average",
+        ),
         ("dpo", ["--save_total_limit", "1"], "choose 2 or more"),
         ("sft", ["--max_steps", "0"], "which trains nothing"),
         ("sft", ["--num_train_epochs", "-1"], "num_train_epochs is -1.0, but must be a positive number"),
@@ -79,6 +94,8 @@ def test_options_of_no_effect_are_told(
         (["--init", "pissa"], ("zero3", "fsdp"), "computed from whole weights"),
         (["--init", "eva"], ("zero3", "fsdp"), "use ZeRO-2 or DDP"),
         (["--subspace_mode", "decay"], ("zero1", "zero2", "zero3", "fsdp"), "decay does not work with"),
+        (["--ema_half_life", "9"], ("zero1", "zero2", "zero3", "fsdp"), "ema_half_life does not work with"),
+        (["--freeze_units", "x"], ("zero1", "zero2", "zero3", "fsdp"), "freeze_units does not work with"),
     ],
 )
 def test_what_an_engine_cannot_do(

@@ -24,7 +24,7 @@ from sails_align.subspace.options import Method
 from sails_align.testbed.build import is_testbed
 from sails_align.training import run as align
 from sails_align.training.estimate import as_on_gpu, fits
-from sails_align.training.memory import FOR_QUANTIZED, Engine, Memory, estimate
+from sails_align.training.memory import WHOLE_WEIGHTS, Engine, Memory, estimate
 from sails_align.training.plan import TrainingPlan
 from sails_align.training.shapes import meta_model, setup_of, shape_of
 
@@ -279,7 +279,7 @@ def fitting_engine(args: TrainingPlan, config: PreTrainedConfig, num_gpus: int, 
         candidates.insert(0, "ddp")
     candidates.append("zero3_offload")
     if setup.quantized_bytes is not None:
-        candidates = [engine for engine in candidates if engine in FOR_QUANTIZED]
+        candidates = [engine for engine in candidates if engine in WHOLE_WEIGHTS]
     found = []
     for engine in candidates:
         memory = estimate(engine, shape, setup, num_gpus, num_gpus)

@@ -5,7 +5,7 @@ training asks for one. `init` describes the adapter's initialization (None: in n
 """
 
 from sails_align.core.registry import Entry, Registry
-from sails_align.training.callbacks.options import DecayOptions
+from sails_align.training.callbacks.options import DecayOptions, EmaOptions, FreezeUnitsOptions
 
 CALLBACKS = Registry(
     "callback",
@@ -15,6 +15,16 @@ CALLBACKS = Registry(
         ),
         "decay": Entry(
             "sails_align.training.callbacks.decay:attach", "Pull the adapter back towards its subspace.", DecayOptions
+        ),
+        "freeze_units": Entry(
+            "sails_align.training.callbacks.freeze_units:attach",
+            "Keep channels that carry safety as they are.",
+            FreezeUnitsOptions,
+        ),
+        "ema": Entry(
+            "sails_align.training.callbacks.ema:attach",
+            "End with an average of the weights over the steps.",
+            EmaOptions,
         ),
     },
 )

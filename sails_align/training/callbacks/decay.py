@@ -3,13 +3,12 @@
 from typing import Any
 
 import torch
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sails_align.core.errors import InputError
 from sails_align.initializers.adapter import AdapterInit
+from sails_align.training.callbacks.engines import refuse_parts
 from sails_align.training.callbacks.options import DecayOptions
 from sails_align.training.plan import TrainingPlan
 
@@ -39,9 +38,7 @@ class SubspaceDecay(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **kwargs: Any
     ) -> None:
-        # Their optimizers keep copies or parts of the parameters, so that what is written to these is lost or wrong.
-        refused = (DistributedType.DEEPSPEED, DistributedType.FSDP)
-        assert AcceleratorState().distributed_type not in refused, "refused with the options"
+        refuse_parts("subspace_mode decay")
         self._pairs = []
         for module in self._init.modules:
             parameter = self._init.factor(model, module, module.side)
