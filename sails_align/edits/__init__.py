@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from sails_align.core.registry import Entry, Registry
-from sails_align.edits.options import LoxOptions, MergeOptions, SafeLoraOptions, TaskArithmeticOptions, WiseFtOptions
+from sails_align.edits.options import (
+    LoxOptions,
+    MergeOptions,
+    RosiOptions,
+    SafeLoraOptions,
+    TaskArithmeticOptions,
+    WiseFtOptions,
+)
 
 EDITS = Registry(
     "edit",
@@ -39,6 +46,11 @@ EDITS = Registry(
             "sails_align.edits.safe_lora:edit",
             "Project the updates of a further training onto the alignment's directions (arXiv 2405.16833).",
             SafeLoraOptions,
+        ),
+        "rosi": Entry(
+            "sails_align.edits.rosi:edit",
+            "Write the direction of refusal into the output projections (ROSI, arXiv 2508.20766).",
+            RosiOptions,
         ),
     },
 )

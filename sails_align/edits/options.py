@@ -8,6 +8,9 @@ from sails_align.core.options import check_choices, check_least, option
 DTYPES = ("float32", "bfloat16", "float16")
 MODELS = ("base_model", "aligned_model", "unaligned_model")
 """Options that name a model which decides the result."""
+DATASETS = ("dataset_name", "helpful_dataset_name")
+"""Options that name data which decides the result."""
+ROSI_VARIANTS = ("rosi", "projected")
 
 
 @dataclass(frozen=True)
@@ -89,3 +92,43 @@ class SafeLoraOptions(EditOptions):
     def __post_init__(self) -> None:
         if not -1 <= self.threshold <= 1:
             raise InputError(f"threshold is {self.threshold}; choose a cosine, from -1 to 1")
+
+
+@dataclass(frozen=True)
+class RequestOptions(EditOptions):
+    """Options of edits that look at harmful requests."""
+
+    dataset_name: str | None = option(
+        None,
+        "Harmful requests, refused: a dataset, or testbed or smollm2 for theirs. Default: what the aligned model was "
+        "trained on, or what comes with it.",
+    )
+    n_prompts: int = option(128, "Requests of each dataset to look at, at most.")
+    data_seed: int = option(0, "Seed of their choice.")
+    max_length: int = option(512, "Tokens of a request with its response that are read, at most.")
+
+    def __post_init__(self) -> None:
+        check_least(self, n_prompts=1, max_length=1)
+
+
+@dataclass(frozen=True)
+class RosiOptions(RequestOptions):
+    """Options of the edit `rosi`."""
+
+    helpful_dataset_name: str | None = option(None, "Harmless requests: likewise.")
+
+    rho: float = option(0.02, "Size of the change as a share of each matrix (Frobenius norm). 0: nothing changes.")
+    layer: int | None = option(
+        None, "Layer whose direction is used. Default: the one that separates validation prompts best."
+    )
+    variant: str = option(
+        "rosi", "rosi (the paper's) or projected (amplify the direction in the outputs).", choices=ROSI_VARIANTS
+    )
+    system_prompt: str | None = option(
+        None, "System prompt while the direction is found, such as one that asks an uncensored model to be safe."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choices(self, {"variant": ROSI_VARIANTS})
+        check_least(self, rho=0)
