@@ -81,6 +81,6 @@ def save_requests(folder: Path) -> dict[str, str]:
     folder.mkdir()
     named = {"dataset_name": (harmful, refusal), "helpful_dataset_name": (harmless, answer)}
     for name, (request, response) in named.items():
-        rows = [{"prompt": f"{request} {i}", "chosen": f"{response} {i}"} for i in range(30)]
+        rows = [{"prompt": f"{request} {i}", "response": f"{response} {i}"} for i in range(30)]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {name: str(folder / f"{name}.jsonl") for name in named}

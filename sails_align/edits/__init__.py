@@ -12,6 +12,7 @@ from typing import Any
 from sails_align.core.registry import Entry, Registry
 from sails_align.edits.options import (
     LoxOptions,
+    LssfOptions,
     MergeOptions,
     RosiOptions,
     SafeLoraOptions,
@@ -51,6 +52,11 @@ EDITS = Registry(
             "sails_align.edits.rosi:edit",
             "Write the direction of refusal into the output projections (ROSI, arXiv 2508.20766).",
             RosiOptions,
+        ),
+        "lssf": Entry(
+            "sails_align.edits.lssf:edit",
+            "Add the difference aligned - unaligned within the subspace of safe answers (LSSF, arXiv 2602.00038).",
+            LssfOptions,
         ),
     },
 )

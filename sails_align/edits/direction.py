@@ -17,7 +17,7 @@ from sails_align.core.progress import progress_bar
 from sails_align.data.splits import split_by_prompt
 from sails_align.data.tokens import padded, tokenize_prompt
 from sails_align.edits.options import RosiOptions
-from sails_align.edits.requests import ROLES, SIDES, find_requests
+from sails_align.edits.requests import BATCH, BATCH_TOKENS, ROLES, SIDES, find_requests
 from sails_align.edits.weights import Weights
 from sails_align.models.hooks import check_layers, decoder_layers, evaluation_mode, token_states
 from sails_align.models.load import load_spec_tokenizer
@@ -25,7 +25,6 @@ from sails_align.subspace.forward import batches
 
 LEAST = 10
 """Prompts of each side, of which a fifth is for validation."""
-BATCH, BATCH_TOKENS = 16, 4096
 
 States = Mapping[int, Tensor]
 """Layer -> hidden states (N, D) at the last token of prompts, float64 on the CPU."""

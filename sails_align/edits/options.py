@@ -132,3 +132,24 @@ class RosiOptions(RequestOptions):
         super().__post_init__()
         check_choices(self, {"variant": ROSI_VARIANTS})
         check_least(self, rho=0)
+
+
+@dataclass(frozen=True)
+class LssfOptions(RequestOptions):
+    """Options of the edit `lssf`."""
+
+    aligned_model: str | None = option(
+        None, "The model before the further training. Default: the base model of an adapter."
+    )
+    unaligned_model: str | None = option(None, "The aligned model after training on harmful answers. Required.")
+    eta: float = option(0.85, "Share of the entropy of a layer's singular values that the safety subspace keeps.")
+    alpha: float = option(1.0, "How much of the projected difference aligned - unaligned to add. 0: nothing changes.")
+    a_1: float = option(1.0, "Weight of the first direction; it falls to 1 at the last one. 1: a plain projector.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.eta <= 1:
+            raise InputError(f"eta is {self.eta}; choose a share above 0, and at most 1")
+        for name in ("alpha", "a_1"):
+            if not abs(getattr(self, name)) < float("inf"):
+                raise InputError(f"{name} is {getattr(self, name)}; choose a finite number")

@@ -13,13 +13,17 @@ from sails_align.data import OF_MODELS
 from sails_align.data.loading import load_rows
 from sails_align.data.options import DataOptions
 from sails_align.data.pairs import normalize, requests_of
-from sails_align.data.tokens import TemplateCheck
+from sails_align.data.tokens import TemplateCheck, padded, tokenize_response
 from sails_align.edits.options import RequestOptions
 from sails_align.edits.weights import Weights
 from sails_align.models.adapters import read_json
+from sails_align.models.blocks import Batch
 from sails_align.models.spec import stem_of
+from sails_align.subspace.forward import batches
 
 SIDES = ("harmful", "harmless")
+BATCH, BATCH_TOKENS = 8, 4096
+"""Sequences and tokens in a batch, at most."""
 
 
 @dataclass(frozen=True)
@@ -122,3 +126,21 @@ def _of_run(run: Path, role: Role, check: TemplateCheck) -> Requests | None:
         check=check,
     )
     return Requests(found.dataset, name)
+
+
+def response_batches(
+    tokenizer: PreTrainedTokenizerBase, rows: Dataset, max_length: int, source: str, *, whole: bool = False
+) -> list[Batch]:
+    """Return batches of requests with their responses, whose masks hold the responses' content tokens.
+
+    With `whole`, the masks hold all tokens. Rows of which `max_length` leaves no token of the response are left out.
+    Raises `InputError` if none is left.
+    """
+    sides = [tokenize_response(tokenizer, row["prompt"], row["chosen"], max_length) for row in rows]  # pyright: ignore
+    found = []
+    for batch in batches(sides, BATCH, BATCH_TOKENS):
+        ids_BS, attention_BS, mask_BS = padded(batch)
+        found.append((ids_BS, attention_BS, attention_BS.bool() if whole else mask_BS))
+    if not found:
+        raise InputError(f"max_length ({max_length}) leaves no token of the responses of {source}; raise it")
+    return found
