@@ -11,6 +11,7 @@ from typing import Any
 
 from sails_align.core.registry import Entry, Registry
 from sails_align.edits.options import (
+    IrrOptions,
     LoxOptions,
     LssfOptions,
     MergeOptions,
@@ -57,6 +58,11 @@ EDITS = Registry(
             "sails_align.edits.lssf:edit",
             "Add the difference aligned - unaligned within the subspace of safe answers (LSSF, arXiv 2602.00038).",
             LssfOptions,
+        ),
+        "irr": Entry(
+            "sails_align.edits.irr:edit",
+            "Remove what works against the safety vector, and recalibrate the rest (IRR, arXiv 2412.11041).",
+            IrrOptions,
         ),
     },
 )

@@ -25,7 +25,7 @@ from sails_align.edits.logits import checked_device
 from sails_align.edits.options import LssfOptions
 from sails_align.edits.requests import find_requests, response_batches
 from sails_align.edits.subspaces import OutputSubspace, find_subspaces
-from sails_align.edits.weights import Update, Weights, aligned_of, open_aligned, open_required
+from sails_align.edits.weights import Difference, Update, aligned_of, open_aligned, open_required
 from sails_align.models.load import load_spec_tokenizer
 
 
@@ -39,7 +39,7 @@ def edit(run: Path, output: Path, options: LssfOptions, finish: Finish | None = 
     aligned = aligned_of(weights, other)
     check_new(output)
     device = checked_device(options.device)
-    vectors = SafetyVectors(aligned, unaligned)
+    vectors = Difference(aligned, unaligned)
     places = {name: place for name, place in linears_of(weights).items() if vectors.of(name) is not None}
     tokenizer = load_spec_tokenizer(aligned.spec)
     requests = find_requests("dataset_name", options, Path(aligned.spec.name), [aligned, weights], tokenizer)
@@ -53,24 +53,12 @@ def edit(run: Path, output: Path, options: LssfOptions, finish: Finish | None = 
     return apply("lssf", change, weights, output, device=device, finish=finish)
 
 
-class SafetyVectors:
-    """The differences of two models' weights, read as they are asked for."""
-
-    def __init__(self, aligned: Weights, unaligned: Weights) -> None:
-        self._aligned, self._unaligned = aligned, unaligned
-
-    def of(self, name: str) -> Tensor | None:
-        """Return aligned - unaligned of a tensor, float32; None if it is zero."""
-        vector = self._aligned.get(name) - self._unaligned.get(name)
-        return vector if vector.any() else None
-
-
 class Lssf:
     """Add to each linear layer the safety vector's part in its subspace."""
 
     keeps_adapter = False
 
-    def __init__(self, vectors: SafetyVectors, subspaces: Mapping[str, OutputSubspace], alpha: float) -> None:
+    def __init__(self, vectors: Difference, subspaces: Mapping[str, OutputSubspace], alpha: float) -> None:
         self._vectors, self._subspaces, self._alpha = vectors, subspaces, alpha
         ranks = sorted(subspace.rank for subspace in subspaces.values())
         self.notes = [f"ranks of {len(ranks)} subspaces: {ranks[0]} to {ranks[-1]}"] if ranks else []

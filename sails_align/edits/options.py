@@ -3,14 +3,15 @@
 from dataclasses import dataclass
 
 from sails_align.core.errors import InputError
-from sails_align.core.options import check_choices, check_least, option
+from sails_align.core.options import check_choices, check_least, check_positive, option
 
 DTYPES = ("float32", "bfloat16", "float16")
 MODELS = ("base_model", "aligned_model", "unaligned_model")
 """Options that name a model which decides the result."""
-DATASETS = ("dataset_name", "helpful_dataset_name")
+DATASETS = ("dataset_name", "helpful_dataset_name", "task_dataset_name")
 """Options that name data which decides the result."""
 ROSI_VARIANTS = ("rosi", "projected")
+RECALIBRATIONS = ("official", "exact", "none")
 
 
 @dataclass(frozen=True)
@@ -153,3 +154,40 @@ class LssfOptions(RequestOptions):
         for name in ("alpha", "a_1"):
             if not abs(getattr(self, name)) < float("inf"):
                 raise InputError(f"{name} is {getattr(self, name)}; choose a finite number")
+
+
+@dataclass(frozen=True)
+class IrrOptions(RequestOptions):
+    """Options of the edit `irr`."""
+
+    aligned_model: str | None = option(
+        None, "The model before the further training. Default: the base model of an adapter."
+    )
+    unaligned_model: str | None = option(None, "The aligned model after training on harmful answers. Required.")
+    task_dataset_name: str | None = option(
+        None,
+        "Requests and responses of the further training's task, for the recalibration. Default: what the run was "
+        "trained on, or harmless requests that come with its model.",
+    )
+    n_texts: int = option(256, "Of these, at most.")
+    sparsity: float = option(
+        0.0,
+        "Share of the entries against the safety vector that is kept: those with the lowest Fisher information of the "
+        "aligned model on refusals. 1: nothing changes.",
+    )
+    recalibrate: str = option(
+        "official",
+        "How the other entries make up for what is removed: official (column by column, as in the paper), exact (least "
+        "squares for each row, slow) or none.",
+        choices=RECALIBRATIONS,
+    )
+    blocksize: int = option(128, "Columns in which entries are ranked together.")
+    damping: float = option(0.01, "Added to the diagonal of the inputs' second moment, as a share of its mean.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choices(self, {"recalibrate": RECALIBRATIONS})
+        check_least(self, n_texts=1, blocksize=1)
+        check_positive(self, "damping")
+        if not 0 <= self.sparsity <= 1:
+            raise InputError(f"sparsity is {self.sparsity}; choose a share from 0 (all are removed) to 1 (none)")

@@ -13,7 +13,7 @@ from sails_align.data import OF_MODELS
 from sails_align.data.loading import load_rows
 from sails_align.data.options import DataOptions
 from sails_align.data.pairs import normalize, requests_of
-from sails_align.data.tokens import TemplateCheck, padded, tokenize_response
+from sails_align.data.tokens import TemplateCheck, TokenizedSide, padded, tokenize_response
 from sails_align.edits.options import RequestOptions
 from sails_align.edits.weights import Weights
 from sails_align.models.adapters import read_json
@@ -39,6 +39,7 @@ class Role:
 ROLES = {
     "dataset_name": Role("harmful", "script"),
     "helpful_dataset_name": Role("harmless", "data"),
+    "task_dataset_name": Role("harmless", "script"),
 }
 
 
@@ -133,14 +134,13 @@ def response_batches(
 ) -> list[Batch]:
     """Return batches of requests with their responses, whose masks hold the responses' content tokens.
 
-    With `whole`, the masks hold all tokens. Rows of which `max_length` leaves no token of the response are left out.
-    Raises `InputError` if none is left.
+    With `whole`, the masks hold all tokens but for padding; else rows of which `max_length` leaves no token of the
+    response are left out. Raises `InputError` if none is left.
     """
     sides = [tokenize_response(tokenizer, row["prompt"], row["chosen"], max_length) for row in rows]  # pyright: ignore
-    found = []
-    for batch in batches(sides, BATCH, BATCH_TOKENS):
-        ids_BS, attention_BS, mask_BS = padded(batch)
-        found.append((ids_BS, attention_BS, attention_BS.bool() if whole else mask_BS))
+    if whole:
+        sides = [TokenizedSide(side.input_ids, [True] * len(side.input_ids)) for side in sides]
+    found = [padded(batch) for batch in batches(sides, BATCH, BATCH_TOKENS)]
     if not found:
         raise InputError(f"max_length ({max_length}) leaves no token of the responses of {source}; raise it")
     return found

@@ -32,6 +32,9 @@ class OutputSubspace:
     def rank(self) -> int:
         return len(self.weights)
 
+    def on_cpu(self) -> "OutputSubspace":
+        return OutputSubspace(self.directions.cpu(), self.weights.cpu())
+
     def project(self, delta_OI: Tensor) -> Tensor:
         """Return P' delta, with P' = sum of a_i^2 u_i u_i^T (eq. 11), in float64."""
         scaled_OR = self.directions * self.weights
@@ -92,7 +95,7 @@ def find_subspaces(
             for path, gram_OO in grams.items():
                 if not gram_OO.isfinite().all():
                     raise InputError(f"the activations of {named[path]} are not finite; load the model in float32")
-                found[named[path]] = subspace_of(gram_OO.cpu(), n_tokens, eta, a_1)
+                found[named[path]] = subspace_of(gram_OO, n_tokens, eta, a_1).on_cpu()
             runner.advance()
             bar.advance(task)
     return found

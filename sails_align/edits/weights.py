@@ -139,6 +139,18 @@ def aligned_of(weights: Weights, aligned: Weights | None) -> Weights:
     return Weights(without_adapter(weights.spec)) if aligned is None else aligned
 
 
+class Difference:
+    """The differences of two models' weights, such as a safety vector, read as they are asked for."""
+
+    def __init__(self, one: Weights, other: Weights) -> None:
+        self._one, self._other = one, other
+
+    def of(self, name: str) -> Tensor | None:
+        """Return one - other of a tensor, float32; None if it is zero."""
+        delta = self._one.get(name) - self._other.get(name)
+        return delta if delta.any() else None
+
+
 def check_same_shapes(one: Weights, other: Weights) -> None:
     """Refuse two models whose tensors differ in names or shapes, with an `InputError`."""
     for name in one.names:
