@@ -4,13 +4,14 @@ sails edit merge runs/mine --output runs/mine-merged
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sails_align import edits
 from sails_align.core.command_line import CommandLine
+from sails_align.core.errors import InputError
 from sails_align.core.files import set_aside
 from sails_align.core.options import OVERWRITE, all_but, option
 from sails_align.edits.options import DATASETS, MODELS
@@ -41,11 +42,18 @@ def _contents_of(options: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _model_content(name: str) -> Any:
-    """Return what changes whenever a model does: a folder's, or that of a name such as testbed or a hub id."""
+    """Return what changes whenever a model does: a folder's, or that of a name such as testbed or a hub id.
+
+    None of a model that is not there; the edit says so.
+    """
     from sails_align.models.contents import content_of
     from sails_align.models.resolve import resolve_model
 
-    return content_of(Path(name)) if Path(name).is_dir() else dict(resolve_model(name).identity)
+    if Path(name).is_dir():
+        return content_of(Path(name))
+    with suppress(InputError):
+        return dict(resolve_model(name).identity)
+    return None
 
 
 def main(argv: Sequence[str], prog: str | None = None) -> None:

@@ -15,6 +15,7 @@ from sails_align.edits.subspaces import (
     weights_of,
 )
 from sails_align.edits.weights import open_weights
+from sails_align.models.inputs import watched_inputs
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -91,13 +92,18 @@ def test_the_outputs_are_those_for_inputs_of_unit_norm(family) -> None:
     model = dense_model(weights, "cpu", torch.float64)
     found = find_subspaces(model, places, [(ids_BS, torch.ones_like(ids_BS), mask_BS)], 0.8, 1.0)
     assert found.keys() == places.keys()
-    hidden_TD = model(input_ids=ids_BS, output_hidden_states=True).hidden_states[1][mask_BS]
-    inputs_TI = model.model.layers[1].input_layernorm(hidden_TD)
-    inputs_TI = inputs_TI / inputs_TI.norm(dim=1, keepdim=True)
-    name = "model.layers.1.self_attn.q_proj.weight"
-    left_OK, values_K, _ = torch.linalg.svd(weights.get(name).double() @ inputs_TI.T, full_matrices=False)
-    rank = entropy_rank(values_K.detach(), 0.8)
-    assert found[name].rank == rank
+    # Inputs of o_proj come from no norm, so that they differ in length.
+    module, inputs = "model.layers.1.self_attn.o_proj", []
+    with watched_inputs(model, [module], lambda _, inputs_BSI: inputs.append(inputs_BSI[mask_BS])), torch.no_grad():
+        model(input_ids=ids_BS)
+    lengths_T1 = inputs[0].norm(dim=1, keepdim=True)
+    assert lengths_T1.max() > 1.5 * lengths_T1.min()
+    outputs_OT = weights.get(f"{module}.weight").double() @ (inputs[0] / lengths_T1).T
+    left_OK, values_K, _ = torch.linalg.svd(outputs_OT, full_matrices=False)
+    rank = entropy_rank(values_K, 0.8)
+    assert found[f"{module}.weight"].rank == rank
     expected_OO = left_OK[:, :rank] @ left_OK[:, :rank].T
-    torch.testing.assert_close(found[name].project(torch.eye(len(left_OK))), expected_OO.detach(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        found[f"{module}.weight"].project(torch.eye(len(left_OK))), expected_OO, atol=1e-4, rtol=0
+    )
     assert N_LAYERS > 2  # the last block is not run
