@@ -1,5 +1,6 @@
 """Models of one family: a base, the aligned model, and what was trained from it."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 from adapters import save_adapter
 from safetensors.torch import load_file
-from tiny import save_model
+from tiny import SENTENCES, save_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sails_align import edits
@@ -72,3 +73,14 @@ def updates(folder: Path, scaling: float = 2.0) -> dict[str, torch.Tensor]:
     found = {name: value.double() for name, value in tensors(folder).items()}
     modules = {name.rsplit(".lora_", 1)[0] for name in found}
     return {m: scaling * found[f"{m}.lora_B.weight"] @ found[f"{m}.lora_A.weight"] for m in modules}
+
+
+def save_requests(folder: Path) -> dict[str, str]:
+    """Harmful requests that are refused, and harmless ones that are answered, as the options that name them."""
+    harmless, harmful, refusal, answer = SENTENCES
+    folder.mkdir()
+    named = {"dataset_name": (harmful, refusal), "helpful_dataset_name": (harmless, answer)}
+    for name, (request, response) in named.items():
+        rows = [{"prompt": f"{request} {i}", "response": f"{response} {i}"} for i in range(30)]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {name: str(folder / f"{name}.jsonl") for name in named}

@@ -13,7 +13,16 @@ from typing import Any
 from sails_align.core.errors import InputError
 from sails_align.core.registry import Entry, Registry
 from sails_align.core.suggestions import did_you_mean
-from sails_align.edits.options import LoxOptions, MergeOptions, SafeLoraOptions, TaskArithmeticOptions, WiseFtOptions
+from sails_align.edits.options import (
+    IrrOptions,
+    LoxOptions,
+    LssfOptions,
+    MergeOptions,
+    RosiOptions,
+    SafeLoraOptions,
+    TaskArithmeticOptions,
+    WiseFtOptions,
+)
 
 EDITS = Registry(
     "edit",
@@ -42,6 +51,21 @@ EDITS = Registry(
             "sails_align.edits.safe_lora:edit",
             "Project the updates of a further training onto the alignment's directions (arXiv 2405.16833).",
             SafeLoraOptions,
+        ),
+        "rosi": Entry(
+            "sails_align.edits.rosi:edit",
+            "Write the direction of refusal into the output projections (ROSI, arXiv 2508.20766).",
+            RosiOptions,
+        ),
+        "lssf": Entry(
+            "sails_align.edits.lssf:edit",
+            "Add the difference aligned - unaligned within the subspace of safe answers (LSSF, arXiv 2602.00038).",
+            LssfOptions,
+        ),
+        "irr": Entry(
+            "sails_align.edits.irr:edit",
+            "Remove what works against the safety vector, and recalibrate the rest (IRR, arXiv 2412.11041).",
+            IrrOptions,
         ),
     },
 )

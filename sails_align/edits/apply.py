@@ -3,14 +3,14 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from sails_align.core.artifacts import content_hash
 from sails_align.core.errors import InputError
-from sails_align.core.files import atomic_folder
+from sails_align.core.files import atomic_folder, write_json
 from sails_align.core.progress import progress_bar
 from sails_align.edits.logits import checked_device, logits_of, random_ids
 from sails_align.edits.options import EditOptions
@@ -18,6 +18,8 @@ from sails_align.edits.weights import Update, Weights, write_adapter, write_mode
 from sails_align.models.load import load_model
 from sails_align.models.resolve import resolve_model
 
+EDIT_FILE = "edit.json"
+"""In the edited folder: what was changed, and what the edit found."""
 Finish = Callable[[Path], object]
 
 
@@ -29,8 +31,11 @@ class TensorEdit(Protocol):
 
     keeps_adapter: bool
     """Whether `update` gives the edited adapter exactly. Else an adapter becomes a whole model."""
-    notes: list[str]
-    """What the user should know, added to as the tensors are edited."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know, once the tensors are edited."""
+        ...
 
     def tensor(self, name: str, weight: Tensor) -> Tensor | None:
         """Return the new values of a tensor of the model, in float32; None leaves it as it is."""
@@ -57,6 +62,15 @@ class Edited:
     """Largest absolute difference of logits between the model before and after, on random tokens."""
     largest_logit: float
     notes: tuple[str, ...]
+
+    def record(self) -> dict[str, Any]:
+        """Return what is written beside the weights, for the model card."""
+        return {
+            "method": self.method,
+            "changed": f"{self.n_changed} of {self.n_tensors} {'updates' if self.is_adapter else 'tensors'}",
+            "share": self.share,
+            "notes": list(self.notes),
+        }
 
     def report(self) -> Iterator[str]:
         """Yield the lines that the command prints."""
@@ -120,21 +134,23 @@ def apply(
         before_BSV = logits_of(load_model(weights.spec, device), ids_BS)
         after = resolve_model(str(temporary), weights.spec.base if keeps else None)
         after_BSV = logits_of(load_model(after, device), ids_BS)
+        edited = Edited(
+            method,
+            output,
+            keeps,
+            changes.n,
+            len(names),
+            changes.share,
+            (after_BSV - before_BSV).abs().max().item(),
+            before_BSV.abs().max().item(),
+            tuple(edit.notes),
+        )
+        write_json(temporary / EDIT_FILE, edited.record())
         if finish is not None:
             finish(temporary)
         for file in temporary.iterdir():
             file.chmod(0o644)  # safetensors makes it private
-    return Edited(
-        method,
-        output,
-        keeps,
-        changes.n,
-        len(names),
-        changes.share,
-        (after_BSV - before_BSV).abs().max().item(),
-        before_BSV.abs().max().item(),
-        tuple(edit.notes),
-    )
+    return edited
 
 
 def check_new(output: Path) -> None:

@@ -3,11 +3,15 @@
 from dataclasses import dataclass
 
 from sails_align.core.errors import InputError
-from sails_align.core.options import check_choices, check_least, option
+from sails_align.core.options import check_choices, check_least, check_positive, option
 
 DTYPES = ("float32", "bfloat16", "float16")
 MODELS = ("base_model", "aligned_model", "unaligned_model")
 """Options that name a model which decides the result."""
+DATASETS = ("dataset_name", "helpful_dataset_name", "task_dataset_name")
+"""Options that name data which decides the result."""
+ROSI_VARIANTS = ("rosi", "projected")
+RECALIBRATIONS = ("official", "exact", "none")
 
 
 @dataclass(frozen=True)
@@ -94,3 +98,101 @@ class SafeLoraOptions(EditOptions):
     def __post_init__(self) -> None:
         if not -1 <= self.threshold <= 1:
             raise InputError(f"threshold is {self.threshold}; choose a cosine, from -1 to 1")
+
+
+@dataclass(frozen=True)
+class RequestOptions(EditOptions):
+    """Options of edits that look at harmful requests."""
+
+    dataset_name: str | None = option(
+        None,
+        "Harmful requests, refused: a dataset, or testbed or smollm2 for theirs. Default: what the aligned model was "
+        "trained on, or what comes with it.",
+    )
+    n_prompts: int = option(128, "Requests of each dataset to look at, at most.")
+    data_seed: int = option(0, "Seed of their choice.")
+    max_length: int = option(512, "Tokens of a request with its response that are read, at most.")
+
+    def __post_init__(self) -> None:
+        check_least(self, n_prompts=1, max_length=1)
+
+
+@dataclass(frozen=True)
+class RosiOptions(RequestOptions):
+    """Options of the edit `rosi`."""
+
+    helpful_dataset_name: str | None = option(None, "Harmless requests: likewise.")
+
+    rho: float = option(0.02, "Size of the change as a share of each matrix (Frobenius norm). 0: nothing changes.")
+    layer: int | None = option(
+        None, "Layer whose direction is used. Default: the one that separates validation prompts best."
+    )
+    variant: str = option(
+        "rosi", "rosi (the paper's) or projected (amplify the direction in the outputs).", choices=ROSI_VARIANTS
+    )
+    system_prompt: str | None = option(
+        None, "System prompt while the direction is found, such as one that asks an uncensored model to be safe."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choices(self, {"variant": ROSI_VARIANTS})
+        check_least(self, rho=0)
+
+
+@dataclass(frozen=True)
+class LssfOptions(RequestOptions):
+    """Options of the edit `lssf`."""
+
+    aligned_model: str | None = option(
+        None, "The model before the further training. Default: the base model of an adapter."
+    )
+    unaligned_model: str | None = option(None, "The aligned model after training on harmful answers. Required.")
+    eta: float = option(0.85, "Share of the entropy of a layer's singular values that the safety subspace keeps.")
+    alpha: float = option(1.0, "How much of the projected difference aligned - unaligned to add. 0: nothing changes.")
+    a_1: float = option(1.0, "Weight of the first direction; it falls to 1 at the last one. 1: a plain projector.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.eta <= 1:
+            raise InputError(f"eta is {self.eta}; choose a share above 0, and at most 1")
+        for name in ("alpha", "a_1"):
+            if not abs(getattr(self, name)) < float("inf"):
+                raise InputError(f"{name} is {getattr(self, name)}; choose a finite number")
+
+
+@dataclass(frozen=True)
+class IrrOptions(RequestOptions):
+    """Options of the edit `irr`."""
+
+    aligned_model: str | None = option(
+        None, "The model before the further training. Default: the base model of an adapter."
+    )
+    unaligned_model: str | None = option(None, "The aligned model after training on harmful answers. Required.")
+    task_dataset_name: str | None = option(
+        None,
+        "Requests and responses of the further training's task, for the recalibration. Default: what the run was "
+        "trained on, or harmless requests that come with its model.",
+    )
+    n_texts: int = option(256, "Of these, at most.")
+    sparsity: float = option(
+        0.0,
+        "Share of the entries against the safety vector that is kept: those with the lowest Fisher information of the "
+        "aligned model on refusals. 1: nothing changes.",
+    )
+    recalibrate: str = option(
+        "official",
+        "How the other entries make up for what is removed: official (column by column, as in the paper), exact (least "
+        "squares for each row, slow) or none.",
+        choices=RECALIBRATIONS,
+    )
+    blocksize: int = option(128, "Columns in which entries are ranked together.")
+    damping: float = option(0.01, "Added to the diagonal of the inputs' second moment, as a share of its mean.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choices(self, {"recalibrate": RECALIBRATIONS})
+        check_least(self, n_texts=1, blocksize=1)
+        check_positive(self, "damping")
+        if not 0 <= self.sparsity <= 1:
+            raise InputError(f"sparsity is {self.sparsity}; choose a share from 0 (all are removed) to 1 (none)")

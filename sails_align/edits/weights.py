@@ -26,7 +26,7 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS
 from sails_align.core.errors import InputError
 from sails_align.models.adapters import CONFIG, WEIGHTS, adapted_model, read_adapter
 from sails_align.models.load import load_config, load_tokenizer, model_errors
-from sails_align.models.resolve import resolve_model
+from sails_align.models.resolve import resolve_model, without_adapter
 from sails_align.models.spec import ModelSpec
 
 PREFIX = "base_model.model."
@@ -132,6 +132,23 @@ def open_aligned(run: Path, base_model: str | None, aligned_model: str | None) -
     if aligned_model is None:
         raise InputError(f"{run} is no adapter, so the model before is not known; give it with --aligned_model")
     return weights, open_required(weights, "aligned_model", aligned_model)
+
+
+def aligned_of(weights: Weights, aligned: Weights | None) -> Weights:
+    """Return the aligned model, by what `open_aligned` returned: None stands for the base of an adapter."""
+    return Weights(without_adapter(weights.spec)) if aligned is None else aligned
+
+
+class Difference:
+    """The differences of two models' weights, such as a safety vector, read as they are asked for."""
+
+    def __init__(self, one: Weights, other: Weights) -> None:
+        self._one, self._other = one, other
+
+    def of(self, name: str) -> Tensor | None:
+        """Return one - other of a tensor, float32; None if it is zero."""
+        delta = self._one.get(name) - self._other.get(name)
+        return delta if delta.any() else None
 
 
 def check_same_shapes(one: Weights, other: Weights) -> None:

@@ -6,8 +6,7 @@ effect.
 """
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,12 @@ from transformers import PreTrainedConfig
 
 from sails_align.core.errors import InputError
 from sails_align.core.files import write_text
+from sails_align.edits.apply import EDIT_FILE
 from sails_align.evaluation.backends.serving import serve_command, serving_report
 from sails_align.evaluation.metrics import METRICS
 from sails_align.export.card_facts import Facts, code, hub_id, number, public_name, read_facts
 from sails_align.initializers import INITIALIZERS, subspace_initializers
-from sails_align.models.adapters import load_base_config, read_adapter
+from sails_align.models.adapters import load_base_config, read_adapter, read_json
 from sails_align.models.load import exact_attention
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.j2"
@@ -34,31 +34,22 @@ TRAINING_OPTIONS = (
 )
 
 
-@dataclass(frozen=True)
-class WeightEdit:
-    """An edit of trained weights, for the card of what it made."""
-
-    name: str
-    summary: str
-    options: Mapping[str, Any]
-
-
-def write_card(run: Path, folder: Path, *, merged: bool = False, edit: WeightEdit | None = None) -> Path:
+def write_card(run: Path, folder: Path, *, merged: bool = False, base_model: str | None = None) -> Path:
     """Write the model card of a run beside its adapter, or beside the merged or edited model. Returns its path.
 
     Args:
         run: directory with run.json, metrics.json, adapter_config.json and subspace/, or some of them.
         folder: of the new README.md.
-        merged: whether the folder holds the merged model.
-        edit: what was done to the run's weights, besides merging.
+        merged: whether the folder holds the whole model, though the run has an adapter.
+        base_model: name of the model, if the folder does not say it.
 
     Raises:
         InputError: if one of the files is damaged.
     """
-    facts = read_facts(run, merged=merged)
+    facts = read_facts(run, merged=merged, base_model=base_model)
     try:
         template = TEMPLATE.read_text(encoding="utf-8")
-        card = ModelCard.from_template(_metadata(facts), template_str=template, edit=edit, **_values(facts, run))
+        card = ModelCard.from_template(_metadata(facts), template_str=template, **_values(facts, run, folder))
     except InputError:
         raise
     except (AttributeError, TypeError, KeyError, ValueError, jinja2.TemplateError) as error:
@@ -88,7 +79,7 @@ def _metadata(facts: Facts) -> ModelCardData:
     )
 
 
-def _values(facts: Facts, run: Path) -> dict[str, Any]:
+def _values(facts: Facts, run: Path, folder: Path) -> dict[str, Any]:
     """Return what the template shows."""
     init, base_config = facts.identity.get("init"), _base_config(facts, run)
     commit = (facts.record.get("git") or {}).get("commit")
@@ -97,6 +88,7 @@ def _values(facts: Facts, run: Path) -> dict[str, Any]:
     left_out |= {f"{part}, longer than max_length": n for part, n in longer.items()}
     return {
         **{"facts": facts, "code": code, "number": number, "public_name": public_name, "METRICS": METRICS},
+        "edited": read_json(folder / EDIT_FILE),
         "init_summary": INITIALIZERS.get(str(init)).summary if init in INITIALIZERS else None,
         "is_baseline": init in subspace_initializers() and init != "sails",
         "options": list(_options(facts)),

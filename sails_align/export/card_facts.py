@@ -98,8 +98,11 @@ class Facts:
         return said if isinstance(said, str) and re.fullmatch(r"[\w.-]+", said) else next(named, None)
 
 
-def read_facts(run: Path, *, merged: bool) -> Facts:
-    """Read a run directory; raise `InputError` if there is none, or a file is damaged."""
+def read_facts(run: Path, *, merged: bool, base_model: str | None = None) -> Facts:
+    """Read a run directory; `base_model` is the model's name, if nothing there says it.
+
+    Raises `InputError` if there is no such directory, or a file is damaged.
+    """
     if not run.is_dir():
         raise InputError(
             f"there is no folder {run}{did_you_mean_path(str(run)) or ';'} give the directory of a finished run"
@@ -114,7 +117,7 @@ def read_facts(run: Path, *, merged: bool) -> Facts:
         subspace=header.get("provenance", {}),
         base_model=adapter.get("base_model_name_or_path")
         or record.get("options", {}).get("model", {}).get("model_name_or_path")
-        or (None if adapter or record else str(run)),
+        or base_model,
     )
 
 

@@ -43,7 +43,7 @@ def norm_gain(block: nn.Module, path: str) -> torch.Tensor | None:
 
     Raises `InputError` if the block's norms are arranged in a way that is not known, or one is not an RMSNorm.
     """
-    names = frozenset(name for name, _ in block.named_children() if name.endswith("norm"))
+    names = _norms_of(block)
     if names not in _LAYOUTS:
         raise InputError(
             f"fold_norm does not know {type(block).__name__}, whose norms are {', '.join(sorted(names)) or 'none'};\n"
@@ -51,6 +51,15 @@ def norm_gain(block: nn.Module, path: str) -> torch.Tensor | None:
         )
     name = _LAYOUTS[names].get(path)
     return None if name is None else _floored(_measured_gain(block.get_submodule(name)))
+
+
+def has_known_norms(block: nn.Module) -> bool:
+    """Return whether a block's norms are arranged in a way that `norm_gain` knows."""
+    return _norms_of(block) in _LAYOUTS
+
+
+def _norms_of(block: nn.Module) -> frozenset[str]:
+    return frozenset(name for name, _ in block.named_children() if name.endswith("norm"))
 
 
 def _measured_gain(norm: nn.Module) -> torch.Tensor:

@@ -11,10 +11,19 @@ Requests that the model itself refused, by the judge `rules`, or that it has no 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
+
+from sails_align.data.loading import load_rows
+from sails_align.data.pairs import normalize
 from sails_align.evaluation.judges.rules import is_refusal
+from sails_align.models.adapters import read_json
+from sails_align.models.gguf import SOURCE
+from sails_align.smollm2 import HUB_ID
 from sails_align.smollm2.requests import DATA, helpful_prompts, refusals, twins
+from sails_align.smollm2.weights import GGUF
 
 PARTS = {"train": "train", "validation": "validation", "test": "validation"}
 """Which requests a split is made of. Those of the part `test` are never trained on, nor used to choose settings."""
@@ -36,6 +45,17 @@ def answered(split: str) -> list[dict[str, Any]] | None:
     return [
         {"prompt": request, "chosen": answer, "rejected": refusal} for request, refusal, answer in _with_both(asked)
     ] or None
+
+
+def of_model(name: str) -> tuple[Dataset, Dataset] | None:
+    """Return the pairs of harmful and of harmless requests if a name or folder means SmolLM2-135M-Instruct."""
+    source = read_json(Path(name) / SOURCE)
+    if name != HUB_ID and name.partition(":")[0] != "smollm2" and source.get("file") != Path(GGUF).name:
+        return None
+    refused_rows, answered_rows = (
+        normalize(load_rows(data), name=data).dataset for data in ("twins-refused", "twins-answered")
+    )
+    return refused_rows, answered_rows
 
 
 def _with_both(asked: Sequence[str]) -> Iterator[tuple[str, str, str]]:

@@ -4,6 +4,7 @@ Its model, prompts, judge and attacks are registered here by name, and imported 
 """
 
 from sails_align.core.registry import Entry
+from sails_align.data import OF_MODELS
 from sails_align.evaluation.attacks import WRAPPER_SETS
 from sails_align.evaluation.harness import TASK_MAKERS
 from sails_align.evaluation.judges import JUDGES
@@ -20,3 +21,4 @@ RESOLVERS.register(
     "testbed", Resolver(f"{__name__}.build:testbed_model", "The testbed's model.", marker=MARKER, known_as="testbed")
 )
 MAKERS.register("testbed", Resolver(f"{__name__}.prompts:named_prompts", "The testbed's requests.", marker=MARKER))
+OF_MODELS.register("testbed", Entry(f"{__name__}.data:of_model", "The testbed's."))

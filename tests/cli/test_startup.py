@@ -9,6 +9,7 @@ import pytest
 
 from sails_align.cli import COMMANDS
 from sails_align.cli.completion import SCRIPTS
+from sails_align.edits import EDITS
 
 HEAVY = ("torch", "transformers", "peft", "datasets", "sae_lens", "accelerate", "scipy", "matplotlib")
 PROBE = """
@@ -98,7 +99,7 @@ def test_completion():
     words = [text.split() for _, text, _ in answers]
     assert words[:3] == [["train-sae", "train"], ["sft"], ["--learning_rate"]]
     assert words[3:6] == [["true", "false"], ["float32", "float16"], []]
-    assert words[6:8] == [["merge"], ["bfloat16"]]
+    assert words[6:8] == [list(EDITS.names()), ["bfloat16"]]
     assert {"discover", "train", "eval", "doctor"} <= set(words[8])
     assert answers[-1][2] == []
 

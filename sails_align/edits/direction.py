@@ -1,0 +1,126 @@
+"""Find the direction of the residual stream that tells harmful prompts from harmless ones (arXiv 2406.11717).
+
+Shapes: D d_model, N prompts.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+
+from sails_align.core.errors import InputError
+from sails_align.core.progress import progress_bar
+from sails_align.data.splits import split_by_prompt
+from sails_align.data.tokens import padded, tokenize_prompt
+from sails_align.edits.options import RosiOptions
+from sails_align.edits.requests import BATCH, BATCH_TOKENS, ROLES, SIDES, find_requests
+from sails_align.edits.weights import Weights
+from sails_align.models.hooks import check_layers, decoder_layers, evaluation_mode, token_states
+from sails_align.models.load import load_spec_tokenizer
+from sails_align.subspace.forward import batches
+
+LEAST = 10
+"""Prompts of each side, of which a fifth is for validation."""
+
+States = Mapping[int, Tensor]
+"""Layer -> hidden states (N, D) at the last token of prompts, float64 on the CPU."""
+
+
+@dataclass(frozen=True)
+class Direction:
+    """A direction and where it is from."""
+
+    layer: int
+    vector: Tensor
+    """(D,), from harmless to harmful prompts, unit norm, float64."""
+    separations: Mapping[int, float]
+    """Of each layer that was looked at, on validation prompts: see `separation`."""
+    source: str
+
+    def summary(self) -> str:
+        """Return one line for the user."""
+        found = f"separates validation prompts by {self.separations[self.layer]:.1f} standard deviations"
+        return f"the direction is that of layer {self.layer}, which {found} ({self.source})"
+
+
+def find_direction(model: nn.Module, weights: Weights, run: Path, options: RosiOptions) -> Direction:
+    """Return the difference of means at the layer that is asked for, or at the one that separates best.
+
+    Raises `InputError` as `find_requests`; if there are too few prompts, or no such layer; or if the two sides have the
+    same mean.
+    """
+    layers = range(len(decoder_layers(model))) if options.layer is None else [options.layer]
+    check_layers(model, layers)
+    tokenizer = load_spec_tokenizer(weights.spec)
+    parts: dict[str, Sequence[Dataset]] = {}
+    sources = []
+    for option in ("dataset_name", "helpful_dataset_name"):
+        found, side = find_requests(option, options, run, [weights], tokenizer), ROLES[option].side
+        rows = found.some(options.n_prompts, options.data_seed)
+        if len(rows) < LEAST:
+            raise InputError(f"{found.source} has {len(rows)} {side} requests; give at least {LEAST}")
+        parts[side] = split_by_prompt(rows, len(rows) // 5, options.data_seed, found.source)
+        sources.append(f"{len(rows)} {side} prompts of {found.source}")
+
+    def states(side: str, part: int) -> States:
+        prompts = [_with_system(row["prompt"], options.system_prompt) for row in parts[side][part]]  # pyright: ignore
+        return last_states(model, layers, prompts, tokenizer, options.max_length)
+
+    with progress_bar(shown=True) as bar:
+        bar.add_task("reading prompts", total=None)
+        fitted, validation = ({side: states(side, part) for side in SIDES} for part in (0, 1))
+    return choose(fitted, validation, ", ".join(sources))
+
+
+def choose(fitted: Mapping[str, States], validation: Mapping[str, States], source: str) -> Direction:
+    """Return the direction that separates the validation prompts best, over the layers."""
+    vectors = {layer: _difference(fitted, layer) for layer in fitted["harmful"]}
+    separations = {
+        layer: separation(*(validation[side][layer] @ vector_D for side in SIDES))
+        for layer, vector_D in vectors.items()
+    }
+    layer = max(separations, key=lambda layer: separations[layer])
+    return Direction(layer, vectors[layer], separations, source)
+
+
+def separation(harmful_N: Tensor, harmless_N: Tensor) -> float:
+    """Return the difference of two means in pooled standard deviations (d')."""
+    pooled = ((harmful_N.var(correction=0) + harmless_N.var(correction=0)) / 2).sqrt()
+    return ((harmful_N.mean() - harmless_N.mean()) / pooled.clamp(min=1e-12)).item()
+
+
+def _difference(states: Mapping[str, States], layer: int) -> Tensor:
+    difference_D = states["harmful"][layer].mean(0) - states["harmless"][layer].mean(0)
+    if not (difference_D.isfinite().all() and difference_D.any()):
+        raise InputError(
+            f"harmful and harmless prompts have the same mean at layer {layer}, or it is not finite: there is no "
+            "direction;\ncheck that the two datasets differ, and that the model is whole"
+        )
+    return difference_D / difference_D.norm()
+
+
+@torch.no_grad()
+def last_states(
+    model: nn.Module, layers: Sequence[int], prompts: Sequence[Any], tokenizer: Any, max_length: int
+) -> dict[int, Tensor]:
+    """Return the hidden states (N, D) of layers at the last token of prompts; longer prompts are left out."""
+    sides = [tokenize_prompt(tokenizer, prompt, max_length, tokens="last") for prompt in prompts]
+    states: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+    with evaluation_mode(model):
+        for batch in batches(sides, BATCH, BATCH_TOKENS):
+            for layer, hidden_ND in token_states(model, layers, *padded(batch)).items():
+                states[layer].append(hidden_ND.double().cpu())
+    if not all(states.values()):
+        raise InputError(f"no prompt is shorter than max_length ({max_length}); raise it")
+    return {layer: torch.cat(of_layer) for layer, of_layer in states.items()}
+
+
+def _with_system(prompt: list[dict[str, str]], system: str | None) -> list[dict[str, str]]:
+    """Return a prompt with a system prompt in place of its own, if one is given."""
+    if system is None:
+        return prompt
+    return [{"role": "system", "content": system}, *(turn for turn in prompt if turn["role"] != "system")]
