@@ -124,10 +124,9 @@ class Irr:
         delta_OI, vector_OI = self._deltas.of(name), self._vectors.of(name)
         assert delta_OI is not None
         assert vector_OI is not None
-        fisher_OI = None if self.fisher is None else self.fisher[name]
         device = "cpu" if gram_II is None else gram_II.device
-        given = (None if each is None else each.to(device) for each in (delta_OI, vector_OI, fisher_OI))
-        thinned = thin(*given, gram_II, self._options)  # pyright: ignore[reportArgumentType]
+        fisher_OI = None if self.fisher is None else self.fisher[name].to(device)
+        thinned = thin(delta_OI.to(device), vector_OI.to(device), fisher_OI, gram_II, self._options)
         if thinned.removed.any():
             self._edited[name] = (self._aligned.get(name).double() + thinned.delta.cpu()).float()
         return thinned.removed
