@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sails_align.core.registry import Entry, Registry
-from sails_align.initializers.entry_options import GuardSpaceOptions
+from sails_align.initializers.entry_options import GuardSpaceOptions, ScLoraOptions
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,15 @@ INITIALIZERS: Registry[Initializer] = Registry(
             needs_whole_weights=True,
             trains_difference=True,
         ),
+        "sc_lora": Initializer(
+            f"{__name__}.sc_lora:METHOD",
+            "SC-LoRA: output directions of the task that harmful prompts use little (arXiv 2505.23724).",
+            ScLoraOptions,
+            needs_data=True,
+            needs_prompts=True,
+            needs_whole_weights=True,
+            trains_difference=True,
+        ),
     },
 )
 """PEFT's own initializations have the names that adapter_config.json has for them; `default` is True there."""
@@ -94,7 +103,7 @@ def leaves_base_alone(init_lora_weights: object) -> bool:
     """Return whether an adapter with this value in its configuration fits the published base model.
 
     Others change the base weights (pissa, olora, corda, lora_ga), train on rounded ones (loftq), or are to be
-    subtracted from (guardspace, until the run is finished).
+    subtracted from (guardspace and sc_lora, until the run is finished).
     """
     plain = [name for name, entry in INITIALIZERS.items() if not (entry.changes_base or entry.trains_difference)]
     return isinstance(init_lora_weights, bool) or init_lora_weights in plain

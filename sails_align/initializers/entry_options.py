@@ -23,3 +23,18 @@ class GuardSpaceOptions:
         if not 0.0 < self.guard_energy <= 1.0:
             raise InputError(f"guard_energy is {self.guard_energy}, but it is a share: choose a value in (0, 1]")
         check_choice("guard_tokens", self.guard_tokens, ("last", "all"))
+
+
+@dataclass(frozen=True)
+class ScLoraOptions:
+    """Options of the initialization `sc_lora`."""
+
+    sc_lora_beta: float = option(
+        0.5,
+        "Weight of harmful prompts for --init sc_lora, from 0 to 1: their outputs count as much against a direction as "
+        "this, and the task's in favour of it as the rest.",
+    )
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.sc_lora_beta <= 1.0:
+            raise InputError(f"sc_lora_beta is {self.sc_lora_beta}, but it is a weight: choose a value from 0 to 1")
