@@ -55,7 +55,8 @@ class Difference(LoraVariant):
         self, module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any
     ) -> Tensor:
         """Add the difference to the base module's result."""
-        lora_A, lora_B = module.lora_A[active_adapter], module.lora_B[active_adapter]
+        lora_A: Any = module.lora_A[active_adapter]
+        lora_B: Any = module.lora_B[active_adapter]
         x_BSI = self._projected(module.lora_dropout[active_adapter](x))
         # DeepSpeed rounds trained factors to bfloat16: the start must be rounded as they are.
         A_RI, B_OR = (part.to(lora_A.weight) for part in (self.start.A, self.start.B))
@@ -73,7 +74,8 @@ class Difference(LoraVariant):
     @torch.no_grad()
     def delta(self, module: LoraLayer, adapter: str) -> Tensor:
         """Return the change of the module's weights (O, I), in float64."""
-        A_RI, B_OR = factors(module.lora_A[adapter].weight, module.lora_B[adapter].weight, self.start)
+        A_RI, B_OR = (part.get_parameter(f"{adapter}.weight") for part in (module.lora_A, module.lora_B))
+        A_RI, B_OR = factors(A_RI, B_OR, self.start)
         return B_OR @ A_RI * module.scaling[adapter]
 
     def merge_safe(self, module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> Tensor:  # pyright: ignore

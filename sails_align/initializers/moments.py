@@ -9,6 +9,7 @@ Shapes: B batch, S sequence, T tokens in a mask, I inputs of a module.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -46,7 +47,7 @@ def adapted_linears(model: PeftModel, adapter_name: str = "default") -> dict[str
     """
     layers = {n: m for n, m in model.named_modules() if isinstance(m, LoraLayer) and adapter_name in m.r}
     for name, module in layers.items():
-        base = module.get_base_layer()
+        base: Any = module.get_base_layer()
         if type(base) is not nn.Linear or not base.weight.is_floating_point():
             raise InputError(
                 f"{name} is {type(base).__name__}, but the weights of a plain linear module are needed;\n"
@@ -76,7 +77,7 @@ def _groups(layers: Mapping[str, LoraLayer], budget: int) -> Iterator[dict[str, 
     group: dict[str, LoraLayer] = {}
     used = 0
     for name, module in layers.items():
-        needed = 8 * module.in_features**2
+        needed = 8 * module.get_base_layer().in_features ** 2  # pyright: ignore[reportOperatorIssue]
         if group and used + needed > budget:
             yield group
             group, used = {}, 0

@@ -28,7 +28,8 @@ NO_FILES = set(
     """
     api_key_env apply_chat_template backend bad_responses base_url batch_size category_column
     chosen_column contrast device dtype good_labels guard_family guard_tokens helpful_chosen_column
-    helpful_dataset_config helpful_dataset_split helpful_label_column helpful_prompt_column init initial_suffix judge judge_api_key_env
+    helpful_dataset_config helpful_dataset_split helpful_label_column helpful_prompt_column init initial_suffix judge
+    judge_api_key_env
     judge_backend judge_base_url kind label_column layer_map loss on_bad_rows part preset prompt_column prompt_tokens
     rejected_column revision sae_ids sae_placement sae_release score split steer subspace_mode system_instruction
     system_prompt target wrappers output_dir given

@@ -343,7 +343,9 @@ def test_a_run_says_what_it_found_and_can_be_merged(
     assert {of["null_space"] for of in record["start"].values()} <= {30, 31}
     assert record["options"]["sails"]["guard_energy"] == 0.99
     assert "null space of the harmful prompts: 30 of 32 to 3" in capsys.readouterr().err
-    assert "`guardspace` (GuardSpace: " in (tmp_path / "run" / "README.md").read_text()
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "`guardspace` (GuardSpace: " in card
+    assert "| guard_energy | `0.99` |" in card
     merge.edit(tmp_path / "run", tmp_path / "merged", MergeOptions())
     with pytest.raises(InputError, match="starts from guardspace"):
         merge.edit(tmp_path / "run" / "checkpoint-4", tmp_path / "other", MergeOptions())
