@@ -17,6 +17,7 @@ from sails_align.core.library_options import LibraryOptions
 from sails_align.core.options import OutputOptions
 from sails_align.core.registry import Registry
 from sails_align.data.transforms import TRANSFORMS
+from sails_align.initializers import INITIALIZERS
 from sails_align.subspace.options import Method
 from sails_align.training.callbacks import CALLBACKS
 from sails_align.training.losses import LOSSES
@@ -119,7 +120,8 @@ GROUPS = {
     ),
     "adapter": (
         *("init", "adapter_path", "use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"),
-        *("layer_map", "fold_norm", "init_scale", "subspace_mode"),
+        *("layer_map", "fold_norm", "init_scale", "subspace_mode", "harmful_prompts"),
+        *_names(INITIALIZERS),
         *_names(CALLBACKS),
     ),
     "training": (

@@ -155,8 +155,8 @@ def _check_fits(adapter: AdapterFiles, base_model: str, base_config: PreTrainedC
     """Refuse an adapter that changed its base or is damaged, and a base that is quantized or another one."""
     if not leaves_base_alone(init := adapter.config.init_lora_weights):
         raise InputError(
-            f"the adapter in {adapter.folder} starts from {init}, which changed the base weights: it does not fit the "
-            "model;\nmerge the finished run, whose adapter is converted, and not a checkpoint"
+            f"the adapter in {adapter.folder} starts from {init}, which changed the base weights, or is subtracted: it "
+            "does not fit the model;\nmerge the finished run, whose adapter is converted, and not a checkpoint"
         )
     if getattr(base_config, "quantization_config", None) is not None:
         raise InputError(

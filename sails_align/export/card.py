@@ -7,6 +7,7 @@ effect.
 
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,11 @@ def _options(facts: Facts) -> Iterator[tuple[str, Any]]:
     sails, training = facts.options("sails") if facts.subspace else {}, facts.options("training")
     for name in SAILS_OPTIONS:
         yield name, sails.get(name)
+    init = facts.identity.get("init")
+    own = INITIALIZERS.get(str(init)).options if init in INITIALIZERS else None
+    for name in () if own is None else (field.name for field in fields(own)):
+        yield name, facts.options("sails").get(name)
+    yield "harmful_prompts", public_name(facts.options("sails").get("harmful_prompts"))
     if sails.get("subspace_mode") == "decay":
         yield "subspace_decay", facts.options("callbacks").get("subspace_decay")
     callbacks = facts.options("callbacks")

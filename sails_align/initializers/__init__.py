@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sails_align.core.registry import Entry, Registry
+from sails_align.initializers.entry_options import GuardSpaceOptions, ScLoraOptions
 
 
 @dataclass(frozen=True)
@@ -18,11 +19,15 @@ class Initializer(Entry):
     """The object is a `SubspaceMethod`: adapters start in the subspace that it builds. Else a `PeftInitializer`."""
     needs_saes: bool = False
     needs_data: bool = False
-    """Runs training examples through the model once the adapter is made."""
+    """Runs examples through the model once the adapter is made."""
+    needs_prompts: bool = False
+    """These are harmful prompts (at least): those of the safety data, or of `--harmful_prompts`."""
     needs_whole_weights: bool = False
     """Is computed from base weights that no engine may have split."""
     changes_base: bool = False
     """Subtracts the adapter's initial product from the base weights, and so changes them."""
+    trains_difference: bool = False
+    """Starts away from zero, and trains the difference from there (`difference`), on weights that are not rounded."""
     exact: bool = True
     """The first forward pass is the base model's bit for bit, and so it is with the adapter off."""
 
@@ -66,6 +71,24 @@ INITIALIZERS: Registry[Initializer] = Registry(
             needs_data=True,
             needs_whole_weights=True,
         ),
+        "guardspace": Initializer(
+            f"{__name__}.guardspace:METHOD",
+            "GuardSpace: adapters that see nothing of harmful prompts (arXiv 2510.14301).",
+            GuardSpaceOptions,
+            needs_data=True,
+            needs_prompts=True,
+            needs_whole_weights=True,
+            trains_difference=True,
+        ),
+        "sc_lora": Initializer(
+            f"{__name__}.sc_lora:METHOD",
+            "SC-LoRA: output directions of the task that harmful prompts use little (arXiv 2505.23724).",
+            ScLoraOptions,
+            needs_data=True,
+            needs_prompts=True,
+            needs_whole_weights=True,
+            trains_difference=True,
+        ),
     },
 )
 """PEFT's own initializations have the names that adapter_config.json has for them; `default` is True there."""
@@ -79,7 +102,8 @@ def subspace_initializers() -> tuple[str, ...]:
 def leaves_base_alone(init_lora_weights: object) -> bool:
     """Return whether an adapter with this value in its configuration fits the published base model.
 
-    Others change the base weights (pissa, olora, corda, lora_ga), or train on rounded ones (loftq).
+    Others change the base weights (pissa, olora, corda, lora_ga), train on rounded ones (loftq), or are to be
+    subtracted from (guardspace and sc_lora, until the run is finished).
     """
-    plain = [name for name, entry in INITIALIZERS.items() if not entry.changes_base]
+    plain = [name for name, entry in INITIALIZERS.items() if not (entry.changes_base or entry.trains_difference)]
     return isinstance(init_lora_weights, bool) or init_lora_weights in plain

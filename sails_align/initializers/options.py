@@ -20,8 +20,14 @@ class InitializerOptions:
     init: str | None = option(
         None,
         "Initialization of the adapters: sails (SAE features, the default), a baseline subspace "
-        "(random_basis, random_features, activation_pca, mean_diff), or one of PEFT's: default (plain "
-        "LoRA), gaussian, orthogonal, pissa, olora, eva.",
+        "(random_basis, random_features, activation_pca, mean_diff), guardspace (keeps what the model does on harmful "
+        "prompts), sc_lora (output directions of the task), or one of PEFT's: default (plain LoRA), gaussian, "
+        "orthogonal, pissa, olora, eva.",
+    )
+    harmful_prompts: str | None = option(
+        None,
+        "Harmful prompts that --init guardspace and sc_lora look at: the name of a prompt set, a file, a dataset on "
+        "the hub, or testbed. Default: the requests of the safety data.",
     )
     adapter_path: str | None = option(
         None,

@@ -3,7 +3,6 @@
 Shapes: B batch, S sequence, T positions.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from sails_align.core.errors import InputError
 from sails_align.data.tokens import TokenizedSide, padded
+from sails_align.initializers.examples import StartExamples
 
 EVA_BATCH = 8
 
@@ -45,12 +45,12 @@ class Eva(PeftInitializer):
         super().configure(config)
         config.eva_config = EvaConfig(rho=1.0)
 
-    def finish(self, model: PeftModel, sequences: Sequence[TokenizedSide]) -> None:
-        """Run the examples. Every process is given the same, and finds the same.
+    def finish(self, model: PeftModel, examples: StartExamples, options: None) -> None:
+        """Run training examples. Every process is given the same, and finds the same.
 
         Raises `InputError` if there are too few tokens for the rank.
         """
-        usable = [sequence for sequence in sequences if any(sequence.mask)]
+        usable = [sequence for sequence in examples.responses(examples.train) if any(sequence.mask)]
         loader = DataLoader(usable, batch_size=EVA_BATCH, collate_fn=_collated, drop_last=len(usable) > EVA_BATCH)  # pyright: ignore[reportArgumentType]
         device = next(model.parameters()).device
         try:
@@ -65,6 +65,13 @@ class Eva(PeftInitializer):
         config = model.peft_config["default"]
         assert isinstance(config, LoraConfig)
         config.init_lora_weights, config.eva_config = True, None  # from here on it is plain LoRA
+
+
+def check_plain(config: LoraConfig, init: str) -> None:
+    """Refuse a configuration of another kind than plain LoRA (rsLoRA is one), with an `InputError`."""
+    unsupported = {"use_dora": config.use_dora, "lora_bias": config.lora_bias, "bias": config.bias != "none"}
+    if refused := [name for name, is_used in unsupported.items() if is_used]:
+        raise InputError(f"--init {init} trains plain LoRA adapters; leave out {', '.join(refused)}")
 
 
 def _collated(batch: list[TokenizedSide]) -> dict[str, torch.Tensor]:

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import sys
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from transformers.utils import (
 from transformers.utils.generic import is_flash_attention_requested
 
 from sails_align.core.errors import InputError
+from sails_align.initializers import INITIALIZERS
 from sails_align.models.load import exact_attention
 from sails_align.subspace.options import PRESETS
 from sails_align.training.callbacks.options import EmaOptions, FreezeUnitsOptions
@@ -77,12 +79,21 @@ def _check_start(args: TrainingPlan) -> None:
     if sails.subspace_path is not None and not sails.uses_subspace:
         raise InputError(f"--subspace_path is given, but {args.start} uses no subspace; leave one of them out")
     without_effect = () if sails.uses_subspace else (*PRESETS["default"], "subspace_decay")
+    without_effect = (*without_effect, *_of_other_starts(args))
     if not args.model.use_peft or sails.adapter_path is not None:
         without_effect = (*without_effect, *LORA_OPTIONS)
     ignored = [name for name in without_effect if name in args.given]
     # A warning only: adding one option to a file of options should be enough to make a baseline.
     if ignored:
         logger.warning("of no effect with %s: %s", args.start, ", ".join(ignored))
+
+
+def _of_other_starts(args: TrainingPlan) -> list[str]:
+    """Return the options of initializations that this training does not use."""
+    used = args.sails.initializer
+    others = [entry.options for _, entry in INITIALIZERS.items() if entry.options not in (None, used.options)]
+    names = [option.name for options in others for option in fields(options)]  # pyright: ignore[reportArgumentType]
+    return names if used.needs_prompts else [*names, "harmful_prompts"]
 
 
 def _check_values(args: TrainingPlan) -> None:
@@ -210,7 +221,7 @@ def _check_quantization(args: TrainingPlan, option: str) -> None:
             f"{option} is true with --use_peft false, but rounded weights cannot be trained; leave one out"
         )
     # The base would be rounded once more, and PEFT has no orthogonal initialization on rounded weights.
-    if not args.sails.initializer.exact:
+    if not args.sails.initializer.exact or args.sails.initializer.trains_difference:
         raise InputError(f"--init {init} needs base weights that are not rounded; use another, or leave {option} out")
     if engine not in ("single", "ddp"):
         raise InputError(
@@ -226,6 +237,11 @@ def _check_quantization(args: TrainingPlan, option: str) -> None:
 
 def check_machine(args: TrainingPlan, config: PreTrainedConfig) -> None:
     """Refuse options that need what this machine lacks, or another kind of model, with an `InputError`."""
+    if args.sails.initializer.trains_difference and getattr(config, "quantization_config", None) is not None:
+        raise InputError(
+            f"--init {args.sails.init} needs base weights that are not rounded, and {args.model_name} is published so; "
+            "use another"
+        )
     on_gpu, given = args.training.device.type != "cpu", args.training.model_init_kwargs or {}
     assert isinstance(given, dict)  # transformers has parsed it
     if (bits := _quantization(args)) and not is_bitsandbytes_available():

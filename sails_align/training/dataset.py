@@ -16,6 +16,9 @@ from sails_align.data.pairs import AlignmentExamples, fingerprint, normalize
 from sails_align.data.splits import split_by_prompt, without_prompts_of
 from sails_align.data.tokens import TemplateCheck, as_text, check_chat_template, control_tokens, read_chat_template
 from sails_align.data.transforms import transformed
+from sails_align.evaluation.options import PromptArguments
+from sails_align.evaluation.prompts.load import load_all
+from sails_align.initializers.examples import N_EXAMPLES
 from sails_align.models import load
 from sails_align.models.generation import load_generation_config
 from sails_align.models.spec import identity_of
@@ -51,6 +54,8 @@ class TrainingSource:
     """Rows that could not be used, counted by cause."""
     end: ResponseEnd
     """What ends a response."""
+    harmful_prompts: Dataset | None = None
+    """Of `--harmful_prompts`: what an initialization looks at in place of the safety data."""
     n_paired: int = 0
     """Rows labelled bad whose responses are rejected ones."""
     n_quoting: int = 0
@@ -163,9 +168,22 @@ def load_source(plan: TrainingPlan, testbed: Testbed | None) -> TrainingSource:
         held_out=rows_as_text(held_out, tokenizer)[0],
         dropped=counts.dropped,
         end=end,
+        harmful_prompts=_harmful_prompts(plan),
         n_paired=counts.n_paired,
         n_quoting=n_quoting,
     )
+
+
+def _harmful_prompts(plan: TrainingPlan) -> Dataset | None:
+    """Load the prompts of `--harmful_prompts`, as messages; of several kinds only the harmful ones."""
+    name = plan.sails.harmful_prompts
+    if name is None:
+        return None
+    asked = PromptArguments(prompts=[name], n_prompts=N_EXAMPLES, kind="harmful", part="train")
+    prompts = [prompt for prompt in load_all(asked, plan.training.seed) if prompt.kind == "harmful"]
+    if not prompts:
+        raise InputError(f"harmful_prompts is {name}, which has no harmful prompts; give others")
+    return Dataset.from_list([{"prompt": list(prompt.messages)} for prompt in prompts])
 
 
 @dataclass

@@ -46,7 +46,7 @@ LEFT_OUT: Mapping[str, frozenset[str]] = {
     ),
     "known by what they name or stand for": _names(
         """model_name_or_path dataset_name helpful_dataset_name chat_template_path adapter_path sae_path subspace_path
-        ref_model_name_or_path warm_start_path preset freeze_units"""
+        ref_model_name_or_path warm_start_path preset freeze_units harmful_prompts"""
     ),
     "compared apart: a resumed run may train longer": _names("max_steps num_train_epochs"),
 }
@@ -69,6 +69,7 @@ def run_identity(args: TrainingPlan, source: TrainingSource, subspace: Subspace 
         "saes": _subspace_source(args),
         "subspace": None if subspace is None else tensors_hash(subspace.tensors()),
         "init": args.start,
+        "harmful_prompts": None if source.harmful_prompts is None else fingerprint(source.harmful_prompts),
         "adapter": None if sails.adapter_path is None else identity_of(sails.adapter_path),
         "reference": None if reference is None else identity_of(reference),
         "units": _units(args),

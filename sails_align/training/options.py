@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from sails_align.core.options import OutputOptions, check_positive, option
 from sails_align.data.options import DataOptions
 from sails_align.data.transforms import TRANSFORMS
+from sails_align.initializers import INITIALIZERS
 from sails_align.initializers.options import InitializerOptions
 from sails_align.subspace.options import DPOOptions, Method
 from sails_align.training.callbacks import CALLBACKS
@@ -13,8 +14,8 @@ from sails_align.training.losses.options import LossOptions
 
 
 def entry_options() -> list[type]:
-    """Return the options of the loss, and those of transforms, callbacks and losses."""
-    entries = [entry for registry in (TRANSFORMS, CALLBACKS, LOSSES) for _, entry in registry.items()]
+    """Return the options of the loss, and those of initializations, transforms, callbacks and losses."""
+    entries = [entry for registry in (INITIALIZERS, TRANSFORMS, CALLBACKS, LOSSES) for _, entry in registry.items()]
     return [LossOptions, *(entry.options for entry in entries if entry.options is not None)]
 
 

@@ -12,6 +12,7 @@ from sails_align.core.options import to_json
 from sails_align.core.registry import Registry
 from sails_align.data.options import DataOptions
 from sails_align.data.transforms import TRANSFORMS
+from sails_align.initializers import INITIALIZERS
 from sails_align.initializers.options import InitializerOptions
 from sails_align.subspace.options import DPOOptions, Method
 from sails_align.training.callbacks import CALLBACKS
@@ -38,7 +39,7 @@ class TrainingPlan:
     sails: InitializerOptions
     data: DataOptions
     extras: tuple[Any, ...]
-    """Options of the output and of transforms, callbacks and losses, one of each class."""
+    """Options of the output and of initializations, transforms, callbacks and losses, one of each class."""
     script: ScriptArguments
     training: SFTConfig | DPOConfig
     model: ModelConfig
@@ -108,7 +109,7 @@ class TrainingPlan:
         """Return every option, resolved. transformers masks secrets."""
         return {
             "method": self.method,
-            "sails": to_json(self.sails),
+            "sails": {**to_json(self.sails), **self._options_of(INITIALIZERS)},
             "data": {**to_json(self.data), **self._options_of(TRANSFORMS)},
             "callbacks": self._options_of(CALLBACKS),
             "loss": self.loss,

@@ -128,6 +128,7 @@ def run(args: TrainingPlan, output_dir: Path, stages: Stages) -> dict[str, Any]:
         trainer.add_callback(MarkCheckpoints(identity))
         if trainer.is_world_process_zero():
             config, record = {**args.defaults, **args.given}, _record(args, identity, source, subspace)
+            record["start"] = built.start
             write_record(output_dir, args.method, config, record)
     start = MeasureStart(lambda: measure(trainer, source, testbed, args, "base"), cost, output_dir, identity)
     sizes = _say_sizes(trainer)

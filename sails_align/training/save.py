@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Trainer
 
+from sails_align.initializers.difference import save_difference
 from sails_align.models.generation import eos_ids, neutral_config
 from sails_align.models.language_model import copy_processor
 from sails_align.training.plan import TrainingPlan
@@ -46,8 +47,8 @@ def saved_whole(trainer: Trainer, output_dir: Path) -> Iterator[Path]:
 def save_model(args: TrainingPlan, trainer: AlignmentTrainer, output_dir: Path) -> None:
     """Write the adapter (or the fine-tuned model), the tokenizer and the trainer's options; delete temporary files.
 
-    An adapter whose initialization changed the base weights is written as the change since then: a plain LoRA adapter
-    of twice the rank, for the untouched base. All processes must call it.
+    An adapter whose initialization changed the base weights, or whose start is subtracted, is written as the change
+    since then: a plain LoRA adapter of twice the rank, for the untouched base. All processes must call it.
     """
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     with saved_whole(trainer, output_dir) as part:
@@ -65,6 +66,8 @@ def save_model(args: TrainingPlan, trainer: AlignmentTrainer, output_dir: Path) 
                 options = {"path_initial_model_for_weight_conversion": str(initial), "selected_adapters": ["default"]}
                 model.save_pretrained(str(part), **options)
                 shutil.rmtree(initial)
+            if args.sails.initializer.trains_difference:
+                save_difference(model, part)
     if trainer.is_world_process_zero():
         shutil.rmtree(output_dir / PAIRS, ignore_errors=True)
 

@@ -70,7 +70,10 @@ class Setup:
     stores_scores: bool
     """Whether attention keeps its matrix of scores ("eager"), as Gemma 2 needs it, or not (SDPA, FlashAttention)."""
     reference: Literal["none", "adapter", "model"]
-    """What DPO keeps a frozen copy of. A new adapter needs none: its reference is the model with the adapter off."""
+    """What is kept as a frozen copy: DPO's reference, or the start that an adapter's difference is taken from.
+
+    A new adapter mostly needs none: its reference is the model with the adapter off.
+    """
     quantized_bytes: float | None = None
     """Bytes of a weight of the blocks' linear modules, if bitsandbytes holds these in 4 or 8 bits."""
     averaged: bool = False
@@ -173,6 +176,8 @@ def setup_of(args: TrainingPlan, config: PreTrainedConfig) -> Setup:
             reference = "model"
         elif args.sails.adapter_path is not None or not args.sails.initializer.exact:
             reference = "adapter"
+    if args.sails.initializer.trains_difference and reference == "none":
+        reference = "adapter"
     weight_bytes = loaded_dtype(args, config).itemsize
     return Setup(
         rows=training.per_device_train_batch_size * (2 if args.method == "dpo" else 1),

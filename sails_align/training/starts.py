@@ -10,8 +10,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from trl import get_peft_config, get_quantization_config
 
 from sails_align.core.errors import InputError
-from sails_align.data.tokens import TokenizedSide, tokenize_response
 from sails_align.initializers import leaves_base_alone
+from sails_align.initializers.examples import StartExamples
 from sails_align.initializers.targets import target_modules_for
 from sails_align.models.adapters import base_named_by, check_complete, read_adapter
 from sails_align.models.language_model import outside_decoder
@@ -24,7 +24,6 @@ from sails_align.training.plan import TrainingPlan, changed
 
 DEFAULT_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 """With rank 16 these are 0.19% of Gemma-2-9B's parameters and 0.24% of 2B's: the shares the paper reports."""
-N_EXAMPLES = 512
 
 
 def model_init_kwargs(args: TrainingPlan, source: TrainingSource) -> dict[str, Any]:
@@ -166,7 +165,16 @@ def check_adapter(folder: Path, source: TrainingSource) -> None:
         )
 
 
-def initialization_examples(source: TrainingSource, max_length: int) -> list[TokenizedSide]:
-    """Return training examples for an initialization that needs some; the same on every process."""
-    rows = source.train.select(range(min(N_EXAMPLES, len(source.train))))
-    return [tokenize_response(source.tokenizer, row["prompt"], row["chosen"], max_length) for row in rows]  # pyright: ignore[reportArgumentType, reportCallIssue]
+def start_examples(args: TrainingPlan, source: TrainingSource) -> StartExamples:
+    """Return what an initialization may run through the model; the same on every process.
+
+    With `--harmful_prompts` all training data is of the task; else harmful requests are those of the safety data.
+    """
+    named = source.harmful_prompts is not None
+    return StartExamples(
+        source.tokenizer,
+        train=source.train,
+        task=source.train if named else source.helpful,
+        harmful=source.harmful_prompts if source.harmful_prompts is not None else source.safety,
+        max_length=args.training.max_length or 1024,
+    )

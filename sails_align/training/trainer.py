@@ -15,7 +15,7 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from sails_align.core.distributed import from_main, n_processes
 from sails_align.core.errors import InputError, first_line
-from sails_align.core.log import is_main
+from sails_align.core.log import is_main, say
 from sails_align.core.templates import TEMPLATE_ERRORS, is_from_template
 from sails_align.data.loading import cache_errors
 from sails_align.data.pairs import to_preference, to_sft
@@ -31,11 +31,11 @@ from sails_align.training.losses.compose import with_loss
 from sails_align.training.plan import TrainingPlan, changed
 from sails_align.training.starts import (
     adopted,
-    initialization_examples,
     load_base,
     loaded_model,
     lora_config,
     model_init_kwargs,
+    start_examples,
 )
 
 logger = logging.getLogger(__name__)
@@ -56,6 +56,8 @@ class BuiltTrainer:
     """How the adapter was initialized in the subspace; None without a subspace."""
     plan: TrainingPlan
     """With the adapted modules, and the shape of a trained adapter that training starts from."""
+    start: dict[str, Any] | None = None
+    """What an initialization that is not in a subspace found in each module, if it reports that."""
 
 
 def build_trainer(
@@ -77,8 +79,7 @@ def build_trainer(
     end_generation(model, source.end.ids)
     if not args.model.use_peft:
         freeze_outside_decoder(model)
-    if args.sails.initializer.needs_data:
-        args.sails.initializer.load().finish(model, initialization_examples(source, args.training.max_length or 1024))
+    start = _finish_start(args, source, model) if args.sails.initializer.needs_data else None
     if args.sails.initializer.changes_base:
         _keep_initial_adapter(args, model)
     init = None
@@ -94,7 +95,17 @@ def build_trainer(
         )
     for _, entry in CALLBACKS.items():
         entry.load()(trainer, init, args)
-    return BuiltTrainer(trainer, init, args)
+    return BuiltTrainer(trainer, init, args, start)
+
+
+def _finish_start(args: TrainingPlan, source: TrainingSource, model: PeftModel) -> dict[str, Any] | None:
+    """Run examples through the model for an initialization that needs some. Returns what it reports of each module."""
+    entry = args.sails.initializer
+    initializer = entry.load()
+    report = initializer.finish(model, start_examples(args, source), args.of(entry.options))
+    if report is not None:
+        say(f"    {initializer.summary(report)}")
+    return report
 
 
 @contextmanager

@@ -27,8 +27,9 @@ from sails_align.training.options import own_options
 NO_FILES = set(
     """
     api_key_env apply_chat_template backend bad_responses base_url batch_size category_column
-    chosen_column contrast device dtype good_labels guard_family helpful_chosen_column helpful_dataset_config
-    helpful_dataset_split helpful_label_column helpful_prompt_column init initial_suffix judge judge_api_key_env
+    chosen_column contrast device dtype good_labels guard_family guard_tokens helpful_chosen_column
+    helpful_dataset_config helpful_dataset_split helpful_label_column helpful_prompt_column init initial_suffix judge
+    judge_api_key_env
     judge_backend judge_base_url kind label_column layer_map loss on_bad_rows part preset prompt_column prompt_tokens
     rejected_column revision sae_ids sae_placement sae_release score split steer subspace_mode system_instruction
     system_prompt target wrappers frozen_units trained_units output_dir given

@@ -18,7 +18,7 @@ from sails_align.subspace.options import CHOICES, NOT_OF_SUBSPACE, PRESETS, Disc
 def test_presets_give_the_same_options():
     """Each gives exactly the options that are otherwise None, so nothing is left without a value."""
     names = {option.name for option in fields(InitializerOptions) if option.init and option.default is None}
-    from_elsewhere = {"init", "adapter_path", "sae_release", "sae_ids", "sae_path", "subspace_path"}
+    from_elsewhere = {"init", "harmful_prompts", "adapter_path", "sae_release", "sae_ids", "sae_path", "subspace_path"}
     for preset in PRESETS.values():
         assert set(preset) == names - from_elsewhere
 

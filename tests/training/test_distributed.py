@@ -226,6 +226,8 @@ def test_precomputed_references_are_those_of_this_run(project: Project, tmp_path
         ("zero3", "sft", ["--use_peft", "false"]),
         ("zero3", "dpo", ["--adapter_path"]),
         ("ddp", "dpo", ["--init", "pissa"]),
+        ("ddp", "dpo", ["--init", "guardspace"]),
+        ("zero2", "sft", ["--init", "sc_lora"]),
     ],
 )
 def test_other_starts_are_as_in_one_process(

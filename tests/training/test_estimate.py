@@ -80,6 +80,7 @@ def test_the_figures_of_a_recipe(folder: Path, tmp_path: Path, capsys: pytest.Ca
         (["--dtype", "bfloat16"], {"weight_bytes": 2}),
         (["--attn_implementation", "eager"], {"stores_scores": True}),
         (["--use_peft", "true", "--init", "pissa"], {"reference": "adapter", "adapter": True}),
+        (["--use_peft", "true", "--init", "guardspace"], {"reference": "adapter", "adapter": True}),
         (["--use_peft", "true", "--init", "sails"], {"reference": "none", "adapter": True}),
     ],
 )

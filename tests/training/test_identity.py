@@ -22,8 +22,9 @@ from sails_align.training.rlhf.options import RlhfOptions
 HARMLESS = frozenset().union(*LEFT_OUT.values())
 COUNTED = set(
     """
-    benign_whitening center contrast fold_norm init init_scale layer_map max_discovery_examples prompt_tokens
-    sae_allow_mismatch sae_ids sae_release score subspace_mode tau top_k weighting
+    benign_whitening center contrast fold_norm guard_energy guard_tokens init init_scale layer_map
+    max_discovery_examples prompt_tokens
+    sae_allow_mismatch sae_ids sae_release sc_lora_beta score subspace_mode tau top_k weighting
     bad_responses chosen_column eval_examples good_labels helpful_chosen_column helpful_dataset_config
     helpful_dataset_split helpful_label_column helpful_prompt_column label_column max_train_examples on_bad_rows
     prompt_column rejected_column contamination helpful_ratio loss subspace_decay ema_half_life frozen_units

@@ -93,6 +93,7 @@ def test_options_of_no_effect_are_told(
     [
         (["--init", "pissa"], ("zero3", "fsdp"), "computed from whole weights"),
         (["--init", "eva"], ("zero3", "fsdp"), "use ZeRO-2 or DDP"),
+        (["--init", "guardspace"], ("zero3", "fsdp"), "but .* splits them"),
         (["--subspace_mode", "decay"], ("zero1", "zero2", "zero3", "fsdp"), "decay does not work with"),
         (["--ema_half_life", "9"], ("zero1", "zero2", "zero3", "fsdp"), "ema_half_life does not work with"),
         (["--freeze_units", "x"], ("zero1", "zero2", "zero3", "fsdp"), "freeze_units does not work with"),

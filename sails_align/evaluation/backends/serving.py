@@ -107,7 +107,8 @@ def config_problems(config: LoraConfig) -> Iterator[Problem]:
 def _init_problems(config: LoraConfig) -> Iterator[Problem]:
     if not leaves_base_alone(config.init_lora_weights):
         yield Problem(
-            f"its initialization ({config.init_lora_weights}) changed the base weights; vLLM has the published ones",
+            f"its initialization ({config.init_lora_weights}) changed the base weights, or is subtracted; "
+            "vLLM has the published ones",
             "use the finished run, whose adapter is converted, and not a checkpoint; or train with another --init",
         )
 
