@@ -10,6 +10,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from trl import get_peft_config, get_quantization_config
 
 from sails_align.core.errors import InputError
+from sails_align.data.prefilled import response_of
 from sails_align.data.tokens import TokenizedSide, tokenize_response
 from sails_align.initializers import leaves_base_alone
 from sails_align.initializers.targets import target_modules_for
@@ -169,4 +170,4 @@ def _check_adapter(folder: Path, source: TrainingSource) -> None:
 def initialization_examples(source: TrainingSource, max_length: int) -> list[TokenizedSide]:
     """Return training examples for an initialization that needs some; the same on every process."""
     rows = source.train.select(range(min(N_EXAMPLES, len(source.train))))
-    return [tokenize_response(source.tokenizer, row["prompt"], row["chosen"], max_length) for row in rows]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    return [tokenize_response(source.tokenizer, row["prompt"], response_of(row), max_length) for row in rows]  # pyright: ignore[reportArgumentType, reportCallIssue]

@@ -19,6 +19,7 @@ from sails_align.core.log import is_main
 from sails_align.core.templates import TEMPLATE_ERRORS, is_from_template
 from sails_align.data.loading import cache_errors
 from sails_align.data.pairs import to_preference, to_sft
+from sails_align.data.prefilled import is_prefilled, to_tokens
 from sails_align.initializers.adapter import AdapterInit, initialize
 from sails_align.models.generation import end_generation
 from sails_align.models.language_model import freeze_outside_decoder
@@ -163,9 +164,14 @@ def trl_trainer(
             **common,
         )
     training = changed(training, chat_template_path=None)  # it is in the tokenizer already
-    train, held_out = to_sft(source.train), to_sft(source.held_out)
+    train, held_out = (_sft_rows(source, rows) for rows in (source.train, source.held_out))
     made = with_loss(SFTTrainer, args.make_loss())
     return made(args=training, train_dataset=train, eval_dataset=held_out, **common)
+
+
+def _sft_rows(source: TrainingSource, rows: Dataset) -> Dataset:
+    """Return rows in TRL's form, tokenized if the training rows have labels of their own."""
+    return to_tokens(rows, source.tokenizer) if is_prefilled(source.train) else to_sft(rows)
 
 
 def _preferences(args: TrainingPlan, source: TrainingSource, part: str) -> Dataset:
