@@ -124,6 +124,8 @@ def _options(facts: Facts) -> Iterator[tuple[str, Any]]:
 def _learned(facts: Facts) -> Iterator[tuple[str, Any]]:
     """Yield the options that change what is learned of the data."""
     data = facts.options("data")
+    for name, value in (facts.record.get("options", {}).get("loss") or {}).items():
+        yield "loss" if name == "name" else name, value
     if data.get("derta_prefix_share") or data.get("derta_rto_share"):
         yield from ((name, data.get(name)) for name in data if name.startswith("derta_"))
 

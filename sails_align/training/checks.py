@@ -128,6 +128,11 @@ def _check_engine(args: TrainingPlan) -> None:
             f"subspace_mode decay does not work with {engine}, which trains copies or parts of the weights;\n"
             "use subspace_mode init or freeze, or train on one GPU or with DDP"
         )
+    if (args.loss or {}).get("name") == "constrained" and engine not in ("single", "ddp"):
+        raise InputError(
+            f"loss constrained does not work with {engine}, which trains copies or parts of the weights;\n"
+            "use another loss, or train on one GPU or with DDP"
+        )
     plugin = args.training.deepspeed_plugin
     stage_3 = {} if plugin is None else plugin.deepspeed_config.get("zero_optimization", {})
     if engine == "zero3" and not stage_3.get("stage3_gather_16bit_weights_on_model_save"):

@@ -69,7 +69,8 @@ class Setup:
     stores_scores: bool
     """Whether attention keeps its matrix of scores ("eager"), as Gemma 2 needs it, or not (SDPA, FlashAttention)."""
     reference: Literal["none", "adapter", "model"]
-    """What DPO keeps a frozen copy of. A new adapter needs none: its reference is the model with the adapter off."""
+    """What DPO or the loss `constrained` keeps a frozen copy of: the trained values ("adapter"), or a whole model. For
+    DPO a new adapter needs none: its reference is the model with the adapter off."""
     quantized_bytes: float | None = None
     """Bytes of a weight of the blocks' linear modules, if bitsandbytes holds these in 4 or 8 bits."""
 
@@ -170,6 +171,8 @@ def setup_of(args: TrainingPlan, config: PreTrainedConfig) -> Setup:
             reference = "model"
         elif args.sails.adapter_path is not None or not args.sails.initializer.exact:
             reference = "adapter"
+    elif (args.loss or {}).get("name") == "constrained":
+        reference = "adapter"
     weight_bytes = loaded_dtype(args, config).itemsize
     return Setup(
         rows=training.per_device_train_batch_size * (2 if args.method == "dpo" else 1),

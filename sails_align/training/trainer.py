@@ -28,7 +28,7 @@ from sails_align.models.quantized import is_quantized, train_in_float32, trained
 from sails_align.subspace.basis import Subspace
 from sails_align.training.callbacks import CALLBACKS
 from sails_align.training.dataset import TrainingSource
-from sails_align.training.losses.compose import with_loss
+from sails_align.training.losses.compose import Loss, with_loss
 from sails_align.training.plan import TrainingPlan, changed
 from sails_align.training.starts import (
     adopted,
@@ -71,8 +71,9 @@ def build_trainer(
     untouched base; else a frozen copy. Raises `InputError` if the adapter's modules do not fit the model or the
     subspace, the data does not suit the method, or `max_length` leaves no response.
     """
+    loss = args.make_loss()
     with option_errors(), cache_errors(), model_errors(source.model_name):
-        trainer, args = _trainer(args, source, subspace, callbacks or [])
+        trainer, args = _trainer(args, source, subspace, callbacks or [], loss)
     _check_lengths(trainer, source)
     model: Any = trainer.model
     end_generation(model, source.end.ids)
@@ -95,6 +96,8 @@ def build_trainer(
         )
     for _, entry in CALLBACKS.items():
         entry.load()(trainer, init, args)
+    if loss is not None:
+        loss.begin(trainer)
     return BuiltTrainer(trainer, init, args)
 
 
@@ -117,7 +120,11 @@ def option_errors() -> Iterator[None]:
 
 
 def _trainer(
-    args: TrainingPlan, source: TrainingSource, subspace: Subspace | None, callbacks: list[TrainerCallback]
+    args: TrainingPlan,
+    source: TrainingSource,
+    subspace: Subspace | None,
+    callbacks: list[TrainerCallback],
+    loss: Loss | None,
 ) -> tuple[AlignmentTrainer, TrainingPlan]:
     if getattr(source.model_config, "quantization_config", None) is None:
         trust = args.training.trust_remote_code
@@ -130,7 +137,7 @@ def _trainer(
         args = adopted(args, model)
     values = {} if isinstance(model, str) else trained_values(model)
     init_kwargs = model_init_kwargs(args, source) if isinstance(model, str) else None
-    trainer = trl_trainer(args, source, model, config, callbacks, init_kwargs)
+    trainer = trl_trainer(args, source, model, config, callbacks, init_kwargs, loss)
     trained: Any = trainer.model
     if is_quantized(trained):
         train_in_float32(trained, values)
@@ -144,8 +151,9 @@ def trl_trainer(
     config: PeftConfig | None,
     callbacks: list[TrainerCallback],
     init_kwargs: dict[str, Any] | None = None,
+    loss: Loss | None = None,
 ) -> AlignmentTrainer:
-    """Make TRL's trainer, which tokenizes the data."""
+    """Make TRL's trainer, which tokenizes the data; `loss` is built on its own."""
     # We push at the end: TRL would push pickles and every checkpoint, with a card of its own.
     training = changed(args.training, push_to_hub=False, model_init_kwargs=init_kwargs)
     common: dict[str, Any] = {
@@ -156,7 +164,7 @@ def trl_trainer(
     }
     if isinstance(training, DPOConfig):
         train, held_out = (_preferences(args, source, part) for part in ("train", "held_out"))
-        return with_loss(DPOTrainer, args.make_loss())(
+        return with_loss(DPOTrainer, loss)(
             ref_model=_reference_model(args, source),
             args=training,
             train_dataset=train,
@@ -165,7 +173,7 @@ def trl_trainer(
         )
     training = changed(training, chat_template_path=None)  # it is in the tokenizer already
     train, held_out = (_sft_rows(source, rows) for rows in (source.train, source.held_out))
-    made = with_loss(SFTTrainer, args.make_loss())
+    made = with_loss(SFTTrainer, loss)
     return made(args=training, train_dataset=train, eval_dataset=held_out, **common)
 
 

@@ -28,7 +28,7 @@ COUNTED = set(
     helpful_dataset_split helpful_label_column helpful_prompt_column label_column max_train_examples on_bad_rows
     prompt_column rejected_column contamination helpful_ratio
     derta_prefix_share derta_empty_share derta_rto_share derta_refusal
-    loss subspace_decay first_tokens first_tokens_weight
+    loss subspace_decay first_tokens first_tokens_weight constrained_first_betas constrained_beta
     eval_part warm_start_epochs warm_start_examples warm_start_learning_rate warm_start_ratio
     """.split()  # noqa: SIM905 -- a list of strings would be three times as long
 )

@@ -46,7 +46,8 @@ def test_words_are_of_the_testbeds_answer_else_of_the_target_else_of_the_option(
 def test_the_model_goes_on_after_the_forced_words_which_are_not_in_the_response():
     tokenizer = bigram_tokenizer(TEMPLATE)
     model = bigram_model(tokenizer, {":": " Yes", " Yes": "</s>", " Hi": ".", ".": "</s>"})
-    (plain,), (forced,) = (encode(tokenizer, [each], 64) for each in ([user("Hi")], [user("Hi"), assistant(" Hi")]))
+    plain, forced = encode(tokenizer, [[user("Hi")], [user("Hi"), assistant(" Hi")]], 64)
+    assert isinstance(plain, list)
     assert forced == [*plain, tokenizer.convert_tokens_to_ids(" Hi")]
     given = [prompt(1), prompt(2, prefill=" Hi")]
     responses = respond(HFBackend.of(model, tokenizer), given, Sampling(8), progress=False)
