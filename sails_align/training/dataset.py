@@ -72,7 +72,7 @@ class TrainingSource:
             return {}
         kinds = [transition is not None for transition in self.train[TRANSITION]]
         n_read = sum(bool(text) for text in self.train[PREFILL])
-        return {"prefix": n_read - sum(kinds), "rto": sum(kinds)}
+        return {"prefix": n_read - sum(kinds), "RTO": sum(kinds)}
 
     def data_hash(self) -> str:
         """Return the content hash of the training data."""

@@ -92,7 +92,7 @@ def test_a_run_says_what_it_learned_from(project: Project, tmp_path: Path):
     n_cut = metrics["provenance"]["dropped_rows"][CUT_OFF]
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert 0 < n_cut < 8
-    assert record["data"]["prefilled_examples"] == {"prefix": 8 - n_cut, "rto": 12}
+    assert record["data"]["prefilled_examples"] == {"prefix": 8 - n_cut, "RTO": 12}
     assert record["data"]["train"]["rows"] == 12 - n_cut + 12 + 12
     card = (tmp_path / "run" / "README.md").read_text()
     assert "| derta_rto_share | `1.0` |" in card
