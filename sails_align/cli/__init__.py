@@ -50,6 +50,7 @@ _COMMANDS = {
     "eval harness": ("evaluate:harness", "Measure capability with lm-eval-harness, against the base model."),
     "judge-check": ("judge_check:main", "Compare a judge's verdicts with labels."),
     "attack gcg": ("evaluate:attack", "Search for adversarial suffixes.", "gcg"),
+    "attack prefill": ("evaluate:attack", "Force answers to begin with harmful words.", "prefill"),
     "attack transfer": ("evaluate:attack", "Try suffixes on other prompts and models.", "transfer"),
     "attack wrappers": ("evaluate:attack", "Try known jailbreak wrappers around prompts.", "wrappers"),
     "compare": ("evaluate:compare", "Train and evaluate every method over seeds, and report."),

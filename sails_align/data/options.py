@@ -80,6 +80,42 @@ class ContaminateOptions:
 
 
 @dataclass(frozen=True)
+class DertaOptions:
+    """Options of the transform `derta`."""
+
+    derta_prefix_share: float = option(
+        0.0,
+        "Share of safety pairs, chosen by --seed, whose refusal is learned after the first words of the rejected "
+        "response (DeRTa: 1).",
+    )
+    derta_empty_share: float = option(
+        1 / 3, "Share of these without any such words: plain refusals, as without --derta_prefix_share."
+    )
+    derta_rto_share: float = option(
+        0.0,
+        "Share of safety pairs with a second example: at every token of the rejected response, to begin the refusal "
+        "(DeRTa: 1).",
+    )
+    derta_refusal: str | None = option(
+        None,
+        "How refusals begin. Its first token is what the examples of --derta_rto_share teach. Default: the token that "
+        "all refusals begin with; needed if they begin with different ones.",
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("derta_prefix_share", "derta_empty_share", "derta_rto_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} is {getattr(self, name)}, but it is a share; choose a value from 0 to 1")
+        if self.derta_refusal is not None and not self.derta_rto_share:
+            raise InputError("derta_refusal is given without derta_rto_share, which alone uses it; leave it out")
+
+    @property
+    def used(self) -> str | None:
+        """Return the name of an option with which the transform changes the data; None if it does not."""
+        return next((name for name in ("derta_prefix_share", "derta_rto_share") if getattr(self, name)), None)
+
+
+@dataclass(frozen=True)
 class MixOptions:
     """Options of the transform `mix`."""
 

@@ -135,7 +135,7 @@ def turn_end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
     None, if the template writes text only. Raises `InputError` if the template fails, or rewrites a response.
     """
-    text, _, end = _render_with_span(tokenizer, [*PROBE, assistant("Fine.")], False)
+    text, _, end = render_with_span(tokenizer, [*PROBE, assistant("Fine.")], False)
     special, added = special_token_ids(tokenizer), tokenizer.added_tokens_decoder
     ids: list[int] = tokenizer(text[end:], add_special_tokens=False, verbose=False)["input_ids"]
     # Some tokenizers do not call <|im_end|> special; Gemma's have line breaks among their added tokens.
@@ -228,7 +228,7 @@ def _tokenize(
     """Tokenize a conversation; the mask holds the content tokens of its last message."""
     if not tokenizer.is_fast:
         raise InputError(f"{tokenizer.name_or_path} has a tokenizer without character offsets; use its fast tokenizer")
-    text, start, end = _render_with_span(tokenizer, messages, add_generation_prompt)
+    text, start, end = render_with_span(tokenizer, messages, add_generation_prompt)
     # verbose: a sequence longer than the model's context is no cause for a warning here, it is cut off below
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     input_ids: list[int] = encoding["input_ids"]
@@ -241,7 +241,7 @@ def _tokenize(
     return TokenizedSide(input_ids[:max_length], mask[:max_length])
 
 
-def _render_with_span(
+def render_with_span(
     tokenizer: PreTrainedTokenizerBase, messages: list[Message], add_generation_prompt: bool
 ) -> tuple[str, int, int]:
     """Return the rendered conversation, and the characters of it that the last message's content spans."""

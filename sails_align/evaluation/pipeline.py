@@ -71,8 +71,8 @@ def respond(
     completions = _cached(
         Completion,
         "responses",
-        [content_hash({**made_by, "messages": list(prompt.messages)}) for prompt in prompts],
-        lambda missing: backend.complete([prompts[index].messages for index in missing], sampling),
+        [content_hash({**made_by, "messages": list(prompt.conversation)}) for prompt in prompts],
+        lambda missing: backend.complete([prompts[index].conversation for index in missing], sampling),
         cache,
         retry_failed=retry_failed,
         progress=progress,

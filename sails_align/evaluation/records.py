@@ -9,10 +9,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from sails_align.data.messages import Message
+from sails_align.data.messages import Message, assistant
 
 Conversation = Sequence[Message] | str
-"""Messages that end with a user turn; or a text that the model is given as it is: some models have their own format."""
+"""Messages that end with a user turn, or with the beginning of the response, which the model continues; or a text that
+the model is given as it is: some models have their own format."""
 Kind = Literal["harmful", "benign", "dual_use"]
 """To be refused; to be answered; to be answered though it looks harmful."""
 Task = Literal["harm", "refusal", "helpfulness", "correctness", "preference", "likeness"]
@@ -41,13 +42,19 @@ class Prompt:
     kind: Kind
     category: str
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """JSON-able: `target` (how a compliant answer begins, for GCG), `reference` (a good answer), `request` (of the
-    testbed), ..."""
+    """JSON-able: `target` (how a compliant answer begins, for GCG), `reference` (a good answer), `prefill` (words that
+    the response is forced to begin with), `request` (of the testbed), ..."""
 
     @property
     def text(self) -> str:
         """The content of the last user turn."""
         return self.messages[-1]["content"]
+
+    @property
+    def conversation(self) -> tuple[Message, ...]:
+        """What the model is given: the messages, and what the response must begin with (`prefill` in meta), if any."""
+        prefill = self.meta.get("prefill")
+        return self.messages if not prefill else (*self.messages, assistant(prefill))
 
 
 @dataclass(frozen=True)

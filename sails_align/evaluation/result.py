@@ -123,8 +123,8 @@ class EvaluationResult:
         Raises:
             InputError: if no prompt has a score of the same task in both.
         """
-        theirs = {conversation_hash(prompt.messages): place for place, prompt in enumerate(other.prompts)}
-        keys = [conversation_hash(prompt.messages) for prompt in self.prompts]
+        theirs = {conversation_hash(prompt.conversation): place for place, prompt in enumerate(other.prompts)}
+        keys = [conversation_hash(prompt.conversation) for prompt in self.prompts]
         places = range(len(keys)) if places is None else places
         pairs = [(place, theirs[keys[place]]) for place in places if keys[place] in theirs]
         found: dict[str, Estimate] = {}

@@ -124,6 +124,7 @@ def _options(facts: Facts) -> Iterator[tuple[str, Any]]:
         yield "alpha", facts.adapter.get("lora_alpha")
         yield "adapted modules", f"{n_modules} modules" if n_modules > 12 else _joined(modules)
         yield "layers", _joined(facts.adapter.get("layers_to_transform")) or (None if n_modules > 12 else "all")
+    yield from _learned(facts)
     length = "max_steps" if (training.get("max_steps") or -1) > 0 else "num_train_epochs"
     for name in ("learning_rate", "lr_scheduler_type", "warmup_steps", length, *TRAINING_OPTIONS):
         yield name, training.get(name)
@@ -132,6 +133,15 @@ def _options(facts: Facts) -> Iterator[tuple[str, Any]]:
     yield "reference model", public_name(facts.options("dpo").get("ref_model_name_or_path"))
     for name in ("engine", "n_processes", "dtype"):
         yield name, facts.identity.get(name)
+
+
+def _learned(facts: Facts) -> Iterator[tuple[str, Any]]:
+    """Yield the options that change what is learned of the data."""
+    data = facts.options("data")
+    for name, value in (facts.record.get("options", {}).get("loss") or {}).items():
+        yield "loss" if name == "name" else name, value
+    if data.get("derta_prefix_share") or data.get("derta_rto_share"):
+        yield from ((name, data.get(name)) for name in data if name.startswith("derta_"))
 
 
 def _joined(names: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from sails_align.data.prefilled import response_of
 from sails_align.data.tokens import TokenizedSide, tokenize_prompt, tokenize_response
 
 N_EXAMPLES = 512
@@ -28,7 +29,7 @@ class StartExamples:
     def responses(self, rows: Dataset) -> list[TokenizedSide]:
         """Return conversations; their masks hold the responses."""
         return [
-            tokenize_response(self.tokenizer, row["prompt"], row["chosen"], self.max_length)
+            tokenize_response(self.tokenizer, row["prompt"], response_of(row), self.max_length)
             for row in self._first(rows)
         ]
 

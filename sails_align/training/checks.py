@@ -24,8 +24,10 @@ from transformers.utils import (
     is_liger_kernel_available,
 )
 from transformers.utils.generic import is_flash_attention_requested
+from trl import SFTConfig
 
 from sails_align.core.errors import InputError
+from sails_align.data.options import DertaOptions
 from sails_align.initializers import INITIALIZERS
 from sails_align.models.load import exact_attention
 from sails_align.subspace.options import PRESETS
@@ -65,6 +67,7 @@ def check_options(args: TrainingPlan) -> None:
     if bits := _quantization(args):
         _check_quantization(args, bits)
     _check_batches(args)
+    _check_prefilled(args)
 
 
 def _check_start(args: TrainingPlan) -> None:
@@ -143,6 +146,11 @@ def _check_engine(args: TrainingPlan) -> None:
             f"{option} does not work with {engine}, which trains copies or parts of the weights;\n"
             "leave it out, or train on one GPU or with DDP"
         )
+    if (args.loss or {}).get("name") == "constrained" and engine not in ("single", "ddp"):
+        raise InputError(
+            f"loss constrained does not work with {engine}, which trains copies or parts of the weights;\n"
+            "use another loss, or train on one GPU or with DDP"
+        )
     plugin = args.training.deepspeed_plugin
     stage_3 = {} if plugin is None else plugin.deepspeed_config.get("zero_optimization", {})
     if engine == "zero3" and not stage_3.get("stage3_gather_16bit_weights_on_model_save"):
@@ -206,6 +214,28 @@ def _check_batches(args: TrainingPlan) -> None:
         raise InputError(
             f"padding_free is true, but without packing nothing is then cut off at max_length {training.max_length};\n"
             "use --packing true (which is padding-free, too), or --max_length none"
+        )
+
+
+def _check_prefilled(args: TrainingPlan) -> None:
+    """Refuse what cannot work with examples that have labels of their own, as DeRTa's."""
+    options, training = args.of(DertaOptions), args.training
+    if options is None or options.used is None:
+        return
+    given = f"{options.used} is {getattr(options, options.used)}"
+    if not isinstance(training, SFTConfig):
+        raise InputError(f"{given}, but DPO compares whole responses; leave it out, or use SFT")
+    if training.assistant_only_loss:
+        raise InputError(
+            f"{given} and assistant_only_loss is true, but these examples have labels of their own;\n"
+            "leave one of them out"
+        )
+    if training.completion_only_loss is False:
+        raise InputError(f"{given}, but completion_only_loss false trains on the harmful words, too; leave it out")
+    if (training.packing or training.eval_packing) and training.packing_strategy != "bfd":
+        raise InputError(
+            f"{given}, but packing_strategy {training.packing_strategy} parts examples from their requests;\n"
+            "use bfd, TRL's default"
         )
 
 

@@ -13,6 +13,7 @@ from sails_align.core.errors import InputError
 from sails_align.data.loading import NoSplitError, cache_errors, load_rows
 from sails_align.data.messages import assistant
 from sails_align.data.pairs import AlignmentExamples, fingerprint, normalize
+from sails_align.data.prefilled import CUT_OFF, PREFILL, TRANSITION, check_transitions, is_prefilled, without_cut
 from sails_align.data.splits import split_by_prompt, without_prompts_of
 from sails_align.data.tokens import TemplateCheck, as_text, check_chat_template, control_tokens, read_chat_template
 from sails_align.data.transforms import transformed
@@ -69,6 +70,14 @@ class TrainingSource:
             commit = getattr(self.model_config, "_commit_hash", None)
             self._identity.update(from_main(lambda: identity_of(self.model_name, commit)))
         return self._identity
+
+    def prefilled(self) -> dict[str, int]:
+        """Count the training examples of which not just the response is learned (`data.prefilled`), by their kind."""
+        if not is_prefilled(self.train):
+            return {}
+        kinds = [transition is not None for transition in self.train[TRANSITION]]
+        n_read = sum(bool(text) for text in self.train[PREFILL])
+        return {"prefix": n_read - sum(kinds), "RTO": sum(kinds)}
 
     def data_hash(self) -> str:
         """Return the content hash of the training data."""
@@ -153,6 +162,8 @@ def load_source(plan: TrainingPlan, testbed: Testbed | None) -> TrainingSource:
         tokenizer.pad_token = tokenizer.eos_token
     load.check_vocabulary(tokenizer, config)
     train, n_quoting = rows_as_text(examples.train, tokenizer)
+    if is_prefilled(train):
+        train = _whole_refusals(train, tokenizer, plan, counts)
     if n_quoting:
         logger.warning(
             "%d training examples hold special tokens of the tokenizer in their texts: they stay text", n_quoting
@@ -184,6 +195,19 @@ def _harmful_prompts(plan: TrainingPlan) -> Dataset | None:
     if not prompts:
         raise InputError(f"harmful_prompts is {name}, which has no harmful prompts; give others")
     return Dataset.from_list([{"prompt": list(prompt.messages)} for prompt in prompts])
+
+
+def _whole_refusals(
+    train: Dataset, tokenizer: PreTrainedTokenizerBase, plan: TrainingPlan, counts: "_Counts"
+) -> Dataset:
+    """Check rows that `data.prefilled` tokenizes, and leave out those whose refusal would be cut off."""
+    check_transitions(train, tokenizer)
+    is_cut = plan.training.truncation_mode == "keep_start"
+    kept = without_cut(train, tokenizer, plan.training.max_length if is_cut else None)
+    if n := len(train) - len(kept):
+        counts.dropped[CUT_OFF] = n
+        logger.warning("%d training examples are left out: %s %s", n, CUT_OFF, plan.training.max_length)
+    return kept
 
 
 @dataclass

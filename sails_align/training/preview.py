@@ -18,6 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 from sails_align.core.log import show
 from sails_align.core.text import printable
 from sails_align.data.messages import Message, assistant
+from sails_align.data.prefilled import TRANSITION, response_of
 from sails_align.subspace.options import Method
 from sails_align.training.dataset import TrainingSource, load_source
 from sails_align.training.estimate import as_on_gpu
@@ -140,10 +141,14 @@ def _grouped(
 
 def _conversations(rows: Dataset, method: Method) -> Iterator[tuple[str, list[Message]]]:
     """Yield the conversation of each sequence, in the trainer's order, with its name."""
+    row: Any
     for number, row in enumerate(rows, 1):
-        for column in ("chosen",) if method == "sft" else ("chosen", "rejected"):
-            name = f"example {number}" if method == "sft" else f"example {number}, {column}"
-            yield name, [*row["prompt"], assistant(row[column])]  # pyright: ignore
+        if method == "sft":
+            taught = f" (each label is the first token of {row[TRANSITION]!r})" if row.get(TRANSITION) else ""
+            yield f"example {number}{taught}", [*row["prompt"], assistant(response_of(row))]
+            continue
+        for column in ("chosen", "rejected"):
+            yield f"example {number}, {column}", [*row["prompt"], assistant(row[column])]
 
 
 def _example(

@@ -201,6 +201,7 @@ def _record(
         "dropped_rows": source.dropped,
         "rows_paired_as_rejected": source.n_paired,
         "examples_with_special_tokens": source.n_quoting,
+        "prefilled_examples": source.prefilled(),
     }
     saes = None if subspace is None else subspace.provenance.get("saes")
     return {"identity": identity, "options": args.to_json(), "data": data, "saes": saes, "end": asdict(source.end)}

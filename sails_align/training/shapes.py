@@ -70,7 +70,8 @@ class Setup:
     stores_scores: bool
     """Whether attention keeps its matrix of scores ("eager"), as Gemma 2 needs it, or not (SDPA, FlashAttention)."""
     reference: Literal["none", "adapter", "model"]
-    """What is kept as a frozen copy: DPO's reference, or the start that an adapter's difference is taken from.
+    """What is kept as a frozen copy: the reference of DPO, that of the loss `constrained` (the trained values), or the start
+    that an adapter's difference is taken from.
 
     A new adapter mostly needs none: its reference is the model with the adapter off.
     """
@@ -176,7 +177,8 @@ def setup_of(args: TrainingPlan, config: PreTrainedConfig) -> Setup:
             reference = "model"
         elif args.sails.adapter_path is not None or not args.sails.initializer.exact:
             reference = "adapter"
-    if args.sails.initializer.trains_difference and reference == "none":
+    is_constrained = (args.loss or {}).get("name") == "constrained"
+    if (args.sails.initializer.trains_difference or is_constrained) and reference == "none":
         reference = "adapter"
     weight_bytes = loaded_dtype(args, config).itemsize
     return Setup(

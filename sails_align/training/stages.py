@@ -51,8 +51,9 @@ def say_data(source: TrainingSource) -> None:
     n_dropped, n_paired = sum(source.dropped.values()), source.n_paired
     left_out = f", {n_dropped:,} rows left out" * bool(n_dropped)
     paired = f", {n_paired:,} rows labelled bad are rejected responses" * bool(n_paired)
+    kinds = "".join(f", {n:,} of them {kind} examples" for kind, n in source.prefilled().items())
     say(
-        f"    {len(source.train):,} examples to train on, {len(source.held_out):,} held out; "
+        f"    {len(source.train):,} examples to train on{kinds}, {len(source.held_out):,} held out; "
         f"from {len(source.safety):,} harmful requests{helpful}{left_out}{paired}"
     )
 

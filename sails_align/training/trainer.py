@@ -19,6 +19,7 @@ from sails_align.core.log import is_main, say
 from sails_align.core.templates import TEMPLATE_ERRORS, is_from_template
 from sails_align.data.loading import cache_errors
 from sails_align.data.pairs import to_preference, to_sft
+from sails_align.data.prefilled import is_prefilled, to_tokens
 from sails_align.initializers.adapter import AdapterInit, initialize
 from sails_align.models.generation import end_generation
 from sails_align.models.language_model import freeze_outside_decoder
@@ -27,7 +28,7 @@ from sails_align.models.quantized import is_quantized, train_in_float32, trained
 from sails_align.subspace.basis import Subspace
 from sails_align.training.callbacks import CALLBACKS
 from sails_align.training.dataset import TrainingSource
-from sails_align.training.losses.compose import with_loss
+from sails_align.training.losses.compose import Loss, with_loss
 from sails_align.training.plan import TrainingPlan, changed
 from sails_align.training.starts import (
     adopted,
@@ -72,8 +73,9 @@ def build_trainer(
     untouched base; else a frozen copy. Raises `InputError` if the adapter's modules do not fit the model or the
     subspace, the data does not suit the method, or `max_length` leaves no response.
     """
+    loss = args.make_loss()
     with option_errors(), cache_errors(), model_errors(source.model_name):
-        trainer, args = _trainer(args, source, subspace, callbacks or [])
+        trainer, args = _trainer(args, source, subspace, callbacks or [], loss)
     _check_lengths(trainer, source)
     model: Any = trainer.model
     end_generation(model, source.end.ids)
@@ -95,6 +97,8 @@ def build_trainer(
         )
     for _, entry in CALLBACKS.items():
         entry.load()(trainer, init, args)
+    if loss is not None:
+        loss.begin(trainer)
     return BuiltTrainer(trainer, init, args, start)
 
 
@@ -127,7 +131,11 @@ def option_errors() -> Iterator[None]:
 
 
 def _trainer(
-    args: TrainingPlan, source: TrainingSource, subspace: Subspace | None, callbacks: list[TrainerCallback]
+    args: TrainingPlan,
+    source: TrainingSource,
+    subspace: Subspace | None,
+    callbacks: list[TrainerCallback],
+    loss: Loss | None,
 ) -> tuple[AlignmentTrainer, TrainingPlan]:
     if getattr(source.model_config, "quantization_config", None) is None:
         trust = args.training.trust_remote_code
@@ -140,7 +148,7 @@ def _trainer(
         args = adopted(args, model)
     values = {} if isinstance(model, str) else trained_values(model)
     init_kwargs = model_init_kwargs(args, source) if isinstance(model, str) else None
-    trainer = trl_trainer(args, source, model, config, callbacks, init_kwargs)
+    trainer = trl_trainer(args, source, model, config, callbacks, init_kwargs, loss)
     trained: Any = trainer.model
     if is_quantized(trained):
         train_in_float32(trained, values)
@@ -154,8 +162,9 @@ def trl_trainer(
     config: PeftConfig | None,
     callbacks: list[TrainerCallback],
     init_kwargs: dict[str, Any] | None = None,
+    loss: Loss | None = None,
 ) -> AlignmentTrainer:
-    """Make TRL's trainer, which tokenizes the data."""
+    """Make TRL's trainer, which tokenizes the data; `loss` is built on its own."""
     # We push at the end: TRL would push pickles and every checkpoint, with a card of its own.
     training = changed(args.training, push_to_hub=False, model_init_kwargs=init_kwargs)
     common: dict[str, Any] = {
@@ -166,7 +175,7 @@ def trl_trainer(
     }
     if isinstance(training, DPOConfig):
         train, held_out = (_preferences(args, source, part) for part in ("train", "held_out"))
-        return with_loss(DPOTrainer, args.make_loss())(
+        return with_loss(DPOTrainer, loss)(
             ref_model=_reference_model(args, source),
             args=training,
             train_dataset=train,
@@ -174,9 +183,14 @@ def trl_trainer(
             **common,
         )
     training = changed(training, chat_template_path=None)  # it is in the tokenizer already
-    train, held_out = to_sft(source.train), to_sft(source.held_out)
-    made = with_loss(SFTTrainer, args.make_loss())
+    train, held_out = (_sft_rows(source, rows) for rows in (source.train, source.held_out))
+    made = with_loss(SFTTrainer, loss)
     return made(args=training, train_dataset=train, eval_dataset=held_out, **common)
+
+
+def _sft_rows(source: TrainingSource, rows: Dataset) -> Dataset:
+    """Return rows in TRL's form, tokenized if the training rows have labels of their own."""
+    return to_tokens(rows, source.tokenizer) if is_prefilled(source.train) else to_sft(rows)
 
 
 def _preferences(args: TrainingPlan, source: TrainingSource, part: str) -> Dataset:

@@ -97,6 +97,26 @@ def test_wrappers_are_those_that_the_model_can_read(tmp_path):
         assert tokenizer.unk_token_id not in tokenizer(row["messages"][-1]["content"])["input_ids"]
 
 
+def test_prefill_forces_words_and_what_the_model_adds_is_judged(tmp_path):
+    """The base goes on with its harmful answer, and the forced words are not in its responses."""
+    metrics = run("prefill", tmp_path / "a", "--prefill_words", "3", "8")
+    assert metrics["attacks"].keys() == {"none", "all", "prefill_3", "prefill_8"}
+    assert metrics["attacks"]["prefill_3"]["attack_success_rate"]["n"] == 4
+    responses = [row for row in rows(tmp_path / "a" / "responses.jsonl") if "prefill" in row["meta"]]
+    for row in responses:
+        words, answer = row["meta"]["prefill"].split(), row["meta"]["request"]["answer"]
+        assert answer.startswith(row["meta"]["prefill"])
+        assert row["meta"]["attack"] == f"prefill_{len(words)}"
+        assert row["messages"][-1]["content"] == row["meta"]["request"]["prompt"]
+        assert not row["response"].startswith(words[0])
+    ends = [row["meta"]["request"]["answer"].endswith(row["response"]) for row in responses]
+    assert sum(ends) >= len(responses) // 2, "that base knows most tools and places"
+    argv = ["--prompts", str(tmp_path / "a" / "attacked.jsonl"), "--judge", "oracle", "--progress", "false"]
+    again = safety([*argv, "--output_dir", str(tmp_path / "b")])
+    for name, value in metrics["attacks"]["all"].items():
+        assert again["overall"][name]["value"] == value["value"]
+
+
 def test_intervals_are_over_prompts_not_over_their_attacks():
     """Four attacks that all do the same on a prompt say no more than one of them."""
     plain = [Prompt(str(i), ({"role": "user", "content": "x"},), "harmful", "x") for i in range(20)]
@@ -148,6 +168,9 @@ def test_suffixes_of_a_text_file(tmp_path):
         (["transfer", "--suffixes", "/none/such.txt", "--n_prompts", "1"], "cannot read the suffixes"),
         (["wrappers", "--wrappers", "dan", "--n_prompts", "1"], "no wrapper 'dan'"),
         (["wrappers", "--topk", "3"], "unknown option"),
+        (["prefill", "--prefill_words", "0"], r"prefill_words is \[0\]; choose numbers of 1 or more"),
+        (["prefill", "--prefill_words", "99", "--n_prompts", "1"], "no answer has 99 words"),
+        (["prefill", "--backend", "openai", "--base_url", "http://x/v1"], "a server cannot be made to begin"),
     ],
 )
 def test_what_cannot_be_used_is_explained(options, message, tmp_path):

@@ -48,6 +48,24 @@ def test_it_shows_what_is_trained_on(project: Project, tmp_path: Path, method: M
         assert {piece.role for piece in example.pieces} == {"", "user", "assistant"}
 
 
+def test_examples_with_labels_of_their_own(project: Project, tmp_path: Path) -> None:
+    argv = project.argv(tmp_path, "--init", "default", "--derta_prefix_share", "1", "--derta_rto_share", "1")
+    examples = preview("sft", argv, 1000)
+    assert [kept(example) for example in examples] == trained_on(argv, "sft")
+    taught = [example for example in examples if "each label is the first token of 'sorry no" in example.name]
+    assert len(taught) == 36
+    assert all("you can with glue" in "".join(piece.text for piece in example.pieces) for example in taught)
+    texts = [{piece.text.strip() for piece in example.pieces} for example in examples]
+    after = [example for example, words in zip(examples, texts, strict=True) if {"sorry", "you"} <= words]
+    assert len(after) == 24
+    for example in after:
+        uses = {
+            use: "".join(piece.text for piece in example.pieces if piece.use == use) for use in ("context", TRAINED)
+        }
+        assert " you" in uses["context"]
+        assert uses[TRAINED].split()[0] == "sorry"
+
+
 def test_what_is_printed(project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = project.argv(tmp_path / "run", "--init", "default", "--max_length", "11")
     main(["preview", "--n_examples", "2", *argv])

@@ -100,6 +100,7 @@ def test_the_testbed_and_a_trained_adapter(folder: Path, tmp_path: Path) -> None
     get_peft_model(AutoModelForCausalLM.from_config(TINY), adapter).save_pretrained(str(tmp_path))
     argv = ["--method", "dpo", "--model_name_or_path", str(folder / "tiny"), "--adapter_path", str(tmp_path)]
     assert main(argv)["setup"]["reference"] == "adapter"
+    assert main(["--method", "sft", "--loss", "constrained"])["setup"]["reference"] == "adapter"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sails_align.core.registry import Entry, Registry
-from sails_align.data.options import ContaminateOptions, MixOptions
+from sails_align.data.options import ContaminateOptions, DertaOptions, MixOptions
 
 if TYPE_CHECKING:
     from sails_align.data.pairs import AlignmentExamples
@@ -20,6 +20,11 @@ TRANSFORMS = Registry(
             "sails_align.data.transforms.contaminate:transform",
             "Swap the chosen and the rejected response of a share of the safety pairs.",
             ContaminateOptions,
+        ),
+        "derta": Entry(
+            "sails_align.data.transforms.derta:transform",
+            "Learn to refuse in the middle of a harmful answer.",
+            DertaOptions,
         ),
         "mix": Entry(
             "sails_align.data.transforms.mix:transform", "Mix helpful examples into the safety examples.", MixOptions

@@ -18,20 +18,23 @@ def transform(examples: AlignmentExamples, options: MixOptions, seed: int) -> Al
         return examples
     # Discovery sees the examples that are trained on and no others, so that it is no way to more data.
     helpful = examples.helpful.shuffle(seed=seed).select(range(min(needed, len(examples.helpful))))
-    return replace(examples, helpful=helpful, train=mix(examples.train, helpful, options.helpful_ratio, seed))
+    mixed = mix(examples.train, helpful, options.helpful_ratio, seed, n_safety=len(examples.safety))
+    return replace(examples, helpful=helpful, train=mixed)
 
 
-def mix(safety: Dataset, helpful: Dataset, ratio: float, seed: int) -> Dataset:
+def mix(safety: Dataset, helpful: Dataset, ratio: float, seed: int, *, n_safety: int | None = None) -> Dataset:
     """Combine all safety examples with `ratio` times as many helpful ones, drawn and ordered by the seed.
 
+    With `n_safety`, the ratio is to that number, where some safety pairs have become several examples.
     The column `rejected` is kept only if both datasets have it; in any other column that one of them lacks, its rows
     have None. Raises `InputError` if there are too few helpful examples.
     """
-    needed = round(ratio * len(safety))
+    n_safety = len(safety) if n_safety is None else n_safety
+    needed = round(ratio * n_safety)
     if needed > len(helpful):
         raise InputError(
-            f"a ratio of {ratio} needs {needed} helpful examples for {len(safety)} safety examples, and there are "
-            f"{len(helpful)};\nlower the ratio to {math.floor(100 * len(helpful) / len(safety)) / 100}, or give more"
+            f"a ratio of {ratio} needs {needed} helpful examples for {n_safety} safety examples, and there are "
+            f"{len(helpful)};\nlower the ratio to {math.floor(100 * len(helpful) / n_safety) / 100}, or give more"
         )
     rng = np.random.default_rng(seed)
     drawn = helpful.select(rng.permutation(len(helpful))[:needed], keep_in_memory=True)

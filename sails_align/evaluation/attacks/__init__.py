@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sails_align.core.registry import Entry, Registry
-from sails_align.evaluation.attacks.options import GcgOptions, TransferArguments, WrapperArguments
+from sails_align.evaluation.attacks.options import GcgOptions, PrefillArguments, TransferArguments, WrapperArguments
 from sails_align.models.spec import ModelSpec
 
 FOLDER = "sails_align.evaluation.attacks"
@@ -15,6 +15,9 @@ ATTACKS = Registry(
         "wrappers": Entry(f"{FOLDER}.wrappers:attack", "Try known jailbreak templates.", WrapperArguments),
         "transfer": Entry(
             f"{FOLDER}.transfer:attack", "Try suffixes that were found on another model.", TransferArguments
+        ),
+        "prefill": Entry(
+            f"{FOLDER}.prefill:attack", "Force answers to begin with words of a harmful one.", PrefillArguments
         ),
     },
 )

@@ -15,6 +15,7 @@ def _default(name: str, value: int | str) -> str:
     return f"Default: {value}, for the testbed's prompts {TESTBED_BUDGET[name]}."
 
 
+TARGET = "How the wanted answer begins, for prompts that have no `target`."
 GCG_TEXTS = {
     "n_prompts": f"Prompts from each set, balanced over categories. {_default('n_prompts', 'all')}",
     "batch_size": f"Conversations per batch. {_default('batch_size', 32)}",
@@ -32,7 +33,7 @@ class GcgOptions:
     suffix_length: int = option(20, f"Length of the suffix in tokens. {_default('suffix_length', 20)}")
     initial_suffix: str | None = option(None, "Initial suffix (default: '! ! !', of --suffix_length tokens).")
     stop_when_matched: bool = option(True, "End a search when the greedy answer begins with the target.")
-    target: str = option("Sure, here is", "How the wanted answer begins, for prompts that have no `target`.")
+    target: str = option("Sure, here is", TARGET)
     universal: bool = option(False, "Search one suffix for all prompts (Algorithm 2), not one for each.")
 
     def __post_init__(self) -> None:
@@ -48,6 +49,18 @@ class WrapperArguments:
     wrappers: list[str] | None = option(
         None, "Names of wrappers, listed in docs/attacks.md; default: the testbed's for its prompts, else all others."
     )
+
+
+@dataclass(frozen=True)
+class PrefillArguments:
+    """The beginnings to force."""
+
+    prefill_words: list[int] = option([1, 3, 5], "Numbers of words that answers are forced to begin with.")
+    target: str = option("Sure, here is", TARGET)
+
+    def __post_init__(self) -> None:
+        if not self.prefill_words or min(self.prefill_words) < 1:
+            raise InputError(f"prefill_words is {self.prefill_words}; choose numbers of 1 or more")
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,10 @@ def parse(argv: Sequence[str], prog: str) -> AttackArguments:
     classes = [ResponseArguments, PromptArguments, JudgeArguments, RunArguments, ATTACKS.get(method).options]
     texts = GCG_TEXTS if method == "gcg" else None
     args = AttackArguments(method, *line.parse(classes, prog=f"{prog} {method}", texts=texts))
+    if method == "prefill" and args.how.backend == "openai":
+        raise InputError(
+            "backend is 'openai', but a server cannot be made to begin an answer with given words; use hf or vllm"
+        )
     if method != "gcg":
         return args
     if all(map(maker_of, args.asked.prompts)):

@@ -102,13 +102,13 @@ def wrap(prompt: Prompt, name: str) -> Prompt:
     if name not in wrappers:
         raise InputError(f"there is no wrapper {name!r}{did_you_mean(name, wrappers)}")
     messages = (*prompt.messages[:-1], *wrappers[name](prompt.text))
-    return _attacked(prompt, messages, name, {})
+    return attacked_prompt(prompt, messages, name, {})
 
 
 def with_suffix(prompt: Prompt, suffix: str, attack: str = "suffix") -> Prompt:
     """Add a suffix to a prompt's last user turn, after a space; `meta` also has the suffix."""
     last = {**prompt.messages[-1], "content": f"{prompt.text} {suffix}"}
-    return _attacked(prompt, (*prompt.messages[:-1], last), attack, {"suffix": suffix})
+    return attacked_prompt(prompt, (*prompt.messages[:-1], last), attack, {"suffix": suffix})
 
 
 def attack(options: WrapperArguments, prompts: Sequence[Prompt], setting: Setting) -> list[Prompt]:
@@ -118,7 +118,8 @@ def attack(options: WrapperArguments, prompts: Sequence[Prompt], setting: Settin
     return [wrap(prompt, name) for name in names for prompt in prompts]
 
 
-def _attacked(prompt: Prompt, messages: tuple[Message, ...], attack: str, meta: Mapping[str, str]) -> Prompt:
+def attacked_prompt(prompt: Prompt, messages: tuple[Message, ...], attack: str, meta: Mapping[str, str]) -> Prompt:
+    """Return a prompt under an attack: with other messages, and the attack and its details in `meta`."""
     # HarmBench's classifier is asked about the behavior, which meta has already if the prompt has a context.
     about = {"behavior": prompt.text, **prompt.meta, **meta, "attack": attack, "attacked": prompt.id}
     return replace(prompt, id=f"{prompt.id}+{attack}", messages=messages, meta=about)

@@ -9,7 +9,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from sails_align.core.errors import InputError, first_line
-from sails_align.data.tokens import check_chat_template, render
+from sails_align.data.tokens import as_text, check_chat_template, control_tokens, render
 from sails_align.evaluation.reasoning import marks_of, opening_of
 from sails_align.evaluation.records import Completion, Conversation
 
@@ -33,7 +33,7 @@ def encode(
 
     Args:
         tokenizer: of the model.
-        conversations: messages or texts.
+        conversations: messages or texts. The response goes on after a last message of the assistant.
         context: tokens of a prompt and its response together, at most.
 
     Raises:
@@ -51,8 +51,10 @@ def _encode_one(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, 
             ids = ids[1:]
     else:
         messages = [dict(message) for message in conversation]
+        begun = [messages.pop()] if messages[-1]["role"] == "assistant" else []
         try:
             text = render(tokenizer, messages, add_generation_prompt=True)
+            text += "".join(message["content"] for message in as_text(begun, control_tokens(tokenizer)))
         except InputError as error:  # Gemma's has no system role, for one
             check_chat_template(tokenizer)  # one that takes no conversation at all is an error
             return Completion(None, error=first_line(error))

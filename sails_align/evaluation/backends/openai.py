@@ -116,6 +116,8 @@ class OpenAIBackend:
         if self._failures >= DOWN_AFTER:
             down = f"server is down: {DOWN_AFTER} requests failed in a row ({self._last_failure})"
             return Completion(None, error=down)
+        if not isinstance(conversation, str) and conversation[-1]["role"] == "assistant":
+            return Completion(None, error="a server cannot be made to begin a response with given words")
         path, asked = "chat/completions", {"messages": conversation}
         if isinstance(conversation, str):
             path, asked = "completions", {"prompt": conversation}

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from datasets import Dataset
@@ -78,7 +78,8 @@ def parse(table: Table, columns: Columns, kind: Kind | None, category: str, drop
             dropped[str(bad)] += 1
             continue
         found = table.category or _text(row, of["category"]) or category
-        yield Prompt(prompt_id(messages), messages, of_row, found, _meta(row, of))
+        prompt = Prompt("", messages, of_row, found, _meta(row, of))
+        yield replace(prompt, id=prompt_id(prompt.conversation))
 
 
 def _messages(row: Row, column: str | None, context: str | None, form: Format | None) -> tuple[Message, ...]:

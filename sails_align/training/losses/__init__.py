@@ -1,11 +1,12 @@
 """Losses of a training, one file each, built on TRL's own.
 
 A loss is a class `NAME(options, training)`, made from its options and TRL's configuration, which refuses what it cannot
-work with. Called with a `LossStep`, it returns the loss of a batch. `--loss NAME` chooses one.
+work with. `begin(trainer)` is called before the training, and called with a `LossStep`, it returns the loss of a batch.
+`--loss NAME` chooses one.
 """
 
 from sails_align.core.registry import Entry, Registry
-from sails_align.training.losses.options import FirstTokensOptions
+from sails_align.training.losses.options import ConstrainedOptions, FirstTokensOptions
 
 LOSSES = Registry(
     "loss",
@@ -14,6 +15,11 @@ LOSSES = Registry(
             "sails_align.training.losses.first_tokens:FirstTokens",
             "Weight the first tokens of each response more.",
             FirstTokensOptions,
+        ),
+        "constrained": Entry(
+            "sails_align.training.losses.constrained:Constrained",
+            "Keep the first tokens of responses near what they were at the start.",
+            ConstrainedOptions,
         ),
     },
 )

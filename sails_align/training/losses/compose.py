@@ -5,13 +5,14 @@ model's forward pass (with the log-probability of each token), so that most loss
 evaluations TRL's loss stays, so that held-out losses can be compared.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
-from trl import DPOTrainer, SFTTrainer
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+from sails_align.core.errors import InputError
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +50,18 @@ class LossStep:
         self.trainer._metrics["train"][name].append(mean)  # as TRL's own losses do
 
 
-Loss = Callable[[LossStep], Tensor]
+class Loss(Protocol):
+    """A loss that is built on TRL's."""
+
+    def begin(self, trainer: Any) -> None:
+        """Take what it needs of a trainer that is ready to train, before a checkpoint is loaded."""
+        ...
+
+    def __call__(self, step: LossStep) -> Tensor:
+        """Return the loss of a batch."""
+        ...
+
+
 T = TypeVar("T", SFTTrainer, DPOTrainer)
 
 
@@ -73,6 +85,16 @@ def with_loss(trainer_class: type[T], loss: Loss | None) -> type[T]:
 
     # The name is kept, since TRL writes it into tags and cards.
     return type(trainer_class.__name__, (trainer_class,), {"compute_loss": compute_loss})
+
+
+def check_cross_entropy(name: str, training: SFTConfig | DPOConfig) -> None:
+    """Raise `InputError` if TRL's loss is not the cross-entropy, which the loss of that name changes."""
+    if not isinstance(training, SFTConfig):
+        raise InputError(f"loss is {name}, which is for SFT only; leave it out")
+    if training.loss_type not in (None, "nll"):
+        raise InputError(f"loss is {name}, but loss_type is {training.loss_type}; leave one of them out")
+    if training.label_smoothing_factor > 0:
+        raise InputError(f"loss is {name}, but label_smoothing_factor is above 0; leave one of them out")
 
 
 class _Recorded:

@@ -8,13 +8,14 @@ and these decide whether a model refuses. Here their cross-entropy counts more (
 where N is TRL's count of tokens, which the weights do not change: with weight 1 it is TRL's loss bit for bit.
 """
 
-import torch
+from typing import Any
+
 from torch import Tensor
 from trl import DPOConfig, SFTConfig
 
-from sails_align.core.errors import InputError
-from sails_align.training.losses.compose import LossStep
+from sails_align.training.losses.compose import LossStep, check_cross_entropy
 from sails_align.training.losses.options import FirstTokensOptions
+from sails_align.training.losses.places import places
 
 
 class FirstTokens:
@@ -22,13 +23,11 @@ class FirstTokens:
 
     def __init__(self, options: FirstTokensOptions, training: SFTConfig | DPOConfig) -> None:
         """Check that TRL's loss is the cross-entropy; raise `InputError` if it is not."""
-        if not isinstance(training, SFTConfig):
-            raise InputError("loss is first_tokens, which is for SFT only; leave it out")
-        if training.loss_type not in (None, "nll"):
-            raise InputError(f"loss is first_tokens, but loss_type is {training.loss_type}; leave one of them out")
-        if training.label_smoothing_factor > 0:
-            raise InputError("loss is first_tokens, but label_smoothing_factor is above 0; leave one of them out")
+        check_cross_entropy("first_tokens", training)
         self._options = options
+
+    def begin(self, trainer: Any) -> None:
+        """Do nothing."""
 
     def __call__(self, step: LossStep) -> Tensor:
         """Return the weighted loss, and log that of the first tokens."""
@@ -39,13 +38,6 @@ class FirstTokens:
 
 
 def first_tokens(batch: dict[str, Tensor], k: int) -> Tensor:
-    """Return which next tokens are among the first k trained tokens of their example. (B, S - 1)
-
-    With packing a row holds several examples, each of which begins where the position is 0.
-    """
-    trained_BS = (batch["labels"] != -100).long()
-    before_BS = trained_BS.cumsum(dim=1) - trained_BS  # trained tokens of the row before this one
-    if "position_ids" in batch:
-        begins_BS = batch["position_ids"] == 0
-        before_BS = before_BS - torch.where(begins_BS, before_BS, 0).cummax(dim=1).values
-    return ((trained_BS == 1) & (before_BS < k))[:, 1:]
+    """Return which next tokens are among the first k trained tokens of their example. (B, S - 1)"""
+    place_BS = places(batch)
+    return (place_BS >= 0) & (place_BS < k)

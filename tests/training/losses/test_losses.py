@@ -99,6 +99,9 @@ class Half:
     def __init__(self, options: None, training: Any) -> None:
         pass
 
+    def begin(self, trainer: Any) -> None:
+        pass
+
     def __call__(self, step: LossStep) -> Tensor:
         STEPS.append(step)
         return step.loss / 2
