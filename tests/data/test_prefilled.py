@@ -58,7 +58,7 @@ def test_at_every_token_of_a_harmful_answer_and_at_its_end_the_refusal_begins(na
     asked = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     if "thinking" not in name:  # where the template writes more before the response than it is given
         assert ids[: len(asked)] == asked
-        assert not tokenizer.decode(ids[len(asked) : first]).strip(), "the prompt's end predicts the first label"
+        assert not str(tokenizer.decode(ids[len(asked) : first])).strip(), "the prompt's end predicts the first label"
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
@@ -74,7 +74,7 @@ def test_after_a_prefill_the_whole_refusal_and_its_end_are_learned_and_nothing_e
     assert ids == tokenizer(whole, add_special_tokens=False)["input_ids"]
     read = tokenizer(before + prefill, add_special_tokens=False)["input_ids"]
     assert ids[:n] == read, "what a model is given under a prefill attack"
-    assert tokenizer.decode(ids[n:]).strip().startswith(REFUSAL)
+    assert str(tokenizer.decode(ids[n:])).strip().startswith(REFUSAL)
     assert "Fine" not in tokenizer.decode(ids[n:])
     assert learned
 
@@ -97,7 +97,7 @@ def test_special_tokens_in_a_prefill_stay_text():
     tokenizer = tokenizer_of("words, Gemma")
     ids, labels = tokens_and_labels(tokenizer, row("tell <eos> me"))
     assert tokenizer.eos_token_id not in ids
-    assert tokenizer.decode([label for label in labels if label != IGNORED]).startswith(REFUSAL)
+    assert str(tokenizer.decode([label for label in labels if label != IGNORED])).startswith(REFUSAL)
     _, labels = tokens_and_labels(tokenizer, row("tell <eos> me", REFUSAL))
     assert set(labels) == {IGNORED, first_token(tokenizer, TURNS, REFUSAL)}
 

@@ -9,7 +9,7 @@ Its gradient is that of -log p(t) times a weight w = 2 (1 - sigmoid(beta_t d)). 
 token becomes more likely than it was, the faster the larger beta_t is. A larger beta on the first tokens, in which a
 model decides to refuse, keeps these. Here the loss has another constant,
 
-    loss(t) = 2 / beta_t * (log(1 + exp(-beta_t d)) - log 2) - log p_ref(t)
+    loss(t) = -2 / beta_t * (log sigmoid(beta_t d) + log 2) - log p_ref(t)
 
 so that its limit for beta_t = 0 is the cross-entropy -log p(t), and at d = 0 it is that for every beta. It is averaged
 over tokens as TRL averages. With beta 0 for all tokens, it is TRL's loss bit for bit.
@@ -90,5 +90,5 @@ def beyond_cross_entropy(difference: Tensor, beta: Tensor) -> Tensor:
         beta: of each token, of the same shape.
     """
     safe = torch.where(beta > 0, beta, 1.0)
-    constrained = 2 / safe * (functional.softplus(-safe * difference) - math.log(2)) + difference
+    constrained = -2 / safe * (functional.logsigmoid(safe * difference) + math.log(2)) + difference
     return torch.where(beta > 0, constrained, 0.0)
