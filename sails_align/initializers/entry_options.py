@@ -16,7 +16,7 @@ class GuardSpaceOptions:
         "of each module. With 1, its outputs cannot move on them; a smaller share leaves more dimensions to learn in.",
     )
     guard_tokens: str = option(
-        "last", "Tokens of the harmful prompts that --init guardspace protects: the last one of each, or all."
+        "all", "Tokens of the harmful prompts that --init guardspace protects: all, or only the last one of each."
     )
 
     def __post_init__(self) -> None:

@@ -2,31 +2,52 @@
 
 <models>/<key>/aligned     the aligned model, merged; cells of one run and seed share it
 <models>/<key>/unaligned   the aligned model after training on other harmful rows, for the methods that need one
+<models>/<key>/units       the units of the aligned model, likewise
 """
 
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sails_align import edits
 from sails_align.core.artifacts import content_hash, package_versions
 from sails_align.core.cost import Cost
-from sails_align.core.files import exclusive, write_text
+from sails_align.core.files import atomic_folder, exclusive, write_text
 from sails_align.experiments.plan import Cell
 from sails_align.experiments.tampering.attacks import ATTACKS, Attack
 from sails_align.experiments.tampering.benches import Bench, Row, bench_of
-from sails_align.experiments.tampering.defences import DEFENCES, KNOB, Defence
+from sails_align.experiments.tampering.defences import (
+    ADAPTER,
+    ALIGNED,
+    BASE,
+    DEFENCES,
+    KNOB,
+    PROMPTS,
+    RANDOM_UNITS,
+    ROWS,
+    UNALIGNED,
+    UNITS,
+    WORLD,
+    Defence,
+)
 from sails_align.training import run as align
+from sails_align.training.units import units_of
+from sails_align.units.options import UnitOptions
+from sails_align.units.sets import Units
 
 QUIET = (
     *("--save_strategy", "no", "--disable_tqdm", "true", "--logging_strategy", "no", "--eval_examples", "1"),
     *("--report_to", "none"),
 )
+N_PROMPTS = 64
+"""Of the alignment data, for methods that look at some."""
 OTHER_ROWS = 10_000
 """Added to the seed for the rows of the unaligned model, which no attack draws."""
 
@@ -93,9 +114,10 @@ class _Work:
     def _once(self, name: str, make: Any) -> Path:
         folder = self._shared / name
         with exclusive(self._shared.with_suffix(f".{name}.lock")):
-            if not (folder / "config.json").is_file():
-                shutil.rmtree(folder, ignore_errors=True)
-                make(folder)
+            if not folder.is_dir():
+                with atomic_folder(folder) as temporary:
+                    temporary.rmdir()  # which the commands make
+                    make(temporary)
         return folder
 
     def _align(self, folder: Path) -> None:
@@ -121,17 +143,20 @@ class _Work:
         if defence.adds_safety_rows:
             rows += self.bench.rows("safety", round(knob or 0), seed)
         rate = self.bench.learning_rate * (defence.rate or knob or 1.0)
-        options = list(self._filled(defence.training))
-        if attack.is_lora:
-            options, rate = [*options, "--use_peft", "true", "--init", "default"], 10 * rate
+        write_text(self.folder / "rows.jsonl", _lines(rows))
+        options = [self._filled(word) for word in defence.training]
+        if attack.is_lora and "--use_peft" not in options:
+            options += ADAPTER
+        if "--use_peft" in options:
+            rate *= 10
         trained = self.folder / "trained"
         self._train(model, rows, attack.epochs, rate, options, trained)
         return trained
 
     def _train(self, model: Path, rows: list[Row], epochs: int, rate: float, options: list[str], folder: Path) -> None:
-        path = self.folder / f"{folder.name}.jsonl"
-        # Held-out rows are taken from the data; that of one row, added for it, says nothing and is not reported.
-        write_text(path, "".join(json.dumps(row) + "\n" for row in [*rows, *self.bench.rows("benign", 1, OTHER_ROWS)]))
+        path = self.folder / f"of-{folder.name}.jsonl"
+        # A held-out row is taken from the data. The one that is added for it says nothing, and is not reported.
+        write_text(path, _lines([*rows, *self.bench.rows("benign", 1, OTHER_ROWS)]))
         plain = [] if "--use_peft" in options else ["--use_peft", "false"]
         align.main(
             "sft",
@@ -152,13 +177,64 @@ class _Work:
         return model
 
     def _options(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Fill in the knob's value, and the models: an empty name is the model of the option's own name."""
-        models = {"aligned_model": lambda: self.aligned, "unaligned_model": lambda: self.unaligned}
-        filled = {name: self.cell.learning_rate if value == KNOB else value for name, value in options.items()}
-        for name in (name for name in ("aligned_model", "unaligned_model", "base_model") if name in filled):
-            is_base = name == "base_model" or filled[name] == "base"
-            filled[name] = self.bench.base if is_base else str(models[name]())
-        return filled
+        return {
+            name: self.cell.learning_rate if value == KNOB else self._filled(value) if isinstance(value, str) else value
+            for name, value in options.items()
+        }
 
-    def _filled(self, words: tuple[str, ...]) -> list[str]:
-        return [word.replace(KNOB, f"{self.cell.learning_rate:g}") for word in words]
+    def _filled(self, word: str) -> str:
+        """Return a word of the options with the names in braces filled in; models are made when they are asked for."""
+        values: dict[str, Callable[[], Any]] = {
+            KNOB: lambda: f"{self.cell.learning_rate:g}",
+            ALIGNED: lambda: self.aligned,
+            UNALIGNED: lambda: self.unaligned,
+            BASE: lambda: self.bench.base,
+            WORLD: lambda: self.cell.world,
+            ROWS: lambda: self.folder / "rows.jsonl",
+            PROMPTS: self._prompts,
+            UNITS: lambda: self._once("units", self._find_units),
+            RANDOM_UNITS: self._random_units,
+        }
+        for name, value in values.items():
+            if name in word:
+                word = word.replace(name, str(value()))
+        return word
+
+    def _prompts(self) -> Path:
+        """Write harmful prompts of the alignment data."""
+        path = self.folder / "prompts.jsonl"
+        prompts = [row["prompt"][0]["content"] for row in self.bench.rows("safety", N_PROMPTS, self.cell.seed)]
+        write_text(path, "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+        return path
+
+    def _find_units(self, folder: Path) -> None:
+        safety, benign = self.folder / "safety.jsonl", self.folder / "benign.jsonl"
+        write_text(safety, _lines(self.bench.rows("safety", N_PROMPTS, self.cell.seed)))
+        write_text(benign, _lines(self.bench.rows("benign", N_PROMPTS, self.cell.seed)))
+        data = ["--dataset_name", str(safety), "--helpful_dataset_name", str(benign), "--max_length", "128"]
+        options = [
+            "--model_name_or_path",
+            str(self.aligned),
+            *data,
+            "--eval_examples",
+            "1",
+            "--output_dir",
+            str(folder),
+        ]
+        args, testbed = align.resolved(align.parse("sft", options))
+        units_of(args, align.load_source(args, testbed), UnitOptions(), folder, overwrite=False)
+
+    def _random_units(self) -> Path:
+        """Save the units of the aligned model, permuted within each group: as many of each set, and others."""
+        found = Units.load(self._once("units", self._find_units))
+        generator = torch.Generator().manual_seed(self.cell.seed)
+        orders = {key: torch.randperm(len(set_C), generator=generator) for key, set_C in found.sets.items()}
+        parts = (
+            {key: tensor[orders[key]] for key, tensor in of.items()} for of in (found.safety, found.utility, found.sets)
+        )
+        Units(*parts, provenance=found.provenance).save(self.folder / "random-units")
+        return self.folder / "random-units"
+
+
+def _lines(rows: Sequence[Row]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)

@@ -12,6 +12,12 @@ from sails_align.core.registry import Registry
 
 KNOB = "{knob}"
 """Stands for the knob's value in options."""
+ALIGNED, UNALIGNED, BASE = "{aligned}", "{unaligned}", "{base}"
+"""Stand for models: the aligned one, the same trained further on other harmful rows, and the one before alignment."""
+WORLD, ROWS, PROMPTS = "{world}", "{rows}", "{prompts}"
+"""Stand for the name of the bench, the rows that are trained on further, and harmful prompts of the alignment data."""
+UNITS, RANDOM_UNITS = "{units}", "{random_units}"
+"""Stand for the units of the aligned model (`sails units`), and the same permuted within each group."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +29,10 @@ class Defence:
     """What the knob is called in reports; empty: there is none."""
     values: tuple[float, ...] = ()
     before: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Options of edits by name. A value `KNOB` is the knob's; options that name models are filled in."""
+    """Options of edits by name. The names in braces above are filled in."""
     training: tuple[str, ...] = ()
     rate: float = 1.0
-    """Factor of the learning rate; 0: the knob's value."""
+    """Factor of the learning rate; 0: the knob's value. Adapters get ten times the bench's."""
     after: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     adds_safety_rows: bool = False
     """Whether as many rows of the alignment data as the knob says are added."""
@@ -35,6 +41,7 @@ class Defence:
     """Whether the model is trained further at all."""
 
 
+ADAPTER = ("--use_peft", "true", "--lora_r", "16", "--lora_alpha", "32", "--init", "default")
 WITHOUT = ("aligned", "none")
 """Names of what every defence is compared with: no further training, and no defence."""
 DEFENCES: Registry[Defence] = Registry(
@@ -45,27 +52,113 @@ DEFENCES: Registry[Defence] = Registry(
         "lower-rate": Defence("lower learning rate", "factor", (0.7, 0.5, 0.35, 0.25), rate=0.0, is_control=True),
         "safety-rows": Defence("safety rows mixed in", "rows", (8, 16, 32, 64), adds_safety_rows=True, is_control=True),
         "wise-ft": Defence(
-            "WiSE-FT", "t", (0.9, 0.8, 0.7, 0.6), after={"wise_ft": {"t": KNOB, "aligned_model": ""}}, is_control=True
+            "WiSE-FT",
+            "t",
+            (0.9, 0.8, 0.7, 0.6),
+            after={"wise_ft": {"t": KNOB, "aligned_model": ALIGNED}},
+            is_control=True,
         ),
-        "lox": Defence("LoX", "alpha", (0.5, 1.0, 2.0, 4.0), before={"lox": {"alpha": KNOB, "k": 6, "base_model": ""}}),
+        "lox": Defence(
+            "LoX", "alpha", (0.5, 1.0, 2.0, 4.0), before={"lox": {"alpha": KNOB, "k": 6, "base_model": BASE}}
+        ),
         "lox-random": Defence(
             "LoX, random directions",
             "alpha",
             (0.5, 1.0, 2.0, 4.0),
-            before={"lox": {"alpha": KNOB, "k": 6, "base_model": "", "control_seed": 0}},
+            before={"lox": {"alpha": KNOB, "k": 6, "base_model": BASE, "control_seed": 0}},
             is_control=True,
         ),
         "task-arithmetic": Defence(
             "task arithmetic (RESTA)",
             "alpha",
             (0.25, 0.5, 1.0, 2.0),
-            after={"task_arithmetic": {"alpha": KNOB, "aligned_model": "", "unaligned_model": ""}},
+            after={"task_arithmetic": {"alpha": KNOB, "aligned_model": ALIGNED, "unaligned_model": UNALIGNED}},
         ),
         "safe-lora": Defence(
             "Safe LoRA",
             "threshold",
             (0.05, 0.1, 0.2, 0.3),
-            after={"safe_lora": {"threshold": KNOB, "aligned_model": "", "unaligned_model": "base"}},
+            after={"safe_lora": {"threshold": KNOB, "aligned_model": ALIGNED, "unaligned_model": BASE}},
+        ),
+        "lssf": Defence(
+            "LSSF",
+            "alpha",
+            (0.5, 1.0, 2.0, 4.0),
+            after={
+                "lssf": {
+                    "alpha": KNOB,
+                    "aligned_model": ALIGNED,
+                    "unaligned_model": UNALIGNED,
+                    "dataset_name": WORLD,
+                }
+            },
+        ),
+        "irr": Defence(
+            "IRR",
+            "sparsity",
+            (0.0, 0.25, 0.5, 0.75),
+            after={
+                "irr": {
+                    "sparsity": KNOB,
+                    "aligned_model": ALIGNED,
+                    "unaligned_model": UNALIGNED,
+                    "dataset_name": WORLD,
+                    "task_dataset_name": ROWS,
+                }
+            },
+        ),
+        "rosi": Defence(
+            "ROSI",
+            "rho",
+            (0.02, 0.05, 0.1, 0.2),
+            after={"rosi": {"rho": KNOB, "dataset_name": WORLD, "helpful_dataset_name": WORLD}},
+        ),
+        "rosi-random": Defence(
+            "ROSI, random directions",
+            "rho",
+            (0.02, 0.05, 0.1, 0.2),
+            after={"rosi": {"rho": KNOB, "dataset_name": WORLD, "helpful_dataset_name": WORLD, "control_seed": 0}},
+            is_control=True,
+        ),
+        "ema": Defence("EMA", "half-life", (4, 8, 16, 32), training=("--ema_half_life", KNOB)),
+        "ssah": Defence(
+            "SSAH, frozen units",
+            "share of CU",
+            (0.06, 0.2, 0.4, 0.6),
+            training=("--freeze_units", UNITS, "--frozen_units", "scu", f"cu:{KNOB}"),
+        ),
+        "ssah-random": Defence(
+            "SSAH, random units",
+            "share of CU",
+            (0.06, 0.2, 0.4, 0.6),
+            training=("--freeze_units", RANDOM_UNITS, "--frozen_units", "scu", f"cu:{KNOB}"),
+            is_control=True,
+        ),
+        "constrained": Defence(
+            "constrained SFT",
+            "first betas",
+            (0.5, 2.0, 8.0, 32.0),
+            training=("--loss", "constrained", "--constrained_first_betas", *[KNOB] * 5),
+        ),
+        "lora": Defence(
+            "LoRA in place of all weights",
+            "factor",
+            (1.0, 0.5, 0.25, 0.1),
+            training=ADAPTER,
+            rate=0.0,
+            is_control=True,
+        ),
+        "guardspace": Defence(
+            "GuardSpace",
+            "energy",
+            (0.9, 0.99, 0.999, 0.9999),
+            training=(*ADAPTER[:-1], "guardspace", "--harmful_prompts", PROMPTS, "--guard_energy", KNOB),
+        ),
+        "sc-lora": Defence(
+            "SC-LoRA",
+            "beta",
+            (0.5, 0.8, 0.9, 1.0),
+            training=(*ADAPTER[:-1], "sc_lora", "--harmful_prompts", PROMPTS, "--sc_lora_beta", KNOB),
         ),
     },
 )
