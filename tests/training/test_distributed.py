@@ -249,9 +249,21 @@ def test_other_starts_are_as_in_one_process(
         assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
 
 
-@pytest.mark.parametrize(("engine", "batch", "accumulation"), [("ddp", 2, 1), ("ddp", 1, 2), ("zero2", 2, 1)])
+FIRST_TOKENS = ("--loss", "first_tokens", "--first_tokens", "2", "--first_tokens_weight", "4")
+CONSTRAINED = ("--loss", "constrained", "--constrained_first_betas", "40", "40")
+
+
+@pytest.mark.parametrize(
+    ("engine", "batch", "accumulation", "loss"),
+    [
+        ("ddp", 2, 1, FIRST_TOKENS),
+        ("ddp", 1, 2, FIRST_TOKENS),
+        ("zero2", 2, 1, FIRST_TOKENS),
+        ("ddp", 1, 2, CONSTRAINED),
+    ],
+)
 def test_composed_losses_have_the_loss_and_gradients_of_one_process(
-    project: Project, tmp_path: Path, engine: str, batch: int, accumulation: int
+    project: Project, tmp_path: Path, engine: str, batch: int, accumulation: int, loss: tuple[str, ...]
 ) -> None:
     """On the same global batch. Responses differ in length, so that a mean of the processes' means would be another.
 
@@ -259,9 +271,8 @@ def test_composed_losses_have_the_loss_and_gradients_of_one_process(
     """
     sgd = ["--optim", "sgd", "--learning_rate", "0.5", "--lr_scheduler_type", "constant", "--warmup_steps", "0"]
     sgd += ["--max_grad_norm", "0", "--max_steps", "2", "--save_steps", "2", "--init", "default"]
-    loss = ["--loss", "first_tokens", "--first_tokens", "2", "--first_tokens_weight", "4"]
-    alone = {}
-    for name, more in {"weighted": loss, "plain": []}.items():
+    alone: dict[str, Any] = {}
+    for name, more in {"weighted": loss, "plain": ()}.items():
         align.main("sft", [*options(project, tmp_path / name, "sft", 4), *sgd, *more])
         history = read(tmp_path / name / "checkpoint-2", "trainer_state.json")["log_history"]
         rows = [row for row in history if "loss" in row]
