@@ -70,8 +70,8 @@ class Setup:
     stores_scores: bool
     """Whether attention keeps its matrix of scores ("eager"), as Gemma 2 needs it, or not (SDPA, FlashAttention)."""
     reference: Literal["none", "adapter", "model"]
-    """What is kept as a frozen copy: the reference of DPO, that of the loss `constrained` (the trained values), or the start
-    that an adapter's difference is taken from.
+    """What is kept as a frozen copy: the reference of DPO or of the loss `constrained`, or the start that an adapter's
+    difference is taken from.
 
     A new adapter mostly needs none: its reference is the model with the adapter off.
     """
