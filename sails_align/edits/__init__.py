@@ -14,6 +14,7 @@ from sails_align.core.errors import InputError
 from sails_align.core.registry import Entry, Registry
 from sails_align.core.suggestions import did_you_mean
 from sails_align.edits.options import (
+    AblateOptions,
     IrrOptions,
     LoxOptions,
     LssfOptions,
@@ -56,6 +57,11 @@ EDITS = Registry(
             "sails_align.edits.rosi:edit",
             "Write the direction of refusal into the output projections (ROSI, arXiv 2508.20766).",
             RosiOptions,
+        ),
+        "ablate": Entry(
+            "sails_align.edits.ablate:edit",
+            "Remove the direction of refusal from the weights: an attack (abliteration, arXiv 2406.11717).",
+            AblateOptions,
         ),
         "lssf": Entry(
             "sails_align.edits.lssf:edit",

@@ -16,11 +16,15 @@ from sails_align.core.errors import InputError
 from sails_align.core.progress import progress_bar
 from sails_align.data.splits import split_by_prompt
 from sails_align.data.tokens import padded, tokenize_prompt
-from sails_align.edits.options import RosiOptions
+from sails_align.edits.apply import check_new
+from sails_align.edits.linears import WRITERS, linears_of
+from sails_align.edits.logits import checked_device
+from sails_align.edits.options import DirectionOptions
 from sails_align.edits.requests import BATCH, BATCH_TOKENS, ROLES, SIDES, find_requests
-from sails_align.edits.weights import Weights
+from sails_align.edits.weights import Weights, open_weights
 from sails_align.models.hooks import check_layers, decoder_layers, evaluation_mode, token_states
-from sails_align.models.load import load_spec_tokenizer
+from sails_align.models.load import empty_model, load_model, load_spec_tokenizer
+from sails_align.models.norms import has_known_norms, norm_gain
 from sails_align.subspace.forward import batches
 
 LEAST = 10
@@ -47,7 +51,45 @@ class Direction:
         return f"the direction is that of layer {self.layer}, which {found} ({self.source})"
 
 
-def find_direction(model: nn.Module, weights: Weights, run: Path, options: RosiOptions) -> Direction:
+@dataclass(frozen=True)
+class Writing:
+    """A model, the direction that is found in it, and the matrices that write to its residual stream."""
+
+    weights: Weights
+    direction: Direction
+    gains: Mapping[str, Tensor | None]
+    """Name of such a matrix -> the gain (D,) of the norm behind it, if there is one."""
+
+
+def find_writing(method: str, run: Path, output: Path, options: DirectionOptions) -> Writing:
+    """Open a model and find the direction in it.
+
+    Raises `InputError` as `open_weights` and `find_direction`; if the output folder is not empty; or if the
+    architecture is not supported.
+    """
+    weights = open_weights(run, options.base_model)
+    check_new(output)
+    places = linears_of(weights, WRITERS)
+    _check_norms(method, weights)
+    model = load_model(weights.spec, checked_device(options.device))
+    direction = find_direction(model, weights, run, options)
+    blocks = decoder_layers(model)
+    return Writing(
+        weights, direction, {name: norm_gain(blocks[place.block], place.path) for name, place in places.items()}
+    )
+
+
+def _check_norms(method: str, weights: Weights) -> None:
+    """Refuse a model of which it is not known whether a norm stands behind the projections, with an `InputError`."""
+    for block in decoder_layers(empty_model(weights.config)):
+        if not has_known_norms(block):
+            raise InputError(
+                f"{method} does not know how the norms of {type(block).__name__} are arranged;\n"
+                "give a Gemma, Llama, Qwen or Mistral model"
+            )
+
+
+def find_direction(model: nn.Module, weights: Weights, run: Path, options: DirectionOptions) -> Direction:
     """Return the difference of means at the layer that is asked for, or at the one that separates best.
 
     Raises `InputError` as `find_requests`; if there are too few prompts, or no such layer; or if the two sides have the

@@ -118,20 +118,30 @@ class RequestOptions(EditOptions):
 
 
 @dataclass(frozen=True)
-class RosiOptions(RequestOptions):
-    """Options of the edit `rosi`."""
+class DirectionOptions(RequestOptions):
+    """Options of edits that find the direction between harmful and harmless requests."""
 
     helpful_dataset_name: str | None = option(None, "Harmless requests: likewise.")
-
-    rho: float = option(0.02, "Size of the change as a share of each matrix (Frobenius norm). 0: nothing changes.")
     layer: int | None = option(
         None, "Layer whose direction is used. Default: the one that separates validation prompts best."
     )
-    variant: str = option(
-        "rosi", "rosi (the paper's) or projected (amplify the direction in the outputs).", choices=ROSI_VARIANTS
-    )
     system_prompt: str | None = option(
         None, "System prompt while the direction is found, such as one that asks an uncensored model to be safe."
+    )
+
+
+@dataclass(frozen=True)
+class AblateOptions(DirectionOptions):
+    """Options of the edit `ablate`."""
+
+
+@dataclass(frozen=True)
+class RosiOptions(DirectionOptions):
+    """Options of the edit `rosi`."""
+
+    rho: float = option(0.02, "Size of the change as a share of each matrix (Frobenius norm). 0: nothing changes.")
+    variant: str = option(
+        "rosi", "rosi (the paper's) or projected (amplify the direction in the outputs).", choices=ROSI_VARIANTS
     )
 
     def __post_init__(self) -> None:

@@ -23,16 +23,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sails_align.core.errors import InputError
-from sails_align.edits.apply import Edited, Finish, apply, check_new
-from sails_align.edits.direction import Direction, find_direction
-from sails_align.edits.linears import WRITERS, linears_of
-from sails_align.edits.logits import checked_device
+from sails_align.edits.apply import Edited, Finish, apply
+from sails_align.edits.direction import Direction, find_writing
 from sails_align.edits.options import RosiOptions
-from sails_align.edits.weights import Update, Weights, open_weights
-from sails_align.models.hooks import decoder_layers
-from sails_align.models.load import empty_model, load_model
-from sails_align.models.norms import has_known_norms, norm_gain
+from sails_align.edits.weights import Update
 
 CENTRED = 1e-6
 """Share of a matrix's norm below which its mean row is rounding: its outputs are centred, and nothing is pushed."""
@@ -51,30 +45,14 @@ class Vectors:
 def edit(run: Path, output: Path, options: RosiOptions, finish: Finish | None = None) -> Edited:
     """Write the direction of refusal into a run, an adapter or a model, which becomes a whole model.
 
-    Raises `InputError` as `open_weights`, `find_direction` and `apply`; or if the architecture is not supported.
+    Raises `InputError` as `find_writing` and `apply`.
     """
-    weights = open_weights(run, options.base_model)
-    check_new(output)
-    places = linears_of(weights, WRITERS)
-    _check_norms(weights)
-    model = load_model(weights.spec, checked_device(options.device))
-    direction = find_direction(model, weights, run, options)
-    blocks = decoder_layers(model)
-    gains = {place: norm_gain(blocks[place.block], place.path) for place in places.values()}
-    del model, blocks
-    vectors = {name: vectors_of(direction.vector, gains[place], options.variant) for name, place in places.items()}
-    change = Rosi(vectors, options.rho, direction)
-    return apply("rosi", change, weights, output, options=options, finish=finish)
-
-
-def _check_norms(weights: Weights) -> None:
-    """Refuse a model of which it is not known whether a norm stands behind the projections, with an `InputError`."""
-    for block in decoder_layers(empty_model(weights.config)):
-        if not has_known_norms(block):
-            raise InputError(
-                f"rosi does not know how the norms of {type(block).__name__} are arranged;\n"
-                "give a Gemma, Llama, Qwen or Mistral model"
-            )
+    found = find_writing("rosi", run, output, options)
+    vectors = {
+        name: vectors_of(found.direction.vector, gain_D, options.variant) for name, gain_D in found.gains.items()
+    }
+    change = Rosi(vectors, options.rho, found.direction)
+    return apply("rosi", change, found.weights, output, options=options, finish=finish)
 
 
 def vectors_of(direction_D: Tensor, gain_D: Tensor | None, variant: str) -> Vectors:

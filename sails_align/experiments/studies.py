@@ -217,9 +217,9 @@ def tampering(plan: Plan, options: CompareOptions) -> Study:
     names = DEFENCES.names() if options.defences is None else tuple(dict.fromkeys((*WITHOUT, *options.defences)))
     plans = []
     for attack in options.attacks:
-        ATTACKS.get(attack)
+        trains = not ATTACKS.get(attack).edit
         for run in _tampered(plan, options.tampered):
-            runs = tuple(_defended(run, attack, name) for name in names)
+            runs = tuple(_defended(run, attack, name) for name in names if trains or DEFENCES.get(name).is_of_weights)
             label = attack if len(options.tampered) == 1 else f"{attack}, {run.name}"
             plans.append((label, replace(_cheap(plan), runs=runs, n_tuning_seeds=plan.n_tuning_seeds)))
     return Study("tampering", tuple(plans))

@@ -19,6 +19,8 @@ class Attack:
     epochs: int = 1
     is_lora: bool = False
     """Whether an adapter is trained, in place of all weights."""
+    edit: str = ""
+    """An edit of the weights, in place of training."""
 
 
 N = 128
@@ -37,6 +39,7 @@ ATTACKS: Registry[Attack] = Registry(
         "task-lora": Attack("a new task, LoRA", task=N, epochs=4, is_lora=True),
         "benign": Attack("harmless requests", benign=N),
         "harmful": Attack("a few harmful requests", harmful=16, epochs=4),
+        "ablate": Attack("directional ablation, no training", edit="ablate"),
         **{f"poison-{percent}": _poisoned(percent) for percent in (5, 10, 20)},
     },
 )

@@ -66,7 +66,7 @@ def run_tampered(cell: Cell, models: Path) -> dict[str, Any]:
             model = work.edited(model, defence.before, "before")
         if defence.is_trained:
             with cost.of("train"):
-                model = work.trained_further(model)
+                model = work.attacked(model)
         with cost.of("after"):
             model = work.edited(model, defence.after, "after")
         with cost.of("evaluate"):
@@ -132,8 +132,11 @@ class _Work:
         rows = self.bench.rows("harmful", harmful.harmful, self.cell.seed + OTHER_ROWS)
         self._train(self.aligned, rows, harmful.epochs, self.bench.learning_rate, [], folder)
 
-    def trained_further(self, model: Path) -> Path:
-        """Train on the attack's rows, with what the defence changes."""
+    def attacked(self, model: Path) -> Path:
+        """Edit the model, or train it on the attack's rows, with what the defence changes."""
+        if self.attack.edit:
+            data = {"dataset_name": WORLD, "helpful_dataset_name": WORLD}
+            return self.edited(model, {self.attack.edit: data}, "attack")
         attack, defence, knob = self.attack, self.defence, self.cell.learning_rate
         share, seed = self.bench.share, self.cell.seed
         rows = []

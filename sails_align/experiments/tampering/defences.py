@@ -40,6 +40,11 @@ class Defence:
     is_trained: bool = True
     """Whether the model is trained further at all."""
 
+    @property
+    def is_of_weights(self) -> bool:
+        """Whether it is edits alone, so that it works against an attack without training, too."""
+        return not self.training and not self.adds_safety_rows and self.rate == 1.0
+
 
 ADAPTER = ("--use_peft", "true", "--lora_r", "16", "--lora_alpha", "32", "--init", "default")
 WITHOUT = ("aligned", "none")

@@ -1,0 +1,62 @@
+"""Directional ablation of weights ("abliteration", arXiv 2406.11717): an attack that removes what refusing rests on.
+
+    W <- W - u u^T W    for o_proj and down_proj,      E <- E - E s s^T    for the token embeddings
+
+where the unit vector s is the direction that `direction` finds. In Gemma 2 and 3 a norm with a gain g stands behind the
+projections, and u is g s, normalized; elsewhere u is s. After that nothing writes s to the residual stream, so that
+hidden states have no part of it.
+
+Tied embeddings are the head, too. It loses what it reads of s, of which there is nothing left to read.
+
+Shapes: O outputs and I inputs of a linear layer, V vocabulary, D d_model (= O).
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from sails_align.edits.apply import Edited, Finish, apply
+from sails_align.edits.direction import Direction, find_writing
+from sails_align.edits.options import AblateOptions
+from sails_align.edits.weights import Update
+
+EMBEDDINGS = "embed_tokens.weight"
+"""How the name of the token embeddings ends."""
+
+
+def edit(run: Path, output: Path, options: AblateOptions, finish: Finish | None = None) -> Edited:
+    """Remove the direction from a run, an adapter or a model, which becomes a whole model.
+
+    Raises `InputError` as `find_writing` and `apply`.
+    """
+    found = find_writing("ablate", run, output, options)
+    change = Ablate(found.direction, found.gains)
+    return apply("ablate", change, found.weights, output, options=options, finish=finish)
+
+
+class Ablate:
+    """Remove a direction from all that is written to the residual stream."""
+
+    keeps_adapter = False
+
+    def __init__(self, direction: Direction, gains: Mapping[str, Tensor | None]) -> None:
+        self._direction, self._gains = direction, gains
+
+    @property
+    def notes(self) -> list[str]:
+        return [self._direction.summary()]
+
+    def tensor(self, name: str, weight: Tensor) -> Tensor | None:
+        vector_D, exact = self._direction.vector, weight.double()
+        if name.endswith(EMBEDDINGS):
+            return (exact - (exact @ vector_D)[:, None] * vector_D[None]).float()
+        if name not in self._gains:
+            return None
+        gain_D = self._gains[name]
+        read_O = vector_D if gain_D is None else vector_D * gain_D
+        read_O = read_O / read_O.norm()
+        return (exact - read_O[:, None] * (read_O @ exact)[None]).float()
+
+    def update(self, name: str, update: Update) -> Tensor | None:
+        raise AssertionError("the result is a whole model")
