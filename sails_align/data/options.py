@@ -89,12 +89,12 @@ class DertaOptions:
         "response (DeRTa: 1).",
     )
     derta_empty_share: float = option(
-        1 / 3, "Share of these without any such words: plain refusals, as without --derta_prefix_share."
+        1 / 3, "Share of the prefix examples without any words of the rejected response: plain refusals."
     )
     derta_rto_share: float = option(
         0.0,
-        "Share of safety pairs with a second example: at every token of the rejected response, to begin the refusal "
-        "(DeRTa: 1).",
+        "Share of safety pairs with an additional RTO example: at every token of the rejected response, the first "
+        "token of the refusal is learned (DeRTa: 1).",
     )
     derta_refusal: str | None = option(
         None,

@@ -76,7 +76,7 @@ class TaskArithmeticOptions(EditOptions):
     unaligned_model: str | None = option(None, "The aligned model after training on harmful answers. Required.")
     alpha: float = option(0.5, "How much of the difference aligned - unaligned to add.")
     drop: float = option(0.0, "Share of the difference's entries to drop at random; the rest is rescaled (DARE).")
-    drop_seed: int = option(0, "Seed of that choice.")
+    drop_seed: int = option(0, "Seed that decides which entries --drop drops.")
 
     def __post_init__(self) -> None:
         if not 0 <= self.drop < 1:
@@ -110,7 +110,7 @@ class RequestOptions(EditOptions):
         "trained on, or what comes with it.",
     )
     n_prompts: int = option(128, "Requests of each dataset to look at, at most.")
-    data_seed: int = option(0, "Seed of their choice.")
+    data_seed: int = option(0, "Seed of the choice of requests.")
     max_length: int = option(512, "Tokens of a request with its response that are read, at most.")
 
     def __post_init__(self) -> None:
@@ -121,7 +121,7 @@ class RequestOptions(EditOptions):
 class DirectionOptions(RequestOptions):
     """Options of edits that find the direction between harmful and harmless requests."""
 
-    helpful_dataset_name: str | None = option(None, "Harmless requests: likewise.")
+    helpful_dataset_name: str | None = option(None, "Harmless requests: a dataset, or testbed or smollm2 for theirs.")
     layer: int | None = option(
         None, "Layer whose direction is used. Default: the one that separates validation prompts best."
     )
@@ -184,7 +184,7 @@ class IrrOptions(RequestOptions):
         "Requests and responses of the further training's task, for the recalibration. Default: what the run was "
         "trained on, or harmless requests that come with its model.",
     )
-    n_texts: int = option(256, "Of these, at most.")
+    n_texts: int = option(256, "Maximum number of texts of the task.")
     sparsity: float = option(
         0.0,
         "Share of the entries against the safety vector that is kept: those with the lowest Fisher information of the "

@@ -58,9 +58,11 @@ class CompareOptions:
     )
     attacks: list[str] = option(
         ["task", "benign", "harmful", "poison-10"],
-        "Of the tampering study: what the aligned models are trained on further (docs/keeping_safety.md).",
+        "Of the tampering study: task, task-lora, benign, harmful, poison-5, poison-10, poison-20 or ablate.",
     )
-    defences: list[str] | None = option(None, "Of the tampering study: methods and controls; default: all.")
+    defences: list[str] | None = option(
+        None, "Of the tampering study: methods and controls (docs/keeping_safety.md lists them); default: all."
+    )
     tampered: list[str] = option(["sft-sails"], "Of the tampering study: the runs that are tampered with.")
     examples: list[int] = option([], "Also train on these numbers of examples (learning curves).")
     worlds: list[str] = option(

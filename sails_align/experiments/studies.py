@@ -284,7 +284,7 @@ def _sails(plan: Plan) -> Run:
     found = _named(plan, ("sft-sails",))
     if not found:
         raise InputError(
-            "there is no run sft-sails, which --ablations and --worlds change; add it to the file, or to --runs"
+            "there is no run sft-sails, which the ablations and --worlds change; add it to the file, or to --runs"
         )
     return found[0]
 

@@ -31,8 +31,8 @@ class ScLoraOptions:
 
     sc_lora_beta: float = option(
         0.5,
-        "Weight of harmful prompts for --init sc_lora, from 0 to 1: their outputs count as much against a direction as "
-        "this, and the task's in favour of it as the rest.",
+        "Weight of harmful prompts for --init sc_lora, from 0 (the task alone) to 1 (harmful prompts alone): a "
+        "direction counts (1 - beta) times its energy on the task minus beta times that on harmful prompts.",
     )
 
     def __post_init__(self) -> None:

@@ -27,7 +27,7 @@ class InitializerOptions:
     harmful_prompts: str | None = option(
         None,
         "Harmful prompts that --init guardspace and sc_lora look at: the name of a prompt set, a file, a dataset on "
-        "the hub, or testbed. Default: the requests of the safety data.",
+        "the hub, or testbed. Default: the prompts of --dataset_name, taken to be harmful.",
     )
     adapter_path: str | None = option(
         None,

@@ -36,7 +36,7 @@ class ConstrainedOptions:
         [0.5, 2.0, 2.0, 2.0, 2.0],
         "How strongly --loss constrained holds each of the first tokens of a response: 0 not at all, as plain SFT.",
     )
-    constrained_beta: float = option(0.1, "The same of all other tokens.")
+    constrained_beta: float = option(0.1, "Beta of --loss constrained for all other tokens of a response.")
 
     def __post_init__(self) -> None:
         check_least(self, constrained_beta=0)
