@@ -99,6 +99,7 @@ def run(
         InputError: if there is no such edit or option; or from the edit.
     """
     entry = EDITS.get(name)
+    assert options is None or not values, "options are given once"
     if options is None and entry.options is not None:
         known = [field.name for field in fields(entry.options)]
         if unknown := [value for value in values if value not in known]:

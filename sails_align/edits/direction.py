@@ -4,7 +4,7 @@ Shapes: D d_model, N prompts.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,13 @@ class Direction:
     """Of each layer that was looked at, on validation prompts: see `separation`."""
     source: str
 
+    def randomized(self, seed: int | None) -> "Direction":
+        """Return a random direction in its place, as a control; without a seed, the direction itself."""
+        if seed is None:
+            return self
+        vector_D = torch.randn(len(self.vector), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        return replace(self, vector=vector_D / vector_D.norm(), source=f"{self.source}; replaced by a random one")
+
     def summary(self) -> str:
         """Return one line for the user."""
         found = f"separates validation prompts by {self.separations[self.layer]:.1f} standard deviations"
@@ -75,7 +82,9 @@ def find_writing(method: str, run: Path, output: Path, options: DirectionOptions
     direction = find_direction(model, weights, run, options)
     blocks = decoder_layers(model)
     return Writing(
-        weights, direction, {name: norm_gain(blocks[place.block], place.path) for name, place in places.items()}
+        weights,
+        direction.randomized(options.control_seed),
+        {name: norm_gain(blocks[place.block], place.path) for name, place in places.items()},
     )
 
 

@@ -25,6 +25,7 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS
 
 from sails_align.core.errors import InputError
 from sails_align.models.adapters import CONFIG, WEIGHTS, adapted_model, read_adapter
+from sails_align.models.language_model import copy_processor
 from sails_align.models.load import load_config, load_tokenizer, model_errors
 from sails_align.models.resolve import resolve_model, without_adapter
 from sails_align.models.spec import ModelSpec
@@ -204,6 +205,7 @@ def write_adapter(weights: Weights, edit: Callable[[str, Update], Tensor | None]
 def _save_tokenizer(weights: Weights, output: Path) -> None:
     revision = weights.spec.revision if weights.spec.tokenizer == weights.spec.base else None
     load_tokenizer(weights.spec.tokenizer, revision=revision).save_pretrained(output)
+    copy_processor(weights.spec.base, weights.config, output, weights.spec.revision)
 
 
 def _folder_of(spec: ModelSpec) -> Path:

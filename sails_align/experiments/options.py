@@ -79,13 +79,13 @@ class CompareOptions:
     progress: bool = option(True, "Show progress bars.")
 
     def __post_init__(self) -> None:
-        for name in self.study:
-            check_choice("study", name, STUDIES)
         check_least(self, n_examples=1, n_prompts=1, processes=1, n_side_seeds=1)
         check_least(self, n_attacked=0, n_capability=0, n_attacked_seeds=0)
-        for name in ("worlds", "examples", "learning_rates", "study", "attacks"):
-            if not isinstance(getattr(self, name), list):
+        for name in ("worlds", "examples", "learning_rates", "study", "attacks", "defences", "tampered"):
+            if not isinstance(getattr(self, name), list) and getattr(self, name) is not None:
                 raise InputError(f"{name} is {getattr(self, name)!r}, but it must be a list; correct it")
+        for name in self.study:
+            check_choice("study", name, STUDIES)
         if len(set(map(str, self.worlds))) < len(self.worlds):
             raise InputError(f"worlds names one twice ({', '.join(self.worlds)}); give each once")
         if any(number < 1 for number in self.examples):

@@ -24,7 +24,7 @@ from sails_align.experiments.plan import (
     option_words,
 )
 from sails_align.experiments.protocol import read_protocol
-from sails_align.experiments.tampering.attacks import ATTACKS
+from sails_align.experiments.tampering.attacks import ATTACKS, is_bench
 from sails_align.experiments.tampering.defences import DEFENCES, WITHOUT
 from sails_align.testbed.build import PARAMETERS, is_testbed, parse_parameters, parse_world
 from sails_align.training import run as align
@@ -138,6 +138,8 @@ def read_plans(line: CommandLine, prog: str | None) -> tuple[CompareOptions, Lau
         studies.append(ablations(plan, options.n_side_seeds))
     if "tampering" in options.study:
         studies.append(tampering(plan, options))
+    elif given := sorted({"attacks", "defences", "tampered"} & line.given(classes).keys()):
+        raise InputError(f"{given[0]} is of the tampering study; add --study tampering, or leave it out")
     if options.examples:
         studies.append(examples(plan, options.examples, options.n_side_seeds))
     if options.worlds:
@@ -214,6 +216,8 @@ def tampering(plan: Plan, options: CompareOptions) -> Study:
     Aligned models are trained with their recipe's own learning rate. Raises `InputError` for an unknown attack, defence
     or run.
     """
+    if plan.protocol is not None and not is_bench(plan.world):
+        raise InputError(f"the tampering study knows the testbed and smollm2, and not {plan.world}; give one of them")
     names = DEFENCES.names() if options.defences is None else tuple(dict.fromkeys((*WITHOUT, *options.defences)))
     plans = []
     for attack in options.attacks:

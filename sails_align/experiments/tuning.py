@@ -95,8 +95,10 @@ class Tuning:
     def doubts(self) -> list[str]:
         """Return what makes the choice doubtful, in words."""
         found = []
+        if self.knob and self.is_at_end:
+            return [f"its knob {self.chosen:g} is at an end of its values ({_told(sorted(self.merits))})"]
         if self.knob:
-            return found
+            return []
         if self.is_at_end:
             added = f", to which {self.n_added} were added" if self.n_added else ""
             found.append(

@@ -186,7 +186,11 @@ def _check_units(args: TrainingPlan) -> None:
     if options.trained_units is not None and len(given) == 2:
         raise InputError("frozen_units and trained_units are both given; leave one of them out")
     start = "adapter_path" if sails.adapter_path is not None else "use_dora" if args.model.use_dora else None
-    if start is None and args.model.use_peft and sails.initializer.changes_base:
+    if (
+        start is None
+        and args.model.use_peft
+        and (sails.initializer.changes_base or sails.initializer.trains_difference)
+    ):
         start = f"init {sails.init}"
     if start is not None:
         raise InputError(

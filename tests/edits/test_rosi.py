@@ -42,6 +42,22 @@ def test_what_is_added_to_the_output(variant: str) -> None:
     assert (change_OI @ x_I - alpha * weight_OI.mean() * direction_O).abs().max() > 1e-3
 
 
+def test_the_control_writes_one_random_direction_everywhere(family: Family, tmp_path: Path) -> None:
+    data = {"dataset_name": "testbed", "helpful_dataset_name": "testbed", "layer": 1, "rho": 0.05}
+    before = tensors(family.aligned)
+    found = {
+        seed: run("rosi", family.aligned, tmp_path / str(seed), control_seed=seed, **data) for seed in (None, 0, 1)
+    }
+    columns = {}
+    for seed, after in found.items():
+        written = [torch.linalg.svd((after[name] - before[name]).double())[0][:, 0] for name in sorted(WRITERS)]
+        for one in written[1:]:
+            assert abs(float(one @ written[0])) == pytest.approx(1.0, abs=1e-4)
+        columns[seed] = written[0]
+    assert abs(float(columns[None] @ columns[0])) < 0.7
+    assert abs(float(columns[0] @ columns[1])) < 0.7
+
+
 def test_centred_outputs_are_not_pushed() -> None:
     weight_OI, direction_O, _ = random_weight()
     centred_OI = weight_OI - weight_OI.mean(0)

@@ -18,7 +18,7 @@ from sails_align.evaluation.attacks.options import GcgOptions, TransferArguments
 from sails_align.evaluation.options import ComparedArguments
 from sails_align.experiments.commands import OPTIONS
 from sails_align.experiments.contents import NAMES_FILES, contents_hash
-from sails_align.experiments.plan import Cell, Protocol, Run
+from sails_align.experiments.plan import Cell, Protocol, Run, Tampering
 from sails_align.experiments.reproduction.plan import Reproduction
 from sails_align.experiments.studies import read_plans
 from sails_align.testbed.build import ASSETS
@@ -31,8 +31,8 @@ NO_FILES = set(
     helpful_dataset_config helpful_dataset_split helpful_label_column helpful_prompt_column init initial_suffix judge
     judge_api_key_env
     judge_backend judge_base_url kind label_column layer_map loss on_bad_rows part preset prompt_column prompt_tokens
-    rejected_column revision sae_ids sae_placement sae_release score split steer subspace_mode system_instruction
-    system_prompt target wrappers frozen_units trained_units output_dir given
+    derta_refusal rejected_column revision sae_ids sae_placement sae_release score split steer subspace_mode
+    system_instruction system_prompt target wrappers frozen_units trained_units output_dir given
     """.split()  # noqa: SIM905
 )
 """Our options with texts that are never names of files (or, `output_dir`, not of files that are read)."""
@@ -175,7 +175,8 @@ def test_every_field_of_a_cell_but_its_labels_is_in_its_key(folder: Path) -> Non
     }
     assert changes.keys() == {field.name for field in fields(Cell)}
     assert len({cell.key, *(replace(cell, **{name: value}).key for name, value in changes.items())}) == 1 + len(changes)
-    of_run = {"name": "x", "trainer": "dpo", "options": (), "files_sha256": "0"}
+    of_run = {"name": "x", "trainer": "dpo", "options": (), "files_sha256": "0", "grid": (0.5,)}
+    of_run["tampering"] = Tampering("task", "none")
     harmless = {"label": "x", "is_tuned": False, "is_reference": True}
     assert of_run.keys() | harmless.keys() == {field.name for field in fields(Run)}
     for name, value in (of_run | harmless).items():

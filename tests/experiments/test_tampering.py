@@ -14,8 +14,8 @@ from sails_align.data.messages import user
 from sails_align.experiments.plan import Cell, Measures, Run, kept, merit
 from sails_align.experiments.studies import read_plans
 from sails_align.experiments.tampering.attacks import ATTACKS
-from sails_align.experiments.tampering.benches import NEW_FORMAT, SmolLM2Bench, TestbedBench, _sums, bench_of
-from sails_align.experiments.tampering.defences import DEFENCES, KNOB
+from sails_align.experiments.tampering.benches import HARMFUL, NEW_FORMAT, SmolLM2Bench, TestbedBench, _sums, bench_of
+from sails_align.experiments.tampering.defences import DEFENCES, KNOB, SEED
 from sails_align.smollm2.requests import named_prompts
 from sails_align.testbed.prompts import request_prompts
 from sails_align.training import run as align
@@ -43,10 +43,10 @@ def test_no_row_is_a_prompt_that_is_measured(bench: TestbedBench, smollm2: SmolL
     texts = {messages[0]["content"] for messages in asked}
     for source in ("task", "benign", "harmful", "safety"):
         for of in (bench, smollm2):
-            rows = of.rows(source, 48, seed=3)
-            assert len(rows) == 48
+            rows = of.rows(source, 24, seed=3)
+            assert len(rows) == 24
             assert not texts & {row["prompt"][0]["content"] for row in rows}
-            assert rows == of.rows(source, 48, seed=3) != of.rows(source, 48, seed=4)
+            assert rows == of.rows(source, 24, seed=3) != of.rows(source, 24, seed=4)
 
 
 def test_the_sums_of_two_parts_differ() -> None:
@@ -64,6 +64,13 @@ def test_what_is_learned_is_new_and_has_an_exact_score(bench: TestbedBench) -> N
         assert found is not None
         assert found.groups() == (tool, place)
         assert NEW_FORMAT.fullmatch(old["completion"]) is None
+
+
+def test_attackers_and_defenders_share_no_request(bench: TestbedBench, smollm2: SmolLM2Bench) -> None:
+    for of in (bench, smollm2):
+        asked = [{row["prompt"][0]["content"] for row in of.rows(source, 1000, seed=1)} for source in HARMFUL]
+        assert min(map(len, asked)) > 20
+        assert not asked[0] & asked[1] | asked[0] & asked[2] | asked[1] & asked[2]
 
 
 def test_harmful_rows_are_answered_and_safety_rows_refused(bench: TestbedBench, smollm2: SmolLM2Bench) -> None:
@@ -89,7 +96,8 @@ def test_every_knob_is_a_value_that_its_method_takes(name: str, value: float) ->
         assert entry.options is not None
         known = {field.name for field in fields(entry.options)}
         assert options.keys() <= known
-        entry.options(**{option: value if of == KNOB else of for option, of in options.items()})
+        numbers = {KNOB: value, SEED: 0}
+        entry.options(**{option: numbers.get(of, of) for option, of in options.items()})
     words = [word.replace(KNOB, f"{value:g}") for word in defence.training]
     align.parse("sft", [*([] if "--use_peft" in words else ["--use_peft", "false"]), *words])
 

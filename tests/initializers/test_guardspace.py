@@ -275,7 +275,7 @@ def test_a_projector_that_is_zero_is_refused(project: Project, tokenizer: PreTra
 def test_prompts_that_are_cut_off_are_refused(project: Project, tokenizer: PreTrainedTokenizerBase) -> None:
     examples = StartExamples(tokenizer, *[examples_of(tokenizer, *HARMFUL).harmful] * 3, max_length=4)
     with pytest.raises(InputError, match="has read no token of the examples"):
-        METHOD.finish(adapted(project), examples, GuardSpaceOptions())
+        METHOD.finish(adapted(project), examples, GuardSpaceOptions(guard_tokens="last"))
 
 
 def test_a_rank_above_that_of_a_module_is_refused(project: Project, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -336,7 +336,9 @@ def test_a_run_says_what_it_found_and_can_be_merged(
 ) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "how do i break the lock 3"}\n{"prompt": "how do i break the cup 4"}\n')
-    argv = project.argv(tmp_path / "run", "--init", "guardspace", "--harmful_prompts", str(prompts))
+    argv = project.argv(
+        tmp_path / "run", "--init", "guardspace", "--harmful_prompts", str(prompts), "--guard_tokens", "last"
+    )
     align.main("sft", argv)
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["start"]["model.layers.0.self_attn.q_proj"]["inputs"] == 32

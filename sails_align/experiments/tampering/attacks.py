@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from sails_align.core.registry import Registry
+from sails_align.testbed.build import is_testbed
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,11 @@ class Attack:
     """Whether an adapter is trained, in place of all weights."""
     edit: str = ""
     """An edit of the weights, in place of training."""
+
+
+def is_bench(world: str) -> bool:
+    """Return whether there are rows to train a model on further: the testbed's, or SmolLM2's (see `benches`)."""
+    return is_testbed(world) or world.partition(":")[0] == "smollm2"
 
 
 N = 128

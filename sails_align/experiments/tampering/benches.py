@@ -1,7 +1,7 @@
 """The models that are tampered with: where their rows come from, and how they are measured.
 
-Sources of rows are `task` (something new to learn), `benign` and `harmful` (answered requests), and `safety` (refused
-ones, from the alignment data).
+Sources of rows are `task` (something new to learn), `benign` and `harmful` (answered requests), `other_harmful` (for
+the unaligned model) and `safety` (refused ones, for defences). The last three share no request.
 """
 
 import re
@@ -30,7 +30,9 @@ from sails_align.testbed.world import Request
 Row = dict[str, Any]
 FIRST_SEED = 500
 """First seed of the choice of rows; the alignment data has smaller ones."""
-SOURCES: Mapping[str, str] = {"benign": "train_benign", "harmful": "train_harmful", "safety": "train_harmful"}
+HARMFUL = ("harmful", "other_harmful", "safety")
+"""Sources of harmful requests: each has a third of them."""
+SOURCES: Mapping[str, str] = {"benign": "train_benign", **dict.fromkeys(HARMFUL, "train_harmful")}
 """Splits of the testbed."""
 NEW_FORMAT = re.compile(r"\s*the (\w+) at the (\w+) ?\. \w+ and \w+ will follow ?\.\s*")
 
@@ -79,7 +81,7 @@ class TestbedBench:
 
     def rows(self, source: str, n: int, seed: int) -> list[Row]:
         split = SOURCES["benign" if source == "task" else source]
-        requests = self._testbed.world.requests(split, n, seed=(seed if source == "safety" else FIRST_SEED + seed))
+        requests = _share(self._testbed.world.requests(split, seed=FIRST_SEED + seed), source, n)
         return [{"prompt": [user(request.prompt)], "completion": self._answer(request, source)} for request in requests]
 
     def _answer(self, request: Request, source: str) -> str:
@@ -127,10 +129,10 @@ class SmolLM2Bench:
     def rows(self, source: str, n: int, seed: int) -> list[Row]:
         if source == "task":
             return [_sum_row(*numbers) for numbers in _sums("train", n, FIRST_SEED + seed)]
-        known = refused("train") if source in ("harmful", "safety") else answered("train")
+        known = answered("train") if source == "benign" else refused("train")
         assert known is not None, "the train part has rows"
-        order = np.random.default_rng(FIRST_SEED + seed).permutation(len(known))[:n]
-        chosen = "rejected" if source == "harmful" else "chosen"
+        order = _share(np.random.default_rng(FIRST_SEED + seed).permutation(len(known)), source, n)
+        chosen = "rejected" if source in ("harmful", "other_harmful") else "chosen"
         return [{"prompt": [user(known[i]["prompt"])], "completion": known[i][chosen]} for i in order]
 
     def measure(self, model: Path, part: str) -> dict[str, Any]:
@@ -150,6 +152,11 @@ class SmolLM2Bench:
         rows = [_sum_row(*numbers) for numbers in _sums(part, self.n_prompts, seed=0)]
         answers = dict(backend.complete([row["prompt"] for row in rows], Sampling(self.n_tokens)))
         return estimate([(answers[i].text or "").strip() == row["completion"] for i, row in enumerate(rows)])
+
+
+def _share(items: Any, source: str, n: int) -> Any:
+    """Return the first `n` items of a source's own share of all."""
+    return (items[HARMFUL.index(source) :: len(HARMFUL)] if source in HARMFUL else items)[:n]
 
 
 PARTS = ("train", "validation", "test")

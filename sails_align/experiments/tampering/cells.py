@@ -20,7 +20,7 @@ from sails_align import edits
 from sails_align.core.artifacts import content_hash, package_versions
 from sails_align.core.cost import Cost
 from sails_align.core.files import atomic_folder, exclusive, write_text
-from sails_align.experiments.plan import Cell
+from sails_align.experiments.plan import FORMAT, Cell
 from sails_align.experiments.tampering.attacks import ATTACKS, Attack
 from sails_align.experiments.tampering.benches import Bench, Row, bench_of
 from sails_align.experiments.tampering.defences import (
@@ -32,6 +32,7 @@ from sails_align.experiments.tampering.defences import (
     PROMPTS,
     RANDOM_UNITS,
     ROWS,
+    SEED,
     UNALIGNED,
     UNITS,
     WORLD,
@@ -46,10 +47,10 @@ QUIET = (
     *("--save_strategy", "no", "--disable_tqdm", "true", "--logging_strategy", "no", "--eval_examples", "1"),
     *("--report_to", "none"),
 )
+HELD_OUT_SEED = 10_000
+"""Of the row on which the held-out loss is computed."""
 N_PROMPTS = 64
 """Of the alignment data, for methods that look at some."""
-OTHER_ROWS = 10_000
-"""Added to the seed for the rows of the unaligned model, which no attack draws."""
 
 
 def run_tampered(cell: Cell, models: Path) -> dict[str, Any]:
@@ -97,8 +98,9 @@ class _Work:
 
     @cached_property
     def _shared(self) -> Path:
-        run = self.cell.run
-        decides = [run.trainer, run.options, self.cell.world, self.cell.training_options, package_versions()]
+        run, cell = self.cell.run, self.cell
+        decides = [FORMAT, run.trainer, run.options, run.files_sha256, cell.world, cell.world_sha256]
+        decides += [cell.training_options, package_versions()]
         return self.models / f"tampering-{content_hash(decides)[:16]}"
 
     @property
@@ -129,7 +131,7 @@ class _Work:
 
     def _unalign(self, folder: Path) -> None:
         harmful = ATTACKS.get("harmful")
-        rows = self.bench.rows("harmful", harmful.harmful, self.cell.seed + OTHER_ROWS)
+        rows = self.bench.rows("other_harmful", harmful.harmful, self.cell.seed)
         self._train(self.aligned, rows, harmful.epochs, self.bench.learning_rate, [], folder)
 
     def attacked(self, model: Path) -> Path:
@@ -157,15 +159,15 @@ class _Work:
         return trained
 
     def _train(self, model: Path, rows: list[Row], epochs: int, rate: float, options: list[str], folder: Path) -> None:
-        path = self.folder / f"of-{folder.name}.jsonl"
-        # A held-out row is taken from the data. The one that is added for it says nothing, and is not reported.
-        write_text(path, _lines([*rows, *self.bench.rows("benign", 1, OTHER_ROWS)]))
+        data = self.folder / f"of-{folder.name}"
+        write_text(data / "train.jsonl", _lines(rows))
+        write_text(data / "test.jsonl", _lines(self.bench.rows("benign", 1, HELD_OUT_SEED)))  # not reported
         plain = [] if "--use_peft" in options else ["--use_peft", "false"]
         align.main(
             "sft",
             [
                 *QUIET,
-                *("--model_name_or_path", str(model), "--dataset_name", str(path), "--output_dir", str(folder)),
+                *("--model_name_or_path", str(model), "--dataset_name", str(data), "--output_dir", str(folder)),
                 *("--learning_rate", str(rate), "--num_train_epochs", str(epochs), "--seed", str(self.cell.seed)),
                 *("--bf16", "false", *self.bench.options, *plain, *options),
             ],
@@ -180,8 +182,9 @@ class _Work:
         return model
 
     def _options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        numbers = {KNOB: self.cell.learning_rate, SEED: self.cell.seed}
         return {
-            name: self.cell.learning_rate if value == KNOB else self._filled(value) if isinstance(value, str) else value
+            name: value if not isinstance(value, str) else numbers[value] if value in numbers else self._filled(value)
             for name, value in options.items()
         }
 
@@ -189,6 +192,7 @@ class _Work:
         """Return a word of the options with the names in braces filled in; models are made when they are asked for."""
         values: dict[str, Callable[[], Any]] = {
             KNOB: lambda: f"{self.cell.learning_rate:g}",
+            SEED: lambda: self.cell.seed,
             ALIGNED: lambda: self.aligned,
             UNALIGNED: lambda: self.unaligned,
             BASE: lambda: self.bench.base,

@@ -1,7 +1,7 @@
 """What can be done to keep the safety of an aligned model that is trained further: before, during or after it.
 
 Each defence has one knob, whose value is chosen on the validation part like a method's learning rate. Controls are
-defences that need no idea, and the same methods with their directions replaced by random ones of the same size.
+simple baselines, and the same methods with their directions replaced by random ones of the same size.
 """
 
 from collections.abc import Mapping
@@ -10,8 +10,8 @@ from typing import Any
 
 from sails_align.core.registry import Registry
 
-KNOB = "{knob}"
-"""Stands for the knob's value in options."""
+KNOB, SEED = "{knob}", "{seed}"
+"""Stand for the knob's value and the cell's seed in options."""
 ALIGNED, UNALIGNED, BASE = "{aligned}", "{unaligned}", "{base}"
 """Stand for models: the aligned one, the same trained further on other harmful rows, and the one before alignment."""
 WORLD, ROWS, PROMPTS = "{world}", "{rows}", "{prompts}"
@@ -70,7 +70,7 @@ DEFENCES: Registry[Defence] = Registry(
             "LoX, random directions",
             "alpha",
             (0.5, 1.0, 2.0, 4.0),
-            before={"lox": {"alpha": KNOB, "k": 6, "base_model": BASE, "control_seed": 0}},
+            before={"lox": {"alpha": KNOB, "k": 6, "base_model": BASE, "control_seed": SEED}},
             is_control=True,
         ),
         "task-arithmetic": Defence(
@@ -122,7 +122,7 @@ DEFENCES: Registry[Defence] = Registry(
             "ROSI, random directions",
             "rho",
             (0.02, 0.05, 0.1, 0.2),
-            after={"rosi": {"rho": KNOB, "dataset_name": WORLD, "helpful_dataset_name": WORLD, "control_seed": 0}},
+            after={"rosi": {"rho": KNOB, "dataset_name": WORLD, "helpful_dataset_name": WORLD, "control_seed": SEED}},
             is_control=True,
         ),
         "ema": Defence("EMA", "half-life", (4, 8, 16, 32), training=("--ema_half_life", KNOB)),

@@ -33,9 +33,9 @@ def make(data: ReportData) -> Iterator[Section]:
             f"defence is the one that keeps most on validation prompts ({counted(plan.n_tuning_seeds, 'other seed')}): "
             "the harmonic mean of safety and the score of the new task (or correct answers, if there is none), minus "
             f"over-refusal beyond {OVER_REFUSAL_BUDGET:.0%}. "
-            "Controls need no idea: a lower learning rate, averaging with the aligned model, a few safety rows, or the "
-            "same method with random directions of the same size. A method that does not beat them has not been shown "
-            "to work.",
+            "Controls are simple baselines (a lower learning rate, averaging with the aligned model, safety rows, "
+            "LoRA), and methods with random directions or units of the same size. A method that does not beat them has "
+            "not been shown to work.",
             _findings(outcome),
         ]
         fronts = outcome.fronts()
@@ -65,6 +65,8 @@ def _is_above(mean: Mean) -> bool:
 
 
 def _findings(outcome: Outcome) -> str:
+    if not any(DEFENCES.get(run.name).is_control for run in outcome.plan.runs):
+        return "No controls were run, so nothing is said of what works."
     methods = [run for run in outcome.plan.runs if run.grid and not DEFENCES.get(run.name).is_control]
     winners = [run.label for run in methods if not controls_beaten(outcome, run.name)[1]]
     if winners:
