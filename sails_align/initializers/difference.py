@@ -26,8 +26,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import linear
 
+from sails_align.core.artifacts import load_artifact, read_header, save_artifact
 from sails_align.core.files import write_json
 from sails_align.models.adapters import CONFIG, WEIGHTS
+
+KIND = "start"
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +124,41 @@ def start_from(model: PeftModel, starts: Mapping[str, Start], init: str, adapter
         # Of the factors as they are rounded now, so that the difference is zero.
         module.lora_variant[adapter_name] = Difference(Start(lora_A.clone(), lora_B.clone(), removed_IK))
     model.peft_config[adapter_name].init_lora_weights = init  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def save_starts(model: PeftModel, folder: Path, report: Mapping[str, Any], input_hash: str) -> None:
+    """Save what the adapters start from, for resumed runs and other processes (`load_starts`)."""
+    tensors: dict[str, Tensor] = {}
+    projectors: dict[int, str] = {}
+    removed: dict[str, str] = {}
+    for name, start in _starts_of(model).items():
+        tensors |= {f"{name}.A": start.A, f"{name}.B": start.B}
+        if start.removed is not None:
+            removed[name] = projectors.setdefault(id(start.removed), f"removed.{len(projectors)}")
+            tensors[removed[name]] = start.removed
+    save_artifact(folder, KIND, tensors, {"report": dict(report), "removed": removed}, input_hash)
+
+
+def load_starts(folder: Path, input_hash: str) -> tuple[dict[str, Start], dict[str, Any]] | None:
+    """Load what `save_starts` saved, and its report; None if there is nothing, or something else was decided by."""
+    header = read_header(folder, KIND)
+    if header is None or header["input_hash"] != input_hash:
+        return None
+    tensors, header = load_artifact(folder, KIND)
+    removed = header["provenance"]["removed"]
+    names = [key.removesuffix(".A") for key in tensors if key.endswith(".A")]
+    starts = {
+        name: Start(tensors[f"{name}.A"], tensors[f"{name}.B"], tensors.get(removed.get(name, ""))) for name in names
+    }
+    return starts, header["provenance"]["report"]
+
+
+def _starts_of(model: PeftModel, adapter_name: str = "default") -> dict[str, Start]:
+    return {
+        name: module.lora_variant[adapter_name].start
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer) and adapter_name in module.lora_variant
+    }
 
 
 def save_difference(model: PeftModel, folder: Path, adapter_name: str = "default") -> None:

@@ -22,7 +22,7 @@ from sails_align.initializers.difference import save_difference
 from sails_align.models.generation import eos_ids, neutral_config
 from sails_align.models.language_model import copy_processor
 from sails_align.training.plan import TrainingPlan
-from sails_align.training.trainer import INITIAL_ADAPTER, PAIRS, AlignmentTrainer
+from sails_align.training.trainer import INITIAL_ADAPTER, PAIRS, START, AlignmentTrainer
 
 
 @contextmanager
@@ -68,6 +68,7 @@ def save_model(args: TrainingPlan, trainer: AlignmentTrainer, output_dir: Path) 
                 shutil.rmtree(initial)
             if args.sails.initializer.trains_difference:
                 save_difference(model, part)
+                shutil.rmtree(output_dir / START, ignore_errors=True)
     if trainer.is_world_process_zero():
         shutil.rmtree(output_dir / PAIRS, ignore_errors=True)
 

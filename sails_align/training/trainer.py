@@ -13,6 +13,7 @@ from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
+from sails_align.core.artifacts import content_hash
 from sails_align.core.distributed import from_main, n_processes
 from sails_align.core.errors import InputError, first_line
 from sails_align.core.log import is_main, say
@@ -21,6 +22,7 @@ from sails_align.data.loading import cache_errors
 from sails_align.data.pairs import to_preference, to_sft
 from sails_align.data.prefilled import is_prefilled, to_tokens
 from sails_align.initializers.adapter import AdapterInit, initialize
+from sails_align.initializers.difference import load_starts, save_starts, start_from
 from sails_align.models.generation import end_generation
 from sails_align.models.language_model import freeze_outside_decoder
 from sails_align.models.load import check_whole, load_tokenizer, model_errors
@@ -28,6 +30,7 @@ from sails_align.models.quantized import is_quantized, train_in_float32, trained
 from sails_align.subspace.basis import Subspace
 from sails_align.training.callbacks import CALLBACKS
 from sails_align.training.dataset import TrainingSource
+from sails_align.training.identity import run_identity
 from sails_align.training.losses.compose import Loss, with_loss
 from sails_align.training.plan import TrainingPlan, changed
 from sails_align.training.starts import (
@@ -46,6 +49,8 @@ PAIRS = ".pairs"
 """In the run directory while it trains: DPO's data with the precomputed log-probabilities."""
 INITIAL_ADAPTER = "initial_adapter"
 """In the run directory while it trains: what is subtracted at the end, if the initialization changed the base."""
+START = "start"
+"""In the run directory while it trains: what is subtracted in each forward pass, if the initialization wants that."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,13 +108,33 @@ def build_trainer(
 
 
 def _finish_start(args: TrainingPlan, source: TrainingSource, model: PeftModel) -> dict[str, Any] | None:
-    """Run examples through the model for an initialization that needs some. Returns what it reports of each module."""
+    """Run examples through the model for an initialization that needs some. Returns what it reports of each module.
+
+    A start that is subtracted is kept in the run directory while it trains: computed again, on another machine or in
+    another process, it would differ by rounding, and the trained factors would mean something else.
+    """
     entry = args.sails.initializer
-    initializer = entry.load()
+    initializer, folder = entry.load(), Path(str(args.training.output_dir)) / START
+    identity = run_identity(args, source, None)
+    del identity["length"]  # a resumed run may train longer
+    decides = content_hash(identity)
+    if entry.trains_difference and from_main(lambda: load_starts(folder, decides) is not None):
+        return _start_again(args, model, folder, decides)
     report = initializer.finish(model, start_examples(args, source), args.of(entry.options))
+    if entry.trains_difference:
+        from_main(lambda: save_starts(model, folder, report, decides))
+        _start_again(args, model, folder, decides)
     if report is not None:
         say(f"    {initializer.summary(report)}")
     return report
+
+
+def _start_again(args: TrainingPlan, model: PeftModel, folder: Path, decides: str) -> dict[str, Any]:
+    """Let adapters start from what `save_starts` saved, and return its report."""
+    kept = load_starts(folder, decides)
+    assert kept is not None, "it was just saved or found"
+    start_from(model, kept[0], str(args.sails.init))
+    return kept[1]
 
 
 @contextmanager

@@ -331,6 +331,20 @@ def test_a_training(project: Project, tmp_path: Path, method: Method) -> None:
     assert not torch.allclose(expected, base_logits(project), atol=1e-3)
 
 
+def test_a_resumed_run_starts_from_what_was_kept(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Computed again on another machine, the start could differ by rounding, or by a whole direction."""
+    argv = project.argv(tmp_path / "run", "--init", "guardspace")
+    first = build(argv).trainer.model
+    monkeypatch.setattr(type(METHOD), "finish", lambda *_: pytest.fail("it is computed again"))
+    again = build([*argv, "--max_steps", "9"]).trainer.model
+    for (name, one), other in zip(first.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other), name
+    with pytest.raises(BaseException, match="computed again"):
+        build([*argv, "--guard_energy", "0.9"])
+
+
 def test_a_run_says_what_it_found_and_can_be_merged(
     project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
