@@ -32,6 +32,7 @@ from sails_align.initializers import INITIALIZERS
 from sails_align.models.load import exact_attention
 from sails_align.subspace.options import PRESETS
 from sails_align.training.callbacks.options import EmaOptions, FreezeUnitsOptions
+from sails_align.training.losses import LOSSES
 from sails_align.training.plan import TrainingPlan
 
 logger = logging.getLogger(__name__)
@@ -82,10 +83,12 @@ def _check_start(args: TrainingPlan) -> None:
     if sails.subspace_path is not None and not sails.uses_subspace:
         raise InputError(f"--subspace_path is given, but {args.start} uses no subspace; leave one of them out")
     without_effect = () if sails.uses_subspace else (*PRESETS["default"], "subspace_decay")
-    without_effect = (*without_effect, *_of_other_starts(args))
+    without_effect = (*without_effect, *_of_other_starts(args), *_of_other_losses(args))
     if not args.model.use_peft or sails.adapter_path is not None:
         without_effect = (*without_effect, *LORA_OPTIONS)
     ignored = [name for name in without_effect if name in args.given]
+    if "derta_empty_share" in args.given and args.of(DertaOptions).derta_prefix_share == 0:
+        ignored.append("derta_empty_share")
     # A warning only: adding one option to a file of options should be enough to make a baseline.
     if ignored:
         logger.warning("of no effect with %s: %s", args.start, ", ".join(ignored))
@@ -97,6 +100,13 @@ def _of_other_starts(args: TrainingPlan) -> list[str]:
     others = [entry.options for _, entry in INITIALIZERS.items() if entry.options not in (None, used.options)]
     names = [option.name for options in others for option in fields(options)]  # pyright: ignore[reportArgumentType]
     return names if used.needs_prompts else [*names, "harmful_prompts"]
+
+
+def _of_other_losses(args: TrainingPlan) -> list[str]:
+    """Return the options of losses that this training does not use."""
+    used = (args.loss or {}).get("name")
+    others = [entry.options for name, entry in LOSSES.items() if name != used]
+    return [option.name for options in others if options is not None for option in fields(options)]
 
 
 def _check_values(args: TrainingPlan) -> None:
@@ -146,11 +156,6 @@ def _check_engine(args: TrainingPlan) -> None:
             f"{option} does not work with {engine}, which trains copies or parts of the weights;\n"
             "leave it out, or train on one GPU or with DDP"
         )
-    if (args.loss or {}).get("name") == "constrained" and engine not in ("single", "ddp"):
-        raise InputError(
-            f"loss constrained does not work with {engine}, which trains copies or parts of the weights;\n"
-            "use another loss, or train on one GPU or with DDP"
-        )
     plugin = args.training.deepspeed_plugin
     stage_3 = {} if plugin is None else plugin.deepspeed_config.get("zero_optimization", {})
     if engine == "zero3" and not stage_3.get("stage3_gather_16bit_weights_on_model_save"):
@@ -171,6 +176,7 @@ def writing_option(args: TrainingPlan) -> str | None:
         "subspace_mode decay": args.sails.uses_subspace and args.sails.subspace_mode == "decay",
         "ema_half_life": args.of(EmaOptions).ema_half_life is not None,
         "freeze_units": args.of(FreezeUnitsOptions).freeze_units is not None,
+        "loss constrained": (args.loss or {}).get("name") == "constrained",
     }
     return next((name for name, is_used in used.items() if is_used), None)
 

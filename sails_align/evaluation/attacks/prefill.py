@@ -6,6 +6,7 @@ of the prompt's `target` (AdvBench and JailbreakBench have one), else of `--targ
 adds, without the words that were forced.
 """
 
+import logging
 from collections.abc import Sequence
 
 from sails_align.core.errors import InputError
@@ -13,6 +14,8 @@ from sails_align.evaluation.attacks import Setting
 from sails_align.evaluation.attacks.options import PrefillArguments
 from sails_align.evaluation.attacks.wrappers import attacked_prompt
 from sails_align.evaluation.records import Prompt
+
+logger = logging.getLogger(__name__)
 
 
 def attack(options: PrefillArguments, prompts: Sequence[Prompt], setting: Setting) -> list[Prompt]:
@@ -25,6 +28,12 @@ def attack(options: PrefillArguments, prompts: Sequence[Prompt], setting: Settin
     ]
     if not attacked:
         raise InputError(f"no answer has {min(options.prefill_words)} words; give fewer --prefill_words, or --target")
+    for n in sorted(set(options.prefill_words)):
+        left = sum(prompt.meta["attack"] == f"prefill_{n}" for prompt in attacked)
+        if left < len(prompts):
+            logger.warning(
+                "%d of %d answers have %d words to begin with: the others are left out", left, len(prompts), n
+            )
     return attacked
 
 
