@@ -20,7 +20,6 @@ from torch import Tensor
 from sails_align.edits.apply import Edited, Finish, apply
 from sails_align.edits.direction import Direction, find_writing
 from sails_align.edits.options import AblateOptions
-from sails_align.edits.weights import Update
 
 EMBEDDINGS = "embed_tokens.weight"
 """How the name of the token embeddings ends."""
@@ -39,8 +38,6 @@ def edit(run: Path, output: Path, options: AblateOptions, finish: Finish | None 
 class Ablate:
     """Remove a direction from all that is written to the residual stream."""
 
-    keeps_adapter = False
-
     def __init__(self, direction: Direction, gains: Mapping[str, Tensor | None]) -> None:
         self._direction, self._gains = direction, gains
 
@@ -58,6 +55,3 @@ class Ablate:
         read_O = vector_D if gain_D is None else vector_D * gain_D
         read_O = read_O / read_O.norm()
         return (exact - read_O[:, None] * (read_O @ exact)[None]).float()
-
-    def update(self, name: str, update: Update) -> Tensor | None:
-        raise AssertionError("the result is a whole model")

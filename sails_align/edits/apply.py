@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -24,13 +24,7 @@ Finish = Callable[[Path], object]
 
 
 class TensorEdit(Protocol):
-    """How an edit changes single tensors.
-
-    Shapes: O outputs and I inputs of a linear layer, R rank.
-    """
-
-    keeps_adapter: bool
-    """Whether `update` gives the edited adapter exactly. Else an adapter becomes a whole model."""
+    """How an edit changes single tensors of a model. An adapter counts as the model that it is merged into."""
 
     @property
     def notes(self) -> list[str]:
@@ -40,6 +34,17 @@ class TensorEdit(Protocol):
     def tensor(self, name: str, weight: Tensor) -> Tensor | None:
         """Return the new values of a tensor of the model, in float32; None leaves it as it is."""
         ...
+
+
+@runtime_checkable
+class AdapterEdit(TensorEdit, Protocol):
+    """An edit that can give the edited adapter exactly, of the same rank.
+
+    Shapes: O outputs of a linear layer, R rank.
+    """
+
+    keeps_adapter: bool
+    """Whether it does with these options."""
 
     def update(self, name: str, update: Update) -> Tensor | None:
         """Return the new lora_B (O, R) of an adapter's update, in float32; None leaves it as it is."""
@@ -109,7 +114,8 @@ def apply(
     check_new(output)
     device, seed = checked_device(options.device), options.control_seed
     changes = _Changes()
-    keeps = edit.keeps_adapter and weights.adapter is not None
+    kept = edit if isinstance(edit, AdapterEdit) and edit.keeps_adapter and weights.adapter is not None else None
+    keeps = kept is not None
     names = list(weights.updated) if keeps else weights.names
     with atomic_folder(output) as temporary, progress_bar(shown=True) as bar:
         task = bar.add_task(f"editing ({method})", total=len(names))
@@ -120,7 +126,8 @@ def apply(
             return new
 
         def update(name: str, update: Update) -> Tensor | None:
-            new_OR = _control(name, update.B_OR, edit.update(name, update), seed)
+            assert kept is not None
+            new_OR = _control(name, update.B_OR, kept.update(name, update), seed)
             new = None if new_OR is None else Update(update.A_RI, new_OR, update.scaling).dense()
             changes.note(update.dense(), new)
             bar.advance(task)

@@ -6,26 +6,25 @@ Shapes: D d_model, N prompts.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from datasets import Dataset
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from sails_align.core.errors import InputError
 from sails_align.core.progress import progress_bar
 from sails_align.data.splits import split_by_prompt
-from sails_align.data.tokens import padded, tokenize_prompt
 from sails_align.edits.apply import check_new
 from sails_align.edits.linears import WRITERS, linears_of
 from sails_align.edits.logits import checked_device
 from sails_align.edits.options import DirectionOptions
-from sails_align.edits.requests import BATCH, BATCH_TOKENS, ROLES, SIDES, find_requests
+from sails_align.edits.requests import ROLES, SIDES, find_requests
 from sails_align.edits.weights import Weights, open_weights
-from sails_align.models.hooks import check_layers, decoder_layers, evaluation_mode, token_states
+from sails_align.models.hooks import check_layers, decoder_layers
 from sails_align.models.load import empty_model, load_model, load_spec_tokenizer
 from sails_align.models.norms import has_known_norms, norm_gain
-from sails_align.subspace.forward import batches
+from sails_align.subspace.concepts import last_token_states
 
 LEAST = 10
 """Prompts of each side, of which a fifth is for validation."""
@@ -42,7 +41,7 @@ class Direction:
     vector: Tensor
     """(D,), from harmless to harmful prompts, unit norm, float64."""
     separations: Mapping[int, float]
-    """Of each layer that was looked at, on validation prompts: see `separation`."""
+    """Of each layer that was looked at, on validation prompts: see `d_prime`."""
     source: str
 
     def randomized(self, seed: int | None) -> "Direction":
@@ -98,7 +97,7 @@ def _check_norms(method: str, weights: Weights) -> None:
             )
 
 
-def find_direction(model: nn.Module, weights: Weights, run: Path, options: DirectionOptions) -> Direction:
+def find_direction(model: PreTrainedModel, weights: Weights, run: Path, options: DirectionOptions) -> Direction:
     """Return the difference of means at the layer that is asked for, or at the one that separates best.
 
     Raises `InputError` as `find_requests`; if there are too few prompts, or no such layer; or if the two sides have the
@@ -119,7 +118,10 @@ def find_direction(model: nn.Module, weights: Weights, run: Path, options: Direc
 
     def states(side: str, part: int) -> States:
         prompts = [_with_system(row["prompt"], options.system_prompt) for row in parts[side][part]]  # pyright: ignore
-        return last_states(model, layers, prompts, tokenizer, options.max_length)
+        states = last_token_states(model, tokenizer, layers, prompts, options.max_length)
+        if not len(states[layers[0]]):
+            raise InputError(f"no prompt is shorter than max_length ({options.max_length}); raise it")
+        return {layer: hidden_ND.double() for layer, hidden_ND in states.items()}
 
     with progress_bar(shown=True) as bar:
         bar.add_task("reading prompts", total=None)
@@ -131,14 +133,13 @@ def choose(fitted: Mapping[str, States], validation: Mapping[str, States], sourc
     """Return the direction that separates the validation prompts best, over the layers."""
     vectors = {layer: _difference(fitted, layer) for layer in fitted["harmful"]}
     separations = {
-        layer: separation(*(validation[side][layer] @ vector_D for side in SIDES))
-        for layer, vector_D in vectors.items()
+        layer: d_prime(*(validation[side][layer] @ vector_D for side in SIDES)) for layer, vector_D in vectors.items()
     }
     layer = max(separations, key=lambda layer: separations[layer])
     return Direction(layer, vectors[layer], separations, source)
 
 
-def separation(harmful_N: Tensor, harmless_N: Tensor) -> float:
+def d_prime(harmful_N: Tensor, harmless_N: Tensor) -> float:
     """Return the difference of two means in pooled standard deviations (d')."""
     pooled = ((harmful_N.var(correction=0) + harmless_N.var(correction=0)) / 2).sqrt()
     return ((harmful_N.mean() - harmless_N.mean()) / pooled.clamp(min=1e-12)).item()
@@ -152,22 +153,6 @@ def _difference(states: Mapping[str, States], layer: int) -> Tensor:
             "direction;\ncheck that the two datasets differ, and that the model is whole"
         )
     return difference_D / difference_D.norm()
-
-
-@torch.no_grad()
-def last_states(
-    model: nn.Module, layers: Sequence[int], prompts: Sequence[Any], tokenizer: Any, max_length: int
-) -> dict[int, Tensor]:
-    """Return the hidden states (N, D) of layers at the last token of prompts; longer prompts are left out."""
-    sides = [tokenize_prompt(tokenizer, prompt, max_length, tokens="last") for prompt in prompts]
-    states: dict[int, list[Tensor]] = {layer: [] for layer in layers}
-    with evaluation_mode(model):
-        for batch in batches(sides, BATCH, BATCH_TOKENS):
-            for layer, hidden_ND in token_states(model, layers, *padded(batch)).items():
-                states[layer].append(hidden_ND.double().cpu())
-    if not all(states.values()):
-        raise InputError(f"no prompt is shorter than max_length ({max_length}); raise it")
-    return {layer: torch.cat(of_layer) for layer, of_layer in states.items()}
 
 
 def _with_system(prompt: list[dict[str, str]], system: str | None) -> list[dict[str, str]]:

@@ -30,7 +30,7 @@ from sails_align.edits.logits import checked_device
 from sails_align.edits.options import IrrOptions
 from sails_align.edits.recalibration import thin
 from sails_align.edits.requests import find_requests, response_batches
-from sails_align.edits.weights import Difference, Update, Weights, aligned_of, open_aligned, open_required
+from sails_align.edits.weights import Difference, Weights, aligned_of, open_aligned, open_required
 from sails_align.models.blocks import Batch, BlockByBlock
 from sails_align.models.load import load_spec_tokenizer
 
@@ -85,8 +85,6 @@ class Sources:
 class Irr:
     """Remove and recalibrate the changes of linear layers."""
 
-    keeps_adapter = False
-
     def __init__(self, aligned: Weights, deltas: Difference, vectors: Difference, options: IrrOptions) -> None:
         self._aligned, self._deltas, self._vectors, self._options = aligned, deltas, vectors, options
         self._edited: dict[str, Tensor] = {}
@@ -133,9 +131,6 @@ class Irr:
 
     def tensor(self, name: str, weight: Tensor) -> Tensor | None:
         return self._edited.get(name)
-
-    def update(self, name: str, update: Update) -> Tensor | None:
-        raise AssertionError("the result is a whole model")
 
 
 def _grams(runner: BlockByBlock, block: int, paths: Mapping[str, str]) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ from sails_align.edits.logits import checked_device
 from sails_align.edits.options import LssfOptions
 from sails_align.edits.requests import find_requests, response_batches
 from sails_align.edits.subspaces import OutputSubspace, find_subspaces
-from sails_align.edits.weights import Difference, Update, aligned_of, open_aligned, open_required
+from sails_align.edits.weights import Difference, aligned_of, open_aligned, open_required
 from sails_align.models.load import load_spec_tokenizer
 
 
@@ -56,8 +56,6 @@ def edit(run: Path, output: Path, options: LssfOptions, finish: Finish | None = 
 class Lssf:
     """Add to each linear layer the safety vector's part in its subspace."""
 
-    keeps_adapter = False
-
     def __init__(self, vectors: Difference, subspaces: Mapping[str, OutputSubspace], alpha: float) -> None:
         self._vectors, self._subspaces, self._alpha = vectors, subspaces, alpha
         ranks = sorted(subspace.rank for subspace in subspaces.values())
@@ -71,6 +69,3 @@ class Lssf:
         vector_OI = self._vectors.of(name)
         assert vector_OI is not None, "layers without a difference have no subspace"
         return (weight.double() + self._alpha * self._subspaces[name].project(vector_OI)).float()
-
-    def update(self, name: str, update: Update) -> Tensor | None:
-        raise AssertionError("the result is a whole model")

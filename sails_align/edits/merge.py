@@ -22,6 +22,7 @@ from transformers.utils import GENERATION_CONFIG_NAME, is_bitsandbytes_available
 from sails_align.core.artifacts import file_hash
 from sails_align.core.errors import InputError, first_line
 from sails_align.core.files import atomic_folder
+from sails_align.edits.apply import check_new
 from sails_align.edits.logits import checked_device, loaded, logits_of, random_ids
 from sails_align.edits.options import MergeOptions
 from sails_align.initializers import leaves_base_alone
@@ -113,8 +114,7 @@ def merge_adapter(
             quantized; the output folder is not empty; or the merged model does not compute what the unmerged one does.
     """
     folder, output = Path(folder), Path(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"{output} exists and is not empty; give a new folder with --output")
+    check_new(output)
     adapter = read_adapter(folder)
     name, base_config = load_base_config(adapter, base_model)
     _check_fits(adapter, name, base_config)

@@ -26,7 +26,6 @@ from torch import Tensor
 from sails_align.edits.apply import Edited, Finish, apply
 from sails_align.edits.direction import Direction, find_writing
 from sails_align.edits.options import RosiOptions
-from sails_align.edits.weights import Update
 
 CENTRED = 1e-6
 """Share of a matrix's norm below which its mean row is rounding: its outputs are centred, and nothing is pushed."""
@@ -78,8 +77,6 @@ def rank_one(weight_OI: Tensor, vectors: Vectors, rho: float) -> tuple[Tensor, f
 class Rosi:
     """Add a matrix of rank one to each matrix that writes."""
 
-    keeps_adapter = False
-
     def __init__(self, vectors: Mapping[str, Vectors], rho: float, direction: Direction) -> None:
         self._vectors, self._rho, self._direction = vectors, rho, direction
         self._alphas: dict[str, float] = {}
@@ -99,6 +96,3 @@ class Rosi:
             return None
         change_OI, self._alphas[name] = rank_one(weight.double(), self._vectors[name], self._rho)
         return (weight.double() + change_OI).float() if self._alphas[name] else None
-
-    def update(self, name: str, update: Update) -> Tensor | None:
-        raise AssertionError("the result is a whole model")

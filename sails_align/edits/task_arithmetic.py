@@ -15,7 +15,7 @@ from torch import Tensor
 from sails_align.core.artifacts import content_hash
 from sails_align.edits.apply import Edited, Finish, apply
 from sails_align.edits.options import TaskArithmeticOptions
-from sails_align.edits.weights import Update, Weights, open_required, open_weights
+from sails_align.edits.weights import Weights, open_required, open_weights
 
 
 def edit(run: Path, output: Path, options: TaskArithmeticOptions, finish: Finish | None = None) -> Edited:
@@ -34,8 +34,6 @@ def edit(run: Path, output: Path, options: TaskArithmeticOptions, finish: Finish
 class TaskArithmetic:
     """Add to each tensor the difference of two others."""
 
-    keeps_adapter = False
-
     def __init__(self, aligned: Weights, unaligned: Weights, options: TaskArithmeticOptions) -> None:
         self._aligned, self._unaligned, self._options = aligned, unaligned, options
         self.notes: list[str] = []
@@ -53,6 +51,3 @@ class TaskArithmetic:
         seed = int(content_hash([self._options.drop_seed, name])[:12], 16)
         kept = torch.rand(vector.shape, generator=torch.Generator().manual_seed(seed)) >= drop
         return vector * kept / (1 - drop)
-
-    def update(self, name: str, update: Update) -> Tensor | None:
-        raise AssertionError("the result is a whole model")
