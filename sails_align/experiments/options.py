@@ -81,8 +81,9 @@ class CompareOptions:
     def __post_init__(self) -> None:
         check_least(self, n_examples=1, n_prompts=1, processes=1, n_side_seeds=1)
         check_least(self, n_attacked=0, n_capability=0, n_attacked_seeds=0)
-        for name in ("worlds", "examples", "learning_rates", "study", "attacks", "defences", "tampered"):
-            if not isinstance(getattr(self, name), list) and getattr(self, name) is not None:
+        given = ("defences",) if self.defences is not None else ()
+        for name in ("worlds", "examples", "learning_rates", "study", "attacks", "tampered", *given):
+            if not isinstance(getattr(self, name), list):
                 raise InputError(f"{name} is {getattr(self, name)!r}, but it must be a list; correct it")
         for name in self.study:
             check_choice("study", name, STUDIES)
