@@ -154,11 +154,12 @@ def load_starts(folder: Path, input_hash: str) -> tuple[dict[str, Start], dict[s
 
 
 def _starts_of(model: PeftModel, adapter_name: str = "default") -> dict[str, Start]:
-    return {
-        name: module.lora_variant[adapter_name].start
+    variants = {
+        name: module.lora_variant.get(adapter_name)
         for name, module in model.named_modules()
-        if isinstance(module, LoraLayer) and adapter_name in module.lora_variant
+        if isinstance(module, LoraLayer)
     }
+    return {name: variant.start for name, variant in variants.items() if isinstance(variant, Difference)}
 
 
 def save_difference(model: PeftModel, folder: Path, adapter_name: str = "default") -> None:
