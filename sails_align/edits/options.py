@@ -106,8 +106,8 @@ class RequestOptions(EditOptions):
 
     dataset_name: str | None = option(
         None,
-        "Harmful requests, refused: a dataset, or testbed or smollm2 for theirs. Default: what the aligned model was "
-        "trained on, or what comes with it.",
+        "Harmful requests, refused: a dataset, or testbed or smollm2 for theirs. Default: what the run was trained on, "
+        "if there was harmless data beside it; or what comes with its model.",
     )
     n_prompts: int = option(128, "Requests of each dataset to look at, at most.")
     data_seed: int = option(0, "Seed of the choice of requests.")

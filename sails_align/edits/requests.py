@@ -114,7 +114,8 @@ def _of_run(run: Path, role: Role, check: TemplateCheck) -> Requests | None:
         if role.recorded == "script"
         else tuple(data.get(f"helpful_dataset_{field}") for field in ("name", "config", "split"))
     )
-    if name is None:
+    # Without harmless data beside it, what a run was trained on need not be harmful: it can be a task.
+    if name is None or (role.side == "harmful" and data.get("helpful_dataset_name") is None):
         return None
     known: dict[str, Any] = {field.name: data[field.name] for field in fields(DataOptions) if field.name in data}
     of_data = DataOptions(**known)

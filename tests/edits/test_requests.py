@@ -57,6 +57,10 @@ def test_those_named_go_before_those_of_the_run_and_those_of_its_model(
     write_json(run / "run.json", {"options": {**options, **of_run}})
     for option in ("dataset_name", "task_dataset_name"):
         assert find_requests(option, IrrOptions(), run, model, tokenizer).source == requests["dataset_name"]
+    of_task = {"script": {"dataset_name": requests["dataset_name"]}, "data": {}}
+    write_json(run / "run.json", {"options": {**options, **of_task}})
+    assert find_requests("task_dataset_name", IrrOptions(), run, model, tokenizer).source == requests["dataset_name"]
+    assert find_requests("dataset_name", RosiOptions(), run, model, tokenizer).source == "the data of model"
     named = RosiOptions(dataset_name=requests["helpful_dataset_name"], helpful_dataset_name="testbed")
     found = find_requests("dataset_name", named, run, model, tokenizer)
     assert found.rows[0]["prompt"][0]["content"] == "how do i mend the cup 0"
