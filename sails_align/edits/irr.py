@@ -16,7 +16,8 @@ unsafe entries are kept.
 Shapes: O outputs and I inputs of a linear layer, T tokens.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,6 +33,7 @@ from sails_align.edits.recalibration import thin
 from sails_align.edits.requests import find_requests, response_batches
 from sails_align.edits.weights import Difference, Weights, aligned_of, open_aligned, open_required
 from sails_align.models.blocks import Batch, BlockByBlock
+from sails_align.models.inputs import add_products
 from sails_align.models.load import load_spec_tokenizer
 
 
@@ -138,13 +140,5 @@ def _grams(runner: BlockByBlock, block: int, paths: Mapping[str, str]) -> dict[s
     while runner.block < block:
         runner.advance()
     grams: dict[str, Tensor] = {}
-    runner.watch(paths, _adds_to(grams))
+    runner.watch(paths, partial(add_products, grams))
     return grams
-
-
-def _adds_to(grams: dict[str, Tensor]) -> Callable[[str, Tensor], None]:
-    def add(path: str, inputs_TI: Tensor) -> None:
-        products_II = inputs_TI.double().T @ inputs_TI.double()
-        grams[path] = grams[path] + products_II if path in grams else products_II
-
-    return add

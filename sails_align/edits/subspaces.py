@@ -17,6 +17,7 @@ from sails_align.core.errors import InputError
 from sails_align.core.progress import progress_bar
 from sails_align.edits.linears import Place
 from sails_align.models.blocks import Batch, BlockByBlock
+from sails_align.models.inputs import add_products
 
 
 @dataclass(frozen=True)
@@ -90,13 +91,11 @@ def find_subspaces(
         while runner.block <= max((place.block for place in places.values()), default=-1):
             grams: dict[str, Tensor] = {}
             named = {place.path: name for name, place in places.items() if place.block == runner.block}
-            if named:
-                runner.watch(named, _adds_to(grams, {path: places[name].of(model) for path, name in named.items()}))
+            runner.advance(named, _adds_to(grams, {path: places[name].of(model) for path, name in named.items()}))
             for path, gram_OO in grams.items():
                 if not gram_OO.isfinite().all():
                     raise InputError(f"the activations of {named[path]} are not finite; load the model in float32")
                 found[named[path]] = subspace_of(gram_OO, n_tokens, eta, a_1).on_cpu()
-            runner.advance()
             bar.advance(task)
     return found
 
@@ -105,8 +104,6 @@ def _adds_to(grams: dict[str, Tensor], layers: Mapping[str, nn.Linear]) -> Calla
     """Return what adds z z^T for the output of every input, scaled to unit norm, to the sum of its layer."""
 
     def add(path: str, inputs_TI: Tensor) -> None:
-        outputs_TO = (normalize(inputs_TI.float(), dim=1) @ layers[path].weight.float().T).double()
-        products_OO = outputs_TO.T @ outputs_TO
-        grams[path] = grams[path] + products_OO if path in grams else products_OO
+        add_products(grams, path, normalize(inputs_TI.float(), dim=1) @ layers[path].weight.float().T)
 
     return add

@@ -8,7 +8,6 @@ Shapes: B batch, S sequence, T tokens in a mask, I inputs of a module.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +17,8 @@ from torch import Tensor, nn
 
 from sails_align.core.errors import InputError
 from sails_align.data.tokens import TokenizedSide, padded
-from sails_align.models.hooks import evaluation_mode
+from sails_align.models.hooks import at_tokens, evaluation_mode
+from sails_align.models.inputs import watched_inputs
 from sails_align.subspace.forward import batches
 
 BUDGET = 8 * 2**30
@@ -91,21 +91,12 @@ def _moments(
     model: PeftModel, group: Mapping[str, LoraLayer], sequences: Sequence[TokenizedSide]
 ) -> dict[str, InputMoment]:
     sums = _Sums()
-    handles = [
-        module.register_forward_pre_hook(partial(sums.add, name))  # pyright: ignore[reportAttributeAccessIssue]
-        for name, module in group.items()
-    ]
-    try:
-        with evaluation_mode(model):
-            device = next(model.parameters()).device
-            for batch in batches(sequences, BATCH_SIZE, MAX_TOKENS):
-                input_ids_BS, attention_mask_BS, mask_BS = padded(batch)
-                sums.positions_T = mask_BS.flatten().nonzero().squeeze(1)
-                model(input_ids=input_ids_BS.to(device), attention_mask=attention_mask_BS.to(device), use_cache=False)
-                sums.last = None
-    finally:
-        for handle in handles:
-            handle.remove()
+    with evaluation_mode(model), watched_inputs(model, group, sums.add):
+        device = next(model.parameters()).device
+        for batch in batches(sequences, BATCH_SIZE, MAX_TOKENS):
+            input_ids_BS, attention_mask_BS, sums.mask_BS = padded(batch)
+            model(input_ids=input_ids_BS.to(device), attention_mask=attention_mask_BS.to(device), use_cache=False)
+            sums.last = None
     for name in group:
         moment = sums.of.get(name)
         if moment is None or not moment.n_tokens:
@@ -123,16 +114,15 @@ class _Sums:
 
     def __init__(self) -> None:
         self.of: dict[str, InputMoment] = {}
-        self.positions_T = torch.zeros(0, dtype=torch.int64)
+        self.mask_BS = torch.zeros(0, 0)
         self.last: tuple[Tensor, InputMoment] | None = None
 
-    def add(self, name: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def add(self, name: str, x_BSI: Tensor) -> None:
         """Add the input of a module, unless the module before it was given the same tensor."""
-        x_BSI = args[0]
         if self.last is not None and self.last[0] is x_BSI and self.of.get(name, self.last[1]) is self.last[1]:
             self.of[name] = self.last[1]
             return
-        x_TI = x_BSI.flatten(0, 1).index_select(0, self.positions_T.to(x_BSI.device)).double()
+        x_TI = at_tokens(x_BSI, self.mask_BS).double()
         if name not in self.of:
             self.of[name] = InputMoment(x_TI.new_zeros(x_TI.shape[1], x_TI.shape[1]))
         moment = self.of[name]

@@ -5,12 +5,12 @@ A block may be changed before its outputs are kept: then all later inputs are th
 Shapes: B batch, S sequence, T tokens in a mask, D d_model, I inputs of a linear layer.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import nullcontext
 
 from torch import Tensor, nn
 
-from sails_align.models.hooks import continued_from, decoder_layers, evaluation_mode, hidden_states_at
+from sails_align.models.hooks import at_tokens, continued_from, decoder_layers, evaluation_mode, hidden_states_at
 from sails_align.models.inputs import watched_inputs
 
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -38,21 +38,25 @@ class BlockByBlock:
 
     def watch(self, paths: Collection[str], seen: Callable[[str, Tensor], None]) -> None:
         """Run the block, and call `seen` with the path of each module and its inputs (T, I), batch by batch."""
+        for _ in self._watched(paths, seen):
+            pass
+
+    def advance(self, paths: Collection[str] = (), seen: Callable[[str, Tensor], None] = lambda *_: None) -> None:
+        """Run the block, watched as by `watch`, keep its outputs on the CPU, and go to the next one."""
+        self._hidden = [hidden_BSD.cpu() for hidden_BSD in self._watched(paths, seen)]
+        self.block += 1
+
+    def _watched(self, paths: Collection[str], seen: Callable[[str, Tensor], None]) -> Iterator[Tensor]:
+        """Yield the block's outputs (B, S, D), batch by batch."""
         block = decoder_layers(self._model)[self.block]
         named = {self._names[id(block.get_submodule(path))]: path for path in paths}
         for number, (_, _, mask_BS) in enumerate(self._batches):
 
             def hook(name: str, input_BSI: Tensor, mask_BS: Tensor = mask_BS) -> None:
-                positions_T = mask_BS.flatten().nonzero().squeeze(1).to(input_BSI.device)
-                seen(named[name], input_BSI.flatten(0, 1).index_select(0, positions_T))
+                seen(named[name], at_tokens(input_BSI, mask_BS))
 
             with watched_inputs(self._model, named, hook):
-                self._run(number)
-
-    def advance(self) -> None:
-        """Run the block, keep its outputs on the CPU, and go to the next one."""
-        self._hidden = [self._run(number).cpu() for number in range(len(self._batches))]
-        self.block += 1
+                yield self._run(number)
 
     def _run(self, number: int) -> Tensor:
         """Return the block's outputs (B, S, D) for a batch."""

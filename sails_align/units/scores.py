@@ -13,14 +13,14 @@ Shapes: T tokens, C channels, O outputs.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sails_align.core.errors import InputError
 from sails_align.data.tokens import TokenizedSide, padded
-from sails_align.models.hooks import decoder_layers, evaluation_mode, hidden_states_at
+from sails_align.models.hooks import at_tokens, decoder_layers, evaluation_mode, hidden_states_at
+from sails_align.models.inputs import watched_inputs
 from sails_align.subspace.forward import batches
 from sails_align.units.layout import GROUPS, key_of, linear_of
 
@@ -72,28 +72,23 @@ def channel_stats(model: nn.Module, sequences: Iterable[TokenizedSide]) -> dict[
     stats: dict[str, ChannelStats] = {}
     mask_BS = torch.empty(0)
 
-    def summing(key: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            found = ChannelStats.of(inputs[0][mask_BS.to(inputs[0].device)])
-            found = ChannelStats(found.n, found.mean.cpu(), found.squares.cpu())
-            stats[key] = stats[key] + found if key in stats else found
-
-        return hook
+    def add(name: str, input_BSC: Tensor) -> None:
+        found = ChannelStats.of(at_tokens(input_BSC, mask_BS))
+        found = ChannelStats(found.n, found.mean.cpu(), found.squares.cpu())
+        key = keys[name]
+        stats[key] = stats[key] + found if key in stats else found
 
     blocks = decoder_layers(model)
-    handles = [
-        linear_of(block, group.readers[0]).register_forward_pre_hook(summing(key_of(index, group)))
+    names = {id(module): name for name, module in model.named_modules()}
+    keys = {
+        names[id(linear_of(block, group.readers[0]))]: key_of(index, group)
         for index, block in enumerate(blocks)
         for group in GROUPS
-    ]
-    try:
-        with evaluation_mode(model):
-            for batch in batches(sequences, batch_size=16, max_tokens_per_batch=4096):
-                input_ids_BS, attention_mask_BS, mask_BS = padded(batch)
-                hidden_states_at(model, [len(blocks) - 1], input_ids_BS, attention_mask_BS)
-    finally:
-        for handle in handles:
-            handle.remove()
+    }
+    with evaluation_mode(model), watched_inputs(model, keys, add):
+        for batch in batches(sequences, batch_size=16, max_tokens_per_batch=4096):
+            input_ids_BS, attention_mask_BS, mask_BS = padded(batch)
+            hidden_states_at(model, [len(blocks) - 1], input_ids_BS, attention_mask_BS)
     if not stats:
         raise InputError("the conversations have no tokens to look at; check the data, and --max_length")
     return stats
