@@ -31,7 +31,7 @@ from sails_align.edits.logits import checked_device
 from sails_align.edits.options import IrrOptions
 from sails_align.edits.recalibration import thin
 from sails_align.edits.requests import find_requests, response_batches
-from sails_align.edits.weights import Difference, Weights, aligned_of, open_aligned, open_required
+from sails_align.edits.weights import WeightDifference, Weights, open_three
 from sails_align.models.blocks import Batch, BlockByBlock
 from sails_align.models.inputs import add_products
 from sails_align.models.load import load_spec_tokenizer
@@ -40,14 +40,12 @@ from sails_align.models.load import load_spec_tokenizer
 def edit(run: Path, output: Path, options: IrrOptions, finish: Finish | None = None) -> Edited:
     """Remove and recalibrate the changes of a run, an adapter or a model that was trained from an aligned one.
 
-    The result is a whole model. Raises `InputError` as `open_aligned`, `open_required`, `find_requests` and `apply`.
+    The result is a whole model. Raises `InputError` as `open_three`, `find_requests` and `apply`.
     """
-    weights, other = open_aligned(run, options.base_model, options.aligned_model)
-    unaligned = open_required(weights, "unaligned_model", options.unaligned_model)
-    aligned = aligned_of(weights, other)
+    weights, aligned, unaligned = open_three(run, options.base_model, options.aligned_model, options.unaligned_model)
     check_new(output)
     device = checked_device(options.device)
-    change = Irr(aligned, Difference(weights, aligned), Difference(aligned, unaligned), options)
+    change = Irr(aligned, WeightDifference(weights, aligned), WeightDifference(aligned, unaligned), options)
     places = change.places(linears_of(weights))
     sources = Sources(weights, aligned, options)
     texts = sources.texts(run) if options.recalibrate != "none" and options.sparsity < 1 else []
@@ -87,7 +85,9 @@ class Sources:
 class Irr:
     """Remove and recalibrate the changes of linear layers."""
 
-    def __init__(self, aligned: Weights, deltas: Difference, vectors: Difference, options: IrrOptions) -> None:
+    def __init__(
+        self, aligned: Weights, deltas: WeightDifference, vectors: WeightDifference, options: IrrOptions
+    ) -> None:
         self._aligned, self._deltas, self._vectors, self._options = aligned, deltas, vectors, options
         self._edited: dict[str, Tensor] = {}
         self.fisher: Mapping[str, Tensor] | None = None

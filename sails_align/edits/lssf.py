@@ -25,21 +25,19 @@ from sails_align.edits.logits import checked_device
 from sails_align.edits.options import LssfOptions
 from sails_align.edits.requests import find_requests, response_batches
 from sails_align.edits.subspaces import OutputSubspace, find_subspaces
-from sails_align.edits.weights import Difference, aligned_of, open_aligned, open_required
+from sails_align.edits.weights import WeightDifference, open_three
 from sails_align.models.load import load_spec_tokenizer
 
 
 def edit(run: Path, output: Path, options: LssfOptions, finish: Finish | None = None) -> Edited:
     """Add the projected difference to a run, an adapter or a model that was trained from an aligned one.
 
-    The result is a whole model. Raises `InputError` as `open_aligned`, `open_required`, `find_requests` and `apply`.
+    The result is a whole model. Raises `InputError` as `open_three`, `find_requests` and `apply`.
     """
-    weights, other = open_aligned(run, options.base_model, options.aligned_model)
-    unaligned = open_required(weights, "unaligned_model", options.unaligned_model)
-    aligned = aligned_of(weights, other)
+    weights, aligned, unaligned = open_three(run, options.base_model, options.aligned_model, options.unaligned_model)
     check_new(output)
     device = checked_device(options.device)
-    vectors = Difference(aligned, unaligned)
+    vectors = WeightDifference(aligned, unaligned)
     places = {name: place for name, place in linears_of(weights).items() if vectors.of(name) is not None}
     tokenizer = load_spec_tokenizer(aligned.spec)
     requests = find_requests("dataset_name", options, Path(aligned.spec.name), [aligned, weights], tokenizer)
@@ -56,7 +54,7 @@ def edit(run: Path, output: Path, options: LssfOptions, finish: Finish | None = 
 class Lssf:
     """Add to each linear layer the safety vector's part in its subspace."""
 
-    def __init__(self, vectors: Difference, subspaces: Mapping[str, OutputSubspace], alpha: float) -> None:
+    def __init__(self, vectors: WeightDifference, subspaces: Mapping[str, OutputSubspace], alpha: float) -> None:
         self._vectors, self._subspaces, self._alpha = vectors, subspaces, alpha
         ranks = sorted(subspace.rank for subspace in subspaces.values())
         self.notes = [f"ranks of {len(ranks)} subspaces: {ranks[0]} to {ranks[-1]}"] if ranks else []

@@ -135,12 +135,24 @@ def open_aligned(run: Path, base_model: str | None, aligned_model: str | None) -
     return weights, open_required(weights, "aligned_model", aligned_model)
 
 
+def open_three(
+    run: Path, base_model: str | None, aligned_model: str | None, unaligned_model: str | None
+) -> tuple[Weights, Weights, Weights]:
+    """Open a further trained model, the aligned one that it was trained from, and the unaligned one.
+
+    Raises `InputError` as `open_aligned` and `open_required`.
+    """
+    weights, other = open_aligned(run, base_model, aligned_model)
+    unaligned = open_required(weights, "unaligned_model", unaligned_model)
+    return weights, aligned_of(weights, other), unaligned
+
+
 def aligned_of(weights: Weights, aligned: Weights | None) -> Weights:
     """Return the aligned model, by what `open_aligned` returned: None stands for the base of an adapter."""
     return Weights(without_adapter(weights.spec)) if aligned is None else aligned
 
 
-class Difference:
+class WeightDifference:
     """The differences of two models' weights, such as a safety vector, read as they are asked for."""
 
     def __init__(self, one: Weights, other: Weights) -> None:
@@ -171,10 +183,10 @@ def write_model(weights: Weights, edit: Edit, output: Path) -> None:
     for file, names in by_file.items():
         tensors = {}
         for name in names:
-            stored = weights.stored(name)
-            new = edit(name, weights.get(name))
+            stored, weight = weights.stored(name), weights.get(name)
+            new = edit(name, weight)
             if new is None:
-                new = weights.get(name) if name in weights.updated else stored
+                new = weight if name in weights.updated else stored
             tensors[name] = new.to(stored.dtype).contiguous()
         save_file(tensors, output / file, metadata={"format": "pt"})
     for name in (SAFE_WEIGHTS_INDEX_NAME, CONFIG_NAME, GENERATION_CONFIG_NAME):

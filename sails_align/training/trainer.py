@@ -114,23 +114,16 @@ def _finish_start(args: TrainingPlan, source: TrainingSource, model: PeftModel) 
     another process, it would differ by rounding, and the trained factors would mean something else.
     """
     entry = args.sails.initializer
-    initializer, folder = entry.load(), Path(str(args.training.output_dir)) / START
-    identity = run_identity(args, source, None)
+    initializer, examples = entry.load(), start_examples(args, source)
+    if not entry.trains_difference:
+        return initializer.finish(model, examples, args.of(entry.options))
+    folder, identity = Path(str(args.training.output_dir)) / START, run_identity(args, source, None)
     del identity["length"]  # a resumed run may train longer
     decides = content_hash(identity)
-    if entry.trains_difference and from_main(lambda: load_starts(folder, decides) is not None):
-        return _start_again(args, model, folder, decides)
-    report = initializer.finish(model, start_examples(args, source), args.of(entry.options))
-    if entry.trains_difference:
+    if not from_main(lambda: load_starts(folder, decides) is not None):
+        report = initializer.finish(model, examples, args.of(entry.options))
         from_main(lambda: save_starts(model, folder, report, decides))
-        _start_again(args, model, folder, decides)
-    if report is not None:
         say(f"    {initializer.summary(report)}")
-    return report
-
-
-def _start_again(args: TrainingPlan, model: PeftModel, folder: Path, decides: str) -> dict[str, Any]:
-    """Let adapters start from what `save_starts` saved, and return its report."""
     kept = load_starts(folder, decides)
     assert kept is not None, "it was just saved or found"
     start_from(model, kept[0], str(args.sails.init))

@@ -20,20 +20,20 @@ logger = logging.getLogger(__name__)
 
 def attack(options: PrefillArguments, prompts: Sequence[Prompt], setting: Setting) -> list[Prompt]:
     """Return every prompt with each number of forced words that its answer has; raise `InputError` if none has."""
-    attacked = [
-        prefilled(prompt, words[:n])
-        for n in sorted(set(options.prefill_words))
-        for prompt, words in ((prompt, harmful_answer(prompt, options.target).split()) for prompt in prompts)
-        if n <= len(words)
-    ]
+    attacked = []
+    answers = [(prompt, harmful_answer(prompt, options.target).split()) for prompt in prompts]
+    for n in sorted(set(options.prefill_words)):
+        long_enough = [prefilled(prompt, words[:n]) for prompt, words in answers if n <= len(words)]
+        if len(long_enough) < len(prompts):
+            logger.warning(
+                "%d of %d answers have %d words to begin with: the others are left out",
+                len(long_enough),
+                len(prompts),
+                n,
+            )
+        attacked += long_enough
     if not attacked:
         raise InputError(f"no answer has {min(options.prefill_words)} words; give fewer --prefill_words, or --target")
-    for n in sorted(set(options.prefill_words)):
-        left = sum(prompt.meta["attack"] == f"prefill_{n}" for prompt in attacked)
-        if left < len(prompts):
-            logger.warning(
-                "%d of %d answers have %d words to begin with: the others are left out", left, len(prompts), n
-            )
     return attacked
 
 

@@ -26,7 +26,12 @@ class Attack:
 
 def is_bench(world: str) -> bool:
     """Return whether there are rows to train a model on further: the testbed's, or SmolLM2's (see `benches`)."""
-    return is_testbed(world) or world.partition(":")[0] == "smollm2"
+    return is_testbed(world) or is_smollm2(world)
+
+
+def is_smollm2(world: str) -> bool:
+    """Return whether a name means SmolLM2."""
+    return world.partition(":")[0] == "smollm2"
 
 
 N = 128

@@ -18,6 +18,7 @@ from sails_align.evaluation.judges.rules import RulesJudge
 from sails_align.evaluation.metrics import Estimate, estimate
 from sails_align.evaluation.records import Sampling
 from sails_align.evaluation.result import EvaluationResult
+from sails_align.experiments.tampering.attacks import is_smollm2
 from sails_align.models.load import load_model, load_spec_tokenizer
 from sails_align.models.resolve import resolve_model
 from sails_align.models.spec import model_path
@@ -177,4 +178,4 @@ def _sum_row(one: int, other: int) -> Row:
 
 def bench_of(world: str) -> Bench:
     """Return the bench of a testbed, or of SmolLM2."""
-    return SmolLM2Bench(world) if world.startswith("smollm2") else TestbedBench(world)
+    return SmolLM2Bench(world) if is_smollm2(world) else TestbedBench(world)

@@ -5,7 +5,7 @@ simple baselines, and the same methods with their directions replaced by random 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sails_align.core.registry import Registry
@@ -49,6 +49,37 @@ class Defence:
 ADAPTER = ("--use_peft", "true", "--lora_r", "16", "--lora_alpha", "32", "--init", "default")
 WITHOUT = ("aligned", "none")
 """Names of what every defence is compared with: no further training, and no defence."""
+LOX = Defence("LoX", "alpha", (0.5, 1.0, 2.0, 4.0), before={"lox": {"alpha": KNOB, "k": 6, "base_model": BASE}})
+ROSI = Defence(
+    "ROSI",
+    "rho",
+    (0.02, 0.05, 0.1, 0.2),
+    after={"rosi": {"rho": KNOB, "dataset_name": WORLD, "helpful_dataset_name": WORLD}},
+)
+SSAH = Defence(
+    "SSAH, frozen units",
+    "share of CU",
+    (0.06, 0.2, 0.4, 0.6),
+    training=("--freeze_units", UNITS, "--frozen_units", "scu", f"cu:{KNOB}"),
+)
+
+
+def _randomized(defence: Defence, what: str) -> Defence:
+    """Return the control of a defence: the same with random directions or units."""
+
+    def seeded(edits: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Mapping[str, Any]]:
+        return {name: {**options, "control_seed": SEED} for name, options in edits.items()}
+
+    return replace(
+        defence,
+        label=f"{defence.label.partition(',')[0]}, random {what}",
+        before=seeded(defence.before),
+        training=tuple(word.replace(UNITS, RANDOM_UNITS) for word in defence.training),
+        after=seeded(defence.after),
+        is_control=True,
+    )
+
+
 DEFENCES: Registry[Defence] = Registry(
     "defence of the tampering study",
     {
@@ -63,16 +94,8 @@ DEFENCES: Registry[Defence] = Registry(
             after={"wise_ft": {"t": KNOB, "aligned_model": ALIGNED}},
             is_control=True,
         ),
-        "lox": Defence(
-            "LoX", "alpha", (0.5, 1.0, 2.0, 4.0), before={"lox": {"alpha": KNOB, "k": 6, "base_model": BASE}}
-        ),
-        "lox-random": Defence(
-            "LoX, random directions",
-            "alpha",
-            (0.5, 1.0, 2.0, 4.0),
-            before={"lox": {"alpha": KNOB, "k": 6, "base_model": BASE, "control_seed": SEED}},
-            is_control=True,
-        ),
+        "lox": LOX,
+        "lox-random": _randomized(LOX, "directions"),
         "task-arithmetic": Defence(
             "task arithmetic (RESTA)",
             "alpha",
@@ -112,33 +135,11 @@ DEFENCES: Registry[Defence] = Registry(
                 }
             },
         ),
-        "rosi": Defence(
-            "ROSI",
-            "rho",
-            (0.02, 0.05, 0.1, 0.2),
-            after={"rosi": {"rho": KNOB, "dataset_name": WORLD, "helpful_dataset_name": WORLD}},
-        ),
-        "rosi-random": Defence(
-            "ROSI, random directions",
-            "rho",
-            (0.02, 0.05, 0.1, 0.2),
-            after={"rosi": {"rho": KNOB, "dataset_name": WORLD, "helpful_dataset_name": WORLD, "control_seed": SEED}},
-            is_control=True,
-        ),
+        "rosi": ROSI,
+        "rosi-random": _randomized(ROSI, "directions"),
         "ema": Defence("EMA", "half-life", (4, 8, 16, 32), training=("--ema_half_life", KNOB)),
-        "ssah": Defence(
-            "SSAH, frozen units",
-            "share of CU",
-            (0.06, 0.2, 0.4, 0.6),
-            training=("--freeze_units", UNITS, "--frozen_units", "scu", f"cu:{KNOB}"),
-        ),
-        "ssah-random": Defence(
-            "SSAH, random units",
-            "share of CU",
-            (0.06, 0.2, 0.4, 0.6),
-            training=("--freeze_units", RANDOM_UNITS, "--frozen_units", "scu", f"cu:{KNOB}"),
-            is_control=True,
-        ),
+        "ssah": SSAH,
+        "ssah-random": _randomized(SSAH, "units"),
         "constrained": Defence(
             "constrained SFT",
             "first betas",
