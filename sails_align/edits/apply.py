@@ -137,27 +137,23 @@ def apply(
             write_adapter(weights, update, temporary)
         else:
             write_model(weights, tensor, temporary)
-        ids_BS = random_ids(weights.config)
-        before_BSV = logits_of(load_model(weights.spec, device), ids_BS)
-        after = resolve_model(str(temporary), weights.spec.base if keeps else None)
-        after_BSV = logits_of(load_model(after, device), ids_BS)
-        edited = Edited(
-            method,
-            output,
-            keeps,
-            changes.n,
-            len(names),
-            changes.share,
-            (after_BSV - before_BSV).abs().max().item(),
-            before_BSV.abs().max().item(),
-            tuple(edit.notes),
-        )
+        logits = _logits(weights, temporary, device, keeps=keeps)
+        edited = Edited(method, output, keeps, changes.n, len(names), changes.share, *logits, tuple(edit.notes))
         write_json(temporary / EDIT_FILE, edited.record())
         if finish is not None:
             finish(temporary)
         for file in temporary.iterdir():
             file.chmod(0o644)  # safetensors makes it private
     return edited
+
+
+def _logits(weights: Weights, edited: Path, device: str, *, keeps: bool) -> tuple[float, float]:
+    """Return how far the logits of the model and of the edited one are apart at most, and the model's largest."""
+    ids_BS = random_ids(weights.config)
+    before_BSV = logits_of(load_model(weights.spec, device), ids_BS)
+    after = resolve_model(str(edited), weights.spec.base if keeps else None)
+    after_BSV = logits_of(load_model(after, device), ids_BS)
+    return (after_BSV - before_BSV).abs().max().item(), before_BSV.abs().max().item()
 
 
 def check_new(output: Path) -> None:

@@ -42,6 +42,22 @@ class EditOptions:
 
 
 @dataclass(frozen=True)
+class RepairOptions(EditOptions):
+    """Options of edits of a model that was trained further."""
+
+    aligned_model: str | None = option(
+        None, "The model before the further training. Default: the base model of an adapter."
+    )
+
+
+@dataclass(frozen=True)
+class SafetyVectorOptions(RepairOptions):
+    """Options of edits that use the difference of an aligned and an unaligned model."""
+
+    unaligned_model: str | None = option(None, "The aligned model after training on harmful answers. Required.")
+
+
+@dataclass(frozen=True)
 class LoxOptions(EditOptions):
     """Options of the edit `lox`."""
 
@@ -55,12 +71,9 @@ class LoxOptions(EditOptions):
 
 
 @dataclass(frozen=True)
-class WiseFtOptions(EditOptions):
+class WiseFtOptions(RepairOptions):
     """Options of the edit `wise_ft`."""
 
-    aligned_model: str | None = option(
-        None, "The model before the further training. Default: the base model of an adapter."
-    )
     t: float = option(0.5, "Weight of the model that is edited; the aligned model has 1 - t.")
 
     def __post_init__(self) -> None:
@@ -69,11 +82,10 @@ class WiseFtOptions(EditOptions):
 
 
 @dataclass(frozen=True)
-class TaskArithmeticOptions(EditOptions):
+class TaskArithmeticOptions(SafetyVectorOptions):
     """Options of the edit `task_arithmetic`."""
 
     aligned_model: str | None = option(None, "The aligned model. Required.")
-    unaligned_model: str | None = option(None, "The aligned model after training on harmful answers. Required.")
     alpha: float = option(0.5, "How much of the difference aligned - unaligned to add.")
     drop: float = option(0.0, "Share of the difference's entries to drop at random; the rest is rescaled (DARE).")
     drop_seed: int = option(0, "Seed that decides which entries --drop drops.")
@@ -84,12 +96,9 @@ class TaskArithmeticOptions(EditOptions):
 
 
 @dataclass(frozen=True)
-class SafeLoraOptions(EditOptions):
+class SafeLoraOptions(RepairOptions):
     """Options of the edit `safe_lora`."""
 
-    aligned_model: str | None = option(
-        None, "The model before the further training. Default: the base model of an adapter."
-    )
     unaligned_model: str | None = option(None, "The model before its alignment. Required.")
     threshold: float = option(
         0.35, "Project an update if its cosine with its projection is at most this. 1: all of them."
@@ -151,13 +160,9 @@ class RosiOptions(DirectionOptions):
 
 
 @dataclass(frozen=True)
-class LssfOptions(RequestOptions):
+class LssfOptions(RequestOptions, SafetyVectorOptions):
     """Options of the edit `lssf`."""
 
-    aligned_model: str | None = option(
-        None, "The model before the further training. Default: the base model of an adapter."
-    )
-    unaligned_model: str | None = option(None, "The aligned model after training on harmful answers. Required.")
     eta: float = option(0.85, "Share of the entropy of a layer's singular values that the safety subspace keeps.")
     alpha: float = option(1.0, "How much of the projected difference aligned - unaligned to add. 0: nothing changes.")
     a_1: float = option(1.0, "Weight of the first direction; it falls to 1 at the last one. 1: a plain projector.")
@@ -172,13 +177,9 @@ class LssfOptions(RequestOptions):
 
 
 @dataclass(frozen=True)
-class IrrOptions(RequestOptions):
+class IrrOptions(RequestOptions, SafetyVectorOptions):
     """Options of the edit `irr`."""
 
-    aligned_model: str | None = option(
-        None, "The model before the further training. Default: the base model of an adapter."
-    )
-    unaligned_model: str | None = option(None, "The aligned model after training on harmful answers. Required.")
     task_dataset_name: str | None = option(
         None,
         "Requests and responses of the further training's task, for the recalibration. Default: what the run was "

@@ -122,14 +122,12 @@ def run(args: TrainingPlan, output_dir: Path, stages: Stages) -> dict[str, Any]:
     with cost.of("prepare"), disk_errors(output_dir):
         built = build_trainer(args, source, subspace)
         args, trainer = built.plan, built.trainer
-        identity = run_identity(args, source, subspace)
-        overwrite = args.of(OutputOptions).overwrite_output_dir
+        identity, overwrite = run_identity(args, source, subspace), args.of(OutputOptions).overwrite_output_dir
         checkpoint = find_checkpoint(args.training, identity, overwrite=overwrite)
         trainer.add_callback(MarkCheckpoints(identity))
         if trainer.is_world_process_zero():
-            config, record = {**args.defaults, **args.given}, _record(args, identity, source, subspace)
-            record["start"] = built.start
-            write_record(output_dir, args.method, config, record)
+            record = _record(args, identity, source, subspace) | {"start": built.start}
+            write_record(output_dir, args.method, {**args.defaults, **args.given}, record)
     start = MeasureStart(lambda: measure(trainer, source, testbed, args, "base"), cost, output_dir, identity)
     sizes = _say_sizes(trainer)
     stages.begin("training", training_line(trainer, checkpoint))
