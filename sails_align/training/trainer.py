@@ -193,17 +193,39 @@ def trl_trainer(
     }
     if isinstance(training, DPOConfig):
         train, held_out = (_preferences(args, source, part) for part in ("train", "held_out"))
-        return with_loss(DPOTrainer, loss)(
+        made = with_loss(DPOTrainer, loss)(
             ref_model=_reference_model(args, source),
             args=training,
             train_dataset=train,
             eval_dataset=held_out,
             **common,
         )
+        return _with_lengths(made)
     training = changed(training, chat_template_path=None)  # it is in the tokenizer already
     train, held_out = (_sft_rows(source, rows) for rows in (source.train, source.held_out))
     made = with_loss(SFTTrainer, loss)
     return made(args=training, train_dataset=train, eval_dataset=held_out, **common)
+
+
+def _with_lengths(trainer: DPOTrainer) -> DPOTrainer:
+    """Give pairs a column of lengths (tokens of the prompt and of the longer response), if batches are made by it.
+
+    transformers' samplers look for `input_ids`, which TRL's pairs do not have, and raise a `ValueError`.
+    """
+    args = trainer.args
+    if args.train_sampling_strategy not in ("group_by_length", "batch_rebalance"):
+        return trainer
+
+    def length(pair: dict[str, list[int]]) -> dict[str, int]:
+        return {name: len(pair["prompt_ids"]) + max(len(pair["chosen_ids"]), len(pair["rejected_ids"]))}
+
+    name = args.length_column_name
+    trainer.train_dataset = trainer.train_dataset.map(length)
+    if isinstance(trainer.eval_dataset, Dataset):
+        trainer.eval_dataset = trainer.eval_dataset.map(length)
+    trainer._set_signature_columns_if_needed()  # columns that it does not list are removed before sampling
+    trainer._signature_columns = [*trainer._signature_columns, name]
+    return trainer
 
 
 def _sft_rows(source: TrainingSource, rows: Dataset) -> Dataset:
