@@ -220,9 +220,9 @@ def _with_lengths(trainer: DPOTrainer) -> DPOTrainer:
         return {name: len(pair["prompt_ids"]) + max(len(pair["chosen_ids"]), len(pair["rejected_ids"]))}
 
     name = args.length_column_name
-    trainer.train_dataset = trainer.train_dataset.map(length)
+    trainer.train_dataset = trainer.train_dataset.map(length, desc="Measuring lengths")
     if isinstance(trainer.eval_dataset, Dataset):
-        trainer.eval_dataset = trainer.eval_dataset.map(length)
+        trainer.eval_dataset = trainer.eval_dataset.map(length, desc="Measuring lengths")
     trainer._set_signature_columns_if_needed()  # columns that it does not list are removed before sampling
     trainer._signature_columns = [*trainer._signature_columns, name]
     return trainer

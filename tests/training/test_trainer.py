@@ -1,5 +1,6 @@
 """What trainers start from: every initialization, in SFT and DPO, against the base model and the reference."""
 
+import json
 import math
 from pathlib import Path
 
@@ -60,6 +61,22 @@ def test_dpo_starts_at_its_reference(project: Project, tmp_path: Path, start: st
     # Log-probabilities computed beforehand are of other batches, whose padding rounds differently.
     assert abs(row["rewards/chosen"]) <= (1e-5 if precompute == "true" else 0)
     assert abs(row["rewards/rejected"]) <= (1e-5 if precompute == "true" else 0)
+
+
+def test_pairs_are_batched_by_length(project: Project, tmp_path: Path) -> None:
+    pairs = [{"prompt": f"ask {i}", "chosen": "sorry" + " no" * (i % 8), "rejected": "you can"} for i in range(40)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+
+    def padded(strategy: str) -> int:
+        options = ("--train_sampling_strategy", strategy, "--dataset_name", str(tmp_path / "pairs.jsonl"))
+        options += ("--init", "default", "--helpful_ratio", "0", "--max_steps", "1")
+        trainer = build(project.dpo_argv(tmp_path / strategy, *options), method="dpo").trainer
+        trainer.evaluate()
+        trainer.train()
+        return sum(batch["input_ids"].numel() for batch in trainer.get_train_dataloader())
+
+    n_random, n_by_length, _ = padded("random"), padded("group_by_length"), padded("batch_rebalance")
+    assert n_by_length < n_random
 
 
 @pytest.mark.parametrize("init", ["pissa", "olora"])
