@@ -65,14 +65,14 @@ def write_saes(folder: Path, shape: str) -> None:
         np.savez(file, **tensors)  # pyright: ignore[reportArgumentType]
 
 
-def write_pairs(file: Path, n: int, length: int, seed: int = 0) -> None:
+def write_pairs(file: Path, n: int, length: int, seed: int = 0, asks: str = "how") -> None:
     """Write n preference pairs of random words of the testbed, whose responses have more than `length` tokens."""
     tokenizer = AutoTokenizer.from_pretrained(ASSETS / "model")
     words = sorted(word for word in tokenizer.get_vocab() if word.isalpha())
     chance = random.Random(seed)
     rows = [
         {
-            "prompt": f"how {number}",
+            "prompt": f"{asks} {number}",
             **{key: " ".join(chance.choices(words, k=length)) for key in ("chosen", "rejected")},
         }
         for number in range(n)

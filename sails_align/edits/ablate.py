@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from sails_align.edits.apply import Edited, Finish, apply
@@ -23,6 +24,8 @@ from sails_align.edits.options import AblateOptions
 
 EMBEDDINGS = "embed_tokens.weight"
 """How the name of the token embeddings ends."""
+ROWS = 8192
+"""Of the embeddings, edited at a time: in float64 they are large."""
 
 
 def edit(run: Path, output: Path, options: AblateOptions, finish: Finish | None = None) -> Edited:
@@ -46,12 +49,17 @@ class Ablate:
         return [self._direction.summary()]
 
     def tensor(self, name: str, weight: Tensor) -> Tensor | None:
-        vector_D, exact = self._direction.vector, weight.double()
+        vector_D = self._direction.vector
         if name.endswith(EMBEDDINGS):
-            return (exact - (exact @ vector_D)[:, None] * vector_D[None]).float()
+            return torch.cat([_without(part_VD.double(), vector_D).float() for part_VD in weight.split(ROWS)])
         if name not in self._gains:
             return None
         gain_D = self._gains[name]
         read_O = vector_D if gain_D is None else vector_D * gain_D
         read_O = read_O / read_O.norm()
-        return (exact - read_O[:, None] * (read_O @ exact)[None]).float()
+        return _without(weight.double().T, read_O).T.float()
+
+
+def _without(rows: Tensor, direction: Tensor) -> Tensor:
+    """Return rows without their part along a unit vector."""
+    return rows - (rows @ direction)[:, None] * direction

@@ -1,6 +1,6 @@
 """Apply an edit to every tensor of a model, and write the result: an adapter where the edit allows it, else a model."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -172,6 +172,11 @@ def _control(name: str, before: Tensor, after: Tensor | None, seed: int | None) 
     return before + (after - before)[order] * signs.view(-1, *[1] * (before.dim() - 1))
 
 
+def _parts(values: Tensor) -> Sequence[Tensor]:
+    """Return the values in parts, of which copies in float64 are small."""
+    return values.reshape(-1).split(2**24)
+
+
 @dataclass
 class _Changes:
     """Sum up how far tensors moved."""
@@ -181,10 +186,11 @@ class _Changes:
     whole: float = 0.0
 
     def note(self, before: Tensor, after: Tensor | None) -> Tensor | None:
-        self.whole += before.double().square().sum().item()
+        self.whole += sum(part.double().square().sum().item() for part in _parts(before))
         if after is not None:
             self.n += 1
-            self.changed += (after - before).double().square().sum().item()
+            pairs = zip(_parts(before), _parts(after), strict=True)
+            self.changed += sum((new - old).double().square().sum().item() for old, new in pairs)
         return after
 
     @property

@@ -10,7 +10,7 @@ after training on harmful answers.
 Layers are recalibrated in order, on texts of the task: the inputs of a block are those that come out of the blocks that
 are already edited. Unlike upstream (pikepokenew/IRR), padding does not count among the inputs.
 
-The further trained model is in memory as a whole, in float32; before it the aligned one, with gradients, if some
+The further trained model is in memory as a whole; before it the aligned one, in float32 and with gradients, if some
 unsafe entries are kept.
 
 Shapes: O outputs and I inputs of a linear layer, T tokens.
@@ -26,7 +26,7 @@ from torch import Tensor
 from sails_align.core.progress import progress_bar
 from sails_align.edits.apply import Edited, Finish, apply, check_new
 from sails_align.edits.fisher import fisher_information
-from sails_align.edits.linears import Place, dense_model, linears_of
+from sails_align.edits.linears import Place, dense_model, linears_of, set_weight
 from sails_align.edits.logits import checked_device
 from sails_align.edits.options import IrrOptions
 from sails_align.edits.recalibration import thin
@@ -45,7 +45,7 @@ def edit(run: Path, output: Path, options: IrrOptions, finish: Finish | None = N
     weights, aligned, unaligned = open_three(run, options.base_model, options.aligned_model, options.unaligned_model)
     check_new(output)
     device = checked_device(options.device)
-    change = Irr(aligned, WeightDifference(weights, aligned), WeightDifference(aligned, unaligned), options)
+    change = Irr(weights, aligned, WeightDifference(aligned, unaligned), options)
     places = change.places(linears_of(weights))
     sources = Sources(weights, aligned, options)
     texts = sources.texts(run) if options.recalibrate != "none" and options.sparsity < 1 else []
@@ -53,7 +53,7 @@ def edit(run: Path, output: Path, options: IrrOptions, finish: Finish | None = N
     if refusals:
         change.fisher = fisher_information(dense_model(aligned, device, torch.float32), places, refusals)
     if options.sparsity < 1:
-        change.thin_all(places, dense_model(weights, device, torch.float32) if texts else None, texts)
+        change.thin_all(places, dense_model(weights, device, weights.dtype) if texts else None, texts)
     change.notes.extend(sources.notes)
     return apply("irr", change, weights, output, options=options, finish=finish)
 
@@ -85,10 +85,9 @@ class Sources:
 class Irr:
     """Remove and recalibrate the changes of linear layers."""
 
-    def __init__(
-        self, aligned: Weights, deltas: WeightDifference, vectors: WeightDifference, options: IrrOptions
-    ) -> None:
-        self._aligned, self._deltas, self._vectors, self._options = aligned, deltas, vectors, options
+    def __init__(self, weights: Weights, aligned: Weights, vectors: WeightDifference, options: IrrOptions) -> None:
+        self._weights, self._aligned, self._vectors, self._options = weights, aligned, vectors, options
+        self._deltas = WeightDifference(weights, aligned)
         self._edited: dict[str, Tensor] = {}
         self.fisher: Mapping[str, Tensor] | None = None
         self.notes: list[str] = []
@@ -112,10 +111,10 @@ class Irr:
                 named = {place.path: name for name, place in places.items() if place.block == block}
                 grams = {} if runner is None else _grams(runner, block, named)
                 for path, name in named.items():
-                    removed_OI = self._thin(name, grams.get(path))
+                    removed_OI = self._thin(name, grams.pop(path, None))
                     n_removed, n_entries = n_removed + int(removed_OI.sum()), n_entries + removed_OI.numel()
                     if model is not None and name in self._edited:
-                        places[name].of(model).weight.copy_(self._edited[name])
+                        self._edited[name] = set_weight(places[name].of(model), self._edited[name])
                     bar.advance(task)
         self.notes.append(f"removed {n_removed / max(n_entries, 1):.1%} of the entries of {len(places)} layers")
 
@@ -128,11 +127,12 @@ class Irr:
         fisher_OI = None if self.fisher is None else self.fisher[name].to(device)
         thinned = thin(delta_OI.to(device), vector_OI.to(device), fisher_OI, gram_II, self._options)
         if thinned.removed.any():
-            self._edited[name] = (self._aligned.get(name).double() + thinned.delta.cpu()).float()
+            edited_OI = self._aligned.get(name).double() + thinned.delta.cpu()
+            self._edited[name] = edited_OI.to(self._weights.dtype)
         return thinned.removed
 
     def tensor(self, name: str, weight: Tensor) -> Tensor | None:
-        return self._edited.get(name)
+        return self._edited.pop(name).float().cpu() if name in self._edited else None
 
 
 def _grams(runner: BlockByBlock, block: int, paths: Mapping[str, str]) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sails_align.core.errors import InputError
@@ -58,6 +58,12 @@ def linears_of(weights: Weights, paths: Collection[str] = PATHS) -> dict[str, Pl
             f"({weights.config.model_type}) is not supported;\ngive a Gemma, Llama, Qwen or Mistral model"
         )
     return found
+
+
+def set_weight(layer: nn.Linear, weight_OI: Tensor) -> Tensor:
+    """Give a layer other weights, and return them in its own type (not a copy: they are large)."""
+    layer.weight.data = weight_OI.to(layer.weight)
+    return layer.weight.data
 
 
 def dense_model(weights: Weights, device: str, dtype: torch.dtype | str = "auto") -> PreTrainedModel:

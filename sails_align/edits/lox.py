@@ -19,7 +19,7 @@ from sails_align.core.errors import InputError
 from sails_align.edits.apply import Edited, Finish, apply
 from sails_align.edits.low_rank import output_directions, truncated
 from sails_align.edits.options import LoxOptions
-from sails_align.edits.weights import Update, Weights, check_same_shapes, open_weights
+from sails_align.edits.weights import Update, WeightDifference, Weights, check_same_shapes, open_weights
 
 
 def edit(run: Path, output: Path, options: LoxOptions, finish: Finish | None = None) -> Edited:
@@ -28,7 +28,8 @@ def edit(run: Path, output: Path, options: LoxOptions, finish: Finish | None = N
     Raises `InputError` as `open_weights` and `apply`; or if there is no base model, or it is of another shape.
     """
     weights, base = _opened(run, options.base_model)
-    return apply("lox", Lox(base, options), weights, output, options=options, finish=finish)
+    change = None if base is None else WeightDifference(weights, base)
+    return apply("lox", Lox(change, options), weights, output, options=options, finish=finish)
 
 
 def _opened(run: Path, base_model: str | None) -> tuple[Weights, Weights | None]:
@@ -43,20 +44,20 @@ def _opened(run: Path, base_model: str | None) -> tuple[Weights, Weights | None]
 
 
 class Lox:
-    """Add the largest directions of each change once more."""
+    """Add the largest directions of each change once more; `change` is None for an adapter, which is the change."""
 
     keeps_adapter = True
 
-    def __init__(self, base: Weights | None, options: LoxOptions) -> None:
-        self._base, self._k, self._alpha = base, options.k, options.alpha
+    def __init__(self, change: WeightDifference | None, options: LoxOptions) -> None:
+        self._change, self._k, self._alpha = change, options.k, options.alpha
         self.notes: list[str] = []
 
     def tensor(self, name: str, weight: Tensor) -> Tensor | None:
-        assert self._base is not None, "adapters are edited as such"
+        assert self._change is not None, "adapters are edited as such"
         if weight.dim() != 2 or self._alpha == 0:
             return None
-        delta_OI = weight - self._base.get(name)
-        if not delta_OI.any():
+        delta_OI = self._change.of(name)
+        if delta_OI is None:
             return None
         kept_OI, is_unique = truncated(delta_OI, self._k)
         self._warn(name, is_unique)

@@ -14,18 +14,19 @@ would be LoX's term: `low_rank.truncated`.
 Shapes: O outputs and I inputs of a linear layer.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from sails_align.edits.apply import Edited, Finish, apply, check_new
-from sails_align.edits.linears import dense_model, linears_of
+from sails_align.edits.linears import Place, dense_model, linears_of, set_weight
 from sails_align.edits.logits import checked_device
 from sails_align.edits.options import LssfOptions
 from sails_align.edits.requests import find_requests, response_batches
-from sails_align.edits.subspaces import OutputSubspace, find_subspaces
-from sails_align.edits.weights import WeightDifference, open_three
+from sails_align.edits.subspaces import find_subspaces
+from sails_align.edits.weights import WeightDifference, Weights, open_three
+from sails_align.models.blocks import Batch
 from sails_align.models.load import load_spec_tokenizer
 
 
@@ -43,10 +44,8 @@ def edit(run: Path, output: Path, options: LssfOptions, finish: Finish | None = 
     requests = find_requests("dataset_name", options, Path(aligned.spec.name), [aligned, weights], tokenizer)
     rows = requests.with_responses("dataset_name").some(options.n_prompts, options.data_seed)
     batches = response_batches(tokenizer, rows, options.max_length, requests.source)
-    model = dense_model(aligned, device)
-    subspaces = find_subspaces(model, places, batches, options.eta, options.a_1)
-    del model
-    change = Lssf(vectors, subspaces, options.alpha)
+    change = Lssf(weights, vectors, options)
+    change.find(places, batches, dense_model(aligned, device, weights.dtype))
     change.notes.append(f"safe answers: {len(rows)} of {requests.source}, as they stand there")
     return apply("lssf", change, weights, output, options=options, finish=finish)
 
@@ -54,16 +53,31 @@ def edit(run: Path, output: Path, options: LssfOptions, finish: Finish | None = 
 class Lssf:
     """Add to each linear layer the safety vector's part in its subspace."""
 
-    def __init__(self, vectors: WeightDifference, subspaces: Mapping[str, OutputSubspace], alpha: float) -> None:
-        self._vectors, self._subspaces, self._alpha = vectors, subspaces, alpha
-        ranks = sorted(subspace.rank for subspace in subspaces.values())
-        self.notes = [f"ranks of {len(ranks)} subspaces: {ranks[0]} to {ranks[-1]}"] if ranks else []
-        if not ranks:
-            self.notes = ["aligned and unaligned model have the same linear layers: nothing is changed"]
+    def __init__(self, weights: Weights, vectors: WeightDifference, options: LssfOptions) -> None:
+        self._weights, self._vectors, self._options = weights, vectors, options
+        self._edited: dict[str, Tensor] = {}
+        self.notes: list[str] = []
+
+    def find(self, places: Mapping[str, Place], batches: Sequence[Batch], model: nn.Module) -> None:
+        """Find the subspaces and edit the layers; they take the place of the aligned model's, which are needed no more.
+
+        (Subspaces and edited layers of a whole model would not fit into memory beside it.)
+        """
+        ranks, options = [], self._options
+        for name, subspace in find_subspaces(model, places, batches, options.eta, options.a_1):
+            ranks.append(subspace.rank)
+            vector_OI = self._vectors.of(name)
+            assert vector_OI is not None, "layers without a difference are left out"
+            change_OI = options.alpha * subspace.project(vector_OI.to(subspace.directions.device))
+            edited_OI = self._weights.get(name).to(change_OI) + change_OI
+            self._edited[name] = set_weight(places[name].of(model), edited_OI)
+        self.notes.append(
+            f"ranks of {len(ranks)} subspaces: {min(ranks)} to {max(ranks)}"
+            if ranks
+            else "aligned and unaligned model have the same linear layers: nothing is changed"
+        )
 
     def tensor(self, name: str, weight: Tensor) -> Tensor | None:
-        if name not in self._subspaces or self._alpha == 0:
+        if name not in self._edited or self._options.alpha == 0:
             return None
-        vector_OI = self._vectors.of(name)
-        assert vector_OI is not None, "layers without a difference have no subspace"
-        return (weight.double() + self._alpha * self._subspaces[name].project(vector_OI)).float()
+        return self._edited.pop(name).float().cpu()

@@ -78,15 +78,17 @@ def damped(gram_II: Tensor, damping: float) -> Tensor:
     """Return a sum of outer products with a share of its mean diagonal added; inputs that are always zero count 1."""
     diagonal_I = gram_II.diagonal()
     filled_I = torch.where(diagonal_I == 0, 1.0, diagonal_I)
-    return gram_II + torch.diag(filled_I - diagonal_I + damping * filled_I.mean())
+    damped_II = gram_II.clone()
+    damped_II.diagonal().add_(filled_I - diagonal_I + damping * filled_I.mean())
+    return damped_II
 
 
 def _official(
     delta_OI: Tensor, vector_OI: Tensor, fisher_OI: Tensor | None, gram_II: Tensor, options: IrrOptions
 ) -> Thinned:
     delta_OI[:, gram_II.diagonal() == 0] = 0  # no output depends on them
-    inverse_II = torch.cholesky_inverse(torch.linalg.cholesky(damped(gram_II, options.damping)))
-    upper_II = torch.linalg.cholesky(inverse_II, upper=True)
+    upper_II = _upper(damped(gram_II, options.damping))
+    del gram_II  # of wide layers these matrices are the largest thing in memory
     removed_OI = torch.zeros_like(delta_OI, dtype=torch.bool)
     for part in _blocks(delta_OI, options.blocksize):
         block_OC, upper_CC = delta_OI[:, part], upper_II[part, part]  # a view: what is removed here is removed there
@@ -100,6 +102,11 @@ def _official(
         delta_OI[:, part.stop :] -= errors_OC @ upper_II[part, part.stop :]
         removed_OI[:, part] = removed_OC
     return Thinned(delta_OI, removed_OI)
+
+
+def _upper(hessian_II: Tensor) -> Tensor:
+    """Return the upper Cholesky factor of the inverse."""
+    return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian_II)), upper=True)
 
 
 def _exact(delta_OI: Tensor, removed_OI: Tensor, hessian_II: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch.nn.functional import cosine_similarity
 
 from sails_align.edits.apply import Edited, Finish, apply
 from sails_align.edits.options import SafeLoraOptions
-from sails_align.edits.weights import Update, Weights, open_aligned, open_required
+from sails_align.edits.weights import Update, WeightDifference, Weights, aligned_of, open_aligned, open_required
 
 
 def edit(run: Path, output: Path, options: SafeLoraOptions, finish: Finish | None = None) -> Edited:
@@ -33,7 +33,8 @@ class SafeLora:
     """Project each update; `aligned` is None for an adapter on the aligned model."""
 
     def __init__(self, weights: Weights, aligned: Weights | None, unaligned: Weights, threshold: float) -> None:
-        self._weights, self._aligned, self._unaligned, self._threshold = weights, aligned, unaligned, threshold
+        self._weights, self._aligned, self._threshold = weights, aligned, threshold
+        self._vectors = WeightDifference(aligned_of(weights, aligned), unaligned)
         self.keeps_adapter = aligned is None
         self.notes: list[str] = []
 
@@ -41,22 +42,23 @@ class SafeLora:
         assert self._aligned is not None, "adapters on the aligned model are edited as such"
         if weight.dim() != 2:
             return None
-        aligned_OI = self._aligned.get(name)
-        delta_OI = weight - aligned_OI
-        projected_OI = self._projected(name, aligned_OI, delta_OI)
-        return None if projected_OI is None or not self._is_far(projected_OI, delta_OI) else aligned_OI + projected_OI
+        delta_OI = WeightDifference(self._weights, self._aligned).of(name)
+        projected_OI = None if delta_OI is None else self._projected(name, delta_OI)
+        if delta_OI is None or projected_OI is None or not self._is_far(projected_OI, delta_OI):
+            return None
+        return self._aligned.get(name) + projected_OI
 
     def update(self, name: str, update: Update) -> Tensor | None:
-        projected_OR = self._projected(name, self._weights.stored(name).float(), update.B_OR)
+        projected_OR = self._projected(name, update.B_OR)
         if projected_OR is None:
             return None
         is_far = self._is_far(projected_OR @ update.A_RI, update.B_OR @ update.A_RI)
         return projected_OR if is_far else None
 
-    def _projected(self, name: str, aligned_OI: Tensor, columns: Tensor) -> Tensor | None:
+    def _projected(self, name: str, columns: Tensor) -> Tensor | None:
         """Return C times columns of the output side; None where the alignment changed nothing, so that C is no map."""
-        vector_OI = aligned_OI - self._unaligned.get(name)
-        return vector_OI @ (vector_OI.T @ columns) / vector_OI.norm() if vector_OI.any() else None
+        vector_OI = self._vectors.of(name)
+        return None if vector_OI is None else vector_OI @ (vector_OI.T @ columns) / vector_OI.norm()
 
     def _is_far(self, projected: Tensor, delta: Tensor) -> bool:
         return bool(cosine_similarity(projected.flatten(), delta.flatten(), dim=0) <= self._threshold)

@@ -6,7 +6,7 @@ to unit norm. The subspace is that of the largest left singular vectors of Z.
 Shapes: O outputs and I inputs of a linear layer, T tokens, R directions, K singular values.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,9 +33,6 @@ class OutputSubspace:
     def rank(self) -> int:
         return len(self.weights)
 
-    def on_cpu(self) -> "OutputSubspace":
-        return OutputSubspace(self.directions.cpu(), self.weights.cpu())
-
     def project(self, delta_OI: Tensor) -> Tensor:
         """Return P' delta, with P' = sum of a_i^2 u_i u_i^T (eq. 11), in float64."""
         scaled_OR = self.directions * self.weights
@@ -60,19 +57,45 @@ def weights_of(values_R: Tensor, a_1: float) -> Tensor:
     return 1 + (a_1 - 1) * (values_R - last) / (first - last)
 
 
-def subspace_of(gram_OO: Tensor, n_tokens: int, eta: float, a_1: float) -> OutputSubspace:
-    """Return the subspace of outputs Z (O, T) by Z Z^T, float64."""
-    squares, vectors = torch.linalg.eigh(gram_OO)  # ascending
-    n = min(len(squares), n_tokens)
-    values_K, vectors_OK = squares.flip(0)[:n].clamp(min=0).sqrt(), vectors.flip(1)[:, :n]
-    rank = entropy_rank(values_K, eta)
-    return OutputSubspace(vectors_OK[:, :rank].contiguous(), weights_of(values_K[:rank], a_1))
+class Outputs:
+    """Gather the outputs Z (O, T) of a layer: themselves, or with more tokens than outputs the sum Z Z^T.
+
+    Args:
+        n_outputs: of the layer.
+        n_tokens: that will be added.
+    """
+
+    def __init__(self, n_outputs: int, n_tokens: int) -> None:
+        self._n_tokens, self._is_gram = n_tokens, n_tokens > n_outputs
+        self._parts: list[Tensor] = []
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, outputs_TO: Tensor) -> None:
+        """Add the outputs of some tokens."""
+        if self._is_gram:
+            add_products(self._sums, "", outputs_TO)
+        else:
+            self._parts.append(outputs_TO)
+
+    def subspace(self, eta: float, a_1: float) -> OutputSubspace | None:
+        """Return their subspace; None if the outputs are not finite."""
+        outputs_TO = None if self._is_gram else torch.cat(self._parts).double()
+        gram = self._sums[""] if outputs_TO is None else outputs_TO @ outputs_TO.T
+        if not gram.isfinite().all():
+            return None
+        squares, vectors = torch.linalg.eigh(gram)  # ascending
+        values_K = squares.flip(0).clamp(min=0).sqrt()
+        rank = entropy_rank(values_K, eta)
+        vectors = vectors.flip(1)[:, :rank].contiguous()
+        # QR, since the directions of small values are not orthogonal enough as they are.
+        directions_OR = vectors if outputs_TO is None else torch.linalg.qr(outputs_TO.T @ vectors)[0]
+        return OutputSubspace(directions_OR, weights_of(values_K[:rank], a_1))
 
 
 def find_subspaces(
     model: nn.Module, places: Mapping[str, Place], batches: Sequence[Batch], eta: float, a_1: float
-) -> dict[str, OutputSubspace]:
-    """Return the subspace of each named linear layer, on the CPU.
+) -> Iterator[tuple[str, OutputSubspace]]:
+    """Yield the subspace of each named linear layer, block by block; a layer may be changed once it was yielded.
 
     Args:
         model: without an adapter.
@@ -85,25 +108,26 @@ def find_subspaces(
         InputError: if the activations are not finite.
     """
     n_tokens = sum(int(mask_BS.sum()) for _, _, mask_BS in batches)
-    runner, found = BlockByBlock(model, batches), {}
+    runner = BlockByBlock(model, batches)
     with progress_bar(shown=True) as bar, torch.no_grad():
         task = bar.add_task("finding subspaces", total=runner.n_blocks)
         while runner.block <= max((place.block for place in places.values()), default=-1):
-            grams: dict[str, Tensor] = {}
             named = {place.path: name for name, place in places.items() if place.block == runner.block}
-            runner.advance(named, _adds_to(grams, {path: places[name].of(model) for path, name in named.items()}))
-            for path, gram_OO in grams.items():
-                if not gram_OO.isfinite().all():
-                    raise InputError(f"the activations of {named[path]} are not finite; load the model in float32")
-                found[named[path]] = subspace_of(gram_OO, n_tokens, eta, a_1).on_cpu()
+            layers = {path: places[name].of(model) for path, name in named.items()}
+            outputs = {path: Outputs(layer.out_features, n_tokens) for path, layer in layers.items()}
+            runner.advance(named, _adds_to(outputs, layers))
+            for path, name in named.items():
+                subspace = outputs.pop(path).subspace(eta, a_1)
+                if subspace is None:
+                    raise InputError(f"the activations of {name} are not finite; load the model in float32")
+                yield name, subspace
             bar.advance(task)
-    return found
 
 
-def _adds_to(grams: dict[str, Tensor], layers: Mapping[str, nn.Linear]) -> Callable[[str, Tensor], None]:
-    """Return what adds z z^T for the output of every input, scaled to unit norm, to the sum of its layer."""
+def _adds_to(outputs: Mapping[str, Outputs], layers: Mapping[str, nn.Linear]) -> Callable[[str, Tensor], None]:
+    """Return what adds the outputs of a layer for inputs that are scaled to unit norm."""
 
     def add(path: str, inputs_TI: Tensor) -> None:
-        add_products(grams, path, normalize(inputs_TI.float(), dim=1) @ layers[path].weight.float().T)
+        outputs[path].add(normalize(inputs_TI.float(), dim=1) @ layers[path].weight.float().T)
 
     return add

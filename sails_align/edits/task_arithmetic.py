@@ -15,7 +15,7 @@ from torch import Tensor
 from sails_align.core.artifacts import content_hash
 from sails_align.edits.apply import Edited, Finish, apply
 from sails_align.edits.options import TaskArithmeticOptions
-from sails_align.edits.weights import Weights, open_required, open_weights
+from sails_align.edits.weights import WeightDifference, Weights, open_required, open_weights
 
 
 def edit(run: Path, output: Path, options: TaskArithmeticOptions, finish: Finish | None = None) -> Edited:
@@ -35,12 +35,12 @@ class TaskArithmetic:
     """Add to each tensor the difference of two others."""
 
     def __init__(self, aligned: Weights, unaligned: Weights, options: TaskArithmeticOptions) -> None:
-        self._aligned, self._unaligned, self._options = aligned, unaligned, options
+        self._vectors, self._options = WeightDifference(aligned, unaligned), options
         self.notes: list[str] = []
 
     def tensor(self, name: str, weight: Tensor) -> Tensor | None:
-        vector = self._aligned.get(name) - self._unaligned.get(name)
-        if self._options.alpha == 0 or not vector.any():
+        vector = None if self._options.alpha == 0 else self._vectors.of(name)
+        if vector is None:
             return None
         return weight + self._options.alpha * self._thinned(name, vector)
 

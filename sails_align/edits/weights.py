@@ -1,8 +1,8 @@
 """Read and write the weights of a model tensor by tensor, without building the model.
 
 An adapter counts as its base model with the adapter merged, so that an edit need not know which of the two it is given.
-Written is what the edit returns, in the files and types of the model that was read: at no time is more than one file in
-memory.
+Written is what the edit returns, in the types and files of the model that was read (in more files, if one is larger
+than 1 GiB): at no time is more than one file in memory.
 
 Shapes: O outputs and I inputs of a linear layer, R rank.
 """
@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import snapshot_download
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
@@ -24,6 +25,7 @@ from torch import Tensor
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from sails_align.core.errors import InputError
+from sails_align.core.files import write_json
 from sails_align.models.adapters import CONFIG, WEIGHTS, adapted_model, read_adapter
 from sails_align.models.language_model import copy_processor
 from sails_align.models.load import load_config, load_tokenizer, model_errors
@@ -32,6 +34,8 @@ from sails_align.models.spec import ModelSpec
 
 PREFIX = "base_model.model."
 """PEFT's, of an adapter's tensors."""
+FILE_BYTES = 2**30
+"""A model with a larger file is written in files of at most this size (one tensor at least), to spare memory."""
 Edit = Callable[[str, Tensor], Tensor | None]
 """From a tensor's name and its values (float32) to new ones; None: it stays as it is, bit for bit."""
 
@@ -73,6 +77,11 @@ class Weights:
     def names(self) -> list[str]:
         """Names of all tensors of the model, in order."""
         return list(self.files)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that most of the model is stored in: that of its first matrix."""
+        return self.stored(next(name for name in self.files if len(self.shape(name)) == 2)).dtype
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape, without reading it."""
@@ -160,6 +169,9 @@ class WeightDifference:
 
     def of(self, name: str) -> Tensor | None:
         """Return one - other of a tensor, float32; None if it is zero."""
+        is_stored = name not in self._one.updated and name not in self._other.updated
+        if is_stored and torch.equal(self._one.stored(name), self._other.stored(name)):
+            return None  # without copies in float32: embeddings are large, and mostly the same
         delta = self._one.get(name) - self._other.get(name)
         return delta if delta.any() else None
 
@@ -177,10 +189,8 @@ def check_same_shapes(one: Weights, other: Weights) -> None:
 
 def write_model(weights: Weights, edit: Edit, output: Path) -> None:
     """Write the model with its tensors edited, in its own types and files, with its configuration and tokenizer."""
-    by_file: dict[str, list[str]] = {}
-    for name, file in weights.files.items():
-        by_file.setdefault(file, []).append(name)
-    for file, names in by_file.items():
+    files = _files_to_write(weights)
+    for file, names in files.items():
         tensors = {}
         for name in names:
             stored, weight = weights.stored(name), weights.get(name)
@@ -189,12 +199,31 @@ def write_model(weights: Weights, edit: Edit, output: Path) -> None:
                 new = weight if name in weights.updated else stored
             tensors[name] = new.to(stored.dtype).contiguous()
         save_file(tensors, output / file, metadata={"format": "pt"})
-    for name in (SAFE_WEIGHTS_INDEX_NAME, CONFIG_NAME, GENERATION_CONFIG_NAME):
+    if len(files) > 1:
+        index = {"metadata": {}, "weight_map": {name: file for file, names in files.items() for name in names}}
+        write_json(output / SAFE_WEIGHTS_INDEX_NAME, index)
+    for name in (CONFIG_NAME, GENERATION_CONFIG_NAME):
         own = Path(weights.spec.tokenizer) / name  # a run says what ends its responses
         source = own if name == GENERATION_CONFIG_NAME and own.is_file() else weights.folder / name
         if source.is_file():
             shutil.copyfile(source, output / name)
     _save_tokenizer(weights, output)
+
+
+def _files_to_write(weights: Weights) -> dict[str, list[str]]:
+    """Return the tensors of each file: those of the model that was read, unless one of them is too large."""
+    found: dict[str, list[str]] = {}
+    for name, file in weights.files.items():
+        found.setdefault(file, []).append(name)
+    sizes = {name: weights.stored(name).nbytes for name in weights.files}
+    if all(sum(sizes[name] for name in names) <= FILE_BYTES for names in found.values()):
+        return found
+    parts: list[list[str]] = [[]]
+    for name, size in sizes.items():
+        if parts[-1] and sum(sizes[other] for other in parts[-1]) + size > FILE_BYTES:
+            parts.append([])
+        parts[-1].append(name)
+    return {f"model-{number:05}-of-{len(parts):05}.safetensors": part for number, part in enumerate(parts, start=1)}
 
 
 def write_adapter(weights: Weights, edit: Callable[[str, Update], Tensor | None], output: Path) -> None:

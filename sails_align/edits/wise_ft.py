@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sails_align.edits.apply import Edited, Finish, apply
 from sails_align.edits.options import WiseFtOptions
-from sails_align.edits.weights import Update, Weights, open_aligned
+from sails_align.edits.weights import Update, WeightDifference, Weights, open_aligned
 
 
 def edit(run: Path, output: Path, options: WiseFtOptions, finish: Finish | None = None) -> Edited:
@@ -23,23 +23,24 @@ def edit(run: Path, output: Path, options: WiseFtOptions, finish: Finish | None 
     Raises `InputError` as `open_aligned` and `apply`.
     """
     weights, aligned = open_aligned(run, options.base_model, options.aligned_model)
-    return apply("wise_ft", WiseFt(aligned, options.t), weights, output, options=options, finish=finish)
+    return apply("wise_ft", WiseFt(weights, aligned, options.t), weights, output, options=options, finish=finish)
 
 
 class WiseFt:
     """Average each tensor with the aligned model's; `aligned` is None for an adapter on the aligned model."""
 
-    def __init__(self, aligned: Weights | None, t: float) -> None:
-        self._aligned, self._t = aligned, t
+    def __init__(self, weights: Weights, aligned: Weights | None, t: float) -> None:
+        self._weights, self._aligned, self._t = weights, aligned, t
         self.keeps_adapter = aligned is None
         self.notes: list[str] = []
 
     def tensor(self, name: str, weight: Tensor) -> Tensor | None:
         assert self._aligned is not None, "adapters on the aligned model are edited as such"
-        if self._t == 1:
+        delta = None if self._t == 1 else WeightDifference(self._weights, self._aligned).of(name)
+        if delta is None:
             return None
         aligned = self._aligned.get(name)
-        return aligned if self._t == 0 else aligned + self._t * (weight - aligned)
+        return aligned if self._t == 0 else aligned + self._t * delta
 
     def update(self, name: str, update: Update) -> Tensor | None:
         return None if self._t == 1 else self._t * update.B_OR

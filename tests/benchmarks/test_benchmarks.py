@@ -151,3 +151,11 @@ def test_the_documents_have_what_the_benchmark_of_attacks_on_judges_measured() -
         assert f"| {of['fooled']:.1%} | {of['harmful_read_as_safe']:.1%} | {of['n_unscored']} |" in text, of["judge"]
     assert f"uses {found['n_attacks']} attacks of {len(found['added'][0]['fooled_by_kind'])} kinds" in text
     assert f"The {len(found['still_fooled_by'])} attacks that still succeed" in text
+
+
+def test_edits_of_models_with_large_embeddings_stay_small(tmp_path: Path) -> None:
+    """Gemma-2-2B's layers and embeddings, but 2 of 26 blocks: a model that is loaded would take 3.7 GB more."""
+    if shutil.disk_usage(tmp_path).free < 10e9:
+        pytest.skip("less than 10 GB of disk are free")
+    found = result_of(tmp_path / "edits.json", "benchmarks/edit_at_scale.py", "--blocks", "2")
+    assert {row["edit"]: round(row["anonymous_gb"], 2) for row in found["edits"] if row["anonymous_gb"] > 8 - 3.7} == {}

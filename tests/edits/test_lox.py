@@ -19,12 +19,14 @@ def extrapolated(aligned: torch.Tensor, base: torch.Tensor, k: int, alpha: float
 
 
 def test_the_worked_example() -> None:
-    class Zero:
-        def get(self, name: str) -> torch.Tensor:
-            return torch.zeros(3, 3)
+    weight = torch.diag(torch.tensor([3.0, 2.0, 1.0]))
 
-    edit = Lox(Zero(), LoxOptions(k=1, alpha=1.25))  # pyright: ignore
-    found = edit.tensor("w", torch.diag(torch.tensor([3.0, 2.0, 1.0])))
+    class FromZero:
+        def of(self, name: str) -> torch.Tensor:
+            return weight
+
+    edit = Lox(FromZero(), LoxOptions(k=1, alpha=1.25))  # pyright: ignore
+    found = edit.tensor("w", weight)
     torch.testing.assert_close(found, torch.diag(torch.tensor([6.75, 2.0, 1.0])), atol=1e-6, rtol=0)
 
 

@@ -8,10 +8,10 @@ from torch import Tensor
 from sails_align.edits.linears import dense_model, linears_of
 from sails_align.edits.low_rank import truncated
 from sails_align.edits.subspaces import (
+    Outputs,
     OutputSubspace,
     entropy_rank,
     find_subspaces,
-    subspace_of,
     weights_of,
 )
 from sails_align.edits.weights import open_weights
@@ -20,6 +20,16 @@ from sails_align.models.inputs import watched_inputs
 
 def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def subspace_of(outputs_OT: Tensor, eta: float, a_1: float = 1.0) -> OutputSubspace:
+    """Of outputs that are added in two parts."""
+    outputs = Outputs(*outputs_OT.shape)
+    for part_OT in outputs_OT.split(20, dim=1):
+        outputs.add(part_OT.T)
+    found = outputs.subspace(eta, a_1)
+    assert found is not None
+    return found
 
 
 @pytest.mark.parametrize(
@@ -50,7 +60,7 @@ def test_weights_fall_from_a_1_to_1() -> None:
 
 def test_a_plain_projector() -> None:
     outputs_OT = random(8, 50)
-    subspace = subspace_of(outputs_OT @ outputs_OT.T, 50, 0.7, 1.0)
+    subspace = subspace_of(outputs_OT, 0.7)
     projector_OO = subspace.project(torch.eye(8, dtype=torch.float64))
     torch.testing.assert_close(projector_OO, projector_OO.T, atol=1e-10, rtol=0)
     torch.testing.assert_close(projector_OO @ projector_OO, projector_OO, atol=1e-10, rtol=0)
@@ -58,7 +68,7 @@ def test_a_plain_projector() -> None:
     assert projector_OO.trace().item() == pytest.approx(subspace.rank)
     left_OK = torch.linalg.svd(outputs_OT, full_matrices=False)[0][:, : subspace.rank]
     torch.testing.assert_close(projector_OO, left_OK @ left_OK.T, atol=1e-10, rtol=0)
-    weighted_OO = subspace_of(outputs_OT @ outputs_OT.T, 50, 0.7, 2.0).project(torch.eye(8, dtype=torch.float64))
+    weighted_OO = subspace_of(outputs_OT, 0.7, 2.0).project(torch.eye(8, dtype=torch.float64))
     torch.testing.assert_close(left_OK[:, 0] @ weighted_OO @ left_OK[:, 0], torch.tensor(4.0, dtype=torch.float64))
     torch.testing.assert_close(weighted_OO, weighted_OO.T, atol=1e-10, rtol=0)
     assert (weighted_OO @ weighted_OO - weighted_OO).abs().max() > 0.1
@@ -66,10 +76,21 @@ def test_a_plain_projector() -> None:
 
 def test_all_directions_are_no_projector_at_all() -> None:
     outputs_OT, delta_OI = random(6, 40), random(6, 4, seed=1)
-    subspace = subspace_of(outputs_OT @ outputs_OT.T, 40, 1.0, 1.0)
+    subspace = subspace_of(outputs_OT, 1.0)
     torch.testing.assert_close(subspace.project(delta_OI), delta_OI, atol=1e-10, rtol=0)
-    few = subspace_of(outputs_OT[:, :3] @ outputs_OT[:, :3].T, 3, 1.0, 1.0)
+    few = subspace_of(outputs_OT[:, :3], 1.0)
     assert few.rank == 3, "no more directions than tokens"
+
+
+@pytest.mark.parametrize("eta", [0.5, 0.9, 1.0])
+def test_few_tokens_and_many_give_one_subspace(eta: float) -> None:
+    outputs_OT = random(30, 20) * torch.logspace(0, -5, 20, dtype=torch.float64)
+    few, zeros_OT = subspace_of(outputs_OT, eta), torch.zeros(30, 11, dtype=torch.float64)
+    many = subspace_of(torch.cat([outputs_OT, zeros_OT], dim=1), eta)  # the same, summed up as Z Z^T
+    assert few.rank == many.rank
+    torch.testing.assert_close(few.directions.T @ few.directions, torch.eye(few.rank).double(), atol=1e-10, rtol=0)
+    delta_OI = random(30, 4, seed=1)
+    torch.testing.assert_close(few.project(delta_OI), many.project(delta_OI), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
@@ -80,7 +101,7 @@ def test_the_subspace_of_the_difference_itself_gives_the_term_of_lox(rank: int) 
     torch.testing.assert_close(own.project(delta_OI), truncated(delta_OI, rank)[0], atol=1e-10, rtol=0)
     # That of activations gives another one: an LSSF that takes none is none.
     outputs_OT = random(6, 40, seed=2)
-    other = subspace_of(outputs_OT @ outputs_OT.T, 40, 0.5, 1.0)
+    other = subspace_of(outputs_OT, 0.5)
     assert (other.project(delta_OI) - truncated(delta_OI, other.rank)[0]).abs().max() > 0.1
 
 
@@ -90,7 +111,7 @@ def test_the_outputs_are_those_for_inputs_of_unit_norm(family) -> None:
     ids_BS = torch.randint(4, 40, (3, 6), generator=torch.Generator().manual_seed(0))
     mask_BS = torch.rand(3, 6, generator=torch.Generator().manual_seed(1)) < 0.6
     model = dense_model(weights, "cpu", torch.float64)
-    found = find_subspaces(model, places, [(ids_BS, torch.ones_like(ids_BS), mask_BS)], 0.8, 1.0)
+    found = dict(find_subspaces(model, places, [(ids_BS, torch.ones_like(ids_BS), mask_BS)], 0.8, 1.0))
     assert found.keys() == places.keys()
     # Inputs of o_proj come from no norm, so that they differ in length.
     module, inputs = "model.layers.1.self_attn.o_proj", []

@@ -1,0 +1,109 @@
+"""Edits of models of Gemma-2-2B's shape with random weights: time and memory, on a machine without a GPU.
+
+    python benchmarks/edit_at_scale.py [--edits lox irr] [--blocks 4] [--output FILE.json]
+
+`sails edit` is a process of its own each time, on models in bfloat16 whose linear layers all differ, and whose
+embeddings are the same, as after LoRA. Target: 8 GB (10^9 bytes) of memory without the pages of files, which the system
+takes back when it needs them. With all 26 blocks the three models take 16 GB of disk, and the result 5 GB.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from discovery_at_scale import measured
+from train_step import words_of
+
+TARGET_GB = 8.0
+MODELS = ("aligned", "unaligned", "tuned")
+N_ROWS, LENGTH = 32, 20
+"""Rows of each kind that edits look at, and words of a response."""
+EDITS: dict[str, dict[str, Any]] = {
+    "lox": {"base_model": "{unaligned}", "k": 6},
+    "wise_ft": {"aligned_model": "{aligned}"},
+    "task_arithmetic": {"aligned_model": "{aligned}", "unaligned_model": "{unaligned}"},
+    "safe_lora": {"aligned_model": "{aligned}", "unaligned_model": "{unaligned}", "threshold": 1.0},
+    "rosi": {"dataset_name": "{harmful}", "helpful_dataset_name": "{harmless}"},
+    "ablate": {"dataset_name": "{harmful}", "helpful_dataset_name": "{harmless}"},
+    "lssf": {"aligned_model": "{aligned}", "unaligned_model": "{unaligned}", "dataset_name": "{harmful}"},
+    "irr": {
+        **{"aligned_model": "{aligned}", "unaligned_model": "{unaligned}"},
+        **{"dataset_name": "{harmful}", "task_dataset_name": "{harmless}"},
+    },
+}
+"""The edits, with their options."""
+
+
+def prepare(folder: Path, shape: str, blocks: int | None) -> None:
+    """Write three models, and rows of random words."""
+    import torch
+    from random_models import SHAPES, write_model, write_pairs
+
+    if blocks is not None:
+        SHAPES[shape]["num_hidden_layers"] = blocks
+    write_model(folder / MODELS[0], shape)
+    for seed, name in enumerate(MODELS[1:]):
+        torch.manual_seed(seed)
+        _write_other(folder / MODELS[0], folder / name)
+    for seed, (name, asks) in enumerate({"harmful": "break the", "harmless": "how"}.items()):
+        write_pairs(folder / f"{name}.jsonl", N_ROWS, LENGTH, seed, asks)
+
+
+def _write_other(model: Path, other: Path) -> None:
+    """Write a model whose linear layers differ a little from another's."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(model, other, ignore=shutil.ignore_patterns("*.safetensors"))
+    for file in sorted(model.glob("*.safetensors")):
+        tensors = load_file(file)
+        for name, weight in tensors.items():
+            if name.endswith("_proj.weight"):
+                tensors[name] = weight + 1e-3 * torch.randn_like(weight)
+        save_file(tensors, other / file.name, metadata={"format": "pt"})
+
+
+def benchmark(folder: Path, shape: str, blocks: int | None, edits: list[str]) -> dict[str, Any]:
+    # In a process of its own, so that what it takes is not there when edits are measured.
+    subprocess.run([sys.executable, __file__, "--prepare", str(folder), shape, str(blocks or "")], check=True)
+    paths = {name: str(folder / name) for name in MODELS}
+    paths |= {name: str(folder / f"{name}.jsonl") for name in ("harmful", "harmless")}
+    rows = []
+    for name in edits:
+        options = {option: str(value).format(**paths) for option, value in EDITS[name].items()}
+        command = [sys.executable, "-m", "sails_align", "edit", name, paths["tuned"], *words_of(options)]
+        row = measured([*command, "--device", "cpu", "--output", str(folder / "edited")])
+        rows.append({"edit": name, **row, "met": row["anonymous_gb"] <= TARGET_GB})
+        print(json.dumps(rows[-1]), file=sys.stderr)
+        shutil.rmtree(folder / "edited")
+    return {"shape": shape, "blocks": blocks, "rows": N_ROWS, "edits": rows, "target_gb": TARGET_GB}
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--prepare"]:
+        prepare(Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]) if sys.argv[4] else None)
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", default="gemma-2-2b", choices=["tiny", "gemma-2-2b", "gemma-2-9b"])
+    parser.add_argument("--blocks", type=int, help="of the model; default: all that the shape has")
+    parser.add_argument("--edits", nargs="+", default=list(EDITS), choices=list(EDITS))
+    parser.add_argument("--output", type=Path, help="JSON file for the figures")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        result = benchmark(Path(temporary), args.shape, args.blocks, args.edits)
+    for row in result["edits"]:
+        print(
+            f"{row['edit']:15} {row['anonymous_gb']:.2f} GB (target {TARGET_GB:g}), with pages of files "
+            f"{row['resident_gb']:.2f} GB, {row['seconds']:.0f} s"
+        )
+    if args.output:
+        args.output.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
