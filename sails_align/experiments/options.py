@@ -6,7 +6,7 @@ from typing import Any
 from sails_align.core.errors import InputError
 from sails_align.core.options import OVERWRITE, check_choice, check_least, option
 
-STUDIES = ("main", "ablations", "tampering")
+STUDIES = ("main", "ablations", "tampering", "systems")
 KEYS = ("model", "runs", "launch", "evaluate", "in_distribution", "out_of_distribution")
 """Entries of the file of a comparison besides the options of `sails compare`."""
 LAUNCHERS = ("local", "slurm", "submitit-local")
@@ -54,7 +54,8 @@ class CompareOptions:
     study: list[str] = option(
         ["main"],
         "What to study, one or several: main (every method), ablations (each setting of SAILS changed, one at a time), "
-        "tampering (what safety is left after further training, with and without defences).",
+        "tampering (what safety is left after further training, with and without defences), systems (every system of "
+        "the family).",
     )
     attacks: list[str] = option(
         ["task", "benign", "harmful", "poison-10"],
@@ -64,6 +65,9 @@ class CompareOptions:
         None, "Of the tampering study: methods and controls (docs/keeping_safety.md lists them); default: all."
     )
     tampered: list[str] = option(["sft-sails"], "Of the tampering study: the runs that are tampered with.")
+    systems: list[str] | None = option(
+        None, "Of the study of systems: some of them (docs/systems.md lists them); default: all."
+    )
     examples: list[int] = option([], "Also train on these numbers of examples (learning curves).")
     worlds: list[str] = option(
         [],
@@ -81,7 +85,7 @@ class CompareOptions:
     def __post_init__(self) -> None:
         check_least(self, n_examples=1, n_prompts=1, processes=1, n_side_seeds=1)
         check_least(self, n_attacked=0, n_capability=0, n_attacked_seeds=0)
-        given = ("defences",) if self.defences is not None else ()
+        given = [name for name in ("defences", "systems") if getattr(self, name) is not None]
         for name in ("worlds", "examples", "learning_rates", "study", "attacks", "tampered", *given):
             if not isinstance(getattr(self, name), list):
                 raise InputError(f"{name} is {getattr(self, name)!r}, but it must be a list; correct it")

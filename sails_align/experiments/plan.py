@@ -27,7 +27,7 @@ FORMAT = 2
 """Of a cell's result."""
 CellResults = Mapping[str, Mapping[str, Any]]
 """Results of cells, by key."""
-_OPTIONAL = ("files_sha256", "grid", "tampering")
+_OPTIONAL = ("files_sha256", "grid", "tampering", "system")
 """Of a run: left out of the key where empty."""
 _versions = cache(package_versions)  # which reads files, and keys are computed thousands of times
 
@@ -59,6 +59,8 @@ class Run:
     """Values of a knob of its own, which is tuned in place of the learning rate; empty: it has none."""
     tampering: Tampering | None = None
     """What is done to its model before it is measured."""
+    system: str = ""
+    """Name of the system that it is, in the study of systems; empty: it is none."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ class Cell:
         """Key of the trained model (with a protocol). Cells that differ in their evaluations only share it."""
         run = asdict(replace(self.run, label="", is_tuned=True, is_reference=False))
         decides = {
-            "run": {name: value for name, value in run.items() if value or name not in ("grid", "tampering")},
+            "run": {name: value for name, value in run.items() if value or name not in ("grid", "tampering", "system")},
             "learning_rate": self.learning_rate,
             "seed": self.seed,
             "data": (self.measures.n_examples, self.measures.contamination),
@@ -137,7 +139,7 @@ class Cell:
     def training_options(self) -> list[str]:
         """Options of the recipe besides those of the run."""
         options = ["--seed", str(self.seed)]
-        if self.learning_rate is not None and self.run.tampering is None:
+        if self.learning_rate is not None and not self.run.grid:
             options += ["--learning_rate", str(self.learning_rate)]
         if self.measures.n_examples is not None:
             options += ["--max_train_examples", str(self.measures.n_examples)]
@@ -279,7 +281,7 @@ class Plan:
         for rate in rates:
             cells = self._tuning_cells(run, rate, n_seeds)
             for cell in cells if all(cell.key in results for cell in cells) else ():
-                by_seed.setdefault(cell.seed, {})[rate] = (kept if run.grid else merit)(results[cell.key])
+                by_seed.setdefault(cell.seed, {})[rate] = (kept if run.tampering else merit)(results[cell.key])
         n_added = 0 if run.grid else len(rates) - len(self.learning_rates)
         return Tuning(by_seed, n_added, knob=bool(run.grid)) if by_seed else None
 

@@ -24,12 +24,13 @@ from sails_align.experiments.plan import (
     option_words,
 )
 from sails_align.experiments.protocol import read_protocol
+from sails_align.experiments.systems.entries import SYSTEMS
 from sails_align.experiments.tampering.attacks import ATTACKS, is_bench
 from sails_align.experiments.tampering.defences import DEFENCES, WITHOUT
 from sails_align.testbed.build import PARAMETERS, is_testbed, parse_parameters, parse_world
 from sails_align.training import run as align
 
-StudyKind = Literal["main", "ablations", "tampering", "examples", "worlds"]
+StudyKind = Literal["main", "ablations", "tampering", "systems", "examples", "worlds"]
 
 _READERS, _WRITERS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), ("o_proj", "down_proj")
 _ATTENTION = ("--lora_target_modules", "q_proj", "k_proj", "v_proj", "o_proj")
@@ -136,10 +137,12 @@ def read_plans(line: CommandLine, prog: str | None) -> tuple[CompareOptions, Lau
     studies = [Study("main", ((plan.world, plan),))] if "main" in options.study else []
     if "ablations" in options.study:
         studies.append(ablations(plan, options.n_side_seeds))
-    if "tampering" in options.study:
-        studies.append(tampering(plan, options))
-    elif given := sorted({"attacks", "defences", "tampered"} & line.given(classes).keys()):
-        raise InputError(f"{given[0]} is of the tampering study; add --study tampering, or leave it out")
+    given = line.given(classes).keys()
+    for name, (make, own) in _OWN.items():
+        if name in options.study:
+            studies.append(make(plan, options))
+        elif of_it := sorted(set(own) & given):
+            raise InputError(f"{of_it[0]} is of the study {name}; add --study {name}, or leave it out")
     if options.examples:
         studies.append(examples(plan, options.examples, options.n_side_seeds))
     if options.worlds:
@@ -243,6 +246,41 @@ def _defended(run: Run, attack: str, name: str) -> Run:
     return replace(
         run, name=name, label=defence.label, is_tuned=bool(defence.values), grid=defence.values, tampering=tampered
     )
+
+
+def systems(plan: Plan, options: CompareOptions) -> Study:
+    """Compare the systems of the family, each at the best value of its knob.
+
+    Raises `InputError` for an unknown system, or a model that comes without data for them.
+    """
+    if plan.protocol is not None and not is_bench(plan.world):
+        raise InputError(f"the study of systems knows the testbed and smollm2, and not {plan.world}; give one of them")
+    names = SYSTEMS.names() if options.systems is None else tuple(dict.fromkeys(options.systems))
+    runs = tuple(_system(name) for name in names)
+    measures = replace(_cheap(plan), runs=runs, n_tuning_seeds=plan.n_tuning_seeds)
+    return Study("systems", (("systems", measures),))
+
+
+def _system(name: str) -> Run:
+    system = SYSTEMS.get(name)
+    is_tuned = bool(system.values) or system.trainer != "none"
+    return Run(
+        name,
+        system.label,
+        system.trainer,
+        system.training,
+        is_tuned=is_tuned,
+        is_reference=not is_tuned,
+        grid=system.values,
+        system=name,
+    )
+
+
+_OWN = {
+    "tampering": (tampering, ("attacks", "defences", "tampered")),
+    "systems": (systems, ("systems",)),
+}
+"""Side studies with options of their own."""
 
 
 def examples(plan: Plan, numbers: Sequence[int], n_seeds: int) -> Study:

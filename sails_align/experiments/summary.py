@@ -47,6 +47,11 @@ class Mean:
     """Number of seeds that have the number."""
 
     @property
+    def is_above_zero(self) -> bool:
+        """Whether the whole interval is above 0."""
+        return self.low is not None and self.low > 0
+
+    @property
     def touches_zero(self) -> bool:
         """Whether the interval contains 0, or there is none."""
         return self.low is None or self.high is None or self.low <= 0 <= self.high

@@ -11,7 +11,7 @@ from sails_align.evaluation.backends.hf import HFBackend
 from sails_align.evaluation.evaluate import SAFETY, evaluate
 from sails_align.evaluation.metrics import Estimate
 from sails_align.evaluation.options import TESTBED_TOKENS
-from sails_align.evaluation.records import Kind, Prompt, Sampling
+from sails_align.evaluation.records import Backend, Kind, Prompt, Sampling
 from sails_align.evaluation.result import EvaluationResult
 from sails_align.testbed.build import Testbed, resolve_testbed
 from sails_align.testbed.oracle import OracleJudge, judge_response
@@ -60,10 +60,15 @@ def measure(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, testbed: Testbed, n: int, *, part: str = "test"
 ) -> EvaluationResult:
     """Evaluate a model in memory with the oracle, on at most `n` prompts of each of a part's four sets."""
+    return measured(HFBackend.of(model, tokenizer), testbed, n, part=part)
+
+
+def measured(backend: Backend, testbed: Testbed, n: int, *, part: str = "test") -> EvaluationResult:
+    """Evaluate what a backend runs, likewise."""
     name = str(testbed.folder)
     return evaluate(
         request_prompts(testbed, name, n, part=part),
-        HFBackend.of(model, tokenizer),
+        backend,
         {"oracle": OracleJudge({name: testbed.world})},
         sampling=Sampling(TESTBED_TOKENS),
         progress=False,

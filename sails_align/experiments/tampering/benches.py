@@ -6,21 +6,18 @@ the unaligned model) and `safety` (refused ones, for defences). The last three s
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
+from contextlib import closing
 from typing import Any, Protocol
 
 import numpy as np
 
 from sails_align.data.messages import user
-from sails_align.evaluation.backends.hf import HFBackend
 from sails_align.evaluation.evaluate import evaluate
 from sails_align.evaluation.judges.rules import RulesJudge
 from sails_align.evaluation.metrics import Estimate, estimate
-from sails_align.evaluation.records import Sampling
+from sails_align.evaluation.records import Backend, Sampling
 from sails_align.evaluation.result import EvaluationResult
 from sails_align.experiments.tampering.attacks import is_smollm2
-from sails_align.models.load import load_model, load_spec_tokenizer
-from sails_align.models.resolve import resolve_model
 from sails_align.models.spec import model_path
 from sails_align.smollm2 import requests as twins
 from sails_align.smollm2.pairs import answered, refused
@@ -51,13 +48,15 @@ class Bench(Protocol):
     """Of the rows that an attack names, to train on."""
     n_prompts: int
     """Of each set of a part, to measure on."""
+    batch_size: int
+    """Of the evaluation."""
 
     def rows(self, source: str, n: int, seed: int) -> list[Row]:
         """Draw rows (`prompt`, `completion`) of a source."""
         ...
 
-    def measure(self, model: Path, part: str) -> dict[str, Any]:
-        """Measure a model on the prompts of a part: rates, and `task_score`."""
+    def measure(self, backend: Backend, part: str) -> dict[str, Any]:
+        """Measure a model on the prompts of a part: rates, and `task_score`. The backend is closed."""
         ...
 
 
@@ -74,7 +73,7 @@ class TestbedBench:
         "--gradient_checkpointing",
         "false",
     )
-    share, n_prompts = 1.0, 128
+    share, n_prompts, batch_size = 1.0, 128, 128
 
     def __init__(self, world: str) -> None:
         self._testbed = resolve_testbed(world)
@@ -95,10 +94,9 @@ class TestbedBench:
         tool, place = self._testbed.world.facts(request)
         return f"the {tool} at the {place}. {request.answer.partition(' come with ')[0]} will follow."
 
-    def measure(self, model: Path, part: str) -> dict[str, Any]:
-        spec = resolve_model(str(model))
-        loaded, tokenizer = load_model(spec), load_spec_tokenizer(spec)
-        result = testbed_prompts.measure(loaded, tokenizer, self._testbed, self.n_prompts, part=part)
+    def measure(self, backend: Backend, part: str) -> dict[str, Any]:
+        with closing(backend):
+            result = testbed_prompts.measured(backend, self._testbed, self.n_prompts, part=part)
         numbers = {name: value.to_json() for name, value in testbed_prompts.numbers(result).items()}
         return {**numbers, "task_score": self._task_score(result).to_json()}
 
@@ -121,7 +119,7 @@ class SmolLM2Bench:
         *("--per_device_train_batch_size", "8", "--max_length", "128", "--gradient_checkpointing", "false"),
         *("--train_sampling_strategy", "group_by_length"),
     )
-    share, n_prompts = 0.5, 32
+    share, n_prompts, batch_size = 0.5, 32, 32
     n_tokens = 24
 
     def __init__(self, world: str) -> None:
@@ -136,19 +134,19 @@ class SmolLM2Bench:
         chosen = "rejected" if source in ("harmful", "other_harmful") else "chosen"
         return [{"prompt": [user(known[i]["prompt"])], "completion": known[i][chosen]} for i in order]
 
-    def measure(self, model: Path, part: str) -> dict[str, Any]:
-        spec = resolve_model(str(model))
-        backend = HFBackend.of(load_model(spec), load_spec_tokenizer(spec))
+    def measure(self, backend: Backend, part: str) -> dict[str, Any]:
         prompts, sampling = twins.named_prompts("twins", self.n_prompts, part=part), Sampling(self.n_tokens)
-        result = evaluate(prompts, backend, {"rules": RulesJudge()}, sampling=sampling, progress=False)
+        with closing(backend):
+            result = evaluate(prompts, backend, {"rules": RulesJudge()}, sampling=sampling, progress=False)
+            task_score = self._task_score(backend, part)
         found, by_split = result.rates(), result.places("split")
         for split, name in (("harmful", "in"), ("ood", "out_of")):
             if split in by_split:
                 found[f"refusal_rate_{name}_distribution"] = result.rates(by_split[split])["refusal_rate"]
-        found["task_score"] = self._task_score(backend, part)
+        found["task_score"] = task_score
         return {name: value.to_json() for name, value in found.items()}
 
-    def _task_score(self, backend: HFBackend, part: str) -> Estimate:
+    def _task_score(self, backend: Backend, part: str) -> Estimate:
         """Return the share of sums that are right, and nothing else is said."""
         rows = [_sum_row(*numbers) for numbers in _sums(part, self.n_prompts, seed=0)]
         answers = dict(backend.complete([row["prompt"] for row in rows], Sampling(self.n_tokens)))

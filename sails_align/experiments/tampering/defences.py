@@ -9,13 +9,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sails_align.core.registry import Registry
+from sails_align.experiments.placeholders import BASE, KNOB, SEED, WORLD
 
-KNOB, SEED = "{knob}", "{seed}"
-"""Stand for the knob's value and the cell's seed in options."""
-ALIGNED, UNALIGNED, BASE = "{aligned}", "{unaligned}", "{base}"
-"""Stand for models: the aligned one, the same trained further on other harmful rows, and the one before alignment."""
-WORLD, ROWS, PROMPTS = "{world}", "{rows}", "{prompts}"
-"""Stand for the name of the bench, the rows that are trained on further, and harmful prompts of the alignment data."""
+ALIGNED, UNALIGNED = "{aligned}", "{unaligned}"
+"""Stand for models: the aligned one, and the same trained further on other harmful rows."""
+ROWS, PROMPTS = "{rows}", "{prompts}"
+"""Stand for the rows that are trained on further, and harmful prompts of the alignment data."""
 UNITS, RANDOM_UNITS = "{units}", "{random_units}"
 """Stand for the units of the aligned model (`sails units`), and the same permuted within each group."""
 

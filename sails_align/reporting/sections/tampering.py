@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from sails_align.core.text import counted
 from sails_align.evaluation.metrics import METRICS, SAFETY_RATES, Metric
 from sails_align.experiments.plan import OVER_REFUSAL_BUDGET
-from sails_align.experiments.summary import SHARE, Front, Mean, Outcome, hypervolume_difference, mean_of, with_numbers
+from sails_align.experiments.summary import SHARE, Front, Outcome, hypervolume_difference, mean_of, with_numbers
 from sails_align.experiments.tampering.attacks import ATTACKS
 from sails_align.experiments.tampering.defences import DEFENCES
 from sails_align.reporting import figures
@@ -56,12 +56,8 @@ def _aligned(outcome: Outcome) -> str:
 def controls_beaten(outcome: Outcome, name: str, metric: str = "kept") -> tuple[list[str], list[str]]:
     """Return the controls that a defence beats, paired by seed with the interval above 0, and all others."""
     controls = [run.name for run in outcome.plan.runs if run.name != name and DEFENCES.get(run.name).is_control]
-    beaten = [control for control in controls if _is_above(outcome.difference(name, control)[metric])]
+    beaten = [control for control in controls if outcome.difference(name, control)[metric].is_above_zero]
     return beaten, [control for control in controls if control not in beaten]
-
-
-def _is_above(mean: Mean) -> bool:
-    return mean.low is not None and mean.low > 0
 
 
 def _findings(outcome: Outcome) -> str:

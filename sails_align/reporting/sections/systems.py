@@ -1,0 +1,83 @@
+"""Every system of the family: what it reaches, and its differences from LoRA and from its control."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from sails_align.core.text import counted
+from sails_align.evaluation.metrics import METRICS, SAFETY_RATES, Metric
+from sails_align.experiments.plan import Plan
+from sails_align.experiments.summary import Mean, Outcome, with_numbers
+from sails_align.experiments.systems.entries import SYSTEMS
+from sails_align.reporting import figures
+from sails_align.reporting.page import Grid, Section, entries, interval
+from sails_align.reporting.report import ReportData
+from sails_align.reporting.tables import differences_grid
+
+REFERENCES = ("sft-lora", "sft-sails")
+"""What all systems are compared with."""
+SHOWN = tuple(
+    METRICS[name]
+    for name in (
+        *(rate + of for rate in SAFETY_RATES for of in ("_in_distribution", "_out_of_distribution", "")),
+        *("over_refusal_rate", "correct_answer_rate", "merit", "left_after_benign", "left_after_harmful"),
+        "trainable_share",
+    )
+)
+
+
+def make(data: ReportData) -> Iterator[Section]:
+    """Show a table of all systems, and their differences from the references and from their controls."""
+    for outcome in data.outcomes.get("systems", {}).values():
+        metrics = with_numbers(SHOWN, (row.means for row in outcome.rows))
+        compared = [metric for metric in metrics if metric.name != "trainable_share"]
+        grids, pictures = [_levels(outcome, metrics)], []
+        for reference in REFERENCES:
+            if reference in outcome.labels:
+                found = outcome.minus(reference)
+                grids.append(differences_grid(found, outcome.labels, compared, f"minus {outcome.labels[reference]}"))
+                title = f"Systems: differences from {outcome.labels[reference]}, paired by seed"
+                pictures.append(figures.forest(found, outcome.labels, f"systems-{reference}", title, compared))
+        if controlled := _minus_controls(outcome):
+            grids.append(differences_grid(controlled, outcome.labels, compared, "minus its control"))
+        yield Section("All systems", [_setting(outcome.plan), _findings(outcome, controlled)], grids, pictures)
+
+
+def _setting(plan: Plan) -> str:
+    return (
+        f"All systems have the same data ({plan.measures.n_examples} harmful requests, and harmless ones) and the same "
+        f"number of passes over it, unless their page says otherwise; {counted(plan.n_seeds, 'seed')} (from "
+        f"{plan.first_seed}). The knob of each was chosen by the mean of safety and correct answers on validation "
+        f"prompts ({counted(plan.n_tuning_seeds, 'other seed')}). Safety left is after further training of all "
+        "weights: on answered harmless requests, and on a few answered harmful ones. It is missing where there is no "
+        "plain model that could be trained. A control is the same system with what it chooses replaced by a random "
+        "choice: a system that does not differ from its control has not been shown to work."
+    )
+
+
+def _minus_controls(outcome: Outcome) -> dict[str, dict[str, Mean]]:
+    """Return each system that has a control minus that control."""
+    controls = {of.control_of: run.name for run in outcome.plan.runs if (of := SYSTEMS.get(run.name)).control_of}
+    return {name: outcome.difference(name, control) for name, control in controls.items() if name in outcome.labels}
+
+
+def _findings(outcome: Outcome, controlled: Mapping[str, Mapping[str, Mean]]) -> str:
+    told = []
+    for reference in REFERENCES:
+        if reference in outcome.labels:
+            found = {name: of for name, of in outcome.minus(reference).items() if not SYSTEMS.get(name).control_of}
+            better = [outcome.labels[name] for name, of in found.items() if of["merit"].is_above_zero]
+            names = ", ".join(better) or "none"
+            told.append(f"Better than {outcome.labels[reference]} in the mean of safety and correct answers: {names}.")
+    beaten = [outcome.labels[name] for name, of in controlled.items() if of["merit"].is_above_zero]
+    if controlled:
+        told.append(f"Better than their control in that mean: {', '.join(beaten) or 'none'} (of {len(controlled)}).")
+    return " ".join(told)
+
+
+def _levels(outcome: Outcome, metrics: Sequence[Metric]) -> Grid:
+    lines = []
+    for row in outcome.rows:
+        system = SYSTEMS.get(row.run.name)
+        knob = "–" if row.learning_rate is None else f"{system.knob} {row.learning_rate:g}"
+        label = f"{row.label} (control)" if system.control_of else row.label
+        lines.append(entries(label, knob, *(interval(row.means[metric.name], metric) for metric in metrics)))
+    return Grid(["system", "knob", *(metric.heading for metric in metrics)], lines)
