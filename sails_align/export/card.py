@@ -142,6 +142,10 @@ def _learned(facts: Facts) -> Iterator[tuple[str, Any]]:
         yield "loss" if name == "name" else name, value
     if data.get("derta_prefix_share") or data.get("derta_rto_share"):
         yield from ((name, data.get(name)) for name in data if name.startswith("derta_"))
+    if data.get("nearest_refusal"):
+        for name in ("nearest_refusal", "refusal_tokens", "refusal_control_seed", "refusal_stages"):
+            yield name, data.get(name)
+        yield "refusal_dataset_name", public_name(data.get("refusal_dataset_name"))
 
 
 def _joined(names: Any) -> Any:
