@@ -31,7 +31,7 @@ from sails_align.data.options import CurriculumOptions, DertaOptions, NearestRef
 from sails_align.initializers import INITIALIZERS
 from sails_align.models.load import exact_attention
 from sails_align.subspace.options import PRESETS
-from sails_align.training.callbacks.options import EmaOptions, FreezeUnitsOptions
+from sails_align.training.callbacks.options import CladeOptions, EmaOptions, FreezeUnitsOptions
 from sails_align.training.losses import LOSSES
 from sails_align.training.plan import TrainingPlan
 
@@ -70,6 +70,7 @@ def check_options(args: TrainingPlan) -> None:
     _check_batches(args)
     _check_prefilled(args)
     _check_stages(args)
+    _check_clade(args)
 
 
 def _check_start(args: TrainingPlan) -> None:
@@ -179,6 +180,7 @@ def writing_option(args: TrainingPlan) -> str | None:
         "subspace_mode decay": args.sails.uses_subspace and args.sails.subspace_mode == "decay",
         "ema_half_life": args.of(EmaOptions).ema_half_life is not None,
         "freeze_units": args.of(FreezeUnitsOptions).freeze_units is not None,
+        "clade": args.clade,
         "loss constrained": (args.loss or {}).get("name") == "constrained",
     }
     return next((name for name, is_used in used.items() if is_used), None)
@@ -272,6 +274,29 @@ def _check_stages(args: TrainingPlan) -> None:
             f"{given}, and num_train_epochs is {training.num_train_epochs:g}, but all stages together are one epoch;\n"
             "add --num_train_epochs 1, and choose the number of stages"
         )
+
+
+def _check_clade(args: TrainingPlan) -> None:
+    """Refuse what cannot work with norms that are told the class of each row, and all else that is trained."""
+    training = args.training
+    if not args.clade:
+        if "clade_layer" in args.given:
+            raise InputError("clade_layer is given without clade; add --clade categories, or leave it out")
+        return
+    given = f"clade is {args.of(CladeOptions).clade}"
+    if not isinstance(training, SFTConfig):
+        raise InputError(f"{given}, which is for SFT only; leave it out, or use sails train sft")
+    if args.model.use_peft:
+        raise InputError(f"{given}, which trains norms and no LoRA adapter; add --use_peft false")
+    used = {
+        "packing": training.packing or training.eval_packing,
+        "padding_free": training.padding_free,
+        "torch_compile": training.torch_compile,
+        "freeze_units": args.of(FreezeUnitsOptions).freeze_units is not None,
+        str(args.of(DertaOptions).used): args.of(DertaOptions).used is not None,
+    }
+    if option := next((name for name, is_used in used.items() if is_used), None):
+        raise InputError(f"{given}, which does not work with {option}; leave one of them out")
 
 
 def _quantization(args: TrainingPlan) -> str | None:
