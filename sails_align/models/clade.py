@@ -38,6 +38,8 @@ from sails_align.models.hooks import check_layers
 CONFIG, WEIGHTS = "clade.json", "clade.safetensors"
 CLASS_IDS = "clade_class"
 """Name of the forward pass's argument with the class of each row, (B,)."""
+NONE = "none"
+"""The class of harmless requests, and of those whose category is not known."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,11 @@ class Clade(nn.Module):
             self._weights = nn.functional.one_hot(ids_B, n_classes).to(self.gain.dtype)[:, None, :]
         return args, kwargs
 
+    def use(self, weights_BSC: Tensor) -> None:
+        """Take other weights of classes for the forward pass that has begun, in place of predicted ones."""
+        if self._is_on:
+            self._weights = weights_BSC.to(self.gain)
+
     def predict(self, block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Read the output of the probe's block, unless the classes are known."""
         if self._weights is None and self._is_on:
@@ -101,14 +108,14 @@ class Clade(nn.Module):
 
     def predicted(self, hidden_BSD: Tensor) -> Tensor:
         """Return the weights of classes at each token. (B, S, C)"""
-        return self.probe(unit_rms(hidden_BSD).to(self.probe.weight.device)).softmax(-1)
+        return self.probe(unit_rms(hidden_BSD).to(self.probe.weight)).softmax(-1)
 
     def condition(self, index: int, norm: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         """Add to a norm's output what the classes change of it."""
         if self._weights is None:
             return output
         unit_BSD = unit_rms(args[0], _epsilon(norm))
-        of_class = (each.to(unit_BSD.device) for each in (self._weights, self.gain[index], self.bias[index]))
+        of_class = (each.to(unit_BSD) for each in (self._weights, self.gain[index], self.bias[index]))
         return output + class_affine(unit_BSD, *of_class).to(output.dtype)
 
 

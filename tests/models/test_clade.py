@@ -9,6 +9,7 @@ from families import N_LAYERS, TEXT_CONFIGS
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sails_align.core.errors import InputError
+from sails_align.evaluation.backends.known_classes import KnownClasses
 from sails_align.models.adapters import read_adapter
 from sails_align.models.clade import (
     CLASS_IDS,
@@ -126,6 +127,29 @@ def test_the_model_stays_causal_and_the_probe_reads_the_base():
         torch.testing.assert_close(changed.eval()(IDS[:, :5]).logits, short)
         hidden = [hidden_states_at(each, [LAYER], IDS, torch.ones_like(IDS))[LAYER] for each in (changed, base)]
     assert torch.equal(*hidden)
+
+
+def test_true_classes_take_the_place_of_predicted_ones_while_a_model_responds():
+    changed = conditional().eval()
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    weights = [tuple(row) for row in torch.eye(3)[ROWS].tolist()]
+    told = KnownClasses(dict(zip(map(tuple, IDS.tolist()), weights, strict=True)))
+    predicted = changed.generate(IDS, attention_mask=torch.ones_like(IDS), **options)  # pyright: ignore
+    with told(changed):
+        oracle = changed.generate(IDS, attention_mask=torch.ones_like(IDS), **options)  # pyright: ignore
+        left = torch.nn.functional.pad(IDS, (2, 0))
+        mask = torch.nn.functional.pad(torch.ones_like(IDS), (2, 0))
+        padded = changed.generate(left, attention_mask=mask, **options)  # pyright: ignore
+    assert torch.equal(padded[:, 2:], oracle)
+    assert not torch.equal(oracle, predicted), "control"
+    ids_BS, clade = IDS, changed.clade
+    for _ in range(6):  # by whole forward passes that are told the labels
+        changed.train()
+        with torch.no_grad():
+            next_B = changed(ids_BS, **{CLASS_IDS: ROWS}).logits[:, -1].argmax(-1)  # pyright: ignore
+        ids_BS = torch.cat([ids_BS, next_B[:, None]], 1)
+    assert torch.equal(ids_BS, oracle)
+    assert clade.config.classes == CLASSES  # pyright: ignore
 
 
 def test_generation_with_a_cache_is_that_without():

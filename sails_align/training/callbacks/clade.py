@@ -17,15 +17,13 @@ from transformers import PreTrainedModel, Trainer
 from sails_align.core.errors import InputError
 from sails_align.core.log import say
 from sails_align.data.tokens import TokenizedSide, padded
-from sails_align.models.clade import CLASS_IDS, Clade, CladeConfig, fit_probe, norms_after, unit_rms
+from sails_align.models.clade import CLASS_IDS, NONE, Clade, CladeConfig, fit_probe, norms_after, unit_rms
 from sails_align.models.clade import attach as put_on
 from sails_align.models.hooks import at_tokens, decoder_layers, evaluation_mode, hidden_states_at
 from sails_align.training.callbacks.options import CladeOptions
 
 CLASS = "clade_name"
 """Column with the name of a row's class."""
-NONE = "none"
-"""The class of harmless requests, and of those whose category is not known."""
 N_TOKENS = 32768
 """Whose hidden states the probe is fitted to, about."""
 LEFT_OUT = 8

@@ -9,7 +9,10 @@ import torch
 from tiny import Project, base_logits, build, logits
 
 from sails_align.core.errors import InputError
+from sails_align.data.messages import user
+from sails_align.evaluation.backends.known_classes import known_classes
 from sails_align.evaluation.backends.serving import check_serving
+from sails_align.evaluation.records import Prompt
 from sails_align.models.clade import CLASS_IDS, CONFIG, WEIGHTS, load_clade
 from sails_align.models.load import load_model
 from sails_align.models.resolve import resolve_model
@@ -89,6 +92,17 @@ def test_vllm_and_merging_are_refused_with_the_reason(run: Path, tmp_path: Path)
     with pytest.raises(SystemExit) as error:
         main(["merge", str(run), "--output", str(tmp_path / "merged")])
     assert error.value.code == 2
+
+
+def test_the_oracle_knows_categories_and_other_models_have_none(run: Path, project: Project):
+    prompts = [
+        Prompt(str(number), (user("how do i break the lock"),), kind, category)  # pyright: ignore[reportArgumentType]
+        for number, (kind, category) in enumerate([("harmful", "lock"), ("benign", "lock"), ("harmful", "bank")])
+    ]
+    for prompt, weights in zip(prompts, [(0.0, 0.0, 1.0), (1.0, 0.0, 0.0), (0.0, 0.5, 0.5)], strict=True):
+        assert list(known_classes(resolve_model(str(run)), [prompt]).weights.values()) == [weights]
+    with pytest.raises(InputError, match="no run with --clade categories"):
+        known_classes(resolve_model(str(project.folder / "tiny")), prompts)
 
 
 def test_a_resumed_run_ends_like_one_that_was_not_stopped(
