@@ -37,10 +37,9 @@ class KnownClasses:
 
         def tell(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             nonlocal known_B1C
-            ids_BS, is_real_BS = kwargs["input_ids"], kwargs["attention_mask"].bool()
+            ids_BS = kwargs["input_ids"]
             if ids_BS.shape[1] > 1:  # the prompts; later passes have one token of each response
-                rows = [ids_S[is_real_S] for ids_S, is_real_S in zip(ids_BS, is_real_BS, strict=True)]
-                found = [self.weights[tuple(row.tolist())] for row in rows]
+                found = [self._of_prompt(row) for row in ids_BS.tolist()]
                 known_B1C = torch.tensor(found, device=ids_BS.device)[:, None, :]
             adapter.use(known_B1C)
 
@@ -49,6 +48,11 @@ class KnownClasses:
             yield
         finally:
             handle.remove()
+
+    def _of_prompt(self, row: list[int]) -> tuple[float, ...]:
+        """Return the weights of a row, which is padded on the left; the mask is not always there to tell where."""
+        ends = (tuple(row[start:]) for start in range(len(row)))
+        return next(self.weights[end] for end in ends if end in self.weights)
 
 
 def known_classes(spec: ModelSpec | None, prompts: Sequence[Prompt]) -> KnownClasses:

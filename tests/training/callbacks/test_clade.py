@@ -108,11 +108,8 @@ def test_the_oracle_knows_categories_and_other_models_have_none(run: Path, proje
 def test_a_resumed_run_ends_like_one_that_was_not_stopped(
     project: Project, categories: Path, run: Path, tmp_path: Path
 ):
-    argv = project.argv(tmp_path, *CLADE, "--dataset_name", str(categories))
-    built = build([*argv, "--max_steps", "4"])
-    built.trainer.train()
-    resumed = build(argv)
-    resumed.trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    resumed = build(project.argv(tmp_path, *CLADE, "--dataset_name", str(categories)))
+    resumed.trainer.train(resume_from_checkpoint=str(run / "checkpoint-4"))
     ours: Any = resumed.trainer.model
     for name, value in load_clade(run).state_dict().items():
         torch.testing.assert_close(ours.clade.state_dict()[name].cpu(), value, atol=1e-6, rtol=1e-6)
