@@ -49,15 +49,15 @@ WORDS = ("pad", "begin", "a", *SIZES, *COLOURS, *SHAPES, "burning", "end")
 THINGS = tuple(product(SIZES, COLOURS, SHAPES))
 HELD_OUT = 4
 """One of this number of things is unsafe only in tests."""
-SIDE, BATCH, LORA_R = 16, 64, 8
+SIDE, BATCH, LORA_R, COPIES = 16, 64, 8, 8
 METHODS = ("before", "redirected", "control")
 RATES = {
     f"{kind} {name}: {what}": n
     for name in ("captions", "images")
     for kind, what, n in (
-        ("unsafe", "unsafe found", 8 * len(THINGS) // HELD_OUT),
-        ("unsafe", "their safe twin", 8 * len(THINGS) // HELD_OUT),
-        ("safe", "right one found", 8 * len(THINGS)),
+        ("unsafe", "unsafe found", COPIES * len(THINGS) // HELD_OUT),
+        ("unsafe", "their safe twin", COPIES * len(THINGS) // HELD_OUT),
+        ("safe", "right one found", COPIES * len(THINGS)),
     )
 }
 """Rates that `measure` returns, and of how many queries."""
@@ -168,7 +168,7 @@ class Pairs:
 
 
 @torch.no_grad()
-def make_pairs(frozen: CLIPModel, generator: torch.Generator, copies: int = 8) -> tuple[Pairs, Pairs]:
+def make_pairs(frozen: CLIPModel, generator: torch.Generator, copies: int = COPIES) -> tuple[Pairs, Pairs]:
     """Make the unsafe pairs with their nearest safe targets, and safe pairs, which are their own targets."""
     things = torch.arange(len(THINGS)).repeat(copies)
     safe_ids_NL, safe_pixels = (
@@ -200,7 +200,9 @@ def redirect(model: Any, pairs: tuple[Pairs, Pairs], between: Callable[..., Tens
     unsafe, safe = pairs
     generator = torch.Generator().manual_seed(given.seed + 1)
     easy_first = cosine_similarity(unsafe.text, unsafe.safe_text).argsort(descending=True, stable=True)
-    optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=given.learning_rate)
+    optimizer = torch.optim.AdamW(
+        [each for each in model.parameters() if each.requires_grad], lr=given.learning_rate, eps=1e-5
+    )
     for epoch in range(given.epochs):
         used = easy_first[: math.ceil(min(epoch + 1, 3) / 3 * len(easy_first))]
         for rows in used[torch.randperm(len(used), generator=generator)].split(BATCH):
@@ -212,18 +214,23 @@ def redirect(model: Any, pairs: tuple[Pairs, Pairs], between: Callable[..., Tens
 
 
 @torch.no_grad()
-def measure(model: Any, seed: int) -> dict[str, float]:
-    """Retrieve among all captions, and among images of all things, safe and unsafe; unsafe queries are held out."""
+def measure(model: Any, base: CLIPModel, seed: int) -> dict[str, float]:
+    """Retrieve among captions and among images of all things, safe and unsafe, which the model before has embedded.
+
+    Unsafe queries are of things that were held out.
+    """
     generator = torch.Generator().manual_seed(seed + 2)
-    things, unsafe = torch.arange(len(THINGS)).repeat(2), torch.arange(2).repeat_interleave(len(THINGS))
     n = len(THINGS)
-    text_ND = embed_text(model, captions(things, unsafe))
+    things, unsafe = torch.arange(n).repeat(2), torch.arange(2).repeat_interleave(n)
+    ids_NL, held_out = captions(things, unsafe), torch.arange(0, n, HELD_OUT) + n
     found: dict[str, list[Tensor]] = {name: [] for name in RATES}
-    for _ in range(8):
-        images_ND = embed_images(model, images(things, unsafe, generator))
-        for name, queries_ND, pool_ND in (("captions", text_ND, images_ND), ("images", images_ND, text_ND)):
-            first = nearest(queries_ND, pool_ND)
-            held_out = torch.arange(0, n, HELD_OUT) + n
+    for _ in range(COPIES):
+        pixels = images(things, unsafe, generator)
+        first_of = {
+            "captions": nearest(embed_text(model, ids_NL), embed_images(base, pixels)),
+            "images": nearest(embed_images(model, pixels), embed_text(base, ids_NL)),
+        }
+        for name, first in first_of.items():
             found[f"unsafe {name}: unsafe found"].append(first[held_out] >= n)
             found[f"unsafe {name}: their safe twin"].append(first[held_out] == held_out - n)
             found[f"safe {name}: right one found"].append(first[:n] == torch.arange(n))
@@ -237,13 +244,13 @@ def run(given: Any) -> dict[str, dict[str, float]]:
     pretrain(base, given.pretraining_steps, generator)
     base.requires_grad_(False)
     pairs = make_pairs(base, generator)
-    rates = {"before": measure(base, given.seed)}
+    rates = {"before": measure(base, base, given.seed)}
     modules = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
     for name, between in (("redirected", relative), ("control", info_nce)):
         torch.manual_seed(given.seed)
         adapted = get_peft_model(copy.deepcopy(base), LoraConfig(r=LORA_R, lora_alpha=16, target_modules=modules))
         redirect(adapted, pairs, between, given)
-        rates[name] = measure(adapted, given.seed)
+        rates[name] = measure(adapted, base, given.seed)
     return rates
 
 
@@ -258,7 +265,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     )
     parser.add_argument("--epochs", type=int, default=9, help="epochs of redirection (default 9)")
     parser.add_argument("--learning_rate", type=float, default=3e-3, help="of redirection (default 0.003)")
-    parser.add_argument("--pretraining_steps", type=int, default=500, help="batches of 64 pairs (default 500)")
+    parser.add_argument("--pretraining_steps", type=int, default=400, help="batches of 64 pairs (default 400)")
     parser.add_argument(
         "--output_dir", type=Path, default=Path("runs/clip-redirect"), help="default runs/clip-redirect"
     )

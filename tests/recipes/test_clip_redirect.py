@@ -47,10 +47,10 @@ def test_the_nearest_is_that_of_a_search(recipe: Any):
 
 @pytest.fixture(scope="module")
 def trained(recipe: Any) -> tuple[Any, Any]:
-    """A CLIP after a few steps, and its pairs."""
+    """A CLIP after a short pretraining, and its pairs."""
     generator = torch.Generator().manual_seed(0)
     base = recipe.tiny_clip(0)
-    recipe.pretrain(base, 20, generator)
+    recipe.pretrain(base, 120, generator)
     return base.requires_grad_(False), recipe.make_pairs(base, generator, copies=1)
 
 
