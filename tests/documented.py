@@ -1,4 +1,4 @@
-"""The commands that README.md and docs/*.md show.
+"""The commands that README.md and the pages in docs/ show.
 
 A block of code (fenced, or indented by four spaces up to the next empty line) is of commands if its first line is one.
 All its lines are commands then, `\\` continues them, and `#` begins a comment. In a block that begins with `$ ` the
@@ -14,7 +14,14 @@ from dataclasses import dataclass
 
 from paths import ROOT
 
-DOCUMENTS = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+DOCUMENTS = [
+    "README.md",
+    *(
+        str(path.relative_to(ROOT))
+        for pages in ("docs", "docs/methods")
+        for path in sorted((ROOT / pages).glob("*.md"))
+    ),
+]
 PROGRAMS = ("accelerate", "cd", "export", "fuser", "git", "hf", "inspect", "make", "mkdocs", "pip", "python", "python3")
 PROGRAMS += ("ruff", "sails", "sbatch", "source", "srun", "torchrun", "vllm")
 NEED = r"(GPU|network|a cluster|(\w+ minutes|hours) of two cores)"

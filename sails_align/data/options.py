@@ -116,6 +116,50 @@ class DertaOptions:
 
 
 @dataclass(frozen=True)
+class NearestRefusalOptions:
+    """Options of the transform `nearest_refusal`."""
+
+    nearest_refusal: bool = option(
+        False,
+        "Learn for each harmful request the refusal of a pool that is nearest to it by the base model's hidden states, "
+        "in place of the refusal in the data.",
+    )
+    refusal_dataset_name: str | None = option(
+        None, "Data set whose responses are the pool of --nearest_refusal. Default: the refusals of the safety data."
+    )
+    refusal_tokens: str = option(
+        "last",
+        "Hidden states by which --nearest_refusal compares texts: last (that of the last token of the chat template, "
+        "where an answer would begin) or all (the mean over the tokens of the text).",
+    )
+    refusal_control_seed: int | None = option(
+        None, "Make a control of --nearest_refusal: the same refusals, dealt to the requests at random by this seed."
+    )
+
+    def __post_init__(self) -> None:
+        check_choices(self, {"refusal_tokens": ("all", "last")})
+        check_least(self, refusal_control_seed=0)
+        if not self.nearest_refusal and self.refusal_dataset_name is not None:
+            raise InputError("refusal_dataset_name is given without nearest_refusal; add --nearest_refusal true")
+        if not self.nearest_refusal and self.refusal_control_seed is not None:
+            raise InputError("refusal_control_seed is given without nearest_refusal; add --nearest_refusal true")
+
+
+@dataclass(frozen=True)
+class CurriculumOptions:
+    """Options of the transform `curriculum`."""
+
+    refusal_stages: int | None = option(
+        None,
+        "Train on the safety examples of --nearest_refusal in this number of stages: first on those most similar to "
+        "their refusals, in each stage on more, in the last one on all. Default: all, in one stage.",
+    )
+
+    def __post_init__(self) -> None:
+        check_least(self, refusal_stages=1)
+
+
+@dataclass(frozen=True)
 class MixOptions:
     """Options of the transform `mix`."""
 

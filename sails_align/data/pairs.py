@@ -9,9 +9,10 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, Protocol
 
 from datasets import Dataset, Features, List, Value
+from torch import Tensor
 
 from sails_align.core.errors import InputError, first_line
 from sails_align.data.files import UNREADABLE, cause_in
@@ -28,7 +29,7 @@ from sails_align.data.formats import (
 )
 from sails_align.data.labels import GOOD, MEANINGS, Label, check_scores, find_labels, score_columns, use_labels
 from sails_align.data.loading import cache_errors, with_class_names
-from sails_align.data.messages import assistant
+from sails_align.data.messages import Message, assistant
 from sails_align.data.rows import (
     EXTRAS,
     MESSAGES,
@@ -41,6 +42,21 @@ from sails_align.data.rows import (
 NO_COLUMNS = Columns()
 
 
+class Reader(Protocol):
+    """What transforms may ask of a model and of a judge, which are in folders above this one."""
+
+    def is_refusal(self, response: str) -> bool:
+        """Return whether a response refuses and does not help with any of what was asked."""
+        ...
+
+    def embed(self, prompts: Sequence[list[Message]], tokens: Literal["all", "last"]) -> Tensor:
+        """Return a hidden state of the frozen base model for each prompt, (N, D), float64 on the CPU.
+
+        It is the mean over the tokens of the last message, or that of the last token before an answer.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class AlignmentExamples:
     """Normalized examples of one training."""
@@ -51,6 +67,8 @@ class AlignmentExamples:
     """Examples of harmless requests: the harmless side of the prompt contrast."""
     train: Dataset
     """What is trained on: the safety pairs, until transforms change it."""
+    reader: Reader | None = None
+    """Of a training; loads nothing before it is used."""
 
 
 def normalize(

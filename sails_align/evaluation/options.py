@@ -65,6 +65,9 @@ class ResponseArguments:
     batch_size: int = option(32, "Conversations per batch (hf); with vllm, chunks of 8 times this number.")
     tensor_parallel_size: int = option(1, "Number of GPUs that share the model (vllm).")
     max_model_len: int | None = option(None, "Maximum context length (vllm).")
+    clade_oracle: bool = option(
+        False, "Give a run with --clade categories the true category of each prompt, in place of a predicted one (hf)."
+    )
     max_new_tokens: int | None = option(
         None, f"Maximum length of a response in tokens; default {RESPONSE_TOKENS}, on the testbed {TESTBED_TOKENS}."
     )

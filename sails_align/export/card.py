@@ -23,6 +23,7 @@ from sails_align.evaluation.metrics import METRICS
 from sails_align.export.card_facts import Facts, code, hub_id, number, public_name, read_facts
 from sails_align.initializers import INITIALIZERS, subspace_initializers
 from sails_align.models.adapters import load_base_config, read_adapter, read_json
+from sails_align.models.clade import read_config
 from sails_align.models.load import exact_attention
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.j2"
@@ -68,7 +69,7 @@ def _metadata(facts: Facts) -> ModelCardData:
     tags = ["safety", "alignment", "trl", facts.method, "lora" if facts.adapter else "full-fine-tuning"]
     if facts.identity.get("init") == "sails":
         tags += ["sails", "sparse-autoencoder"]
-    relation = "adapter" if facts.kind == "adapter" else "finetune"
+    relation = "adapter" if facts.kind in ("adapter", "clade") else "finetune"
     return ModelCardData(
         base_model=facts.base_on_hub,
         base_model_relation=relation if facts.base_on_hub else None,
@@ -92,7 +93,7 @@ def _values(facts: Facts, run: Path, folder: Path) -> dict[str, Any]:
         "edited": read_json(folder / EDIT_FILE),
         "init_summary": INITIALIZERS.get(str(init)).summary if init in INITIALIZERS else None,
         "is_baseline": init in subspace_initializers() and init != "sails",
-        "options": list(_options(facts)),
+        "options": list(_options(facts, run)),
         "left_out": {cause: n for cause, n in left_out.items() if n},
         "needs_eager": base_config is not None and exact_attention(base_config) == "eager",
         "vllm": _vllm(facts, run, base_config),
@@ -101,7 +102,7 @@ def _values(facts: Facts, run: Path, folder: Path) -> dict[str, Any]:
     }
 
 
-def _options(facts: Facts) -> Iterator[tuple[str, Any]]:
+def _options(facts: Facts, run: Path) -> Iterator[tuple[str, Any]]:
     sails, training = facts.options("sails") if facts.subspace else {}, facts.options("training")
     for name in SAILS_OPTIONS:
         yield name, sails.get(name)
@@ -117,6 +118,13 @@ def _options(facts: Facts) -> Iterator[tuple[str, Any]]:
     if callbacks.get("freeze_units"):
         trained = callbacks.get("trained_units")
         yield "trained units" if trained else "frozen units", _joined(trained or callbacks.get("frozen_units"))
+    if facts.kind == "clade":
+        found = read_config(run)
+        yield "clade", callbacks.get("clade")
+        yield "classes", _joined(list(found.classes)) if len(found.classes) > 1 else None
+        yield "layer of the probe", found.layer if len(found.classes) > 1 else None
+        yield "response tokens whose class it predicts", found.probe_accuracy and f"{found.probe_accuracy:.1%}"
+        yield "conditional norms", len(found.norms)
     if facts.adapter:
         modules = facts.adapter.get("target_modules")
         n_modules = len(modules) if isinstance(modules, list) else 1
@@ -142,6 +150,10 @@ def _learned(facts: Facts) -> Iterator[tuple[str, Any]]:
         yield "loss" if name == "name" else name, value
     if data.get("derta_prefix_share") or data.get("derta_rto_share"):
         yield from ((name, data.get(name)) for name in data if name.startswith("derta_"))
+    if data.get("nearest_refusal"):
+        for name in ("nearest_refusal", "refusal_tokens", "refusal_control_seed", "refusal_stages"):
+            yield name, data.get(name)
+        yield "refusal_dataset_name", public_name(data.get("refusal_dataset_name"))
 
 
 def _joined(names: Any) -> Any:
@@ -158,6 +170,8 @@ def _base_config(facts: Facts, run: Path) -> PreTrainedConfig | None:
 
 def _vllm(facts: Facts, run: Path, base_config: PreTrainedConfig | None) -> str:
     """Return the command that serves the model, or what to do first."""
+    if facts.kind == "clade":
+        return "# not possible: the norms depend on the input"
     if facts.kind != "adapter":
         return "vllm serve PATH --generation-config vllm"
     if base_config is None:

@@ -12,6 +12,7 @@ from sails_align.core.artifacts import read_header
 from sails_align.core.errors import InputError
 from sails_align.core.options import HUB_ID
 from sails_align.core.suggestions import did_you_mean_path
+from sails_align.models import clade
 from sails_align.models.adapters import CONFIG, read_json
 from sails_align.models.gguf import SOURCE
 
@@ -31,7 +32,7 @@ LICENSES = {
 class Facts:
     """Hold what is known of a run; dictionaries are empty where a file is missing."""
 
-    kind: Literal["adapter", "merged", "full"]
+    kind: Literal["adapter", "merged", "full", "clade"]
     record: dict[str, Any]
     """run.json"""
     metrics: dict[str, Any]
@@ -110,7 +111,7 @@ def read_facts(run: Path, *, merged: bool, base_model: str | None = None) -> Fac
     record, adapter, metrics = (read_json(run / name) for name in ("run.json", CONFIG, "metrics.json"))
     header = read_header(run / "subspace", "subspace") or {}
     return Facts(
-        kind="full" if not adapter else "merged" if merged else "adapter",
+        kind=_kind(run, adapter, merged),
         record=record,
         metrics=metrics,
         adapter=adapter,
@@ -119,6 +120,12 @@ def read_facts(run: Path, *, merged: bool, base_model: str | None = None) -> Fac
         or record.get("options", {}).get("model", {}).get("model_name_or_path")
         or base_model,
     )
+
+
+def _kind(run: Path, adapter: dict[str, Any], merged: bool) -> Literal["adapter", "merged", "full", "clade"]:
+    if (run / clade.CONFIG).is_file():
+        return "clade"
+    return "full" if not adapter else "merged" if merged else "adapter"
 
 
 def hub_id(name: Any) -> str | None:

@@ -23,6 +23,8 @@ FILES = (
     "README.md",
     "adapter_config.json",
     "adapter_model.safetensors",
+    "clade.json",
+    "clade.safetensors",
     "config.json",
     "generation_config.json",
     "model.safetensors",

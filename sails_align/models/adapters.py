@@ -15,6 +15,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from sails_align.core.errors import InputError, first_line
 from sails_align.core.options import HUB_ID
 from sails_align.core.suggestions import did_you_mean_path
+from sails_align.models import clade
 from sails_align.models.load import empty_model, model_errors
 
 KNOWN: dict[str, Any] = {
@@ -85,6 +86,11 @@ def read_adapter(folder: Path) -> AdapterFiles:
             f"there is no folder {folder}{did_you_mean_path(str(folder)) or ';'}\n"
             "give the folder of a finished run, or of a LoRA adapter"
         )
+    if (folder / clade.CONFIG).is_file():
+        raise InputError(
+            f"the adapter in {folder} is a CLADE adapter, whose norms depend on the input: it cannot be merged, edited "
+            "or trained further, and vLLM cannot serve it;\nuse it with --backend hf, or train a LoRA adapter"
+        )
     if not (folder / CONFIG).is_file():
         holds = "a whole model, and no adapter" if (folder / "config.json").is_file() else f"no adapter (no {CONFIG})"
         raise InputError(f"{folder} holds {holds};\ngive the folder of a finished run with an adapter")
@@ -138,11 +144,15 @@ def base_named_by(adapter: AdapterFiles) -> str | None:
 
     The path may begin in any folder above the adapter's, also above the one that a link to the adapter leads to.
     """
-    name = adapter.config.base_model_name_or_path
+    return found_from(adapter.folder, adapter.config.base_model_name_or_path)
+
+
+def found_from(folder: Path, name: str | None) -> str | None:
+    """Return a model's name, or the path that it has from one of the folders above a folder (`base_named_by`)."""
     if name is None or Path(name).is_absolute() or Path(name).exists():
         return name
-    above = (*adapter.folder.absolute().parents, *adapter.folder.resolve().parents)
-    return next((str(folder / name) for folder in above if (folder / name / "config.json").is_file()), name)
+    above = (*folder.absolute().parents, *folder.resolve().parents)
+    return next((str(each / name) for each in above if (each / name / "config.json").is_file()), name)
 
 
 def expected_shapes(config: LoraConfig, base_config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:

@@ -27,7 +27,7 @@ from transformers.integrations import deepspeed
 from transformers.utils import logging as transformers_logging
 
 from sails_align.core.errors import InputError, first_line
-from sails_align.models import similar
+from sails_align.models import clade, similar
 from sails_align.models.spec import ModelSpec
 
 OF_LOADING = (ValueError, KeyError, RuntimeError, ImportError)
@@ -130,6 +130,9 @@ def load_spec_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
 
 
 def _add_adapter(model: PreTrainedModel, folder: Path) -> Any:
+    if (folder / clade.CONFIG).is_file():
+        clade.attach(model, clade.load_clade(folder))
+        return model
     from sails_align.models.adapters import check_complete
 
     check_complete(folder, model.config, read_values=False)  # `resolve_model` has read them

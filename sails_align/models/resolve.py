@@ -8,8 +8,8 @@ from huggingface_hub.errors import StrictDataclassError
 from sails_align.core.artifacts import file_hash
 from sails_align.core.errors import InputError
 from sails_align.core.options import HUB_ID, check_choice
-from sails_align.models import DTYPES, resolver_of, similar
-from sails_align.models.adapters import check_complete, load_base_config, read_adapter
+from sails_align.models import DTYPES, clade, resolver_of, similar
+from sails_align.models.adapters import check_complete, found_from, load_base_config, read_adapter
 from sails_align.models.load import check_whole, load_config, model_errors
 from sails_align.models.spec import ModelSpec, deciding_files, identity_of, is_gguf, model_path
 
@@ -40,6 +40,9 @@ def resolve_model(
         if (folder / "adapter_config.json").is_file():
             base = None if base_model is None else model_path(base_model)
             return _adapted(folder, base, dtype, trust_remote_code)
+        if (folder / clade.CONFIG).is_file():
+            base = None if base_model is None else model_path(base_model)
+            return _conditional(folder, base, dtype, trust_remote_code)
         if base_model is not None:
             raise InputError(f"--base_model is given, but {name} is no folder with an adapter; leave it out")
         # A path into a folder that is here is no id of the hub, which would be asked again and again.
@@ -57,7 +60,9 @@ def without_adapter(spec: ModelSpec) -> ModelSpec:
     """Return the base of an adapter's model, with the adapter's tokenizer and chat template."""
     assert spec.adapter is not None, f"{spec.name} has no adapter"
     others = {name: value for name, value in spec.identity.items() if name != "adapter"}
-    tokenizer = {name: value for name, value in spec.identity["adapter"].items() if not name.startswith("adapter_")}
+    tokenizer = {
+        name: value for name, value in spec.identity["adapter"].items() if not name.startswith(("adapter_", "clade."))
+    }
     return replace(spec, name=spec.base, adapter=None, identity={**others, "tokenizer": tokenizer})
 
 
@@ -71,6 +76,16 @@ def _adapted(folder: Path, base_model: str | None, dtype: str, trust_remote_code
     base, base_config = load_base_config(adapter, base_model)
     check_complete(folder, base_config)
     revision = None if base_model else adapter.revision
+    return _on_base(folder, base, revision, dtype, trust_remote_code)
+
+
+def _conditional(folder: Path, base_model: str | None, dtype: str, trust_remote_code: bool) -> ModelSpec:
+    config = clade.load_clade(folder).config
+    base = base_model or found_from(folder, config.base_model) or config.base_model
+    return _on_base(folder, base, None if base_model else config.revision, dtype, trust_remote_code)
+
+
+def _on_base(folder: Path, base: str, revision: str | None, dtype: str, trust_remote_code: bool) -> ModelSpec:
     tokenizer = str(folder) if (folder / "tokenizer_config.json").is_file() else base
     identity = {"base": _checked_identity(base, revision, trust_remote_code), "adapter": _hashes(folder)}
     return ModelSpec(str(folder), base, str(folder), tokenizer, identity, dtype, revision, trust_remote_code)

@@ -8,7 +8,7 @@ from typing import Any
 from sails_align.models import resolver_of
 
 DECIDE = (
-    *("config.json", "adapter_config.json", "*.safetensors", "*.bin", "*.py"),
+    *("config.json", "adapter_config.json", "clade.json", "*.safetensors", "*.bin", "*.py"),
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.*", "merges.txt"),
 )
@@ -24,7 +24,7 @@ class ModelSpec:
     base: str
     """A local folder or the id of a model on the hub."""
     adapter: str | None
-    """A folder with a PEFT adapter for it."""
+    """A folder with an adapter for it: PEFT's, or `models.clade`'s."""
     tokenizer: str
     """A local folder or an id: the adapter's own, if it has one."""
     identity: Mapping[str, Any]

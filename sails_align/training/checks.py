@@ -27,11 +27,11 @@ from transformers.utils.generic import is_flash_attention_requested
 from trl import SFTConfig
 
 from sails_align.core.errors import InputError
-from sails_align.data.options import DertaOptions
+from sails_align.data.options import CurriculumOptions, DertaOptions, NearestRefusalOptions
 from sails_align.initializers import INITIALIZERS
 from sails_align.models.load import exact_attention
 from sails_align.subspace.options import PRESETS
-from sails_align.training.callbacks.options import EmaOptions, FreezeUnitsOptions
+from sails_align.training.callbacks.options import CladeOptions, EmaOptions, FreezeUnitsOptions
 from sails_align.training.losses import LOSSES
 from sails_align.training.plan import TrainingPlan
 
@@ -69,6 +69,8 @@ def check_options(args: TrainingPlan) -> None:
         _check_quantization(args, bits)
     _check_batches(args)
     _check_prefilled(args)
+    _check_stages(args)
+    _check_clade(args)
 
 
 def _check_start(args: TrainingPlan) -> None:
@@ -89,6 +91,8 @@ def _check_start(args: TrainingPlan) -> None:
     ignored = [name for name in without_effect if name in args.given]
     if "derta_empty_share" in args.given and args.of(DertaOptions).derta_prefix_share == 0:
         ignored.append("derta_empty_share")
+    if "refusal_tokens" in args.given and not args.of(NearestRefusalOptions).nearest_refusal:
+        ignored.append("refusal_tokens")
     # A warning only: adding one option to a file of options should be enough to make a baseline.
     if ignored:
         logger.warning("of no effect with %s: %s", args.start, ", ".join(ignored))
@@ -176,6 +180,7 @@ def writing_option(args: TrainingPlan) -> str | None:
         "subspace_mode decay": args.sails.uses_subspace and args.sails.subspace_mode == "decay",
         "ema_half_life": args.of(EmaOptions).ema_half_life is not None,
         "freeze_units": args.of(FreezeUnitsOptions).freeze_units is not None,
+        "clade": args.clade,
         "loss constrained": (args.loss or {}).get("name") == "constrained",
     }
     return next((name for name, is_used in used.items() if is_used), None)
@@ -247,6 +252,51 @@ def _check_prefilled(args: TrainingPlan) -> None:
             f"{given}, but packing_strategy {training.packing_strategy} parts examples from their requests;\n"
             "use bfd, TRL's default"
         )
+
+
+def _check_stages(args: TrainingPlan) -> None:
+    """Refuse what would part or shuffle the stages of a curriculum, which one epoch goes through in their order."""
+    options, training = args.of(CurriculumOptions), args.training
+    if options is None or options.refusal_stages is None:
+        return
+    given = f"refusal_stages is {options.refusal_stages}"
+    if not args.of(NearestRefusalOptions).nearest_refusal:
+        raise InputError(f"{given} without nearest_refusal, by which examples are ordered; add --nearest_refusal true")
+    if training.train_sampling_strategy != "sequential":
+        raise InputError(
+            f"{given}, but train_sampling_strategy {training.train_sampling_strategy} changes the order of examples;\n"
+            "add --train_sampling_strategy sequential (each stage is shuffled)"
+        )
+    if isinstance(training, SFTConfig) and training.packing:
+        raise InputError(f"{given}, but packing changes the order of examples; leave one of them out")
+    if training.max_steps <= 0 and training.num_train_epochs != 1:
+        raise InputError(
+            f"{given}, and num_train_epochs is {training.num_train_epochs:g}, but all stages together are one epoch;\n"
+            "add --num_train_epochs 1, and choose the number of stages"
+        )
+
+
+def _check_clade(args: TrainingPlan) -> None:
+    """Refuse what cannot work with norms that are told the class of each row, and all else that is trained."""
+    training = args.training
+    if not args.clade:
+        if "clade_layer" in args.given:
+            raise InputError("clade_layer is given without clade; add --clade categories, or leave it out")
+        return
+    given = f"clade is {args.of(CladeOptions).clade}"
+    if not isinstance(training, SFTConfig):
+        raise InputError(f"{given}, which is for SFT only; leave it out, or use sails train sft")
+    if args.model.use_peft:
+        raise InputError(f"{given}, which trains norms and no LoRA adapter; add --use_peft false")
+    used = {
+        "packing": training.packing or training.eval_packing,
+        "padding_free": training.padding_free,
+        "torch_compile": training.torch_compile,
+        "freeze_units": args.of(FreezeUnitsOptions).freeze_units is not None,
+        str(args.of(DertaOptions).used): args.of(DertaOptions).used is not None,
+    }
+    if option := next((name for name, is_used in used.items() if is_used), None):
+        raise InputError(f"{given}, which does not work with {option}; leave one of them out")
 
 
 def _quantization(args: TrainingPlan) -> str | None:

@@ -27,6 +27,7 @@ from sails_align.testbed.build import Testbed
 from sails_align.testbed.data import alignment_data
 from sails_align.training.ends import ResponseEnd, agree_on_end
 from sails_align.training.plan import TrainingPlan
+from sails_align.training.reader import FrozenBase
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +157,8 @@ def load_source(plan: TrainingPlan, testbed: Testbed | None) -> TrainingSource:
         safety = alignment_data(testbed.world, harmful=True, n=n, seed=seed)
         helpful = alignment_data(testbed.world, harmful=False, seed=seed)
         held_out = alignment_data(testbed.world, harmful=True, n=plan.data.eval_examples, part="validation")
-    examples = transformed(AlignmentExamples(safety, helpful, train=safety), plan.extras, seed)
+    reader = FrozenBase(plan, tokenizer, config)
+    examples = transformed(AlignmentExamples(safety, helpful, safety, reader), plan.extras, seed)
     end = agree_on_end(tokenizer, load_generation_config(plan.model_name, **_where(plan)))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -23,10 +23,17 @@ logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.json"
 """In the output folder, written last."""
-WEIGHTS = ("adapter_model.safetensors", "model*.safetensors")
+WEIGHTS = ("adapter_model.safetensors", "model*.safetensors", "clade.safetensors")
 REPLACED = (
     *("checkpoint-*", METRICS_FILE, "base.json", "responses.jsonl", "features.json"),
-    *(*WEIGHTS, "adapter_config.json", "config.json", "generation_config.json", "model.safetensors.index.json"),
+    *(
+        *WEIGHTS,
+        "adapter_config.json",
+        "clade.json",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors.index.json",
+    ),
 )
 """What a run is known by, and what would make a model of two runs."""
 

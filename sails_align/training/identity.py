@@ -46,7 +46,8 @@ LEFT_OUT: Mapping[str, frozenset[str]] = {
     ),
     "known by what they name or stand for": _names(
         """model_name_or_path dataset_name helpful_dataset_name chat_template_path adapter_path sae_path subspace_path
-        ref_model_name_or_path warm_start_path preset freeze_units harmful_prompts"""
+        ref_model_name_or_path warm_start_path preset freeze_units harmful_prompts
+        refusal_dataset_name"""
     ),
     "compared apart: a resumed run may train longer": _names("max_steps num_train_epochs"),
 }

@@ -16,6 +16,7 @@ from sails_align.initializers import INITIALIZERS
 from sails_align.initializers.options import InitializerOptions
 from sails_align.subspace.options import DPOOptions, Method
 from sails_align.training.callbacks import CALLBACKS
+from sails_align.training.callbacks.options import CladeOptions
 from sails_align.training.losses import LOSSES
 from sails_align.training.losses.options import LossOptions
 
@@ -80,8 +81,16 @@ class TrainingPlan:
 
     @property
     def start(self) -> str:
-        """Return what training starts from, in one word: the initialization, `adapter`, or `full` fine-tuning."""
+        """Return what is trained, in one word: the initialization, `adapter`, `clade`, or `full` fine-tuning."""
+        if self.clade:
+            return "clade"
         return self.sails.init or ("adapter" if self.sails.adapter_path is not None else "full")
+
+    @property
+    def clade(self) -> bool:
+        """Return whether norms that depend on the category of the request are trained, and nothing else."""
+        options = self.of(CladeOptions)
+        return options is not None and options.clade is not None
 
     @property
     def engine(self) -> str:

@@ -2,6 +2,7 @@
 
 <output_dir>/adapter_model.safetensors, adapter_config.json     the trained adapter
 <output_dir>/model.safetensors, config.json                     or, after full fine-tuning, the model
+<output_dir>/clade.safetensors, clade.json                      or, with --clade, the gains and biases of norms
 """
 
 import os
@@ -19,6 +20,7 @@ from torch import nn
 from transformers import Trainer
 
 from sails_align.initializers.difference import save_difference
+from sails_align.models.clade import clade_of, save_clade
 from sails_align.models.generation import eos_ids, neutral_config
 from sails_align.models.language_model import copy_processor
 from sails_align.training.plan import TrainingPlan
@@ -59,6 +61,10 @@ def save_model(args: TrainingPlan, trainer: AlignmentTrainer, output_dir: Path) 
             if args.model.use_peft:
                 base = model.get_base_model()
                 neutral_config(eos_ids(base.generation_config)).save_pretrained(str(part))
+            elif args.clade:
+                for file in [part / "config.json", *part.glob("model*.safetensors*")]:
+                    file.unlink()  # the base's
+                save_clade(clade_of(model), part)
             else:
                 copy_processor(str(args.model.model_name_or_path), model.config, part, args.model.model_revision)
             if args.sails.initializer.changes_base:

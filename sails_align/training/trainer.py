@@ -29,6 +29,8 @@ from sails_align.models.load import check_whole, load_tokenizer, model_errors
 from sails_align.models.quantized import is_quantized, train_in_float32, trained_values
 from sails_align.subspace.basis import Subspace
 from sails_align.training.callbacks import CALLBACKS
+from sails_align.training.callbacks.clade import CLASS, class_names
+from sails_align.training.callbacks.options import CladeOptions
 from sails_align.training.dataset import TrainingSource
 from sails_align.training.identity import run_identity
 from sails_align.training.losses.compose import Loss, with_loss
@@ -203,6 +205,8 @@ def trl_trainer(
         return _with_lengths(made)
     training = changed(training, chat_template_path=None)  # it is in the tokenizer already
     train, held_out = (_sft_rows(source, rows) for rows in (source.train, source.held_out))
+    if args.clade:
+        train = train.add_column(CLASS, class_names(source.train, args.of(CladeOptions)))  # pyright: ignore[reportCallIssue]
     made = with_loss(SFTTrainer, loss)
     return made(args=training, train_dataset=train, eval_dataset=held_out, **common)
 

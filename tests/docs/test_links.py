@@ -5,7 +5,7 @@ import re
 import pytest
 from paths import ROOT
 
-DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [path for pages in (".", "docs", "docs/methods") for path in sorted((ROOT / pages).glob("*.md"))]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

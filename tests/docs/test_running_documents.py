@@ -32,6 +32,7 @@ SMALLER = {
     r"sails attack": "--n_prompts 2",
     r"sails features": "--n_texts 16",
     r"sails train-sae": "--n_tokens 20000",
+    r"recipes/clip_redirect\.py": "--pretraining_steps 20 --epochs 1",
     r"benchmarks/discovery\.py": "--examples 2 --repeats 1 --memory_examples 2",
     r"benchmarks/testbed_separation\.py": "--n 16",
     r"benchmarks/recovery\.py": "--seeds 2 --n 16",

@@ -29,7 +29,8 @@ COUNTED = set(
     helpful_dataset_split helpful_label_column helpful_prompt_column label_column max_train_examples on_bad_rows
     prompt_column rejected_column contamination helpful_ratio
     derta_prefix_share derta_empty_share derta_rto_share derta_refusal
-    loss subspace_decay ema_half_life frozen_units trained_units
+    nearest_refusal refusal_tokens refusal_control_seed refusal_stages
+    loss subspace_decay ema_half_life frozen_units trained_units clade clade_layer
     first_tokens first_tokens_weight constrained_first_betas constrained_beta
     eval_part warm_start_epochs warm_start_examples warm_start_learning_rate warm_start_ratio
     """.split()  # noqa: SIM905 -- a list of strings would be three times as long

@@ -8,7 +8,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sails_align.core.registry import Entry, Registry
-from sails_align.data.options import ContaminateOptions, DertaOptions, MixOptions
+from sails_align.data.options import (
+    ContaminateOptions,
+    CurriculumOptions,
+    DertaOptions,
+    MixOptions,
+    NearestRefusalOptions,
+)
 
 if TYPE_CHECKING:
     from sails_align.data.pairs import AlignmentExamples
@@ -16,6 +22,11 @@ if TYPE_CHECKING:
 TRANSFORMS = Registry(
     "transform",
     {
+        "nearest_refusal": Entry(
+            "sails_align.data.transforms.nearest_refusal:transform",
+            "Learn the refusal that is nearest to each harmful request.",
+            NearestRefusalOptions,
+        ),
         "contaminate": Entry(
             "sails_align.data.transforms.contaminate:transform",
             "Swap the chosen and the rejected response of a share of the safety pairs.",
@@ -28,6 +39,11 @@ TRANSFORMS = Registry(
         ),
         "mix": Entry(
             "sails_align.data.transforms.mix:transform", "Mix helpful examples into the safety examples.", MixOptions
+        ),
+        "curriculum": Entry(
+            "sails_align.data.transforms.curriculum:transform",
+            "Train on the requests nearest to their refusals first.",
+            CurriculumOptions,
         ),
     },
 )

@@ -45,6 +45,12 @@ def make_backend(
     Raises:
         InputError: if the backend cannot serve the adapter, or cannot apply the hook.
     """
+    if how.clade_oracle:
+        if hook is not None:
+            raise InputError("clade_oracle is true, and the model is steered; leave one of them out")
+        from sails_align.evaluation.backends.known_classes import known_classes
+
+        hook = known_classes(spec, prompts)
     if hook is not None and how.backend != "hf":
         raise InputError(
             f"a hook cannot be applied with backend {how.backend!r}, whose activations are out of reach;\n"

@@ -5,11 +5,16 @@ training asks for one. `init` describes the adapter's initialization (None: in n
 """
 
 from sails_align.core.registry import Entry, Registry
-from sails_align.training.callbacks.options import DecayOptions, EmaOptions, FreezeUnitsOptions
+from sails_align.training.callbacks.options import CladeOptions, DecayOptions, EmaOptions, FreezeUnitsOptions
 
 CALLBACKS = Registry(
     "callback",
     {
+        "clade": Entry(
+            "sails_align.training.callbacks.clade:attach",
+            "Train norms that depend on the category of the request.",
+            CladeOptions,
+        ),
         "drift": Entry(
             "sails_align.training.callbacks.drift:attach", "Log how far the adapter has moved out of its subspace."
         ),

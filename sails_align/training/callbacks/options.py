@@ -2,8 +2,26 @@
 
 from dataclasses import dataclass
 
-from sails_align.core.options import check_positive, option
+from sails_align.core.options import check_choices, check_least, check_positive, option
 from sails_align.units.options import parsed
+
+
+@dataclass(frozen=True)
+class CladeOptions:
+    """Options of the callback `clade`."""
+
+    clade: str | None = option(
+        None,
+        "Train gains and biases of the norms, and no other weights: categories (some for each category of harmful "
+        "requests, chosen by a probe at inference) or one (the same for all). Needs --use_peft false.",
+    )
+    clade_layer: int | None = option(
+        None, "The block whose output tells --clade the category; deeper ones are trained. Default: a third of the way."
+    )
+
+    def __post_init__(self) -> None:
+        check_choices(self, {"clade": ("categories", "one")})
+        check_least(self, clade_layer=0)
 
 
 @dataclass(frozen=True)
