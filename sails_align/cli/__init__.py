@@ -42,6 +42,7 @@ _COMMANDS = {
     "guard fit": ("guard:fit", "Fit a guard: a small classifier of prompts on a model's hidden states."),
     "guard calibrate": ("guard:calibrate", "Choose a guard's threshold, with bounds on what it gets wrong."),
     "guard check": ("guard:check", "Score prompts with a guard, and compare its errors with its bounds."),
+    "guard select": ("guard:select", "Keep the rows of a dataset whose prompts a guard refuses."),
     "check-adapter": ("check_adapter:main", "Check whether vLLM can serve an adapter, and how."),
     "preview": ("preview:main", "Show training examples as tokens, and what of them is trained on."),
     "estimate": ("estimate:main", "Estimate the memory of a training, by engine and number of GPUs."),

@@ -1,11 +1,12 @@
-"""The commands `sails guard`: fit a guard of prompts on a model, calibrate it, and check prompts with it.
+"""The commands `sails guard`: fit a guard of prompts on a model, calibrate it, check or select prompts with it.
 
 sails guard fit runs/mine --output runs/guard
 sails guard calibrate runs/guard --prompts testbed
 sails guard check runs/guard --prompts testbed --output_dir runs/checked
+sails guard select runs/guard --dataset_name pairs.jsonl --output harmful.jsonl
 
-<output_dir>/prompts.jsonl   each prompt with its score, p-value and verdict
-<output_dir>/metrics.json    error rates on prompts that the guard has not seen, against what was certified
+<output_dir>/prompts.jsonl   (check) each prompt with its score, p-value and verdict
+<output_dir>/metrics.json    (check) error rates on prompts that the guard has not seen, against what was certified
 """
 
 from collections.abc import Sequence
@@ -17,11 +18,11 @@ from sails_align.cli.edit import EditFolders
 from sails_align.core.command_line import CommandLine
 from sails_align.core.options import OVERWRITE, OutputOptions, all_but, option
 from sails_align.evaluation.options import PromptArguments
-from sails_align.guards.options import CalibrationOptions, GuardFitOptions, GuardFolder
+from sails_align.guards.options import CalibrationOptions, GuardFitOptions, GuardFolder, SelectOptions
 
 if TYPE_CHECKING:
     from sails_align.evaluation.records import Prompt
-    from sails_align.guards.guard import Guard, ScoredPrompts
+    from sails_align.guards.guard import Guard, LoadedModel, ScoredPrompts
 
 Argv = Sequence[str] | None
 
@@ -64,8 +65,10 @@ def calibrate(argv: Argv = None, prog: str | None = None) -> dict[str, Any]:
     of, asked, options, output = CommandLine.read(argv).parse(classes, prog=prog)
     from sails_align.core.log import show
     from sails_align.guards.calibrate import calibrate_guard
+    from sails_align.guards.guard import Guard
 
-    guard, _, scored = _scored(of, asked)
+    guard = Guard.load(of.guard)
+    _, scored = _scored(guard, of, asked)
     about = calibrate_guard(guard, scored, options, overwrite=output.overwrite_output_dir).about
     if about["threshold"] is None:
         show(f"nothing is certified, and every prompt is refused: {about['reason']}")
@@ -87,14 +90,17 @@ def check(argv: Argv = None, prog: str | None = None) -> dict[str, Any]:
     from sails_align.core.files import refuse_trained, work_folder, write_json
     from sails_align.evaluation.output import METRICS_FILE, prompts_hash, write_rows
     from sails_align.guards.check import check_rates, check_rows
+    from sails_align.guards.guard import Guard
 
     folder = refuse_trained(Path(output.output_dir or f"runs/guard-check-{of.guard.name}"))
-    guard, prompts, scored = _scored(of, asked, calibrated=True)
+    guard = Guard.load(of.guard)
+    certified = guard.identity()
+    prompts, scored = _scored(guard, of, asked)
     identity = {
         "command": "sails guard check",
-        "options": all_but(("guard", "model", "base_model", "device", "output_dir", "overwrite_output_dir"), of, asked),
+        "options": all_but((), asked),
         "prompts": prompts_hash(prompts),
-        "guard": guard.identity(),
+        "guard": certified,
     }
     with work_folder(folder):
         check_earlier(folder, identity, METRICS_FILE, overwrite=output.overwrite_output_dir)
@@ -108,7 +114,7 @@ def check(argv: Argv = None, prog: str | None = None) -> dict[str, Any]:
             "n": len(prompts),
             "n_unscored": scored.scores.count(None),
             "n_seen": len(prompts) - len(unseen.hashes),
-            "guard": guard.identity(),
+            "guard": certified,
         }
         write_rows(folder / "prompts.jsonl", rows)
         write_json(folder / METRICS_FILE, metrics)
@@ -117,21 +123,36 @@ def check(argv: Argv = None, prog: str | None = None) -> dict[str, Any]:
     return metrics
 
 
-def _scored(
-    of: GuardFolder, asked: PromptArguments, *, calibrated: bool = False
-) -> "tuple[Guard, list[Prompt], ScoredPrompts]":
-    """Load a guard, its model and prompts, and score these; with `calibrated`, refuse a guard without a threshold."""
-    from sails_align.core.progress import progress_bar
-    from sails_align.evaluation.prompts.load import load_all
-    from sails_align.guards.guard import Guard, LoadedModel, ScoredPrompts, prompt_hash
+def select(argv: Argv = None, prog: str | None = None) -> tuple[int, int]:
+    """Keep the rows of a dataset whose prompts the guard refuses. Return their number and that of all rows."""
+    of, options = CommandLine.read(argv).parse([GuardFolder, SelectOptions], prog=prog)
+    from sails_align.core.log import show
+    from sails_align.guards.guard import Guard
+    from sails_align.guards.select import select_rows
 
     guard = Guard.load(of.guard)
-    if calibrated:
-        assert guard.calibrated is not None
-    prompts = load_all(asked, seed=0)
+    kept, n = select_rows(guard, _model_of(guard, of), options)
+    show(f"{options.output}: {kept} of {n} rows, whose prompts the guard {options.keep}")
+    return kept, n
+
+
+def _model_of(guard: "Guard", of: GuardFolder) -> "LoadedModel":
+    """Load the guard's model; raise `InputError` if it is not the one that the guard was fitted on."""
+    from sails_align.guards.guard import LoadedModel
+
     name = of.model or guard.about["model"]
     model = LoadedModel.open(name, of.base_model or guard.about["base_model"], of.device)
     guard.check_model(model.spec)
+    return model
+
+
+def _scored(guard: "Guard", of: GuardFolder, asked: PromptArguments) -> "tuple[list[Prompt], ScoredPrompts]":
+    """Load prompts and score them."""
+    from sails_align.core.progress import progress_bar
+    from sails_align.evaluation.prompts.load import load_all
+    from sails_align.guards.guard import ScoredPrompts, prompt_hash
+
+    prompts, model = load_all(asked, seed=0), _model_of(guard, of)
     with progress_bar(shown=True) as bar:
         bar.add_task("scoring prompts", total=None)
         scores = guard.scores(model.model, model.tokenizer, [prompt.messages for prompt in prompts])
@@ -141,7 +162,7 @@ def _scored(
         tuple(prompt.category for prompt in prompts),
         tuple(scores),
     )
-    return guard, prompts, scored
+    return prompts, scored
 
 
 def _row(prompt: "Prompt", verdict: dict[str, Any]) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def check_rates(prompts: ScoredPrompts, calibration: Calibration) -> Iterator[Ra
         if refused:
             count = sum(refused) if kind == "over-refusal" else len(refused) - sum(refused)
             low, high = (bound(count, len(refused), about["delta"]).item() for bound in (lower_bound, upper_bound))
-            certified = about["max_pass" if kind == "pass" else "max_over_refusal"]
+            certified = about["max_pass" if kind == "pass" else "over_refusal_bound"]
             yield Rate(
                 kind, group, count, len(refused), low, high, certified if about["threshold"] is not None else None
             )

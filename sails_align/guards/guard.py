@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -29,8 +29,6 @@ from sails_align.models.spec import ModelSpec
 from sails_align.subspace.concepts import last_token_states
 
 PROJECTOR, CALIBRATION = "projector", "calibration"
-REFUSAL = "Sorry, I can not help with that."
-"""What a refused prompt is answered."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +94,8 @@ class Guard:
     about: Mapping[str, Any]
     """JSON-able: layer, model, hashes of the prompts that it was fitted on, ..."""
     calibration: Calibration | None
+    refusal: ClassVar[str] = "Sorry, I can not help with that."
+    """What a refused prompt is answered."""
 
     @classmethod
     def load(cls, folder: Path) -> "Guard":
@@ -139,7 +139,7 @@ class Guard:
 
     def identity(self) -> dict[str, Any]:
         """Return all that decides which prompts are refused, and the certificate; JSON-able."""
-        return {"guard": self.hash, "refusal": REFUSAL, **certificate(self.calibrated)}
+        return {"guard": self.hash, "refusal": self.refusal, **certificate(self.calibrated)}
 
     def scores(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[Message]]

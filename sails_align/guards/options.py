@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sails_align.core.errors import InputError
-from sails_align.core.options import check_least, option
+from sails_align.core.options import check_choice, check_least, option
 from sails_align.edits.options import ContrastOptions
 
 DIMENSIONS = (2, 8)
@@ -58,3 +58,20 @@ class CalibrationOptions:
         for name in ("max_pass", "max_over_refusal", "delta"):
             if not 0 < getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; choose a share above 0 and below 1")
+
+
+@dataclass(frozen=True)
+class SelectOptions:
+    """Options of `sails guard select`."""
+
+    dataset_name: str = field(metadata={"help": "Rows to train on: a file, a folder or a dataset on the hub."})
+    output: str = field(metadata={"help": "File of JSON lines to write."})
+    keep: str = option(
+        "refused", "Rows to keep: those whose prompt the guard refused, or passed.", choices=("refused", "passed")
+    )
+    overwrite_output_dir: bool = option(False, "Replace the output file, if it is there.")
+
+    def __post_init__(self) -> None:
+        check_choice("keep", self.keep, ("refused", "passed"))
+        if not self.output.endswith(".jsonl"):
+            raise InputError(f"output is {self.output}; name a file that ends in .jsonl")
