@@ -110,24 +110,6 @@ def find_requests(
     )
 
 
-def split_sides(
-    options: ContrastOptions, run: Path, model: HasSpec, tokenizer: PreTrainedTokenizerBase
-) -> tuple[dict[str, Dataset], dict[str, Dataset], str]:
-    """Return rows of each of `SIDES` to fit on, others for validation (a fifth), and where they are from.
-
-    Raises `InputError` as `find_requests`; or if a side has fewer than `LEAST` requests.
-    """
-    fitted, validation, sources = {}, {}, []
-    for option in ("dataset_name", "helpful_dataset_name"):
-        found, side = find_requests(option, options, run, [model], tokenizer), ROLES[option].side
-        rows = found.some(options.n_prompts, options.data_seed)
-        if len(rows) < LEAST:
-            raise InputError(f"{found.source} has {len(rows)} {side} requests; give at least {LEAST}")
-        fitted[side], validation[side] = split_by_prompt(rows, len(rows) // 5, options.data_seed, found.source)
-        sources.append(f"{len(rows)} {side} prompts of {found.source}")
-    return fitted, validation, ", ".join(sources)
-
-
 def _of_model(name: str, side: str) -> Dataset | None:
     """Return the requests that come with a model, if it comes with some."""
     found = (entry.load()(name) for _, entry in OF_MODELS.items())
@@ -174,3 +156,21 @@ def response_batches(
     if not found:
         raise InputError(f"max_length ({max_length}) leaves no token of the responses of {source}; raise it")
     return found
+
+
+def split_sides(
+    options: ContrastOptions, run: Path, model: HasSpec, tokenizer: PreTrainedTokenizerBase
+) -> tuple[dict[str, Dataset], dict[str, Dataset], str]:
+    """Return rows of each of `SIDES` to fit on, others for validation (a fifth), and where they are from.
+
+    Raises `InputError` as `find_requests`; or if a side has fewer than `LEAST` requests.
+    """
+    fitted, validation, sources = {}, {}, []
+    for option in ("dataset_name", "helpful_dataset_name"):
+        found, side = find_requests(option, options, run, [model], tokenizer), ROLES[option].side
+        rows = found.some(options.n_prompts, options.data_seed)
+        if len(rows) < LEAST:
+            raise InputError(f"{found.source} has {len(rows)} {side} requests; give at least {LEAST}")
+        fitted[side], validation[side] = split_by_prompt(rows, len(rows) // 5, options.data_seed, found.source)
+        sources.append(f"{len(rows)} {side} prompts of {found.source}")
+    return fitted, validation, ", ".join(sources)

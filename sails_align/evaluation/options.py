@@ -24,7 +24,7 @@ HARMLESS: Mapping[str, frozenset[str]] = {
         (
             *("model", "base_model", "base", "revision", "base_url", "chat_template_path", "judge_model"),
             *("server_template", "guard"),
-            *("judge_base_url", "steer_subspace", "reference", "compare", "include_path", "suffixes", "labels"),
+            *("judge_base_url", "steer_subspace", "gate", "reference", "compare", "include_path", "suffixes", "labels"),
         )
     ),
 }
