@@ -176,9 +176,9 @@ def _show(metrics: dict[str, Any], title: str, folder: Path) -> None:
     from sails_align.core.tables import FittedTable
 
     level = 1 - metrics["guard"]["delta"]
-    headings = ("", "errors", "n", "rate", f"bounds, each at {level:g}", "certified", "")
+    headings = ("", "errors", "n", "rate", f"bounds ({level:.0%} each)", "certified", "")
     table = FittedTable(title, headings)
-    names = {"pass": "harmful prompts passed", "over-refusal": "harmless prompts refused"}
+    names = {"pass": "passed", "over-refusal": "over-refusal"}
     for rate in metrics["rates"]:
         group = "" if rate["group"] == "all" else f", {rate['group']}"
         certified = "" if rate["bound"] is None else f"{rate['bound']:.1%}"

@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,11 @@ import torch
 from tiny import save_model
 
 from sails_align.cli import answer, guard
-from sails_align.cli.evaluate import divergence, helpfulness, safety
-from sails_align.core.artifacts import content_hash
+from sails_align.cli.evaluate import attack, divergence, helpfulness, safety
 from sails_align.core.errors import InputError
 from sails_align.data.messages import assistant, user
 from sails_align.data.tokens import render
-from sails_align.evaluation.judges.refusal_rules import is_refusal
+from sails_align.evaluation.judges.rules import read_refusal
 from sails_align.guards.calibrate import calibrated
 from sails_align.guards.check import check_rates, check_rows
 from sails_align.guards.guard import Guard, LoadedModel, ScoredPrompts, prompt_hash
@@ -133,11 +131,15 @@ def test_a_calibration_says_what_it_certifies(folder: Path) -> None:
 def test_prompts_that_it_was_fitted_on_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"was fitted on \d+ of the 120 prompts, so no bound would hold"):
         guard.calibrate([str(folder), "--part", "train", "--n_prompts", "60"])
-    row = alignment_data(resolve_testbed(None).world, harmful=True, n=200, seed=0)[0]
-    written = {"prompt": f"  {row['prompt'][0]['content'].upper()} ", "kind": "harmful"}
-    (tmp_path / "mine.jsonl").write_text(json.dumps(written) + "\n")
-    seen = prompt_hash(row["prompt"]) in Guard.load(folder).about["prompt_hashes"]
-    with pytest.raises(InputError, match="was fitted on 1 of the 1 prompts" if seen else "no harmless prompts"):
+    seen = Guard.load(folder).about["prompt_hashes"]
+    data = alignment_data(resolve_testbed(None).world, harmful=True)["prompt"]
+    known, new = (
+        next(prompt for prompt in data if (prompt_hash(prompt) in seen) == is_seen) for is_seen in (True, False)
+    )
+    texts = [f"  {known[0]['content'].upper()} ", new[0]["content"]]
+    written = [json.dumps({"prompt": text, "kind": "harmful"}) + "\n" for text in texts]
+    (tmp_path / "mine.jsonl").write_text("".join(written))
+    with pytest.raises(InputError, match="was fitted on 1 of the 2 prompts"):
         guard.calibrate([str(folder), "--prompts", str(tmp_path / "mine.jsonl")])
 
 
@@ -217,7 +219,7 @@ def test_check_scores_each_prompt_and_leaves_known_ones_out_of_the_rates(
     assert {row["verdict"] for row in found} == {"refuse", "pass"}
     assert all((row["verdict"] == "refuse") == (row["score"] >= threshold) for row in found)
     assert all(0 < row["p_value"] <= 1 for row in found)
-    assert "new categories" in capsys.readouterr().out
+    assert "passed, new categories" in " ".join(capsys.readouterr().out.split())
     assert guard.check([str(folder), *PROMPTS, "--output_dir", str(out)]) == metrics
     with pytest.raises(InputError, match="holds other results"):
         guard.check([str(folder), "--n_prompts", "5", "--output_dir", str(out)])
@@ -267,11 +269,22 @@ def test_refused_prompts_get_the_refusal_and_the_others_their_answers(folder: Pa
     assert f"refused by the guard before the model responded: {n} of 12 harmful prompts, " in metrics["notes"][-1]
     assert metrics["provenance"]["model"]["guard"]["n_harmful"] == 160
     assert metrics["overall"]["safety_rate"]["value"] >= n / 12  # the oracle sees a refusal
-    assert is_refusal(Guard.refusal)
+    assert read_refusal(Guard.refusal).outcome == "refusal"
     checked = guard.check([str(folder), "--n_prompts", "6", "--output_dir", str(tmp_path / "checked")])
     assert checked["n"] == 24
     verdicts = {row["id"]: row["verdict"] for row in rows(tmp_path / "checked" / "prompts.jsonl")}
     assert [verdicts[row["id"]] == "refuse" for row in guarded] == refused
+
+
+def test_attacks_meet_the_guard_and_what_they_begin_an_answer_with_is_not_read(folder: Path, tmp_path: Path) -> None:
+    metrics = attack(["prefill", *argv(tmp_path, "--guard", str(folder))])
+    assert metrics is not None
+    assert metrics["notes"][-1].startswith("refused by the guard before the model responded: ")
+    found = rows(tmp_path / "out" / "responses.jsonl")
+    refused = {row["messages"][-1]["content"] for row in found if row["finish_reason"] == "guard"}
+    for row in found:
+        assert (row["finish_reason"] == "guard") == (row["messages"][-1]["content"] in refused)
+    assert any("prefill" in row["meta"] and row["finish_reason"] == "guard" for row in found)
 
 
 def test_answers_and_helpfulness_take_guards_too(
@@ -361,5 +374,3 @@ def test_hashes_of_prompts_leave_out_system_messages_case_and_spaces() -> None:
     asked = [user("How do I  mend it?")]
     same = [{"role": "system", "content": "Be kind."}, user("how do i mend it? ")]
     assert prompt_hash(asked) == prompt_hash(same) != prompt_hash([user("how do i mend them?")])
-    assert content_hash("x") != prompt_hash([user("x")])
-    assert replace(CalibrationOptions(), delta=0.1).delta == 0.1
