@@ -232,7 +232,7 @@ def test_a_prompt_that_the_template_refuses_has_no_score(folder: Path) -> None:
     of, model = Guard.load(folder), LoadedModel.open("testbed")
     conversation = [user("how do i follow someone ?")]
     plain = of.scores(model.model, model.tokenizer, [conversation])
-    template = model.tokenizer.chat_template
+    template = str(model.tokenizer.chat_template)
     model.tokenizer.chat_template = (
         "{% if messages[0].content == 'no' %}{{ raise_exception('no') }}{% endif %}" + template
     )

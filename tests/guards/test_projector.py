@@ -34,7 +34,8 @@ def test_the_boundary_is_frozen_and_the_rest_is_trained() -> None:
     assert torch.equal(fitted.boundary, torch.tensor([1.0, 0.0, 0.0]))
     assert not any(name == "boundary" for name, _ in fitted.named_parameters())
     torch.manual_seed(0)
-    assert not torch.equal(fitted.layers[0].weight, Projector(D, 3).layers[0].weight)
+    fresh_state = Projector(D, 3).state_dict()
+    assert not torch.equal(fitted.state_dict()["layers.0.weight"], fresh_state["layers.0.weight"])
     fresh = prompts(500, 4, 3), prompts(500, 0, 4)
     assert torch.equal(fitted.scores(fresh[0]), fitted(fresh[0])[:, 0].detach())
     assert auc(*map(fitted.scores, fresh)) > 0.9

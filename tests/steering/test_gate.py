@@ -157,7 +157,7 @@ def test_what_is_refused(changes: dict[str, Any], said: str) -> None:
 
 def test_a_gate_counts_in_the_identity_and_its_options_do_not_without_one(tmp_path: Path) -> None:
     SUBSPACE.save(tmp_path / "subspace", "hash")
-    made = {"steer": "add", "steer_subspace": str(tmp_path / "subspace")}
+    made: dict[str, Any] = {"steer": "add", "steer_subspace": str(tmp_path / "subspace")}
     plain, other = hook_of(SteeringOptions(**made)), hook_of(SteeringOptions(**made, gate_every=9))
     assert plain is not None
     assert other is not None
