@@ -2,11 +2,13 @@
 
 import json
 import logging
+from collections.abc import Iterable
 from typing import Any
 
 from datasets import Dataset
 
 from sails_align.core.errors import InputError
+from sails_align.data.messages import Message
 
 logger = logging.getLogger(__name__)
 
@@ -61,10 +63,14 @@ def without_prompts_of(rows: Dataset, other: Dataset, name: str, part: str, drop
     return rows.select(kept)
 
 
-def _key(row: Any) -> str:
+def prompt_key(prompt: Iterable[Message]) -> str:
     """Return a prompt's text, in which letter case and white space make no difference."""
-    turns = [[turn["role"], " ".join(turn["content"].split()).casefold()] for turn in row["prompt"]]
+    turns = [[turn["role"], " ".join(turn["content"].split()).casefold()] for turn in prompt]
     return json.dumps(turns)
+
+
+def _key(row: Any) -> str:
+    return prompt_key(row["prompt"])
 
 
 def _flat(groups: list[list[int]]) -> list[int]:

@@ -3,7 +3,7 @@
 Shapes: D d_model, N prompts.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,20 +14,16 @@ from transformers import PreTrainedModel
 
 from sails_align.core.errors import InputError
 from sails_align.core.progress import progress_bar
-from sails_align.data.splits import split_by_prompt
 from sails_align.edits.apply import check_new
 from sails_align.edits.linears import WRITERS, linears_of
 from sails_align.edits.logits import checked_device
 from sails_align.edits.options import DirectionOptions
-from sails_align.edits.requests import ROLES, SIDES, find_requests
+from sails_align.edits.requests import SIDES, split_sides
 from sails_align.edits.weights import Weights, open_weights
 from sails_align.models.hooks import check_layers, decoder_layers
 from sails_align.models.load import empty_model, load_model, load_spec_tokenizer
 from sails_align.models.norms import has_known_norms, norm_gain
 from sails_align.subspace.concepts import last_token_states
-
-LEAST = 10
-"""Prompts of each side, of which a fifth is for validation."""
 
 States = Mapping[int, Tensor]
 """Layer -> hidden states (N, D) at the last token of prompts, float64 on the CPU."""
@@ -106,18 +102,10 @@ def find_direction(model: PreTrainedModel, weights: Weights, run: Path, options:
     layers = range(len(decoder_layers(model))) if options.layer is None else [options.layer]
     check_layers(model, layers)
     tokenizer = load_spec_tokenizer(weights.spec)
-    parts: dict[str, Sequence[Dataset]] = {}
-    sources = []
-    for option in ("dataset_name", "helpful_dataset_name"):
-        found, side = find_requests(option, options, run, [weights], tokenizer), ROLES[option].side
-        rows = found.some(options.n_prompts, options.data_seed)
-        if len(rows) < LEAST:
-            raise InputError(f"{found.source} has {len(rows)} {side} requests; give at least {LEAST}")
-        parts[side] = split_by_prompt(rows, len(rows) // 5, options.data_seed, found.source)
-        sources.append(f"{len(rows)} {side} prompts of {found.source}")
+    fitted_on, validated_on, source = split_sides(options, run, weights, tokenizer)
 
-    def states(side: str, part: int) -> States:
-        prompts = [_with_system(row["prompt"], options.system_prompt) for row in parts[side][part]]  # pyright: ignore
+    def states(rows: Dataset) -> States:
+        prompts = [_with_system(row["prompt"], options.system_prompt) for row in rows]  # pyright: ignore
         states = last_token_states(model, tokenizer, layers, prompts, options.max_length)
         if not len(states[layers[0]]):
             raise InputError(f"no prompt is shorter than max_length ({options.max_length}); raise it")
@@ -125,8 +113,8 @@ def find_direction(model: PreTrainedModel, weights: Weights, run: Path, options:
 
     with progress_bar(shown=True) as bar:
         bar.add_task("reading prompts", total=None)
-        fitted, validation = ({side: states(side, part) for side in SIDES} for part in (0, 1))
-    return choose(fitted, validation, ", ".join(sources))
+        fitted, validation = ({side: states(part[side]) for side in SIDES} for part in (fitted_on, validated_on))
+    return choose(fitted, validation, source)
 
 
 def choose(fitted: Mapping[str, States], validation: Mapping[str, States], source: str) -> Direction:

@@ -127,13 +127,19 @@ class RequestOptions(EditOptions):
 
 
 @dataclass(frozen=True)
-class DirectionOptions(RequestOptions):
-    """Options of edits that find the direction between harmful and harmless requests."""
+class ContrastOptions(RequestOptions):
+    """Options of what is found from the difference of harmful and harmless requests."""
 
     helpful_dataset_name: str | None = option(None, "Harmless requests: a dataset, or testbed or smollm2 for theirs.")
     layer: int | None = option(
         None, "Layer whose direction is used. Default: the one that separates validation prompts best."
     )
+
+
+@dataclass(frozen=True)
+class DirectionOptions(ContrastOptions):
+    """Options of edits that find the direction between harmful and harmless requests."""
+
     system_prompt: str | None = option(
         None, "System prompt while the direction is found, such as one that asks an uncensored model to be safe."
     )

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -13,17 +13,28 @@ from sails_align.data import OF_MODELS
 from sails_align.data.loading import load_rows
 from sails_align.data.options import DataOptions
 from sails_align.data.pairs import normalize, requests_of
+from sails_align.data.splits import split_by_prompt
 from sails_align.data.tokens import TemplateCheck, TokenizedSide, padded, tokenize_response
-from sails_align.edits.options import RequestOptions
-from sails_align.edits.weights import Weights
+from sails_align.edits.options import ContrastOptions, RequestOptions
 from sails_align.models.adapters import read_json
 from sails_align.models.blocks import Batch
-from sails_align.models.spec import stem_of
+from sails_align.models.spec import ModelSpec, stem_of
 from sails_align.subspace.forward import batches
 
 SIDES = ("harmful", "harmless")
+LEAST = 10
+"""Requests of each side, where a fifth is for validation."""
 BATCH, BATCH_TOKENS = 8, 4096
 """Sequences and tokens in a batch, at most."""
+
+
+class HasSpec(Protocol):
+    """A model that is known by what was resolved."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What `resolve_model` found."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -67,7 +78,7 @@ class Requests:
 
 
 def find_requests(
-    option: str, options: RequestOptions, run: Path, models: Iterable[Weights], tokenizer: PreTrainedTokenizerBase
+    option: str, options: RequestOptions, run: Path, models: Iterable[HasSpec], tokenizer: PreTrainedTokenizerBase
 ) -> Requests:
     """Return the requests that an option stands for.
 
@@ -145,3 +156,21 @@ def response_batches(
     if not found:
         raise InputError(f"max_length ({max_length}) leaves no token of the responses of {source}; raise it")
     return found
+
+
+def split_sides(
+    options: ContrastOptions, run: Path, model: HasSpec, tokenizer: PreTrainedTokenizerBase
+) -> tuple[dict[str, Dataset], dict[str, Dataset], str]:
+    """Return rows of each of `SIDES` to fit on, others for validation (a fifth), and where they are from.
+
+    Raises `InputError` as `find_requests`; or if a side has fewer than `LEAST` requests.
+    """
+    fitted, validation, sources = {}, {}, []
+    for option in ("dataset_name", "helpful_dataset_name"):
+        found, side = find_requests(option, options, run, [model], tokenizer), ROLES[option].side
+        rows = found.some(options.n_prompts, options.data_seed)
+        if len(rows) < LEAST:
+            raise InputError(f"{found.source} has {len(rows)} {side} requests; give at least {LEAST}")
+        fitted[side], validation[side] = split_by_prompt(rows, len(rows) // 5, options.data_seed, found.source)
+        sources.append(f"{len(rows)} {side} prompts of {found.source}")
+    return fitted, validation, ", ".join(sources)

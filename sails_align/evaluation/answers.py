@@ -20,7 +20,7 @@ from sails_align.evaluation.output import default_cache, stem_with_run, write_ro
 from sails_align.evaluation.pipeline import respond
 from sails_align.evaluation.prompts.load import counted, load_all
 from sails_align.evaluation.reasoning import answer_of
-from sails_align.evaluation.records import Completion, Prompt
+from sails_align.evaluation.records import GUARDED, Completion, Prompt
 
 SENTENCE = re.compile(r".*(?:(?<!\d)\.|[!?])[\"')\]*]*(?=\s|$)", re.DOTALL)
 """Up to the end of the last whole sentence; the number of a list's item (`2.`) is none."""
@@ -48,11 +48,14 @@ def write_answers(how: ResponseArguments, asked: PromptArguments, output: Answer
         say(f"    {counted(prompts)}")
         stages.begin("answers", f"{how.model} by {how.backend}")
         backend = make_backend(how, find_spec(how), prompts)
-        rows = rows_of(prompts, respond(backend, prompts, how.sampling(prompts), cache, progress=output.progress))
+        completions = respond(backend, prompts, how.sampling(prompts), cache, progress=output.progress)
+        rows = rows_of(prompts, completions)
         if not rows:
             raise InputError(f"{how.model} answered none of the {len(prompts)} prompts; try a larger --max_new_tokens")
         write_rows(file, rows)
-    show(f"{file}: {len(rows)} answers to {len(prompts)} prompts")
+    refused = sum(completion.finish_reason == GUARDED for completion in completions)
+    by_guard = f", {refused} of them the guard's refusals" if how.guard else ""
+    show(f"{file}: {len(rows)} answers to {len(prompts)} prompts{by_guard}")
     return file
 
 

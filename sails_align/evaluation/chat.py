@@ -121,7 +121,8 @@ def conversations(options: ChatArguments, steering: SteeringOptions) -> dict[str
 
     Raises `InputError` if the model, its adapter or the device cannot be used, or there is nothing to compare.
     """
-    spec, hook = find_spec(options.response()), hook_of(steering)
+    spec = find_spec(options.response())
+    hook = hook_of(steering, spec)
     assert spec is not None, "it runs in this process"
     if options.base and spec.adapter is None and hook is None:
         raise InputError(

@@ -17,7 +17,7 @@ from sails_align.models.resolve import without_adapter
 from sails_align.models.spec import ModelSpec
 
 BASE = "base"
-"""`--compare base`: the model without its adapter and without steering."""
+"""`--compare base`: the model without its adapter, without steering and without a guard."""
 COMPARED, COMPARISON_FILE = "compared", "comparison.json"
 
 
@@ -32,11 +32,11 @@ class Responder:
 
 
 def compared_with(name: str, evaluated: Responder) -> Responder:
-    """Find the model to compare with. It responds as the evaluated one does, but is not steered.
+    """Find the model to compare with. It responds as the evaluated one does, but is neither steered nor guarded.
 
     Raises `InputError` if there is no such model, or `base` is what is evaluated.
     """
-    how, spec = evaluated.how, evaluated.spec
+    how, spec = replace(evaluated.how, guard=None), evaluated.spec
     if name != BASE:
         other = replace(how, model=name, base_model=None, revision=None)
         return Responder(other, find_spec(other))
@@ -46,10 +46,10 @@ def compared_with(name: str, evaluated: Responder) -> Responder:
         return Responder(replace(how, model=how.base_model, base_model=None), None)
     if spec.adapter is not None:
         return Responder(how, without_adapter(spec))
-    if evaluated.hook is not None:
+    if evaluated.hook is not None or evaluated.how.guard is not None:
         return Responder(how, spec)
     raise InputError(
-        f"compare is base, but {how.model} has neither an adapter nor steering to leave out;\n"
+        f"compare is base, but {how.model} has neither an adapter nor steering nor a guard to leave out;\n"
         "give --compare the model that it was trained from"
     )
 

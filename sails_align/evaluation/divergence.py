@@ -79,6 +79,8 @@ def run_divergence(
     """
     if how.backend != "hf":
         raise InputError(f"backend is {how.backend}, which does not give all probabilities of a token; use hf")
+    if how.guard is not None:
+        raise InputError("guard is given, but a guard changes no probabilities of the model; leave it out")
     folder = output_folder(run, "divergence", how.model)
     with opened(folder, run, "sails eval divergence", ("prompts", "answers", "divergence")) as (stages, cache):
         say(f"divergence of {how.model}; output: {folder}/ (all lines: {LOG_FILE})")

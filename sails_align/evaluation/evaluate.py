@@ -14,6 +14,7 @@ from sails_align.evaluation.options import PromptArguments, ResponseArguments
 from sails_align.evaluation.output import write_responses
 from sails_align.evaluation.pipeline import respond
 from sails_align.evaluation.records import (
+    GUARDED,
     Backend,
     Completion,
     InferenceHook,
@@ -83,7 +84,9 @@ def evaluate(
         if folder is not None:
             write_responses(folder / "responses.jsonl", prompts, responses)
         verdicts = _verdicts(panel, tasks, prompts, responses, reference)
-        about = _about(panel, verdicts, {**made_by, "judges": panel.identities(), **(provenance or {})})
+        about = _about(
+            panel, verdicts, prompts, responses, {**made_by, "judges": panel.identities(), **(provenance or {})}
+        )
     compared = None if reference is None else tuple(reference)
     binary = {**panel.members, VOTE: panel.binary}
     made = (tuple(prompts), tuple(responses), verdicts, binary, compared, about)
@@ -93,13 +96,31 @@ def evaluate(
     return result
 
 
-def _about(panel: Panel, verdicts: Verdicts, provenance: Mapping[str, Any]) -> dict[str, Any]:
+def _about(
+    panel: Panel,
+    verdicts: Verdicts,
+    prompts: Sequence[Prompt],
+    responses: Sequence[Completion],
+    provenance: Mapping[str, Any],
+) -> dict[str, Any]:
     return {
         "agreement": panel.agreement(verdicts),
         "unscored": unscored(verdicts),
-        "notes": panel.notes(verdicts),
+        "notes": [*panel.notes(verdicts), *_refused_by_guard(prompts, responses)],
         "provenance": {**provenance, "versions": package_versions()},
     }
+
+
+def _refused_by_guard(prompts: Sequence[Prompt], responses: Sequence[Completion]) -> list[str]:
+    """Return a note that counts the prompts that a guard refused, if it refused any."""
+    counts = []
+    for kind in ("harmful", "harmless"):
+        of = [r for p, r in zip(prompts, responses, strict=True) if (p.kind == "harmful") == (kind == "harmful")]
+        refused = sum(response.finish_reason == GUARDED for response in of)
+        counts += [(refused, f"{refused} of {len(of)} {kind} prompts")] if of else []
+    if not any(refused for refused, _ in counts):
+        return []
+    return [f"refused by the guard before the model responded: {', '.join(text for _, text in counts)}"]
 
 
 def _verdicts(

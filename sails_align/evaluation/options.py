@@ -23,8 +23,8 @@ HARMLESS: Mapping[str, frozenset[str]] = {
     "known by what they name": frozenset(
         (
             *("model", "base_model", "base", "revision", "base_url", "chat_template_path", "judge_model"),
-            "server_template",
-            *("judge_base_url", "steer_subspace", "reference", "compare", "include_path", "suffixes", "labels"),
+            *("server_template", "guard"),
+            *("judge_base_url", "steer_subspace", "gate", "reference", "compare", "include_path", "suffixes", "labels"),
         )
     ),
 }
@@ -77,6 +77,10 @@ class ResponseArguments:
     chat_template_path: str | None = option(
         None, "Chat template for a model without one: a Jinja file, or human_assistant."
     )
+    guard: str | None = option(
+        None,
+        "Folder of a calibrated guard of the model (`sails guard`): it refuses prompts before the model responds (hf).",
+    )
     server_template: str | None = option(
         None,
         "The chat template that a server was started with, likewise (openai): if it begins turns with plain text, "
@@ -96,6 +100,11 @@ class ResponseArguments:
             given = "--backend openai" if self.base_url is None else "--base_url"
             other = "--base_url" if self.base_url is None else "--backend openai"
             raise InputError(f"{given} is given without {other}; give both, or none to run the model here")
+        if self.guard is not None and self.backend != "hf":
+            raise InputError(
+                f"guard is given, but a guard reads hidden states, which are out of reach with backend "
+                f"{self.backend!r};\nuse --backend hf"
+            )
         if self.backend == "openai" and self.chat_template_path is not None:
             raise InputError(
                 "chat_template_path is given, but a server has its own template;\n"
@@ -217,7 +226,7 @@ class ComparedArguments:
     compare: str | None = option(
         None,
         "Another model to evaluate on the same prompts, with the same judges and seed, and to subtract: `base` (the "
-        "model without its adapter and without steering), or a model like --model, on the same backend.",
+        "model without its adapter, steering and guard), or a model like --model, on the same backend.",
     )
 
     def __post_init__(self) -> None:

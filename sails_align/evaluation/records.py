@@ -69,6 +69,10 @@ class Sampling:
     """JSON schema that a server is asked to keep to (structured output)."""
 
 
+GUARDED = "guard"
+"""The finish reason of a prompt that a guard refused before the model responded."""
+
+
 @dataclass(frozen=True)
 class Completion:
     """A backend's result for one conversation."""
@@ -76,7 +80,7 @@ class Completion:
     text: str | None
     """None if there is no response."""
     finish_reason: str | None = None
-    """`stop`, `length`, or what the server says (`content_filter`, ...)."""
+    """`stop`, `length`, `guard`, or what the server says (`content_filter`, ...)."""
     error: str | None = None
     """Why there is no text."""
 

@@ -54,7 +54,8 @@ def reference_answers(
 
 
 def _reference_backend(name: str, how: ResponseArguments, prompts: Sequence[Prompt]) -> Backend:
-    other = replace(how, model=name, base_model=None, revision=None, chat_template_path=None, server_template=None)
+    own = {"base_model": None, "revision": None, "chat_template_path": None, "server_template": None, "guard": None}
+    other = replace(how, model=name, **own)
     return make_backend(other, find_spec(other), prompts)
 
 

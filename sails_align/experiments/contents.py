@@ -12,7 +12,7 @@ from sails_align.models.contents import content_of
 
 NAMES_FILES = re.compile(
     r"(path|server_template|model|dataset_name|prompts|reference|compare|subspace|(?<!dataset_)config|config_file|deepspeed|tasks|base|testbed"
-    r"|suffixes|freeze_units)$"
+    r"|suffixes|freeze_units|guard|gate)$"
 )
 """Options whose values can be files or folders; of others, values with a slash in them can, too."""
 

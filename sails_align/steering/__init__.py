@@ -11,6 +11,7 @@ from sails_align.core.registry import Entry, Registry
 from sails_align.steering.options import SteeringOptions
 
 if TYPE_CHECKING:
+    from sails_align.models.spec import ModelSpec
     from sails_align.steering.hook import Steering
 
 HOOKS = Registry(
@@ -22,10 +23,11 @@ HOOKS = Registry(
 )
 
 
-def hook_of(options: SteeringOptions) -> "Steering | None":
+def hook_of(options: SteeringOptions, spec: "ModelSpec | None" = None) -> "Steering | None":
     """Make the hook that options ask for; None if they ask for none.
 
-    Raises `InputError` if there is no such hook, or the subspace is missing or damaged.
+    Raises `InputError` if there is no such hook, the subspace or the gate's guard is missing or damaged, or the guard
+    is of another model than `spec`.
     """
     if options.steer is None:
         return None
@@ -34,4 +36,12 @@ def hook_of(options: SteeringOptions) -> "Steering | None":
     from sails_align.subspace.basis import Subspace
 
     assert options.steer_subspace is not None, "checked with the options"
-    return Steering(options, Subspace.load(Path(options.steer_subspace)))
+    subspace = Subspace.load(Path(options.steer_subspace))
+    if options.gate is None:
+        return Steering(options, subspace)
+    from sails_align.guards.guard import Guard
+
+    guard = Guard.load(Path(options.gate))
+    if spec is not None:
+        guard.check_model(spec)
+    return Steering(options, subspace, guard)

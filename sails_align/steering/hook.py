@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -13,6 +13,9 @@ from sails_align.models.hooks import edited
 from sails_align.steering import HOOKS
 from sails_align.steering.options import SteeringOptions
 from sails_align.subspace.basis import Subspace
+
+if TYPE_CHECKING:
+    from sails_align.guards.guard import Guard
 
 
 def steer(
@@ -48,13 +51,19 @@ class Steering:
 
     options: SteeringOptions
     subspace: Subspace
+    guard: "Guard | None" = None
+    """That opens the gate; None: everything is steered."""
 
     def identity(self) -> dict[str, Any]:
         """Return all that decides its effect on a model; the subspace by its content, not its path."""
-        named = {name: value for name, value in asdict(self.options).items() if name != "steer_subspace"}
+        options = asdict(self.options)
+        named = {name: value for name, value in options.items() if name != "steer_subspace" and "gate" not in name}
+        if self.guard is not None:
+            named |= {name: value for name, value in options.items() if name.startswith("gate_")}
+            named["gate"] = self.guard.hash
         return {**named, "subspace": tensors_hash(self.subspace.tensors())}
 
-    def __call__(self, model: Any) -> AbstractContextManager[None]:
+    def __call__(self, model: Any) -> AbstractContextManager[Any]:
         """Steer a loaded model within the block."""
         bases, wanted = self.subspace.bases, self.options.steer_layers
         lacking = sorted(set(wanted or ()) - bases.keys())
@@ -70,4 +79,9 @@ class Steering:
             )
         make = HOOKS.get(str(self.options.steer)).load()
         layers = list(bases) if wanted is None else wanted
-        return edited(model, {layer: make(bases[layer], self.options) for layer in layers})
+        edits = {layer: make(bases[layer], self.options) for layer in layers}
+        if self.guard is None:
+            return edited(model, edits)
+        from sails_align.steering.gate import gated
+
+        return gated(model, edits, self.guard, self.options)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from sails_align.core.errors import InputError
-from sails_align.core.options import option
+from sails_align.core.options import check_least, check_positive, option
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,18 @@ class SteeringOptions:
     )
     steer_layers: list[int] | None = option(None, "Layers to steer; default: all of the subspace.")
     steer_direction: int = option(0, "add: number of the direction in each basis; 0 is the most important one.")
+    gate: str | None = option(
+        None, "Folder of a guard (`sails guard fit`): steer only while its probability of harm is high."
+    )
+    gate_prompt: float = option(0.75, "Probability of the prompt from which on its response is steered.")
+    gate_every: int = option(4, "Tokens of a response between two readings of the probability.")
+    gate_high: float = option(
+        0.9, "Probability from which on a reading is high: the steering gets 1.5 times as strong."
+    )
+    gate_high_steps: int = option(6, "High readings in a row after which it is twice as strong.")
+    gate_low: float = option(0.7, "Probability up to which a reading is low.")
+    gate_low_steps: int = option(4, "Low readings in a row after which the steering goes back by one step.")
+    gate_clamp: float | None = option(None, "Clip steered hidden states to this absolute value; default: do not.")
 
     def __post_init__(self) -> None:
         if (self.steer is None) != (self.steer_subspace is None):
@@ -26,5 +38,15 @@ class SteeringOptions:
             raise InputError(f"{given} is {getattr(self, given)}, but {lacking} is not given; give both, or none")
         if self.steer_strength is not None and not abs(self.steer_strength) < float("inf"):
             raise InputError(f"steer_strength is {self.steer_strength}; choose a finite number")
+        if self.gate is not None and self.steer is None:
+            raise InputError("gate is given, but there is no steering that it could gate; give --steer, too")
+        for name in ("gate_prompt", "gate_high", "gate_low"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} is {getattr(self, name)}, but it is a probability: choose 0 to 1")
+        if self.gate_low >= self.gate_high:
+            raise InputError(f"gate_low is {self.gate_low}; choose a value below gate_high ({self.gate_high})")
+        check_least(self, gate_every=1, gate_high_steps=1, gate_low_steps=1)
+        if self.gate_clamp is not None:
+            check_positive(self, "gate_clamp")
         if self.steer_direction < 0:
             raise InputError(f"steer_direction is {self.steer_direction}; choose 0 or more")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils.memory import clear_device_cache
@@ -20,11 +20,14 @@ from transformers import (
 from sails_align.core.artifacts import content_hash
 from sails_align.evaluation.backends.local_model import Batches, context_length, decode_opening, decode_response, encode
 from sails_align.evaluation.backends.stops import VERSION, Stops, StopTexts, stops_of
-from sails_align.evaluation.records import Completion, Conversation, InferenceHook, Sampling
+from sails_align.evaluation.records import GUARDED, Completion, Conversation, InferenceHook, Sampling
 from sails_align.models.generation import neutral_config, neutral_generation, say_what_is_left_out
 from sails_align.models.load import load_model, load_spec_tokenizer
 from sails_align.models.spec import ModelSpec
 from sails_align.models.threads import fitting_threads
+
+if TYPE_CHECKING:
+    from sails_align.guards.guard import Guard
 
 
 class HFBackend:
@@ -36,10 +39,18 @@ class HFBackend:
         spec: what is loaded with the first request; None: see `of`.
         batch_size: conversations in a batch, at most; halved when memory runs out.
         hook: applied to the model while it responds.
+        guard: refuses conversations before the model responds. It reads the model without the hook.
     """
 
-    def __init__(self, spec: ModelSpec | None, *, batch_size: int = 32, hook: InferenceHook | None = None) -> None:
-        self._spec, self._batch_size, self._hook = spec, batch_size, hook
+    def __init__(
+        self,
+        spec: ModelSpec | None,
+        *,
+        batch_size: int = 32,
+        hook: InferenceHook | None = None,
+        guard: "Guard | None" = None,
+    ) -> None:
+        self._spec, self._batch_size, self._hook, self._guard = spec, batch_size, hook, guard
         self._loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None
         self._stream: Callable[[str], None] | None = None
 
@@ -63,8 +74,9 @@ class HFBackend:
         return backend
 
     def identity(self) -> dict[str, Any]:
-        """Return the model, the type of its weights, and the hook."""
+        """Return the model, the type of its weights, the hook and the guard."""
         hook = {} if self._hook is None else {"hook": self._hook.identity()}
+        hook |= {} if self._guard is None else {"guard": self._guard.identity()}
         if self._spec is None:
             assert self._loaded is not None
             return {"backend": "hf", "model": {"name": self._loaded[0].name_or_path, "in_memory": True}, **hook}
@@ -88,10 +100,26 @@ class HFBackend:
         was_training = model.training
         model.eval()
         try:
+            refused = self._refused(model, tokenizer, conversations)
+            yield from refused.items()
+            asked = [index for index in range(len(conversations)) if index not in refused]
             with nullcontext() if self._hook is None else self._hook(model), neutral_generation(model, stops.ids):
-                yield from _complete(model, tokenizer, conversations, sampling, stops, self._batch_size, self._stream)
+                rest = [conversations[index] for index in asked]
+                completions = _complete(model, tokenizer, rest, sampling, stops, self._batch_size, self._stream)
+                yield from ((asked[place], completion) for place, completion in completions)
         finally:
             model.train(was_training)
+
+    def _refused(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation]
+    ) -> dict[int, Completion]:
+        """Return the guard's refusals by the index of the conversation; none without a guard."""
+        if self._guard is None:
+            return {}
+        messages = [conversation for conversation in conversations if not isinstance(conversation, str)]
+        assert len(messages) == len(conversations), "guards read conversations, and no texts"
+        is_refused = self._guard.refused(model, tokenizer, messages)
+        return {index: Completion(self._guard.refusal, GUARDED) for index, one in enumerate(is_refused) if one}
 
     def close(self) -> None:
         """Free the memory of a model that was loaded here."""

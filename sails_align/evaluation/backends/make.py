@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sails_align.core.artifacts import content_hash
 from sails_align.core.errors import InputError
@@ -14,6 +15,9 @@ from sails_align.evaluation.records import Backend, InferenceHook, Prompt
 from sails_align.models.load import load_tokenizer
 from sails_align.models.resolve import resolve_model
 from sails_align.models.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from sails_align.guards.guard import Guard
 
 
 def find_spec(how: ResponseArguments) -> ModelSpec | None:
@@ -43,7 +47,8 @@ def make_backend(
         hook: applied to the model while it responds.
 
     Raises:
-        InputError: if the backend cannot serve the adapter, or cannot apply the hook.
+        InputError: if the backend cannot serve the adapter, or cannot apply the hook; or if the guard is of another
+            model, or not calibrated.
     """
     if how.clade_oracle:
         if hook is not None:
@@ -58,11 +63,22 @@ def make_backend(
         )
     if spec is not None:
         sizes = {"tensor_parallel_size": how.tensor_parallel_size, "max_model_len": how.max_model_len}
-        return in_process(spec, how.backend, how.batch_size, **sizes, hook=hook)
+        return in_process(spec, how.backend, how.batch_size, **sizes, hook=hook, guard=_guard_of(how, spec))
     served = _served(how, how.model)
     if how.base_model is None:
         return served
     return CheckedBackend(served, _served(how, how.base_model), [prompt.messages for prompt in prompts])
+
+
+def _guard_of(how: ResponseArguments, spec: ModelSpec) -> "Guard | None":
+    if how.guard is None:
+        return None
+    from sails_align.guards.guard import Guard
+
+    guard = Guard.load(Path(how.guard))
+    guard.check_model(spec)
+    assert guard.calibrated is not None  # which raises before anything is loaded
+    return guard
 
 
 def _served(how: ResponseArguments, model: str) -> Backend:
@@ -91,12 +107,13 @@ def in_process(
     tensor_parallel_size: int = 1,
     max_model_len: int | None = None,
     hook: InferenceHook | None = None,
+    guard: "Guard | None" = None,
 ) -> Backend:
     """Make the backend of a model in this process; raise `InputError` if vLLM cannot serve the adapter."""
     if backend == "hf":
         from sails_align.evaluation.backends.hf import HFBackend
 
-        return HFBackend(spec, batch_size=batch_size, hook=hook)
+        return HFBackend(spec, batch_size=batch_size, hook=hook, guard=guard)
     from sails_align.evaluation.backends.serving import check_serving
     from sails_align.evaluation.backends.vllm_backend import VLLMBackend
 
