@@ -148,10 +148,14 @@ def prompt_graph(
         "n_prompts": len(sides),
         "prompts_sha256": content_hash([side.input_ids for side in sides]),
     }
-    return PromptGraph({layer: _penalty(layer, states[layer], options) for layer in layers}, metadata)
+    return PromptGraph({layer: graph_penalty(layer, states[layer], options) for layer in layers}, metadata)
 
 
-def _penalty(layer: int, states_ND: Tensor, options: SAETrainingOptions) -> GraphPenalty:
+def graph_penalty(layer: int, states_ND: Tensor, options: SAETrainingOptions) -> GraphPenalty:
+    """Return the penalty of one layer, from hidden states at the last tokens of prompts.
+
+    Raises `InputError` if no two coordinates are connected.
+    """
     centred_ND = states_ND.double() - states_ND.double().mean(0)
     weights_DD = adjacency(centred_ND, options.graph_threshold)
     n_edges = int((weights_DD > 0).sum()) // 2

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from sails_align.cli import train_sae
 from sails_align.core.errors import InputError
-from sails_align.saes.graph import GraphPenalty, adjacency, energies, laplacian, permuted
+from sails_align.saes.graph import GraphPenalty, adjacency, energies, graph_penalty, laplacian, permuted
 from sails_align.saes.layer_trainer import LayerTrainer
 from sails_align.saes.options import SAETrainingOptions
 
@@ -103,7 +103,7 @@ def test_the_gradient_is_that_of_the_loss_with_the_penalty() -> None:
 
 def trained(architecture: str, penalty: GraphPenalty | None) -> LayerTrainer:
     hidden_TD = torch.randn(1000, 12, generator=torch.Generator().manual_seed(2))
-    options = SAETrainingOptions(architecture=architecture, d_sae=24, k=4, n_tokens=8000, batch_size=100)
+    options = SAETrainingOptions(architecture=architecture, d_sae=24, k=2, n_tokens=8000, batch_size=100)
     trainer = LayerTrainer(12, options.for_width(12), "cpu", {"model_name": "tiny"}, penalty)
     while not trainer.done:
         trainer.train(hidden_TD)
@@ -168,16 +168,21 @@ def test_what_was_used_is_in_the_report_the_metadata_and_the_card(tmp_path: Path
 def test_other_prompts_are_another_training(tmp_path: Path, project: "Project") -> None:
     words = argv(project, tmp_path, *with_graph(project))
     train_sae.main(words)
-    with pytest.raises(InputError, match=r"different: .*graph"):
+    with pytest.raises(InputError, match=r"\(different: metadata\)"):
         train_sae.main([*words, "--graph_dataset_name", str(project.folder / "safety.jsonl")])
 
 
-def test_a_graph_that_leaves_most_coordinates_alone_is_warned_of(
-    tmp_path: Path, project: "Project", caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_graph_that_leaves_most_coordinates_alone_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    states_ND = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
+    states_ND[:, 1] = states_ND[:, 0]
+    options = SAETrainingOptions(graph_lambda=1.0, graph_threshold=0.9)
     with caplog.at_level(logging.WARNING):
-        train_sae.main(argv(project, tmp_path, *with_graph(project, "--graph_threshold", "0.85")))
-    assert "coordinates have no neighbour in the graph" in caplog.text
+        penalty = graph_penalty(2, states_ND, options)
+    assert (penalty.n_edges, penalty.n_isolated) == (1, 6)
+    assert "layer 2: 6 of 8 coordinates have no neighbour in the graph" in caplog.text
+    caplog.clear()
+    graph_penalty(2, states_ND[:, :2], options)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(
