@@ -21,12 +21,14 @@ from sails_align.saes.options import SAETrainingOptions
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from sails_align.data.messages import Message
     from sails_align.saes.train import SAEReport
     from sails_align.testbed.build import Testbed
 
 logger = logging.getLogger(__name__)
 
 NO_LIMIT = 2**31
+N_GRAPH_PROMPTS = 512
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,11 @@ class SAEArguments:
     dataset_config: str | None = option(None, "Its configuration.")
     dataset_split: str = option("train", "Its split.")
     on_bad_rows: str = option("error", "Rows that cannot be used: error, or skip (counted).")
+    graph_dataset_name: str | None = option(
+        None,
+        "Prompts for the graph of --graph_lambda: a hub id, file or folder, or testbed or smollm2 for theirs. Default: "
+        f"those that come with the model; at most {N_GRAPH_PROMPTS} of each kind.",
+    )
     output_dir: str | None = option(None, "Default: runs/saes-<model>.")
     overwrite_output_dir: bool = option(False, OVERWRITE)
 
@@ -52,6 +59,8 @@ class SAEArguments:
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> "dict[int, SAEReport]":
     """Parse, train, show. Finished layers are not trained again; an interrupted training continues."""
     args, options = CommandLine.read(argv).parse([SAEArguments, SAETrainingOptions], prog=prog)
+    if args.graph_dataset_name is not None and not options.graph_lambda:
+        raise InputError("graph_dataset_name is given, but graph_lambda is 0; give both or none")
     from sails_align.core.files import output_folder
     from sails_align.core.log import LOG_FILE, Stages, log_file, say
     from sails_align.models.spec import known_as, stem_of
@@ -76,6 +85,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> "dict[in
             model_name=known_as(args.model_name_or_path or MODEL_NAME),
             dataset_name=args.dataset_name,
             overwrite=args.overwrite_output_dir,
+            graph_prompts=graph_prompts_of(args) if options.graph_lambda else None,
             **vars(options),
         )
     show(reports, output_dir)
@@ -129,6 +139,26 @@ def texts_of(
     how["check"] = TemplateCheck(tokenizer) if tokenizer.chat_template else None
     pairs = normalize(rows, name=name, **how).dataset
     return _dialogues(pairs, tokenizer)
+
+
+def graph_prompts_of(args: SAEArguments) -> "list[list[Message]]":
+    """Return the prompts of `--graph_dataset_name`, or those that come with the model.
+
+    Raises `InputError` if the dataset cannot be read, or none is named and none comes with the model.
+    """
+    from sails_align.data.loading import load_rows
+    from sails_align.data.pairs import requests_of
+    from sails_align.edits.requests import SIDES, requests_of_model
+    from sails_align.testbed.build import MODEL_NAME
+
+    name = args.graph_dataset_name
+    of_model = [requests_of_model(name or args.model_name_or_path or MODEL_NAME, side) for side in SIDES]
+    sets = [rows for rows in of_model if rows is not None]
+    if not sets and name is None:
+        raise InputError(f"no prompts come with {args.model_name_or_path}; give a dataset with --graph_dataset_name")
+    sets = sets or [requests_of(load_rows(str(name)), name=str(name))]
+    some = [rows.shuffle(seed=0).select(range(min(N_GRAPH_PROMPTS, len(rows)))) for rows in sets]
+    return [prompt for rows in some for prompt in rows["prompt"]]
 
 
 def _texts(rows: Any, column: str, name: str, on_bad_rows: str) -> Iterator[str]:
@@ -185,4 +215,7 @@ def show(reports: "dict[int, SAEReport]", output_dir: Path) -> None:
             lines.append(
                 f"layer {layer}: {report.n_massive} of {report.eval_tokens:,} tokens have massive activations: {tokens}"
             )
+        if report.graph_energy is not None:
+            of = f"its graph of {report.graph_edges:,} edges"
+            lines.append(f"layer {layer}: mean energy of the decoder on {of}: {report.graph_energy:.3f}")
     show_all(table, *lines, f"SAEs      {output_dir}/  (--sae_path {output_dir})")

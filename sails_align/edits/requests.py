@@ -94,7 +94,7 @@ def find_requests(
     """
     name, role, check = getattr(options, option), ROLES[option], TemplateCheck(tokenizer)
     if name is not None:
-        rows = _of_model(name, role.side)
+        rows = requests_of_model(name, role.side)
         return Requests(requests_of(load_rows(name), name=name, check=check) if rows is None else rows, name)
     recorded = _of_run(run, role, check)
     if recorded is not None:
@@ -102,7 +102,7 @@ def find_requests(
     trained_on = read_json(run / "run.json").get("options", {}).get("model", {}).get("model_name_or_path")
     names = [str(run), trained_on, *(name for model in models for name in (model.spec.name, model.spec.base))]
     for name in filter(None, names):
-        if (rows := _of_model(name, role.side)) is not None:
+        if (rows := requests_of_model(name, role.side)) is not None:
             return Requests(rows, f"the data of {stem_of(name)}")
     raise InputError(
         f"no {role.side} requests are known for {run}; give a dataset with --{option} (or testbed or smollm2, for "
@@ -110,7 +110,7 @@ def find_requests(
     )
 
 
-def _of_model(name: str, side: str) -> Dataset | None:
+def requests_of_model(name: str, side: str) -> Dataset | None:
     """Return the requests that come with a model, if it comes with some."""
     found = (entry.load()(name) for _, entry in OF_MODELS.items())
     return next((rows[SIDES.index(side)] for rows in found if rows is not None), None)

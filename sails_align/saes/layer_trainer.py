@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sails_align.saes.algorithms import ALGORITHMS
 from sails_align.saes.files import WEIGHTS
+from sails_align.saes.graph import GraphPenalty
 from sails_align.saes.options import FULL, WARM_UP, SAETrainingOptions
 
 DECAY = 0.3
@@ -28,10 +29,18 @@ class LayerTrainer:
     """Train one SAE on hidden states of one layer, one buffer at a time.
 
     The first buffer sets the input scaling (mean norm -> sqrt(D), so that one learning rate suits all layers) and
-    starts the decoder bias at the mean. `metadata` is the SAE configuration's: model, hook point, data.
+    starts the decoder bias at the mean. `metadata` is the SAE configuration's: model, hook point, data. `penalty` is on
+    the decoder.
     """
 
-    def __init__(self, d_model: int, options: SAETrainingOptions, device: str, metadata: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        d_model: int,
+        options: SAETrainingOptions,
+        device: str,
+        metadata: dict[str, Any],
+        penalty: GraphPenalty | None = None,
+    ) -> None:
         from sae_lens.config import SAETrainerConfig
         from sae_lens.training.sae_trainer import SAETrainer
 
@@ -54,6 +63,8 @@ class LayerTrainer:
             sae=_new_sae(d_model, options, device, metadata),
             data_provider=iter(()),  # `step` is given its batches
         )
+        if penalty is not None:
+            penalty.add_to(self.trainer.sae.W_dec)
 
     @property
     def steps(self) -> int:

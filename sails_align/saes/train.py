@@ -27,12 +27,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sails_align.core.artifacts import content_hash, file_hash, load_artifact, read_header, save_artifact, tensors_hash
 from sails_align.core.earlier import RECORD_FILE, differences, holds_other, write_record
 from sails_align.core.errors import InputError
-from sails_align.core.files import atomic_folder, disk_errors, read_record, write_json
+from sails_align.core.files import atomic_folder, disk_errors, read_record, write_json, write_text
 from sails_align.core.log import say
 from sails_align.core.progress import progress_bar
 from sails_align.core.suggestions import did_you_mean
 from sails_align.models.hooks import check_layers, decoder_layers, evaluation_mode
+from sails_align.saes.card import CARD, card_of
 from sails_align.saes.files import WEIGHTS
+from sails_align.saes.graph import PromptGraph, prompt_graph
 from sails_align.saes.layer_trainer import LayerTrainer
 from sails_align.saes.load import residual_sae
 from sails_align.saes.options import FULL, SAETrainingOptions
@@ -67,6 +69,12 @@ class SAEReport(SAEQuality):
     """Hash of all that decides the result: model weights, tokens, options."""
     sha256: str
     """Hash of the weights' file."""
+    graph_edges: int | None = None
+    """Edges of the graph of `graph_lambda`."""
+    graph_isolated: int | None = None
+    """Coordinates without a neighbour in that graph."""
+    graph_energy: float | None = None
+    """Mean energy of the decoder's directions on that graph, from 0 to 2."""
 
 
 def train_saes(
@@ -80,6 +88,7 @@ def train_saes(
     dataset_name: str | None = None,
     progress: bool = True,
     overwrite: bool = False,
+    graph_prompts: Sequence[Any] | None = None,
     **options: Any,
 ) -> dict[int, SAEReport]:
     """Train one SAE for each layer, on the outputs of the blocks at content tokens (no special tokens, no padding).
@@ -97,6 +106,8 @@ def train_saes(
         dataset_name: for the SAE's configuration.
         progress: show a bar with an estimate of the time left.
         overwrite: replace SAEs in `output_dir` that were trained with another model, text or options.
+        graph_prompts: prompts whose hidden states make the graph of the option `graph_lambda`: texts, conversations, or
+            rows of a dataset.
         options: of `SAETrainingOptions`, such as `d_sae`, `k`, `architecture`, `n_tokens`, `lr`, `seed`.
 
     Returns:
@@ -111,7 +122,10 @@ def train_saes(
         raise InputError(f"there is no option {unknown[0]!r} of SAE trainings{did_you_mean(unknown[0], known)}")
     chosen = SAETrainingOptions(**options).for_width(model.config.get_text_config().hidden_size)
     _check(model, layers, Path(output_dir))
+    if graph_prompts is not None and not chosen.graph_lambda:
+        raise InputError("graph_prompts are given, but graph_lambda is 0; give both or none")
     with evaluation_mode(model), progress_bar(progress) as bar:
+        graph = prompt_graph(model, tokenizer, graph_prompts, layers, chosen) if chosen.graph_lambda else None
         wanted = chosen.n_tokens + chosen.eval_tokens
         task = bar.add_task("reading text", total=wanted)
         corpus = read_corpus(
@@ -120,7 +134,7 @@ def train_saes(
         bar.update(task, total=int(corpus.content.sum()))
         name = model.config.name_or_path if model_name is None else model_name
         names = {"model_name": name, "dataset_path": dataset_name}
-        training = _Training.of(model, corpus, chosen, names, output_dir, overwrite=overwrite)
+        training = _Training.of(model, corpus, chosen, names, output_dir, overwrite=overwrite, graph=graph)
         finished = {layer: training.finished(layer) for layer in layers}
         reports = {layer: report for layer, report in finished.items() if report is not None}
         trainers = {layer: training.trainer(layer) for layer in layers if layer not in reports}
@@ -154,6 +168,7 @@ class _Training:
     output: Path
     overwrite: bool = False
     """Whether SAEs of another training are replaced."""
+    graph: PromptGraph | None = None
 
     @classmethod
     def of(
@@ -165,6 +180,7 @@ class _Training:
         output_dir: str | Path,
         *,
         overwrite: bool = False,
+        graph: PromptGraph | None = None,
     ) -> "_Training":
         train_W, held_out = split_windows(
             corpus, eval_tokens=options.eval_tokens, least=options.batch_size, seed=options.seed
@@ -174,13 +190,14 @@ class _Training:
             "prepend_bos": corpus.prepend_bos,
             "context_size": options.context_size,
             "exclude_special_tokens": True,
+            **({} if graph is None else {"graph": dict(graph.metadata)}),
         }
         tokens = {"ids": corpus.ids, "content": corpus.content, "ends": corpus.ends, "train": train_W}
         hashes = {"model": tensors_hash(model.state_dict()), "tokens": tensors_hash(tokens)}
         inputs = {**asdict(options), **hashes, "metadata": metadata}
-        for name in (*NOT_IN_HASH, *["save_dtype"] * (options.save_dtype == FULL)):
+        for name in (*NOT_IN_HASH, *options.unused):
             del inputs[name]
-        return cls(model, corpus, train_W, held_out, options, metadata, inputs, Path(output_dir), overwrite)
+        return cls(model, corpus, train_W, held_out, options, metadata, inputs, Path(output_dir), overwrite, graph)
 
     def folder(self, layer: int) -> Path:
         return self.output / f"layer_{layer}"
@@ -227,7 +244,8 @@ class _Training:
         d_model = self.model.config.get_text_config().hidden_size
         device = str(next(decoder_layers(self.model)[layer].parameters()).device)
         hook = {"hook_name": f"blocks.{layer}.hook_resid_post"}
-        trainer = LayerTrainer(d_model, self.options, device, self.metadata | hook)
+        penalty = None if self.graph is None else self.graph.penalties[layer]
+        trainer = LayerTrainer(d_model, self.options, device, self.metadata | hook, penalty)
         header = read_header(self.checkpoint(layer), CHECKPOINT)
         if header is not None and header["input_hash"] != self.input_hash(layer):
             self._refuse(self.checkpoint(layer))
@@ -301,6 +319,7 @@ class _Training:
         """Move a written SAE to its folder, with its report."""
         options = self.options
         assert options.d_sae is not None
+        penalty = None if self.graph is None else self.graph.penalties[layer]
         report = SAEReport(
             **asdict(quality),
             layer=layer,
@@ -311,8 +330,12 @@ class _Training:
             seconds=trainer.seconds,
             input_hash=self.input_hash(layer),
             sha256=file_hash(written / WEIGHTS),
+            graph_edges=None if penalty is None else penalty.n_edges,
+            graph_isolated=None if penalty is None else penalty.n_isolated,
+            graph_energy=None if penalty is None else penalty.mean_energy(trainer.trainer.sae.W_dec),
         )
         write_json(written / REPORT, asdict(report))
+        write_text(written / CARD, card_of(asdict(report), self.options, self.metadata))
         write_record(written, self.identity)
         with atomic_folder(self.folder(layer)) as temporary:
             shutil.copytree(written, temporary, dirs_exist_ok=True)

@@ -119,6 +119,16 @@ def test_what_sae_training_adds_is_measured(tmp_path: Path) -> None:
     assert all(0.05 < ratio < 20 for name in ("reading", "steps") for ratio in result[name])
 
 
+def test_subspaces_of_two_seeds_of_saes_are_compared(tmp_path: Path) -> None:
+    sizes = ["--layers", "1", "--n_tokens", "4000", "--d_sae", "192", "--k", "8", "--n_examples", "16"]
+    of = result_of(tmp_path / "seeds.json", "benchmarks/sae_seeds.py", *sizes)["layers"]["1"]
+    assert set(of["topk"]["l0"]) == {max(1, round(sum(of["gba"]["l0"]) / 2))}
+    for kind in of.values():
+        assert len(kind["angles"]) == min(kind["ranks"])
+        assert all(0 <= angle <= 90 for angle in kind["angles"])
+        assert 0 < kind["similarity"] < 1
+
+
 def test_the_benchmark_of_the_rules_leaves_partial_refusals_out_and_counts_rows_from_1(tmp_path: Path) -> None:
     no, yes = ("I cannot help with that.", "2_full_refusal"), ("Sure, with glue.", "1_full_compliance")
     rows = [no, yes, ("I cannot do it. However, use glue.", "3_partial_refusal"), no, ("Never.", "2_full_refusal")]

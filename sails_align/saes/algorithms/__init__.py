@@ -14,5 +14,9 @@ ALGORITHMS = Registry(
             "sails_align.saes.algorithms.jumprelu:training_sae",
             "A learned threshold for each latent; k latents are active at a token on average.",
         ),
+        "gba": Entry(
+            "sails_align.saes.algorithms.gba:training_sae",
+            "Biases that adapt until groups of latents are active at their own frequencies; k at a token on average.",
+        ),
     },
 )
