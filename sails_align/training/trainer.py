@@ -31,7 +31,7 @@ from sails_align.subspace.basis import Subspace
 from sails_align.training.callbacks import CALLBACKS
 from sails_align.training.dataset import TrainingSource
 from sails_align.training.identity import run_identity
-from sails_align.training.losses.compose import Loss, with_loss
+from sails_align.training.losses.compose import Loss, Prepared, with_loss
 from sails_align.training.plan import TrainingPlan, changed
 from sails_align.training.starts import (
     adopted,
@@ -102,6 +102,8 @@ def build_trainer(
         )
     for _, entry in CALLBACKS.items():
         entry.load()(trainer, init, args)
+    if isinstance(loss, Prepared):
+        loss.prepare(trainer, args, source)
     if loss is not None:
         loss.begin(trainer)
     return BuiltTrainer(trainer, init, args, start)

@@ -6,7 +6,13 @@ work with. `begin(trainer)` is called before the training, and called with a `Lo
 """
 
 from sails_align.core.registry import Entry, Registry
-from sails_align.training.losses.options import ConstrainedOptions, FirstTokensOptions
+from sails_align.training.losses.options import (
+    ConstrainedOptions,
+    FirstTokensOptions,
+    RedirectionOptions,
+    RedundancyOptions,
+    SspuOptions,
+)
 
 LOSSES = Registry(
     "loss",
@@ -21,5 +27,22 @@ LOSSES = Registry(
             "Keep the first tokens of responses near what they were at the start.",
             ConstrainedOptions,
         ),
+        "redundancy": Entry(
+            "sails_align.training.losses.redundancy:Redundancy",
+            "Keep groups of an adapter's rows from computing the same.",
+            RedundancyOptions,
+        ),
+        "redirection": Entry(
+            "sails_align.training.losses.redirection:Redirection",
+            "Redirect harmful answers to the nearest refusal.",
+            RedirectionOptions,
+        ),
+        "sspu": Entry(
+            "sails_align.training.losses.sspu:SSPU",
+            "Unlearn harmful answers within the span of the SAE features that are relevant to them.",
+            SspuOptions,
+        ),
     },
 )
+NEED_SAES = ("sspu",)
+"""Losses that need the SAEs of `--sae_path` or `--sae_release`."""
