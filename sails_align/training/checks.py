@@ -48,7 +48,7 @@ RANGES = (  # smallest value, the first one that is too large, and the options
 )
 LORA_OPTIONS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_rslora", "use_dora")
 
-NEED_WHOLE_WEIGHTS = ("constrained", "redundancy", "redirection", "sspu")
+NEED_WHOLE_WEIGHTS = ("constrained", "redundancy", "redirection", "sspu", "crisp")
 """Losses that compute with the weights outside of the training's own forward pass."""
 FLASH_WITH_SOFT_CAP = "2.6"
 """The first version of flash-attn with a soft-cap; transformers omits it with an older one."""
@@ -123,6 +123,12 @@ def _check_loss(args: TrainingPlan) -> None:
     if name == "sspu" and args.start not in ("default", "gaussian"):
         raise InputError(
             f"loss is sspu, which finds its own subspace for a new adapter, but training starts from {args.start};\n"
+            "add --init default"
+        )
+    is_base = args.model.use_peft and args.sails.adapter_path is None and args.sails.initializer.exact
+    if name == "crisp" and not is_base:
+        raise InputError(
+            f"loss is crisp, which compares with the base model, but training starts from {args.start};\n"
             "add --init default"
         )
 

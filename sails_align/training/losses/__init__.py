@@ -8,6 +8,7 @@ work with. `begin(trainer)` is called before the training, and called with a `Lo
 from sails_align.core.registry import Entry, Registry
 from sails_align.training.losses.options import (
     ConstrainedOptions,
+    CrispOptions,
     FirstTokensOptions,
     RedirectionOptions,
     RedundancyOptions,
@@ -42,7 +43,12 @@ LOSSES = Registry(
             "Unlearn harmful answers within the span of the SAE features that are relevant to them.",
             SspuOptions,
         ),
+        "crisp": Entry(
+            "sails_align.training.losses.crisp:CRISP",
+            "Suppress SAE features of harmful answers.",
+            CrispOptions,
+        ),
     },
 )
-NEED_SAES = ("sspu",)
+NEED_SAES = ("sspu", "crisp")
 """Losses that need the SAEs of `--sae_path` or `--sae_release`."""

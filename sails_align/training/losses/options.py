@@ -12,7 +12,7 @@ class LossOptions:
 
     loss: str | None = option(
         None,
-        "A loss built on TRL's: first_tokens, constrained, redundancy, redirection or sspu. "
+        "A loss built on TRL's: first_tokens, constrained, redundancy, redirection, sspu or crisp. "
         "Default: TRL's own loss (see --loss_type).",
     )
 
@@ -109,3 +109,18 @@ class SspuOptions:
         check_choices(self, {"sspu_vector": ("run", "step")})
         check_least(self, sspu_features=1, sspu_layer=0, sspu_retain_weight=0, sspu_lambda=0)
         check_positive(self, "sspu_scale")
+
+
+@dataclass(frozen=True)
+class CrispOptions:
+    """Options of the loss `crisp`."""
+
+    crisp_features: int = option(
+        10, "Number of SAE features in each layer that --loss crisp suppresses in harmful answers, at most."
+    )
+    crisp_retain_weight: float = option(
+        10.0, "Weight of what --loss crisp keeps, hidden states of harmless answers, beside the suppression."
+    )
+
+    def __post_init__(self) -> None:
+        check_least(self, crisp_features=1, crisp_retain_weight=0)

@@ -13,13 +13,12 @@ The texts to forget are the rejected responses to harmful requests, and those to
 TRL's loss is computed for the logs alone. What is trained is an adapter, so that the frozen model is the same without
 it.
 
-Shapes: B batch, S sequence, T tokens, D d_model, K features.
+Shapes: T tokens, D d_model, K features.
 """
 
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor
 from torch.nn.functional import mse_loss
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -27,17 +26,15 @@ from trl import DPOConfig, SFTConfig
 
 from sails_align.core.errors import InputError
 from sails_align.core.log import say
-from sails_align.data.tokens import TokenizedSide, padded
 from sails_align.initializers.targets import find_targets
-from sails_align.models.hooks import at_tokens, states_up_to
 from sails_align.training.callbacks.engines import refuse_parts
 from sails_align.training.dataset import TrainingSource
 from sails_align.training.losses.compose import LossStep, check_cross_entropy
 from sails_align.training.losses.options import SspuOptions
-from sails_align.training.losses.side_batches import SideBatches, answers
+from sails_align.training.losses.side_batches import SideBatches
 from sails_align.training.losses.sspu_subspaces import Directions, Part, find_directions, parts_of
+from sails_align.training.losses.unlearning import UnlearningData, answer_states, frozen
 from sails_align.training.plan import TrainingPlan
-from sails_align.training.subspace import saes_of
 
 
 class SSPU:
@@ -55,26 +52,14 @@ class SSPU:
     def prepare(self, trainer: Any, plan: TrainingPlan, source: TrainingSource) -> None:
         """Find the directions; raise `InputError` if the SAEs or the data do not serve."""
         options, args = self._options, trainer.args
-        if "rejected" not in source.safety.column_names or source.helpful is None:
-            lacking = "harmless requests" if source.helpful is None else "rejected responses, which are to be forgotten"
-            raise InputError(
-                f"loss is sspu, but the data has no {lacking};\n"
-                "give preference data (--dataset_name) and harmless requests with answers (--helpful_dataset_name)"
-            )
-        if not (saes := saes_of(plan, source)):
-            raise InputError(
-                f"loss is sspu, which needs SAEs of {source.name}; give --sae_release and --sae_ids, or --sae_path"
-            )
-        length = plan.training.max_length or 1024
-        self._forget = answers(source.tokenizer, source.safety, "rejected", length)
-        self._retain = answers(source.tokenizer, source.helpful, "chosen", length)
-        n, layer = options.sspu_features, options.sspu_layer
-        found = find_directions(trainer.model, saes, self._forget, self._retain, n, layer)
+        self._data = data = UnlearningData.of("sspu", plan, source)
+        found = find_directions(trainer.model, data, options.sspu_features, options.sspu_layer)
         self.directions, self.parts = found, parts_of(trainer.model, find_targets(trainer.model, "default"), found)
         size, seed = args.per_device_train_batch_size, args.seed
-        self._forgotten = SideBatches(len(self._forget), size, seed)
-        self._retained = SideBatches(len(self._retain), size, seed)
+        self._forgotten = SideBatches(len(data.forget), size, seed)
+        self._retained = SideBatches(len(data.retain), size, seed)
         most = ", ".join(map(str, found.features["relevant"][:8]))
+        n = options.sspu_features
         say(f"    sspu: layer {found.layer}, {n} features more active in harmful answers, first of all {most}")
 
     def begin(self, trainer: Any) -> None:
@@ -88,13 +73,15 @@ class SSPU:
         """Return the loss, and log its terms and the share of the update that is outside of the subspace."""
         assert self.directions is not None, "`prepare` comes first"
         turn, model = self._forgotten.turn(step.trainer), step.trainer.accelerator.unwrap_model(step.model)
-        retained = [self._retain[i] for i in self._retained.indices(turn)]
-        kept_TD = self._frozen(model, retained)
-        retain = mse_loss(self._states(model, retained), kept_TD)
-        moved_TD = self._states(model, [self._forget[i] for i in self._forgotten.indices(turn)])
+        layer, retained = self.directions.layer, [self._data.retain[i] for i in self._retained.indices(turn)]
+        with frozen(model):
+            kept_TD = answer_states(model, [layer], retained)[layer]
+        retain = mse_loss(answer_states(model, [layer], retained)[layer], kept_TD)
+        forgotten = [self._data.forget[i] for i in self._forgotten.indices(turn)]
+        moved_TD = answer_states(model, [layer], forgotten)[layer]
         target_D = self._options.sspu_scale * self.directions.norm * self.control(step.trainer.args.seed, turn)
         forget = mse_loss(moved_TD, target_D.to(moved_TD).expand_as(moved_TD))
-        total, outside = (sum(each) for each in zip(*(part.energies() for part in self.parts), strict=True))
+        total, outside = torch.stack([torch.stack(part.energies()) for part in self.parts]).sum(0)
         step.log("sspu_forget", forget)
         step.log("sspu_retain", retain)
         step.log("sspu_outside", outside / total.clamp(min=torch.finfo(total.dtype).tiny))
@@ -108,22 +95,6 @@ class SSPU:
         assert self.directions is not None, "`prepare` comes first"
         number = seed + turn if self._options.sspu_vector == "step" else seed
         return control_vector(self.directions.irrelevant, number)
-
-    def _states(self, model: PeftModel, sides: list[TokenizedSide]) -> Tensor:
-        """Return the hidden states of the layer at the answers' tokens. (T, D) float32"""
-        assert self.directions is not None, "`prepare` comes first"
-        ids_BS, attention_BS, mask_BS = padded(sides)
-        layer = self.directions.layer
-        return at_tokens(states_up_to(model, [layer], ids_BS, attention_BS)[layer], mask_BS).float()
-
-    @torch.no_grad()
-    def _frozen(self, model: PeftModel, sides: list[TokenizedSide]) -> Tensor:
-        model.eval()  # without dropout
-        try:
-            with model.disable_adapter():
-                return self._states(model, sides)
-        finally:
-            model.train()
 
 
 def control_vector(basis_DK: Tensor, seed: int) -> Tensor:

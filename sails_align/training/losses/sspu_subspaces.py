@@ -13,15 +13,13 @@ from torch.nn.functional import normalize
 
 from sails_align.core.errors import InputError
 from sails_align.core.linalg import orthonormalize
-from sails_align.data.tokens import TokenizedSide
 from sails_align.initializers.targets import SIDES, Target
 from sails_align.models.hooks import decoder_layers
 from sails_align.models.norms import norm_gain
-from sails_align.saes.load import ResidualSAE
-from sails_align.subspace.forward import discover
 from sails_align.subspace.selection import FeatureFitter, rank_features
 from sails_align.subspace.separation import separation
 from sails_align.subspace.statistics import ActivationFitter, TokenStats
+from sails_align.training.losses.unlearning import UnlearningData
 
 N_BLOCKS = 3
 """Blocks that are trained: that of the layer, and those before it. As in RMU."""
@@ -42,37 +40,27 @@ class Directions:
     """The latents of both kinds."""
 
 
-def find_directions(
-    model: nn.Module,
-    saes: Mapping[int, ResidualSAE],
-    forget: Sequence[TokenizedSide],
-    retain: Sequence[TokenizedSide],
-    n_features: int,
-    layer: int | None,
-) -> Directions:
-    """Rank the features of a layer by their mean activations on two kinds of texts.
+def find_directions(model: nn.Module, data: UnlearningData, n_features: int, layer: int | None) -> Directions:
+    """Rank the features of a layer by their mean activations in harmful and in harmless answers.
 
     Args:
         model: as it is before it is trained.
-        saes: by layer.
-        forget: harmful answers; the masked tokens count.
-        retain: harmless answers.
+        data: the answers, and SAEs.
         n_features: of each kind.
         layer: None: of the layers with an SAE, the one whose hidden states tell the two kinds of texts apart best.
 
     Raises:
         InputError: if the layer has no SAE, or it has too few active features.
     """
+    saes = data.saes
     if layer is not None and layer not in saes:
         raise InputError(f"sspu_layer is {layer}, but there are SAEs of layers {', '.join(map(str, saes))}; choose one")
-    layers = list(saes) if layer is None else [layer]
-    sides = {"prompt": {"aligned": retain, "unaligned": forget}}  # `separation` compares what is called prompts
-    moments = ActivationFitter()
-    discover(model, sides, [moments], layers)
+    layers, moments = (list(saes) if layer is None else [layer]), ActivationFitter()
+    data.fit(model, moments, layers)
     stats = moments.result()
     layer = max(layers, key=lambda each: separation(stats, each))
     features = FeatureFitter({layer: saes[layer]})
-    discover(model, sides, [features], [layer])
+    data.fit(model, features, [layer])
     relevant, irrelevant = chosen_features(features.result(), layer, n_features)
     rows_KD = normalize(features.saes[layer].W_dec_FD.cpu()[[*relevant, *irrelevant]].double(), dim=1)
     n, d_model = rows_KD.shape

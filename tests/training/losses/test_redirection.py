@@ -126,10 +126,10 @@ def test_a_resumed_training_has_the_same_targets_and_texts(project: Project, tmp
     argv = project.argv(tmp_path / "run", *OURS, "--max_steps", "4", "--save_total_limit", "9")
     align.main("sft", argv)
     whole = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    assert "redirection_weight" in (tmp_path / "run" / "README.md").read_text(), "the model card"
     resumed = build(argv)
     resumed.trainer.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
     assert distance(adapter_weights(resumed.trainer), whole) < 1e-6
-    assert "redirection_weight" in (tmp_path / "run" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
