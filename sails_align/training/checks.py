@@ -115,11 +115,13 @@ def _of_other_losses(args: TrainingPlan) -> list[str]:
 
 def _check_loss(args: TrainingPlan) -> None:
     """Refuse a loss that does not suit what is trained."""
-    name, groups = args.of(LossOptions).loss, args.of(RedundancyOptions).redundancy_groups
+    name = args.of(LossOptions).loss
     if name == "redundancy" and not args.model.use_peft:
         raise InputError("loss is redundancy, which is of an adapter, but use_peft is false; leave one of them out")
-    if name == "redundancy" and args.sails.adapter_path is None and groups > args.model.lora_r:
-        raise InputError(f"redundancy_groups is {groups}, but lora_r is {args.model.lora_r}; choose at most that")
+    if name == "redundancy" and args.sails.adapter_path is None:
+        groups, rank = args.of(RedundancyOptions).redundancy_groups, args.model.lora_r
+        if groups > rank:
+            raise InputError(f"redundancy_groups is {groups}, but lora_r is {rank}; choose at most that")
     if name == "sspu" and args.start not in ("default", "gaussian"):
         raise InputError(
             f"loss is sspu, which finds its own subspace for a new adapter, but training starts from {args.start};\n"

@@ -33,7 +33,7 @@ COUNTED = set(
     first_tokens first_tokens_weight constrained_first_betas constrained_beta
     redundancy_weight redundancy_groups redundancy_form redirection_weight redirection_layer
     sspu_features sspu_layer sspu_scale sspu_retain_weight sspu_vector sspu_lambda
-    crisp_features crisp_retain_weight
+    crisp_features crisp_ratio crisp_retain_weight
     eval_part warm_start_epochs warm_start_examples warm_start_learning_rate warm_start_ratio
     """.split()  # noqa: SIM905 -- a list of strings would be three times as long
 )

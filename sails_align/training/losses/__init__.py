@@ -2,6 +2,7 @@
 
 A loss is a class `NAME(options, training)`, made from its options and TRL's configuration, which refuses what it cannot
 work with. `begin(trainer)` is called before the training, and called with a `LossStep`, it returns the loss of a batch.
+Some look into the forward pass, or read data before the training (`compose.Watching` and `compose.Prepared`).
 `--loss NAME` chooses one.
 """
 

@@ -70,7 +70,7 @@ class Loss(Protocol):
 
 
 @runtime_checkable
-class Watching(Protocol):
+class Watching(Loss, Protocol):
     """A loss that looks into the forward pass which TRL makes for a batch."""
 
     def watch(self, model: Any) -> AbstractContextManager[None]:
@@ -79,7 +79,7 @@ class Watching(Protocol):
 
 
 @runtime_checkable
-class Prepared(Protocol):
+class Prepared(Loss, Protocol):
     """A loss that reads data of the training, or its model before anything is trained."""
 
     def prepare(self, trainer: Any, plan: Any, source: Any) -> None:

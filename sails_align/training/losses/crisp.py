@@ -10,7 +10,7 @@ so that what the model says of harmless requests is kept, too. Both terms are re
 the start, and 0 once no chosen feature is active.
 
 Features are ranked by how much more often they are active in harmful answers, among those whose mean activation there
-is at least `RATIO` times that in harmless ones. What is forgotten and retained, and what is trained, is as in `sspu`.
+is at least `crisp_ratio` times that in harmless ones. What is forgotten and retained, and what is trained, is as in `sspu`.
 
 Shapes: T tokens, F d_sae, K features.
 """
@@ -34,9 +34,6 @@ from sails_align.training.losses.side_batches import SideBatches
 from sails_align.training.losses.unlearning import UnlearningData, answer_states, frozen
 from sails_align.training.plan import TrainingPlan
 
-RATIO = 3.0
-"""Of mean activations in harmful and in harmless answers; as in the authors' code."""
-
 
 class CRISP:
     """Make chosen features inactive in harmful answers, and keep the hidden states of harmless ones."""
@@ -53,20 +50,22 @@ class CRISP:
 
     def prepare(self, trainer: Any, plan: TrainingPlan, source: TrainingSource) -> None:
         """Choose the features; raise `InputError` if the SAEs or the data do not serve."""
-        self._data = data = UnlearningData.of("crisp", plan, source)
+        data = UnlearningData.of("crisp", plan, source)
         fitter = FeatureFitter(data.saes)
         data.fit(trainer.model, fitter, list(data.saes))
-        stats = fitter.result()
-        chosen = {layer: salient_features(stats, layer, self._options.crisp_features) for layer in data.saes}
+        self.saes, stats = fitter.saes, fitter.result()
+        n, ratio = self._options.crisp_features, self._options.crisp_ratio
+        chosen = {layer: salient_features(stats, layer, n, ratio) for layer in data.saes}
         self.features = {layer: ids for layer, ids in chosen.items() if ids}
         if not self.features:
             raise InputError(
-                f"loss is crisp, but no SAE feature is {RATIO:g} times more active in harmful answers than in harmless "
-                "ones;\ncheck the data, or use SAEs of other layers"
+                f"loss is crisp, but no SAE feature is {ratio:g} times more active in harmful answers than in harmless "
+                "ones;\ncheck the data, choose a smaller --crisp_ratio, or use SAEs of other layers"
             )
         for layer, ids in self.features.items():
             _, harmful = stats.pair("prompt", layer)
             self._usual[layer] = harmful.mean[ids].sum().item()
+        self._forget, self._retain = data.forget, data.retain
         size, seed = trainer.args.per_device_train_batch_size, trainer.args.seed
         self._forgotten = SideBatches(len(data.forget), size, seed)
         self._retained = SideBatches(len(data.retain), size, seed)
@@ -78,15 +77,13 @@ class CRISP:
     def __call__(self, step: LossStep) -> Tensor:
         """Return the loss, and log its terms."""
         turn, model = self._forgotten.turn(step.trainer), step.trainer.accelerator.unwrap_model(step.model)
-        retained = [self._data.retain[i] for i in self._retained.indices(turn)]
+        retained = [self._retain[i] for i in self._retained.indices(turn)]
         layers = sorted({*self.features, len(decoder_layers(model)) - 1})
         with frozen(model):
             kept = answer_states(model, layers, retained)
         now = answer_states(model, layers, retained)
         changes = [(now[layer] - kept[layer]).square().mean() / kept[layer].square().mean() for layer in layers]
-        states = answer_states(
-            model, list(self.features), [self._data.forget[i] for i in self._forgotten.indices(turn)]
-        )
+        states = answer_states(model, list(self.features), [self._forget[i] for i in self._forgotten.indices(turn)])
         active = [self._activity(layer, states[layer]) for layer in self.features]
         suppress, retain = (torch.stack([each.to(step.loss) for each in terms]).mean() for terms in (active, changes))
         step.log("crisp_active", suppress)
@@ -95,7 +92,7 @@ class CRISP:
 
     def _activity(self, layer: int, hidden_TD: Tensor) -> Tensor:
         """Return the chosen features' mean sum of activations, over what it is in the frozen model. ()"""
-        return activations(self._data.saes[layer], hidden_TD, self.features[layer]).sum(1).mean() / self._usual[layer]
+        return activations(self.saes[layer], hidden_TD, self.features[layer]).sum(1).mean() / self._usual[layer]
 
 
 def activations(sae: ResidualSAE, hidden_TD: Tensor, features: list[int]) -> Tensor:
@@ -103,10 +100,10 @@ def activations(sae: ResidualSAE, hidden_TD: Tensor, features: list[int]) -> Ten
     return sae.sae.encode(hidden_TD.to(sae.sae.W_dec.device))[:, features]
 
 
-def salient_features(stats: TokenStats, layer: int, n: int) -> list[int]:
-    """Return up to n latents that are more often active on the unaligned side, `RATIO` times as much, best first."""
+def salient_features(stats: TokenStats, layer: int, n: int, ratio: float) -> list[int]:
+    """Return up to n latents that are more often active on the unaligned side, and `ratio` times as much, best first."""
     aligned, unaligned = stats.pair("prompt", layer)
     more_often_F = unaligned.rate - aligned.rate
-    is_salient_F = (more_often_F > 0) & (unaligned.mean >= RATIO * aligned.mean)
+    is_salient_F = (more_often_F > 0) & (unaligned.mean >= ratio * aligned.mean)
     order_F = more_often_F.argsort(descending=True, stable=True)
     return order_F[is_salient_F[order_F]][:n].tolist()

@@ -118,9 +118,12 @@ class CrispOptions:
     crisp_features: int = option(
         10, "Number of SAE features in each layer that --loss crisp suppresses in harmful answers, at most."
     )
+    crisp_ratio: float = option(
+        3.0, "How many times more active --loss crisp wants a feature to be in harmful answers than in harmless ones."
+    )
     crisp_retain_weight: float = option(
         10.0, "Weight of what --loss crisp keeps, hidden states of harmless answers, beside the suppression."
     )
 
     def __post_init__(self) -> None:
-        check_least(self, crisp_features=1, crisp_retain_weight=0)
+        check_least(self, crisp_features=1, crisp_ratio=1, crisp_retain_weight=0)

@@ -159,5 +159,6 @@ class RunningMeans(TrainerCallback, ExportableState):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        saved: Any = (state.stateful_callbacks or {}).get(type(self).__name__)
+        callbacks: Any = state.stateful_callbacks or {}  # of a resumed training, those of the checkpoint
+        saved = callbacks.get(type(self).__name__)
         self._means = None if saved is None else saved["attributes"]["means"]

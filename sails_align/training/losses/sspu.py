@@ -52,9 +52,10 @@ class SSPU:
     def prepare(self, trainer: Any, plan: TrainingPlan, source: TrainingSource) -> None:
         """Find the directions; raise `InputError` if the SAEs or the data do not serve."""
         options, args = self._options, trainer.args
-        self._data = data = UnlearningData.of("sspu", plan, source)
+        data = UnlearningData.of("sspu", plan, source)
         found = find_directions(trainer.model, data, options.sspu_features, options.sspu_layer)
         self.directions, self.parts = found, parts_of(trainer.model, find_targets(trainer.model, "default"), found)
+        self._forget, self._retain = data.forget, data.retain  # and not the SAEs, which are done with
         size, seed = args.per_device_train_batch_size, args.seed
         self._forgotten = SideBatches(len(data.forget), size, seed)
         self._retained = SideBatches(len(data.retain), size, seed)
@@ -73,11 +74,11 @@ class SSPU:
         """Return the loss, and log its terms and the share of the update that is outside of the subspace."""
         assert self.directions is not None, "`prepare` comes first"
         turn, model = self._forgotten.turn(step.trainer), step.trainer.accelerator.unwrap_model(step.model)
-        layer, retained = self.directions.layer, [self._data.retain[i] for i in self._retained.indices(turn)]
+        layer, retained = self.directions.layer, [self._retain[i] for i in self._retained.indices(turn)]
         with frozen(model):
             kept_TD = answer_states(model, [layer], retained)[layer]
         retain = mse_loss(answer_states(model, [layer], retained)[layer], kept_TD)
-        forgotten = [self._data.forget[i] for i in self._forgotten.indices(turn)]
+        forgotten = [self._forget[i] for i in self._forgotten.indices(turn)]
         moved_TD = answer_states(model, [layer], forgotten)[layer]
         target_D = self._options.sspu_scale * self.directions.norm * self.control(step.trainer.args.seed, turn)
         forget = mse_loss(moved_TD, target_D.to(moved_TD).expand_as(moved_TD))

@@ -13,7 +13,7 @@ from sails_align.subspace.statistics import SideSums, TokenStats
 from sails_align.training import run as align
 from sails_align.training.losses.crisp import CRISP, activations, salient_features
 
-OURS = ("--init", "default", "--logging_steps", "1", "--loss", "crisp", "--warmup_steps", "0")
+OURS = ("--init", "default", "--logging_steps", "1", "--loss", "crisp", "--warmup_steps", "0", "--crisp_ratio", "1")
 
 
 def side(means: list[float], rates: list[float]) -> SideSums:
@@ -26,10 +26,10 @@ def test_features_are_chosen_by_how_often_and_how_much_more_they_are_active():
     harmful = side([4.0, 3.0, 5.0, 9.0, 0.0], [0.5, 0.9, 0.95, 0.1, 0.0])
     harmless = side([1.0, 1.0, 4.0, 1.0, 0.0], [0.2, 0.1, 0.05, 0.2, 0.0])
     stats = TokenStats({("prompt", 0, "unaligned"): harmful, ("prompt", 0, "aligned"): harmless})
-    assert salient_features(stats, 0, 9) == [1, 0]
-    assert salient_features(stats, 0, 1) == [1]
+    assert salient_features(stats, 0, 9, 3.0) == [1, 0]
+    assert salient_features(stats, 0, 1, 3.0) == [1]
     swapped = TokenStats({("prompt", 0, "unaligned"): harmless, ("prompt", 0, "aligned"): harmful})
-    assert salient_features(swapped, 0, 9) == [], "control"
+    assert salient_features(swapped, 0, 9, 3.0) == [], "control"
 
 
 def loss_of(built: Built) -> CRISP:
@@ -48,31 +48,37 @@ def logged(built: Built, name: str) -> list[float]:
     return [row[name] for row in built.trainer.state.log_history if name in row]
 
 
+WHOLE = ("--per_device_train_batch_size", "40")
+"""All harmful answers in each batch."""
+
+
 def test_features_fall_silent_in_harmful_answers_and_harmless_ones_stay(project: Project, tmp_path: Path):
-    kept = trained(project, tmp_path, "--max_steps", "20")
-    assert logged(kept, "crisp_active")[0] == pytest.approx(1, abs=0.3)
+    free, kept = (
+        trained(project, tmp_path, *WHOLE, "--max_steps", "20", "--crisp_retain_weight", weight)
+        for weight in ("0", "10")
+    )
+    active = logged(free, "crisp_active")
+    assert active[-1] < 0.8 * active[0]
     assert logged(kept, "crisp_retain")[0] == pytest.approx(0, abs=1e-10)
-    assert logged(kept, "crisp_active")[-1] < 0.8 * logged(kept, "crisp_active")[0]
-    free = trained(project, tmp_path, "--max_steps", "20", "--crisp_retain_weight", "0")
-    assert logged(free, "crisp_active")[-1] < logged(kept, "crisp_active")[-1]
-    assert logged(free, "crisp_retain")[-1] > logged(kept, "crisp_retain")[-1], "control"
+    assert logged(free, "crisp_retain")[-1] > 2 * logged(kept, "crisp_retain")[-1], "control"
 
 
 def test_at_the_start_it_is_1_over_all_harmful_answers(project: Project, tmp_path: Path):
-    options = ("--per_device_train_batch_size", "40", "--max_steps", "1")
-    assert logged(trained(project, tmp_path, *options), "crisp_active")[0] == pytest.approx(1, rel=1e-4)
+    assert logged(trained(project, tmp_path, *WHOLE, "--max_steps", "1"), "crisp_active")[0] == pytest.approx(
+        1, rel=1e-4
+    )
 
 
 def test_activations_have_gradients_where_a_feature_is_active_and_nowhere_else(project: Project, tmp_path: Path):
     loss = loss_of(build(project.argv(tmp_path, *OURS)))
     layer, ids = next(iter(loss.features.items()))
     hidden_TD = torch.randn(20, 32, requires_grad=True)
-    acts_TK = activations(loss._data.saes[layer], hidden_TD, ids)
-    assert torch.equal(acts_TK.detach(), loss._data.saes[layer].encode(hidden_TD)[:, ids])
+    acts_TK = activations(loss.saes[layer], hidden_TD, ids)
+    assert torch.equal(acts_TK.detach(), loss.saes[layer].encode(hidden_TD)[:, ids])
     (gradient_TD,) = torch.autograd.grad(acts_TK.sum(), hidden_TD)
     is_active_T = (acts_TK > 0).any(1)
     assert (gradient_TD.abs().sum(1) > 0).equal(is_active_T)
-    assert all(not parameter.requires_grad for parameter in loss._data.saes[layer].sae.parameters())
+    assert all(not parameter.requires_grad for parameter in loss.saes[layer].sae.parameters())
 
 
 def test_a_resumed_training_is_the_same(project: Project, tmp_path: Path):
@@ -93,6 +99,7 @@ def test_a_resumed_training_is_the_same(project: Project, tmp_path: Path):
         ("sft", ("--init", "pissa"), "but training starts from pissa"),
         ("sft", ("--torch_compile", "true"), "torch_compile is true"),
         ("sft", ("--crisp_features", "0"), "crisp_features is 0; choose 1 or more"),
+        ("sft", ("--crisp_ratio", "0.5"), "crisp_ratio is 0.5; choose 1 or more"),
         ("sft", ("--crisp_retain_weight", "-1"), "crisp_retain_weight is -1.0"),
     ],
 )
@@ -105,14 +112,6 @@ def test_what_it_cannot_be_used_with(
 
 
 def test_data_without_a_difference_is_refused(project: Project, tmp_path: Path):
-    same = str(project.folder / "safety.jsonl")
-    lines = (
-        (project.folder / "safety.jsonl").read_text().replace('"chosen"', '"other"').replace('"rejected"', '"chosen"')
-    )
-    (tmp_path / "same.jsonl").write_text(lines)
-    with pytest.raises(InputError, match="no SAE feature is 3 times more active"):
-        build(
-            project.argv(
-                tmp_path, *OURS, "--dataset_name", same, "--helpful_dataset_name", str(tmp_path / "same.jsonl")
-            )
-        )
+    """Its harmful and its harmless answers are the same words."""
+    with pytest.raises(InputError, match="no SAE feature is 3 times more active in harmful answers than in harmless"):
+        build(project.argv(tmp_path, *OURS, "--crisp_ratio", "3"))

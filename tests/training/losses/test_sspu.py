@@ -36,9 +36,8 @@ def trained(project: Project, folder: Path, *options: str) -> Built:
 
 def updates(built: Built) -> dict[str, Tensor]:
     model: Any = built.trainer.model
-    return {
-        each.name: each.module.get_delta_weight("default").detach().double() for each in find_targets(model, "default")
-    }
+    adapters: dict[str, Any] = {each.name: each.module for each in find_targets(model, "default")}
+    return {name: module.get_delta_weight("default").detach().double() for name, module in adapters.items()}
 
 
 @pytest.fixture(scope="module")
