@@ -10,7 +10,7 @@ so that what the model says of harmless requests is kept, too. Both terms are re
 the start, and 0 once no chosen feature is active.
 
 Features are ranked by how much more often they are active in harmful answers, among those whose mean activation there
-is at least `crisp_ratio` times that in harmless ones. What is forgotten and retained, and what is trained, is as in `sspu`.
+is at least `crisp_ratio` times that in harmless ones. The texts are those of `sspu`.
 
 Shapes: T tokens, F d_sae, K features.
 """
@@ -101,7 +101,7 @@ def activations(sae: ResidualSAE, hidden_TD: Tensor, features: list[int]) -> Ten
 
 
 def salient_features(stats: TokenStats, layer: int, n: int, ratio: float) -> list[int]:
-    """Return up to n latents that are more often active on the unaligned side, and `ratio` times as much, best first."""
+    """Return up to n latents that are active more often on the unaligned side, `ratio` times as much, best first."""
     aligned, unaligned = stats.pair("prompt", layer)
     more_often_F = unaligned.rate - aligned.rate
     is_salient_F = (more_often_F > 0) & (unaligned.mean >= ratio * aligned.mean)
