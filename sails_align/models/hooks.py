@@ -128,6 +128,13 @@ def continued_from(model: nn.Module, layer: int, hidden_BSD: Tensor) -> Iterator
 def hidden_states_at(
     model: nn.Module, layers: Sequence[int], input_ids_BS: Tensor, attention_mask_BS: Tensor
 ) -> dict[int, Tensor]:
+    """Do as `states_up_to`, without gradients."""
+    return states_up_to(model, layers, input_ids_BS, attention_mask_BS)
+
+
+def states_up_to(
+    model: nn.Module, layers: Sequence[int], input_ids_BS: Tensor, attention_mask_BS: Tensor
+) -> dict[int, Tensor]:
     """Return the outputs (B, S, D) of the given blocks; neither deeper blocks nor the head are run.
 
     The inputs are moved to the model's device; the attention mask is 0 at padding.

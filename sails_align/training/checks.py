@@ -33,6 +33,7 @@ from sails_align.models.load import exact_attention
 from sails_align.subspace.options import PRESETS
 from sails_align.training.callbacks.options import CladeOptions, EmaOptions, FreezeUnitsOptions
 from sails_align.training.losses import LOSSES
+from sails_align.training.losses.options import LossOptions, RedundancyOptions
 from sails_align.training.plan import TrainingPlan
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,8 @@ RANGES = (  # smallest value, the first one that is too large, and the options
 )
 LORA_OPTIONS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_rslora", "use_dora")
 
+NEED_WHOLE_WEIGHTS = ("constrained", "redundancy", "redirection", "sspu", "crisp")
+"""Losses that compute with the weights outside of the training's own forward pass."""
 FLASH_WITH_SOFT_CAP = "2.6"
 """The first version of flash-attn with a soft-cap; transformers omits it with an older one."""
 
@@ -56,6 +59,7 @@ def check_options(args: TrainingPlan) -> None:
     _check_start(args)
     _check_values(args)
     args.make_loss()
+    _check_loss(args)
     _check_saving(args)
     _check_units(args)
     services, known = args.training.report_to or [], get_available_reporting_integrations()
@@ -111,6 +115,28 @@ def _of_other_losses(args: TrainingPlan) -> list[str]:
     used = (args.loss or {}).get("name")
     others = [entry.options for name, entry in LOSSES.items() if name != used]
     return [option.name for options in others if options is not None for option in fields(options)]
+
+
+def _check_loss(args: TrainingPlan) -> None:
+    """Refuse a loss that does not suit what is trained."""
+    name = args.of(LossOptions).loss
+    if name == "redundancy" and not args.model.use_peft:
+        raise InputError("loss is redundancy, which is of an adapter, but use_peft is false; leave one of them out")
+    if name == "redundancy" and args.sails.adapter_path is None:
+        groups, rank = args.of(RedundancyOptions).redundancy_groups, args.model.lora_r
+        if groups > rank:
+            raise InputError(f"redundancy_groups is {groups}, but lora_r is {rank}; choose at most that")
+    if name == "sspu" and args.start not in ("default", "gaussian"):
+        raise InputError(
+            f"loss is sspu, which finds its own subspace for a new adapter, but training starts from {args.start};\n"
+            "add --init default"
+        )
+    is_base = args.model.use_peft and args.sails.adapter_path is None and args.sails.initializer.exact
+    if name == "crisp" and not is_base:
+        raise InputError(
+            f"loss is crisp, which compares with the base model, but training starts from {args.start};\n"
+            "add --init default"
+        )
 
 
 def _check_values(args: TrainingPlan) -> None:
@@ -175,13 +201,13 @@ def _check_engine(args: TrainingPlan) -> None:
 
 
 def writing_option(args: TrainingPlan) -> str | None:
-    """Return an option with which a callback writes parameters, which needs whole weights; None if there is none."""
+    """Return an option that writes parameters or computes with them, which needs whole ones; None if there is none."""
     used = {
         "subspace_mode decay": args.sails.uses_subspace and args.sails.subspace_mode == "decay",
         "ema_half_life": args.of(EmaOptions).ema_half_life is not None,
         "freeze_units": args.of(FreezeUnitsOptions).freeze_units is not None,
         "clade": args.clade,
-        "loss constrained": (args.loss or {}).get("name") == "constrained",
+        f"loss {args.of(LossOptions).loss}": args.of(LossOptions).loss in NEED_WHOLE_WEIGHTS,
     }
     return next((name for name, is_used in used.items() if is_used), None)
 

@@ -17,6 +17,8 @@ from sails_align.models.spec import identity_of
 from sails_align.subspace.basis import Subspace
 from sails_align.training.callbacks.options import FreezeUnitsOptions
 from sails_align.training.dataset import TrainingSource
+from sails_align.training.losses import NEED_SAES
+from sails_align.training.losses.options import LossOptions
 from sails_align.training.plan import TrainingPlan
 
 
@@ -119,8 +121,10 @@ def known_early(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _subspace_source(args: TrainingPlan) -> dict[str, Any] | None:
-    """Return the SAEs that a subspace is made of, or the file that it comes from; None without a subspace."""
+    """Return the SAEs that are used, or the file that a subspace comes from; None without a subspace."""
     sails = args.sails
+    if args.of(LossOptions).loss in NEED_SAES:
+        return sails.saes().identity()
     if not sails.uses_subspace:
         return None
     if sails.subspace_path is None:

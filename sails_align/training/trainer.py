@@ -33,7 +33,7 @@ from sails_align.training.callbacks.clade import CLASS, class_names
 from sails_align.training.callbacks.options import CladeOptions
 from sails_align.training.dataset import TrainingSource
 from sails_align.training.identity import run_identity
-from sails_align.training.losses.compose import Loss, with_loss
+from sails_align.training.losses.compose import Loss, Prepared, with_loss
 from sails_align.training.plan import TrainingPlan, changed
 from sails_align.training.starts import (
     adopted,
@@ -104,6 +104,8 @@ def build_trainer(
         )
     for _, entry in CALLBACKS.items():
         entry.load()(trainer, init, args)
+    if isinstance(loss, Prepared):
+        loss.prepare(trainer, args, source)
     if loss is not None:
         loss.begin(trainer)
     return BuiltTrainer(trainer, init, args, start)

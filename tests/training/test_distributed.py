@@ -250,6 +250,8 @@ def test_other_starts_are_as_in_one_process(
 
 
 FIRST_TOKENS = ("--loss", "first_tokens", "--first_tokens", "2", "--first_tokens_weight", "4")
+REDIRECTION = ("--loss", "redirection", "--redirection_weight", "5")
+REDUNDANCY = ("--loss", "redundancy", "--redundancy_form", "weights", "--redundancy_weight", "1")
 CONSTRAINED = ("--loss", "constrained", "--constrained_first_betas", "40", "40")
 
 
@@ -260,6 +262,8 @@ CONSTRAINED = ("--loss", "constrained", "--constrained_first_betas", "40", "40")
         ("ddp", 1, 2, FIRST_TOKENS),
         ("zero2", 2, 1, FIRST_TOKENS),
         ("ddp", 1, 2, CONSTRAINED),
+        ("ddp", 1, 2, REDIRECTION),
+        ("ddp", 2, 1, REDUNDANCY),
     ],
 )
 def test_composed_losses_have_the_loss_and_gradients_of_one_process(

@@ -32,6 +32,9 @@ COUNTED = set(
     nearest_refusal refusal_tokens refusal_control_seed refusal_stages
     loss subspace_decay ema_half_life frozen_units trained_units clade clade_layer
     first_tokens first_tokens_weight constrained_first_betas constrained_beta
+    redundancy_weight redundancy_groups redundancy_form redirection_weight redirection_layer
+    sspu_features sspu_layer sspu_scale sspu_retain_weight sspu_vector sspu_lambda
+    crisp_features crisp_ratio crisp_retain_weight
     eval_part warm_start_epochs warm_start_examples warm_start_learning_rate warm_start_ratio
     """.split()  # noqa: SIM905 -- a list of strings would be three times as long
 )

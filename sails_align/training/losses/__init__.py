@@ -2,11 +2,19 @@
 
 A loss is a class `NAME(options, training)`, made from its options and TRL's configuration, which refuses what it cannot
 work with. `begin(trainer)` is called before the training, and called with a `LossStep`, it returns the loss of a batch.
+Some look into the forward pass, or read data before the training (`compose.Watching` and `compose.Prepared`).
 `--loss NAME` chooses one.
 """
 
 from sails_align.core.registry import Entry, Registry
-from sails_align.training.losses.options import ConstrainedOptions, FirstTokensOptions
+from sails_align.training.losses.options import (
+    ConstrainedOptions,
+    CrispOptions,
+    FirstTokensOptions,
+    RedirectionOptions,
+    RedundancyOptions,
+    SspuOptions,
+)
 
 LOSSES = Registry(
     "loss",
@@ -21,5 +29,27 @@ LOSSES = Registry(
             "Keep the first tokens of responses near what they were at the start.",
             ConstrainedOptions,
         ),
+        "redundancy": Entry(
+            "sails_align.training.losses.redundancy:Redundancy",
+            "Keep groups of an adapter's rows from computing the same.",
+            RedundancyOptions,
+        ),
+        "redirection": Entry(
+            "sails_align.training.losses.redirection:Redirection",
+            "Redirect harmful answers to the nearest refusal.",
+            RedirectionOptions,
+        ),
+        "sspu": Entry(
+            "sails_align.training.losses.sspu:SSPU",
+            "Unlearn harmful answers within the span of the SAE features that are relevant to them.",
+            SspuOptions,
+        ),
+        "crisp": Entry(
+            "sails_align.training.losses.crisp:CRISP",
+            "Suppress SAE features of harmful answers.",
+            CrispOptions,
+        ),
     },
 )
+NEED_SAES = ("sspu", "crisp")
+"""Losses that need the SAEs of `--sae_path` or `--sae_release`."""

@@ -5,8 +5,9 @@ model's forward pass (with the log-probability of each token), so that most loss
 evaluations TRL's loss stays, so that held-out losses can be compared.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -44,6 +45,12 @@ class LossStep:
         n_processes = self.trainer.accelerator.num_processes if is_of_all else 1
         return n_processes / torch.as_tensor(n).clamp(min=1)
 
+    @property
+    def batch_share(self) -> float:
+        """Return the factor of a mean over a batch, in a loss that the Trainer adds up over an optimizer step."""
+        is_divided = self.num_items_in_batch is None or not self.trainer.model_accepts_loss_kwargs
+        return 1.0 if is_divided else 1 / self.trainer.current_gradient_accumulation_steps
+
     def log(self, name: str, value: Tensor) -> None:
         """Add a number to the next row of logs: its mean over batches and processes."""
         mean = self.trainer.accelerator.gather_for_metrics(value.detach()).mean().item()
@@ -62,6 +69,24 @@ class Loss(Protocol):
         ...
 
 
+@runtime_checkable
+class Watching(Loss, Protocol):
+    """A loss that looks into the forward pass which TRL makes for a batch."""
+
+    def watch(self, model: Any) -> AbstractContextManager[None]:
+        """Return what the policy's forward pass in training runs within, such as hooks; the model is not wrapped."""
+        ...
+
+
+@runtime_checkable
+class Prepared(Loss, Protocol):
+    """A loss that reads data of the training, or its model before anything is trained."""
+
+    def prepare(self, trainer: Any, plan: Any, source: Any) -> None:
+        """Take what it needs, before `begin`; `plan` is a `TrainingPlan` and `source` a `TrainingSource`."""
+        ...
+
+
 T = TypeVar("T", SFTTrainer, DPOTrainer)
 
 
@@ -76,7 +101,8 @@ def with_loss(trainer_class: type[T], loss: Loss | None) -> type[T]:
         own = trainer_class.compute_loss
         if not self.model.training:
             return own(self, model, inputs, return_outputs, num_items_in_batch)
-        recorded = _Recorded(model)
+        watched = loss.watch(self.accelerator.unwrap_model(model)) if isinstance(loss, Watching) else nullcontext()
+        recorded = _Recorded(model, watched)
         result = own(self, recorded, inputs, return_outputs, num_items_in_batch)  # pyright: ignore[reportArgumentType]
         own_loss = result[0] if return_outputs else result
         # DPO's first call is of the policy; the reference, if it is called in the step, comes after it.
@@ -98,11 +124,12 @@ def check_cross_entropy(name: str, training: SFTConfig | DPOConfig) -> None:
 
 
 class _Recorded:
-    """Call a model and keep what it returns."""
+    """Call a model and keep what it returns; the first call is watched."""
 
-    def __init__(self, model: Any) -> None:
-        self._model, self.outputs = model, []
+    def __init__(self, model: Any, watched: AbstractContextManager[None]) -> None:
+        self._model, self._watched, self.outputs = model, watched, []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self.outputs.append(self._model(*args, **kwargs))
+        with nullcontext() if self.outputs else self._watched:
+            self.outputs.append(self._model(*args, **kwargs))
         return self.outputs[-1]
