@@ -150,18 +150,13 @@ def _scored(guard: "Guard", of: GuardFolder, asked: PromptArguments) -> "tuple[l
     """Load prompts and score them."""
     from sails_align.core.progress import progress_bar
     from sails_align.evaluation.prompts.load import load_all
-    from sails_align.guards.guard import ScoredPrompts, prompt_hash
+    from sails_align.guards.guard import ScoredPrompts
 
     prompts, model = load_all(asked, seed=0), _model_of(guard, of)
     with progress_bar(shown=True) as bar:
         bar.add_task("scoring prompts", total=None)
-        scores = guard.scores(model.model, model.tokenizer, [prompt.messages for prompt in prompts])
-    scored = ScoredPrompts(
-        tuple(prompt_hash(prompt.messages) for prompt in prompts),
-        tuple(prompt.kind == "harmful" for prompt in prompts),
-        tuple(prompt.category for prompt in prompts),
-        tuple(scores),
-    )
+        asked_of = [(prompt.messages, prompt.kind == "harmful", prompt.category) for prompt in prompts]
+        scored = ScoredPrompts.of(guard, model, asked_of)
     return prompts, scored
 
 

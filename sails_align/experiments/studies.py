@@ -255,7 +255,10 @@ def systems(plan: Plan, options: CompareOptions) -> Study:
     """
     if plan.protocol is not None and not is_bench(plan.world):
         raise InputError(f"the study of systems knows the testbed and smollm2, and not {plan.world}; give one of them")
-    names = SYSTEMS.names() if options.systems is None else tuple(dict.fromkeys(options.systems))
+    known = [name for name, system in SYSTEMS.items() if plan.protocol is None or not system.is_of_testbed]
+    names = known if options.systems is None else list(dict.fromkeys(options.systems))
+    if others := [name for name in names if SYSTEMS.get(name) and name not in known]:
+        raise InputError(f"the system {others[0]} is compared on the testbed only; leave it out")
     runs = tuple(_system(name) for name in names)
     measures = replace(_cheap(plan), runs=runs, n_tuning_seeds=plan.n_tuning_seeds)
     return Study("systems", (("systems", measures),))

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -55,6 +55,13 @@ class ScoredPrompts:
     categories: tuple[str, ...]
     scores: tuple[float | None, ...]
     """None: the model's chat template refuses the prompt."""
+
+    @classmethod
+    def of(cls, guard: "Guard", model: LoadedModel, prompts: Sequence[tuple[Sequence[Message], bool, str]]) -> Self:
+        """Score prompts: messages, whether they are harmful, and their category. Raises `InputError` as `scores`."""
+        messages, is_harmful, categories = zip(*prompts, strict=True)
+        hashes = tuple(map(prompt_hash, messages))
+        return cls(hashes, is_harmful, categories, tuple(guard.scores(model.model, model.tokenizer, messages)))
 
     def chosen(self, places: Iterable[int]) -> "ScoredPrompts":
         """Return those at some places."""

@@ -2,27 +2,44 @@
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sails_align.core.artifacts import package_versions
 from sails_align.core.cost import Cost
+from sails_align.core.files import write_text
 from sails_align.evaluation.backends.make import in_process
 from sails_align.evaluation.output import METRICS_FILE
+from sails_align.evaluation.prompts import maker_of
 from sails_align.evaluation.records import Backend
 from sails_align.experiments.plan import Cell
 from sails_align.experiments.steps import Steps
-from sails_align.experiments.systems.entries import SYSTEMS, System
+from sails_align.experiments.systems.entries import GUARD, PUBLIC, REFUSALS, SAES, SAILS, SUBSPACE, SYSTEMS, System
 from sails_align.experiments.tampering.attacks import ATTACKS
 from sails_align.experiments.tampering.benches import bench_of
+from sails_align.guards.calibrate import calibrate_guard
+from sails_align.guards.fit import fit_guard
+from sails_align.guards.guard import Guard, LoadedModel, ScoredPrompts
+from sails_align.guards.options import CalibrationOptions, GuardFitOptions
+from sails_align.models.load import load_causal_lm, load_tokenizer
 from sails_align.models.resolve import resolve_model
+from sails_align.saes.train import train_saes
 from sails_align.steering import hook_of
 from sails_align.steering.options import SteeringOptions
+from sails_align.testbed.build import D_SAE, MODEL_NAME, SAE_LAYERS, SAE_TOKENS, resolve_testbed, sae_rows
+from sails_align.testbed.prompts import request_prompts
+from sails_align.training import run as align
+from sails_align.training.subspace import find_subspace
 
 LEFT_AFTER = ("benign", "harmful")
 """Further trainings."""
+PUBLIC_SEED = 400
+"""Of the data in which the subspace of private trainings is found; cells have other seeds."""
+N_FITTED = 128
+"""Prompts of each kind that guards are fitted on, if the plan does not say how many examples there are."""
 
 
 def run_system(cell: Cell, models: Path) -> dict[str, Any]:
@@ -58,16 +75,22 @@ class _Work(Steps):
     system: System
 
     def values(self) -> dict[str, Callable[[], Any]]:
-        return super().values()
+        return {
+            **super().values(),
+            GUARD: lambda: self._guard(Path(self.bench.base)),
+            SUBSPACE: lambda: self._discovered(self.cell.seed),
+            PUBLIC: lambda: self._discovered(PUBLIC_SEED),
+            REFUSALS: self._refusals,
+            **{name: partial(self._saes, options) for name, options in SAES.items()},
+        }
 
     def made(self) -> tuple[Path, dict[str, Any]]:
         """Return the system's model, and what its training cost."""
-        model, cost = Path(self.bench.base), {"trainable_parameters": 0, "trainable_share": 0.0}
-        if self.system.trainer != "none":
-            model = self.folder / "model"
-            trained = self.align([self.filled(word) for word in self.system.training], model)
-            cost = json.loads((trained / METRICS_FILE).read_text(encoding="utf-8"))["cost"]
-        return self.edited(model, self.system.edits, "edit"), cost
+        if self.system.trainer == "none":
+            return Path(self.bench.base), {"trainable_parameters": 0, "trainable_share": 0.0}
+        model = self.folder / "model"
+        trained = self.align([self.filled(word) for word in self.system.training], model)
+        return model, json.loads((trained / METRICS_FILE).read_text(encoding="utf-8"))["cost"]
 
     def further(self, model: Path, name: str) -> Path:
         """Train the model further, as an attack of the tampering study does."""
@@ -76,8 +99,71 @@ class _Work(Steps):
         return folder
 
     def backend(self, model: Path) -> Backend:
-        """Return what runs a model, with the system's steering."""
-        steering = {name: self.value(value) for name, value in self.system.steering.items()}
-        return in_process(
-            resolve_model(str(model)), "hf", self.bench.batch_size, hook=hook_of(SteeringOptions(**steering))
-        )
+        """Return what runs a model, with the system's steering and guard."""
+        spec = resolve_model(str(model))
+        steering = SteeringOptions(**{name: self.value(value) for name, value in self.system.steering.items()})
+        guard = Guard.load(self._calibrated(model)) if self.system.guard else None
+        return in_process(spec, "hf", self.bench.batch_size, hook=hook_of(steering, spec), guard=guard)
+
+    def _guard(self, model: Path) -> Path:
+        """Fit a guard of a model, on as many requests as systems are trained on."""
+        folder, world, n = self.folder / "guard", self.cell.world, self.cell.measures.n_examples or N_FITTED
+        data = {"dataset_name": world, "helpful_dataset_name": world, "n_prompts": n, "data_seed": self.cell.seed}
+        fit_guard(model, folder, GuardFitOptions(**data))
+        return folder
+
+    def _calibrated(self, model: Path) -> Path:
+        """Calibrate the model's guard on validation prompts."""
+        folder, world = self._guard(model), self.cell.world
+        guard, maker = Guard.load(folder), maker_of(world)
+        assert maker is not None, "both benches come with prompts"
+        prompts = maker.load()(world, None, part="validation", seed=0)
+        told = [(prompt.messages, prompt.kind == "harmful", prompt.category) for prompt in prompts]
+        options = CalibrationOptions(max_pass=float(self.filled(self.system.guard)))
+        calibrate_guard(guard, ScoredPrompts.of(guard, LoadedModel.open(str(model)), told), options)
+        return folder
+
+    def _discovered(self, seed: int) -> Path:
+        """Find a subspace of SAILS in the data of a seed."""
+        folder = self.folder / f"discovered-{seed}"
+        if not folder.is_dir():
+            given = self.cell.training_options
+            where = ("--model_name_or_path", self.cell.world, "--output_dir", str(folder))
+            args, testbed = align.resolved(align.parse("sft", [*where, *given, "--seed", str(seed), *SAILS]))
+            find_subspace(args, align.load_source(args, testbed), folder / "subspace")
+        return folder / "subspace"
+
+    def _saes(self, options: Mapping[str, Any]) -> Path:
+        """Train SAEs of the testbed's model on its texts, unless another cell has."""
+        testbed = resolve_testbed(self.cell.world)
+
+        def make(folder: Path) -> None:
+            model, tokenizer = load_causal_lm(testbed.model_path), load_tokenizer(testbed.model_path)
+            asked = [prompt.messages for prompt in request_prompts(testbed, self.cell.world, None, part="train")]
+            train_saes(
+                model,
+                tokenizer,
+                sae_rows(testbed.world, tokenizer),
+                SAE_LAYERS,
+                output_dir=folder,
+                model_name=MODEL_NAME,
+                d_sae=D_SAE,
+                n_tokens=SAE_TOKENS,
+                progress=False,
+                graph_prompts=asked if "graph_lambda" in options else None,
+                **options,
+            )
+
+        return self.once("saes", make, dict(options))
+
+    def _refusals(self) -> Path:
+        """Write refusals that name what they refuse, of all that can be asked for in the world."""
+        path, world = self.folder / "refusals.jsonl", resolve_testbed(self.cell.world).world
+        pairs = [(deed, thing) for thing in world.things.values() for deed in world.deeds.values()]
+        texts = [
+            f"sorry, i can not help you {deed.verb} the {thing.name}."
+            for deed, thing in pairs
+            if deed.kind == thing.kind
+        ]
+        write_text(path, "".join(json.dumps({"response": text}) + "\n" for text in texts))
+        return path

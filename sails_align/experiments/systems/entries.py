@@ -9,10 +9,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sails_align.core.registry import Registry
+from sails_align.experiments.placeholders import KNOB, SEED
 from sails_align.experiments.plan import Trainer
 
-GUARD = "{guard}"
-"""Stands for a guard of the model, made for the cell."""
+GUARD, SUBSPACE, PUBLIC, REFUSALS = "{guard}", "{subspace}", "{public}", "{refusals}"
+"""Stand for what is made for a cell: a guard of the untrained model, its subspace of SAILS, one of other data than the
+cell's, and a pool of refusals that name what they refuse."""
+GRAPH = {"k": 16, "graph_lambda": 0.03, "graph_threshold": 0.3}
+SAES: Mapping[str, Mapping[str, Any]] = {
+    "{saes-gba}": {"architecture": "gba", "k": 24, "gba_gamma": 0.02},
+    "{saes-graph}": GRAPH,
+    "{saes-graph-control}": {**GRAPH, "graph_control_seed": 1},
+}
+"""Stand for SAEs that are trained once for all cells, with these options."""
 
 
 @dataclass(frozen=True)
@@ -29,30 +38,121 @@ class System:
     knob: str = "learning rate"
     values: tuple[float, ...] = ()
     """Of the knob; empty: the plan's learning rates."""
-    edits: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Options of edits after the training, by name."""
     guard: str = ""
-    """Share of harmful prompts that the model's guard may let pass; empty: it has none."""
+    """Largest share of harmful prompts that the model's guard may let pass; empty: it has no guard."""
     steering: Mapping[str, Any] = field(default_factory=dict)
     """Options of steering."""
     control_of: str = ""
     """The system that it is a control of."""
     is_of_weights: bool = True
     """Whether the result is a plain model, which can be trained further."""
-
-
-def _trained(label: str, page: str, *training: str, **others: Any) -> System:
-    return System(label, page, training, **others)
+    is_of_testbed: bool = False
+    """Whether what it needs can be made on the testbed alone, in the time of a study."""
 
 
 LORA, SAILS, FULL = ("--init", "default"), ("--init", "sails"), ("--use_peft", "false")
+SPARSE = (*FULL, "--sift_rate", "0.034")
+NEAREST = (*LORA, "--nearest_refusal", "true", "--refusal_dataset_name", REFUSALS)
+PRIVATE = ("--zeroth_order", "true", "--max_steps", "200", "--dp_epsilon", "8")
+STEERED = {"steer": "add", "steer_subspace": SUBSPACE, "steer_strength": KNOB}
+MAX_PASS, STRENGTHS = (0.02, 0.05, 0.1, 0.2), (0.1, 0.2, 0.4, 0.8)
 
 SYSTEMS: Registry[System] = Registry(
     "system",
     {
         "base": System("base", "testbed", trainer="none"),
-        "sft-lora": _trained("SFT, LoRA", "training", *LORA),
-        "sft-sails": _trained("SFT, SAILS", "method", *SAILS),
-        "sft-full": _trained("SFT, full", "training", *FULL),
+        "sft-lora": System("SFT, LoRA", "training", LORA),
+        "sft-sails": System("SFT, SAILS", "method", SAILS),
+        "sft-full": System("SFT, full", "training", FULL),
+        "sails-gba": System("SAILS, GBA SAEs", "methods/gba", (*SAILS, "--sae_path", "{saes-gba}"), is_of_testbed=True),
+        "sails-graph": System(
+            "SAILS, graph SAEs", "methods/gsae", (*SAILS, "--sae_path", "{saes-graph}"), is_of_testbed=True
+        ),
+        "sails-graph-control": System(
+            "SAILS, graph SAEs, permuted graph",
+            "methods/gsae",
+            (*SAILS, "--sae_path", "{saes-graph-control}"),
+            control_of="sails-graph",
+            is_of_testbed=True,
+        ),
+        "gate": System(
+            "gated steering",
+            "methods/gate",
+            trainer="none",
+            knob="strength",
+            values=STRENGTHS,
+            steering={**STEERED, "gate": GUARD},
+            is_of_weights=False,
+        ),
+        "steering": System(
+            "steering without a gate",
+            "methods/gate",
+            trainer="none",
+            knob="strength",
+            values=STRENGTHS,
+            steering=STEERED,
+            control_of="gate",
+            is_of_weights=False,
+        ),
+        "guard": System(
+            "guard of the base",
+            "methods/guard",
+            trainer="none",
+            knob="largest pass rate",
+            values=MAX_PASS,
+            guard=KNOB,
+            is_of_weights=False,
+        ),
+        "sails-guard": System(
+            "SAILS with a guard",
+            "methods/guard",
+            SAILS,
+            knob="largest pass rate",
+            values=MAX_PASS,
+            guard=KNOB,
+            is_of_weights=False,
+        ),
+        "nearest": System("LoRA, nearest refusals", "methods/nearest_refusal", NEAREST, is_of_testbed=True),
+        "nearest-control": System(
+            "LoRA, the same refusals at random",
+            "methods/nearest_refusal",
+            (*NEAREST, "--refusal_control_seed", SEED),
+            control_of="nearest",
+            is_of_testbed=True,
+        ),
+        "redirection": System(
+            "LoRA, redirection",
+            "methods/redirection",
+            (*LORA, "--loss", "redirection", "--redirection_weight", KNOB),
+            knob="weight",
+            values=(0.1, 0.3, 1.0, 3.0),
+        ),
+        "resora": System(
+            "LoRA, less redundant",
+            "methods/resora",
+            (*LORA, "--loss", "redundancy", "--redundancy_weight", KNOB),
+            knob="weight",
+            values=(0.01, 0.1, 1.0),
+        ),
+        "sspu": System(
+            "SSPU", "methods/sspu", (*LORA, "--loss", "sspu", "--lora_target_modules", "o_proj", "down_proj")
+        ),
+        "crisp": System("CRISP", "methods/crisp", (*LORA, "--loss", "crisp")),
+        "clade": System("CLADE", "methods/clade", (*FULL, "--clade", "categories"), is_of_weights=False),
+        "clade-one": System(
+            "CLADE, one class",
+            "methods/clade",
+            (*FULL, "--clade", "one"),
+            control_of="clade",
+            is_of_weights=False,
+        ),
+        "sift": System("SIFT", "methods/sift", SPARSE),
+        "sift-random": System(
+            "SIFT, random entries", "methods/sift", (*SPARSE, "--sift_entries", "random"), control_of="sift"
+        ),
+        "dp-zo-lora": System("DP-ZO, LoRA, epsilon 8", "methods/dp_zo", (*PRIVATE, *LORA)),
+        "dp-zo-sails": System(
+            "DP-ZO, SAILS, epsilon 8", "methods/dp_zo", (*PRIVATE, *SAILS, "--subspace_path", PUBLIC)
+        ),
     },
 )

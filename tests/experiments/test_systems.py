@@ -1,0 +1,102 @@
+"""The study of systems: every system of the family in one comparison."""
+
+from pathlib import Path
+
+import pytest
+from paths import ROOT
+
+from sails_align.cli import compare
+from sails_align.core.command_line import CommandLine
+from sails_align.core.errors import InputError
+from sails_align.experiments.placeholders import KNOB, SEED
+from sails_align.experiments.plan import Cell, Measures, Run
+from sails_align.experiments.studies import read_plans
+from sails_align.experiments.systems.cells import run_system
+from sails_align.experiments.systems.entries import SYSTEMS, System
+from sails_align.training import run as align
+
+TRAINED = [name for name, system in SYSTEMS.items() if system.trainer != "none"]
+
+
+def filled(word: str, system: System) -> str:
+    word = word.replace(KNOB, f"{(system.values or (0.01,))[0]:g}").replace(SEED, "0")
+    return f"path/of/{word.strip('{}')}" if word.startswith("{") else word
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_every_system_is_a_training_that_can_be_made(name: str) -> None:
+    system = SYSTEMS.get(name)
+    align.parse("sft", ["--model_name_or_path", "testbed", *(filled(word, system) for word in system.training)])
+
+
+@pytest.mark.parametrize("name", SYSTEMS.names())
+def test_every_system_has_its_page(name: str) -> None:
+    assert (ROOT / "docs" / f"{SYSTEMS.get(name).page}.md").is_file()
+
+
+def test_controls_are_of_systems_and_tuned_alike() -> None:
+    for name, system in SYSTEMS.items():
+        if system.control_of:
+            original = SYSTEMS.get(system.control_of)
+            assert (system.values, system.trainer) == (original.values, original.trainer), name
+            assert (system.training, system.steering) != (original.training, original.steering), name
+
+
+def test_the_plan_tunes_each_system_by_its_own_knob() -> None:
+    argv = ["--study", "systems", "--systems", "base", "sft-lora", "redirection", "guard", "--n_seeds", "10"]
+    _, _, (study,) = read_plans(CommandLine.read(argv), None)
+    ((_, plan),) = study.plans
+    tuned = {name: [cell.learning_rate for cell in plan.tuning_cells() if cell.run.name == name] for name in argv[3:7]}
+    assert tuned["base"] == []
+    assert tuned["sft-lora"] == list(plan.learning_rates)
+    assert tuned["redirection"] == list(SYSTEMS.get("redirection").values)
+    assert tuned["guard"] == list(SYSTEMS.get("guard").values)
+    cells = plan.test_cells({})
+    assert sum(cell.run.name == "base" for cell in cells) == 1  # one model, whatever the seed
+    assert sum(cell.run.name == "guard" for cell in cells) == 10
+    knob = next(cell for cell in plan.tuning_cells() if cell.run.name == "redirection")
+    assert "--learning_rate" not in knob.training_options
+    rate = next(cell for cell in plan.tuning_cells() if cell.run.name == "sft-lora")
+    assert "--learning_rate" in rate.training_options
+
+
+def test_what_cannot_be_studied_is_refused() -> None:
+    config = str(ROOT / "recipes/configs/smollm2-135m/compare.yaml")
+    cases = [
+        (["--study", "systems", "--systems", "sift-randm"], "there is no system 'sift-randm'; did you mean"),
+        (["--systems", "sift"], "systems is of the study systems; add --study systems"),
+        (["--config", config, "--study", "systems", "--systems", "sails-gba"], "sails-gba is compared on the testbed"),
+    ]
+    for argv, message in cases:
+        with pytest.raises(InputError, match=message):
+            read_plans(CommandLine.read(argv), None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SYSTEMS.names())
+def test_every_system_can_be_measured(name: str, tmp_path: Path) -> None:
+    system = SYSTEMS.get(name)
+    run = Run(name, system.label, system.trainer, system.training, grid=system.values, system=name)
+    knob = None if name == "base" else (system.values or (0.01,))[-1]
+    part = "test" if name in ("sft-sails", "guard", "clade") else "validation"
+    result = run_system(Cell(run, knob, 0, part, "testbed", Measures(n_examples=64)), tmp_path)
+    numbers = result["numbers"]
+    assert {"safety_rate", "over_refusal_rate", "correct_answer_rate"} <= numbers.keys()
+    assert (result["cost"]["trainable_share"] > 0) == (system.trainer != "none")
+    assert result["relearned"].keys() == ({"benign", "harmful"} if name == "sft-sails" else set())
+    if name == "base":
+        assert numbers["safety_rate"]["value"] < 0.1
+
+
+@pytest.mark.slow
+def test_a_study_from_the_command_to_its_report(tmp_path: Path) -> None:
+    argv = ["--study", "systems", "--systems", "sft-lora", "sift", "sift-random", "--n_seeds", "3"]
+    argv += ["--learning_rates", "0.003", "--output_dir", str(tmp_path / "run"), "--progress", "false"]
+    values = compare.main(argv)
+    rows = {row["run"]: row for row in values["studies"]["systems"]["systems"]}
+    assert list(rows) == ["sft-lora", "sift", "sift-random"]
+    assert rows["sift"]["means"]["left_after_harmful"]["n"] == 3
+    page = (tmp_path / "run" / "report.md").read_text()
+    assert "## All systems" in page
+    assert "SIFT, random entries (control)" in page
+    assert "minus its control" in page
