@@ -109,7 +109,8 @@ class _Work(Steps):
         """Fit a guard of a model, on as many requests as systems are trained on."""
         folder, world, n = self.folder / "guard", self.cell.world, self.cell.measures.n_examples or N_FITTED
         data = {"dataset_name": world, "helpful_dataset_name": world, "n_prompts": n, "data_seed": self.cell.seed}
-        fit_guard(model, folder, GuardFitOptions(**data))
+        control_seed = self.cell.seed if self.system.has_shuffled_labels else None
+        fit_guard(model, folder, GuardFitOptions(**data, control_seed=control_seed))
         return folder
 
     def _calibrated(self, model: Path) -> Path:

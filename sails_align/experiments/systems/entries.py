@@ -40,6 +40,8 @@ class System:
     """Of the knob; empty: the plan's learning rates."""
     guard: str = ""
     """Largest share of harmful prompts that the model's guard may let pass; empty: it has no guard."""
+    has_shuffled_labels: bool = False
+    """Whether the guard is fitted without knowing which prompts are harmful, as a control."""
     steering: Mapping[str, Any] = field(default_factory=dict)
     """Options of steering."""
     control_of: str = ""
@@ -101,6 +103,17 @@ SYSTEMS: Registry[System] = Registry(
             knob="largest pass rate",
             values=MAX_PASS,
             guard=KNOB,
+            is_of_weights=False,
+        ),
+        "guard-shuffled": System(
+            "guard of shuffled labels",
+            "methods/guard",
+            trainer="none",
+            knob="largest pass rate",
+            values=MAX_PASS,
+            guard=KNOB,
+            has_shuffled_labels=True,
+            control_of="guard",
             is_of_weights=False,
         ),
         "sails-guard": System(
