@@ -117,6 +117,7 @@ def _options(facts: Facts) -> Iterator[tuple[str, Any]]:
     if callbacks.get("freeze_units"):
         trained = callbacks.get("trained_units")
         yield "trained units" if trained else "frozen units", _joined(trained or callbacks.get("frozen_units"))
+    yield from _sparse(facts)
     if facts.adapter:
         modules = facts.adapter.get("target_modules")
         n_modules = len(modules) if isinstance(modules, list) else 1
@@ -133,6 +134,20 @@ def _options(facts: Facts) -> Iterator[tuple[str, Any]]:
     yield "reference model", public_name(facts.options("dpo").get("ref_model_name_or_path"))
     for name in ("engine", "n_processes", "dtype"):
         yield name, facts.identity.get(name)
+
+
+def _sparse(facts: Facts) -> Iterator[tuple[str, Any]]:
+    """Yield the options of a training of few entries, and how many these were."""
+    callbacks = facts.options("callbacks")
+    if callbacks.get("sift_rate") is None:
+        return
+    guarded = callbacks.get("sift_safety_dataset_name")
+    for name in ("sift_rate", "sift_select_steps", "sift_modules", "sift_entries"):
+        yield name, _joined(callbacks.get(name))
+    yield "sift_safety_dataset_name", public_name(guarded)
+    yield "sift_forbidden", callbacks.get("sift_forbidden") if guarded else None
+    found = facts.metrics.get("sift", {})
+    yield "trained entries", f"{found['trained_entries']:,} of {found['entries']:,}" if found else None
 
 
 def _learned(facts: Facts) -> Iterator[tuple[str, Any]]:

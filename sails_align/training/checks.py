@@ -31,7 +31,7 @@ from sails_align.data.options import DertaOptions
 from sails_align.initializers import INITIALIZERS
 from sails_align.models.load import exact_attention
 from sails_align.subspace.options import PRESETS
-from sails_align.training.callbacks.options import EmaOptions, FreezeUnitsOptions
+from sails_align.training.callbacks.options import EmaOptions, FreezeUnitsOptions, SiftOptions
 from sails_align.training.losses import LOSSES
 from sails_align.training.plan import TrainingPlan
 
@@ -58,6 +58,7 @@ def check_options(args: TrainingPlan) -> None:
     args.make_loss()
     _check_saving(args)
     _check_units(args)
+    _check_sift(args)
     services, known = args.training.report_to or [], get_available_reporting_integrations()
     if missing := [name for name in services if name not in known]:
         raise InputError(
@@ -176,6 +177,7 @@ def writing_option(args: TrainingPlan) -> str | None:
         "subspace_mode decay": args.sails.uses_subspace and args.sails.subspace_mode == "decay",
         "ema_half_life": args.of(EmaOptions).ema_half_life is not None,
         "freeze_units": args.of(FreezeUnitsOptions).freeze_units is not None,
+        "sift_rate": args.of(SiftOptions).sift_rate is not None,
         "loss constrained": (args.loss or {}).get("name") == "constrained",
     }
     return next((name for name, is_used in used.items() if is_used), None)
@@ -202,6 +204,27 @@ def _check_units(args: TrainingPlan) -> None:
         raise InputError(
             f"freeze_units does not work with {start}: the adapter would change the frozen units;\n"
             "start with a new adapter (after sails merge, if there is a trained one), or with --use_peft false"
+        )
+
+
+def _check_sift(args: TrainingPlan) -> None:
+    """Refuse options of SIFT without it, and what it cannot be used with."""
+    options = args.of(SiftOptions)
+    given = [option.name for option in fields(SiftOptions) if option.name in args.given]
+    if options.sift_rate is None:
+        if given:
+            raise InputError(f"{given[0]} is given without sift_rate; add --sift_rate, or leave it out")
+        return
+    if args.model.use_peft:
+        raise InputError(
+            f"sift_rate is {options.sift_rate}, which trains few entries of all weights, and an adapter is few weights "
+            "already;\nadd --use_peft false, or leave it out"
+        )
+    if args.of(FreezeUnitsOptions).freeze_units is not None:
+        raise InputError("sift_rate and freeze_units both choose what is frozen; leave one of them out")
+    if "sift_forbidden" in given and options.sift_safety_dataset_name is None:
+        raise InputError(
+            "sift_forbidden is given without sift_safety_dataset_name, which says what it protects; give both"
         )
 
 

@@ -25,7 +25,7 @@ METRICS_FILE = "metrics.json"
 """In the output folder, written last."""
 WEIGHTS = ("adapter_model.safetensors", "model*.safetensors")
 REPLACED = (
-    *("checkpoint-*", METRICS_FILE, "base.json", "responses.jsonl", "features.json"),
+    *("checkpoint-*", METRICS_FILE, "base.json", "responses.jsonl", "features.json", "sparse_delta.safetensors"),
     *(*WEIGHTS, "adapter_config.json", "config.json", "generation_config.json", "model.safetensors.index.json"),
 )
 """What a run is known by, and what would make a model of two runs."""

@@ -31,6 +31,7 @@ from sails_align.models.spec import stem_of
 from sails_align.models.threads import fitting_threads
 from sails_align.subspace.basis import Subspace
 from sails_align.subspace.options import DPOOptions, Method
+from sails_align.training.callbacks.reporting import reported
 from sails_align.training.checkpoints import MarkCheckpoints, find_checkpoint, train
 from sails_align.training.checks import check_machine, check_options
 from sails_align.training.dataset import TrainingSource, load_source
@@ -152,7 +153,7 @@ def run(args: TrainingPlan, output_dir: Path, stages: Stages) -> dict[str, Any]:
         },
         "cost": _cost(cost, *sizes),
     }
-    metrics |= last_drift(trainer.state.log_history)
+    metrics |= last_drift(trainer.state.log_history) | reported(trainer)
     if trainer.is_world_process_zero():
         if testbed is not None:
             rows = "".join(json.dumps(row) + "\n" for row in start.responses + responses)

@@ -5,7 +5,7 @@ training asks for one. `init` describes the adapter's initialization (None: in n
 """
 
 from sails_align.core.registry import Entry, Registry
-from sails_align.training.callbacks.options import DecayOptions, EmaOptions, FreezeUnitsOptions
+from sails_align.training.callbacks.options import DecayOptions, EmaOptions, FreezeUnitsOptions, SiftOptions
 
 CALLBACKS = Registry(
     "callback",
@@ -25,6 +25,12 @@ CALLBACKS = Registry(
             "sails_align.training.callbacks.ema:attach",
             "End with an average of the weights over the steps.",
             EmaOptions,
+        ),
+        # After the average, which takes the place of the weights when training ends.
+        "sift": Entry(
+            "sails_align.training.callbacks.sift:attach",
+            "Train only the entries with the largest gradients.",
+            SiftOptions,
         ),
     },
 )
