@@ -118,6 +118,7 @@ def _options(facts: Facts) -> Iterator[tuple[str, Any]]:
         trained = callbacks.get("trained_units")
         yield "trained units" if trained else "frozen units", _joined(trained or callbacks.get("frozen_units"))
     yield from _sparse(facts)
+    yield from _zeroth_order(facts)
     if facts.adapter:
         modules = facts.adapter.get("target_modules")
         n_modules = len(modules) if isinstance(modules, list) else 1
@@ -148,6 +149,21 @@ def _sparse(facts: Facts) -> Iterator[tuple[str, Any]]:
     yield "sift_forbidden", callbacks.get("sift_forbidden") if guarded else None
     found = facts.metrics.get("sift", {})
     yield "trained entries", f"{found['trained_entries']:,} of {found['entries']:,}" if found else None
+
+
+def _zeroth_order(facts: Facts) -> Iterator[tuple[str, Any]]:
+    """Yield the options of a training without gradients, and the privacy that it spent."""
+    callbacks, spent = facts.options("callbacks"), facts.metrics.get("privacy")
+    if not callbacks.get("zeroth_order"):
+        return
+    for name in ("zeroth_order", "zo_eps", "zo_directions"):
+        yield name, callbacks.get(name)
+    if spent:
+        yield "privacy", f"epsilon {spent['epsilon']:.4g}, delta {spent['delta']:g} ({spent['neighbours']})"
+        yield "sampling", f"{spent['sampling']}, {spent['steps']:,} steps ({spent['accountant']})"
+        yield "noise", f"multiplier {spent['noise_multiplier']:.4g}, clip {spent['clip']:g}"
+        if not spent["noise_is_secret"]:
+            yield "noise seed", "known: whoever has it can remove the noise, so nothing is private"
 
 
 def _learned(facts: Facts) -> Iterator[tuple[str, Any]]:

@@ -34,6 +34,7 @@ from sails_align.subspace.options import PRESETS
 from sails_align.training.callbacks.options import EmaOptions, FreezeUnitsOptions, SiftOptions
 from sails_align.training.losses import LOSSES
 from sails_align.training.plan import TrainingPlan
+from sails_align.training.zeroth_order.checks import check_zeroth_order
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ def check_options(args: TrainingPlan) -> None:
     _check_saving(args)
     _check_units(args)
     _check_sift(args)
+    check_zeroth_order(args)
     services, known = args.training.report_to or [], get_available_reporting_integrations()
     if missing := [name for name in services if name not in known]:
         raise InputError(

@@ -57,6 +57,7 @@ from sails_align.training.subspace import find_subspace
 from sails_align.training.table import show_changes
 from sails_align.training.trainer import AlignmentTrainer, build_trainer, left_out
 from sails_align.training.units import check_units
+from sails_align.training.zeroth_order.options import DEFAULTS as ZEROTH_ORDER
 
 
 def parse(method: Method, argv: Sequence[str] | None = None, prog: str | None = None) -> TrainingPlan:
@@ -72,6 +73,8 @@ def parse(method: Method, argv: Sequence[str] | None = None, prog: str | None = 
     defaults = defaults_of(model_name, method, trained)
     if not torch.cuda.is_available():
         defaults |= {"use_cpu": True, "bf16": False}
+    if line.flag("zeroth_order", default=False):
+        defaults |= ZEROTH_ORDER
     check_devices(line.flag("use_cpu", default=False))
     if method == "dpo" and line.value("packing") is not None:
         raise InputError("packing is given, but TRL packs examples of SFT only; leave it out")

@@ -41,6 +41,8 @@ from sails_align.training.starts import (
     model_init_kwargs,
     start_examples,
 )
+from sails_align.training.zeroth_order.options import ZerothOrderOptions
+from sails_align.training.zeroth_order.trainer import with_zeroth_order
 
 logger = logging.getLogger(__name__)
 
@@ -204,6 +206,8 @@ def trl_trainer(
     training = changed(training, chat_template_path=None)  # it is in the tokenizer already
     train, held_out = (_sft_rows(source, rows) for rows in (source.train, source.held_out))
     made = with_loss(SFTTrainer, loss)
+    if args.of(ZerothOrderOptions).zeroth_order:
+        made = with_zeroth_order(made)
     return made(args=training, train_dataset=train, eval_dataset=held_out, **common)
 
 

@@ -31,6 +31,7 @@ COUNTED = set(
     derta_prefix_share derta_empty_share derta_rto_share derta_refusal
     loss subspace_decay ema_half_life frozen_units trained_units
     sift_rate sift_select_steps sift_modules sift_entries sift_safety_dataset_name sift_forbidden
+    zeroth_order zo_eps zo_directions dp_epsilon dp_sigma dp_clip dp_delta dp_batch_size dp_noise_seed
     first_tokens first_tokens_weight constrained_first_betas constrained_beta
     eval_part warm_start_epochs warm_start_examples warm_start_learning_rate warm_start_ratio
     """.split()  # noqa: SIM905 -- a list of strings would be three times as long

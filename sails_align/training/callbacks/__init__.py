@@ -6,6 +6,7 @@ training asks for one. `init` describes the adapter's initialization (None: in n
 
 from sails_align.core.registry import Entry, Registry
 from sails_align.training.callbacks.options import DecayOptions, EmaOptions, FreezeUnitsOptions, SiftOptions
+from sails_align.training.zeroth_order.options import ZerothOrderOptions
 
 CALLBACKS = Registry(
     "callback",
@@ -31,6 +32,11 @@ CALLBACKS = Registry(
             "sails_align.training.callbacks.sift:attach",
             "Train only the entries with the largest gradients.",
             SiftOptions,
+        ),
+        "zeroth_order": Entry(
+            "sails_align.training.zeroth_order.trainer:attach",
+            "Train without gradients, and with differential privacy if asked to.",
+            ZerothOrderOptions,
         ),
     },
 )

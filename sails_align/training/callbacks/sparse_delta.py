@@ -27,6 +27,7 @@ def save_delta(path: Path, parameters: Mapping[str, nn.Parameter], indices: Mapp
         tensors[f"{name}.indices"] = narrow(index_N, len(values)).cpu()
         tensors[f"{name}.values"] = values[index_N.to(values.device)].cpu()
     save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(0o644)  # safetensors makes it private
 
 
 @torch.no_grad()
