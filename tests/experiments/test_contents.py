@@ -32,7 +32,8 @@ NO_FILES = set(
     judge_api_key_env
     judge_backend judge_base_url kind label_column layer_map loss on_bad_rows part preset prompt_column prompt_tokens
     derta_refusal rejected_column revision sae_ids sae_placement sae_release score split steer subspace_mode
-    system_instruction system_prompt target wrappers frozen_units trained_units sift_modules sift_entries output_dir given
+    system_instruction system_prompt target wrappers frozen_units trained_units output_dir given
+    sift_modules sift_entries
     """.split()  # noqa: SIM905
 )
 """Our options with texts that are never names of files (or, `output_dir`, not of files that are read)."""

@@ -18,6 +18,7 @@ The last line is the conversion of Canonne, Kamath and Steinke 2020 (arXiv 2004.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq
@@ -31,8 +32,9 @@ LARGEST_SIGMA = 1e7
 
 def gaussian_delta(epsilon: float, mu: float) -> float:
     """Return the exact delta of a Gaussian mechanism, whose mu is the sensitivity divided by the noise's deviation."""
-    upper, lower = log_ndtr(-epsilon / mu + mu / 2), epsilon + log_ndtr(-epsilon / mu - mu / 2)
-    return float(np.exp(upper) * -np.expm1(min(lower - upper, 0.0)))
+    upper = float(log_ndtr(-epsilon / mu + mu / 2))
+    lower = epsilon + float(log_ndtr(-epsilon / mu - mu / 2))
+    return math.exp(upper) * -math.expm1(min(lower - upper, 0.0))
 
 
 def gaussian_epsilon(mu: float, delta: float) -> float:
@@ -40,7 +42,8 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
     if gaussian_delta(0.0, mu) <= delta:
         return 0.0
     highest = mu * mu / 2 + mu * math.sqrt(2 * math.log(1 / delta))  # by the Renyi bound
-    return float(brentq(lambda epsilon: gaussian_delta(epsilon, mu) - delta, 0.0, highest, xtol=1e-10))
+    root: Any = brentq(lambda epsilon: gaussian_delta(epsilon, mu) - delta, 0.0, highest, xtol=1e-10)
+    return root
 
 
 def sampled_rdp(sigma: float, rate: float, order: int) -> float:
@@ -48,7 +51,8 @@ def sampled_rdp(sigma: float, rate: float, order: int) -> float:
     k = np.arange(order + 1)
     log_binomial = gammaln(order + 1) - gammaln(k + 1) - gammaln(order - k + 1)
     log_weight = log_binomial + (order - k) * math.log1p(-rate) + k * math.log(rate)
-    return max(float(logsumexp(log_weight + k * (k - 1) / (2 * sigma**2))) / (order - 1), 0.0)
+    log_moment: Any = logsumexp(log_weight + k * (k - 1) / (2 * sigma**2))
+    return max(float(log_moment) / (order - 1), 0.0)
 
 
 def spent_epsilon(sigma: float, delta: float, steps: int, rate: float) -> float:

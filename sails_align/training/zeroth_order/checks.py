@@ -10,11 +10,12 @@ from trl import SFTConfig
 from sails_align.core.errors import InputError
 from sails_align.data.options import DertaOptions
 from sails_align.training.callbacks.options import FreezeUnitsOptions
+from sails_align.training.plan import TrainingPlan
 from sails_align.training.zeroth_order.options import ZerothOrderOptions
 
 
-def check_zeroth_order(args: Any) -> None:
-    """Check the options of a `TrainingPlan`; raise `InputError` if there is a contradiction."""
+def check_zeroth_order(args: TrainingPlan) -> None:
+    """Raise `InputError` if options contradict the steps without gradients, or their privacy."""
     options = args.of(ZerothOrderOptions)
     if not options.zeroth_order:
         given = [option.name for option in fields(ZerothOrderOptions) if option.name in args.given]
@@ -38,14 +39,12 @@ def check_zeroth_order(args: Any) -> None:
     elif not options.is_clipped:
         private = ("dp_clip", "dp_delta", "dp_batch_size", "dp_noise_seed")
         if given := [name for name in private if name in args.given]:
-            raise InputError(
-                f"{given[0]} is given, but nothing is clipped; add --dp_epsilon or --dp_sigma, or leave it out"
-            )
+            raise InputError(f"{given[0]} is given without dp_epsilon and dp_sigma; add one of them, or leave it out")
 
 
-def _unsuitable(args: Any) -> Iterator[tuple[str, Any, str]]:
+def _unsuitable(args: TrainingPlan) -> Iterator[tuple[str, Any, str]]:
     """Yield options that steps without gradients contradict: name, value, and why."""
-    training = args.training
+    training: Any = args.training
     one_loss, no_gradients = "the loss of an example is its cross-entropy", "there are no gradients"
     one_row, no_dropout = "each row must be one example", "the two losses of a step must differ by the weights alone"
     wanted = {
@@ -72,7 +71,7 @@ def _unsuitable(args: Any) -> Iterator[tuple[str, Any, str]]:
             yield name, value, why
 
 
-def _check_private(args: Any) -> None:
+def _check_private(args: TrainingPlan) -> None:
     """Refuse what uses the data in other ways than by private steps."""
     sails, derta = args.sails, args.of(DertaOptions)
     if derta is not None and derta.used is not None:
@@ -80,8 +79,7 @@ def _check_private(args: Any) -> None:
             f"{derta.used} is {getattr(derta, derta.used)}, which makes several examples of a pair, and only single "
             "examples are private;\nleave it out, or train without dp_epsilon and dp_sigma"
         )
-    looks = sails.initializer.needs_data or (sails.uses_subspace and sails.subspace_path is None)
-    if looks:
+    if sails.initializer.needs_data or (sails.uses_subspace and sails.subspace_path is None):
         raise InputError(
             f"--init {sails.init} looks at the training data, which is not private;\nuse --init default, or give "
             "--subspace_path with a subspace that sails discover found in public data"

@@ -17,7 +17,7 @@ Training has no dropout, and no gradients: s z is given to plain SGD in place of
 import json
 import math
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,10 +39,8 @@ from sails_align.training.zeroth_order.randomness import Secret, torch_generator
 
 FILE = "zeroth_order.json"
 
-T = TypeVar("T", bound=SFTTrainer)
 
-
-def with_zeroth_order(trainer_class: type[T]) -> type[T]:
+def with_zeroth_order(trainer_class: type[SFTTrainer]) -> type[SFTTrainer]:
     """Return the trainer's class with steps and batches of the `ZerothOrder` that `attach` gives it."""
 
     def training_step(self: Any, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
@@ -68,7 +66,8 @@ def with_zeroth_order(trainer_class: type[T]) -> type[T]:
         "get_total_train_batch_size": get_total_train_batch_size,
         "zeroth_order": None,
     }
-    return type(trainer_class.__name__, (trainer_class,), own)
+    made: Any = type(trainer_class.__name__, (trainer_class,), own)
+    return made
 
 
 def attach(trainer: Any, init: object, plan: Any) -> None:
