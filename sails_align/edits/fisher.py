@@ -11,21 +11,28 @@ from torch.nn.functional import cross_entropy
 
 from sails_align.core.errors import InputError
 from sails_align.core.progress import progress_bar
-from sails_align.edits.linears import Place
 from sails_align.models.blocks import Batch
 from sails_align.models.hooks import evaluation_mode
 
 
-def fisher_information(model: nn.Module, places: Mapping[str, Place], batches: Sequence[Batch]) -> dict[str, Tensor]:
-    """Return the squared gradient of the loss, averaged over batches, for the named linear layers; on the CPU.
+def fisher_information(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], batches: Sequence[Batch], *, remedy: str
+) -> dict[str, Tensor]:
+    """Return the squared gradient of the loss, averaged over batches, for named parameters; on the CPU.
 
     As upstream (pikepokenew/IRR), the gradient is that of a batch's mean loss over the tokens in its mask, and not of
-    each example. The model must be whole and in a type that holds gradients (float32).
+    each example. The model must be whole, and of a type that holds gradients.
+
+    Args:
+        model: is left as it was.
+        parameters: some of the model's.
+        batches: of texts, with masks.
+        remedy: what the user can do if the memory does not suffice.
 
     Raises:
         InputError: if the device has too little memory, or the gradient is not finite.
     """
-    parameters = {name: place.of(model).weight for name, place in places.items()}
+    had_gradients = {parameter: parameter.requires_grad for parameter in model.parameters()}
     model.requires_grad_(False)
     for parameter in parameters.values():
         parameter.requires_grad_(True)
@@ -37,10 +44,13 @@ def fisher_information(model: nn.Module, places: Mapping[str, Place], batches: S
                 for name, gradient in zip(parameters, gradients, strict=True):
                     sums[name] += gradient.square()
     except torch.OutOfMemoryError as error:
-        raise InputError("the gradients do not fit on the device; use --device cpu, or --sparsity 0") from error
+        raise InputError(f"the gradients for the Fisher information do not fit on the device; {remedy}") from error
+    finally:
+        for parameter, had in had_gradients.items():
+            parameter.requires_grad_(had)
     found = {name: (total / len(batches)).cpu() for name, total in sums.items()}
     if not all(information.isfinite().all() for information in found.values()):
-        raise InputError("the gradients of the aligned model are not finite; check that it is whole")
+        raise InputError("the gradients for the Fisher information are not finite; check that the model is whole")
     return found
 
 

@@ -51,11 +51,16 @@ def edit(run: Path, output: Path, options: IrrOptions, finish: Finish | None = N
     texts = sources.texts(run) if options.recalibrate != "none" and options.sparsity < 1 else []
     refusals = sources.refusals() if 0 < options.sparsity < 1 else []
     if refusals:
-        change.fisher = fisher_information(dense_model(aligned, device, torch.float32), places, refusals)
+        change.fisher = _fisher(dense_model(aligned, device, torch.float32), places, refusals)
     if options.sparsity < 1:
         change.thin_all(places, dense_model(weights, device, weights.dtype) if texts else None, texts)
     change.notes.extend(sources.notes)
     return apply("irr", change, weights, output, options=options, finish=finish)
+
+
+def _fisher(model: torch.nn.Module, places: Mapping[str, Place], refusals: list[Batch]) -> dict[str, Tensor]:
+    weights = {name: place.of(model).weight for name, place in places.items()}
+    return fisher_information(model, weights, refusals, remedy="use --device cpu, or --sparsity 0")
 
 
 class Sources:

@@ -94,8 +94,7 @@ def find_requests(
     """
     name, role, check = getattr(options, option), ROLES[option], TemplateCheck(tokenizer)
     if name is not None:
-        rows = requests_of_model(name, role.side)
-        return Requests(requests_of(load_rows(name), name=name, check=check) if rows is None else rows, name)
+        return named_requests(name, role.side, tokenizer)
     recorded = _of_run(run, role, check)
     if recorded is not None:
         return recorded
@@ -108,6 +107,17 @@ def find_requests(
         f"no {role.side} requests are known for {run}; give a dataset with --{option} (or testbed or smollm2, for "
         "theirs)"
     )
+
+
+def named_requests(name: str, side: str, tokenizer: PreTrainedTokenizerBase) -> Requests:
+    """Return the requests of a dataset, or a side of those that come with the model of that name.
+
+    Raises `InputError` if the data cannot be read.
+    """
+    rows = requests_of_model(name, side)
+    if rows is None:
+        rows = requests_of(load_rows(name), name=name, check=TemplateCheck(tokenizer))
+    return Requests(rows, name)
 
 
 def requests_of_model(name: str, side: str) -> Dataset | None:

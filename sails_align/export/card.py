@@ -125,6 +125,8 @@ def _options(facts: Facts, run: Path) -> Iterator[tuple[str, Any]]:
         yield "layer of the probe", found.layer if len(found.classes) > 1 else None
         yield "response tokens whose class it predicts", found.probe_accuracy and f"{found.probe_accuracy:.1%}"
         yield "conditional norms", len(found.norms)
+    yield from _sparse(facts)
+    yield from _zeroth_order(facts)
     if facts.adapter:
         modules = facts.adapter.get("target_modules")
         n_modules = len(modules) if isinstance(modules, list) else 1
@@ -141,6 +143,35 @@ def _options(facts: Facts, run: Path) -> Iterator[tuple[str, Any]]:
     yield "reference model", public_name(facts.options("dpo").get("ref_model_name_or_path"))
     for name in ("engine", "n_processes", "dtype"):
         yield name, facts.identity.get(name)
+
+
+def _sparse(facts: Facts) -> Iterator[tuple[str, Any]]:
+    """Yield the options of a training of few entries, and how many these were."""
+    callbacks = facts.options("callbacks")
+    if callbacks.get("sift_rate") is None:
+        return
+    guarded = callbacks.get("sift_safety_dataset_name")
+    for name in ("sift_rate", "sift_select_steps", "sift_modules", "sift_entries"):
+        yield name, _joined(callbacks.get(name))
+    yield "sift_safety_dataset_name", public_name(guarded)
+    yield "sift_forbidden", callbacks.get("sift_forbidden") if guarded else None
+    found = facts.metrics.get("sift", {})
+    yield "trained entries", f"{found['trained_entries']:,} of {found['entries']:,}" if found else None
+
+
+def _zeroth_order(facts: Facts) -> Iterator[tuple[str, Any]]:
+    """Yield the options of a training without gradients, and the privacy that it spent."""
+    callbacks, spent = facts.options("callbacks"), facts.metrics.get("privacy")
+    if not callbacks.get("zeroth_order"):
+        return
+    for name in ("zeroth_order", "zo_eps", "zo_directions"):
+        yield name, callbacks.get(name)
+    if spent:
+        yield "privacy", f"epsilon {spent['epsilon']:.4g}, delta {spent['delta']:g} ({spent['neighbours']})"
+        yield "sampling", f"{spent['sampling']}, {spent['steps']:,} steps ({spent['accountant']})"
+        yield "noise", f"multiplier {spent['noise_multiplier']:.4g}, clip {spent['clip']:g}"
+        if not spent["noise_is_secret"]:
+            yield "noise seed", "known: whoever has it can remove the noise, so nothing is private"
 
 
 def _learned(facts: Facts) -> Iterator[tuple[str, Any]]:

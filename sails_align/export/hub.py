@@ -30,6 +30,7 @@ FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
     "model-*-of-*.safetensors",
+    "sparse_delta.safetensors",
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",

@@ -31,10 +31,11 @@ from sails_align.data.options import CurriculumOptions, DertaOptions, NearestRef
 from sails_align.initializers import INITIALIZERS
 from sails_align.models.load import exact_attention
 from sails_align.subspace.options import PRESETS
-from sails_align.training.callbacks.options import CladeOptions, EmaOptions, FreezeUnitsOptions
+from sails_align.training.callbacks.options import CladeOptions, EmaOptions, FreezeUnitsOptions, SiftOptions
 from sails_align.training.losses import LOSSES
 from sails_align.training.losses.options import LossOptions, RedundancyOptions
 from sails_align.training.plan import TrainingPlan
+from sails_align.training.zeroth_order.checks import check_zeroth_order
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,8 @@ def check_options(args: TrainingPlan) -> None:
     _check_loss(args)
     _check_saving(args)
     _check_units(args)
+    _check_sift(args)
+    check_zeroth_order(args)
     services, known = args.training.report_to or [], get_available_reporting_integrations()
     if missing := [name for name in services if name not in known]:
         raise InputError(
@@ -208,6 +211,7 @@ def writing_option(args: TrainingPlan) -> str | None:
         "freeze_units": args.of(FreezeUnitsOptions).freeze_units is not None,
         "clade": args.clade,
         f"loss {args.of(LossOptions).loss}": args.of(LossOptions).loss in NEED_WHOLE_WEIGHTS,
+        "sift_rate": args.of(SiftOptions).sift_rate is not None,
     }
     return next((name for name, is_used in used.items() if is_used), None)
 
@@ -233,6 +237,27 @@ def _check_units(args: TrainingPlan) -> None:
         raise InputError(
             f"freeze_units does not work with {start}: the adapter would change the frozen units;\n"
             "start with a new adapter (after sails merge, if there is a trained one), or with --use_peft false"
+        )
+
+
+def _check_sift(args: TrainingPlan) -> None:
+    """Refuse options of SIFT without it, and what it cannot be used with."""
+    options = args.of(SiftOptions)
+    given = [option.name for option in fields(SiftOptions) if option.name in args.given]
+    if options.sift_rate is None:
+        if given:
+            raise InputError(f"{given[0]} is given without sift_rate; add --sift_rate, or leave it out")
+        return
+    if args.model.use_peft:
+        raise InputError(
+            f"sift_rate is {options.sift_rate}, which trains few entries of all weights, and an adapter is few weights "
+            "already;\nadd --use_peft false, or leave it out"
+        )
+    if args.of(FreezeUnitsOptions).freeze_units is not None:
+        raise InputError("sift_rate and freeze_units both choose what is frozen; leave one of them out")
+    if "sift_forbidden" in given and options.sift_safety_dataset_name is None:
+        raise InputError(
+            "sift_forbidden is given without sift_safety_dataset_name, which says what it protects; give both"
         )
 
 

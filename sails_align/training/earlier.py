@@ -25,7 +25,7 @@ METRICS_FILE = "metrics.json"
 """In the output folder, written last."""
 WEIGHTS = ("adapter_model.safetensors", "model*.safetensors", "clade.safetensors")
 REPLACED = (
-    *("checkpoint-*", METRICS_FILE, "base.json", "responses.jsonl", "features.json"),
+    *("checkpoint-*", METRICS_FILE, "base.json", "responses.jsonl", "features.json", "sparse_delta.safetensors"),
     *(
         *WEIGHTS,
         "adapter_config.json",

@@ -31,6 +31,7 @@ from sails_align.models.spec import stem_of
 from sails_align.models.threads import fitting_threads
 from sails_align.subspace.basis import Subspace
 from sails_align.subspace.options import DPOOptions, Method
+from sails_align.training.callbacks.reporting import reported
 from sails_align.training.checkpoints import MarkCheckpoints, find_checkpoint, train
 from sails_align.training.checks import check_machine, check_options
 from sails_align.training.dataset import TrainingSource, load_source
@@ -56,6 +57,7 @@ from sails_align.training.subspace import find_subspace
 from sails_align.training.table import show_changes
 from sails_align.training.trainer import AlignmentTrainer, build_trainer, left_out
 from sails_align.training.units import check_units
+from sails_align.training.zeroth_order.options import DEFAULTS as ZEROTH_ORDER
 
 
 def parse(method: Method, argv: Sequence[str] | None = None, prog: str | None = None) -> TrainingPlan:
@@ -71,6 +73,8 @@ def parse(method: Method, argv: Sequence[str] | None = None, prog: str | None = 
     defaults = defaults_of(model_name, method, trained)
     if not torch.cuda.is_available():
         defaults |= {"use_cpu": True, "bf16": False}
+    if line.flag("zeroth_order", default=False):
+        defaults |= ZEROTH_ORDER
     check_devices(line.flag("use_cpu", default=False))
     if method == "dpo" and line.value("packing") is not None:
         raise InputError("packing is given, but TRL packs examples of SFT only; leave it out")
@@ -152,7 +156,7 @@ def run(args: TrainingPlan, output_dir: Path, stages: Stages) -> dict[str, Any]:
         },
         "cost": _cost(cost, *sizes),
     }
-    metrics |= last_drift(trainer.state.log_history)
+    metrics |= last_drift(trainer.state.log_history) | reported(trainer)
     if trainer.is_world_process_zero():
         if testbed is not None:
             rows = "".join(json.dumps(row) + "\n" for row in start.responses + responses)

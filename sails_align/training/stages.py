@@ -75,7 +75,7 @@ def say_subspace(subspace: Subspace) -> None:
 def training_line(trainer: Trainer, checkpoint: str | None) -> str:
     """Describe the size of the training."""
     args = trainer.args
-    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * n_processes()
+    batch = trainer.get_total_train_batch_size(args)
     length = f"{args.max_steps:,} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
     resumed = "" if checkpoint is None else f", resumed from {checkpoint}"
     return f"{length} in batches of {batch} examples, learning rate {args.learning_rate:g}{resumed}"

@@ -43,6 +43,8 @@ from sails_align.training.starts import (
     model_init_kwargs,
     start_examples,
 )
+from sails_align.training.zeroth_order.options import ZerothOrderOptions
+from sails_align.training.zeroth_order.trainer import with_zeroth_order
 
 logger = logging.getLogger(__name__)
 
@@ -210,6 +212,8 @@ def trl_trainer(
     if args.clade:
         train = train.add_column(CLASS, class_names(source.train, args.of(CladeOptions)))  # pyright: ignore[reportCallIssue]
     made = with_loss(SFTTrainer, loss)
+    if args.of(ZerothOrderOptions).zeroth_order:
+        made = with_zeroth_order(made)
     return made(args=training, train_dataset=train, eval_dataset=held_out, **common)
 
 

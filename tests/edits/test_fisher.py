@@ -21,7 +21,10 @@ def test_it_is_that_of_batches_and_of_answers_alone(family: Family) -> None:
     places = linears_of(weights)
     batches = [batch(0), batch(1)]
     model = dense_model(weights, "cpu", torch.float64)
-    found = fisher_information(model, places, batches)
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+    weights = {name: place.of(model).weight for name, place in places.items()}
+    found = fisher_information(model, weights, batches, remedy="")
+    assert [parameter.requires_grad for parameter in model.parameters()] == flags
     name = "model.layers.1.mlp.up_proj.weight"
     weight = model.get_parameter(name)
     by_batch, by_example = [], []

@@ -34,6 +34,7 @@ NO_FILES = set(
     derta_refusal rejected_column revision sae_ids sae_placement sae_release score split steer subspace_mode
     redundancy_form sspu_vector
     system_instruction system_prompt target wrappers frozen_units trained_units output_dir given refusal_tokens clade
+    sift_modules sift_entries
     """.split()  # noqa: SIM905
 )
 """Our options with texts that are never names of files (or, `output_dir`, not of files that are read)."""

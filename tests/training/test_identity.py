@@ -31,6 +31,8 @@ COUNTED = set(
     derta_prefix_share derta_empty_share derta_rto_share derta_refusal
     nearest_refusal refusal_tokens refusal_control_seed refusal_stages
     loss subspace_decay ema_half_life frozen_units trained_units clade clade_layer
+    sift_rate sift_select_steps sift_modules sift_entries sift_safety_dataset_name sift_forbidden
+    zeroth_order zo_eps zo_directions dp_epsilon dp_sigma dp_clip dp_delta dp_batch_size dp_noise_seed
     first_tokens first_tokens_weight constrained_first_betas constrained_beta
     redundancy_weight redundancy_groups redundancy_form redirection_weight redirection_layer
     sspu_features sspu_layer sspu_scale sspu_retain_weight sspu_vector sspu_lambda

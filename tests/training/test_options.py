@@ -97,6 +97,11 @@ def test_options_of_no_effect_are_told(
         (["--subspace_mode", "decay"], ("zero1", "zero2", "zero3", "fsdp"), "decay does not work with"),
         (["--ema_half_life", "9"], ("zero1", "zero2", "zero3", "fsdp"), "ema_half_life does not work with"),
         (["--freeze_units", "x"], ("zero1", "zero2", "zero3", "fsdp"), "freeze_units does not work with"),
+        (
+            ["--sift_rate", "0.1", "--use_peft", "false"],
+            ("zero1", "zero2", "zero3", "fsdp"),
+            "sift_rate does not work with",
+        ),
     ],
 )
 def test_what_an_engine_cannot_do(

@@ -5,7 +5,14 @@ training asks for one. `init` describes the adapter's initialization (None: in n
 """
 
 from sails_align.core.registry import Entry, Registry
-from sails_align.training.callbacks.options import CladeOptions, DecayOptions, EmaOptions, FreezeUnitsOptions
+from sails_align.training.callbacks.options import (
+    CladeOptions,
+    DecayOptions,
+    EmaOptions,
+    FreezeUnitsOptions,
+    SiftOptions,
+)
+from sails_align.training.zeroth_order.options import ZerothOrderOptions
 
 CALLBACKS = Registry(
     "callback",
@@ -30,6 +37,17 @@ CALLBACKS = Registry(
             "sails_align.training.callbacks.ema:attach",
             "End with an average of the weights over the steps.",
             EmaOptions,
+        ),
+        # After the average, which takes the place of the weights when training ends.
+        "sift": Entry(
+            "sails_align.training.callbacks.sift:attach",
+            "Train only the entries with the largest gradients.",
+            SiftOptions,
+        ),
+        "zeroth_order": Entry(
+            "sails_align.training.zeroth_order.trainer:attach",
+            "Train without gradients, and with differential privacy if asked to.",
+            ZerothOrderOptions,
         ),
     },
 )

@@ -22,6 +22,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from sails_align.core.errors import InputError
 from sails_align.training.callbacks.engines import refuse_parts
 from sails_align.training.callbacks.options import EmaOptions
+from sails_align.training.callbacks.resumed import resumed_from
 
 FILE = "ema.safetensors"
 
@@ -62,8 +63,7 @@ class WeightAverage(TrainerCallback):
         refuse_parts("an average of the weights")
         self.shadow = {name: _copy(parameter) for name, parameter in _trained(model).items()}
         if state.global_step > 0:
-            resumed = args.resume_from_checkpoint or f"{args.output_dir}/checkpoint-{state.global_step}"
-            self._load(Path(resumed) / FILE)
+            self._load(resumed_from(args, state) / FILE)
 
     @torch.no_grad()
     def on_step_end(

@@ -5,12 +5,10 @@ is a channel: columns of the linear modules that read it, and rows of those that
 weights these entries keep their values; with an adapter, lora_A's columns and lora_B's rows are zero there, so that
 the update B @ A does not touch them.
 
-The gradient of frozen entries is zero, so that the norm that gradients are clipped by, and the optimizer's moments, are
-those of the others. Weight decay changes weights without a gradient; so after each step they are written back, too.
+`frozen` says how the values are kept.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +16,12 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer
 
 from sails_align.core.errors import InputError
 from sails_align.core.log import say
 from sails_align.models.hooks import decoder_layers
-from sails_align.training.callbacks.engines import refuse_parts
+from sails_align.training.callbacks.frozen import Frozen, FrozenSlices
 from sails_align.training.callbacks.options import FreezeUnitsOptions
 from sails_align.units.layout import MODULES, columns_and_rows, n_channels
 from sails_align.units.sets import Units
@@ -42,35 +40,11 @@ def attach(trainer: Trainer, init: object, plan: Any) -> None:
     parts = freeze_units(model, frozen, rest=only)
     n_frozen = int(sum(frozen_C.sum() for frozen_C in frozen.values()))
     say(f"    {n_frozen:,} of {len(units):,} units are frozen{', and all weights outside of units' * only}")
-    trainer.add_callback(FrozenUnits(parts))
-
-
-@dataclass(frozen=True, eq=False)
-class FrozenPart:
-    """The frozen slices of one parameter: places along each of its dimensions."""
-
-    parameter: nn.Parameter
-    places: Mapping[int, Tensor]
-    "Dimension -> indices of the frozen slices, on the parameter's device."
-
-    def zero_(self, tensor: Tensor) -> Tensor:
-        """Set the slices of a tensor like the parameter to zero, in place."""
-        for dim, index in self.places.items():
-            tensor.index_fill_(dim, index, 0)
-        return tensor
-
-    def kept(self) -> dict[int, Tensor]:
-        """Return a copy of the slices, by dimension."""
-        return {dim: self.parameter.detach().index_select(dim, index) for dim, index in self.places.items()}
-
-    def write_(self, kept: Mapping[int, Tensor]) -> None:
-        """Write slices back."""
-        for dim, index in self.places.items():
-            self.parameter.data.index_copy_(dim, index, kept[dim])
+    trainer.add_callback(Frozen("freeze_units", parts))
 
 
 @torch.no_grad()
-def freeze_units(model: nn.Module, frozen: Mapping[str, Tensor], *, rest: bool = False) -> list[FrozenPart]:
+def freeze_units(model: nn.Module, frozen: Mapping[str, Tensor], *, rest: bool = False) -> list[FrozenSlices]:
     """Return the slices of a model's parameters that belong to frozen units. Those of an adapter are set to zero.
 
     Args:
@@ -112,7 +86,7 @@ def _check_sizes(model: nn.Module, frozen: Mapping[str, Tensor]) -> None:
         )
 
 
-def _parts(module: nn.Module, columns_C: Tensor, rows_O: Tensor | None, *, adapted: bool) -> list[FrozenPart]:
+def _parts(module: nn.Module, columns_C: Tensor, rows_O: Tensor | None, *, adapted: bool) -> list[FrozenSlices]:
     """Return the frozen slices of a linear module: of its weight and bias, or of its adapter."""
     chosen: list[tuple[nn.Parameter, dict[int, Tensor | None]]] = []
     if adapted:
@@ -128,39 +102,5 @@ def _parts(module: nn.Module, columns_C: Tensor, rows_O: Tensor | None, *, adapt
     for parameter, masks in chosen:
         places = {d: mask.nonzero().squeeze(1).to(parameter.device) for d, mask in masks.items() if mask is not None}
         if places := {dim: index for dim, index in places.items() if len(index)}:
-            found.append(FrozenPart(parameter, places))
+            found.append(FrozenSlices(parameter, places))
     return found
-
-
-class FrozenUnits(TrainerCallback):
-    """Keep slices of parameters at the values that they have when training begins, bit for bit."""
-
-    def __init__(self, parts: Sequence[FrozenPart]) -> None:
-        """Take what `freeze_units` returned."""
-        self._parts = parts
-        self._kept: list[dict[int, Tensor]] = []
-        self._hooks: list[Any] = []
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        refuse_parts("freeze_units")
-        self._kept = [part.kept() for part in self._parts]
-        # On the parameter, and so before DDP adds up the gradients of all processes.
-        self._hooks = [
-            part.parameter.register_hook(lambda gradient, part=part: part.zero_(gradient.clone()))
-            for part in self._parts
-            if part.parameter.requires_grad
-        ]
-
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        for part, kept in zip(self._parts, self._kept, strict=True):
-            part.write_(kept)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        for hook in self._hooks:
-            hook.remove()

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from sails_align.core.options import check_choices, check_least, check_positive, option
+from sails_align.core.errors import InputError
+from sails_align.core.options import check_choice, check_choices, check_least, check_positive, option
 from sails_align.units.options import parsed
 
 
@@ -71,3 +72,51 @@ class FreezeUnitsOptions:
     def __post_init__(self) -> None:
         for wanted in [*self.frozen_units, *(self.trained_units or [])]:
             parsed(wanted)
+
+
+SIFT_ENTRIES = ("largest", "smallest", "random")
+
+
+@dataclass(frozen=True)
+class SiftOptions:
+    """Options of the callback `sift`."""
+
+    sift_rate: float | None = option(
+        None,
+        "Train only this share of the entries of each weight, those with the largest gradient at the start; all others "
+        "stay as they are. Needs --use_peft false.",
+    )
+    sift_select_steps: int = option(4, "Batches whose summed gradient chooses the entries of --sift_rate.")
+    sift_modules: list[str] | None = option(
+        None, "Modules whose weights --sift_rate trains, such as q_proj v_proj. Default: all trained weights."
+    )
+    sift_entries: str = option(
+        "largest",
+        "Entries that --sift_rate trains, by their gradients: largest, or as controls smallest or random (drawn with "
+        "--seed).",
+        choices=SIFT_ENTRIES,
+    )
+    sift_safety_dataset_name: str | None = option(
+        None,
+        "Harmful requests with refusals (a dataset, or testbed or smollm2 for theirs): --sift_rate does not choose the "
+        "entries that matter most for them.",
+    )
+    sift_forbidden: float = option(
+        0.1,
+        "Share of the entries of each weight that is not chosen with --sift_safety_dataset_name: those with the "
+        "largest Fisher information.",
+    )
+
+    def __post_init__(self) -> None:
+        check_choice("sift_entries", self.sift_entries, SIFT_ENTRIES)
+        check_least(self, sift_select_steps=1)
+        if self.sift_rate is not None and not 0 < self.sift_rate <= 1:
+            raise InputError(f"sift_rate is {self.sift_rate}, but it is a share: choose a value in (0, 1]")
+        if not 0 <= self.sift_forbidden < 1:
+            raise InputError(f"sift_forbidden is {self.sift_forbidden}, but it is a share: choose a value in [0, 1)")
+        guarded = self.sift_safety_dataset_name is not None
+        if guarded and self.sift_rate is not None and self.sift_rate + self.sift_forbidden > 1:
+            raise InputError(
+                f"sift_rate is {self.sift_rate} and sift_forbidden {self.sift_forbidden}, which leaves too few entries "
+                "to choose from;\nchoose values whose sum is at most 1"
+            )

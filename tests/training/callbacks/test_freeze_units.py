@@ -18,7 +18,8 @@ from sails_align.cli import units as command
 from sails_align.core.errors import InputError
 from sails_align.models.hooks import decoder_layers
 from sails_align.training import run as align
-from sails_align.training.callbacks.freeze_units import FrozenUnits, freeze_units
+from sails_align.training.callbacks.freeze_units import freeze_units
+from sails_align.training.callbacks.frozen import Frozen
 from sails_align.units.layout import MODULES, columns_and_rows
 from sails_align.units.options import SETS
 from sails_align.units.sets import Units
@@ -77,7 +78,7 @@ def test_a_mask_of_gradients_alone_would_lose_them_to_weight_decay(
 ) -> None:
     """The control: the same training in which nothing is written back."""
     trainer = build([*project.argv(tmp_path, *FULL, *DECAY), "--freeze_units", str(units)]).trainer
-    (callback,) = [each for each in trainer.callback_handler.callbacks if isinstance(each, FrozenUnits)]
+    (callback,) = [each for each in trainer.callback_handler.callbacks if isinstance(each, Frozen)]
     callback.on_optimizer_step = lambda *args, **kwargs: None  # pyright: ignore[reportAttributeAccessIssue]
     trainer.train()
     after, base = trainer.model.state_dict(), base_of(project)

@@ -1,0 +1,1 @@
+"""Train adapters without gradients, and with differential privacy if asked to (`--zeroth_order true`)."""
