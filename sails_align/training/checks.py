@@ -344,6 +344,7 @@ def _check_clade(args: TrainingPlan) -> None:
         "padding_free": training.padding_free,
         "torch_compile": training.torch_compile,
         "freeze_units": args.of(FreezeUnitsOptions).freeze_units is not None,
+        "sift_rate": args.of(SiftOptions).sift_rate is not None,
         str(args.of(DertaOptions).used): args.of(DertaOptions).used is not None,
     }
     if option := next((name for name, is_used in used.items() if is_used), None):
