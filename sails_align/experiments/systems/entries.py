@@ -148,9 +148,19 @@ SYSTEMS: Registry[System] = Registry(
             values=(0.01, 0.1, 1.0),
         ),
         "sspu": System(
-            "SSPU", "methods/sspu", (*LORA, "--loss", "sspu", "--lora_target_modules", "o_proj", "down_proj")
+            "SSPU",
+            "methods/sspu",
+            (*LORA, "--loss", "sspu", "--sspu_retain_weight", KNOB),
+            knob="retain weight",
+            values=(1.0, 3.0, 10.0, 100.0),
         ),
-        "crisp": System("CRISP", "methods/crisp", (*LORA, "--loss", "crisp")),
+        "crisp": System(
+            "CRISP",
+            "methods/crisp",
+            (*LORA, "--loss", "crisp", "--crisp_features", KNOB),
+            knob="features",
+            values=(10, 30, 100, 300),
+        ),
         "clade": System("CLADE", "methods/clade", (*FULL, "--clade", "categories"), is_of_weights=False),
         "clade-one": System(
             "CLADE, one class",
