@@ -48,8 +48,8 @@ def logged(built: Built, name: str) -> list[float]:
     return [row[name] for row in built.trainer.state.log_history if name in row]
 
 
-WHOLE = ("--per_device_train_batch_size", "40")
-"""All harmful answers in each batch."""
+WHOLE = ("--per_device_train_batch_size", "36")
+"""All harmful answers in each batch: 40 but for those that are held out."""
 
 
 def test_features_fall_silent_in_harmful_answers_and_harmless_ones_stay(project: Project, tmp_path: Path):
