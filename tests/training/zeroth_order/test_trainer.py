@@ -91,7 +91,7 @@ def test_a_step_is_the_slope_along_its_direction(project: Project, tmp_path: Pat
 
 @pytest.mark.parametrize("init", [["--init", "default"], ["--subspace_mode", "freeze"]], ids=["lora", "sails frozen"])
 def test_it_learns_and_leaves_the_base_alone(project: Project, tmp_path: Path, init: list[str]) -> None:
-    more = ["--max_steps", "40", "--learning_rate", "0.01", "--zo_directions", "10", *NO_FILES]
+    more = ["--max_steps", "20", "--learning_rate", "0.01", "--zo_directions", "10", *NO_FILES]
     more += ["--per_device_train_batch_size", "32"]
     metrics = align.main("sft", project.argv(tmp_path, *ZO, *init, *more))
     assert metrics["trained"]["held_out_loss"] < metrics["base"]["held_out_loss"] - 0.02
