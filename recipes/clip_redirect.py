@@ -265,7 +265,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     )
     parser.add_argument("--epochs", type=int, default=9, help="epochs of redirection (default 9)")
     parser.add_argument("--learning_rate", type=float, default=3e-3, help="of redirection (default 0.003)")
-    parser.add_argument("--pretraining_steps", type=int, default=400, help="batches of 64 pairs (default 400)")
+    parser.add_argument("--pretraining_steps", type=int, default=250, help="batches of 64 pairs (default 250)")
     parser.add_argument(
         "--output_dir", type=Path, default=Path("runs/clip-redirect"), help="default runs/clip-redirect"
     )

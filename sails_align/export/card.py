@@ -66,7 +66,8 @@ def write_card(run: Path, folder: Path, *, merged: bool = False, base_model: str
 def _metadata(facts: Facts) -> ModelCardData:
     """Return what the hub reads. It takes only its own ids for models and data sets, so local ones are omitted."""
     datasets = (facts.options("script").get("dataset_name"), facts.options("data").get("helpful_dataset_name"))
-    tags = ["safety", "alignment", "trl", facts.method, "lora" if facts.adapter else "full-fine-tuning"]
+    trained = "clade" if facts.kind == "clade" else "lora" if facts.adapter else "full-fine-tuning"
+    tags = ["safety", "alignment", "trl", facts.method, trained]
     if facts.identity.get("init") == "sails":
         tags += ["sails", "sparse-autoencoder"]
     relation = "adapter" if facts.kind in ("adapter", "clade") else "finetune"

@@ -172,7 +172,7 @@ def attach(model: PreTrainedModel, clade: Clade) -> None:
                 f"{clade.gain.shape[-1]};\ngive the model that it was trained on with --base_model"
             )
     model.clade = clade.to(next(blocks.parameters()).device)
-    model.disable_adapter = clade.off  # pyright: ignore[reportAttributeAccessIssue] -- what evaluations ask PEFT's for
+    model.disable_adapter = clade.off  # pyright: ignore[reportArgumentType] -- what evaluations ask PEFT's for
     model.register_forward_pre_hook(clade.begin, with_kwargs=True)
     blocks[clade.config.layer].register_forward_hook(clade.predict)
     for index, path in enumerate(clade.config.norms):

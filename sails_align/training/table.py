@@ -6,6 +6,8 @@ from typing import Any
 from sails_align.core.log import show
 from sails_align.core.tables import FittedTable
 from sails_align.evaluation.metrics import METRICS, Estimate
+from sails_align.models import clade
+from sails_align.models.adapters import WEIGHTS
 
 ESTIMATES = (
     *("safety_rate_in_distribution", "safety_rate_out_of_distribution"),
@@ -27,8 +29,8 @@ def show_changes(title: str, metrics: dict[str, Any], output_dir: Path) -> None:
         table.add_row("trainable parameters", "0", share)
     stages = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in cost["seconds"].items())
     table.add_row("seconds", *[""] * (len(models) - 1), f"{sum(cost['seconds'].values()):.0f} ({stages})")
-    is_adapter = identity.get("init", "full") != "full"
-    written = {"adapter": "adapter_model.safetensors"} if is_adapter else {"model": ""}
+    init = identity.get("init", "full")
+    written = {"model": ""} if init == "full" else {"adapter": WEIGHTS if init != "clade" else clade.WEIGHTS}
     written |= {"subspace": "subspace/"} if identity.get("subspace") else {}
     files = {**written, "metrics": "metrics.json"}
     show(table, *(f"{label:<9} {output_dir}/{file}" for label, file in files.items()))
