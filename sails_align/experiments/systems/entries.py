@@ -55,7 +55,7 @@ class System:
 LORA, SAILS, FULL = ("--init", "default"), ("--init", "sails"), ("--use_peft", "false")
 SPARSE = (*FULL, "--sift_rate", "0.034")
 NEAREST = (*LORA, "--nearest_refusal", "true", "--refusal_dataset_name", REFUSALS)
-PRIVATE = ("--zeroth_order", "true", "--max_steps", "200", "--dp_epsilon", "8")
+PRIVATE = ("--zeroth_order", "true", "--max_steps", "400", "--dp_epsilon", "8", "--dp_batch_size", "64")
 STEERED = {"steer": "add", "steer_subspace": SUBSPACE, "steer_strength": KNOB}
 MAX_PASS, STRENGTHS = (0.02, 0.05, 0.1, 0.2), (0.1, 0.2, 0.4, 0.8)
 
