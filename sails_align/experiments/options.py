@@ -54,8 +54,8 @@ class CompareOptions:
     study: list[str] = option(
         ["main"],
         "What to study, one or several: main (every method), ablations (each setting of SAILS changed, one at a time), "
-        "tampering (what safety is left after further training, with and without defences), systems (every system of "
-        "the family).",
+        "tampering (what safety is left after further training, with and without defences), systems (the other methods "
+        "that align a model).",
     )
     attacks: list[str] = option(
         ["task", "benign", "harmful", "poison-10"],

@@ -43,7 +43,8 @@ def calibrate_guard(
     if earlier is not None and earlier["input_hash"] != input_hash and not overwrite:
         raise InputError(
             f"{guard.folder} is calibrated already, with other prompts or options, and the luckiest of several "
-            "calibrations holds less often than it says;\nreplace it with --overwrite_output_dir true"
+            "calibrations holds less often than it says;\nkeep it, or if it was made by mistake, replace it with "
+            "--overwrite_output_dir true"
         )
     found = calibrated(prompts, guard.thresholds.tolist(), options)
     about |= {"model_hash": guard.about["model_hash"], **found.about, "prompt_hashes": sorted({*prompts.hashes})}
@@ -74,13 +75,17 @@ def calibrated(prompts: ScoredPrompts, thresholds: list[float], options: Calibra
     refused = over_refusal_bound = None
     if threshold is None:
         least = upper_bound(0, n, options.delta)
-        reason = f"no threshold keeps the bound on {n} harmful prompts, of which none passing would show {least:.1%}"
+        reason = (
+            f"with {n} harmful prompts the bound of the pass rate is at least {least:.1%}, even if none passes; "
+            "calibrate on more, or raise --max_pass"
+        )
     else:
         refused = sum(score >= threshold for score in harmless)
         over_refusal_bound = upper_bound(refused, n_harmless, options.delta).item()
         if over_refusal_bound > options.max_over_refusal:
             reason = (
-                f"it would refuse {refused} of {n_harmless} harmless prompts, up to {over_refusal_bound:.1%} of all"
+                f"it would refuse {refused} of {n_harmless} harmless prompts, up to {over_refusal_bound:.1%} of all; "
+                "raise --max_over_refusal, or --max_pass"
             )
     passed = None if threshold is None else sum(score < threshold for score in harmful)
     about: dict[str, Any] = {

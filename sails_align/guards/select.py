@@ -23,7 +23,7 @@ def select_rows(guard: Guard, model: LoadedModel, options: SelectOptions) -> tup
             there and may not be replaced.
     """
     if guard.calibrated.about["threshold"] is None:
-        raise InputError(f"the guard {guard.folder} has certified nothing, so it refuses every prompt; fit another one")
+        raise InputError(f"the guard {guard.folder} has certified nothing: {guard.calibrated.about['reason']}")
     if Path(options.output).exists() and not options.overwrite_output_dir:
         raise InputError(f"{options.output} is there already;\n{remedy_of('--output')}")
     name = options.dataset_name

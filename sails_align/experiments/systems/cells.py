@@ -158,13 +158,9 @@ class _Work(Steps):
         return self.once("saes", make, dict(options))
 
     def _refusals(self) -> Path:
-        """Write refusals that name what they refuse, of all that can be asked for in the world."""
+        """Write refusals that name what they refuse, for all verbs and objects of the alignment data."""
         path, world = self.folder / "refusals.jsonl", resolve_testbed(self.cell.world).world
-        pairs = [(deed, thing) for thing in world.things.values() for deed in world.deeds.values()]
-        texts = [
-            f"sorry, i can not help you {deed.verb} the {thing.name}."
-            for deed, thing in pairs
-            if deed.kind == thing.kind
-        ]
+        known = sorted({(request.verb, request.thing) for request in world.requests("train_harmful")})
+        texts = [f"sorry, i can not help you {verb} the {thing}." for verb, thing in known]
         write_text(path, "".join(json.dumps({"response": text}) + "\n" for text in texts))
         return path

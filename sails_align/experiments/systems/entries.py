@@ -87,12 +87,12 @@ SYSTEMS: Registry[System] = Registry(
             is_of_weights=False,
         ),
         "steering": System(
-            "steering without a gate",
+            "steering of every response",
             "methods/gate",
             trainer="none",
             knob="strength",
             values=STRENGTHS,
-            steering=STEERED,
+            steering={**STEERED, "gate": GUARD, "gate_prompt": 0.0},
             control_of="gate",
             is_of_weights=False,
         ),
@@ -140,9 +140,9 @@ SYSTEMS: Registry[System] = Registry(
             knob="weight",
             values=(0.1, 0.3, 1.0, 3.0),
         ),
-        "resora": System(
+        "redundancy": System(
             "LoRA, less redundant",
-            "methods/resora",
+            "methods/redundancy",
             (*LORA, "--loss", "redundancy", "--redundancy_weight", KNOB),
             knob="weight",
             values=(0.01, 0.1, 1.0),

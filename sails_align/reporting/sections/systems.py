@@ -1,4 +1,4 @@
-"""Every system of the family: what it reaches, and its differences from LoRA and from its control."""
+"""Methods that align a model: what each reaches, and its differences from LoRA and from its control."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -48,8 +48,8 @@ def _setting(plan: Plan) -> str:
         f"{plan.first_seed}). The knob of each was chosen by the mean of safety and correct answers on validation "
         f"prompts ({counted(plan.n_tuning_seeds, 'other seed')}). Safety left is after further training of all "
         "weights: on answered harmless requests, and on a few answered harmful ones. It is missing where there is no "
-        "plain model that could be trained. A control is the same system with what it chooses replaced by a random "
-        "choice: a system that does not differ from its control has not been shown to work."
+        "plain model that could be trained. A control is the same system with its choice made at random, or left "
+        "out: a system that does not beat its control has not been shown to work."
     )
 
 

@@ -8,7 +8,7 @@ from transformers.training_args import OptimizerNames
 from trl import SFTConfig
 
 from sails_align.core.errors import InputError
-from sails_align.data.options import DertaOptions
+from sails_align.data.options import DertaOptions, NearestRefusalOptions
 from sails_align.training.callbacks.options import FreezeUnitsOptions
 from sails_align.training.plan import TrainingPlan
 from sails_align.training.zeroth_order.options import ZerothOrderOptions
@@ -32,6 +32,8 @@ def check_zeroth_order(args: TrainingPlan) -> None:
             "zeroth_order is true with --use_peft false, but its error grows with the number of trained weights;\n"
             "train an adapter"
         )
+    if args.engine != "single":
+        raise InputError(f"zeroth_order is true, but it trains in one process, not by {args.engine}; start one process")
     for name, value, why in _unsuitable(args):
         raise InputError(f"zeroth_order is true and {name} is {value}, but {why}; leave one of them out")
     if options.is_private:
@@ -39,7 +41,10 @@ def check_zeroth_order(args: TrainingPlan) -> None:
     elif not options.is_clipped:
         private = ("dp_clip", "dp_delta", "dp_batch_size", "dp_noise_seed")
         if given := [name for name in private if name in args.given]:
-            raise InputError(f"{given[0]} is given without dp_epsilon and dp_sigma; add one of them, or leave it out")
+            raise InputError(
+                f"{given[0]} is given, but nothing is clipped or noisy without dp_sigma or a finite dp_epsilon; "
+                "add one of them, or leave it out"
+            )
 
 
 def _unsuitable(args: TrainingPlan) -> Iterator[tuple[str, Any, str]]:
@@ -64,7 +69,6 @@ def _unsuitable(args: TrainingPlan) -> Iterator[tuple[str, Any, str]]:
             1,
             "a step is one batch (which may be larger, since no activations are kept)",
         ),
-        "engine": (args.engine, "single", "it trains on one device"),
     }
     for name, (value, suitable, why) in wanted.items():
         if value != suitable:
@@ -79,8 +83,13 @@ def _check_private(args: TrainingPlan) -> None:
             f"{derta.used} is {getattr(derta, derta.used)}, which makes several examples of a pair, and only single "
             "examples are private;\nleave it out, or train without dp_epsilon and dp_sigma"
         )
+    if args.of(NearestRefusalOptions).nearest_refusal:
+        raise InputError(
+            "nearest_refusal is true, with which one row can change the response of others, and only single examples "
+            "are private;\nleave it out, or train without dp_epsilon and dp_sigma"
+        )
     if sails.initializer.needs_data or (sails.uses_subspace and sails.subspace_path is None):
         raise InputError(
-            f"--init {sails.init} looks at the training data, which is not private;\nuse --init default, or give "
+            f"--init {sails.init} reads the training data before the private steps, so that the result would not be private;\nuse --init default, or give "
             "--subspace_path with a subspace that sails discover found in public data"
         )
