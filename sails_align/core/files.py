@@ -178,8 +178,8 @@ def set_aside(folder: Path) -> Iterator[None]:
         shutil.rmtree(aside)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically: a reader sees the old file or the whole new one."""
+def write_bytes(path: Path, content: bytes, *, is_secret: bool = False) -> None:
+    """Write a file atomically: a reader sees the old file or the whole new one. A secret is its owner's alone."""
     _make_folder(path.parent)
     with disk_errors(path):
         with _making(path):
@@ -189,16 +189,17 @@ def write_bytes(path: Path, content: bytes) -> None:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)  # mkstemp makes it private
+            if not is_secret:
+                os.chmod(temporary, 0o644)  # mkstemp makes it private
             os.replace(temporary, path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, *, is_secret: bool = False) -> None:
     """Write a text file in UTF-8, as `write_bytes` does."""
-    write_bytes(path, text.encode())
+    write_bytes(path, text.encode(), is_secret=is_secret)
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -210,6 +211,6 @@ def read_record(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file atomically. NaN and infinities are refused: they are not JSON."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+def write_json(path: Path, value: Any, *, is_secret: bool = False) -> None:
+    """Write a JSON file, as `write_bytes` does. NaN and infinities are refused: they are not JSON."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n", is_secret=is_secret)

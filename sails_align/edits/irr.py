@@ -119,7 +119,7 @@ class Irr:
                     removed_OI = self._thin(name, grams.pop(path, None))
                     n_removed, n_entries = n_removed + int(removed_OI.sum()), n_entries + removed_OI.numel()
                     if model is not None and name in self._edited:
-                        self._edited[name] = set_weight(places[name].of(model), self._edited[name])
+                        set_weight(places[name].of(model), self._edited[name])
                     bar.advance(task)
         self.notes.append(f"removed {n_removed / max(n_entries, 1):.1%} of the entries of {len(places)} layers")
 
@@ -133,7 +133,7 @@ class Irr:
         thinned = thin(delta_OI.to(device), vector_OI.to(device), fisher_OI, gram_II, self._options)
         if thinned.removed.any():
             edited_OI = self._aligned.get(name).double() + thinned.delta.cpu()
-            self._edited[name] = edited_OI.to(self._weights.dtype)
+            self._edited[name] = edited_OI.to(self._weights.stored(name).dtype)
         return thinned.removed
 
     def tensor(self, name: str, weight: Tensor) -> Tensor | None:

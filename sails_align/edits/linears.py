@@ -60,10 +60,9 @@ def linears_of(weights: Weights, paths: Collection[str] = PATHS) -> dict[str, Pl
     return found
 
 
-def set_weight(layer: nn.Linear, weight_OI: Tensor) -> Tensor:
-    """Give a layer other weights, and return them in its own type (not a copy: they are large)."""
+def set_weight(layer: nn.Linear, weight_OI: Tensor) -> None:
+    """Give a layer other weights; not a copy, if they are of its type and on its device: they are large."""
     layer.weight.data = weight_OI.to(layer.weight)
-    return layer.weight.data
 
 
 def dense_model(weights: Weights, device: str, dtype: torch.dtype | str = "auto") -> PreTrainedModel:

@@ -70,7 +70,8 @@ class Lssf:
             assert vector_OI is not None, "layers without a difference are left out"
             change_OI = options.alpha * subspace.project(vector_OI.to(subspace.directions.device))
             edited_OI = self._weights.get(name).to(change_OI) + change_OI
-            self._edited[name] = set_weight(places[name].of(model), edited_OI)
+            self._edited[name] = edited_OI.to(self._weights.stored(name).dtype)
+            set_weight(places[name].of(model), self._edited[name])
         self.notes.append(
             f"ranks of {len(ranks)} subspaces: {min(ranks)} to {max(ranks)}"
             if ranks

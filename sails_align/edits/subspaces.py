@@ -66,7 +66,7 @@ class Outputs:
     """
 
     def __init__(self, n_outputs: int, n_tokens: int) -> None:
-        self._n_tokens, self._is_gram = n_tokens, n_tokens > n_outputs
+        self._is_gram = n_tokens > n_outputs
         self._parts: list[Tensor] = []
         self._sums: dict[str, Tensor] = {}
 

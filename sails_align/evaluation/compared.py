@@ -36,7 +36,7 @@ def compared_with(name: str, evaluated: Responder) -> Responder:
 
     Raises `InputError` if there is no such model, or `base` is what is evaluated.
     """
-    how, spec = replace(evaluated.how, guard=None), evaluated.spec
+    how, spec = replace(evaluated.how, guard=None, clade_oracle=False), evaluated.spec
     if name != BASE:
         other = replace(how, model=name, base_model=None, revision=None)
         return Responder(other, find_spec(other))

@@ -79,6 +79,8 @@ def run_divergence(
     """
     if how.backend != "hf":
         raise InputError(f"backend is {how.backend}, which does not give all probabilities of a token; use hf")
+    if how.clade_oracle:
+        raise InputError("clade_oracle is true, but divergence is of the predicted categories; leave it out")
     if how.guard is not None:
         raise InputError("guard is given, but a guard changes no probabilities of the model; leave it out")
     folder = output_folder(run, "divergence", how.model)

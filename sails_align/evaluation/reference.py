@@ -55,7 +55,7 @@ def reference_answers(
 
 def _reference_backend(name: str, how: ResponseArguments, prompts: Sequence[Prompt]) -> Backend:
     own = {"base_model": None, "revision": None, "chat_template_path": None, "server_template": None, "guard": None}
-    other = replace(how, model=name, **own)
+    other = replace(how, model=name, clade_oracle=False, **own)
     return make_backend(other, find_spec(other), prompts)
 
 

@@ -24,7 +24,7 @@ from sails_align.experiments.plan import (
     option_words,
 )
 from sails_align.experiments.protocol import read_protocol
-from sails_align.experiments.systems.entries import SYSTEMS
+from sails_align.experiments.systems.entries import SYSTEMS, identity_of
 from sails_align.experiments.tampering.attacks import ATTACKS, is_bench
 from sails_align.experiments.tampering.defences import DEFENCES, WITHOUT
 from sails_align.testbed.build import PARAMETERS, is_testbed, parse_parameters, parse_world
@@ -275,7 +275,7 @@ def _system(name: str) -> Run:
         is_tuned=is_tuned,
         is_reference=not is_tuned,
         grid=system.values,
-        system=name,
+        system=identity_of(name),
     )
 
 

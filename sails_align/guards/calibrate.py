@@ -40,7 +40,8 @@ def calibrate_guard(
     input_hash = content_hash(about)
     folder = guard.folder / CALIBRATION
     earlier = read_header(folder, CALIBRATION)
-    if earlier is not None and earlier["input_hash"] != input_hash and not overwrite:
+    is_of_guard = earlier is not None and earlier["provenance"]["guard_hash"] == guard.hash
+    if earlier is not None and is_of_guard and earlier["input_hash"] != input_hash and not overwrite:
         raise InputError(
             f"{guard.folder} is calibrated already, with other prompts or options, and the luckiest of several "
             "calibrations holds less often than it says;\nkeep it, or if it was made by mistake, replace it with "

@@ -106,7 +106,7 @@ class Guard:
 
     @classmethod
     def load(cls, folder: Path) -> "Guard":
-        """Load a guard; raise `InputError` if there is none, or its calibration is of another one."""
+        """Load a guard; raise `InputError` if there is none. A calibration of an earlier guard does not count."""
         if not (folder / PROJECTOR).is_dir():
             raise InputError(f"{folder} holds no guard; make one with sails guard fit MODEL --output {folder}")
         tensors, header = load_artifact(folder / PROJECTOR, PROJECTOR)
@@ -117,10 +117,7 @@ class Guard:
         tensors, header = load_artifact(folder / CALIBRATION, CALIBRATION)
         about = header["provenance"]
         if about["guard_hash"] != guard.hash:
-            raise InputError(
-                f"{folder} was calibrated before the guard was fitted again; "
-                f"repeat sails guard calibrate {folder} --overwrite_output_dir true"
-            )
+            return guard
         return cls(folder, guard.projector, thresholds, guard.about, Calibration(tensors["harmful"], about))
 
     @cached_property

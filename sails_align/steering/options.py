@@ -1,6 +1,6 @@
 """Options of steering."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from sails_align.core.errors import InputError
 from sails_align.core.options import check_least, check_positive, option
@@ -40,6 +40,11 @@ class SteeringOptions:
             raise InputError(f"steer_strength is {self.steer_strength}; choose a finite number")
         if self.gate is not None and self.steer is None:
             raise InputError("gate is given, but there is no steering that it could gate; give --steer, too")
+        changed = [
+            of.name for of in fields(self) if of.name.startswith("gate_") and getattr(self, of.name) != of.default
+        ]
+        if self.gate is None and changed:
+            raise InputError(f"{changed[0]} is given without gate; add --gate, or leave it out")
         for name in ("gate_prompt", "gate_high", "gate_low"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is {getattr(self, name)}, but it is a probability: choose 0 to 1")

@@ -12,7 +12,7 @@ from sails_align.experiments.placeholders import KNOB, SEED
 from sails_align.experiments.plan import Cell, Measures, Run
 from sails_align.experiments.studies import read_plans
 from sails_align.experiments.systems.cells import run_system
-from sails_align.experiments.systems.entries import SYSTEMS, System
+from sails_align.experiments.systems.entries import SAES, SYSTEMS, System, identity_of
 from sails_align.training import run as align
 
 TRAINED = [name for name, system in SYSTEMS.items() if system.trainer != "none"]
@@ -61,6 +61,14 @@ def test_the_plan_tunes_each_system_by_its_own_knob() -> None:
     assert "--learning_rate" in rate.training_options
 
 
+def test_all_that_makes_a_system_is_in_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    identities = [identity_of(name) for name in SYSTEMS.names()]
+    assert len(set(identities)) == len(identities)
+    monkeypatch.setitem(SAES, "{saes-gba}", {"architecture": "gba", "k": 12})
+    changed = [name for name, before in zip(SYSTEMS.names(), identities, strict=True) if identity_of(name) != before]
+    assert changed == ["sails-gba"]
+
+
 def test_what_cannot_be_studied_is_refused() -> None:
     config = str(ROOT / "recipes/configs/smollm2-135m/compare.yaml")
     cases = [
@@ -81,7 +89,7 @@ QUICK = ("base", "sft-sails", "guard", "guard-shuffled", "gate", "nearest-contro
 @pytest.mark.parametrize("name", QUICK)
 def test_systems_can_be_measured(name: str, tmp_path: Path) -> None:
     system = SYSTEMS.get(name)
-    run = Run(name, system.label, system.trainer, system.training, grid=system.values, system=name)
+    run = Run(name, system.label, system.trainer, system.training, grid=system.values, system=identity_of(name))
     knob = None if name == "base" else (system.values or (0.01,))[-1]
     part = "test" if name in ("sft-sails", "guard", "clade") else "validation"
     result = run_system(Cell(run, knob, 0, part, "testbed", Measures(n_examples=64)), tmp_path)

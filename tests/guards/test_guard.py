@@ -89,9 +89,11 @@ def test_the_same_guard_is_kept_and_another_one_is_not_replaced_unasked(own: Pat
     with pytest.raises(InputError, match=r"holds another guard;\nchoose another --output, or replace it"):
         fit(own, "--steps", "90")
     fit(own, "--steps", "90", "--overwrite_output_dir", "true")
-    for use in (lambda: Guard.load(own), lambda: safety(argv(own.parent, "--guard", str(own)))):
-        with pytest.raises(InputError, match="was calibrated before the guard was fitted again"):
+    for use in (lambda: Guard.load(own).calibrated, lambda: safety(argv(own.parent, "--guard", str(own)))):
+        with pytest.raises(InputError, match="has no threshold yet; run sails guard calibrate"):
             use()
+    guard.calibrate([str(own), "--prompts", "testbed", "--n_prompts", "64"])
+    assert Guard.load(own).calibrated.about["guard_hash"] == Guard.load(own).hash
 
 
 @pytest.mark.parametrize(

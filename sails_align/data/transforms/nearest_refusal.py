@@ -47,8 +47,8 @@ def transform(examples: AlignmentExamples, options: NearestRefusalOptions, seed:
         return examples
     pairs, reader = examples.safety, examples.reader
     assert reader is not None, "trainings have one"
-    harmless = pairs["harmful"] if "harmful" in pairs.column_names else [True] * len(pairs)
-    replaced = [index for index, harmful in enumerate(harmless) if harmful is not False]
+    is_harmful = pairs["harmful"] if "harmful" in pairs.column_names else [True] * len(pairs)
+    replaced = [index for index, harmful in enumerate(is_harmful) if harmful is not False]
     pool = _pool(options, pairs.select(replaced), reader)
     tokens: Any = options.refusal_tokens
     requests_ND = reader.embed([pairs[index]["prompt"] for index in replaced], tokens)

@@ -16,7 +16,7 @@ from sails_align.evaluation.output import METRICS_FILE
 from sails_align.evaluation.prompts import maker_of
 from sails_align.evaluation.records import Backend
 from sails_align.experiments.plan import Cell
-from sails_align.experiments.steps import Steps
+from sails_align.experiments.steps import Steps, lines
 from sails_align.experiments.systems.entries import GUARD, PUBLIC, REFUSALS, SAES, SAILS, SUBSPACE, SYSTEMS, System
 from sails_align.experiments.tampering.attacks import ATTACKS
 from sails_align.experiments.tampering.benches import bench_of
@@ -30,21 +30,20 @@ from sails_align.saes.train import train_saes
 from sails_align.steering import hook_of
 from sails_align.steering.options import SteeringOptions
 from sails_align.testbed.build import D_SAE, MODEL_NAME, SAE_LAYERS, SAE_TOKENS, resolve_testbed, sae_rows
+from sails_align.testbed.data import alignment_data
 from sails_align.testbed.prompts import request_prompts
 from sails_align.training import run as align
 from sails_align.training.subspace import find_subspace
 
 LEFT_AFTER = ("benign", "harmful")
 """Further trainings."""
-PUBLIC_SEED = 400
-"""Of the data in which the subspace of private trainings is found; cells have other seeds."""
-N_FITTED = 128
-"""Prompts of each kind that guards are fitted on, if the plan does not say how many examples there are."""
+OTHERS_SEED = 400
+"""Of the order of the requests that a cell's systems are not trained on."""
 
 
 def run_system(cell: Cell, models: Path) -> dict[str, Any]:
     """Compute a cell in this process. Returns a JSON-able result. What cells share is kept in the folder."""
-    system, cost, bench = SYSTEMS.get(cell.run.system), Cost(), bench_of(cell.world)
+    system, cost, bench = SYSTEMS.get(cell.run.name), Cost(), bench_of(cell.world)
     with tempfile.TemporaryDirectory(prefix="sails-system-", ignore_cleanup_errors=True) as temporary:
         work = _Work(cell, bench, models, Path(temporary), system)
         with cost.of("train"):
@@ -59,7 +58,7 @@ def run_system(cell: Cell, models: Path) -> dict[str, Any]:
         del found["task_score"]  # there is no new task
     return {
         "cell": cell.to_json(),
-        "system": cell.run.system,
+        "system": cell.run.name,
         "numbers": numbers,
         "relearned": left,
         "by_category": {},
@@ -78,8 +77,8 @@ class _Work(Steps):
         return {
             **super().values(),
             GUARD: lambda: self._guard(Path(self.bench.base)),
-            SUBSPACE: lambda: self._discovered(self.cell.seed),
-            PUBLIC: lambda: self._discovered(PUBLIC_SEED),
+            SUBSPACE: lambda: self._discovered(*self._rows()),
+            PUBLIC: lambda: self._discovered(*self._rows(of_others=True)),
             REFUSALS: self._refusals,
             **{name: partial(self._saes, options) for name, options in SAES.items()},
         }
@@ -105,10 +104,25 @@ class _Work(Steps):
         guard = Guard.load(self._calibrated(model)) if self.system.guard else None
         return in_process(spec, "hf", self.bench.batch_size, hook=hook_of(steering, spec), guard=guard)
 
+    def _rows(self, *, of_others: bool = False) -> tuple[Path, Path]:
+        """Write the harmful and the harmless pairs that the cell's systems are trained on, or as many others."""
+        world, n, seed = resolve_testbed(self.cell.world).world, self.cell.measures.n_examples, self.cell.seed
+        found = []
+        for harmful in (True, False):
+            rows = alignment_data(world, harmful=harmful, n=n, seed=seed)
+            if of_others:
+                used = {row["prompt"][0]["content"] for row in rows}
+                every = alignment_data(world, harmful=harmful, seed=OTHERS_SEED)
+                free = [index for index, row in enumerate(every) if row["prompt"][0]["content"] not in used]
+                rows = every.select(free[: len(rows)])
+            found.append(self.folder / f"{'other-' * of_others}{'harmful' if harmful else 'harmless'}.jsonl")
+            write_text(found[-1], lines(list(rows)))
+        return found[0], found[1]
+
     def _guard(self, model: Path) -> Path:
-        """Fit a guard of a model, on as many requests as systems are trained on."""
-        folder, world, n = self.folder / "guard", self.cell.world, self.cell.measures.n_examples or N_FITTED
-        data = {"dataset_name": world, "helpful_dataset_name": world, "n_prompts": n, "data_seed": self.cell.seed}
+        """Fit a guard of a model, on the requests that systems are trained on."""
+        folder, (harmful, harmless) = self.folder / "guard", self._rows()
+        data = {"dataset_name": str(harmful), "helpful_dataset_name": str(harmless), "data_seed": self.cell.seed}
         control_seed = self.cell.seed if self.system.has_shuffled_labels else None
         fit_guard(model, folder, GuardFitOptions(**data, control_seed=control_seed))
         return folder
@@ -124,13 +138,20 @@ class _Work(Steps):
         calibrate_guard(guard, ScoredPrompts.of(guard, LoadedModel.open(str(model)), told), options)
         return folder
 
-    def _discovered(self, seed: int) -> Path:
-        """Find a subspace of SAILS in the data of a seed."""
-        folder = self.folder / f"discovered-{seed}"
+    def _discovered(self, harmful: Path, harmless: Path) -> Path:
+        """Find a subspace of SAILS in pairs."""
+        folder = self.folder / f"discovered-{harmful.stem}"
         if not folder.is_dir():
-            given = self.cell.training_options
-            where = ("--model_name_or_path", self.cell.world, "--output_dir", str(folder))
-            args, testbed = align.resolved(align.parse("sft", [*where, *given, "--seed", str(seed), *SAILS]))
+            where = (
+                "--model_name_or_path",
+                self.cell.world,
+                "--output_dir",
+                str(folder),
+                "--seed",
+                str(self.cell.seed),
+            )
+            data = ("--dataset_name", str(harmful), "--helpful_dataset_name", str(harmless), "--max_length", "64")
+            args, testbed = align.resolved(align.parse("sft", [*where, *data, *SAILS]))
             find_subspace(args, align.load_source(args, testbed), folder / "subspace")
         return folder / "subspace"
 

@@ -5,9 +5,10 @@ rate of what it is trained with. Controls are the same with what the method choo
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from sails_align.core.artifacts import content_hash
 from sails_align.core.registry import Registry
 from sails_align.experiments.placeholders import KNOB, SEED
 from sails_align.experiments.plan import Trainer
@@ -85,6 +86,7 @@ SYSTEMS: Registry[System] = Registry(
             values=STRENGTHS,
             steering={**STEERED, "gate": GUARD},
             is_of_weights=False,
+            is_of_testbed=True,
         ),
         "steering": System(
             "steering of every response",
@@ -95,6 +97,7 @@ SYSTEMS: Registry[System] = Registry(
             steering={**STEERED, "gate": GUARD, "gate_prompt": 0.0},
             control_of="gate",
             is_of_weights=False,
+            is_of_testbed=True,
         ),
         "guard": System(
             "guard of the base",
@@ -104,6 +107,7 @@ SYSTEMS: Registry[System] = Registry(
             values=MAX_PASS,
             guard=KNOB,
             is_of_weights=False,
+            is_of_testbed=True,
         ),
         "guard-shuffled": System(
             "guard of shuffled labels",
@@ -115,6 +119,7 @@ SYSTEMS: Registry[System] = Registry(
             has_shuffled_labels=True,
             control_of="guard",
             is_of_weights=False,
+            is_of_testbed=True,
         ),
         "sails-guard": System(
             "SAILS with a guard",
@@ -124,6 +129,7 @@ SYSTEMS: Registry[System] = Registry(
             values=MAX_PASS,
             guard=KNOB,
             is_of_weights=False,
+            is_of_testbed=True,
         ),
         "nearest": System("LoRA, nearest refusals", "methods/nearest_refusal", NEAREST, is_of_testbed=True),
         "nearest-control": System(
@@ -175,7 +181,18 @@ SYSTEMS: Registry[System] = Registry(
         ),
         "dp-zo-lora": System("DP-ZO, LoRA, epsilon 8", "methods/dp_zo", (*PRIVATE, *LORA)),
         "dp-zo-sails": System(
-            "DP-ZO, SAILS, epsilon 8", "methods/dp_zo", (*PRIVATE, *SAILS, "--subspace_path", PUBLIC)
+            "DP-ZO, SAILS, epsilon 8",
+            "methods/dp_zo",
+            (*PRIVATE, *SAILS, "--subspace_path", PUBLIC),
+            is_of_testbed=True,
         ),
     },
 )
+
+
+def identity_of(name: str) -> str:
+    """Return the hash of all that makes a system, with the SAEs that its options stand for."""
+    system = asdict(SYSTEMS.get(name))
+    named = {of: options for of, options in SAES.items() if of in system["training"]}
+    shown = ("label", "page", "control_of")
+    return content_hash([{of: value for of, value in system.items() if of not in shown}, named])[:16]

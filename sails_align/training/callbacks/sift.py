@@ -191,7 +191,8 @@ def _load(path: Path, trained: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """Return the entries of a checkpoint."""
     if not path.is_file():
         raise InputError(
-            f"cannot resume with the same trained entries: there is no {path}; copy the checkpoint again, or start again"
+            f"cannot resume with the same trained entries: there is no {path};\n"
+            "copy the checkpoint again, or start again"
         )
     loaded = {name: index_N.long() for name, index_N in load_file(path).items()}
     if loaded.keys() != trained.keys() or any(of.max() >= trained[name].numel() for name, of in loaded.items()):

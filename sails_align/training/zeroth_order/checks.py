@@ -90,6 +90,7 @@ def _check_private(args: TrainingPlan) -> None:
         )
     if sails.initializer.needs_data or (sails.uses_subspace and sails.subspace_path is None):
         raise InputError(
-            f"--init {sails.init} reads the training data before the private steps, so that the result would not be private;\nuse --init default, or give "
-            "--subspace_path with a subspace that sails discover found in public data"
+            f"--init {sails.init} reads the training data before the private steps, so that the result would not be "
+            "private;\nuse --init default, or give --subspace_path with a subspace that sails discover found in public "
+            "data"
         )

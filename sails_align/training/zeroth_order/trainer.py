@@ -118,7 +118,7 @@ class ZerothOrder(ReportingCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Keep the noise and its secret."""
         path = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / FILE
-        write_json(path, {"sigma": self.sigma, "secret": self.secret.key})
+        write_json(path, {"sigma": self.sigma, "secret": self.secret.key}, is_secret=True)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Count the steps that are in the result."""
