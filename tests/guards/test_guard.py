@@ -192,7 +192,7 @@ def test_bounds_are_against_what_was_certified_also_in_new_categories() -> None:
     assert "it would refuse 2 of 100 harmless prompts" in strict.about["reason"]
     assert [rate.verdict for rate in check_rates(asked, strict)] == ["nothing certified"] * 3
     few = calibrated(scored((True, "a", [1.5] * 58), (False, "x", [0.5])), grid, CalibrationOptions())
-    assert "no threshold keeps the bound on 58 harmful prompts" in few.about["reason"]
+    assert "with 58 harmful prompts the bound of the pass rate is at least 5.0%" in few.about["reason"]
 
 
 @pytest.mark.parametrize("name", ["max_pass", "max_over_refusal", "delta"])

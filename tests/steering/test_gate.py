@@ -155,13 +155,13 @@ def test_what_is_refused(changes: dict[str, Any], said: str) -> None:
         options(**changes)
 
 
-def test_a_gate_counts_in_the_identity_and_its_options_do_not_without_one(tmp_path: Path) -> None:
+def test_a_gate_counts_in_the_identity_and_its_options_are_refused_without_one(tmp_path: Path) -> None:
     SUBSPACE.save(tmp_path / "subspace", "hash")
     made: dict[str, Any] = {"steer": "add", "steer_subspace": str(tmp_path / "subspace")}
-    plain, other = hook_of(SteeringOptions(**made)), hook_of(SteeringOptions(**made, gate_every=9))
+    plain = hook_of(SteeringOptions(**made))
     assert plain is not None
-    assert other is not None
-    assert plain.identity() == other.identity()
+    with pytest.raises(InputError, match="gate_every is given without gate"):
+        SteeringOptions(**made, gate_every=9)
     assert not any("gate" in name for name in plain.identity())
     with pytest.raises(InputError, match="holds no guard"):
         hook_of(SteeringOptions(**made, gate=str(tmp_path / "none")))

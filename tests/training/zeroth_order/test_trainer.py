@@ -208,7 +208,9 @@ def test_the_noise_is_secret_unless_it_is_asked_for(project: Project, tmp_path: 
 
 def test_the_secret_is_in_checkpoints_alone(project: Project, tmp_path: Path) -> None:
     align.main("sft", project.argv(tmp_path, *PRIVATE, "--dp_epsilon", "4"))
-    secret = json.loads((tmp_path / "checkpoint-6" / "zeroth_order.json").read_text())["secret"]
+    file = tmp_path / "checkpoint-6" / "zeroth_order.json"
+    assert file.stat().st_mode & 0o077 == 0  # whoever reads it can subtract the noise
+    secret = json.loads(file.read_text())["secret"]
     assert len(secret) == 64
     files = [path for path in tmp_path.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
     assert {path.name for path in files} == {"zeroth_order.json"}
@@ -272,13 +274,14 @@ def test_a_longer_training_needs_other_noise(project: Project, tmp_path: Path) -
         ("sft", ["--freeze_units", "x"], "freeze_units is x, but there are no gradients"),
         ("sft", ["--zo_eps", "0"], "zo_eps is 0.0; choose a value above 0"),
         ("sft", ["--zo_directions", "0"], "zo_directions is 0; choose 1 or more"),
-        ("sft", ["--dp_clip", "3"], "dp_clip is given without dp_epsilon and dp_sigma"),
+        ("sft", ["--dp_clip", "3"], "dp_clip is given, but nothing is clipped"),
         ("sft", ["--dp_epsilon", "4", "--dp_sigma", "1"], "one follows from the other"),
         ("sft", ["--dp_epsilon", "-1"], r"dp_epsilon is -1\.0; choose a value above 0"),
         ("sft", ["--dp_epsilon", "4", "--dp_delta", "1"], "dp_delta is 1.0, but it is a probability"),
-        ("sft", ["--dp_epsilon", "4", "--init", "sails"], "looks at the training data, which is not private"),
-        ("sft", ["--dp_epsilon", "4", "--init", "eva"], "--init eva looks at the training data"),
+        ("sft", ["--dp_epsilon", "4", "--init", "sails"], "reads the training data before the private steps"),
+        ("sft", ["--dp_epsilon", "4", "--init", "eva"], "--init eva reads the training data"),
         ("sft", ["--dp_epsilon", "4", "--derta_prefix_share", "1"], "makes several examples of a pair"),
+        ("sft", ["--dp_epsilon", "4", "--nearest_refusal", "true"], "one row can change the response of others"),
     ],
 )
 def test_what_is_refused(project: Project, tmp_path: Path, method: Any, options: list[str], said: str) -> None:
@@ -304,7 +307,7 @@ def test_what_does_not_suit_the_data(project: Project, tmp_path: Path, options: 
 def test_every_initialization_that_looks_at_data_is_known(project: Project, tmp_path: Path) -> None:
     for name, entry in INITIALIZERS.items():
         if entry.needs_data or entry.makes_subspace:
-            with pytest.raises(InputError, match="looks at the training data"):
+            with pytest.raises(InputError, match="reads the training data"):
                 align.parse("sft", project.argv(tmp_path, *PRIVATE, "--dp_epsilon", "4", "--init", name))
         else:
             align.parse("sft", project.argv(tmp_path, *PRIVATE, "--dp_epsilon", "4", "--init", name))
