@@ -16,7 +16,7 @@ from sails_align.models.hooks import evaluation_mode
 
 
 def fisher_information(
-    model: nn.Module, parameters: Mapping[str, nn.Parameter], batches: Sequence[Batch], *, remedy: str
+    model: nn.Module, parameters: Mapping[str, Tensor], batches: Sequence[Batch], *, remedy: str
 ) -> dict[str, Tensor]:
     """Return the squared gradient of the loss, averaged over batches, for named parameters; on the CPU.
 

@@ -109,14 +109,12 @@ class _Work(Steps):
         world, n, seed = resolve_testbed(self.cell.world).world, self.cell.measures.n_examples, self.cell.seed
         found = []
         for harmful in (True, False):
-            rows = alignment_data(world, harmful=harmful, n=n, seed=seed)
+            rows = alignment_data(world, harmful=harmful, n=n, seed=seed).to_list()
             if of_others:
-                used = {row["prompt"][0]["content"] for row in rows}
-                every = alignment_data(world, harmful=harmful, seed=OTHERS_SEED)
-                free = [index for index, row in enumerate(every) if row["prompt"][0]["content"] not in used]
-                rows = every.select(free[: len(rows)])
+                used, every = [row["prompt"] for row in rows], alignment_data(world, harmful=harmful, seed=OTHERS_SEED)
+                rows = [row for row in every.to_list() if row["prompt"] not in used][: len(rows)]
             found.append(self.folder / f"{'other-' * of_others}{'harmful' if harmful else 'harmless'}.jsonl")
-            write_text(found[-1], lines(list(rows)))
+            write_text(found[-1], lines(rows))
         return found[0], found[1]
 
     def _guard(self, model: Path) -> Path:
