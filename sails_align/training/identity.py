@@ -13,11 +13,12 @@ from sails_align.core.artifacts import content_hash, file_hash, tensors_hash
 from sails_align.core.distributed import n_processes
 from sails_align.core.options import all_but, different
 from sails_align.data.pairs import fingerprint
+from sails_align.edits.requests import named_requests
 from sails_align.models.spec import identity_of
 from sails_align.subspace.basis import Subspace
-from sails_align.training.callbacks.options import FreezeUnitsOptions
+from sails_align.training.callbacks.options import FreezeUnitsOptions, SiftOptions
 from sails_align.training.dataset import TrainingSource
-from sails_align.training.losses import NEED_SAES
+from sails_align.training.losses import NEED_SAES, READ_TEXTS
 from sails_align.training.losses.options import LossOptions
 from sails_align.training.plan import TrainingPlan
 
@@ -49,7 +50,7 @@ LEFT_OUT: Mapping[str, frozenset[str]] = {
     "known by what they name or stand for": _names(
         """model_name_or_path dataset_name helpful_dataset_name chat_template_path adapter_path sae_path subspace_path
         ref_model_name_or_path warm_start_path preset freeze_units harmful_prompts
-        refusal_dataset_name"""
+        refusal_dataset_name sift_safety_dataset_name"""
     ),
     "compared apart: a resumed run may train longer": _names("max_steps num_train_epochs"),
 }
@@ -76,6 +77,8 @@ def run_identity(args: TrainingPlan, source: TrainingSource, subspace: Subspace 
         "adapter": None if sails.adapter_path is None else identity_of(sails.adapter_path),
         "reference": None if reference is None else identity_of(reference),
         "units": _units(args),
+        "texts": _texts(args, source),
+        "protected": _protected(args, source),
         "engine": args.engine,
         "n_processes": n_processes(),
         "chat_template": content_hash(source.tokenizer.chat_template),
@@ -131,6 +134,19 @@ def _subspace_source(args: TrainingPlan) -> dict[str, Any] | None:
         return sails.saes().identity()
     path = Path(sails.subspace_path) / "subspace.safetensors"
     return {"subspace": file_hash(path) if path.is_file() else None}
+
+
+def _texts(args: TrainingPlan, source: TrainingSource) -> list[str | None] | None:
+    """Return the hashes of what a loss reads besides the training rows; None if it reads nothing."""
+    if args.of(LossOptions).loss not in READ_TEXTS:
+        return None
+    return [None if rows is None else fingerprint(rows) for rows in (source.safety, source.helpful)]
+
+
+def _protected(args: TrainingPlan, source: TrainingSource) -> str | None:
+    """Return the hash of the refusals that sparse training protects; None without any."""
+    name = args.of(SiftOptions).sift_safety_dataset_name
+    return None if name is None else fingerprint(named_requests(name, "harmful", source.tokenizer).rows)
 
 
 def _units(args: TrainingPlan) -> str | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import Project
+from tiny import Project, build
 from trl import DPOConfig, GRPOConfig, ModelConfig, ScriptArguments, SFTConfig
 
 from sails_align.core.errors import InputError
@@ -31,7 +31,7 @@ COUNTED = set(
     derta_prefix_share derta_empty_share derta_rto_share derta_refusal
     nearest_refusal refusal_tokens refusal_control_seed refusal_stages
     loss subspace_decay ema_half_life frozen_units trained_units clade clade_layer
-    sift_rate sift_select_steps sift_modules sift_entries sift_safety_dataset_name sift_forbidden
+    sift_rate sift_select_steps sift_modules sift_entries sift_forbidden
     zeroth_order zo_eps zo_directions dp_epsilon dp_sigma dp_clip dp_delta dp_batch_size dp_noise_seed
     first_tokens first_tokens_weight constrained_first_betas constrained_beta
     redundancy_weight redundancy_groups redundancy_form redirection_weight redirection_layer
@@ -91,6 +91,23 @@ def test_a_file_of_options_counts_by_its_content(tmp_path: Path) -> None:
     path = tmp_path / "zero.json"
     path.write_text('{"stage": 2}')
     assert all_but((), ScriptArguments(dataset_name=str(path)))["dataset_name"] == {"stage": 2}
+
+
+def test_what_a_loss_or_a_callback_reads_counts_by_its_content(project: Project, tmp_path: Path) -> None:
+    """The harmless data has no rejected responses, so that the training rows have none, either."""
+    other = tmp_path / "other.jsonl"
+    other.write_text((project.folder / "safety.jsonl").read_text().replace("you can", "with glue you can"))
+    uses = [
+        (["--init", "default", "--loss", "redirection"], "dataset_name", "texts"),
+        (["--use_peft", "false", "--sift_rate", "0.1"], "sift_safety_dataset_name", "protected"),
+    ]
+    for number, (options, named, part) in enumerate(uses):
+        one, two = (
+            build(project.argv(tmp_path / f"{number}-{path.stem}", *options, f"--{named}", str(path))).identity()
+            for path in (project.folder / "safety.jsonl", other)
+        )
+        assert one["data"] == two["data"]
+        assert one[part] != two[part]
 
 
 # Runs

@@ -51,5 +51,7 @@ LOSSES = Registry(
         ),
     },
 )
+READ_TEXTS = ("redirection", "sspu", "crisp")
+"""Losses that read texts of the safety data, and of the harmless data, in passes of their own."""
 NEED_SAES = ("sspu", "crisp")
 """Losses that need the SAEs of `--sae_path` or `--sae_release`."""
