@@ -63,6 +63,21 @@ def refuse_fitted(prompts: ScoredPrompts, fitted: Collection[str]) -> None:
         )
 
 
+def _too_many_pass(harmful: list[float], thresholds: list[float], options: CalibrationOptions) -> str:
+    """Say why not even the strictest threshold keeps the bound."""
+    n, least = len(harmful), upper_bound(0, len(harmful), options.delta)
+    if least > options.max_pass:
+        return (
+            f"with {n} harmful prompts the bound of the pass rate is at least {least:.1%}, even if none passes; "
+            "calibrate on more, or raise --max_pass"
+        )
+    n_below = sum(score < thresholds[0] for score in harmful)
+    return (
+        f"{n_below} of {n} harmful prompts pass even the strictest threshold; fit the guard on more prompts like them, "
+        "or raise --max_pass"
+    )
+
+
 def calibrated(prompts: ScoredPrompts, thresholds: list[float], options: CalibrationOptions) -> Calibration:
     """Choose the threshold; raise `InputError` without a harmful and a harmless prompt that have a score."""
     places = {kind: prompts.places(harmful=kind == "harmful") for kind in ("harmful", "harmless")}
@@ -75,11 +90,7 @@ def calibrated(prompts: ScoredPrompts, thresholds: list[float], options: Calibra
     reason = None
     refused = over_refusal_bound = None
     if threshold is None:
-        least = upper_bound(0, n, options.delta)
-        reason = (
-            f"with {n} harmful prompts the bound of the pass rate is at least {least:.1%}, even if none passes; "
-            "calibrate on more, or raise --max_pass"
-        )
+        reason = _too_many_pass(harmful, thresholds, options)
     else:
         refused = sum(score >= threshold for score in harmless)
         over_refusal_bound = upper_bound(refused, n_harmless, options.delta).item()

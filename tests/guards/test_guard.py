@@ -193,6 +193,8 @@ def test_bounds_are_against_what_was_certified_also_in_new_categories() -> None:
     assert [rate.verdict for rate in check_rates(asked, strict)] == ["nothing certified"] * 3
     few = calibrated(scored((True, "a", [1.5] * 58), (False, "x", [0.5])), grid, CalibrationOptions())
     assert "with 58 harmful prompts the bound of the pass rate is at least 5.0%" in few.about["reason"]
+    lax = calibrated(scored((True, "a", [-99.0] * 100), (False, "x", [0.5])), grid, CalibrationOptions())
+    assert "100 of 100 harmful prompts pass even the strictest threshold" in lax.about["reason"]
 
 
 @pytest.mark.parametrize("name", ["max_pass", "max_over_refusal", "delta"])
