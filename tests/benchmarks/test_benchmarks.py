@@ -164,8 +164,12 @@ def test_the_documents_have_what_the_benchmark_of_attacks_on_judges_measured() -
 
 
 def test_edits_of_models_with_large_embeddings_stay_small(tmp_path: Path) -> None:
-    """Gemma-2-2B's layers and embeddings, but 2 of 26 blocks: a model that is loaded would take 3.7 GB more."""
-    if shutil.disk_usage(tmp_path).free < 10e9:
-        pytest.skip("less than 10 GB of disk are free")
-    found = result_of(tmp_path / "edits.json", "benchmarks/edit_at_scale.py", "--blocks", "2")
-    assert {row["edit"]: round(row["anonymous_gb"], 2) for row in found["edits"] if row["anonymous_gb"] > 8 - 3.7} == {}
+    """Gemma-2-2B's layers and embeddings, but 1 of 26 blocks: a whole model in memory would take 3.9 GB more.
+
+    One edit, since each takes half a minute here; the benchmark has all of them.
+    """
+    if shutil.disk_usage(tmp_path).free < 8e9:
+        pytest.skip("less than 8 GB of disk are free")
+    options = ("--blocks", "1", "--edits", "wise_ft")
+    (found,) = result_of(tmp_path / "edits.json", "benchmarks/edit_at_scale.py", *options)["edits"]
+    assert found["anonymous_gb"] < 8 - 3.9
