@@ -23,7 +23,7 @@ from sails_align.edits.weights import Weights, open_weights
 from sails_align.models.hooks import check_layers, decoder_layers
 from sails_align.models.load import empty_model, load_model, load_spec_tokenizer
 from sails_align.models.norms import has_known_norms, norm_gain
-from sails_align.subspace.concepts import last_token_states
+from sails_align.subspace.concepts import prompt_states
 
 States = Mapping[int, Tensor]
 """Layer -> hidden states (N, D) at the last token of prompts, float64 on the CPU."""
@@ -106,10 +106,8 @@ def find_direction(model: PreTrainedModel, weights: Weights, run: Path, options:
 
     def states(rows: Dataset) -> States:
         prompts = [_with_system(row["prompt"], options.system_prompt) for row in rows]  # pyright: ignore
-        states = last_token_states(model, tokenizer, layers, prompts, options.max_length)
-        if not len(states[layers[0]]):
-            raise InputError(f"no prompt is shorter than max_length ({options.max_length}); raise it")
-        return {layer: hidden_ND.double() for layer, hidden_ND in states.items()}
+        found = prompt_states(model, tokenizer, layers, prompts, options.max_length)
+        return {layer: hidden_ND.double() for layer, hidden_ND in found.items()}
 
     with progress_bar(shown=True) as bar:
         bar.add_task("reading prompts", total=None)

@@ -33,16 +33,18 @@ class SafeLora:
     """Project each update; `aligned` is None for an adapter on the aligned model."""
 
     def __init__(self, weights: Weights, aligned: Weights | None, unaligned: Weights, threshold: float) -> None:
-        self._weights, self._aligned, self._threshold = weights, aligned, threshold
+        self._change = None if aligned is None else WeightDifference(weights, aligned)
+        self._aligned, self._threshold = aligned, threshold
         self._vectors = WeightDifference(aligned_of(weights, aligned), unaligned)
         self.keeps_adapter = aligned is None
         self.notes: list[str] = []
 
     def tensor(self, name: str, weight: Tensor) -> Tensor | None:
         assert self._aligned is not None, "adapters on the aligned model are edited as such"
+        assert self._change is not None, "as above"
         if weight.dim() != 2:
             return None
-        delta_OI = WeightDifference(self._weights, self._aligned).of(name)
+        delta_OI = self._change.of(name)
         projected_OI = None if delta_OI is None else self._projected(name, delta_OI)
         if delta_OI is None or projected_OI is None or not self._is_far(projected_OI, delta_OI):
             return None

@@ -57,7 +57,7 @@ def weights_of(values_R: Tensor, a_1: float) -> Tensor:
     return 1 + (a_1 - 1) * (values_R - last) / (first - last)
 
 
-class Outputs:
+class GatheredOutputs:
     """Gather the outputs Z (O, T) of a layer: themselves, or with more tokens than outputs the sum Z Z^T.
 
     Args:
@@ -114,7 +114,7 @@ def find_subspaces(
         while runner.block <= max((place.block for place in places.values()), default=-1):
             named = {place.path: name for name, place in places.items() if place.block == runner.block}
             layers = {path: places[name].of(model) for path, name in named.items()}
-            outputs = {path: Outputs(layer.out_features, n_tokens) for path, layer in layers.items()}
+            outputs = {path: GatheredOutputs(layer.out_features, n_tokens) for path, layer in layers.items()}
             runner.advance(named, _adds_to(outputs, layers))
             for path, name in named.items():
                 subspace = outputs.pop(path).subspace(eta, a_1)
@@ -124,7 +124,7 @@ def find_subspaces(
             bar.advance(task)
 
 
-def _adds_to(outputs: Mapping[str, Outputs], layers: Mapping[str, nn.Linear]) -> Callable[[str, Tensor], None]:
+def _adds_to(outputs: Mapping[str, GatheredOutputs], layers: Mapping[str, nn.Linear]) -> Callable[[str, Tensor], None]:
     """Return what adds the outputs of a layer for inputs that are scaled to unit norm."""
 
     def add(path: str, inputs_TI: Tensor) -> None:

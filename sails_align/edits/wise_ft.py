@@ -30,13 +30,15 @@ class WiseFt:
     """Average each tensor with the aligned model's; `aligned` is None for an adapter on the aligned model."""
 
     def __init__(self, weights: Weights, aligned: Weights | None, t: float) -> None:
-        self._weights, self._aligned, self._t = weights, aligned, t
+        self._change = None if aligned is None else WeightDifference(weights, aligned)
+        self._aligned, self._t = aligned, t
         self.keeps_adapter = aligned is None
         self.notes: list[str] = []
 
     def tensor(self, name: str, weight: Tensor) -> Tensor | None:
         assert self._aligned is not None, "adapters on the aligned model are edited as such"
-        delta = None if self._t == 1 else WeightDifference(self._weights, self._aligned).of(name)
+        assert self._change is not None, "as above"
+        delta = None if self._t == 1 else self._change.of(name)
         if delta is None:
             return None
         aligned = self._aligned.get(name)

@@ -23,7 +23,7 @@ from sails_align.guards.guard import PROJECTOR, LoadedModel, model_hash, prompt_
 from sails_align.guards.options import GuardFitOptions
 from sails_align.guards.projector import Projector, auc, fit_projector
 from sails_align.models.hooks import check_layers, decoder_layers
-from sails_align.subspace.concepts import last_token_states
+from sails_align.subspace.concepts import prompt_states
 
 N_THRESHOLDS = 256
 """That a calibration tests, from the lowest to the highest score of the prompts that the guard was fitted on."""
@@ -73,10 +73,7 @@ def fit_guard(run: Path, output: Path, options: GuardFitOptions, *, overwrite: b
         raise InputError(f"{output} holds another guard;\n{remedy_of('--output')}")
 
     def states(rows: Dataset) -> States:
-        found = last_token_states(model.model, model.tokenizer, layers, list(rows["prompt"]), options.max_length)
-        if not len(found[layers[0]]):
-            raise InputError(f"no prompt is shorter than max_length ({options.max_length}); raise it")
-        return found
+        return prompt_states(model.model, model.tokenizer, layers, list(rows["prompt"]), options.max_length)
 
     with progress_bar(shown=True) as bar:
         bar.add_task("fitting the guard", total=None)

@@ -236,14 +236,17 @@ def freeze_factors(targets: Sequence[Target], freeze: bool | Literal["readers"],
     for target in targets:
         side = SIDES[target.path]
         if freeze and (freeze != "readers" or side == "A"):  # also True of NumPy, and 1
-            _freeze(target.module, side, adapter_name)
+            freeze_sides(target.module, (side,), adapter_name)
 
 
-def _freeze(module: LoraLayer, side: Side, adapter_name: str) -> None:
-    """Freeze one factor with the mechanism of PEFT's MiCA.
+def freeze_sides(module: LoraLayer, sides: Sequence[Side], adapter_name: str = "default") -> None:
+    """Freeze factors of an adapter with the mechanism of PEFT's MiCA.
 
     `requires_grad_(False)` alone is undone by `disable_adapter()` and `set_adapter()`, both of which run in DPO's
     reference pass. The dict is replaced, not changed: PEFT's default is shared by the class.
     """
-    module.frozen_peft_weight_names = {**module.frozen_peft_weight_names, adapter_name: (f"lora_{side}",)}
+    module.frozen_peft_weight_names = {
+        **module.frozen_peft_weight_names,
+        adapter_name: tuple(f"lora_{side}" for side in sides),
+    }
     module._freeze_non_trainable_peft_weights(adapter_name)

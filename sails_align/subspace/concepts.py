@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sails_align.core.errors import InputError
 from sails_align.data.messages import Message
 from sails_align.data.tokens import padded, tokenize_prompt
 from sails_align.models.hooks import evaluation_mode, token_states
@@ -114,3 +115,17 @@ def last_token_states(
     with evaluation_mode(model):
         parts = [token_states(model, layers, *padded(batch)) for batch in batches]
     return {layer: torch.cat([part[layer].float().cpu() for part in parts]) for layer in layers}
+
+
+def prompt_states(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    layers: Sequence[int],
+    prompts: Sequence[list[Message]],
+    max_length: int,
+) -> States:
+    """Return the same of those prompts that are not cut off; raise `InputError` if there is none."""
+    found = last_token_states(model, tokenizer, layers, prompts, max_length)
+    if not len(found[layers[0]]):
+        raise InputError(f"no prompt is shorter than max_length ({max_length}); raise it")
+    return found

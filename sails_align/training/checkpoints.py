@@ -23,6 +23,7 @@ from sails_align.core.files import read_record, write_json
 from sails_align.core.log import say
 from sails_align.core.options import listed
 from sails_align.models.threads import fitting_threads
+from sails_align.training.callbacks.resumed import checkpoint_of
 from sails_align.training.earlier import METRICS_FILE, clear
 from sails_align.training.identity import differences
 from sails_align.training.save import add_to_adapter, frozen_adapter_weights
@@ -48,7 +49,7 @@ class MarkCheckpoints(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **kwargs: Any
     ) -> None:
         """Complete the checkpoint just saved and write its `run.json`."""
-        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        folder = checkpoint_of(args, state)
         frozen = frozen_adapter_weights(model)
         if n_processes() > 1:
             dist.barrier()
@@ -198,7 +199,7 @@ def train(trainer: Trainer, checkpoint: str | None) -> None:
             trainer.train(resume_from_checkpoint=checkpoint)
     except BaseException as error:
         steps.stop()
-        part = Path(str(trainer.args.output_dir)) / f"checkpoint-{trainer.state.global_step}"
+        part = checkpoint_of(trainer.args, trainer.state)
         if trainer.is_world_process_zero() and not (part / "run.json").exists():  # written last, by `MarkCheckpoints`
             shutil.rmtree(part, ignore_errors=True)
         if trainer.state.global_step == 0 and _is_about_options(error):

@@ -24,16 +24,23 @@ from transformers.utils import (
     is_liger_kernel_available,
 )
 from transformers.utils.generic import is_flash_attention_requested
-from trl import SFTConfig
 
 from sails_align.core.errors import InputError
-from sails_align.data.options import CurriculumOptions, DertaOptions, NearestRefusalOptions
+from sails_align.data.options import DertaOptions, NearestRefusalOptions
 from sails_align.initializers import INITIALIZERS
 from sails_align.models.load import exact_attention
 from sails_align.subspace.options import PRESETS
-from sails_align.training.callbacks.options import CladeOptions, EmaOptions, FreezeUnitsOptions, SiftOptions
+from sails_align.training.callbacks.options import EmaOptions, FreezeUnitsOptions, SiftOptions
 from sails_align.training.losses import LOSSES
-from sails_align.training.losses.options import LossOptions, RedundancyOptions
+from sails_align.training.losses.options import LossOptions
+from sails_align.training.method_checks import (
+    check_clade,
+    check_loss,
+    check_prefilled,
+    check_sift,
+    check_stages,
+    check_units,
+)
 from sails_align.training.plan import TrainingPlan
 from sails_align.training.zeroth_order.checks import check_zeroth_order
 
@@ -60,10 +67,10 @@ def check_options(args: TrainingPlan) -> None:
     _check_start(args)
     _check_values(args)
     args.make_loss()
-    _check_loss(args)
+    check_loss(args)
     _check_saving(args)
-    _check_units(args)
-    _check_sift(args)
+    check_units(args)
+    check_sift(args)
     check_zeroth_order(args)
     services, known = args.training.report_to or [], get_available_reporting_integrations()
     if missing := [name for name in services if name not in known]:
@@ -75,9 +82,9 @@ def check_options(args: TrainingPlan) -> None:
     if bits := _quantization(args):
         _check_quantization(args, bits)
     _check_batches(args)
-    _check_prefilled(args)
-    _check_stages(args)
-    _check_clade(args)
+    check_prefilled(args)
+    check_stages(args)
+    check_clade(args)
 
 
 def _check_start(args: TrainingPlan) -> None:
@@ -118,28 +125,6 @@ def _of_other_losses(args: TrainingPlan) -> list[str]:
     used = (args.loss or {}).get("name")
     others = [entry.options for name, entry in LOSSES.items() if name != used]
     return [option.name for options in others if options is not None for option in fields(options)]
-
-
-def _check_loss(args: TrainingPlan) -> None:
-    """Refuse a loss that does not suit what is trained."""
-    name = args.of(LossOptions).loss
-    if name == "redundancy" and not args.model.use_peft:
-        raise InputError("loss is redundancy, which is of an adapter, but use_peft is false; leave one of them out")
-    if name == "redundancy" and args.sails.adapter_path is None:
-        groups, rank = args.of(RedundancyOptions).redundancy_groups, args.model.lora_r
-        if groups > rank:
-            raise InputError(f"redundancy_groups is {groups}, but lora_r is {rank}; choose at most that")
-    if name == "sspu" and args.start not in ("default", "gaussian"):
-        raise InputError(
-            f"loss is sspu, which finds its own subspace for a new adapter, but training starts from {args.start};\n"
-            "add --init default"
-        )
-    is_base = args.model.use_peft and args.sails.adapter_path is None and args.sails.initializer.exact
-    if name == "crisp" and not is_base:
-        raise InputError(
-            f"loss is crisp, which compares with the base model, but training starts from {args.start};\n"
-            "add --init default"
-        )
 
 
 def _check_values(args: TrainingPlan) -> None:
@@ -216,51 +201,6 @@ def writing_option(args: TrainingPlan) -> str | None:
     return next((name for name, is_used in used.items() if is_used), None)
 
 
-def _check_units(args: TrainingPlan) -> None:
-    """Refuse to freeze units that are not there, or that the start of the training does not leave frozen."""
-    options, sails = args.of(FreezeUnitsOptions), args.sails
-    given = [name for name in ("frozen_units", "trained_units") if name in args.given]
-    if options.freeze_units is None:
-        if given:
-            raise InputError(f"{given[0]} is given without freeze_units; add --freeze_units, or leave it out")
-        return
-    if options.trained_units is not None and len(given) == 2:
-        raise InputError("frozen_units and trained_units are both given; leave one of them out")
-    start = "adapter_path" if sails.adapter_path is not None else "use_dora" if args.model.use_dora else None
-    if (
-        start is None
-        and args.model.use_peft
-        and (sails.initializer.changes_base or sails.initializer.trains_difference)
-    ):
-        start = f"init {sails.init}"
-    if start is not None:
-        raise InputError(
-            f"freeze_units does not work with {start}: the adapter would change the frozen units;\n"
-            "start with a new adapter (after sails merge, if there is a trained one), or with --use_peft false"
-        )
-
-
-def _check_sift(args: TrainingPlan) -> None:
-    """Refuse options of SIFT without it, and what it cannot be used with."""
-    options = args.of(SiftOptions)
-    given = [option.name for option in fields(SiftOptions) if option.name in args.given]
-    if options.sift_rate is None:
-        if given:
-            raise InputError(f"{given[0]} is given without sift_rate; add --sift_rate, or leave it out")
-        return
-    if args.model.use_peft:
-        raise InputError(
-            f"sift_rate is {options.sift_rate}, which trains few entries of all weights, and an adapter is few weights "
-            "already;\nadd --use_peft false, or leave it out"
-        )
-    if args.of(FreezeUnitsOptions).freeze_units is not None:
-        raise InputError("sift_rate and freeze_units both choose what is frozen; leave one of them out")
-    if "sift_forbidden" in given and options.sift_safety_dataset_name is None:
-        raise InputError(
-            "sift_forbidden is given without sift_safety_dataset_name, which says what it protects; give both"
-        )
-
-
 def _check_batches(args: TrainingPlan) -> None:
     """Refuse options of batches and checkpointing that TRL ignores, or that change what is trained."""
     training: Any = args.training
@@ -281,74 +221,6 @@ def _check_batches(args: TrainingPlan) -> None:
             f"padding_free is true, but without packing nothing is then cut off at max_length {training.max_length};\n"
             "use --packing true (which is padding-free, too), or --max_length none"
         )
-
-
-def _check_prefilled(args: TrainingPlan) -> None:
-    """Refuse what cannot work with examples that have labels of their own, as DeRTa's."""
-    options, training = args.of(DertaOptions), args.training
-    if options is None or options.used is None:
-        return
-    given = f"{options.used} is {getattr(options, options.used)}"
-    if not isinstance(training, SFTConfig):
-        raise InputError(f"{given}, but DPO compares whole responses; leave it out, or use SFT")
-    if training.assistant_only_loss:
-        raise InputError(
-            f"{given} and assistant_only_loss is true, but these examples have labels of their own;\n"
-            "leave one of them out"
-        )
-    if training.completion_only_loss is False:
-        raise InputError(f"{given}, but completion_only_loss false trains on the harmful words, too; leave it out")
-    if (training.packing or training.eval_packing) and training.packing_strategy != "bfd":
-        raise InputError(
-            f"{given}, but packing_strategy {training.packing_strategy} parts examples from their requests;\n"
-            "use bfd, TRL's default"
-        )
-
-
-def _check_stages(args: TrainingPlan) -> None:
-    """Refuse what would part or shuffle the stages of a curriculum, which one epoch goes through in their order."""
-    options, training = args.of(CurriculumOptions), args.training
-    if options is None or options.refusal_stages is None:
-        return
-    given = f"refusal_stages is {options.refusal_stages}"
-    if not args.of(NearestRefusalOptions).nearest_refusal:
-        raise InputError(f"{given} without nearest_refusal, by which examples are ordered; add --nearest_refusal true")
-    if training.train_sampling_strategy != "sequential":
-        raise InputError(
-            f"{given}, but train_sampling_strategy {training.train_sampling_strategy} changes the order of examples;\n"
-            "add --train_sampling_strategy sequential (each stage is shuffled)"
-        )
-    if isinstance(training, SFTConfig) and training.packing:
-        raise InputError(f"{given}, but packing changes the order of examples; leave one of them out")
-    if training.max_steps <= 0 and training.num_train_epochs != 1:
-        raise InputError(
-            f"{given}, and num_train_epochs is {training.num_train_epochs:g}, but all stages together are one epoch;\n"
-            "add --num_train_epochs 1, and choose the number of stages"
-        )
-
-
-def _check_clade(args: TrainingPlan) -> None:
-    """Refuse what cannot work with norms that are told the class of each row, and all else that is trained."""
-    training = args.training
-    if not args.clade:
-        if "clade_layer" in args.given:
-            raise InputError("clade_layer is given without clade; add --clade categories, or leave it out")
-        return
-    given = f"clade is {args.of(CladeOptions).clade}"
-    if not isinstance(training, SFTConfig):
-        raise InputError(f"{given}, which is for SFT only; leave it out, or use sails train sft")
-    if args.model.use_peft:
-        raise InputError(f"{given}, which trains norms and no LoRA adapter; add --use_peft false")
-    used = {
-        "packing": training.packing or training.eval_packing,
-        "padding_free": training.padding_free,
-        "torch_compile": training.torch_compile,
-        "freeze_units": args.of(FreezeUnitsOptions).freeze_units is not None,
-        "sift_rate": args.of(SiftOptions).sift_rate is not None,
-        str(args.of(DertaOptions).used): args.of(DertaOptions).used is not None,
-    }
-    if option := next((name for name, is_used in used.items() if is_used), None):
-        raise InputError(f"{given}, which does not work with {option}; leave one of them out")
 
 
 def _quantization(args: TrainingPlan) -> str | None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from sails_align.edits.linears import dense_model, linears_of
 from sails_align.edits.low_rank import truncated
 from sails_align.edits.subspaces import (
-    Outputs,
+    GatheredOutputs,
     OutputSubspace,
     entropy_rank,
     find_subspaces,
@@ -24,7 +24,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 def subspace_of(outputs_OT: Tensor, eta: float, a_1: float = 1.0) -> OutputSubspace:
     """Of outputs that are added in two parts."""
-    outputs = Outputs(*outputs_OT.shape)
+    outputs = GatheredOutputs(*outputs_OT.shape)
     for part_OT in outputs_OT.split(20, dim=1):
         outputs.add(part_OT.T)
     found = outputs.subspace(eta, a_1)

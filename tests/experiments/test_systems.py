@@ -26,7 +26,9 @@ def filled(word: str, system: System) -> str:
 @pytest.mark.parametrize("name", TRAINED)
 def test_every_system_is_a_training_that_can_be_made(name: str) -> None:
     system = SYSTEMS.get(name)
-    align.parse("sft", ["--model_name_or_path", "testbed", *(filled(word, system) for word in system.training)])
+    words = [filled(word, system) for word in system.training]
+    parsed = align.parse("sft", ["--model_name_or_path", "testbed", *words])
+    assert parsed.given.keys() >= {word.removeprefix("--") for word in words if word.startswith("--")}
 
 
 @pytest.mark.parametrize("name", SYSTEMS.names())

@@ -45,7 +45,7 @@ def run_system(cell: Cell, models: Path) -> dict[str, Any]:
     """Compute a cell in this process. Returns a JSON-able result. What cells share is kept in the folder."""
     system, cost, bench = SYSTEMS.get(cell.run.name), Cost(), bench_of(cell.world)
     with tempfile.TemporaryDirectory(prefix="sails-system-", ignore_cleanup_errors=True) as temporary:
-        work = _Work(cell, bench, models, Path(temporary), system)
+        work = SystemSteps(cell, bench, models, Path(temporary), system)
         with cost.of("train"):
             model, trained = work.made()
         with cost.of("evaluate"):
@@ -68,7 +68,7 @@ def run_system(cell: Cell, models: Path) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Work(Steps):
+class SystemSteps(Steps):
     """The steps of a cell."""
 
     system: System

@@ -5,7 +5,7 @@ rate of what it is trained with. Controls are the same with what the method choo
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from sails_align.core.artifacts import content_hash
@@ -54,11 +54,44 @@ class System:
 
 
 LORA, SAILS, FULL = ("--init", "default"), ("--init", "sails"), ("--use_peft", "false")
-SPARSE = (*FULL, "--sift_rate", "0.034")
-NEAREST = (*LORA, "--nearest_refusal", "true", "--refusal_dataset_name", REFUSALS)
 PRIVATE = ("--zeroth_order", "true", "--max_steps", "400", "--dp_epsilon", "8", "--dp_batch_size", "64")
-STEERED = {"steer": "add", "steer_subspace": SUBSPACE, "steer_strength": KNOB}
+STEERED = {"steer": "add", "steer_subspace": SUBSPACE, "steer_strength": KNOB, "gate": GUARD}
 MAX_PASS, STRENGTHS = (0.02, 0.05, 0.1, 0.2), (0.1, 0.2, 0.4, 0.8)
+
+GRAPH_SAES = System("SAILS, graph SAEs", "methods/gsae", (*SAILS, "--sae_path", "{saes-graph}"), is_of_testbed=True)
+GATE = System(
+    "gated steering",
+    "methods/gate",
+    trainer="none",
+    knob="strength",
+    values=STRENGTHS,
+    steering=STEERED,
+    is_of_weights=False,
+    is_of_testbed=True,
+)
+GUARDED = System(
+    "guard of the base",
+    "methods/guard",
+    trainer="none",
+    knob="largest pass rate",
+    values=MAX_PASS,
+    guard=KNOB,
+    is_of_weights=False,
+    is_of_testbed=True,
+)
+NEAREST = System(
+    "LoRA, nearest refusals",
+    "methods/nearest_refusal",
+    (*LORA, "--nearest_refusal", "true", "--refusal_dataset_name", REFUSALS),
+    is_of_testbed=True,
+)
+CLADE = System("CLADE", "methods/clade", (*FULL, "--clade", "categories"), is_of_weights=False)
+SIFT = System("SIFT", "methods/sift", (*FULL, "--sift_rate", "0.034"))
+
+
+def _control(of: str, system: System, label: str, **changed: Any) -> System:
+    return replace(system, label=label, control_of=of, **changed)
+
 
 SYSTEMS: Registry[System] = Registry(
     "system",
@@ -68,76 +101,24 @@ SYSTEMS: Registry[System] = Registry(
         "sft-sails": System("SFT, SAILS", "method", SAILS),
         "sft-full": System("SFT, full", "training", FULL),
         "sails-gba": System("SAILS, GBA SAEs", "methods/gba", (*SAILS, "--sae_path", "{saes-gba}"), is_of_testbed=True),
-        "sails-graph": System(
-            "SAILS, graph SAEs", "methods/gsae", (*SAILS, "--sae_path", "{saes-graph}"), is_of_testbed=True
-        ),
-        "sails-graph-control": System(
+        "sails-graph": GRAPH_SAES,
+        "sails-graph-control": _control(
+            "sails-graph",
+            GRAPH_SAES,
             "SAILS, graph SAEs, permuted graph",
-            "methods/gsae",
-            (*SAILS, "--sae_path", "{saes-graph-control}"),
-            control_of="sails-graph",
-            is_of_testbed=True,
+            training=(*SAILS, "--sae_path", "{saes-graph-control}"),
         ),
-        "gate": System(
-            "gated steering",
-            "methods/gate",
-            trainer="none",
-            knob="strength",
-            values=STRENGTHS,
-            steering={**STEERED, "gate": GUARD},
-            is_of_weights=False,
-            is_of_testbed=True,
-        ),
-        "steering": System(
-            "steering of every response",
-            "methods/gate",
-            trainer="none",
-            knob="strength",
-            values=STRENGTHS,
-            steering={**STEERED, "gate": GUARD, "gate_prompt": 0.0},
-            control_of="gate",
-            is_of_weights=False,
-            is_of_testbed=True,
-        ),
-        "guard": System(
-            "guard of the base",
-            "methods/guard",
-            trainer="none",
-            knob="largest pass rate",
-            values=MAX_PASS,
-            guard=KNOB,
-            is_of_weights=False,
-            is_of_testbed=True,
-        ),
-        "guard-shuffled": System(
-            "guard of shuffled labels",
-            "methods/guard",
-            trainer="none",
-            knob="largest pass rate",
-            values=MAX_PASS,
-            guard=KNOB,
-            has_shuffled_labels=True,
-            control_of="guard",
-            is_of_weights=False,
-            is_of_testbed=True,
-        ),
-        "sails-guard": System(
-            "SAILS with a guard",
-            "methods/guard",
-            SAILS,
-            knob="largest pass rate",
-            values=MAX_PASS,
-            guard=KNOB,
-            is_of_weights=False,
-            is_of_testbed=True,
-        ),
-        "nearest": System("LoRA, nearest refusals", "methods/nearest_refusal", NEAREST, is_of_testbed=True),
-        "nearest-control": System(
+        "gate": GATE,
+        "steering": _control("gate", GATE, "steering of every response", steering={**STEERED, "gate_prompt": 0.0}),
+        "guard": GUARDED,
+        "guard-shuffled": _control("guard", GUARDED, "guard of shuffled labels", has_shuffled_labels=True),
+        "sails-guard": replace(GUARDED, label="SAILS with a guard", trainer="sft", training=SAILS),
+        "nearest": NEAREST,
+        "nearest-control": _control(
+            "nearest",
+            NEAREST,
             "LoRA, the same refusals at random",
-            "methods/nearest_refusal",
-            (*NEAREST, "--refusal_control_seed", SEED),
-            control_of="nearest",
-            is_of_testbed=True,
+            training=(*NEAREST.training, "--refusal_control_seed", SEED),
         ),
         "redirection": System(
             "LoRA, redirection",
@@ -167,17 +148,11 @@ SYSTEMS: Registry[System] = Registry(
             knob="features",
             values=(10, 30, 100, 300),
         ),
-        "clade": System("CLADE", "methods/clade", (*FULL, "--clade", "categories"), is_of_weights=False),
-        "clade-one": System(
-            "CLADE, one class",
-            "methods/clade",
-            (*FULL, "--clade", "one"),
-            control_of="clade",
-            is_of_weights=False,
-        ),
-        "sift": System("SIFT", "methods/sift", SPARSE),
-        "sift-random": System(
-            "SIFT, random entries", "methods/sift", (*SPARSE, "--sift_entries", "random"), control_of="sift"
+        "clade": CLADE,
+        "clade-one": _control("clade", CLADE, "CLADE, one class", training=(*FULL, "--clade", "one")),
+        "sift": SIFT,
+        "sift-random": _control(
+            "sift", SIFT, "SIFT, random entries", training=(*SIFT.training, "--sift_entries", "random")
         ),
         "dp-zo-lora": System("DP-ZO, LoRA, epsilon 8", "methods/dp_zo", (*PRIVATE, *LORA)),
         "dp-zo-sails": System(

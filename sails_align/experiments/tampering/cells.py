@@ -51,7 +51,7 @@ def run_tampered(cell: Cell, models: Path) -> dict[str, Any]:
     attack, defence = ATTACKS.get(tampering.attack), DEFENCES.get(tampering.defence)
     bench = bench_of(cell.world)
     with tempfile.TemporaryDirectory(prefix="sails-tampering-", ignore_cleanup_errors=True) as temporary:
-        work = _Work(cell, bench, models, Path(temporary), attack, defence)
+        work = TamperingSteps(cell, bench, models, Path(temporary), attack, defence)
         with cost.of("align"):
             model = work.aligned
         with cost.of("before"):
@@ -76,7 +76,7 @@ def run_tampered(cell: Cell, models: Path) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Work(Steps):
+class TamperingSteps(Steps):
     """The steps of a cell."""
 
     attack: Attack

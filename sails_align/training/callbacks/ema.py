@@ -22,7 +22,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from sails_align.core.errors import InputError
 from sails_align.training.callbacks.engines import refuse_parts
 from sails_align.training.callbacks.options import EmaOptions
-from sails_align.training.callbacks.resumed import resumed_from
+from sails_align.training.callbacks.resumed import checkpoint_of, resumed_from
 
 FILE = "ema.safetensors"
 
@@ -75,7 +75,7 @@ class WeightAverage(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            save_file(self.shadow, Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / FILE)
+            save_file(self.shadow, checkpoint_of(args, state) / FILE)
 
     @torch.no_grad()
     def on_train_end(

@@ -30,7 +30,7 @@ from sails_align.models.blocks import Batch
 from sails_align.training.callbacks.frozen import Frozen, FrozenEntries
 from sails_align.training.callbacks.options import SiftOptions
 from sails_align.training.callbacks.reporting import ReportingCallback
-from sails_align.training.callbacks.resumed import resumed_from
+from sails_align.training.callbacks.resumed import checkpoint_of, resumed_from
 from sails_align.training.callbacks.sparse_delta import FILE as DELTA
 from sails_align.training.callbacks.sparse_delta import narrow, save_delta
 
@@ -103,7 +103,7 @@ class Sift(Frozen, ReportingCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             kept = {name: narrow(index_N, self._trained[name].numel()) for name, index_N in self.entries.items()}
-            save_file(kept, Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / FILE)
+            save_file(kept, checkpoint_of(args, state) / FILE)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -123,6 +123,14 @@ def check_cross_entropy(name: str, training: SFTConfig | DPOConfig) -> None:
         raise InputError(f"loss is {name}, but label_smoothing_factor is above 0; leave one of them out")
 
 
+def check_not_compiled(name: str, training: SFTConfig | DPOConfig) -> None:
+    """Raise `InputError` if the model is compiled, which skips the hooks that the loss of that name needs."""
+    if training.torch_compile:
+        raise InputError(
+            f"loss is {name}, but torch_compile is true, which skips the hooks that it needs; leave out --torch_compile"
+        )
+
+
 class _Recorded:
     """Call a model and keep what it returns; the first call is watched."""
 

@@ -28,7 +28,7 @@ from sails_align.saes.load import ResidualSAE
 from sails_align.subspace.selection import FeatureFitter
 from sails_align.subspace.statistics import TokenStats
 from sails_align.training.dataset import TrainingSource
-from sails_align.training.losses.compose import LossStep, check_cross_entropy
+from sails_align.training.losses.compose import LossStep, check_cross_entropy, check_not_compiled
 from sails_align.training.losses.options import CrispOptions
 from sails_align.training.losses.side_batches import SideBatches
 from sails_align.training.losses.unlearning import UnlearningData, answer_states, frozen
@@ -41,8 +41,7 @@ class CRISP:
     def __init__(self, options: CrispOptions, training: SFTConfig | DPOConfig) -> None:
         """Take the options; raise `InputError` for DPO, and with torch_compile, which does not run hooks."""
         check_cross_entropy("crisp", training)
-        if training.torch_compile:
-            raise InputError("loss is crisp, but torch_compile is true, under which no layer is read; leave it out")
+        check_not_compiled("crisp", training)
         self._options = options
         self.features: dict[int, list[int]] = {}
         "Layer -> chosen latents, best first."

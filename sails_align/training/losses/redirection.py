@@ -24,7 +24,7 @@ from sails_align.core.errors import InputError
 from sails_align.data.tokens import TokenizedSide, padded
 from sails_align.models.hooks import check_layers, states_up_to
 from sails_align.training.dataset import TrainingSource
-from sails_align.training.losses.compose import LossStep
+from sails_align.training.losses.compose import LossStep, check_not_compiled
 from sails_align.training.losses.options import RedirectionOptions
 from sails_align.training.losses.side_batches import SideBatches, answers, frozen_mean_states, mean_states
 from sails_align.training.plan import TrainingPlan
@@ -35,10 +35,7 @@ class Redirection:
 
     def __init__(self, options: RedirectionOptions, training: SFTConfig | DPOConfig) -> None:
         """Take the options; raise `InputError` with torch_compile, which does not run hooks."""
-        if training.torch_compile:
-            raise InputError(
-                "loss is redirection, but torch_compile is true, under which no layer is read; leave it out"
-            )
+        check_not_compiled("redirection", training)
         self._options = options
         self._texts: list[TokenizedSide] = []
         self._unsafe_ND = self._safe_ND = torch.empty(0)

@@ -32,7 +32,7 @@ from trl import DPOConfig, SFTConfig
 from sails_align.core.errors import InputError
 from sails_align.models.hooks import at_tokens
 from sails_align.models.inputs import watched_inputs
-from sails_align.training.losses.compose import LossStep
+from sails_align.training.losses.compose import LossStep, check_not_compiled
 from sails_align.training.losses.options import RedundancyOptions
 
 KEPT = 0.9
@@ -46,10 +46,7 @@ class Redundancy:
 
     def __init__(self, options: RedundancyOptions, training: SFTConfig | DPOConfig) -> None:
         """Take the options; raise `InputError` with torch_compile, which does not run hooks."""
-        if training.torch_compile:
-            raise InputError(
-                "loss is redundancy, but torch_compile is true, under which nothing is watched; leave it out"
-            )
+        check_not_compiled("redundancy", training)
         self._options = options
         self._running = RunningMeans()
         self._factors: dict[str, str] = {}

@@ -24,15 +24,14 @@ from torch.nn.functional import mse_loss
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import DPOConfig, SFTConfig
 
-from sails_align.core.errors import InputError
 from sails_align.core.log import say
 from sails_align.initializers.targets import find_targets
 from sails_align.training.callbacks.engines import refuse_parts
 from sails_align.training.dataset import TrainingSource
-from sails_align.training.losses.compose import LossStep, check_cross_entropy
+from sails_align.training.losses.compose import LossStep, check_cross_entropy, check_not_compiled
 from sails_align.training.losses.options import SspuOptions
 from sails_align.training.losses.side_batches import SideBatches
-from sails_align.training.losses.sspu_subspaces import Directions, Part, find_directions, parts_of
+from sails_align.training.losses.sspu_subspaces import AdaptedModule, Directions, find_directions, parts_of
 from sails_align.training.losses.unlearning import UnlearningData, answer_states, frozen
 from sails_align.training.plan import TrainingPlan
 
@@ -43,11 +42,10 @@ class SSPU:
     def __init__(self, options: SspuOptions, training: SFTConfig | DPOConfig) -> None:
         """Take the options; raise `InputError` for DPO, and with torch_compile, which does not run hooks."""
         check_cross_entropy("sspu", training)
-        if training.torch_compile:
-            raise InputError("loss is sspu, but torch_compile is true, under which no layer is read; leave it out")
+        check_not_compiled("sspu", training)
         self._options = options
         self.directions: Directions | None = None
-        self.parts: list[Part] = []
+        self.parts: list[AdaptedModule] = []
 
     def prepare(self, trainer: Any, plan: TrainingPlan, source: TrainingSource) -> None:
         """Find the directions; raise `InputError` if the SAEs or the data do not serve."""
@@ -108,7 +106,7 @@ def control_vector(basis_DK: Tensor, seed: int) -> Tensor:
 class Projection(TrainerCallback):
     """Project the adapters onto what they may change after each optimizer step."""
 
-    def __init__(self, parts: list[Part]) -> None:
+    def __init__(self, parts: list[AdaptedModule]) -> None:
         self._parts = parts
 
     def on_train_begin(

@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 
 from sails_align.core.errors import InputError
 from sails_align.core.linalg import orthonormalize
+from sails_align.initializers.adapter import freeze_sides
 from sails_align.initializers.targets import SIDES, Target
 from sails_align.models.hooks import decoder_layers
 from sails_align.models.norms import norm_gain
@@ -90,7 +91,7 @@ def chosen_features(stats: TokenStats, layer: int, n: int) -> tuple[list[int], l
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class AdaptedModule:
     """The adapter of a module, and what it may change."""
 
     name: str
@@ -132,7 +133,7 @@ class Part:
         return basis_DK @ (basis_DK.T @ residual_DR)
 
 
-def parts_of(model: nn.Module, targets: Sequence[Target], directions: Directions) -> list[Part]:
+def parts_of(model: nn.Module, targets: Sequence[Target], directions: Directions) -> list[AdaptedModule]:
     """Return the adapters of the trained blocks; those of other blocks are frozen, and so stay zero.
 
     Raises `InputError` if there is none in these blocks, or the blocks' norms are not known.
@@ -145,11 +146,9 @@ def parts_of(model: nn.Module, targets: Sequence[Target], directions: Directions
             gain_D = norm_gain(blocks[target.block], target.path)
             if gain_D is not None and allowed_DK.shape[1]:
                 allowed_DK = orthonormalize(allowed_DK / gain_D.double()[:, None])
-            parts.append(Part(target.name, SIDES[target.path], target.module, allowed_DK))
+            parts.append(AdaptedModule(target.name, SIDES[target.path], target.module, allowed_DK))
         else:
-            module: Any = target.module
-            module.frozen_peft_weight_names = {**module.frozen_peft_weight_names, "default": ("lora_A", "lora_B")}
-            module._freeze_non_trainable_peft_weights("default")
+            freeze_sides(target.module, ("A", "B"))
     if not parts:
         raise InputError(f"no module in blocks {first} to {directions.layer} has an adapter; choose others")
     return parts

@@ -30,7 +30,7 @@ from sails_align.core.files import write_json
 from sails_align.core.log import say
 from sails_align.models.hooks import evaluation_mode
 from sails_align.training.callbacks.reporting import ReportingCallback
-from sails_align.training.callbacks.resumed import resumed_from
+from sails_align.training.callbacks.resumed import checkpoint_of, resumed_from
 from sails_align.training.zeroth_order.accounting import sigma_for, spent_epsilon
 from sails_align.training.zeroth_order.batches import PrivateBatches, collated
 from sails_align.training.zeroth_order.estimate import directions, noisy_sum, slopes
@@ -117,7 +117,7 @@ class ZerothOrder(ReportingCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Keep the noise and its secret."""
-        path = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / FILE
+        path = checkpoint_of(args, state) / FILE
         write_json(path, {"sigma": self.sigma, "secret": self.secret.key}, is_secret=True)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
