@@ -22,14 +22,21 @@ from sails_align.core.log import LOG_FILE, Stages, log_file, say
 from sails_align.core.options import all_but
 from sails_align.evaluation.backends.make import find_spec, make_backend
 from sails_align.evaluation.cache import Cache
-from sails_align.evaluation.compared import BASE, COMPARED, COMPARISON_FILE, Responder, compared_with, comparison_of
+from sails_align.evaluation.compared import BASE, Responder, compared_with, comparison_of
 from sails_align.evaluation.evaluate import COMPARING, HELPFULNESS, OPTIONAL, SAFETY, evaluate
 from sails_align.evaluation.inspect_log import INSPECT_FILE
 from sails_align.evaluation.judges.make import make_judges
 from sails_align.evaluation.judges.options import JudgeArguments
 from sails_align.evaluation.judges.panel import fail_if_unscored, identities
 from sails_align.evaluation.options import NOT_IN_IDENTITY, PromptArguments, ResponseArguments, RunArguments
-from sails_align.evaluation.output import METRICS_FILE, cache_file, output_folder, prompts_hash
+from sails_align.evaluation.output import (
+    COMPARED,
+    COMPARISON_FILE,
+    METRICS_FILE,
+    cache_file,
+    output_folder,
+    prompts_hash,
+)
 from sails_align.evaluation.prompts.load import counted, load_all
 from sails_align.evaluation.records import Backend, Judge, Prompt
 from sails_align.evaluation.reference import reference_answers, reference_identity
