@@ -61,7 +61,7 @@ function makeFilters() {
     clearTimeout(timer);
     timer = setTimeout(() => { search = field.value.toLowerCase(); update(); }, 120);
   });
-  labelled("Text of prompts, responses, explanations", field);
+  labelled("Search in prompts, responses, explanations", field);
   for (const filter of data.filters) {
     const select = element("select", { name: filter.name }, element("option", { value: "", text: "all" }));
     filter.options.forEach(([value, n], place) => {
@@ -130,7 +130,8 @@ function rowOf(row) {
     opener.setAttribute("aria-expanded", String(opens));
     made.classList.toggle("open", opens);
     if (opens) made.after(element("tr", { class: "details" },
-      element("td", { colspan: String(made.cells.length) }, ...detailsOf(row))));
+      element("td", { colspan: String([...made.cells].filter((cell) => cell.offsetParent !== null).length) },
+        ...detailsOf(row))));
     else made.nextSibling.remove();
   });
   return made;
@@ -186,6 +187,8 @@ function featuresOf(features) {
 
 document.getElementById("previous").addEventListener("click", () => { show(page - 1); scrollTo(0, form.offsetTop); });
 document.getElementById("next").addEventListener("click", () => { show(page + 1); scrollTo(0, form.offsetTop); });
+// Narrow windows show fewer columns, which opened rows span.
+matchMedia("(max-width: 48rem)").addEventListener("change", () => show(page));
 makeFilters();
 makeHead();
 show(0);
