@@ -50,7 +50,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     before = {path.name: path.stat().st_mtime_ns for path in (folder / "cells").glob("*.json")}
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "SFT, SAILS" in done.stdout
+    assert "SFT-SAILS" in done.stdout
     assert "report.html" in done.stdout
     for name, written in before.items():
         assert (folder / "cells" / name).stat().st_mtime_ns == written  # and not computed again
@@ -139,7 +139,7 @@ def test_a_grid_is_extended_and_the_report_says_so(
     assert rows["dpo-full"]["tuning"]["is_at_end"]
     assert [fallen["seed"] for fallen in rows["dpo-full"]["fallen_seeds"]] == [1]
     report = (tmp_path / "run" / "report.md").read_text()
-    assert "| DPO, full (falls apart) |" in report
+    assert "| DPO-full (falls apart) |" in report
     for text in (capsys.readouterr().out, report):
         assert "its learning rate 0.1 is at the end of the grid" in text
         assert "seed 1 has correct answers (%) 0.0 (median 90.0)" in text

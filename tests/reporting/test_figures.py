@@ -82,7 +82,7 @@ def test_bars_have_a_panel_for_each_run_with_numbers(drawn: list[Figure]) -> Non
     found = outcome()
     figures.bars(found.categories("ood"), found.rows, "n", "t", "%")
     panels = [axes.get_title() for axes in drawn[0].axes if axes.get_visible()]
-    assert panels == ["base", "SFT, LoRA", "SFT, SAILS", "SFT, full"]
+    assert panels == ["base", "SFT-LoRA", "SFT-SAILS", "SFT-full"]
 
 
 def test_the_chosen_learning_rate_is_marked(drawn: list[Figure]) -> None:
@@ -96,7 +96,7 @@ def test_the_chosen_learning_rate_is_marked(drawn: list[Figure]) -> None:
 def test_titles_of_neighbouring_panels_do_not_overlap(drawn: list[Figure]) -> None:
     metrics = [METRICS[name] for name in (SAFETY.name, "safety_rate_in_distribution", "correct_answer_rate", "merit")]
     curve = [(16, Mean(0.5, 0.4, 0.6, 3)), (64, Mean(0.6, 0.5, 0.7, 3))]
-    labels = {"sft-lora": "SFT, LoRA"}
+    labels = {"sft-lora": "SFT-LoRA"}
     figures.curves({metric.name: dict.fromkeys(labels, curve) for metric in metrics}, labels, metrics)
     boxes = [axes.title.get_window_extent() for axes in drawn[0].axes]
     assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
