@@ -4,6 +4,7 @@ The colours are those of Okabe and Ito, which people with colour-blindness can t
 too, so that a figure can be read in grey.
 """
 
+import itertools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from matplotlib.figure import Figure
 
 from sails_align.core.files import write_bytes
 from sails_align.evaluation.metrics import Metric
+from sails_align.experiments.studies import ABLATIONS
 from sails_align.experiments.summary import Mean
 
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
@@ -54,6 +56,7 @@ LOOKS: Mapping[str, Look] = {
     "dpo-full": Look(GREEN, "d", "-."),
 }
 """By name of the run."""
+_TAKEN = {(look.colour, look.marker) for look in LOOKS.values()}
 SAME_AS = {
     "lora-last-blocks": "sft-lora-blocks",
     "basis-random-features": "sft-random-features",
@@ -63,16 +66,20 @@ SAME_AS = {
     "paper": "sft-sails-paper",
 }
 """Ablations that are methods of the main study."""
+SETTINGS = {change.name for change in ABLATIONS} - SAME_AS.keys()
+"""Ablations that change a setting, which all look alike."""
 
 
 def look_of(name: str) -> Look:
     """Return the look of a method, which depends on its name alone."""
+    if name in SETTINGS:
+        return Look(GREY, "o", "-")
     known = LOOKS.get(SAME_AS.get(name, name))
     if known is not None:
         return known
+    free = [pair for pair in itertools.product(COLOURS, MARKERS) if pair not in _TAKEN]
     number = zlib.crc32(name.encode())
-    colour, number = COLOURS[number % len(COLOURS)], number // len(COLOURS)
-    return Look(colour, MARKERS[number % len(MARKERS)], LINES[number // len(MARKERS) % len(LINES)])
+    return Look(*free[number % len(free)], LINES[number % len(LINES)])
 
 
 @dataclass(frozen=True)
@@ -171,3 +178,13 @@ def legend(figure: Figure, axes: Sequence[Axes], **where: Any) -> None:
     """Add one legend of all panels, with each name once."""
     found = {name: handle for of in axes for handle, name in zip(*of.get_legend_handles_labels(), strict=True)}
     figure.legend(list(found.values()), list(found), fontsize=9, **where)
+
+
+def finish(figure: Figure, axes: Axes, across: Metric | None, up: Metric) -> None:
+    """Name the axes of a figure with one panel, end them where their metrics do, and add grid lines and a legend."""
+    for metric, axis, name in ((across, "x", axes.set_xlabel), (up, "y", axes.set_ylabel)):
+        if metric is not None:
+            name(axis_label(metric))
+            end_at_range(axes, metric, axis)
+    axes.grid(visible=True)
+    legend(figure, [axes], loc="outside right upper")

@@ -1,22 +1,21 @@
-"""The figures of a comparison: one message each, and at most some eight methods in a panel with points or lines."""
+"""Figures of differences, categories, learning curves and learning rates."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sails_align.evaluation.metrics import HELPFULNESS_RATES, METRICS, SAFETY_RATES, Metric
-from sails_align.experiments.plan import Run
-from sails_align.experiments.summary import Front, Mean, Row
+from sails_align.evaluation.metrics import METRICS, Metric
+from sails_align.experiments.summary import Mean, Row
 from sails_align.reporting.drawing import (
     GREEN,
     Picture,
     arms,
     axis_label,
     end_at_range,
+    finish,
     ink,
     legend,
     look_of,
@@ -26,63 +25,6 @@ from sails_align.reporting.drawing import (
 )
 
 MERIT = METRICS["merit"]
-LOST = replace(METRICS["over_refusal_rate"], label="helpfulness lost")
-
-
-def by_trainer(runs: Iterable[Run]) -> Iterator[tuple[str, list[str]]]:
-    """Yield groups of runs that one figure can show: SFT, then DPO, each with the references but for the base.
-
-    The base is left out because it is far from all others: its safety would stretch the axes.
-    """
-    shown = [run for run in runs if run.name != "base"]
-    for trainer in ("sft", "dpo"):
-        if any(run.trainer == trainer for run in shown):
-            yield trainer, [run.name for run in shown if run.trainer == trainer or run.is_reference]
-
-
-def trade_off(rows: Sequence[Row], names: Sequence[str], name: str) -> Picture:
-    """Draw safety against helpfulness, by the first metrics of each that have numbers, and the Pareto front."""
-
-    def known(*names: str) -> Metric:
-        return METRICS[next((name for name in names if any(row.means[name].n for row in rows)), names[-1])]
-
-    across = known(*HELPFULNESS_RATES, "over_refusal_rate")
-    of_split = [f"{name}_{of}" for of in ("out_of_distribution", "in_distribution") for name in SAFETY_RATES]
-    up = known(*of_split, "refusal_rate", "safety_rate")
-    shown = [row for row in rows if row.run.name in names]
-
-    def draw(figure: Figure) -> None:
-        axes = figure.subplots()
-        for row in shown:
-            x, y = row.means[across.name], row.means[up.name]
-            if x.value is not None and y.value is not None:
-                point(
-                    axes, look_of(row.run.name), across.scale * x.value, up.scale * y.value,
-                    x_arms=arms(x, across), y_arms=arms(y, up), size=9, label=row.label,
-                )  # fmt: skip
-        front = pareto_front(shown, across, up)
-        axes.step(
-            [across.scale * x for x, _ in front], [up.scale * y for _, y in front],
-            where="pre" if across.higher_is_better else "post", color=ink(), linewidth=1, linestyle=(0, (1, 2)),
-            zorder=1, label="Pareto front",
-        )  # fmt: skip
-        _finish(figure, axes, across, up)
-
-    title = f"{up.label.capitalize()} against {across.label}; means over seeds, 95% intervals"
-    return picture(name, title, (7.5, 4.2), draw)
-
-
-def pareto_front(rows: Sequence[Row], across: Metric, up: Metric) -> list[tuple[float, float]]:
-    """Return the points that no other one beats in both metrics, in the order of the first."""
-    means = ((row.means[across.name].value, row.means[up.name].value) for row in rows)
-    points = sorted((x, y) for x, y in means if x is not None and y is not None)
-    signs = [1 if metric.higher_is_better else -1 for metric in (across, up)]
-
-    def beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
-        pairs = zip(signs, one, other, strict=True)
-        return one != other and all(sign * ours >= sign * theirs for sign, ours, theirs in pairs)
-
-    return [point for point in points if not any(beats(other, point) for other in points)]
 
 
 def forest(
@@ -91,11 +33,12 @@ def forest(
     name: str,
     title: str,
     metrics: Sequence[Metric],
+    *,
     of: str | None = None,
 ) -> Picture:
     """Draw differences with their intervals: a panel for each metric, a line for each run (or world, all of run `of`).
 
-    The better side is tinted. A marker is filled if the interval does not hold 0.
+    The better side is tinted. A marker is filled if the interval does not hold 0. The title says what is subtracted.
     """
     n_lines = -(-len(metrics) // 6)
 
@@ -117,11 +60,12 @@ def forest(
             axes.tick_params(labelsize=8)
         shown[0].set_yticks(range(len(found)), [labels[run] for run in found])
         shown[0].set_ylim(len(found) - 0.5, -0.5)
+        figure.suptitle(title, fontsize=10)
         figure.supxlabel(
             "difference in points, 95% interval; hollow: the interval holds 0, or there is none", fontsize=9
         )
 
-    return picture(name, title, (10.0, n_lines * (1.5 + 0.28 * len(found))), draw)
+    return picture(name, title, (10.0, n_lines * (1.6 + 0.28 * len(found))), draw)
 
 
 def _tint_better_side(axes: Axes, metric: Metric) -> None:
@@ -154,27 +98,6 @@ def bars(
     return picture(name, title, (10.0, 0.4 + n_lines * (0.8 + 0.19 * len(by_category))), draw)
 
 
-def fronts(found: Sequence[Front], safety: Metric, name: str) -> Picture:
-    """Draw safety against lost helpfulness: a point for each learning rate, a line for the front."""
-
-    def draw(figure: Figure) -> None:
-        axes = figure.subplots()
-        for front in found:
-            look = look_of(front.run.name)
-            for points, line, shade, label in (
-                (front.points, "none", 0.4, None),
-                (front.pareto[1:], look.line, 1.0, front.run.label),
-            ):
-                x, y = ([100 * getattr(point, of) for point in points] for of in ("lost", "safety"))
-                axes.plot(
-                    x, y, color=look.colour, marker=look.marker, linestyle=line, alpha=shade, label=label, clip_on=False
-                )
-        _finish(figure, axes, LOST, safety)
-
-    title = f"{safety.label.capitalize()} against lost helpfulness, over learning rates (validation part)"
-    return picture(name, title, (7.5, 4.2), draw)
-
-
 def curves(
     found: Mapping[str, Mapping[str, Sequence[tuple[int, Mean]]]],
     labels: Mapping[str, str],
@@ -198,7 +121,7 @@ def curves(
                     x, y, color=look.colour, marker=look.marker, linestyle=look.line, markersize=6, label=labels[run],
                     zorder=3, clip_on=False,
                 )  # fmt: skip
-            axes.set_xscale("log", base=2)
+            _log_ticks(axes, {n for of in found[metric.name].values() for n, _ in of})
             end_at_range(axes, metric, "y")
             axes.set_title(_in_lines(metric.label), fontsize=9)
             axes.set_ylabel(f"{metric.unit}, {'better →' if metric.higher_is_better else '← better'}", fontsize=9)
@@ -228,23 +151,20 @@ def learning_rates(found: Mapping[str, Mapping[float, float]], rows: Sequence[Ro
             if best is not None:
                 mark = {"marker": "o", "markersize": 14, "fillstyle": "none", "clip_on": False}
                 axes.plot(best, 100 * of_rate[best], color=look.colour, **mark)
-        axes.set_xscale("log")
-        _finish(figure, axes, None, MERIT)
+        _log_ticks(axes, {rate for of_rate in found.values() for rate in of_rate})
+        finish(figure, axes, None, MERIT)
         axes.set_xlabel("learning rate (circle: chosen)")
 
     return picture(name, "Learning rates on the validation part, by method", (7.5, 4.0), draw)
 
 
+def _log_ticks(axes: Axes, values: Iterable[float]) -> None:
+    """Make the axis across logarithmic, with these values as its ticks."""
+    axes.set_xscale("log")
+    axes.set_xticks(sorted(values), [f"{value:g}" for value in sorted(values)])
+    axes.set_xticks([], minor=True)
+
+
 def _in_lines(title: str) -> str:
     """Break a metric's label, which is wider than a panel, into lines."""
     return re.sub(r", | (?=after |and )", lambda found: found[0].rstrip() + "\n", title)
-
-
-def _finish(figure: Figure, axes: Axes, across: Metric | None, up: Metric) -> None:
-    """Name the axes of a figure with one panel, end them where their metrics do, and add grid lines and a legend."""
-    for metric, axis, name in ((across, "x", axes.set_xlabel), (up, "y", axes.set_ylabel)):
-        if metric is not None:
-            name(axis_label(metric))
-            end_at_range(axes, metric, axis)
-    axes.grid(visible=True)
-    legend(figure, [axes], loc="outside right upper")

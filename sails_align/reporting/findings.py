@@ -4,7 +4,7 @@ Better and worse are said only if the whole 95% interval of a difference is on o
 interval (fewer than three seeds, or the same difference in all), the sentence says so and claims nothing.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from sails_align.core.text import counted
@@ -46,17 +46,21 @@ def by_verdict(found: Differences) -> dict[str, list[str]]:
     return told
 
 
-def in_metrics(ours: str, theirs: str, found: Differences) -> Iterator[str]:
-    """Yield sentences about one method's differences from another, by metric."""
+def in_metrics(ours: str, theirs: str, found: Differences) -> str:
+    """Return sentences about one method's differences from another, by metric."""
     told = by_verdict(found)
-    for kind in ("better", "worse"):
-        if told[kind]:
-            yield f"{ours} is {kind} than {theirs} in {_with_numbers(told[kind], found)}."
+    sentences = [
+        f"{ours} is {kind} than {theirs} in {_with_numbers(told[kind], found)}."
+        for kind in ("better", "worse")
+        if told[kind]
+    ]
     if told["open"]:
-        yield f"No difference of {ours} from {theirs} is shown in {_with_numbers(told['open'], found)}."
+        sentences.append(f"No difference of {ours} from {theirs} is shown in {_with_numbers(told['open'], found)}.")
     if told["none"]:
         reason = _without_interval(told["none"], found)
-        yield f"{reason[0].upper()}{reason[1:]}. {ours} minus {theirs}: {_with_numbers(told['none'], found)}."
+        numbers = _with_numbers(told["none"], found)
+        sentences.append(f"{reason[0].upper()}{reason[1:]}. {ours} minus {theirs}: {numbers}.")
+    return " ".join(sentences) or f"{ours} and {theirs} have no metric in common."
 
 
 def from_others(ours: str, found: Differences, words: str) -> str:

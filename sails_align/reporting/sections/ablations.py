@@ -20,7 +20,7 @@ def make(data: ReportData) -> Iterator[Section]:
             "are paired by seed, in points; better means that the change helped."
         ]
         found = outcome.minus("sft-sails")
-        title = "Ablations: differences from SAILS, paired by seed"
+        title = f"Each ablation minus {outcome.labels['sft-sails']}, paired by seed"
         picture = figures.forest(found, outcome.labels, "ablations", title, headline(found.values()))
         grids = [levels_grid(outcome.rows, metrics, ""), differences_grid(found, outcome.labels, metrics, "method")]
         metric = merit_of(outcome)

@@ -17,10 +17,11 @@ def make(data: ReportData) -> Iterator[Section]:
         if reference not in outcome.labels or not (found := outcome.minus(reference)):
             continue
         title = f"Minus {outcome.labels[reference]}"
+        of_figure = f"Each method minus {outcome.labels[reference]}, paired by seed"
         metrics = headline(found.values())
         text = [
             "Paired by seed, in points (steps: in steps), with 95% intervals (none below three seeds). Better and "
             "worse are marked where the interval does not hold 0."
         ]
-        picture = figures.forest(found, outcome.labels, f"minus_{reference}", f"{title}, paired by seed", metrics)
+        picture = figures.forest(found, outcome.labels, f"minus_{reference}", of_figure, metrics)
         yield Section(title, text, [differences_grid(found, outcome.labels, COMPARED, "method")], [picture])

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from sails_align.core.text import counted
 from sails_align.experiments.plan import Plan, Protocol
 from sails_align.experiments.summary import REPORTED, Mean, Outcome, Row, with_numbers
-from sails_align.reporting import figures
+from sails_align.reporting import figures, trade_offs
 from sails_align.reporting.drawing import Picture
 from sails_align.reporting.findings import from_others, in_metrics, merit_of, of_metrics
 from sails_align.reporting.page import Section
@@ -24,7 +24,7 @@ def make(data: ReportData) -> Iterator[Section]:
     ]
     pictures = [
         *_of_sails(data),
-        *(figures.trade_off(rows, names, f"trade_off_{of}") for of, names in figures.by_trainer(plan.runs)),
+        *(trade_offs.trade_off(rows, names, f"trade_off_{of}") for of, names in trade_offs.by_trainer(plan.runs)),
     ]
     intervals = "Means over seeds with 95% intervals (none below three seeds)."
     yield Section("What each method reaches", [intervals], grids, pictures, findings=list(_findings(data)))
@@ -55,7 +55,7 @@ def _findings(data: ReportData) -> Iterator[str]:
         yield f"No baseline of {labels[ours]} is in this comparison ({', '.join(REFERENCES)}), so no gain is shown."
     else:
         means = outcome.difference(ours, baseline)
-        yield from in_metrics(labels[ours], labels[baseline], of_metrics(means, headline([means])))
+        yield in_metrics(labels[ours], labels[baseline], of_metrics(means, headline([means])))
     controls = {label: (means["merit"], merit_of(outcome)) for label, means in _controls(data).values()}
     if controls:
         yield from_others(labels[ours], controls, f"Against controls, by the {merit_of(outcome).label}")

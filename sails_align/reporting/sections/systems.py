@@ -11,7 +11,7 @@ from sails_align.reporting import figures
 from sails_align.reporting.findings import counts, merit_of
 from sails_align.reporting.page import Grid, Section, entries, interval
 from sails_align.reporting.report import ReportData
-from sails_align.reporting.tables import differences_grid
+from sails_align.reporting.tables import differences_grid, headline
 
 REFERENCES = ("sft-lora", "sft-sails")
 """What all systems are compared with."""
@@ -35,8 +35,9 @@ def make(data: ReportData) -> Iterator[Section]:
             if reference in outcome.labels:
                 found = outcome.minus(reference)
                 grids.append(differences_grid(found, outcome.labels, compared, f"minus {outcome.labels[reference]}"))
-                title = f"Systems: differences from {outcome.labels[reference]}, paired by seed"
-                pictures.append(figures.forest(found, outcome.labels, f"systems-{reference}", title, compared))
+                title = f"Each system minus {outcome.labels[reference]}, paired by seed"
+                shown = headline(found.values())
+                pictures.append(figures.forest(found, outcome.labels, f"systems-{reference}", title, shown))
         if controlled := _minus_controls(outcome):
             grids.append(differences_grid(controlled, outcome.labels, compared, "minus its control"))
         findings = list(_findings(outcome, controlled))

@@ -42,7 +42,7 @@ def make(data: ReportData) -> Iterator[Section]:
         metrics = with_numbers(SHOWN, (row.means for row in outcome.rows))
         found = {name: of for name, of in outcome.minus("none").items() if name != "aligned"}
         grids = [_levels(outcome, metrics), differences_grid(found, outcome.labels, metrics, "minus no defence")]
-        title = f"{attack.label}: each defence minus none, paired by seed"
+        title = f"{attack.label.capitalize()}: each defence minus none, paired by seed"
         pictures = [figures.forest(found, outcome.labels, f"tampering-{name}", title, metrics)]
         if fronts:
             grids.append(_hypervolumes(fronts))

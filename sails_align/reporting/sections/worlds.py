@@ -29,16 +29,8 @@ def make(data: ReportData) -> Iterator[Section]:
             of_merit = {world: (means["merit"], metric) for world, means in found.items()}
             findings.append(counts(of_merit, f"{title} in other worlds, by the {metric.label}"))
         grids.append(differences_grid(found, names, metrics, title))
-        pictures.append(
-            figures.forest(
-                found,
-                names,
-                f"worlds_{baseline}",
-                f"{title}, by world, paired by seed",
-                headline(found.values()),
-                baseline,
-            )
-        )
+        title, metrics_shown = f"{title}, by world, paired by seed", headline(found.values())
+        pictures.append(figures.forest(found, names, f"worlds_{baseline}", title, metrics_shown, of=baseline))
     grids += [levels_grid(outcome.rows, metrics, world) for world, outcome in outcomes.items()]
     text = [
         "testbed:N is the world of seed N; else the world, or its alignment data, differs from the default one in the "
