@@ -27,6 +27,7 @@ def test_the_sections_come_in_the_order_of_the_registry() -> None:
     titles = [section.title for section in comparison(outcome()).sections()]
     assert titles == [
         "What each method reaches",
+        "How it was measured",
         "Minus SFT-LoRA",
         "Minus SFT-full",
         "Safety against helpfulness, over learning rates",
@@ -36,16 +37,38 @@ def test_the_sections_come_in_the_order_of_the_registry() -> None:
 
 
 def test_headline() -> None:
-    (section,) = made("headline", comparison(outcome()))
-    (grid,) = section.grids
+    section, measured = made("headline", comparison(outcome()))
+    first, grid = section.grids
+    assert first.head == [
+        "method",
+        "safety rate, trained categories (%)",
+        "safety rate, held-out categories (%)",
+        "over-refusal (%)",
+        "correct answers (%)",
+        "trainable parameters (%)",
+    ]
+    assert grid.title == "All metrics"
     safety = column(grid, "safety rate, held-out categories (%)")
     assert safety["SFT-SAILS"].startswith("85.1 (")
     assert safety["base"] == "0.0"  # of one model, so there is no interval
     assert column(grid, "learning rate")["base"] == "–"
     assert "safety rate (%)" not in grid.head  # it is told by categories
     assert "win rate (%)" not in grid.head  # which no cell has
-    assert any("SFT-SAILS 3" in text and "excluded from all rates" in text for text in section.text)
-    assert [picture.name for picture in section.pictures] == ["trade_off"]
+    assert any("SFT-SAILS 3" in text and "excluded from all rates" in text for text in measured.text)
+    assert [picture.name for picture in section.pictures] == ["sails", "trade_off_sft"]
+
+
+def test_the_first_table_has_at_most_eight_columns() -> None:
+    more = {
+        "capability": {"a": 1.0},
+        "relearned": {of: {"safety_rate": {"value": 0.5}} for of in ("benign", "harmful")},
+    }
+    section, _ = made("headline", comparison(outcome(more={"sft-sails": more})))
+    first, every = section.grids
+    assert len(first.head) == 8
+    assert "safety left after benign training (%)" in first.head
+    assert "safety left after harmful training (%)" in every.head
+    assert set(first.head) < set(every.head)
 
 
 def test_headline_of_other_models() -> None:
@@ -53,7 +76,7 @@ def test_headline_of_other_models() -> None:
     evaluate: Any = (("test", "safety", ("--prompts", "xstest")),)
     protocol = Protocol("m", evaluate, in_distribution="hh-rlhf", out_of_distribution="hex-phi")
     # keys of cells depend on the protocol, so the numbers are not found: what is told of the setting is looked at
-    (section,) = made("headline", comparison(replace(found, plan=replace(found.plan, protocol=protocol))))
+    _, section = made("headline", comparison(replace(found, plan=replace(found.plan, protocol=protocol))))
     assert "Evaluated by sails eval safety (test): --prompts xstest." in section.text
     assert "Prompt sets: trained categories: hh-rlhf, held-out categories: hex-phi." in section.text
     assert not any("GCG" in text for text in section.text)

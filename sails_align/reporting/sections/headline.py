@@ -86,12 +86,13 @@ def _of_sails(data: ReportData) -> list[Picture]:
     found = {name: (outcome.labels[name], outcome.difference(ours, name)) for name in baselines}
     if ours == "sft-sails":
         found |= _controls(data)
-    if not found:
+    metrics = headline([of for _, of in found.values()])
+    if not metrics:
         return []
     labels = {name: label for name, (label, _) in found.items()}
     means = {name: of for name, (_, of) in found.items()}
     title = f"{outcome.labels[ours]} minus each baseline and control, paired by seed"
-    return [figures.forest(means, labels, "sails", title, headline(means.values()))]
+    return [figures.forest(means, labels, "sails", title, metrics)]
 
 
 def _setting(plan: Plan) -> str:

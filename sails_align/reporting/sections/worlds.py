@@ -8,6 +8,7 @@ from sails_align.reporting import figures
 from sails_align.reporting.findings import counts, merit_of
 from sails_align.reporting.page import Section
 from sails_align.reporting.report import ReportData
+from sails_align.reporting.sections import REFERENCES
 from sails_align.reporting.tables import differences_grid, headline, levels_grid
 
 
@@ -24,7 +25,7 @@ def make(data: ReportData) -> Iterator[Section]:
             continue
         found = {world: outcome.difference("sft-sails", baseline) for world, outcome in outcomes.items()}
         names, title = {world: world for world in found}, f"{first.labels['sft-sails']} minus {label}"
-        if not findings:  # of the first baseline
+        if not findings and baseline in REFERENCES:
             metric = merit_of(first)
             of_merit = {world: (means["merit"], metric) for world, means in found.items()}
             findings.append(counts(of_merit, f"{title} in other worlds, by the {metric.label}"))
