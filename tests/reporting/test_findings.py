@@ -4,11 +4,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from made_results import comparison, outcome
+from made_results import comparison, outcome, result
 
+from sails_align.core.command_line import CommandLine
 from sails_align.evaluation.metrics import METRICS
-from sails_align.experiments.plan import Protocol
-from sails_align.experiments.studies import StudyKind
+from sails_align.experiments.plan import Cell, Protocol
+from sails_align.experiments.studies import StudyKind, read_plans
 from sails_align.experiments.summary import Mean, Outcome
 from sails_align.reporting.findings import counts, from_others, in_metrics, not_known, of_metrics
 from sails_align.reporting.report import ReportData
@@ -135,10 +136,10 @@ def test_what_is_not_known_is_said_last() -> None:
 
 
 def test_seeds_that_fall_apart_are_named() -> None:
-    broken = outcome(levels={"sft-lora": 0.6}, more={"sft-lora": {}})
-    for key, result in broken.tested.items():
+    broken = outcome(levels={"sft-lora": 0.6})
+    for key, cell in broken.tested.items():
         if key.startswith("sft-lora"):
-            result["numbers"]["correct_answer_rate"]["value"] = 0.0
+            cell["numbers"]["correct_answer_rate"]["value"] = 0.0
     assert "seeds fall apart, so that means describe no model: SFT-LoRA" in not_known([broken])[0]
     (baseline, _) = findings(broken)
     assert "SFT-LoRA (falls apart)" in baseline
@@ -148,8 +149,8 @@ def with_refusals(of: Outcome) -> Outcome:
     """The same with refusal rates in place of safety rates, of another model than the testbed."""
     protocol = Protocol("smollm2", (("test", "safety", ("--prompts", "twins")),))
     plan = replace(of.plan, protocol=protocol)
-    for result in (*of.tuned.values(), *of.tested.values()):
-        numbers = result["numbers"]
+    for cell in (*of.tuned.values(), *of.tested.values()):
+        numbers = cell["numbers"]
         for name in [name for name in numbers if name.startswith("safety_rate")]:
             numbers[name.replace("safety", "refusal")] = numbers.pop(name)
     pairs = zip(of.plan.test_cells(of.chosen), plan.test_cells(of.chosen), strict=True)
@@ -180,6 +181,46 @@ def test_a_report_of_systems_alone_has_findings(n_seeds: int) -> None:
         assert "better" not in from_control
     else:
         assert "no interval" in from_control  # all seeds have the same difference
+
+
+def tampered(*defences: str, n_seeds: int = 3) -> Outcome:
+    """A study in which LoX keeps most, on all seeds, and GuardSpace as much as the best control on some."""
+    argv = ["--study", "tampering", "--attacks", "harmful", "--n_seeds", str(n_seeds), "--defences", *defences]
+    (study,) = read_plans(CommandLine.read(argv), None)[2]
+    ((_, plan),) = study.plans
+
+    def of(cell: Cell) -> dict[str, Any]:
+        level = {"lox": 0.9, "lox-random": 0.5, "wise-ft": 0.7, "guardspace": 0.7}.get(cell.run.name, 0.3)
+        own = {"lox": 0.001 * (cell.seed % 2), "guardspace": 0.01 * (cell.seed % 3 - 1)}.get(cell.run.name, 0.0)
+        return result(level + own + 0.02 * (cell.seed % 3), tampering={})
+
+    tuned = {cell.key: of(cell) for cell in plan.tuning_cells()}
+    chosen = plan.choose(tuned)
+    return Outcome(plan, tuned, {cell.key: of(cell) for cell in plan.test_cells(chosen)}, chosen)
+
+
+@pytest.mark.parametrize(
+    ("defences", "n_seeds", "words"),
+    [
+        (
+            ("lox", "guardspace", "wise-ft", "lox-random"),
+            3,
+            "methods that beat every control by safety and helpfulness",
+        ),
+        (("guardspace", "wise-ft"), 3, "kept: none of 1."),
+        (("lox", "guardspace", "wise-ft"), 2, "with 2 seeds there are no intervals, and no claim is made."),
+        (("lox",), 3, "no controls were run, so nothing is said of what works."),
+        (("wise-ft",), 3, "no methods were run, only controls."),
+    ],
+)
+def test_a_report_of_tampering_alone_names_what_beats_every_control(
+    defences: tuple[str, ...], n_seeds: int, words: str
+) -> None:
+    data = ReportData({"tampering": {"harmful": tampered(*defences, n_seeds=n_seeds)}})
+    (finding,) = (sentence for section in data.sections() for sentence in section.findings)
+    assert finding.startswith("Tampering, harmful: ")
+    assert words in finding
+    assert ("LoX (1 of 2)" in finding) == (n_seeds == 3 and len(defences) == 4)
 
 
 def test_worlds_are_counted() -> None:
