@@ -182,9 +182,10 @@ def legend(figure: Figure, axes: Sequence[Axes], **where: Any) -> None:
 
 def finish(figure: Figure, axes: Axes, across: Metric | None, up: Metric) -> None:
     """Name the axes of a figure with one panel, end them where their metrics do, and add grid lines and a legend."""
-    for metric, axis, name in ((across, "x", axes.set_xlabel), (up, "y", axes.set_ylabel)):
-        if metric is not None:
-            name(axis_label(metric))
-            end_at_range(axes, metric, axis)
+    if across is not None:
+        axes.set_xlabel(axis_label(across))
+        end_at_range(axes, across, "x")
+    axes.set_ylabel(axis_label(up))
+    end_at_range(axes, up, "y")
     axes.grid(visible=True)
     legend(figure, [axes], loc="outside right upper")
