@@ -15,7 +15,7 @@
 python recipes/tour.py --seed 1
 
 <output_dir>/tour.json     the numbers
-<output_dir>/steering.png  the effect of steering, by strength
+<output_dir>/steering.svg  the effect of steering, by strength
 <output_dir>/run/          the run directory of the training, as of recipes/sft_sails.py
 """
 
@@ -45,7 +45,7 @@ from sails_align.initializers.random_basis import random_basis
 from sails_align.models.hooks import edited
 from sails_align.models.load import load_causal_lm, load_model
 from sails_align.models.resolve import resolve_model
-from sails_align.reporting.figures import COLOURS, picture
+from sails_align.reporting.drawing import COLOURS, picture
 from sails_align.saes.explain import Context, meanings
 from sails_align.steering.ablate import remove
 from sails_align.subspace.concepts import last_token_states
@@ -339,7 +339,7 @@ def draw(figure: Figure) -> None:
 
 
 picture("steering", "Refusals and correct answers by strength of steering", (10.0, 3.4), draw).write(given.output_dir)
-console.print(f"picture   {given.output_dir}/steering.png\n", soft_wrap=True)
+console.print(f"picture   {given.output_dir}/steering.svg\n", soft_wrap=True)
 
 # %% [markdown]
 # ## 4. Initialize

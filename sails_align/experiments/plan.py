@@ -176,12 +176,12 @@ RUNS: Mapping[str, Run] = {
     run.name: run
     for run in (
         Run("base", "base", "none", is_tuned=False, is_reference=True),
-        Run("sft-lora", "SFT, LoRA", "sft", ("--init", "default")),
-        Run("sft-sails", "SFT, SAILS", "sft", ("--init", "sails")),
-        Run("sft-full", "SFT, full", "sft", ("--use_peft", "false")),
-        Run("dpo-lora", "DPO, LoRA", "dpo", ("--init", "default")),
-        Run("dpo-sails", "DPO, SAILS", "dpo", ("--init", "sails")),
-        Run("dpo-full", "DPO, full", "dpo", ("--use_peft", "false")),
+        Run("sft-lora", "SFT-LoRA", "sft", ("--init", "default")),
+        Run("sft-sails", "SFT-SAILS", "sft", ("--init", "sails")),
+        Run("sft-full", "SFT-full", "sft", ("--use_peft", "false")),
+        Run("dpo-lora", "DPO-LoRA", "dpo", ("--init", "default")),
+        Run("dpo-sails", "DPO-SAILS", "dpo", ("--init", "sails")),
+        Run("dpo-full", "DPO-full", "dpo", ("--use_peft", "false")),
         Run("rlhf", "RLHF reference", "rlhf", ("--max_steps", "120"), is_tuned=False, is_reference=True),
     )
 }

@@ -51,41 +51,41 @@ class Change:
 
 
 ABLATIONS: tuple[Change, ...] = (
-    Change("paper", "preset paper", ("--preset", "paper")),
-    Change("basis-random", "basis: random", ("--init", "random_basis")),
-    Change("basis-random-free", "basis: random, not frozen", ("--init", "random_basis", "--subspace_mode", "init")),
-    Change("basis-random-features", "basis: random SAE features", ("--init", "random_features")),
-    Change("basis-pca", "basis: activation PCA", ("--init", "activation_pca")),
-    Change("basis-mean-diff", "basis: mean difference", ("--init", "mean_diff")),
+    Change("paper", "SFT-SAILS (paper)", ("--preset", "paper")),
+    Change("basis-random", "SFT-random-basis", ("--init", "random_basis")),
+    Change("basis-random-free", "SFT-random-basis (not frozen)", ("--init", "random_basis", "--subspace_mode", "init")),
+    Change("basis-random-features", "SFT-random-features", ("--init", "random_features")),
+    Change("basis-pca", "SFT-PCA", ("--init", "activation_pca")),
+    Change("basis-mean-diff", "SFT-mean-difference", ("--init", "mean_diff")),
     Change("score-standardized", "score: standardized", ("--score", "standardized")),
     Change("score-attribution", "score: attribution", ("--score", "attribution")),
     Change("contrast-response", "contrast: response", ("--contrast", "response")),
     Change("contrast-prompt", "contrast: prompt", ("--contrast", "prompt")),
     Change("contrast-both", "contrast: both", ("--contrast", "both")),
     Change("tokens-all", "prompt tokens: all", ("--prompt_tokens", "all")),
-    Change("unweighted", "unweighted", ("--weighting", "false")),
+    Change("unweighted", "weighting: none", ("--weighting", "false")),
     Change("k-16", "k: 16", ("--top_k", "16")),
     Change("k-256", "k: 256", ("--top_k", "256")),
     Change("tau", "centred, tau: 0.8", ("--center", "true", "--tau", "0.8")),
-    Change("not-whitened", "not against harmless variance", ("--benign_whitening", "false")),
+    Change("not-whitened", "whitening: none", ("--benign_whitening", "false")),
     Change("layers-all", "layers: all", ("--layer_map", "nearest")),
     Change("layers-sae", "layers: those of SAEs", ("--layer_map", "sae_only")),
-    Change("side-a", "side: readers alone", ("--lora_target_modules", *_READERS)),
-    Change("side-b", "side: writers alone", ("--lora_target_modules", *_WRITERS)),
-    Change("fold-norm", "norm folded", ("--fold_norm", "true")),
+    Change("side-a", "modules: readers only", ("--lora_target_modules", *_READERS)),
+    Change("side-b", "modules: writers only", ("--lora_target_modules", *_WRITERS)),
+    Change("fold-norm", "norm: folded", ("--fold_norm", "true")),
     Change("mode-init", "mode: init", ("--subspace_mode", "init")),
     Change("mode-freeze", "mode: freeze", ("--subspace_mode", "freeze")),
     Change("mode-decay", "mode: decay", ("--subspace_mode", "decay")),
     Change("rank-4", "rank: 4", ("--lora_r", "4")),
     Change("rank-16", "rank: 16", ("--lora_r", "16")),
-    Change("attention", "attention alone", _ATTENTION),
-    Change("lora-attention", "LoRA, attention alone", ("--init", "default", *_ATTENTION)),
-    Change("lora-rank-16", "LoRA, rank: 16", ("--init", "default", "--lora_r", "16")),
+    Change("attention", "modules: attention only", _ATTENTION),
+    Change("lora-attention", "SFT-LoRA (attention)", ("--init", "default", *_ATTENTION)),
+    Change("lora-rank-16", "SFT-LoRA (rank 16)", ("--init", "default", "--lora_r", "16")),
 )
 """SAILS with one change in each, and other adapters."""
 LORA_LAST_BLOCKS = Change(
     "lora-last-blocks",
-    "LoRA, in SAILS' blocks",
+    "SFT-LoRA (SAILS' blocks)",
     (
         *("--init", "default", "--lora_target_modules"),
         *(f"layers.{block}.self_attn.{name}_proj" for block in (3, 4) for name in "qkvo"),
@@ -95,8 +95,8 @@ LORA_LAST_BLOCKS = Change(
 """For the testbed, where SAILS trains the last two of five blocks."""
 SMALL = ("sft-lora", "sft-sails", "sft-full")
 BASELINES = (
-    Change("basis-mean-diff", "mean difference", ("--init", "mean_diff")),
-    Change("basis-pca", "activation PCA", ("--init", "activation_pca")),
+    Change("basis-mean-diff", "SFT-mean-difference", ("--init", "mean_diff")),
+    Change("basis-pca", "SFT-PCA", ("--init", "activation_pca")),
 )
 OF_DATA: dict[str, type[int] | type[float]] = {"n_examples": int, "contamination": float}
 """Parameters of a world's alignment data."""

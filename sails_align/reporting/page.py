@@ -11,10 +11,15 @@ import jinja2
 from sails_align.core.files import write_text
 from sails_align.evaluation.metrics import Metric
 from sails_align.experiments.summary import Mean
-from sails_align.reporting.figures import Picture
+from sails_align.reporting.drawing import Picture
 
 PICTURES = "figures"
 """Folder of the figures, next to the pages."""
+NOTE = (
+    "Differences are in points and paired by seed, with 95% intervals in brackets. Better and worse are said only "
+    "where the interval does not hold 0. Each interval stands for itself: of many, some are wrong by chance."
+)
+"""What all findings have in common."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,7 @@ class Grid:
 
     head: Sequence[str]
     rows: Sequence[Sequence[TableCell]]
+    title: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,8 @@ class Section:
     pictures: Sequence[Picture] = ()
     meanings: Sequence[Mapping[str, Any]] = ()
     """Of features: the fields of `saes.explain.Meaning`."""
+    findings: Sequence[str] = ()
+    """Sentences that the page begins with."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,8 @@ class Page:
     """A report."""
 
     title: str
+    findings: Sequence[str]
+    """Sentences that say what was found, and what is not known."""
     sections: Sequence[Section]
     command: str
     """Command that makes the same report."""
@@ -72,7 +82,7 @@ def write_page(page: Page, folder: Path) -> list[Path]:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.globals |= {"PICTURES": PICTURES, "data_uri": data_uri}
+    environment.globals |= {"PICTURES": PICTURES, "NOTE": NOTE, "data_uri": data_uri}
     environment.filters["code"] = code
     paths = []
     for name in ("report.html", "report.md"):

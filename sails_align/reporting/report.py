@@ -14,6 +14,7 @@ from sails_align.experiments.plan import Plan
 from sails_align.experiments.results import Results, read_plan
 from sails_align.experiments.studies import Study, StudyKind
 from sails_align.experiments.summary import Outcome
+from sails_align.reporting.findings import not_known
 from sails_align.reporting.page import Page, Section, write_page
 from sails_align.reporting.sections import REFERENCES, SECTIONS
 from sails_align.training.record import git_commit
@@ -91,12 +92,15 @@ def write_report(
     }
     data = ReportData(outcomes)
     plan = data.shown[0].plan
-    values = {**data.to_json(), "command": command, "provenance": {**about, **_provenance(plan)}}
+    sections = list(data.sections())
+    findings = [*(sentence for section in sections for sentence in section.findings), *not_known(data.shown)]
+    provenance = {**about, **_provenance(plan)}
+    values = {"findings": findings, **data.to_json(), "command": command, "provenance": provenance}
     path = results.folder / "results.json"
     write_json(path, values)
     where = plan.world if plan.protocol else f"the world {plan.world}"
     title = f"Comparison of alignment methods on {where}"
-    page = Page(title, list(data.sections()), command, values["provenance"])
+    page = Page(title, findings, sections, command, provenance)
     return data, values, [path, *write_page(page, results.folder)]
 
 

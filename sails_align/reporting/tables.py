@@ -1,8 +1,8 @@
 """Make the tables of several sections: levels of methods, and differences between them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from sails_align.evaluation.metrics import Metric
+from sails_align.evaluation.metrics import HELPFULNESS_RATES, METRICS, Metric
 from sails_align.experiments.summary import Mean, Row, with_numbers
 from sails_align.reporting.page import Grid, TableCell, difference, entries, interval
 
@@ -10,15 +10,35 @@ PERCENT = Metric("", "", "")
 """A share that is not in METRICS."""
 WHOLE_PERCENT = Metric("", "", "", digits=0)
 PLAIN = Metric("", "", "", unit="")
+HEADLINE: tuple[tuple[str, ...], ...] = (
+    ("safety_rate_in_distribution", "refusal_rate_in_distribution", "safety_rate", "refusal_rate"),
+    ("safety_rate_out_of_distribution", "refusal_rate_out_of_distribution"),
+    ("over_refusal_rate",),
+    HELPFULNESS_RATES,
+    ("capability",),
+    ("left_after_benign", "left_after_harmful"),
+    ("trainable_share",),
+)
+"""What the first table and the findings are about: of each group, the first metric that has numbers."""
 
 
-def levels_grid(rows: Sequence[Row], metrics: Sequence[Metric], title: str) -> Grid:
-    """Return what each method reaches: a line for each, with its learning rate."""
+def headline(found: Iterable[Mapping[str, Mean]]) -> list[Metric]:
+    """Return the metrics of the first table: at most seven."""
+    means = list(found)
+    known = [[name for name in names if any(name in of and of[name].n for of in means)] for names in HEADLINE]
+    return [METRICS[names[0]] for names in known if names]
+
+
+def levels_grid(
+    rows: Sequence[Row], metrics: Sequence[Metric], head: str, *, title: str = "", rates: bool = True
+) -> Grid:
+    """Return what each method reaches: a line for each, with its learning rate unless `rates` is off."""
     lines = []
     for row in rows:
         rate = "–" if row.learning_rate is None else f"{row.learning_rate:g}"
-        lines.append(entries(row.label, rate, *(interval(row.means[metric.name], metric) for metric in metrics)))
-    return Grid([title, "learning rate", *(metric.heading for metric in metrics)], lines)
+        words = (*((rate,) if rates else ()), *(interval(row.means[metric.name], metric) for metric in metrics))
+        lines.append(entries(row.label, *words))
+    return Grid([head, *(["learning rate"] if rates else []), *(metric.heading for metric in metrics)], lines, title)
 
 
 def differences_grid(

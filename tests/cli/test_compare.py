@@ -1,5 +1,6 @@
 """A comparison end to end: real trainings, side by side; killed and gone on with; and a page that people can read."""
 
+import html
 import json
 import os
 import re
@@ -50,7 +51,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     before = {path.name: path.stat().st_mtime_ns for path in (folder / "cells").glob("*.json")}
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "SFT, SAILS" in done.stdout
+    assert "SFT-SAILS" in done.stdout
     assert "report.html" in done.stdout
     for name, written in before.items():
         assert (folder / "cells" / name).stat().st_mtime_ns == written  # and not computed again
@@ -93,7 +94,15 @@ def test_every_number_of_the_report_comes_from_a_cell(finished: Path) -> None:
     assert {row["run"] for row in rows_of_8} == {"sft-lora", "sft-sails", "sft-full"}
     for page in ("report.html", "report.md"):
         text = (finished / page).read_text()
-        for title in ("Minus", "Safety against helpfulness", "By category", "What the features mean", "What it cost"):
+        assert all(sentence in html.unescape(text) for sentence in values["findings"])
+        for title in (
+            "Findings",
+            "Minus",
+            "Safety against helpfulness",
+            "By category",
+            "What the features mean",
+            "What it cost",
+        ):
             assert title in text
         assert "How many examples it takes" in text
         for row in values["rows"]:
@@ -139,7 +148,7 @@ def test_a_grid_is_extended_and_the_report_says_so(
     assert rows["dpo-full"]["tuning"]["is_at_end"]
     assert [fallen["seed"] for fallen in rows["dpo-full"]["fallen_seeds"]] == [1]
     report = (tmp_path / "run" / "report.md").read_text()
-    assert "| DPO, full (falls apart) |" in report
+    assert "| DPO-full (falls apart) |" in report
     for text in (capsys.readouterr().out, report):
         assert "its learning rate 0.1 is at the end of the grid" in text
         assert "seed 1 has correct answers (%) 0.0 (median 90.0)" in text
@@ -177,7 +186,8 @@ def test_the_report_can_be_made_again_and_is_the_same(finished: Path, tmp_path: 
     (copy / "report.md").unlink()
     again = comparing.report_main(["--output_dir", str(copy)])
     assert again["rows"] == json.loads((finished / "results.json").read_text())["rows"]
-    assert (copy / "figures" / "trade_off.svg").read_bytes() == (finished / "figures" / "trade_off.svg").read_bytes()
+    drawn = "figures/trade_off_sft.svg"
+    assert (copy / drawn).read_bytes() == (finished / drawn).read_bytes()
     lost = next((copy / "cells").glob("sft-sails-*.json"))
     lost.unlink()
     with pytest.raises(InputError, match=r"1 of .* results are missing, such as of (\w+/)+sft-sails/"):

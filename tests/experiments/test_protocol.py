@@ -73,7 +73,7 @@ def test_the_documented_file_can_be_used(tmp_path: Path, monkeypatch: pytest.Mon
     plan = main_plan(read_plans(CommandLine.read(["--config", str(tmp_path / "compare.yaml")]), None)[2])
     assert plan.protocol is not None
     check(plan.runs, plan.protocol)
-    assert [run.label for run in plan.runs] == ["base", "SFT, LoRA", "SFT, SAILS", "Gemma-2-9B-it"]
+    assert [run.label for run in plan.runs] == ["base", "SFT-LoRA", "SFT-SAILS", "Gemma-2-9B-it"]
 
 
 def test_what_the_file_says_is_what_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +83,7 @@ def test_what_the_file_says_is_what_is_compared(tmp_path: Path, monkeypatch: pyt
     base, lora, sails = plan.runs
     assert (base.trainer, base.is_reference, base.is_tuned) == ("none", True, False)
     assert base.options == ("--model", "google/gemma-2-2b", "--chat_template_path", "t.jinja")
-    assert (lora.label, sails.label) == ("SFT, LoRA", "SFT, SAILS")
+    assert (lora.label, sails.label) == ("SFT-LoRA", "SFT-SAILS")
     cell = next(cell for cell in plan.tuning_cells() if cell.run is sails)
     command = training(cell, plan.protocol)
     assert command[1:] == [

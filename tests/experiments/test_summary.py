@@ -104,9 +104,9 @@ def test_a_seed_that_answers_nothing_right_is_told(values, results):
     broken = next(cell for cell in PLAN.test_cells(CHOSEN) if cell.run.name == "sft-lora" and cell.seed == 2)
     results[broken.key] = result(values["sft-lora"][2], 0.0, 2)
     rows = {row.run.name: row for row in outcome(results).rows}
-    assert rows["sft-lora"].label == "SFT, LoRA (falls apart)"
+    assert rows["sft-lora"].label == "SFT-LoRA (falls apart)"
     assert rows["sft-lora"].doubts == [
-        "SFT, LoRA: its seeds fall apart, so that its means describe no model: seed 2 has correct answers (%) 0.0 "
+        "SFT-LoRA: its seeds fall apart, so that its means describe no model: seed 2 has correct answers (%) 0.0 "
         "(median 50.0)."
     ]
     told = rows["sft-lora"].to_json()
@@ -114,4 +114,4 @@ def test_a_seed_that_answers_nothing_right_is_told(values, results):
     assert told["by_seed"]["2"]["correct_answer_rate"] == 0.0
     assert told["by_seed"]["0"]["safety_rate"] == values["sft-lora"][0]
     assert rows["sft-sails"].doubts == rows["base"].doubts == []
-    assert rows["sft-sails"].label == "SFT, SAILS"
+    assert rows["sft-sails"].label == "SFT-SAILS"

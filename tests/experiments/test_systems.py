@@ -113,5 +113,6 @@ def test_a_study_from_the_command_to_its_report(tmp_path: Path) -> None:
     assert rows["sift"]["means"]["left_after_harmful"]["n"] == 2
     page = (tmp_path / "run" / "report.md").read_text()
     assert "## All systems" in page
-    assert "SIFT, random entries (control)" in page
+    assert page.index("with 2 seeds there is no interval") < page.index("## All systems")
+    assert "SIFT (random entries), control" in page
     assert "minus its control" in page

@@ -164,6 +164,7 @@ def test_a_study_from_the_command_to_its_report(tmp_path: Path) -> None:
     assert rows["wise-ft"]["learning_rate"] in DEFENCES.get("wise-ft").values
     page = (tmp_path / "run" / "report.md").read_text()
     assert "## Tampering: poison-20" in page
-    assert "WiSE-FT (control)" in page
+    assert page.index("- Tampering, poison-20: no methods were run, only controls.") < page.index("## Tampering")
+    assert "WiSE-FT, control" in page
     again = compare.main([*argv, "--output_dir", str(tmp_path / "run"), "--progress", "false"])
     assert again["studies"] == values["studies"]

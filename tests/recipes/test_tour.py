@@ -34,7 +34,7 @@ def test_each_step_says_what_to_notice(toured: tuple[Path, str]) -> None:
     assert len(cells) == 7  # an introduction and six steps
     assert all("notice(" in cell for cell in cells[1:])
     assert len(noticed) == TOUR.read_text().count("\nnotice(")
-    assert (folder / "steering.png").read_bytes().startswith(b"\x89PNG")
+    assert b"<svg" in (folder / "steering.svg").read_bytes()
     assert (folder / "run" / "adapter_model.safetensors").is_file()
 
 

@@ -1,12 +1,24 @@
 """The page: numbers as they are shown, and text that cannot act as markup."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from sails_align.evaluation.metrics import METRICS
 from sails_align.experiments.summary import Mean
-from sails_align.reporting.page import Grid, Page, Section, TableCell, difference, entries, interval, number, write_page
+from sails_align.reporting.page import (
+    NOTE,
+    Grid,
+    Page,
+    Section,
+    TableCell,
+    difference,
+    entries,
+    interval,
+    number,
+    write_page,
+)
 
 SAFETY, REFUSAL = METRICS["safety_rate"], METRICS["over_refusal_rate"]
 
@@ -48,9 +60,26 @@ def test_differences_have_signs() -> None:
     assert difference(Mean(0.1, -0.05, 0.25, 5), SAFETY).text == "+10.0 (-5.0 to +25.0)"
 
 
-def pages(folder: Path, *sections: Section, title: str = "t") -> tuple[str, str]:
-    html, markdown = write_page(Page(title, sections, "sails compare", {"commit": "none"}), folder)
+def pages(folder: Path, *sections: Section, title: str = "t", findings: Sequence[str] = ()) -> tuple[str, str]:
+    html, markdown = write_page(Page(title, findings, sections, "sails compare", {"commit": "none"}), folder)
     return html.read_text(), markdown.read_text()
+
+
+def test_a_page_begins_with_the_findings(tmp_path: Path) -> None:
+    for page in pages(tmp_path, Section("A title"), findings=["SAILS is <better>."]):
+        body = page[page.find("<body") :] if "<body" in page else page
+        told = "SAILS is &lt;better&gt;." if "<body" in page else "- SAILS is <better>."
+        assert 0 < body.index("Findings") < body.index(told) < body.index(NOTE) < body.index("A title")
+
+
+def test_tables_have_titles_and_scroll_where_they_are_too_wide(tmp_path: Path) -> None:
+    html, markdown = pages(
+        tmp_path, Section("s", grids=[Grid(["method"], [entries("SAILS", "1.0 (0.9 to 1.1)")], "All")])
+    )
+    assert "<h3>All</h3>" in html
+    assert '<div class="wide" tabindex="0"><table>' in html
+    assert "1.0 <span>(0.9 to 1.1)</span>" in html
+    assert "### All" in markdown
 
 
 def test_both_pages_say_the_same(tmp_path: Path) -> None:

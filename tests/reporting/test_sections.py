@@ -27,8 +27,9 @@ def test_the_sections_come_in_the_order_of_the_registry() -> None:
     titles = [section.title for section in comparison(outcome()).sections()]
     assert titles == [
         "What each method reaches",
-        "Minus SFT, LoRA",
-        "Minus SFT, full",
+        "How it was measured",
+        "Minus SFT-LoRA",
+        "Minus SFT-full",
         "Safety against helpfulness, over learning rates",
         "By category",
         "What it cost",
@@ -36,16 +37,38 @@ def test_the_sections_come_in_the_order_of_the_registry() -> None:
 
 
 def test_headline() -> None:
-    (section,) = made("headline", comparison(outcome()))
-    (grid,) = section.grids
+    section, measured = made("headline", comparison(outcome()))
+    first, grid = section.grids
+    assert first.head == [
+        "method",
+        "safety rate, trained categories (%)",
+        "safety rate, held-out categories (%)",
+        "over-refusal (%)",
+        "correct answers (%)",
+        "trainable parameters (%)",
+    ]
+    assert grid.title == "All metrics"
     safety = column(grid, "safety rate, held-out categories (%)")
-    assert safety["SFT, SAILS"].startswith("85.1 (")
+    assert safety["SFT-SAILS"].startswith("85.1 (")
     assert safety["base"] == "0.0"  # of one model, so there is no interval
     assert column(grid, "learning rate")["base"] == "–"
     assert "safety rate (%)" not in grid.head  # it is told by categories
     assert "win rate (%)" not in grid.head  # which no cell has
-    assert any("SFT, SAILS 3" in text and "excluded from all rates" in text for text in section.text)
-    assert [picture.name for picture in section.pictures] == ["trade_off"]
+    assert any("SFT-SAILS 3" in text and "excluded from all rates" in text for text in measured.text)
+    assert [picture.name for picture in section.pictures] == ["sails", "trade_off_sft"]
+
+
+def test_the_first_table_has_at_most_eight_columns() -> None:
+    more = {
+        "capability": {"a": 1.0},
+        "relearned": {of: {"safety_rate": {"value": 0.5}} for of in ("benign", "harmful")},
+    }
+    section, _ = made("headline", comparison(outcome(more={"sft-sails": more})))
+    first, every = section.grids
+    assert len(first.head) == 8
+    assert "safety left after benign training (%)" in first.head
+    assert "safety left after harmful training (%)" in every.head
+    assert set(first.head) < set(every.head)
 
 
 def test_headline_of_other_models() -> None:
@@ -53,7 +76,7 @@ def test_headline_of_other_models() -> None:
     evaluate: Any = (("test", "safety", ("--prompts", "xstest")),)
     protocol = Protocol("m", evaluate, in_distribution="hh-rlhf", out_of_distribution="hex-phi")
     # keys of cells depend on the protocol, so the numbers are not found: what is told of the setting is looked at
-    (section,) = made("headline", comparison(replace(found, plan=replace(found.plan, protocol=protocol))))
+    _, section = made("headline", comparison(replace(found, plan=replace(found.plan, protocol=protocol))))
     assert "Evaluated by sails eval safety (test): --prompts xstest." in section.text
     assert "Prompt sets: trained categories: hh-rlhf, held-out categories: hex-phi." in section.text
     assert not any("GCG" in text for text in section.text)
@@ -64,11 +87,11 @@ def test_differences_are_marked_where_the_interval_does_not_touch_zero() -> None
     (grid,) = lora.grids
     place = list(grid.head).index("safety rate, held-out categories (%)")
     marks = {row[0].text: row[place].verdict for row in grid.rows}
-    assert marks == {"SFT, SAILS": "better", "SFT, full": "better"}
+    assert marks == {"SFT-SAILS": "better", "SFT-full": "better"}
     of_full = {row[0].text: row[place] for row in full.grids[0].rows}
-    assert of_full["SFT, LoRA"].verdict == "worse"
-    assert of_full["SFT, SAILS"].verdict == "open"  # 0.1 points, and the interval holds 0
-    assert "(-" in of_full["SFT, SAILS"].text
+    assert of_full["SFT-LoRA"].verdict == "worse"
+    assert of_full["SFT-SAILS"].verdict == "open"  # 0.1 points, and the interval holds 0
+    assert "(-" in of_full["SFT-SAILS"].text
 
 
 def test_of_one_seed_no_difference_is_marked() -> None:
@@ -85,11 +108,11 @@ def test_without_baselines_there_are_no_differences() -> None:
 def test_fronts() -> None:
     (section,) = made("fronts", comparison(outcome()))
     (grid,) = section.grids
-    assert [row[0].text for row in grid.rows] == ["SFT, LoRA", "SFT, SAILS", "SFT, full"]
-    assert column(grid, "minus SFT, LoRA")["SFT, LoRA"] == ""  # from itself
-    assert column(grid, "minus SFT, LoRA")["SFT, SAILS"].startswith("+")
-    assert column(grid, "helpfulness lost at 90% safety (%)")["SFT, LoRA"] == "–"  # it is never as safe
-    assert column(grid, "helpfulness lost at 80% safety (%)")["SFT, SAILS"] == "9.1"
+    assert [row[0].text for row in grid.rows] == ["SFT-LoRA", "SFT-SAILS", "SFT-full"]
+    assert column(grid, "minus SFT-LoRA")["SFT-LoRA"] == ""  # from itself
+    assert column(grid, "minus SFT-LoRA")["SFT-SAILS"].startswith("+")
+    assert column(grid, "helpfulness lost at 90% safety (%)")["SFT-LoRA"] == "–"  # it is never as safe
+    assert column(grid, "helpfulness lost at 80% safety (%)")["SFT-SAILS"] == "9.1"
     assert made("fronts", comparison(replace(outcome(), tuned={}))) == []
 
 
@@ -105,7 +128,7 @@ def test_features() -> None:
     layers, changes = section.grids
     assert [row[0].text for row in layers.rows] == list(features["layers"])
     assert len(changes.rows) == sum(len(of["features"]) for of in features["layers"].values())
-    assert section.text[0].startswith("Of SFT, SAILS, 2 seeds.")
+    assert section.text[0].startswith("Of SFT-SAILS, 2 seeds.")
     assert "block 3" in section.text[1]
     assert section.meanings == features["meanings"]
     assert made("features", comparison(outcome())) == []
@@ -124,8 +147,8 @@ def test_ablations() -> None:
     of = outcome("sft-lora", "sft-sails", "k-16", levels={"k-16": 0.5})
     (section,) = made("ablations", comparison(outcome(), ablations={"ablations": of}))
     levels, minus = section.grids
-    assert [row[0].text for row in levels.rows] == ["SFT, LoRA", "SFT, SAILS", "k-16"]
-    assert [row[0].text for row in minus.rows] == ["SFT, LoRA", "k-16"]  # from SAILS
+    assert [row[0].text for row in levels.rows] == ["SFT-LoRA", "SFT-SAILS", "k-16"]
+    assert [row[0].text for row in minus.rows] == ["SFT-LoRA", "k-16"]  # from SAILS
     assert minus.rows[1][1].verdict == "worse"
 
 
@@ -147,13 +170,13 @@ def test_examples() -> None:
     assert needed.head[1] == "harmful examples to 95% safety rate, trained categories"
     assert [row[1].text for row in needed.rows] == ["more than 64", "32"]  # between 16 and 64, over their logarithm
     safety = next(grid for grid in levels if grid.head[0] == "safety rate, trained categories (%)")
-    assert [entry.text for entry in safety.rows[1]] == ["SFT, SAILS", "90.0", "100.0"]
+    assert [entry.text for entry in safety.rows[1]] == ["SFT-SAILS", "90.0", "100.0"]
 
 
 def test_worlds() -> None:
     study = {"testbed:1": outcome(), "shared_harm=0": outcome(levels={"sft-sails": 0.5})}
     (section,) = made("worlds", comparison(outcome(), worlds=study))
-    minus = next(grid for grid in section.grids if grid.head[0] == "SFT, SAILS minus SFT, LoRA")
+    minus = next(grid for grid in section.grids if grid.head[0] == "SFT-SAILS minus SFT-LoRA")
     assert [row[0].text for row in minus.rows] == ["testbed:1", "shared_harm=0"]
     assert [row[1].verdict for row in minus.rows] == ["better", "worse"]
     assert section.grids[-1].head[0] == "shared_harm=0"  # what each method reaches there

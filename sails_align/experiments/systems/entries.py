@@ -58,7 +58,9 @@ PRIVATE = ("--zeroth_order", "true", "--max_steps", "400", "--dp_epsilon", "8", 
 STEERED = {"steer": "add", "steer_subspace": SUBSPACE, "steer_strength": KNOB, "gate": GUARD}
 MAX_PASS, STRENGTHS = (0.02, 0.05, 0.1, 0.2), (0.1, 0.2, 0.4, 0.8)
 
-GRAPH_SAES = System("SAILS, graph SAEs", "methods/gsae", (*SAILS, "--sae_path", "{saes-graph}"), is_of_testbed=True)
+GRAPH_SAES = System(
+    "SFT-SAILS (graph SAEs)", "methods/gsae", (*SAILS, "--sae_path", "{saes-graph}"), is_of_testbed=True
+)
 GATE = System(
     "gated steering",
     "methods/gate",
@@ -70,7 +72,7 @@ GATE = System(
     is_of_testbed=True,
 )
 GUARDED = System(
-    "guard of the base",
+    "guard",
     "methods/guard",
     trainer="none",
     knob="largest pass rate",
@@ -80,7 +82,7 @@ GUARDED = System(
     is_of_testbed=True,
 )
 NEAREST = System(
-    "LoRA, nearest refusals",
+    "SFT-LoRA (nearest refusals)",
     "methods/nearest_refusal",
     (*LORA, "--nearest_refusal", "true", "--refusal_dataset_name", REFUSALS),
     is_of_testbed=True,
@@ -97,38 +99,40 @@ SYSTEMS: Registry[System] = Registry(
     "system",
     {
         "base": System("base", "testbed", trainer="none"),
-        "sft-lora": System("SFT, LoRA", "training", LORA),
-        "sft-sails": System("SFT, SAILS", "method", SAILS),
-        "sft-full": System("SFT, full", "training", FULL),
-        "sails-gba": System("SAILS, GBA SAEs", "methods/gba", (*SAILS, "--sae_path", "{saes-gba}"), is_of_testbed=True),
+        "sft-lora": System("SFT-LoRA", "training", LORA),
+        "sft-sails": System("SFT-SAILS", "method", SAILS),
+        "sft-full": System("SFT-full", "training", FULL),
+        "sails-gba": System(
+            "SFT-SAILS (GBA SAEs)", "methods/gba", (*SAILS, "--sae_path", "{saes-gba}"), is_of_testbed=True
+        ),
         "sails-graph": GRAPH_SAES,
         "sails-graph-control": _control(
             "sails-graph",
             GRAPH_SAES,
-            "SAILS, graph SAEs, permuted graph",
+            "SFT-SAILS (permuted graph)",
             training=(*SAILS, "--sae_path", "{saes-graph-control}"),
         ),
         "gate": GATE,
-        "steering": _control("gate", GATE, "steering of every response", steering={**STEERED, "gate_prompt": 0.0}),
+        "steering": _control("gate", GATE, "steering (every response)", steering={**STEERED, "gate_prompt": 0.0}),
         "guard": GUARDED,
-        "guard-shuffled": _control("guard", GUARDED, "guard of shuffled labels", has_shuffled_labels=True),
-        "sails-guard": replace(GUARDED, label="SAILS with a guard", trainer="sft", training=SAILS),
+        "guard-shuffled": _control("guard", GUARDED, "guard (shuffled labels)", has_shuffled_labels=True),
+        "sails-guard": replace(GUARDED, label="SFT-SAILS (guard)", trainer="sft", training=SAILS),
         "nearest": NEAREST,
         "nearest-control": _control(
             "nearest",
             NEAREST,
-            "LoRA, the same refusals at random",
+            "SFT-LoRA (random refusals)",
             training=(*NEAREST.training, "--refusal_control_seed", SEED),
         ),
         "redirection": System(
-            "LoRA, redirection",
+            "SFT-LoRA (redirection)",
             "methods/redirection",
             (*LORA, "--loss", "redirection", "--redirection_weight", KNOB),
             knob="weight",
             values=(0.1, 0.3, 1.0, 3.0),
         ),
         "redundancy": System(
-            "LoRA, less redundant",
+            "SFT-LoRA (less redundant)",
             "methods/redundancy",
             (*LORA, "--loss", "redundancy", "--redundancy_weight", KNOB),
             knob="weight",
@@ -149,14 +153,14 @@ SYSTEMS: Registry[System] = Registry(
             values=(10, 30, 100, 300),
         ),
         "clade": CLADE,
-        "clade-one": _control("clade", CLADE, "CLADE, one class", training=(*FULL, "--clade", "one")),
+        "clade-one": _control("clade", CLADE, "CLADE (one class)", training=(*FULL, "--clade", "one")),
         "sift": SIFT,
         "sift-random": _control(
-            "sift", SIFT, "SIFT, random entries", training=(*SIFT.training, "--sift_entries", "random")
+            "sift", SIFT, "SIFT (random entries)", training=(*SIFT.training, "--sift_entries", "random")
         ),
-        "dp-zo-lora": System("DP-ZO, LoRA, epsilon 8", "methods/dp_zo", (*PRIVATE, *LORA)),
+        "dp-zo-lora": System("DP-ZO-LoRA (epsilon 8)", "methods/dp_zo", (*PRIVATE, *LORA)),
         "dp-zo-sails": System(
-            "DP-ZO, SAILS, epsilon 8",
+            "DP-ZO-SAILS (epsilon 8)",
             "methods/dp_zo",
             (*PRIVATE, *SAILS, "--subspace_path", PUBLIC),
             is_of_testbed=True,

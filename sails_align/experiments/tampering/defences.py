@@ -56,7 +56,7 @@ ROSI = Defence(
     after={"rosi": {"rho": KNOB, "dataset_name": WORLD, "helpful_dataset_name": WORLD}},
 )
 SSAH = Defence(
-    "SSAH, frozen units",
+    "SSAH",
     "share of CU",
     (0.06, 0.2, 0.4, 0.6),
     training=("--freeze_units", UNITS, "--frozen_units", "scu", f"cu:{KNOB}"),
@@ -71,7 +71,7 @@ def _randomized(defence: Defence, what: str) -> Defence:
 
     return replace(
         defence,
-        label=f"{defence.label.partition(',')[0]}, random {what}",
+        label=f"{defence.label} (random {what})",
         before=seeded(defence.before),
         training=tuple(word.replace(UNITS, RANDOM_UNITS) for word in defence.training),
         after=seeded(defence.after),
@@ -146,7 +146,7 @@ DEFENCES: Registry[Defence] = Registry(
             training=("--loss", "constrained", "--constrained_first_betas", *[KNOB] * 5),
         ),
         "lora": Defence(
-            "LoRA in place of all weights",
+            "LoRA",
             "factor",
             (1.0, 0.5, 0.25, 0.1),
             training=ADAPTER,

@@ -1,7 +1,7 @@
 """Sections of a comparison's report, one file each, in the order of the page.
 
 A section is a function `make(data)` from a `reporting.report.ReportData` to the `Section`s that there are results
-for: none, one or several. All numbers come from results of cells.
+for: none, one or several. All numbers come from results of cells. A section's findings are what the page begins with.
 """
 
 from dataclasses import dataclass
@@ -10,6 +10,14 @@ from sails_align.core.registry import Entry, Registry
 
 REFERENCES = ("sft-lora", "sft-full", "dpo-lora", "dpo-full")
 """Baselines that other runs are compared with, pair by pair."""
+SAILS = {"sft-sails": ("sft-lora", "sft-full"), "dpo-sails": ("dpo-lora", "dpo-full")}
+"""Runs of SAILS with their own baselines. The findings are about the first that is in the plan."""
+CONTROLS = {
+    "sft-lora-blocks": "lora-last-blocks",
+    "sft-random-features": "basis-random-features",
+    "sft-random-basis": "basis-random",
+}
+"""Runs that lack one thing that `sft-sails` has, with their names in the ablations."""
 
 
 @dataclass(frozen=True)

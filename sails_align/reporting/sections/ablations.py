@@ -4,9 +4,10 @@ from collections.abc import Iterator
 
 from sails_align.experiments.summary import CORE, with_numbers
 from sails_align.reporting import figures
+from sails_align.reporting.findings import counts, merit_of
 from sails_align.reporting.page import Section
 from sails_align.reporting.report import ReportData
-from sails_align.reporting.tables import differences_grid, levels_grid
+from sails_align.reporting.tables import differences_grid, headline, levels_grid
 
 
 def make(data: ReportData) -> Iterator[Section]:
@@ -19,7 +20,10 @@ def make(data: ReportData) -> Iterator[Section]:
             "are paired by seed, in points; better means that the change helped."
         ]
         found = outcome.minus("sft-sails")
-        title = "Ablations: differences from SAILS, paired by seed"
-        picture = figures.forest(found, outcome.labels, "ablations", title, metrics)
+        title = f"Each ablation minus {outcome.labels['sft-sails']}, paired by seed"
+        picture = figures.forest(found, outcome.labels, "ablations", title, headline(found.values()))
         grids = [levels_grid(outcome.rows, metrics, ""), differences_grid(found, outcome.labels, metrics, "method")]
-        yield Section("Ablations", text, grids, [picture])
+        metric = merit_of(outcome)
+        changes = {outcome.labels[name]: (means["merit"], metric) for name, means in found.items()}
+        finding = counts(changes, f"Ablations minus {outcome.labels['sft-sails']}, by the {metric.label}")
+        yield Section("Ablations", text, grids, [picture], findings=[finding])

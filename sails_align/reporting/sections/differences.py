@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 
-from sails_align.experiments.summary import COMPARED, with_numbers
+from sails_align.experiments.summary import COMPARED
 from sails_align.reporting import figures
 from sails_align.reporting.page import Section
 from sails_align.reporting.report import ReportData
 from sails_align.reporting.sections import REFERENCES
-from sails_align.reporting.tables import differences_grid
+from sails_align.reporting.tables import differences_grid, headline
 
 
 def make(data: ReportData) -> Iterator[Section]:
@@ -17,10 +17,11 @@ def make(data: ReportData) -> Iterator[Section]:
         if reference not in outcome.labels or not (found := outcome.minus(reference)):
             continue
         title = f"Minus {outcome.labels[reference]}"
-        metrics = with_numbers(COMPARED, found.values())
+        of_figure = f"Each method minus {outcome.labels[reference]}, paired by seed"
+        metrics = headline(found.values())
         text = [
             "Paired by seed, in points (steps: in steps), with 95% intervals (none below three seeds). Better and "
             "worse are marked where the interval does not hold 0."
         ]
-        picture = figures.forest(found, outcome.labels, f"minus_{reference}", f"{title}, paired by seed", metrics)
+        picture = figures.forest(found, outcome.labels, f"minus_{reference}", of_figure, metrics)
         yield Section(title, text, [differences_grid(found, outcome.labels, COMPARED, "method")], [picture])

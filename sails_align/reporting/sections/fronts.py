@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from sails_align.core.text import counted
 from sails_align.evaluation.metrics import METRICS
 from sails_align.experiments.summary import SHARE, Front, hypervolume_difference, mean_of
-from sails_align.reporting import figures
+from sails_align.reporting import figures, trade_offs
 from sails_align.reporting.page import Grid, Section, TableCell, difference, entries, interval, number
 from sails_align.reporting.report import ReportData
 from sails_align.reporting.tables import PERCENT
@@ -30,10 +30,13 @@ def make(data: ReportData) -> Iterator[Section]:
         "mean over each seed's own front, with 95% intervals (none below three seeds), and differences paired by seed. "
         "At equal safety: on the front of the means; –: none of its rates is as safe as that."
     ]
-    pictures = [
-        figures.fronts(fronts, outcome.rows),
-        figures.learning_rates({run: tuning.merits for run, tuning in outcome.tuning.items()}, outcome.rows),
-    ]
+    pictures = []
+    safety = METRICS["refusal_rate" if any(row.means["refusal_rate"].n for row in outcome.rows) else "safety_rate"]
+    for trainer, names in trade_offs.by_trainer(outcome.plan.runs):
+        of_trainer = [front for front in fronts if front.run.name in names]
+        merits = {run: tuning.merits for run, tuning in outcome.tuning.items() if run in names}
+        pictures.append(trade_offs.fronts(of_trainer, safety, f"fronts_{trainer}"))
+        pictures.append(figures.learning_rates(merits, outcome.rows, f"learning_rates_{trainer}"))
     yield Section("Safety against helpfulness, over learning rates", text, [_grid(fronts)], pictures)
 
 

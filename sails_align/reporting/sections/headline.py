@@ -1,19 +1,33 @@
-"""What each method reaches, and what all have in common."""
+"""What each method reaches, whether SAILS beats its baselines and controls, and how it was measured."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from sails_align.core.text import counted
 from sails_align.experiments.plan import Plan, Protocol
-from sails_align.experiments.summary import REPORTED, Row, with_numbers
-from sails_align.reporting import figures
+from sails_align.experiments.summary import REPORTED, Mean, Outcome, Row, with_numbers
+from sails_align.reporting import figures, trade_offs
+from sails_align.reporting.drawing import Picture
+from sails_align.reporting.findings import from_others, in_metrics, merit_of, of_metrics
 from sails_align.reporting.page import Section
 from sails_align.reporting.report import ReportData
-from sails_align.reporting.tables import levels_grid
+from sails_align.reporting.sections import CONTROLS, REFERENCES, SAILS
+from sails_align.reporting.tables import headline, levels_grid
 
 
 def make(data: ReportData) -> Iterator[Section]:
-    """Show a table of all metrics, and safety against helpfulness as a figure."""
+    """Show tables of the headline and of all metrics, and SAILS against its baselines and controls as figures."""
     plan, rows = data.main.plan, data.main.rows
+    means = [row.means for row in rows]
+    grids = [
+        levels_grid(rows, headline(means), "method", rates=False),
+        levels_grid(rows, with_numbers(REPORTED, means), "method", title="All metrics"),
+    ]
+    pictures = [
+        *_of_sails(data),
+        *(trade_offs.trade_off(rows, names, f"trade_off_{of}") for of, names in trade_offs.by_trainer(plan.runs)),
+    ]
+    intervals = "Means over seeds with 95% intervals (none below three seeds)."
+    yield Section("What each method reaches", [intervals], grids, pictures, findings=list(_findings(data)))
     unscored = ", ".join(f"{row.run.label} {row.n_unscored}" for row in rows)
     text = [
         _setting(plan),
@@ -22,8 +36,63 @@ def make(data: ReportData) -> Iterator[Section]:
         *(f"Doubt: {doubt}" for row in rows for doubt in row.doubts),
         *_of_tuning(plan, rows),
     ]
-    grid = levels_grid(rows, with_numbers(REPORTED, (row.means for row in rows)), "method")
-    yield Section("What each method reaches", text, [grid], [figures.trade_off(rows)])
+    yield Section("How it was measured", text)
+
+
+def _sails(outcome: Outcome) -> str | None:
+    return next((name for name in SAILS if name in outcome.labels), None)
+
+
+def _findings(data: ReportData) -> Iterator[str]:
+    """Yield what SAILS does against its first baseline, and against its controls."""
+    outcome, labels = data.main, {row.run.name: row.label for row in data.main.rows}
+    ours = _sails(outcome)
+    if ours is None:
+        yield "No run of SAILS is compared here. The tables show how the methods differ."
+        return
+    baseline = next((name for name in (*SAILS[ours], *REFERENCES) if name in labels), None)
+    if baseline is None:
+        yield f"No baseline of {labels[ours]} is in this comparison ({', '.join(REFERENCES)}), so no gain is shown."
+    else:
+        means = outcome.difference(ours, baseline)
+        yield in_metrics(labels[ours], labels[baseline], of_metrics(means, headline([means])))
+    controls = {label: (means["merit"], merit_of(outcome)) for label, means in _controls(data).values()}
+    if controls:
+        yield from_others(labels[ours], controls, f"Against controls, by the {merit_of(outcome).label}")
+    else:
+        yield f"No control was run ({', '.join(CONTROLS)}), so it is not shown what SAE features add."
+
+
+def _controls(data: ReportData) -> dict[str, tuple[str, Mapping[str, Mean]]]:
+    """Return the label of each control, and SFT with SAILS minus it: of the main study, or else of the ablations."""
+    found = {}
+    for name, in_ablations in CONTROLS.items():
+        for outcome, of in (
+            (data.main, name),
+            *((of, in_ablations) for of in data.outcomes.get("ablations", {}).values()),
+        ):
+            if name not in found and {of, "sft-sails"} <= outcome.labels.keys():
+                row = next(row for row in outcome.rows if row.run.name == of)
+                found[name] = row.label, outcome.difference("sft-sails", of)
+    return found
+
+
+def _of_sails(data: ReportData) -> list[Picture]:
+    """Draw SAILS minus its baselines and controls; nothing if there are none."""
+    outcome, ours = data.main, _sails(data.main)
+    if ours is None:
+        return []
+    baselines = [name for name in SAILS[ours] if name in outcome.labels]
+    found = {name: (outcome.labels[name], outcome.difference(ours, name)) for name in baselines}
+    if ours == "sft-sails":
+        found |= _controls(data)
+    metrics = headline([of for _, of in found.values()])
+    if not metrics:
+        return []
+    labels = {name: label for name, (label, _) in found.items()}
+    means = {name: of for name, (_, of) in found.items()}
+    title = f"{outcome.labels[ours]} minus each baseline and control, paired by seed"
+    return [figures.forest(means, labels, "sails", title, metrics)]
 
 
 def _setting(plan: Plan) -> str:
@@ -33,8 +102,7 @@ def _setting(plan: Plan) -> str:
     return (
         f"{counted(plan.n_seeds, 'seed')} (from {plan.first_seed}) of initialization and data; {data}. Each method "
         "has its own learning rate, chosen from one grid on the validation part by the mean of safety rate and "
-        "helpfulness (right answers, or what of it is known). Means over seeds with 95% intervals (none below three "
-        "seeds)."
+        "helpfulness (right answers, or what of it is known)."
     )
 
 

@@ -8,9 +8,10 @@ from sails_align.experiments.plan import Plan
 from sails_align.experiments.summary import Mean, Outcome, with_numbers
 from sails_align.experiments.systems.entries import SYSTEMS
 from sails_align.reporting import figures
+from sails_align.reporting.findings import counts, merit_of
 from sails_align.reporting.page import Grid, Section, entries, interval
 from sails_align.reporting.report import ReportData
-from sails_align.reporting.tables import differences_grid
+from sails_align.reporting.tables import differences_grid, headline
 
 REFERENCES = ("sft-lora", "sft-sails")
 """What all systems are compared with."""
@@ -34,11 +35,13 @@ def make(data: ReportData) -> Iterator[Section]:
             if reference in outcome.labels:
                 found = outcome.minus(reference)
                 grids.append(differences_grid(found, outcome.labels, compared, f"minus {outcome.labels[reference]}"))
-                title = f"Systems: differences from {outcome.labels[reference]}, paired by seed"
-                pictures.append(figures.forest(found, outcome.labels, f"systems-{reference}", title, compared))
+                title = f"Each system minus {outcome.labels[reference]}, paired by seed"
+                shown = headline(found.values())
+                pictures.append(figures.forest(found, outcome.labels, f"systems-{reference}", title, shown))
         if controlled := _minus_controls(outcome):
             grids.append(differences_grid(controlled, outcome.labels, compared, "minus its control"))
-        yield Section("All systems", [_setting(outcome.plan), _findings(outcome, controlled)], grids, pictures)
+        findings = list(_findings(outcome, controlled))
+        yield Section("All systems", [_setting(outcome.plan)], grids, pictures, findings=findings)
 
 
 def _setting(plan: Plan) -> str:
@@ -59,18 +62,19 @@ def _minus_controls(outcome: Outcome) -> dict[str, dict[str, Mean]]:
     return {name: outcome.difference(name, control) for name, control in controls.items() if name in outcome.labels}
 
 
-def _findings(outcome: Outcome, controlled: Mapping[str, Mapping[str, Mean]]) -> str:
-    told = []
+def _findings(outcome: Outcome, controlled: Mapping[str, Mapping[str, Mean]]) -> Iterator[str]:
+    """Yield how many systems are better than each reference, and than their own controls."""
+    metric, labels = merit_of(outcome), outcome.labels
+
+    def told(found: Mapping[str, Mapping[str, Mean]], reference: str) -> str:
+        return counts({labels[name]: (means["merit"], metric) for name, means in found.items()}, reference)
+
     for reference in REFERENCES:
-        if reference in outcome.labels:
+        if reference in labels:
             found = {name: of for name, of in outcome.minus(reference).items() if not SYSTEMS.get(name).control_of}
-            better = [outcome.labels[name] for name, of in found.items() if of["merit"].is_above_zero]
-            names = ", ".join(better) or "none"
-            told.append(f"Better than {outcome.labels[reference]} in the mean of safety and correct answers: {names}.")
-    beaten = [outcome.labels[name] for name, of in controlled.items() if of["merit"].is_above_zero]
+            yield told(found, f"Systems minus {labels[reference]}, by the {metric.label}")
     if controlled:
-        told.append(f"Better than their control in that mean: {', '.join(beaten) or 'none'} (of {len(controlled)}).")
-    return " ".join(told)
+        yield told(controlled, f"Systems minus their own control, by the {metric.label}")
 
 
 def _levels(outcome: Outcome, metrics: Sequence[Metric]) -> Grid:
@@ -78,6 +82,6 @@ def _levels(outcome: Outcome, metrics: Sequence[Metric]) -> Grid:
     for row in outcome.rows:
         system = SYSTEMS.get(row.run.name)
         knob = "–" if row.learning_rate is None else f"{system.knob} {row.learning_rate:g}"
-        label = f"{row.label} (control)" if system.control_of else row.label
+        label = f"{row.label}, control" if system.control_of else row.label
         lines.append(entries(label, knob, *(interval(row.means[metric.name], metric) for metric in metrics)))
     return Grid(["system", "knob", *(metric.heading for metric in metrics)], lines)

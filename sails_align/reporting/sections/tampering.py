@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from sails_align.core.text import counted
+from sails_align.evaluation.intervals import LEAST_SEEDS
 from sails_align.evaluation.metrics import METRICS, SAFETY_RATES, Metric
 from sails_align.experiments.plan import OVER_REFUSAL_BUDGET
 from sails_align.experiments.summary import SHARE, Front, Outcome, hypervolume_difference, mean_of, with_numbers
@@ -36,16 +37,16 @@ def make(data: ReportData) -> Iterator[Section]:
             "Controls are simple baselines (a lower learning rate, averaging with the aligned model, safety rows, "
             "LoRA), and methods with random directions or units of the same size. A method that does not beat them has "
             "not been shown to work.",
-            _findings(outcome),
         ]
         fronts = outcome.fronts()
         metrics = with_numbers(SHOWN, (row.means for row in outcome.rows))
         found = {name: of for name, of in outcome.minus("none").items() if name != "aligned"}
         grids = [_levels(outcome, metrics), differences_grid(found, outcome.labels, metrics, "minus no defence")]
-        pictures = [figures.forest(found, outcome.labels, f"tampering-{name}", f"{attack.label}: minus none", metrics)]
+        title = f"{attack.label.capitalize()}: each defence minus none, paired by seed"
+        pictures = [figures.forest(found, outcome.labels, f"tampering-{name}", title, metrics)]
         if fronts:
             grids.append(_hypervolumes(fronts))
-        yield Section(f"Tampering: {name}", text, grids, pictures)
+        yield Section(f"Tampering: {name}", text, grids, pictures, findings=[f"Tampering, {name}: {_finding(outcome)}"])
 
 
 def _aligned(outcome: Outcome) -> str:
@@ -60,14 +61,18 @@ def controls_beaten(outcome: Outcome, name: str, metric: str = "kept") -> tuple[
     return beaten, [control for control in controls if control not in beaten]
 
 
-def _findings(outcome: Outcome) -> str:
+def _finding(outcome: Outcome) -> str:
+    """Say which methods beat all controls; without controls or intervals nothing is said of them."""
     if not any(DEFENCES.get(run.name).is_control for run in outcome.plan.runs):
-        return "No controls were run, so nothing is said of what works."
+        return "no controls were run, so nothing is said of what works."
     methods = [run for run in outcome.plan.runs if run.grid and not DEFENCES.get(run.name).is_control]
+    if not methods:
+        return "no methods were run, only controls."
+    if outcome.plan.n_seeds < LEAST_SEEDS:
+        return f"with {counted(outcome.plan.n_seeds, 'seed')} there are no intervals, and no claim is made."
     winners = [run.label for run in methods if not controls_beaten(outcome, run.name)[1]]
-    if winners:
-        return f"Beat all controls in what is kept: {', '.join(winners)}."
-    return "No method beats all controls in what is kept."
+    told = f"{', '.join(winners)} ({len(winners)} of {len(methods)})" if winners else f"none of {len(methods)}"
+    return f"methods that beat every control by {METRICS['kept'].label}: {told}."
 
 
 def _levels(outcome: Outcome, metrics: Sequence[Metric]) -> Grid:
@@ -77,7 +82,7 @@ def _levels(outcome: Outcome, metrics: Sequence[Metric]) -> Grid:
         knob = "–" if row.learning_rate is None else f"{defence.knob} {row.learning_rate:g}"
         beaten, others = controls_beaten(outcome, row.run.name)
         told = "" if defence.is_control or not row.run.grid else f"{len(beaten)} of {len(beaten) + len(others)}"
-        label = f"{defence.label} (control)" if defence.is_control else defence.label
+        label = f"{defence.label}, control" if defence.is_control else defence.label
         lines.append(entries(label, knob, *(interval(row.means[m.name], m) for m in metrics), told))
     return Grid(["defence", "knob", *(metric.heading for metric in metrics), "controls beaten"], lines)
 

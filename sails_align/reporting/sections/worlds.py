@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from sails_align.core.text import counted
 from sails_align.experiments.summary import CORE, with_numbers
 from sails_align.reporting import figures
+from sails_align.reporting.findings import counts, merit_of
 from sails_align.reporting.page import Section
 from sails_align.reporting.report import ReportData
-from sails_align.reporting.tables import differences_grid, levels_grid
+from sails_align.reporting.sections import REFERENCES
+from sails_align.reporting.tables import differences_grid, headline, levels_grid
 
 
 def make(data: ReportData) -> Iterator[Section]:
@@ -17,16 +19,19 @@ def make(data: ReportData) -> Iterator[Section]:
         return
     metrics = with_numbers(CORE, [row.means for outcome in outcomes.values() for row in outcome.rows])
     first = next(iter(outcomes.values()))
-    grids, pictures = [], []
+    grids, pictures, findings = [], [], []
     for baseline, label in first.labels.items():
         if baseline == "sft-sails":
             continue
         found = {world: outcome.difference("sft-sails", baseline) for world, outcome in outcomes.items()}
         names, title = {world: world for world in found}, f"{first.labels['sft-sails']} minus {label}"
+        if not findings and baseline in REFERENCES:
+            metric = merit_of(first)
+            of_merit = {world: (means["merit"], metric) for world, means in found.items()}
+            findings.append(counts(of_merit, f"{title} in other worlds, by the {metric.label}"))
         grids.append(differences_grid(found, names, metrics, title))
-        pictures.append(
-            figures.forest(found, names, f"worlds_{baseline}", f"{title}, by world, paired by seed", metrics)
-        )
+        title, metrics_shown = f"{title}, by world, paired by seed", headline(found.values())
+        pictures.append(figures.forest(found, names, f"worlds_{baseline}", title, metrics_shown, of=baseline))
     grids += [levels_grid(outcome.rows, metrics, world) for world, outcome in outcomes.items()]
     text = [
         "testbed:N is the world of seed N; else the world, or its alignment data, differs from the default one in the "
@@ -34,4 +39,4 @@ def make(data: ReportData) -> Iterator[Section]:
         f"{counted(first.plan.n_seeds, 'seed')} (from {first.plan.first_seed}); nothing but the learning rates was "
         "chosen in them. Differences are paired by seed, in points; then what each method reaches."
     ]
-    yield Section("Other worlds", text, grids, pictures)
+    yield Section("Other worlds", text, grids, pictures, findings=findings)

@@ -67,7 +67,7 @@ def test_from_the_first_step_to_the_table(folder: Path) -> None:
     assert table in second.stdout
     safety = json.loads((folder / "run" / "evaluated" / "sft-sails" / "safety" / "metrics.json").read_text())
     gcg = json.loads((folder / "run" / "evaluated" / "sft-sails" / "gcg" / "metrics.json").read_text())
-    row = next(line for line in table.splitlines() if line.startswith("| SFT, SAILS |"))
+    row = next(line for line in table.splitlines() if line.startswith("| SFT-SAILS |"))
     assert f"| {100 * safety['by_split']['harmful']['safety_rate']['value']:.1f} (" in row
     assert f"| {100 * gcg['attacks']['gcg']['attack_success_rate']['value']:.1f} (" in row
     third = run(folder, "--skip_checks")

@@ -1,0 +1,136 @@
+"""Say in plain sentences what was found, and no more than the intervals show.
+
+Better and worse are said only if the whole 95% interval of a difference is on one side of 0. Where there is no
+interval (fewer than three seeds, or the same difference in all), the sentence says so and claims nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from sails_align.core.text import counted
+from sails_align.evaluation.intervals import LEAST_SEEDS
+from sails_align.evaluation.metrics import METRICS, Metric
+from sails_align.experiments.summary import Mean, Outcome
+from sails_align.reporting.page import difference, verdict
+
+FEW_SEEDS = 10
+N_NAMES = 6
+Differences = Mapping[str, tuple[Mean, Metric]]
+"""By name: of a metric, or of what is compared."""
+VERDICTS = {"better": "better than", "worse": "worse than", "open": "not shown to differ from"}
+
+
+def of_metrics(means: Mapping[str, Mean], metrics: Sequence[Metric]) -> Differences:
+    """Return one method's differences by metric, without those that differences are not computed of."""
+    return {
+        metric.label.replace(", ", " on "): (means[metric.name], metric) for metric in metrics if metric.name in means
+    }
+
+
+def merit_of(outcome: Outcome) -> Metric:
+    """Return the mean of safety and helpfulness, named by what was measured."""
+    if any(row.means["refusal_rate"].n for row in outcome.rows):
+        return replace(METRICS["merit"], label="mean of refusal rate and helpfulness")
+    return METRICS["merit"]
+
+
+def by_verdict(found: Differences) -> dict[str, list[str]]:
+    """Return the names by what their intervals show: `better`, `worse`, `open` (it holds 0) or `none` (there is none).
+
+    What has no number is left out.
+    """
+    told: dict[str, list[str]] = {kind: [] for kind in (*VERDICTS, "none")}
+    for name, (mean, metric) in found.items():
+        if mean.value is not None:
+            told["none" if mean.low is None else verdict(mean, metric)].append(name)
+    return told
+
+
+def in_metrics(ours: str, theirs: str, found: Differences) -> str:
+    """Return sentences about one method's differences from another, by metric."""
+    told = by_verdict(found)
+    sentences = [
+        f"{ours} is {kind} than {theirs} in {_with_numbers(told[kind], found)}."
+        for kind in ("better", "worse")
+        if told[kind]
+    ]
+    if told["open"]:
+        sentences.append(f"No difference of {ours} from {theirs} is shown in {_with_numbers(told['open'], found)}.")
+    if told["none"]:
+        reason = _without_interval(told["none"], found)
+        numbers = _with_numbers(told["none"], found)
+        sentences.append(f"{reason[0].upper()}{reason[1:]}. {ours} minus {theirs}: {numbers}.")
+    return " ".join(sentences) or f"{ours} and {theirs} have no metric in common."
+
+
+def from_others(ours: str, found: Differences, words: str) -> str:
+    """Return a sentence, or several, about one method's differences from others by one metric.
+
+    Args:
+        ours: the method.
+        found: differences by the other's name.
+        words: what the sentence begins with.
+    """
+    told = by_verdict(found)
+    clauses = [f"is {than} {_with_numbers(told[kind], found)}" for kind, than in VERDICTS.items() if told[kind]]
+    sentences = [f"{words}, {ours} {'. It '.join(clauses)}."] if clauses else []
+    if told["none"]:
+        numbers = _with_numbers(told["none"], found)
+        sentences.append(f"{words}, {_without_interval(told['none'], found)}. {ours} minus {numbers}.")
+    if told["open"] or told["worse"]:
+        sentences.append("What it adds to a control that it does not beat is not shown.")
+    return " ".join(sentences)
+
+
+def counts(found: Differences, words: str) -> str:
+    """Return a sentence that counts verdicts, and names what is better or worse."""
+    told = by_verdict(found)
+    n = sum(map(len, told.values()))
+    if n and len(told["none"]) == n:
+        return f"{words}: {_without_interval(told['none'], found)}."
+    named = [f"{kind}: {len(told[kind])} of {n}{_bracketed(told[kind])}" for kind in ("better", "worse")]
+    rest = [f"no difference shown: {len(told['open'])}"] + [f"no interval: {len(told['none'])}"] * bool(told["none"])
+    return f"{words}: {'; '.join([*named, *rest])}."
+
+
+def not_known(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return a sentence about what the numbers of a study's plans do not show, or what is doubtful in them."""
+    plan, rows = outcomes[0].plan, [row for outcome in outcomes for row in outcome.rows]
+    told = []
+    if plan.n_seeds < FEW_SEEDS:
+        least = ", too few for intervals" * (plan.n_seeds < LEAST_SEEDS)
+        told.append(f"there are only {counted(plan.n_seeds, 'seed')}{least}")
+    if plan.n_tuning_seeds == 1 and any(row.tuning and len(row.tuning.merits) > 1 for row in rows):
+        told.append("learning rates were chosen with one tuning seed")
+    if fallen := [row.run.label for row in rows if row.fallen_seeds]:
+        told.append(f"seeds fall apart, so that means describe no model: {_listed(fallen)}")
+    if doubted := [row.run.label for row in rows if row.tuning and row.tuning.doubts()]:
+        told.append(f"the choice of the learning rate or knob is doubtful: {_listed(doubted)}")
+    if n_unscored := sum(row.n_unscored for row in rows):
+        told.append(f"{counted(n_unscored, 'response')} could not be scored")
+    if any(row.means["refusal_rate"].n for row in rows):
+        told.append("the judge knows refusals and not harm, so safety itself is not measured")
+    told.append("one tiny world says nothing about large models" if plan.protocol is None else "this is one model only")
+    return [f"Not known, or in doubt: {'; '.join(told)}."]
+
+
+def _with_numbers(names: Sequence[str], found: Differences) -> str:
+    return "; ".join(f"{name}: {difference(*found[name]).text}" for name in names)
+
+
+def _without_interval(names: Sequence[str], found: Differences) -> str:
+    """Say why some differences have no interval, and so nothing is claimed."""
+    n = max(found[name][0].n for name in names)
+    if n < LEAST_SEEDS:
+        return f"with {counted(n, 'seed')} there is no interval, and no claim is made"
+    return "where all seeds have the same difference there is no interval, and no claim is made"
+
+
+def _bracketed(names: Sequence[str]) -> str:
+    return f" ({_listed(names)})" if names else ""
+
+
+def _listed(names: Sequence[str]) -> str:
+    names = list(dict.fromkeys(names))
+    more = len(names) - N_NAMES
+    return ", ".join([*names[:N_NAMES], *([f"{more} more"] if more > 0 else [])])

@@ -1,0 +1,231 @@
+"""The sentences that a report begins with: right for each outcome, and no more than the intervals show."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from made_results import comparison, outcome, result
+
+from sails_align.core.command_line import CommandLine
+from sails_align.evaluation.metrics import METRICS
+from sails_align.experiments.plan import Cell, Protocol
+from sails_align.experiments.studies import StudyKind, read_plans
+from sails_align.experiments.summary import Mean, Outcome
+from sails_align.reporting.findings import counts, from_others, in_metrics, not_known, of_metrics
+from sails_align.reporting.report import ReportData
+
+SAFETY, REFUSAL, MERIT = METRICS["safety_rate_out_of_distribution"], METRICS["over_refusal_rate"], METRICS["merit"]
+UP, DOWN, OPEN = Mean(0.1, 0.05, 0.15, 5), Mean(-0.1, -0.15, -0.05, 5), Mean(0.1, -0.02, 0.22, 5)
+OF_TWO, EQUAL, MISSING = Mean(0.1, None, None, 2), Mean(0.0, None, None, 5), Mean(None, None, None, 0)
+
+
+def told(mean: Mean, metric: Any = SAFETY) -> str:
+    return in_metrics("A", "B", of_metrics({metric.name: mean}, [metric]))
+
+
+@pytest.mark.parametrize(
+    ("mean", "metric", "sentence"),
+    [
+        (UP, SAFETY, "A is better than B in safety rate on held-out categories: +10.0 (+5.0 to +15.0)."),
+        (DOWN, SAFETY, "A is worse than B in safety rate on held-out categories: -10.0 (-15.0 to -5.0)."),
+        (DOWN, REFUSAL, "A is better than B in over-refusal: -10.0 (-15.0 to -5.0)."),
+        (UP, REFUSAL, "A is worse than B in over-refusal: +10.0 (+5.0 to +15.0)."),
+        (OPEN, REFUSAL, "No difference of A from B is shown in over-refusal: +10.0 (-2.0 to +22.0)."),
+        (OF_TWO, REFUSAL, "With 2 seeds there is no interval, and no claim is made. A minus B: over-refusal: +10.0."),
+        (MISSING, REFUSAL, "A and B have no metric in common."),
+    ],
+)
+def test_a_difference_is_said_by_its_interval(mean: Mean, metric: Any, sentence: str) -> None:
+    assert told(mean, metric) == sentence
+
+
+def test_equal_seeds_have_no_interval_and_the_sentence_does_not_blame_their_number() -> None:
+    assert "With 5 seeds" not in told(EQUAL)
+    assert "all seeds have the same difference" in told(EQUAL)
+
+
+def test_metrics_are_grouped_by_verdict() -> None:
+    means = {SAFETY.name: UP, REFUSAL.name: UP, MERIT.name: OPEN}
+    sentences = in_metrics("A", "B", of_metrics(means, [SAFETY, REFUSAL, MERIT])).split(". ")
+    assert [sentence.split(" in ")[0] for sentence in sentences] == [
+        "A is better than B",
+        "A is worse than B",
+        "No difference of A from B is shown",
+    ]
+
+
+def test_a_control_that_is_not_beaten_is_said_to_leave_something_open() -> None:
+    beaten = from_others("A", {"random": (UP, MERIT)}, "By merit")
+    assert beaten == "By merit, A is better than random: +10.0 (+5.0 to +15.0)."
+    both = from_others("A", {"random": (UP, MERIT), "blocks": (OPEN, MERIT)}, "By merit")
+    assert "It is not shown to differ from blocks: +10.0 (-2.0 to +22.0)." in both
+    assert both.endswith("What it adds to a control that it does not beat is not shown.")
+    worse = from_others("A", {"random": (DOWN, MERIT)}, "By merit")
+    assert "A is worse than random" in worse
+    assert worse.endswith("is not shown.")
+
+
+def test_without_intervals_nothing_is_said_of_controls() -> None:
+    sentence = from_others("A", {"random": (OF_TWO, MERIT)}, "By merit")
+    assert sentence == "By merit, with 2 seeds there is no interval, and no claim is made. A minus random: +10.0."
+
+
+def test_verdicts_are_counted_and_named() -> None:
+    found = {"a": (UP, MERIT), "b": (DOWN, MERIT), "c": (OPEN, MERIT), "d": (EQUAL, MERIT), "e": (MISSING, MERIT)}
+    sentence = counts(found, "Changes")
+    assert sentence == "Changes: better: 1 of 4 (a); worse: 1 of 4 (b); no difference shown: 1; no interval: 1."
+    assert counts({"a": (OF_TWO, MERIT)}, "Changes").startswith("Changes: with 2 seeds there is no interval")
+    many = counts({f"run {i}": (UP, MERIT) for i in range(9)}, "Changes")
+    assert "run 5, 3 more)" in many
+
+
+def findings(main: Outcome, **studies: dict[str, Outcome]) -> list[str]:
+    return [sentence for section in comparison(main, **studies).sections() for sentence in section.findings]
+
+
+def test_the_main_study_is_told_against_its_first_baseline_and_its_controls() -> None:
+    main = outcome("sft-lora", "sft-sails", "sft-full", "sft-random-features", levels={"sft-random-features": 0.9})
+    baseline, controls = findings(main)
+    assert baseline.startswith("SFT-SAILS is better than SFT-LoRA in safety rate on trained categories: +20.1 (")
+    assert "over-refusal" in baseline  # where all seeds have the same
+    assert controls.startswith(
+        "Against controls, by the mean of safety and helpfulness, SFT-SAILS is worse than sft-random"
+    )
+
+
+def test_controls_may_be_those_of_the_ablations() -> None:
+    of = outcome("sft-sails", "basis-random-features", "lora-last-blocks", levels={"lora-last-blocks": 0.801})
+    _, controls, ablations = findings(outcome(), ablations={"ablations": of})
+    assert "SFT-SAILS is better than basis-random-features" in controls
+    assert "not shown to differ from lora-last-blocks" in controls
+    assert ablations.startswith(
+        "Ablations minus SFT-SAILS, by the mean of safety and helpfulness: better: 0 of 2; worse: 1"
+    )
+
+
+def test_what_is_missing_is_said() -> None:
+    baseline, controls = findings(outcome("base", "sft-sails"))
+    assert baseline.startswith("No baseline of SFT-SAILS is in this comparison")
+    assert controls.startswith("No control was run")
+    assert findings(outcome("base", "sft-lora")) == [
+        "No run of SAILS is compared here. The tables show how the methods differ."
+    ]
+
+
+def test_dpo_is_told_against_dpo() -> None:
+    main = outcome("sft-lora", "dpo-lora", "dpo-sails", levels={"dpo-sails": 0.9})
+    assert "DPO-SAILS minus DPO-LoRA: " in findings(main)[0]
+
+
+def test_two_seeds_make_no_claim() -> None:
+    sentences = findings(outcome(n_seeds=2))
+    assert not any(word in " ".join(sentences) for word in ("better", "worse", "No difference"))
+    assert sentences[0].startswith("With 2 seeds there is no interval, and no claim is made.")
+    assert "there are only 2 seeds, too few for intervals" in not_known([outcome(n_seeds=2)])[0]
+
+
+def test_what_is_not_known_is_said_last() -> None:
+    (sentence,) = not_known([outcome()])
+    assert sentence.startswith("Not known, or in doubt: there are only 3 seeds; ")
+    assert "10 responses could not be scored" in sentence  # one of each of 3 runs and 3 seeds, and of the base
+    assert "one tuning seed" not in sentence
+    assert sentence.endswith("one tiny world says nothing about large models.")
+    one = outcome()
+    (sentence,) = not_known([replace(one, plan=replace(one.plan, n_tuning_seeds=1))])
+    assert "learning rates were chosen with one tuning seed" in sentence
+
+
+def test_seeds_that_fall_apart_are_named() -> None:
+    broken = outcome(levels={"sft-lora": 0.6})
+    for key, cell in broken.tested.items():
+        if key.startswith("sft-lora"):
+            cell["numbers"]["correct_answer_rate"]["value"] = 0.0
+    assert "seeds fall apart, so that means describe no model: SFT-LoRA" in not_known([broken])[0]
+    (baseline, _) = findings(broken)
+    assert "SFT-LoRA (falls apart)" in baseline
+
+
+def with_refusals(of: Outcome) -> Outcome:
+    """The same with refusal rates in place of safety rates, of another model than the testbed."""
+    protocol = Protocol("smollm2", (("test", "safety", ("--prompts", "twins")),))
+    plan = replace(of.plan, protocol=protocol)
+    for cell in (*of.tuned.values(), *of.tested.values()):
+        numbers = cell["numbers"]
+        for name in [name for name in numbers if name.startswith("safety_rate")]:
+            numbers[name.replace("safety", "refusal")] = numbers.pop(name)
+    pairs = zip(of.plan.test_cells(of.chosen), plan.test_cells(of.chosen), strict=True)
+    return Outcome(plan, {}, {new.key: of.tested[old.key] for old, new in pairs}, of.chosen)
+
+
+def test_refusals_are_not_called_safety() -> None:
+    found = with_refusals(outcome("sft-lora", "sft-sails", "sft-random-basis"))
+    baseline, controls = findings(found)
+    assert "refusal rate on held-out categories" in baseline
+    assert "by the mean of refusal rate and helpfulness" in controls
+    (unknown,) = not_known([found])
+    assert "the judge knows refusals and not harm" in unknown
+    assert unknown.endswith("this is one model only.")
+
+
+@pytest.mark.parametrize("n_seeds", [2, 3])
+def test_a_report_of_systems_alone_has_findings(n_seeds: int) -> None:
+    levels = {"sift": 0.9, "sift-random": 0.5}
+    of = outcome("sft-lora", "sift", "sift-random", n_seeds=n_seeds, levels=levels)
+    kind: StudyKind = "systems"
+    data = ReportData({kind: {"systems": of}})
+    from_lora, from_control = (sentence for section in data.sections() for sentence in section.findings)
+    assert from_lora.startswith("Systems minus SFT-LoRA, by the mean of safety and helpfulness: ")
+    assert from_control.startswith("Systems minus their own control")
+    if n_seeds == 2:
+        assert "with 2 seeds there is no interval" in from_lora
+        assert "better" not in from_control
+    else:
+        assert "no interval" in from_control  # all seeds have the same difference
+
+
+def tampered(*defences: str, n_seeds: int = 3) -> Outcome:
+    """A study in which LoX keeps most, on all seeds, and GuardSpace as much as the best control on some."""
+    argv = ["--study", "tampering", "--attacks", "harmful", "--n_seeds", str(n_seeds), "--defences", *defences]
+    (study,) = read_plans(CommandLine.read(argv), None)[2]
+    ((_, plan),) = study.plans
+
+    def of(cell: Cell) -> dict[str, Any]:
+        level = {"lox": 0.9, "lox-random": 0.5, "wise-ft": 0.7, "guardspace": 0.7}.get(cell.run.name, 0.3)
+        own = {"lox": 0.001 * (cell.seed % 2), "guardspace": 0.01 * (cell.seed % 3 - 1)}.get(cell.run.name, 0.0)
+        return result(level + own + 0.02 * (cell.seed % 3), tampering={})
+
+    tuned = {cell.key: of(cell) for cell in plan.tuning_cells()}
+    chosen = plan.choose(tuned)
+    return Outcome(plan, tuned, {cell.key: of(cell) for cell in plan.test_cells(chosen)}, chosen)
+
+
+@pytest.mark.parametrize(
+    ("defences", "n_seeds", "words"),
+    [
+        (
+            ("lox", "guardspace", "wise-ft", "lox-random"),
+            3,
+            "methods that beat every control by safety and helpfulness",
+        ),
+        (("guardspace", "wise-ft"), 3, "kept: none of 1."),
+        (("lox", "guardspace", "wise-ft"), 2, "with 2 seeds there are no intervals, and no claim is made."),
+        (("lox",), 3, "no controls were run, so nothing is said of what works."),
+        (("wise-ft",), 3, "no methods were run, only controls."),
+    ],
+)
+def test_a_report_of_tampering_alone_names_what_beats_every_control(
+    defences: tuple[str, ...], n_seeds: int, words: str
+) -> None:
+    data = ReportData({"tampering": {"harmful": tampered(*defences, n_seeds=n_seeds)}})
+    (finding,) = (sentence for section in data.sections() for sentence in section.findings)
+    assert finding.startswith("Tampering, harmful: ")
+    assert words in finding
+    assert ("LoX (1 of 2)" in finding) == (n_seeds == 3 and len(defences) == 4)
+
+
+def test_worlds_are_counted() -> None:
+    worlds = {"testbed:1": outcome(), "shared_harm=0": outcome(levels={"sft-sails": 0.5})}
+    assert findings(outcome(), worlds=worlds)[-1] == (
+        "SFT-SAILS minus SFT-LoRA in other worlds, by the mean of safety and helpfulness: "
+        "better: 1 of 2 (testbed:1); worse: 1 of 2 (shared_harm=0); no difference shown: 0."
+    )
