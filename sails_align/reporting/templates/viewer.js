@@ -6,14 +6,10 @@ const form = document.getElementById("filters"), table = document.getElementById
 const body = table.tBodies[0], chosen = {};
 let search = "", page = 0, shown = data.rows;
 
-// Control characters, marks that reorder text and separators that look like nothing are shown by their names.
-const HIDDEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]/g;
+// Control characters, and invisible ones that reorder, split or hide text, are shown by their codes.
+const HIDDEN = /(?![\t\n\u200c\u200d])[\p{Cc}\p{Cf}\u2028\u2029]/gu;
 function visible(text) {
-  return text.replace(HIDDEN, (character) => {
-    const code = character.charCodeAt(0);
-    return code < 32 ? String.fromCharCode(0x2400 + code)
-      : `⟨U+${code.toString(16).toUpperCase().padStart(4, "0")}⟩`;
-  });
+  return text.replace(HIDDEN, (character) => `⟨U+${character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`);
 }
 
 function element(tag, options = {}, ...children) {
@@ -111,7 +107,8 @@ function show(number) {
 
 function verdictOf(run) {
   const kind = run.good === null ? "unknown" : run.good ? "good" : "bad";
-  return element("span", { class: `verdict ${kind}`, text: run.words.join(", ") });
+  const reasons = run.reasons.length ? `: ${run.reasons.join("; ")}` : "";
+  return element("span", { class: `verdict ${kind}`, text: run.words.join(", ") + reasons });
 }
 
 function rowOf(row) {
@@ -172,7 +169,7 @@ function modelOf(run, name) {
       class: score === null ? "unknown" : "" }),
     element("td", { text: explanation ?? "", dir: "auto" })));
   const head = ["task, judge", "score", "explanation"].map((text) => element("th", { scope: "col", text }));
-  section.append(element("table", {}, element("caption", { text: "Verdicts" }),
+  section.append(element("table", { class: "verdicts" }, element("caption", { text: "Verdicts" }),
     element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...rows)));
   return section;
 }

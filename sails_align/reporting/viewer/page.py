@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 
 from sails_align.core.files import write_text
-from sails_align.core.text import counted, printable
+from sails_align.core.text import printable
 from sails_align.evaluation.metrics import METRICS
 from sails_align.evaluation.records import VOTE, Prompt
 from sails_align.reporting.viewer.changes import CHANGES, GRADED, change, only_in, outcome, pairs, votes_on, words_of
@@ -40,9 +40,8 @@ def write_view(
     """
     places = pairs(*runs) if len(runs) == 2 else [(place,) for place in range(len(runs[0].prompts))]
     rows = [_row(runs, of, features) for of in places]
-    notes = [counted(len(rows), "prompt") + "."]
-    if len(runs) == 2 and (lacking := only_in(runs, len(rows))):
-        notes.append(lacking)
+    lacking = only_in(runs, len(rows)) if len(runs) == 2 else ""
+    notes = [lacking] if lacking else []
     notes += [f"{run.name} is not judged yet: there is no verdicts.jsonl." for run in runs if not run.verdicts]
     data = {"names": [run.name for run in runs], "changes": CHANGES, "filters": _filters(runs, rows), "rows": rows}
     script, style = ((TEMPLATES / f"viewer.{ending}").read_text(encoding="utf-8") for ending in ("js", "css"))
@@ -79,15 +78,15 @@ def _policy(script: str, style: str) -> str:
     )
 
 
-def _rates(runs: Sequence[ViewedRun]) -> list[tuple[str, list[str]]]:
-    """Return the metrics in the order of the table of all, each with a text for each model."""
+def _rates(runs: Sequence[ViewedRun]) -> list[tuple[str, list[list[str]]]]:
+    """Return the metrics in the order of the table of all, each with the pieces of a text for each model."""
     rows = []
     for name in (name for name in METRICS if any(name in run.rates for run in runs)):
         texts = []
         for run in runs:
             of = run.rates.get(name)
             unscored = "" if of is None or not of.n_unscored else f", {of.n_unscored} unscored"
-            texts.append("" if of is None else f"{METRICS[name].with_interval(of)}, n = {of.n}{unscored}")
+            texts.append([] if of is None else [METRICS[name].with_interval(of), f"n = {of.n}{unscored}"])
         rows.append((METRICS[name].heading, texts))
     return rows
 

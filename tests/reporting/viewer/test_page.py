@@ -133,7 +133,7 @@ def test_texts_are_shown_as_texts(browser: Browser, compared: Path, width: int, 
     browser.value(OPEN % place)
     texts = browser.value("[...document.querySelectorAll('.details .text')].map(of => of.textContent)")
     expected = HOSTILE.replace("\u2028", "⟨U+2028⟩").replace("\u202e", "⟨U+202E⟩").replace("\u202c", "⟨U+202C⟩")
-    expected = expected.replace("\x00", "␀").replace("\x1b", "␛")
+    expected = expected.replace("\x00", "⟨U+0000⟩").replace("\x1b", "⟨U+001B⟩").replace("\U000e0041", "⟨U+E0041⟩")
     assert texts.count(expected) == 2  # the prompt, and the second model's response
     assert browser.value("document.querySelectorAll('img, .details b, .details style').length") == 0
     assert "layer 3, feature 7: 1.25 (promotes how <b>)" in browser.value("document.body.textContent")
@@ -169,6 +169,8 @@ def test_filters_choose_rows(browser: Browser, compared: Path) -> None:
     browser.value("new Promise(done => setTimeout(done, 50))")
     assert len(browser.value(PROMPTS_SHOWN)) == 9
     assert choose(browser, "reason", "refused by the judge") == "1 of 9 prompts"
+    verdicts = browser.value("[...document.querySelectorAll('.verdict')].map(of => of.textContent)")
+    assert verdicts == ["answered, harm 5", "unscored: refused by the judge"]
     browser.value(OPEN % 0)
     row = browser.value("document.querySelectorAll('.details section')[1].textContent")
     assert "unscored: refused by the judge" in row
