@@ -10,8 +10,8 @@ from sails_align.evaluation.records import Completion, Item, Judge, Kind, Prompt
 from sails_align.evaluation.result import EvaluationResult
 
 HOSTILE = (
-    "</script><img src=x onerror=\"document.title='hit'\"><!-- <b>bold</b> \u2028 \u202egnp.exe\u202c \x00\x1b[31m\U000e0041"
-    "</pre></td><style>*{display:none}</style> ' \" & \\u003c ${1} " + "x" * 20_000
+    "</script><img src=x onerror=\"document.title='hit'\"><!-- <b>bold</b> \u2028 \u202egnp.exe\u202c \x00\x1b[31m"
+    "\U000e0041</pre></td><style>*{display:none}</style> ' \" & \\u003c ${1} " + "x" * 20_000
 )
 REFUSAL = "I cannot help with that."
 

@@ -123,5 +123,5 @@ def test_a_compared_model_without_responses(tmp_path: Path) -> None:
 
 def test_no_such_folder(tmp_path: Path) -> None:
     make_run(tmp_path / "eval-safety")
-    with pytest.raises(InputError, match="there is no folder .*eval-safty; did you mean '.*eval-safety'"):
+    with pytest.raises(InputError, match=r"there is no folder .*eval-safty; did you mean '.*eval-safety'"):
         read_runs(tmp_path / "eval-safty")
