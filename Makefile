@@ -4,6 +4,7 @@
 # make test-all   the other tests: slow ones, several processes, the documents' commands, vLLM (test-vllm), the wheel (test-wheel)
 # make check   lint, types and the order of imports
 # make docs    the documentation as a site, in site/
+# make tutorials   run the notebooks of the documentation, and keep their outputs: about four minutes of two cores
 # make test-vllm  vLLM for CPUs in an environment of its own, then the tests that need it. It wants PyTorch's CPU build;
 #              where pip is not set up to find that: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 # make test-wheel   the wheel and the source distribution, the wheel in a fresh environment, and what it must do there
@@ -19,7 +20,7 @@ PARALLEL := -n 2 --dist worksteal
 # The commands of a document run in their order, so that a file is one worker's.
 BY_FILE := -n 2 --dist loadfile
 
-.PHONY: demo demo-smollm2 test test-all test-vllm test-wheel test-versions check docs format
+.PHONY: demo demo-smollm2 test test-all test-vllm test-wheel test-versions check docs tutorials format
 
 demo: $(STAMP)
 	$(BIN)/sails train sft
@@ -62,6 +63,9 @@ check: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python -m mkdocs build --strict
+
+tutorials: $(STAMP)
+	$(BIN)/python docs/tutorials/run.py
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

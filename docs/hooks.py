@@ -1,7 +1,7 @@
 """Make the README the home page of the site, link to copies of other files of the repository, and show titles in links.
 
 The documents link to `../README.md` or `../recipes/...`, for readers of the repository. On the site, the README is the
-home page, and other files of the repository are copied to `files/`.
+home page, notebooks are pages, and other files of the repository are copied to `files/`.
 """
 
 import posixpath
@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import nbconvert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -17,12 +18,18 @@ ROOT = Path(__file__).resolve().parents[1]
 HOME = "index.md"
 NAMED = re.compile(r"\[[\w./-]+\.md\](?=\((?P<path>[^)#:\s]+\.md)(#[^)]*)?\))")
 """A link whose text is the name of a document: on the site, its text is the document's title."""
+STYLE = re.compile(r"<style.*?</style>", re.DOTALL)
+"""Of pandas' tables, which Markdown would take for text."""
 LINK = re.compile(r"(?<=\]\()(?P<path>[^)#:\s]+)(?=[)#])")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the home page, and the files of the repository that documents link to."""
     files.append(File.generated(config, HOME, content=(ROOT / "README.md").read_text(encoding="utf-8")))
+    for notebook in [file for file in files if file.src_uri.endswith(".ipynb")]:
+        files.remove(notebook)
+        text, _ = nbconvert.MarkdownExporter().from_filename(str(ROOT / "docs" / notebook.src_uri))
+        files.append(File.generated(config, _page_of(notebook.src_uri), content=STYLE.sub("", text)))
     pages = [(file.src_uri, file.content_string) for file in files.documentation_pages()]
     linked = {of for uri, text in pages for link in LINK.finditer(text) if (of := _outside(uri, link["path"]))}
     for path in sorted(linked):
@@ -41,7 +48,7 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         elif outside := _outside(uri, link["path"]):
             target = f"docs/{_copied(outside)}"
         here = posixpath.dirname(posixpath.join("docs", uri))
-        return posixpath.relpath(target, here) if target.startswith("docs/") else link["path"]
+        return _page_of(posixpath.relpath(target, here)) if target.startswith("docs/") else link["path"]
 
     def titled(link: re.Match[str]) -> str:
         file = ROOT / _target(uri, link["path"])
@@ -49,6 +56,11 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         return f"[{title[1]}]" if title else link[0]
 
     return LINK.sub(of_site, NAMED.sub(titled, markdown))
+
+
+def _page_of(path: str) -> str:
+    """Return the path of the page that is made of a notebook; other paths stay as they are."""
+    return re.sub(r"\.ipynb$", ".md", path)
 
 
 def _target(uri: str, link: str) -> str:

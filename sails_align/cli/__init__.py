@@ -61,6 +61,7 @@ _COMMANDS = {
     "compare": ("evaluate:compare", "Train and evaluate every method over seeds, and report."),
     "report": ("evaluate:report", "Make the report of a comparison again."),
     "testbed build": ("testbed_build:main", "Make a testbed from a seed: a small world, its base model and SAEs."),
+    "list": ("choices:main", "List what can be chosen: models, SAEs, prompt sets, judges, methods."),
     "doctor": ("doctor:main", "Check this machine: devices, packages, what is missing."),
     "completion": ("completion:main", "Print the completion script of a shell."),
 }

@@ -9,7 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -208,11 +208,8 @@ class _Parser(CommandParser, TrlParser):
         for title, names in groups.items():
             self._groups[title]._group_actions.sort(key=lambda action: names.index(action.dest))
         self._action_groups.append(self._action_groups.pop(self._action_groups.index(self._optionals)))
-        positional = [
-            f"[{action.dest.upper()}]" if action.nargs == "?" else action.dest.upper()
-            for action in self._actions
-            if not action.option_strings
-        ]
+        named = [action for action in self._actions if not action.option_strings]
+        positional = [f"[{of.dest.upper()}]" if of.nargs == "?" else of.dest.upper() for of in named]
         self.usage = " ".join(["%(prog)s", *positional, "[OPTIONS]"])
 
     def _group(self, name: str) -> argparse._ArgumentGroup:
@@ -229,8 +226,8 @@ class _Parser(CommandParser, TrlParser):
     def _parse_dataclass_field(self, parser: Any, field: Any) -> None:  # pyright: ignore -- TRL's is static
         group, n_before = self._group(field.name), len(self._actions)
         if "positional" in field.metadata:
-            kind, *others = get_args(field.type) or (field.type,)
-            optional: Any = {"nargs": "?", "default": field.default} if others else {}  # `Path | None`
+            kind = next(iter(get_args(field.type)), field.type)  # of `Path | None`, Path
+            optional = {} if field.default is MISSING else {"nargs": "?", "default": field.default}
             group.add_argument(field.name, help=field.metadata["help"], type=kind, **optional)
             return
         TrlParser._parse_dataclass_field(group, field)  # pyright: ignore[reportArgumentType]

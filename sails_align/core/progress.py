@@ -1,6 +1,7 @@
 """Show progress of long work on standard error: bars on a terminal, else a line every minute."""
 
 from threading import Event, Thread
+from typing import Any
 
 from rich.progress import (
     BarColumn,
@@ -8,6 +9,7 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -18,8 +20,8 @@ from sails_align.core.log import CONSOLE, duration, say
 FIRST_LINE = 10.0
 """Seconds of work after which the first line comes."""
 SECONDS_BETWEEN_LINES = 60.0
-SECONDS_OF_SPEED = 600.0
-"""Time over which the speed is averaged: slow work takes minutes for each step."""
+SECONDS_OF_SPEED = 7200.0
+"""Time over which the speed is averaged: slow work takes many minutes for each step."""
 
 
 class _Bars(Progress):
@@ -36,6 +38,12 @@ class _Bars(Progress):
         )
         self._stopped = Event()
         self._told: set[int] = set()
+
+    def add_task(self, *args: Any, **options: Any) -> TaskID:
+        """Add a task. Its speed counts from here: rich would count from the end of the first step on."""
+        task = super().add_task(*args, **options)
+        self.advance(task, 0)
+        return task
 
     def start(self) -> None:
         """Show the tasks from now on."""

@@ -76,17 +76,16 @@ class Metric:
         """Label and unit."""
         return f"{self.label} ({self.unit})" if self.unit else self.label
 
-    def text(self, value: float | None) -> str:
-        """Format a value."""
-        return "unscored" if value is None else f"{value * self.scale:.{self.digits}f}"
+    def text(self, value: float | None, sign: str = "") -> str:
+        """Format a value; with the sign "+" for differences."""
+        return "unscored" if value is None else f"{value * self.scale:{sign}.{self.digits}f}"
 
-    def with_interval(self, estimate: Estimate) -> str:
-        """Format an estimate: `91.8 (88.3 to 94.9)`."""
+    def with_interval(self, estimate: Estimate, sign: str = "") -> str:
+        """Format an estimate: `91.8 (88.3 to 94.9)`; with the sign "+" for differences."""
         if estimate.value is None:
             return f"unscored ({estimate.n_unscored})"
-        if estimate.ci_low is None:
-            return self.text(estimate.value)
-        return f"{self.text(estimate.value)} ({self.text(estimate.ci_low)} to {self.text(estimate.ci_high)})"
+        value, low, high = (self.text(of, sign) for of in (estimate.value, estimate.ci_low, estimate.ci_high))
+        return value if estimate.ci_low is None else f"{value} ({low} to {high})"
 
 
 _lower = partial(Metric, higher_is_better=False)

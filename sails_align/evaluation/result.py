@@ -188,7 +188,7 @@ class Comparison:
     metrics: Mapping[str, Estimate]
 
     def __repr__(self) -> str:
-        return _lines(f"{type(self).__name__}: differences paired by prompt", self.metrics)
+        return _lines(f"{type(self).__name__}: differences paired by prompt", self.metrics, "+")
 
     def to_pandas(self) -> "DataFrame":
         """Return a row for each metric."""
@@ -212,11 +212,11 @@ def compare(results: Mapping[str, EvaluationResult], baseline: str) -> dict[str,
     return {name: of.compare(results[baseline]) for name, of in results.items() if name != baseline}
 
 
-def _lines(title: str, rates: Mapping[str, Estimate]) -> str:
+def _lines(title: str, rates: Mapping[str, Estimate], sign: str = "") -> str:
     lines = [title]
     for name, of in rates.items():
         unscored = f", {of.n_unscored} unscored" if of.n_unscored else ""
-        lines.append(f"  {METRICS[name].heading:<28}{METRICS[name].with_interval(of)}, n = {of.n}{unscored}")
+        lines.append(f"  {METRICS[name].heading:<28}{METRICS[name].with_interval(of, sign)}, n = {of.n}{unscored}")
     return "\n".join(lines)
 
 

@@ -4,6 +4,7 @@ Names that are no folder, hub id or GGUF file (`testbed`) are resolved by entrie
 that nothing in this folder knows of them.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,15 @@ from sails_align.core.suggestions import did_you_mean_path
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 """Of weights; `auto` is the checkpoint's own."""
+FAMILIES: Mapping[str, str] = {
+    "gemma2": "Gemma 2",
+    "gemma3": "Gemma 3",
+    "llama": "Llama and models of its architecture, such as SmolLM2",
+    "mistral": "Mistral",
+    "qwen2": "Qwen 2 and 2.5",
+    "qwen3": "Qwen 3",
+}
+"""Supported architectures: transformers' `model_type`, and what people call them."""
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,9 @@ MISSHAPEN = re.compile(
 WIDTH = re.compile(r"width_(\d+)([km])")
 # These loaders of sae-lens call torch.load.
 _PICKLED = {"connor_rob_hook_z", "goodfire", "deepseek_r1", "qwen_scope", "dictionary_learning_1"}
+# What sae-lens' directory has for other places than the residual stream, and for families that are not supported.
+_ELSEWHERE = re.compile(r"-(att|mlp)(-|$)|_lx[am]_|transcoder|[-_]clt[-_]|temporal|attn-out|resid-mid")
+_FAMILIES = re.compile(r"(google/|meta-llama/|mistralai/|Qwen/)?(meta-)?(gemma|llama|mistral|qwen)-?\d", re.IGNORECASE)
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, BadZipFile)
 
 
@@ -54,6 +57,20 @@ def names_of(source: SAESource) -> list[str]:
             )
         names += map(str, found)
     return names
+
+
+def usable_releases() -> dict[str, list[str]]:
+    """Return the releases of sae-lens' directory that may be used, by model.
+
+    These are SAEs of the residual stream in safetensors, for models of supported families. Whether an SAE reads the
+    output of a block is checked when it is loaded.
+    """
+    found: dict[str, list[str]] = {}
+    for name, release in sorted(_directory().items()):
+        is_usable = release.conversion_func not in _PICKLED and not _ELSEWHERE.search(name)
+        if is_usable and _FAMILIES.match(release.model):
+            found.setdefault(release.model.rpartition("/")[2], []).append(name)
+    return dict(sorted(found.items()))
 
 
 def read_sae(source: SAESource, name: str, device: str) -> "SAE[Any]":

@@ -4,6 +4,10 @@ import re
 import subprocess
 import sys
 
+import pytest
+
+from sails_align.core.progress import progress_bar
+
 WORK = """
 import time
 from sails_align.core import progress
@@ -37,3 +41,13 @@ def test_without_a_terminal_lines_tell_the_time_left() -> None:
 
 def test_silent_work_says_nothing() -> None:
     assert output(shown=False) == ("", "")
+
+
+def test_two_steps_that_end_together_after_a_long_time_are_not_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    with progress_bar(shown=False) as bar:
+        monkeypatch.setattr(bar, "get_time", lambda: now[0])
+        task = bar.add_task("trainings", total=57, completed=7)
+        for now[0] in (799.0, 800.0):
+            bar.advance(task)
+        assert bar.tasks[0].time_remaining == 48 * 400, "two of them took 800 seconds"

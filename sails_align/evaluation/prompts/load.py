@@ -46,14 +46,15 @@ def load_prompts(
 
     Args:
         name_or_path: a name in `PROMPT_SETS` (before a file of that name), `name=path` for a local copy of such a set,
-            a path that `load_rows` reads, or the id of a dataset on the hub.
+            a path that `load_rows` reads, the id of a dataset on the hub, or `testbed` or `twins`.
         n: draw a sample of this size, balanced over categories; all, if there are fewer prompts.
         seed: of the sample; a smaller sample is a part of a larger one with the same seed.
         columns: role (`prompt`, `category`, `kind`, `target`, `reference`, `context`, `id`) -> name of its column, if
             it is not a usual one (`sets.COLUMNS`). Ignored for known sets on the hub.
         kind: of prompts for which neither the set nor a column gives one.
         category: likewise.
-        split: of a folder or a dataset on the hub (default: train). Known sets have their own.
+        split: of a folder or a dataset on the hub (default: train), or a part of `testbed` or `twins` (default:
+            test). Known sets have their own.
         revision: branch, tag or commit of a dataset on the hub.
         on_bad_rows: what to do with rows of your own files that cannot be read, such as ones that are not UTF-8:
             "error", or "skip" (left out and counted, as rows without a prompt are).
@@ -64,6 +65,9 @@ def load_prompts(
     Raises:
         InputError: if the name is unknown, the data cannot be loaded, or there is no prompt or no kind in it.
     """
+    maker = maker_of(name_or_path)
+    if maker is not None:
+        return maker.load()(name_or_path, n or N_MADE, part=split or "test", seed=seed)
     known, path = _find(name_or_path)
     if known is None:
         tables = [_table(path, columns or {}, split, revision, mark_unreadable=on_bad_rows == "skip")]
