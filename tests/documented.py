@@ -22,22 +22,8 @@ DOCUMENTS = [
         for path in sorted((ROOT / pages).glob("*.md"))
     ),
 ]
-PROGRAMS = (
-    "accelerate",
-    "cd",
-    "docker",
-    "export",
-    "fuser",
-    "git",
-    "hf",
-    "inspect",
-    "make",
-    "mkdocs",
-    "pip",
-    "python",
-    "python3",
-)
-PROGRAMS += ("ruff", "sails", "sbatch", "source", "srun", "torchrun", "vllm")
+PROGRAMS = ("accelerate", "cd", "docker", "export", "fuser", "git", "hf", "inspect", "make", "mkdocs", "pip", "python")
+PROGRAMS += ("python3", "ruff", "sails", "sbatch", "source", "srun", "torchrun", "vllm")
 NEED = r"(GPU|network|docker|a cluster|(\w+ minutes|hours) of two cores)"
 NEEDS = re.compile(rf"# needs: {NEED}(, {NEED})*")
 FENCE = re.compile(r"```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
