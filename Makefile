@@ -7,7 +7,8 @@
 # make tutorials   run the notebooks of the documentation, and keep their outputs: about four minutes of two cores
 # make test-vllm  vLLM for CPUs in an environment of its own, then the tests that need it. It wants PyTorch's CPU build;
 #              where pip is not set up to find that: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
-# make test-wheel   the wheel and the source distribution, the wheel in a fresh environment, and what it must do there
+# make test-wheel   the wheel and the source distribution, the wheel in a fresh environment, and what it must do there;
+#              then the same by pip from git
 # make test-versions   the quick tests in two more environments, with the oldest and the newest versions that pyproject.toml allows
 #              (the oldest PyTorch comes with some GB of CUDA packages)
 PYTHON ?= python3
@@ -54,6 +55,8 @@ test-wheel: $(STAMP)
 	$(PYTHON) -m venv .venv-wheel
 	.venv-wheel/bin/python -m pip install --quiet -c constraints.txt build/release/*.whl
 	$(BIN)/python tests/smoke_installed.py .venv-wheel
+	.venv-wheel/bin/python -m pip install --quiet --no-deps --force-reinstall "sails-align @ git+file://localhost$(CURDIR)"
+	.venv-wheel/bin/sails --version
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -5,7 +5,7 @@ All its lines are commands then, `\\` continues them, and `#` begins a comment. 
 other lines are output. A block of Python is one command.
 
 A block whose first line is `# needs: ...` is not run by the tests: `GPU`, `network` (the hub, a paid judge),
-`a cluster`, or a time `of two cores`.
+`docker`, `a cluster`, or a time `of two cores`.
 """
 
 import re
@@ -22,9 +22,9 @@ DOCUMENTS = [
         for path in sorted((ROOT / pages).glob("*.md"))
     ),
 ]
-PROGRAMS = ("accelerate", "cd", "export", "fuser", "git", "hf", "inspect", "make", "mkdocs", "pip", "python", "python3")
-PROGRAMS += ("ruff", "sails", "sbatch", "source", "srun", "torchrun", "vllm")
-NEED = r"(GPU|network|a cluster|(\w+ minutes|hours) of two cores)"
+PROGRAMS = ("accelerate", "cd", "docker", "export", "fuser", "git", "hf", "inspect", "make", "mkdocs", "pip", "python")
+PROGRAMS += ("python3", "ruff", "sails", "sbatch", "source", "srun", "torchrun", "vllm")
+NEED = r"(GPU|network|docker|a cluster|(\w+ minutes|hours) of two cores)"
 NEEDS = re.compile(rf"# needs: {NEED}(, {NEED})*")
 FENCE = re.compile(r"```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 INDENTED = re.compile(r"(?:(?<=\n\n)|\A)(?: {4}.*\n)+", re.MULTILINE)

@@ -18,6 +18,12 @@ class InputError(ValueError):
     """Bad input from the user.
 
     The message is one to three lines: the value, why it cannot be used, and what to do instead.
+
+    Examples:
+        >>> sails.load_prompts("no such set")
+        Traceback (most recent call last):
+        ...
+        sails_align.core.errors.InputError: ...
     """
 
 

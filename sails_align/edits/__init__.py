@@ -97,6 +97,11 @@ def run(
 
     Raises:
         InputError: if there is no such edit or option; or from the edit.
+
+    Examples:
+        >>> _ = sails.edit("wise_ft", "adapter", "halfway", t=0.5)
+        >>> Path("halfway/adapter_model.safetensors").is_file()
+        True
     """
     entry = EDITS.get(name)
     assert options is None or not values, "options are given once"

@@ -112,6 +112,11 @@ def merge_adapter(
     Raises:
         InputError: if the adapter is damaged, not plain LoRA, or of another model; the base model is missing or
             quantized; the output folder is not empty; or the merged model does not compute what the unmerged one does.
+
+    Examples:
+        >>> merged = sails.merge("adapter", "merged")
+        >>> Path("merged/model.safetensors").is_file()
+        True
     """
     folder, output = Path(folder), Path(output)
     check_new(output)

@@ -208,6 +208,11 @@ def evaluate_model(
 
     Raises:
         InputError: if prompts or judges cannot be used.
+
+    Examples:
+        >>> result = sails.evaluate(model, tokenizer, "testbed", n_prompts=8, progress=False)
+        >>> result.rates()["safety_rate"].value
+        0.0
     """
     from sails_align.evaluation.backends.hf import HFBackend
     from sails_align.evaluation.prompts.load import load_all

@@ -28,7 +28,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class EvaluationResult:
-    """Hold the prompts, the responses of a model, and the verdicts on them."""
+    """Hold the prompts, the responses of a model, and the verdicts on them.
+
+    Examples:
+        >>> frame = result.to_pandas()
+        >>> frame["kind"].value_counts().to_dict()
+        {'harmful': 16, 'benign': 8, 'dual_use': 8}
+    """
 
     prompts: tuple[Prompt, ...]
     responses: tuple[Completion, ...]
@@ -206,6 +212,11 @@ def compare(results: Mapping[str, EvaluationResult], baseline: str) -> dict[str,
 
     Raises:
         InputError: if there is no such name, or a result shares no prompt with the baseline.
+
+    Examples:
+        >>> differences = sails.compare({"base": result, "again": result}, baseline="base")
+        >>> differences["again"].metrics["safety_rate"].value
+        0.0
     """
     if baseline not in results:
         raise InputError(f"there is no result {baseline!r}{did_you_mean(baseline, results)}")

@@ -98,6 +98,12 @@ def initialize(
     Raises:
         InputError: if the adapter is not plain LoRA, is not zero, does not fit the subspace, or touches modules that
             are not supported or (with "sae_only") have no SAE. Nothing is written then.
+
+    Examples:
+        >>> adapted = get_peft_model(model, LoraConfig(r=16, target_modules=["q_proj", "o_proj"]))
+        >>> init = sails.initialize(adapted, subspace, freeze="readers")
+        >>> adapted.get_nb_trainable_parameters()
+        (23040, 817536)
     """
     if not isinstance(model, PeftModel):
         raise InputError(

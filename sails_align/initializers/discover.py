@@ -58,6 +58,11 @@ def discover(
 
     Raises:
         InputError: if an option, the SAEs or the data cannot be used.
+
+    Examples:
+        >>> subspace = sails.discover(model, tokenizer, saes, pairs, harmless, top_k=8, progress=False)
+        >>> {layer: tuple(basis.shape) for layer, basis in subspace.bases.items()}
+        {1: (96, 8), 2: (96, 8), 3: (96, 8)}
     """
     # Saved subspaces are found again by the weights; nothing else tells the state of a model in memory.
     identity = {"name": model.config.name_or_path, "in_memory": True}

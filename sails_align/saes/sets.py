@@ -115,6 +115,11 @@ def load_saes(
 
     Raises:
         InputError: if there is no such SAE, there are several of a layer, or one does not fit the model.
+
+    Examples:
+        >>> saes = sails.load_saes(testbed.sae_path, layers=[1, 3], model=model)
+        >>> {layer: tuple(sae.W_dec_FD.shape) for layer, sae in saes.items()}
+        {1: (512, 96), 3: (512, 96)}
     """
     if layers is not None and sae_ids:
         raise InputError("both layers and sae_ids are given; give one of them")

@@ -116,6 +116,13 @@ def train_saes(
     Raises:
         InputError: if an option is out of range, a layer is not in the model, there is no text or too little, or
             `output_dir` cannot be written, or holds something else or other SAEs.
+
+    Examples:
+        >>> texts = [row["rejected"] for row in pairs]
+        >>> options = {"d_sae": 64, "k": 8, "n_tokens": 4096, "batch_size": 256}
+        >>> reports = sails.train_saes(model, tokenizer, texts, [1], output_dir="saes", progress=False, **options)
+        >>> sorted(path.name for path in Path("saes/layer_1").iterdir())
+        ['README.md', 'cfg.json', 'made_by.json', 'report.json', 'sae_weights.safetensors']
     """
     known = [field.name for field in fields(SAETrainingOptions)]
     if unknown := [name for name in options if name not in known]:

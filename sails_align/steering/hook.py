@@ -40,6 +40,12 @@ def steer(
 
     Raises:
         InputError: if there is no such hook, layer or direction, or the subspace is of a model of another width.
+
+    Examples:
+        >>> with sails.steer(model, subspace, "ablate"):
+        ...     steered = sails.evaluate(model, tokenizer, "testbed", n_prompts=8, progress=False)
+        >>> steered.compare(result).metrics["safety_rate"].n
+        16
     """
     options = SteeringOptions(how, "", strength, None if layers is None else list(layers), direction)
     return Steering(options, subspace)(model)

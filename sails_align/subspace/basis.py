@@ -33,7 +33,13 @@ ORTHONORMAL_TOLERANCE = 1e-4  # float32 rounding over some thousand dimensions s
 
 @dataclass(frozen=True, eq=False)
 class Subspace:
-    """Directions of the residual stream at the output of some blocks."""
+    """Directions of the residual stream at the output of some blocks.
+
+    Examples:
+        >>> _ = subspace.save("found")
+        >>> sails.Subspace.load("found").features().equals(subspace.features())
+        True
+    """
 
     bases: dict[int, torch.Tensor]
     "layer -> basis_DR float32 with orthonormal columns, most important first."

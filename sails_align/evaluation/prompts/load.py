@@ -47,7 +47,8 @@ def load_prompts(
     Args:
         name_or_path: a name in `PROMPT_SETS` (before a file of that name), `name=path` for a local copy of such a set,
             a path that `load_rows` reads, the id of a dataset on the hub, or `testbed` or `twins`.
-        n: draw a sample of this size, balanced over categories; all, if there are fewer prompts.
+        n: draw a sample of this size, balanced over categories (of each set of `testbed` or
+            `twins`); all, if there are fewer prompts.
         seed: of the sample; a smaller sample is a part of a larger one with the same seed.
         columns: role (`prompt`, `category`, `kind`, `target`, `reference`, `context`, `id`) -> name of its column, if
             it is not a usual one (`sets.COLUMNS`). Ignored for known sets on the hub.
@@ -64,6 +65,11 @@ def load_prompts(
 
     Raises:
         InputError: if the name is unknown, the data cannot be loaded, or there is no prompt or no kind in it.
+
+    Examples:
+        >>> prompts = sails.load_prompts("twins", n=2)
+        >>> [prompt.kind for prompt in prompts]
+        ['harmful', 'harmful', 'harmful', 'harmful', 'dual_use', 'dual_use', 'benign', 'benign']
     """
     maker = maker_of(name_or_path)
     if maker is not None:

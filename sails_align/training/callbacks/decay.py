@@ -23,6 +23,9 @@ class SubspaceDecay(TrainerCallback):
     """Pull the side of the adapter that took the directions back to them, after each optimizer step.
 
     Decoupled from the gradient, as AdamW's weight decay (towards 0) is: W <- W - lr * strength * (W - W_0).
+
+    Examples:
+        >>> decay = sails.SubspaceDecay(init, strength=1.0)  # for a trainer: callbacks=[decay]
     """
 
     def __init__(self, init: AdapterInit, strength: float) -> None:

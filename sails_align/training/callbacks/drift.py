@@ -50,6 +50,11 @@ class DriftCallback(TrainerCallback):
     largest principal angle of any module.
 
     To reach `report_to`, add it with `add_first`. Modules of one shape are measured together, on their own device.
+
+    Examples:
+        >>> drift = sails.DriftCallback(init)  # for a trainer: callbacks=[drift]
+        >>> drift.measure(adapted)["adapter_update_norm"]
+        0.0
     """
 
     def __init__(self, init: AdapterInit) -> None:

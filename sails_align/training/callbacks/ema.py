@@ -47,6 +47,9 @@ class WeightAverage(TrainerCallback):
 
     A resumed training reads the average from the checkpoint in its output folder, or from the one that its arguments
     name as `resume_from_checkpoint`.
+
+    Examples:
+        >>> average = sails.WeightAverage(eta=0.99)  # for a trainer: callbacks=[average]
     """
 
     def __init__(self, eta: float) -> None:

@@ -15,6 +15,12 @@ class LearningCurveCallback(TrainerCallback):
 
     The probe sees the model in evaluation mode and without gradients. PyTorch's random state is restored afterwards, so
     that a run with probes gives the same model as one without. All processes run the probe.
+
+    Examples:
+        >>> def probe(model):
+        ...     rates = sails.evaluate(model, tokenizer, "testbed", n_prompts=8, progress=False).rates()
+        ...     return {name: rate.value for name, rate in rates.items()}
+        >>> curve = sails.LearningCurveCallback(8, probe)  # for a trainer: callbacks=[curve]
     """
 
     def __init__(self, every_n_steps: int, probe: Callable[[PreTrainedModel], dict[str, float]]) -> None:
