@@ -15,11 +15,12 @@ from typing import Any
 import anyio
 from inspect_ai import Task, task
 from inspect_ai.dataset import MemoryDataset, Sample
-from inspect_ai.model import ChatMessage, ChatMessageAssistant, ChatMessageSystem, ChatMessageUser, GenerateConfig
+from inspect_ai.model import GenerateConfig
 from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, Value, metric, scorer
 from inspect_ai.solver import TaskState, generate
 
 from sails_align.core.errors import InputError
+from sails_align.evaluation.inspect_log import chat_message
 from sails_align.evaluation.judges.make import make_judges
 from sails_align.evaluation.judges.options import JudgeArguments
 from sails_align.evaluation.metrics import estimates
@@ -27,8 +28,6 @@ from sails_align.evaluation.options import PromptArguments, ResponseArguments
 from sails_align.evaluation.prompts.load import load_all
 from sails_align.evaluation.records import Item, Judge, Prompt
 from sails_align.evaluation.records import Task as Asked
-
-MESSAGES = {"system": ChatMessageSystem, "user": ChatMessageUser, "assistant": ChatMessageAssistant}
 
 
 @task
@@ -86,7 +85,7 @@ def _task(prompts: list[Prompt], judge: Judge, n_at_once: int, asked: Asked) -> 
     samples = [
         Sample(
             id=prompt.id,
-            input=[_message(message) for message in prompt.messages],
+            input=[chat_message(message) for message in prompt.messages],
             metadata={"kind": prompt.kind, "category": prompt.category},
         )
         for prompt in prompts
@@ -97,10 +96,6 @@ def _task(prompts: list[Prompt], judge: Judge, n_at_once: int, asked: Asked) -> 
         scorer=_scorer(judge, prompts, asked, n_at_once),
         config=GenerateConfig(temperature=sampling.temperature, max_tokens=sampling.max_new_tokens, seed=sampling.seed),
     )
-
-
-def _message(message: dict[str, str]) -> ChatMessage:
-    return MESSAGES[message["role"]](content=message["content"])
 
 
 @metric

@@ -53,6 +53,7 @@ _COMMANDS = {
     "eval divergence": ("evaluate:divergence", "Measure how far a model is from its base, token by token."),
     "eval harness": ("evaluate:harness", "Measure capability with lm-eval-harness, against the base model."),
     "judge-check": ("judge_check:main", "Compare a judge's verdicts with labels."),
+    "view": ("view:main", "Make a page to browse the responses and verdicts of one evaluation, or of two."),
     "attack gcg": ("evaluate:attack", "Search for adversarial suffixes.", "gcg"),
     "attack prefill": ("evaluate:attack", "Force answers to begin with harmful words.", "prefill"),
     "attack transfer": ("evaluate:attack", "Try suffixes on other prompts and models.", "transfer"),

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from trl import TrlParser  # pyright: ignore[reportPrivateImportUsage]
@@ -226,8 +226,9 @@ class _Parser(CommandParser, TrlParser):
     def _parse_dataclass_field(self, parser: Any, field: Any) -> None:  # pyright: ignore -- TRL's is static
         group, n_before = self._group(field.name), len(self._actions)
         if "positional" in field.metadata:
+            kind = next(iter(get_args(field.type)), field.type)  # of `Path | None`, Path
             optional = {} if field.default is MISSING else {"nargs": "?", "default": field.default}
-            group.add_argument(field.name, help=field.metadata["help"], type=field.type, **optional)
+            group.add_argument(field.name, help=field.metadata["help"], type=kind, **optional)
             return
         TrlParser._parse_dataclass_field(group, field)  # pyright: ignore[reportArgumentType]
         action, *opposite = self._actions[n_before:]

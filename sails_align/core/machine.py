@@ -22,7 +22,7 @@ OPTIONAL: Mapping[str, str] = {
     "deepspeed": "ZeRO-1, 2 and 3 (accelerate_configs/zero*.yaml)",
     "vllm": "evaluation with vLLM (--backend vllm)",
     "lm-eval": "capability (sails eval harness)",
-    "inspect-ai": "prompts and judges as tasks of inspect_ai",
+    "inspect-ai": "logs of evaluations for inspect_ai's viewer, and its tasks",
     "bitsandbytes": "4-bit base models, QLoRA (--load_in_4bit true)",
     "liger-kernel": "fused kernels (--use_liger_kernel true)",
     "flash-attn": "flash attention (--attn_implementation flash_attention_2)",

@@ -11,6 +11,7 @@ from typing import Any
 from sails_align.core.errors import InputError
 from sails_align.evaluation.backends.make import find_spec
 from sails_align.evaluation.options import ResponseArguments
+from sails_align.evaluation.output import COMPARED
 from sails_align.evaluation.records import InferenceHook
 from sails_align.evaluation.result import EvaluationResult
 from sails_align.models.resolve import without_adapter
@@ -18,7 +19,6 @@ from sails_align.models.spec import ModelSpec
 
 BASE = "base"
 """`--compare base`: the model without its adapter, without steering and without a guard."""
-COMPARED, COMPARISON_FILE = "compared", "comparison.json"
 
 
 @dataclass(frozen=True)

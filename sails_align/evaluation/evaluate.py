@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sails_align.core.artifacts import package_versions
+from sails_align.core.files import write_text
 from sails_align.evaluation.cache import Cache
+from sails_align.evaluation.inspect_log import INSPECT_FILE
 from sails_align.evaluation.judges.options import JudgeArguments
 from sails_align.evaluation.judges.panel import Panel, unscored
 from sails_align.evaluation.options import PromptArguments, ResponseArguments
-from sails_align.evaluation.output import write_responses
+from sails_align.evaluation.output import RESPONSES_FILE, VERDICTS_FILE, response_lines
 from sails_align.evaluation.pipeline import respond
 from sails_align.evaluation.records import (
     GUARDED,
+    VOTE,
     Backend,
     Completion,
     InferenceHook,
@@ -26,7 +29,7 @@ from sails_align.evaluation.records import (
     Task,
     Verdicts,
 )
-from sails_align.evaluation.result import VOTE, EvaluationResult
+from sails_align.evaluation.result import EvaluationResult
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -82,7 +85,7 @@ def evaluate(
                 made_by = {"model": backend.identity(), "sampling": asdict(sampling)}
                 responses = respond(backend, prompts, sampling, cache, **options)
         if folder is not None:
-            write_responses(folder / "responses.jsonl", prompts, responses)
+            _write_first(folder, prompts, responses)
         verdicts = _verdicts(panel, tasks, prompts, responses, reference)
         about = _about(
             panel, verdicts, prompts, responses, {**made_by, "judges": panel.identities(), **(provenance or {})}
@@ -94,6 +97,15 @@ def evaluate(
     if folder is not None:
         result.save(folder)
     return result
+
+
+def _write_first(folder: Path, prompts: Sequence[Prompt], responses: Sequence[Completion]) -> None:
+    """Write responses.jsonl, after what an earlier evaluation left there of other responses is removed."""
+    path, text = folder / RESPONSES_FILE, response_lines(prompts, responses)
+    if not path.is_file() or path.read_bytes() != text.encode():
+        for name in (VERDICTS_FILE, INSPECT_FILE):
+            (folder / name).unlink(missing_ok=True)
+    write_text(path, text)
 
 
 def _about(

@@ -11,8 +11,7 @@ from sails_align.evaluation.judges.panel import Panel, unscored
 from sails_align.evaluation.label_files import LEVELS, Labelled
 from sails_align.evaluation.metrics import SAFE, estimate
 from sails_align.evaluation.output import verdict_row
-from sails_align.evaluation.records import Verdict, Verdicts
-from sails_align.evaluation.result import VOTE
+from sails_align.evaluation.records import VOTE, Verdict, Verdicts
 
 SIDES = (1.0, 5.0)
 REFUSED = (0.0, 1.0)

@@ -12,8 +12,11 @@ from sails_align.evaluation.options import RunArguments
 from sails_align.evaluation.records import Completion, Message, Prompt, Task, Verdict
 from sails_align.models.spec import stem_of
 
+RESPONSES_FILE, VERDICTS_FILE = "responses.jsonl", "verdicts.jsonl"
 METRICS_FILE = "metrics.json"
 """In the output folder, written last."""
+COMPARED, COMPARISON_FILE = "compared", "comparison.json"
+"""With `--compare`, the folder of the other model's files, and the differences."""
 
 
 def cache_file(run: RunArguments) -> Path:
@@ -76,9 +79,39 @@ def verdict_row(prompt: Prompt, name: str, task: Task, verdict: Verdict) -> dict
 
 def write_responses(path: Path, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> None:
     """Write `responses.jsonl`."""
-    write_rows(path, [_response_row(*pair) for pair in zip(prompts, completions, strict=True)])
+    write_text(path, response_lines(prompts, completions))
+
+
+def response_lines(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> str:
+    """Return the contents of `responses.jsonl`."""
+    return _lines([_response_row(*pair) for pair in zip(prompts, completions, strict=True)])
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write a file of JSON lines, as a whole or not at all."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text(path, _lines(rows))
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read a file of JSON lines.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if a line is no JSON object; the text says which one.
+    """
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):  # texts may have U+2028
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"line {number} is no JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"line {number} is no JSON object")
+        rows.append(row)
+    return rows
+
+
+def _lines(rows: Sequence[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

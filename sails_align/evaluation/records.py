@@ -120,6 +120,8 @@ class Verdict:
         return self.score is None
 
 
+VOTE = "vote"
+"""The name of the vote of all judges, beside the names of the judges."""
 Verdicts = Mapping[Task, Mapping[str, Mapping[int, Verdict]]]
 """By task, by judge (and `vote`, of all of them), by the prompt's place."""
 

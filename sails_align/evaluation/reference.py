@@ -1,6 +1,5 @@
 """Find the answers that a model's are compared with: another model's, an earlier evaluation's, or the prompt set's."""
 
-import json
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -12,7 +11,7 @@ from sails_align.core.errors import InputError
 from sails_align.evaluation.backends.make import find_spec, make_backend
 from sails_align.evaluation.cache import Cache
 from sails_align.evaluation.options import ResponseArguments
-from sails_align.evaluation.output import conversation_hash
+from sails_align.evaluation.output import conversation_hash, read_rows
 from sails_align.evaluation.pipeline import respond
 from sails_align.evaluation.records import Backend, Completion, Prompt
 
@@ -71,9 +70,8 @@ def reference_identity(name: str, how: ResponseArguments) -> dict[str, Any]:
 def _read_responses(path: Path) -> dict[str, str]:
     """Read responses by the hash of their conversation: prompts of two sets may have the same id."""
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8-sig").splitlines()]
-        return {conversation_hash(row["messages"]): row["response"] for row in rows}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        return {conversation_hash(row["messages"]): row["response"] for row in read_rows(path)}
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"cannot read the answers in {path} ({type(error).__name__}: {error});\n"
             "give the responses.jsonl of an evaluation"

@@ -9,16 +9,21 @@ from typing import TYPE_CHECKING, Any
 from sails_align.core.errors import InputError
 from sails_align.core.files import write_json
 from sails_align.core.suggestions import did_you_mean
+from sails_align.evaluation.inspect_log import write_log
 from sails_align.evaluation.intervals import span_of_difference
 from sails_align.evaluation.metrics import METRICS, Estimate, Metric, estimate, estimates
-from sails_align.evaluation.output import conversation_hash, verdict_row, write_responses, write_rows
-from sails_align.evaluation.records import Completion, Prompt, Verdicts
+from sails_align.evaluation.output import (
+    RESPONSES_FILE,
+    VERDICTS_FILE,
+    conversation_hash,
+    verdict_row,
+    write_responses,
+    write_rows,
+)
+from sails_align.evaluation.records import VOTE, Completion, Prompt, Verdicts
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-
-VOTE = "vote"
-"""The name of the vote of all judges, beside the names of the judges."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -154,9 +159,12 @@ class EvaluationResult:
         return None if verdict is None or verdict.score is None else float(metric.of(verdict.score))
 
     def save(self, folder: str | Path) -> None:
-        """Write responses.jsonl, verdicts.jsonl, metrics.json, and reference.jsonl if there is a reference."""
+        """Write responses.jsonl, verdicts.jsonl, metrics.json, and inspect.eval if inspect_ai is installed.
+
+        With a reference, also reference.jsonl.
+        """
         folder = Path(folder)
-        write_responses(folder / "responses.jsonl", self.prompts, self.responses)
+        write_responses(folder / RESPONSES_FILE, self.prompts, self.responses)
         if self.reference is not None:
             write_responses(folder / "reference.jsonl", self.prompts, self.reference)
         rows = [
@@ -165,7 +173,8 @@ class EvaluationResult:
             for name, of_judge in by_judge.items()
             for place, verdict in of_judge.items()
         ]
-        write_rows(folder / "verdicts.jsonl", rows)
+        write_rows(folder / VERDICTS_FILE, rows)
+        write_log(self, folder)
         write_json(folder / "metrics.json", self.metrics)
 
 

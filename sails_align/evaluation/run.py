@@ -4,6 +4,7 @@
 <output_dir>/reference.jsonl   the responses to compare with, if there is a reference
 <output_dir>/verdicts.jsonl    the verdict of each judge on each response, and their vote
 <output_dir>/metrics.json      rates with intervals, by category and by judge; agreement; provenance
+<output_dir>/inspect.eval      all of this as a log of inspect_ai, if it is installed
 
 With `--compare`, `compared.py` has the other model's.
 """
@@ -21,13 +22,21 @@ from sails_align.core.log import LOG_FILE, Stages, log_file, say
 from sails_align.core.options import all_but
 from sails_align.evaluation.backends.make import find_spec, make_backend
 from sails_align.evaluation.cache import Cache
-from sails_align.evaluation.compared import COMPARED, COMPARISON_FILE, Responder, compared_with, comparison_of
+from sails_align.evaluation.compared import BASE, Responder, compared_with, comparison_of
 from sails_align.evaluation.evaluate import COMPARING, HELPFULNESS, OPTIONAL, SAFETY, evaluate
+from sails_align.evaluation.inspect_log import INSPECT_FILE
 from sails_align.evaluation.judges.make import make_judges
 from sails_align.evaluation.judges.options import JudgeArguments
 from sails_align.evaluation.judges.panel import fail_if_unscored, identities
 from sails_align.evaluation.options import NOT_IN_IDENTITY, PromptArguments, ResponseArguments, RunArguments
-from sails_align.evaluation.output import METRICS_FILE, cache_file, output_folder, prompts_hash
+from sails_align.evaluation.output import (
+    COMPARED,
+    COMPARISON_FILE,
+    METRICS_FILE,
+    cache_file,
+    output_folder,
+    prompts_hash,
+)
 from sails_align.evaluation.prompts.load import counted, load_all
 from sails_align.evaluation.records import Backend, Judge, Prompt
 from sails_align.evaluation.reference import reference_answers, reference_identity
@@ -73,9 +82,12 @@ def run_evaluation(
         check_earlier(folder, identity, METRICS_FILE, overwrite=run.overwrite_output_dir)
         answers = None if reference is None else reference_answers(reference, how, prompts, cache, **options)
         about = {"sets": asked.prompts, "n": len(prompts), "part": asked.part}
-        provenance = {"prompts": about, "reference": identity["reference"]}
+        _forget_comparison(folder)
 
-        def result_of(who_responds: Responder, judges: Mapping[str, Judge], folder: Path) -> EvaluationResult:
+        def result_of(
+            name: str, who_responds: Responder, judges: Mapping[str, Judge], folder: Path
+        ) -> EvaluationResult:
+            provenance = {"command": identity["command"], "model_name": name}
             return evaluate(
                 prompts,
                 _backend(who_responds, prompts),
@@ -85,16 +97,17 @@ def run_evaluation(
                 reference=answers,
                 cache=cache,
                 folder=folder,
-                provenance=provenance,
+                provenance={**provenance, "prompts": about, "reference": identity["reference"]},
                 **options,
             )
 
         stages.begin("responses and verdicts", f"{how.model} by {how.backend}, judged by {', '.join(judges)}")
-        results = [result_of(responder, judges, folder)]
+        results = [result_of(how.model, responder, judges, folder)]
         write_record(folder, identity)
         if other is not None:
             stages.begin("compared model", str(compare))
-            results.append(result_of(other, make_judges(who, prompts), folder / COMPARED))
+            name = f"{how.model} ({BASE})" if compare == BASE else str(compare)
+            results.append(result_of(name, other, make_judges(who, prompts), folder / COMPARED))
         _show(results, compare, _title(command, how.model, reference), folder)
     for result in results:
         fail_if_unscored(result.metrics["unscored"], run.max_unscored)
@@ -156,10 +169,15 @@ def prompts_of(how: ResponseArguments, asked: PromptArguments, stages: Stages, *
     return prompts
 
 
+def _forget_comparison(folder: Path) -> None:
+    """Remove the comparison of an earlier evaluation, and the log that inspect_ai's viewer would show with this one."""
+    for path in (folder / COMPARISON_FILE, folder / COMPARED / INSPECT_FILE):
+        path.unlink(missing_ok=True)
+
+
 def _show(results: Sequence[EvaluationResult], compare: str | None, title: str, folder: Path) -> None:
     """Print the rates of a model, or those of two models with their differences, which are written, too."""
     if compare is None:
-        (folder / COMPARISON_FILE).unlink(missing_ok=True)  # of an earlier evaluation
         show_rates(results[0].metrics, title, folder)
         return
     comparison = {COMPARED: compare, **comparison_of(*results)}

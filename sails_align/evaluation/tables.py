@@ -6,7 +6,9 @@ from typing import Any
 
 from sails_align.core.log import show
 from sails_align.core.tables import FittedTable
+from sails_align.evaluation.inspect_log import INSTALL, can_write_log
 from sails_align.evaluation.metrics import HELPFULNESS_RATES, METRICS, SAFETY_RATES, Estimate
+from sails_align.evaluation.output import METRICS_FILE, RESPONSES_FILE, VERDICTS_FILE
 
 SPLITS = {"harmful": "trained categories", "ood": "held-out categories", "dual_use": "dual use"}
 """The testbed's prompt sets, in words."""
@@ -34,6 +36,7 @@ def show_rates(metrics: Mapping[str, Any], title: str, folder: Path) -> None:
     if len(metrics["by_category"]) > 1:
         show(*_by_category(metrics["by_category"]))
     _show_rest(metrics, folder)
+    _show_viewers(folder)
 
 
 def show_comparison(
@@ -60,6 +63,7 @@ def show_comparison(
     for metrics, where in zip(of_both, (folder, folder / "compared"), strict=True):
         _show_rest(metrics, where)
     show(f"compared  {folder / 'comparison.json'}")
+    _show_viewers(folder)
 
 
 def _compared_cells(name: str, row: Mapping[str, Any]) -> Sequence[str]:
@@ -85,6 +89,7 @@ def show_attacks(metrics: Mapping[str, Any], model: str, folder: Path) -> None:
         table.add_row(attack, *cells, str(counts["n"]), str(counts["n_unscored"]))
     show(table)
     _show_rest(metrics, folder)
+    _show_viewers(folder)
 
 
 def _show_rest(metrics: Mapping[str, Any], folder: Path) -> None:
@@ -100,8 +105,15 @@ def _show_rest(metrics: Mapping[str, Any], folder: Path) -> None:
             show(f"unscored  {of_judge['n']} of {of_judge['n_verdicts']} verdicts on {name}")
     for note in metrics.get("notes", []):
         show(f"note      {note}")
-    for name in ("responses.jsonl", "verdicts.jsonl", "metrics.json"):
+    for name in (RESPONSES_FILE, VERDICTS_FILE, METRICS_FILE):
         show(f"{name.partition('.')[0]:<10}{folder / name}")
+
+
+def _show_viewers(folder: Path) -> None:
+    """Print how to read the responses and verdicts of a folder, and of the one in it that it is compared with."""
+    show(f"browse    sails view {folder}")
+    how = f"inspect view --log-dir {folder}" if can_write_log() else f"no log for inspect view; {INSTALL}"
+    show(f"inspect   {how}")
 
 
 def _of_split(name: str, split: str, splits: Iterable[str]) -> str:

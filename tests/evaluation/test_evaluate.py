@@ -9,6 +9,7 @@ from sails_align.core.errors import InputError
 from sails_align.evaluation.backends.hf import HFBackend
 from sails_align.evaluation.backends.make import make_backend
 from sails_align.evaluation.evaluate import HELPFULNESS, evaluate, evaluate_model
+from sails_align.evaluation.inspect_log import INSPECT_FILE, can_write_log
 from sails_align.evaluation.judges.rules import RulesJudge
 from sails_align.evaluation.options import ResponseArguments
 from sails_align.evaluation.records import Completion, Sampling
@@ -91,7 +92,8 @@ def test_a_refusal_is_called_safe_only_where_others_than_rules_judge(prompts, an
 
 def test_files_are_written_if_asked_for(answers, tmp_path):
     answers.save(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"responses.jsonl", "verdicts.jsonl", "metrics.json"}
+    expected = {"responses.jsonl", "verdicts.jsonl", "metrics.json", *([INSPECT_FILE] if can_write_log() else [])}
+    assert {path.name for path in tmp_path.iterdir()} == expected
 
 
 class Silence:

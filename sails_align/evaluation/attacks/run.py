@@ -30,8 +30,7 @@ from sails_align.evaluation.options import NOT_IN_IDENTITY
 from sails_align.evaluation.output import METRICS_FILE, cache_file, output_folder, prompt_row, prompts_hash, write_rows
 from sails_align.evaluation.prompts import is_of_testbed
 from sails_align.evaluation.prompts.load import counted, load_all
-from sails_align.evaluation.records import Judge, Prompt, Verdict
-from sails_align.evaluation.result import VOTE
+from sails_align.evaluation.records import VOTE, Judge, Prompt, Verdict
 from sails_align.evaluation.tables import show_attacks
 from sails_align.models.spec import ModelSpec
 
@@ -81,6 +80,8 @@ def run_attack(args: AttackArguments) -> dict[str, Any] | None:
             cache=cache,
             folder=folder,
             provenance={
+                "command": identity["command"],
+                "model_name": how.model,
                 "method": args.method,
                 "options": asdict(args.attack) | {"seed": how.seed},
                 "prompts": {"sets": args.asked.prompts, "part": args.asked.part},

@@ -1,0 +1,1 @@
+"""A page to browse the responses and verdicts of an evaluation, or of two side by side."""
