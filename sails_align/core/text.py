@@ -57,3 +57,9 @@ class PrintableStream:
             return printable(text)
         self._held = text[start.start() :]
         return printable(text[: start.start()])
+
+
+def code_span(value: object) -> str:
+    """Return a value as Markdown's code. What would end the span or a table's cell is replaced."""
+    text = "".join(letter if letter.isprintable() and letter not in "`|" else "?" for letter in str(value))
+    return f"`{text[:200] or '?'}`"

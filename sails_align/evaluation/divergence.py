@@ -28,7 +28,7 @@ from sails_align.core.options import all_but
 from sails_align.core.progress import progress_bar
 from sails_align.core.tables import FittedTable
 from sails_align.data.tokens import TokenizedSide, padded, tokenize_response
-from sails_align.evaluation.backends.local_model import Batches, context_length
+from sails_align.evaluation.backends.local_model import Batches
 from sails_align.evaluation.backends.make import find_spec, make_backend
 from sails_align.evaluation.cache import Cache
 from sails_align.evaluation.compared import BASE, Responder, compared_with
@@ -46,6 +46,7 @@ from sails_align.evaluation.records import Completion, Prompt
 from sails_align.evaluation.reference import reference_answers, reference_identity
 from sails_align.evaluation.result import places_by_split
 from sails_align.evaluation.run import opened, prompts_of
+from sails_align.models.generation import context_length
 from sails_align.models.load import load_model, load_spec_tokenizer
 from sails_align.models.threads import fitting_threads
 

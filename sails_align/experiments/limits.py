@@ -16,12 +16,12 @@ from transformers import PreTrainedConfig
 from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
 from sails_align.data.tokens import read_chat_template
-from sails_align.evaluation.backends.local_model import context_length
 from sails_align.evaluation.backends.serving import config_problems, module_problems
 from sails_align.evaluation.harness.options import HarnessArguments
 from sails_align.evaluation.options import RESPONSE_TOKENS, TESTBED_TOKENS, PromptArguments, ResponseArguments
 from sails_align.experiments.commands import OPTIONS, evaluation
 from sails_align.experiments.plan import Part, Protocol, Run
+from sails_align.models.generation import context_length
 from sails_align.models.load import load_config
 from sails_align.models.spec import model_path
 from sails_align.testbed.build import is_testbed

@@ -17,10 +17,11 @@ from transformers import PreTrainedConfig
 
 from sails_align.core.errors import InputError
 from sails_align.core.files import write_text
+from sails_align.core.text import code_span
 from sails_align.edits.apply import EDIT_FILE
 from sails_align.evaluation.backends.serving import serve_command, serving_report
 from sails_align.evaluation.metrics import METRICS
-from sails_align.export.card_facts import Facts, code, hub_id, number, public_name, read_facts
+from sails_align.export.card_facts import Facts, hub_id, number, public_name, read_facts
 from sails_align.initializers import INITIALIZERS, subspace_initializers
 from sails_align.models.adapters import load_base_config, read_adapter, read_json
 from sails_align.models.clade import read_config
@@ -90,7 +91,7 @@ def _values(facts: Facts, run: Path, folder: Path) -> dict[str, Any]:
     longer = facts.metrics.get("provenance", {}).get("longer_than_max_length", {})
     left_out |= {f"{part}, longer than max_length": n for part, n in longer.items()}
     return {
-        **{"facts": facts, "code": code, "number": number, "public_name": public_name, "METRICS": METRICS},
+        **{"facts": facts, "code": code_span, "number": number, "public_name": public_name, "METRICS": METRICS},
         "edited": read_json(folder / EDIT_FILE),
         "init_summary": INITIALIZERS.get(str(init)).summary if init in INITIALIZERS else None,
         "is_baseline": init in subspace_initializers() and init != "sails",
@@ -210,5 +211,5 @@ def _vllm(facts: Facts, run: Path, base_config: PreTrainedConfig | None) -> str:
         return "# run: sails check-adapter PATH"
     blocking = [problem.what for problem in serving_report(run, base_config) if problem.blocking]
     if blocking:
-        return f"# not as it is: {code(blocking[0])[1:-1]};\n# merge it first: sails merge PATH --output MERGED"
+        return f"# not as it is: {code_span(blocking[0])[1:-1]};\n# merge it first: sails merge PATH --output MERGED"
     return serve_command(read_adapter(run), facts.base_on_hub or "BASE_MODEL", "PATH")

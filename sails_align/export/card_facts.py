@@ -12,6 +12,7 @@ from sails_align.core.artifacts import read_header
 from sails_align.core.errors import InputError
 from sails_align.core.options import HUB_ID
 from sails_align.core.suggestions import did_you_mean_path
+from sails_align.core.text import code_span
 from sails_align.models import clade
 from sails_align.models.adapters import CONFIG, read_json
 from sails_align.models.gguf import SOURCE
@@ -69,7 +70,7 @@ class Facts:
         if self.base_model is None:
             return "an unnamed model"
         name = "testbed" if self.on_testbed else self.base_on_hub or self.gguf_file or Path(self.base_model).name
-        return code(name)
+        return code_span(name)
 
     @property
     def gguf_file(self) -> str | None:
@@ -137,12 +138,6 @@ def hub_id(name: Any) -> str | None:
 def public_name(name: Any) -> str | None:
     """Return an id on the hub as it is, and of a path its last part."""
     return hub_id(name) or (Path(str(name)).name if name else None)
-
-
-def code(value: Any) -> str:
-    """Return a value in a code span. What would end the span or a table's cell is replaced."""
-    text = "".join(letter if letter.isprintable() and letter not in "`|" else "?" for letter in str(value))
-    return f"`{text[:200] or '?'}`"
 
 
 def number(value: Any, form: str) -> str:

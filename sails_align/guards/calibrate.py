@@ -34,6 +34,7 @@ def calibrate_guard(
         InputError: if the guard was fitted on one of the prompts, a kind of prompts is missing, or the folder holds
             another calibration and `overwrite` is not set.
     """
+    prompts = prompts.once()
     refuse_fitted(prompts, guard.about["prompt_hashes"])
     rows = sorted(zip(prompts.hashes, prompts.is_harmful, strict=True))
     about = {"guard_hash": guard.hash, "data_hash": content_hash(rows), "options": all_but((), options)}

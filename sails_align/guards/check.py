@@ -45,6 +45,7 @@ def check_rows(prompts: ScoredPrompts, calibration: Calibration) -> list[dict[st
 
 def check_rates(prompts: ScoredPrompts, calibration: Calibration) -> Iterator[Rate]:
     """Yield the error rates on scored prompts. `prompts` must be none that the guard was fitted or calibrated on."""
+    prompts = prompts.once()
     about, harmful = calibration.about, prompts.places(harmful=True)
     known = [place for place in harmful if prompts.categories[place] in about["categories"]]
     groups = [

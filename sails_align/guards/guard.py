@@ -20,9 +20,10 @@ from sails_align.core.artifacts import content_hash, load_artifact, read_header,
 from sails_align.core.errors import InputError
 from sails_align.data.messages import Message
 from sails_align.data.splits import prompt_key
-from sails_align.data.tokens import check_chat_template, render
+from sails_align.data.tokens import check_chat_template, render, tokenize_prompt
 from sails_align.edits.logits import checked_device
 from sails_align.guards.projector import Projector
+from sails_align.models.generation import context_length
 from sails_align.models.load import load_model, load_spec_tokenizer
 from sails_align.models.resolve import resolve_model
 from sails_align.models.spec import ModelSpec
@@ -54,7 +55,7 @@ class ScoredPrompts:
     is_harmful: tuple[bool, ...]
     categories: tuple[str, ...]
     scores: tuple[float | None, ...]
-    """None: the model's chat template refuses the prompt."""
+    """None: the model's chat template refuses the prompt, or it is longer than the context."""
 
     @classmethod
     def of(cls, guard: "Guard", model: LoadedModel, prompts: Sequence[tuple[Sequence[Message], bool, str]]) -> Self:
@@ -68,6 +69,11 @@ class ScoredPrompts:
         places = list(places)
         columns = (self.hashes, self.is_harmful, self.categories, self.scores)
         return ScoredPrompts(*(tuple(column[place] for place in places) for column in columns))  # pyright: ignore
+
+    def once(self) -> "ScoredPrompts":
+        """Return each prompt once: one that two sets share would count twice in a bound."""
+        first = {key: place for place, key in reversed([*enumerate(zip(self.hashes, self.is_harmful, strict=True))])}
+        return self.chosen(sorted(first.values()))
 
     def places(self, *, harmful: bool) -> list[int]:
         """Return the places of the scored prompts of a kind."""
@@ -148,7 +154,7 @@ class Guard:
     def scores(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[Message]]
     ) -> list[float | None]:
-        """Return the score of each prompt; None if the chat template refuses it.
+        """Return the score of each prompt; None if the chat template refuses it, or it is longer than the context.
 
         What a response is made to begin with, a last turn of the assistant, is not read.
 
@@ -156,7 +162,8 @@ class Guard:
             InputError: if the chat template takes no conversation at all.
         """
         asked = [list(prompt[:-1] if prompt[-1]["role"] == "assistant" else prompt) for prompt in prompts]
-        places = [place for place, prompt in enumerate(asked) if is_renderable(tokenizer, prompt)]
+        context = context_length(model.config)
+        places = [place for place, prompt in enumerate(asked) if _fits(tokenizer, prompt, context)]
         found: list[float | None] = [None] * len(asked)
         if places:
             layer = self.about["layer"]
@@ -183,6 +190,13 @@ def is_renderable(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message])
         check_chat_template(tokenizer)
         return False
     return True
+
+
+def _fits(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], context: int) -> bool:
+    """Return whether the chat template takes a prompt, and the model's context has room for a response."""
+    if not is_renderable(tokenizer, prompt):
+        return False
+    return len(tokenize_prompt(tokenizer, list(prompt), sys.maxsize).input_ids) < context
 
 
 def model_hash(spec: ModelSpec) -> str:

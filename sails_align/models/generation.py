@@ -6,12 +6,13 @@ backends would differ.
 """
 
 import logging
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from peft import PeftModel
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from sails_align.models.load import load_config
 
@@ -19,6 +20,11 @@ logger = logging.getLogger(__name__)
 
 NO_CHOICE = ("eos_token_id", "pad_token_id", "bos_token_id", "transformers_version", "_from_model_config", "use_cache")
 """Fields that change no response beside its end."""
+
+
+def context_length(config: PreTrainedConfig) -> int:
+    """Return the maximum number of tokens of a prompt and its response together."""
+    return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or sys.maxsize
 
 
 def eos_ids(config: GenerationConfig | None) -> list[int]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from sails_align.core.text import code_span
 from sails_align.saes.algorithms import ALGORITHMS
 from sails_align.saes.options import SAETrainingOptions
 
@@ -23,16 +24,16 @@ def card_of(report: Mapping[str, Any], options: SAETrainingOptions, metadata: Ma
     """Return the card of an SAE in Markdown, from its report (JSON-able), options and metadata."""
     used = {name: value for name, value in asdict(options).items() if name not in options.unused}
     measured = {words: f"{report[name]:.4g}" for name, words in QUALITY.items() if report[name] is not None}
-    text = f" on `{metadata['dataset_path']}`" if metadata["dataset_path"] else ""
+    text = f" on {code_span(metadata['dataset_path'])}" if metadata["dataset_path"] else ""
     lines = [
-        f"# SAE of layer {report['layer']} of `{metadata['model_name']}`",
+        f"# SAE of layer {report['layer']} of {code_span(metadata['model_name'])}",
         "",
         f"A sparse autoencoder of the output of block {report['layer']} (from 0), in sae-lens' format, trained by "
         f"`sails train-sae`{text}.",
         f"Architecture `{options.architecture}`: {ALGORITHMS.get(options.architecture).summary}",
         *([_graph(report, metadata["graph"])] if "graph" in metadata else []),
         "",
-        *_table(("option", "value"), {f"`{name}`": f"`{value}`" for name, value in used.items()}),
+        *_table(("option", "value"), {code_span(name): code_span(value) for name, value in used.items()}),
         "",
         *_table((f"on {report['eval_tokens']:,} held-out tokens", ""), measured),
     ]

@@ -26,6 +26,7 @@ from transformers import (
 from sails_align.core.errors import InputError
 from sails_align.data.tokens import batches_by_length, padded
 from sails_align.models.hooks import hidden_states_at
+from sails_align.saes.card import QUALITY, card_of
 from sails_align.saes.layer_trainer import LayerTrainer
 from sails_align.saes.load import residual_sae
 from sails_align.saes.options import SAETrainingOptions
@@ -535,3 +536,11 @@ def test_a_pretrained_model_on_real_text(tmp_path, shared):
         assert report.loss_recovered > 0.95
     saes = SAESet.load(SAESource(path=str(tmp_path)), model_config=model.config, model_name=str(path))
     assert list(saes) == [1, 3]
+
+
+def test_names_on_the_card_are_text() -> None:
+    metadata = {"model_name": "a`<img src=x>|b", "dataset_path": "c`\n# d"}
+    report = {**dict.fromkeys(QUALITY), "layer": 1, "eval_tokens": 10}
+    text = card_of(report, SAETrainingOptions(), metadata)
+    assert "of `a?<img src=x>?b`" in text
+    assert "on `c??# d`" in text

@@ -27,8 +27,9 @@ from sails_align.evaluation.attacks import Setting
 from sails_align.evaluation.attacks.options import GcgOptions
 from sails_align.evaluation.attacks.suffix_tokens import Frame, allowed_tokens, make_frame, surviving, texts_around
 from sails_align.evaluation.attacks.wrappers import with_suffix
-from sails_align.evaluation.backends.local_model import Batches, context_length, is_out_of_memory
+from sails_align.evaluation.backends.local_model import Batches, is_out_of_memory
 from sails_align.evaluation.records import Prompt
+from sails_align.models.generation import context_length
 from sails_align.models.hooks import evaluation_mode
 from sails_align.models.load import load_model, load_spec_tokenizer
 

@@ -18,10 +18,10 @@ from transformers import (
 )
 
 from sails_align.core.artifacts import content_hash
-from sails_align.evaluation.backends.local_model import Batches, context_length, decode_opening, decode_response, encode
+from sails_align.evaluation.backends.local_model import Batches, decode_opening, decode_response, encode
 from sails_align.evaluation.backends.stops import VERSION, Stops, StopTexts, stops_of
 from sails_align.evaluation.records import GUARDED, Completion, Conversation, InferenceHook, Sampling
-from sails_align.models.generation import neutral_config, neutral_generation, say_what_is_left_out
+from sails_align.models.generation import context_length, neutral_config, neutral_generation, say_what_is_left_out
 from sails_align.models.load import load_model, load_spec_tokenizer
 from sails_align.models.spec import ModelSpec
 from sails_align.models.threads import fitting_threads

@@ -13,9 +13,10 @@ import torch
 
 from sails_align.core.artifacts import content_hash
 from sails_align.core.errors import InputError
-from sails_align.evaluation.backends.local_model import context_length, encode
+from sails_align.evaluation.backends.local_model import encode
 from sails_align.evaluation.records import Prompt
 from sails_align.models import clade
+from sails_align.models.generation import context_length
 from sails_align.models.load import load_config, load_spec_tokenizer
 from sails_align.models.spec import ModelSpec
 

@@ -1,12 +1,11 @@
 """What all models in this process need: conversations as tokens, and batches that fit into memory."""
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from sails_align.core.errors import InputError, first_line
 from sails_align.data.tokens import as_text, check_chat_template, control_tokens, render
@@ -17,11 +16,6 @@ OPENING = 16
 """Tokens at the end of a prompt that are searched for the beginning of reasoning."""
 T = TypeVar("T")
 Result = TypeVar("Result")
-
-
-def context_length(config: PreTrainedConfig) -> int:
-    """Return the maximum number of tokens of a prompt and its response together."""
-    return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or sys.maxsize
 
 
 def encode(

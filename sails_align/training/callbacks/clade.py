@@ -25,7 +25,7 @@ from sails_align.training.callbacks.options import CladeOptions
 CLASS = "clade_name"
 """Column with the name of a row's class."""
 N_TOKENS = 32768
-"""Whose hidden states the probe is fitted to, about."""
+"""Whose hidden states the probe is fitted to, about: those of examples drawn at random, with a fixed seed."""
 LEFT_OUT = 8
 """One of this number of examples is left out of the fit, for the accuracy."""
 
@@ -94,22 +94,25 @@ def _probe(
     model: PreTrainedModel, layer: int, rows: Dataset, ids: Sequence[int], n_classes: int
 ) -> tuple[tuple[Tensor, Tensor], float]:
     """Fit the probe on training examples. Returns its weight and bias, and its accuracy on examples left out."""
-    n, n_tokens = 0, 0
-    while n < len(rows) and n_tokens < N_TOKENS:
-        n_tokens += len(rows[n]["input_ids"])
-        n += 1
+    drawn: list[int] = []
+    n_tokens = 0
+    for place in torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist():
+        drawn.append(place)
+        n_tokens += len(rows[place]["input_ids"])
+        if n_tokens >= N_TOKENS:
+            break
     fitted: list[tuple[Tensor, Tensor]] = []
     left_out: list[tuple[Tensor, Tensor]] = []
     with evaluation_mode(model):
-        for number in range(n):
-            row = rows[number]
+        for number, place in enumerate(sorted(drawn)):
+            row = rows[place]
             is_left_out = number % LEFT_OUT == 0
             learned = [label != -100 for label in row["labels"]]
             side = TokenizedSide(row["input_ids"], learned if is_left_out else [True] * len(learned))
             ids_BS, attention_BS, mask_BS = padded([side])
             hidden_BSD = hidden_states_at(model, [layer], ids_BS, attention_BS)[layer]
             states_TD = unit_rms(at_tokens(hidden_BSD, mask_BS)).cpu()
-            (left_out if is_left_out else fitted).append((states_TD, torch.full((len(states_TD),), ids[number])))
+            (left_out if is_left_out else fitted).append((states_TD, torch.full((len(states_TD),), ids[place])))
     weight_CD, bias_C = fit_probe(*_joined(fitted), n_classes)
     states_TD, ids_T = _joined(left_out)
     right_T = (states_TD @ weight_CD.T + bias_C).argmax(1) == ids_T

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sails_align.core.errors import InputError
 from sails_align.training.callbacks.engines import refuse_parts
 from sails_align.training.callbacks.options import EmaOptions
-from sails_align.training.callbacks.resumed import checkpoint_of, resumed_from
+from sails_align.training.callbacks.resumed import checkpoint_of, read_tensors, resumed_from
 
 FILE = "ema.safetensors"
 
@@ -89,9 +89,7 @@ class WeightAverage(TrainerCallback):
 
     def _load(self, path: Path) -> None:
         """Take the shadow of a checkpoint."""
-        if not path.is_file():
-            raise InputError(f"cannot resume the average of the weights: there is no {path}; resume without it")
-        loaded = load_file(path)
+        loaded = read_tensors(path, "the average of the weights")
         shapes = [{name: tensor.shape for name, tensor in tensors.items()} for tensors in (loaded, self.shadow)]
         if shapes[0] != shapes[1]:
             raise InputError(f"{path} is of other weights than are trained here; resume with the options of its run")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
@@ -30,7 +30,7 @@ from sails_align.models.blocks import Batch
 from sails_align.training.callbacks.frozen import Frozen, FrozenEntries
 from sails_align.training.callbacks.options import SiftOptions
 from sails_align.training.callbacks.reporting import ReportingCallback
-from sails_align.training.callbacks.resumed import checkpoint_of, resumed_from
+from sails_align.training.callbacks.resumed import checkpoint_of, read_tensors, resumed_from
 from sails_align.training.callbacks.sparse_delta import FILE as DELTA
 from sails_align.training.callbacks.sparse_delta import narrow, save_delta
 
@@ -189,12 +189,7 @@ def _is_frozen(parameter: nn.Parameter, index_N: Tensor) -> Tensor:
 
 def _load(path: Path, trained: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """Return the entries of a checkpoint."""
-    if not path.is_file():
-        raise InputError(
-            f"cannot resume with the same trained entries: there is no {path};\n"
-            "copy the checkpoint again, or start again"
-        )
-    loaded = {name: index_N.long() for name, index_N in load_file(path).items()}
+    loaded = {name: index_N.long() for name, index_N in read_tensors(path, "with the same trained entries").items()}
     if loaded.keys() != trained.keys() or any(of.max() >= trained[name].numel() for name, of in loaded.items()):
         raise InputError(f"{path} is of other weights than are trained here; resume with the options of its run")
     return loaded

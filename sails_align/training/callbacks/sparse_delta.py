@@ -43,9 +43,14 @@ def apply_delta(model: nn.Module, path: Path) -> None:
         raise InputError(f"cannot read {path} ({error}); give the {FILE} of a run") from error
     parameters = dict(model.named_parameters())
     names = [name.removesuffix(".indices") for name in tensors if name.endswith(".indices")]
+    if {f"{name}.{part}" for name in names for part in ("indices", "values")} != tensors.keys():
+        raise InputError(f"{path} is no {FILE}: it has other tensors than indices and values; give the one of a run")
     for name in names:
+        index_N, values_N = tensors[f"{name}.indices"], tensors[f"{name}.values"]
+        if index_N.is_floating_point() or index_N.shape != values_N.shape or index_N.dim() != 1:
+            raise InputError(f"{path} is damaged: indices and values of {name} do not fit; copy it again")
         n = parameters[name].numel() if name in parameters else 0
-        if not tensors[f"{name}.indices"].max() < n:
+        if len(index_N) and not 0 <= index_N.min() <= index_N.max() < n:
             raise InputError(f"{path} is of another model: it has entries of {name} that this one lacks")
     for name in names:
         flat = parameters[name].data.view(-1)

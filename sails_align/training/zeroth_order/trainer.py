@@ -14,7 +14,6 @@ Training has no dropout, and no gradients: s z is given to plain SGD in place of
 <checkpoint>/zeroth_order.json   the noise and the secret that it is drawn from; do not publish it
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from sails_align.core.files import write_json
 from sails_align.core.log import say
 from sails_align.models.hooks import evaluation_mode
 from sails_align.training.callbacks.reporting import ReportingCallback
-from sails_align.training.callbacks.resumed import checkpoint_of, resumed_from
+from sails_align.training.callbacks.resumed import checkpoint_of, read_values, resumed_from
 from sails_align.training.zeroth_order.accounting import sigma_for, spent_epsilon
 from sails_align.training.zeroth_order.batches import PrivateBatches, collated
 from sails_align.training.zeroth_order.estimate import directions, noisy_sum, slopes
@@ -188,9 +187,9 @@ class ZerothOrder(ReportingCallback):
 
     def _load(self, path: Path) -> None:
         """Take the secret of a checkpoint, and check that the noise is that of its steps."""
-        if not path.is_file():
-            raise InputError(f"cannot resume with the same noise: there is no {path}; start again")
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        kept = read_values(path, "with the same noise")
+        if not {"sigma", "secret"} <= kept.keys():
+            raise InputError(f"cannot resume with the same noise: {path} lacks it; start again")
         if not math.isclose(kept["sigma"], self.sigma, rel_tol=1e-9):
             raise InputError(
                 f"the noise of {path.parent} was made for another number of steps: its multiplier is "

@@ -250,6 +250,9 @@ def test_checkpoints_without_the_average(project: Project, tmp_path: Path) -> No
             save_file(content, checkpoint / "ema.safetensors")
         with pytest.raises(InputError, match=said):
             train(trainer, str(checkpoint))
+    (checkpoint / "ema.safetensors").write_bytes(b"half a file")
+    with pytest.raises(InputError, match="is damaged"):
+        train(trainer, str(checkpoint))
 
 
 def test_a_trainer_of_ones_own_resumes_too(project: Project, tmp_path: Path) -> None:

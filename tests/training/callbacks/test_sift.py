@@ -103,13 +103,21 @@ def test_the_base_with_the_delta_is_the_saved_model(project: Project, tmp_path: 
     apply_delta(model, path)
     assert all(torch.equal(model.state_dict()[name], value) for name, value in saved.items())
     assert path.stat().st_size < 0.25 * (tmp_path / "model.safetensors").stat().st_size
-    tensors, before = load_file(path), base_of(project)
-    name = next(name for name in tensors if name.endswith("embed_tokens.weight.indices"))
-    tensors[name][-1] = 10**6
-    save_file(tensors, path)
-    for file, said in ((path, "of another model: it has entries of"), (tmp_path / "none", "cannot read")):
+    before = base_of(project)
+    with pytest.raises(InputError, match="cannot read"):
+        apply_delta(before, tmp_path / "none")
+    name = next(name for name in load_file(path) if name.endswith("embed_tokens.weight.indices"))
+    for change, said in (
+        (lambda tensors: tensors[name][-1:].fill_(10**6), "of another model: it has entries of"),
+        (lambda tensors: tensors[name][-1:].fill_(-1), "of another model: it has entries of"),
+        (lambda tensors: tensors.update({name: tensors[name][:-1].clone()}), "do not fit"),
+        (lambda tensors: tensors.pop(name), "it has other tensors than indices and values"),
+    ):
+        tensors = load_file(path)
+        change(tensors)
+        save_file(tensors, tmp_path / "changed.safetensors")
         with pytest.raises(InputError, match=said):
-            apply_delta(before, file)
+            apply_delta(before, tmp_path / "changed.safetensors")
     assert distance(before.state_dict(), base_of(project).state_dict()) == 0
 
 
@@ -217,10 +225,11 @@ def test_a_checkpoint_without_the_entries(project: Project, tmp_path: Path) -> N
     tensors = load_file(path)
     tensors.pop(next(iter(tensors)))
     save_file(tensors, path)
-    for said in ("is of other weights than are trained here", "there is no"):
+    whole = path.read_bytes()
+    for content, said in ((whole, "is of other weights"), (whole[:-9], "is damaged"), (None, "there is no")):
+        path.unlink() if content is None else path.write_bytes(content)
         with pytest.raises(InputError, match=said):
             trainer.train(resume_from_checkpoint=str(path.parent))
-        path.unlink(missing_ok=True)
 
 
 RATE = ["--sift_rate", "0.1"]

@@ -250,10 +250,12 @@ def test_a_longer_training_needs_other_noise(project: Project, tmp_path: Path) -
     longer = align.main("sft", project.argv(run, *options, "--max_steps", "6", "--resume_from_checkpoint", "true"))
     assert short["privacy"]["epsilon"] < longer["privacy"]["epsilon"]
     assert longer["privacy"]["steps"] == 6
-    (run / "checkpoint-6" / "zeroth_order.json").unlink()
+    path = run / "checkpoint-6" / "zeroth_order.json"
     trainer: Any = build(project.argv(run, *options, "--max_steps", "8")).trainer
-    with pytest.raises(InputError, match="cannot resume with the same noise"):
-        trainer.train(resume_from_checkpoint=str(run / "checkpoint-6"))
+    for content, said in (("{}", "lacks it"), ("[1", "is damaged"), (None, "there is no")):
+        path.unlink() if content is None else path.write_text(content)
+        with pytest.raises(InputError, match=f"cannot resume with the same noise.*{said}"):
+            trainer.train(resume_from_checkpoint=str(run / "checkpoint-6"))
 
 
 @pytest.mark.parametrize(
