@@ -84,9 +84,11 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
             _compute(cells, results, f"{study.kind}: trainings", launcher, args.progress)
         about = {"seconds_of_the_last_call": round(time.time() - started), "processes": n_processes}
         from sails_align.reporting.report import write_report
+        from sails_align.reporting.tracking import send
 
         written = write_report(studies, results, str(plan["command"]), about)
         write_record(folder, identity)
+        send(written[0], args.report_to, folder)
         return _show(*written)
 
 
@@ -117,7 +119,13 @@ def _n_processes(studies: Sequence[Study]) -> int:
 def _command(line: CommandLine) -> str:
     """Return the command that makes the report, once all cells are there."""
     config = [] if line.path is None else ["--config", line.path]
-    how = ("--cell", "--launcher", "--slurm_", "--overwrite_output_dir")  # which do not change the results
+    how = (
+        "--cell",
+        "--launcher",
+        "--slurm_",
+        "--overwrite_output_dir",
+        "--report_to",
+    )  # which do not change the results
     options = {name: values for name, values in option_groups(line.options).items() if not name.startswith(how)}
     return shlex.join(["sails", "compare", *config, *option_words(options)])
 

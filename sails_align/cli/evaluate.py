@@ -14,6 +14,7 @@ from sails_align.evaluation.options import (
     ReferenceArguments,
     ResponseArguments,
     RunArguments,
+    TrackerArguments,
 )
 from sails_align.experiments.options import KEYS, CompareOptions, LauncherOptions, ReportOptions
 from sails_align.steering.options import SteeringOptions
@@ -24,20 +25,22 @@ JUDGED = (ResponseArguments, PromptArguments, JudgeArguments, RunArguments)
 
 def safety(argv: Argv = None, prog: str | None = None) -> Mapping[str, Any]:
     """Measure safety rate, harmfulness, over-refusal and attack success. Return the contents of `metrics.json`."""
-    classes = (*JUDGED, ComparedArguments, SteeringOptions)
-    how, asked, who, run, against, steering = CommandLine.read(argv).parse(classes, prog=prog)
+    classes = (*JUDGED, ComparedArguments, TrackerArguments, SteeringOptions)
+    how, asked, who, run, against, trackers, steering = CommandLine.read(argv).parse(classes, prog=prog)
     from sails_align.evaluation.run import run_evaluation
 
-    return run_evaluation("safety", how, asked, who, run, steering, compare=against.compare)
+    options = {"compare": against.compare, "report_to": trackers.report_to}
+    return run_evaluation("safety", how, asked, who, run, steering, **options)
 
 
 def helpfulness(argv: Argv = None, prog: str | None = None) -> Mapping[str, Any]:
     """Measure how helpful the responses of a model are. Return the contents of `metrics.json`."""
-    classes = (*JUDGED, ReferenceArguments, ComparedArguments, SteeringOptions)
-    how, asked, who, run, reference, against, steering = CommandLine.read(argv).parse(classes, prog=prog)
+    classes = (*JUDGED, ReferenceArguments, ComparedArguments, TrackerArguments, SteeringOptions)
+    how, asked, who, run, reference, against, trackers, steering = CommandLine.read(argv).parse(classes, prog=prog)
     from sails_align.evaluation.run import run_evaluation
 
-    return run_evaluation("helpfulness", how, asked, who, run, steering, reference.reference, against.compare)
+    options = {"reference": reference.reference, "compare": against.compare, "report_to": trackers.report_to}
+    return run_evaluation("helpfulness", how, asked, who, run, steering, **options)
 
 
 def divergence(argv: Argv = None, prog: str | None = None) -> Mapping[str, Any]:

@@ -129,7 +129,15 @@ GROUPS = {
         *("gradient_accumulation_steps", "gradient_checkpointing", "bf16", "use_cpu", "seed"),
         *("loss", *_names(LOSSES)),
     ),
-    "output": ("output_dir", "overwrite_output_dir", "logging_steps", "save_steps", "report_to", "push_to_hub"),
+    "output": (
+        "output_dir",
+        "overwrite_output_dir",
+        "logging_steps",
+        "measure_steps",
+        "save_steps",
+        "report_to",
+        "push_to_hub",
+    ),
 }
 
 

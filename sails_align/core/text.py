@@ -63,3 +63,9 @@ def code_span(value: object) -> str:
     """Return a value as Markdown's code. What would end the span or a table's cell is replaced."""
     text = "".join(letter if letter.isprintable() and letter not in "`|" else "?" for letter in str(value))
     return f"`{text[:200] or '?'}`"
+
+
+def literal(value: object) -> str:
+    """Return a value as Markdown in one line that shows it as it is, whatever marks it holds."""
+    lines = printable(str(value)).splitlines()
+    return "<br>".join(re.sub("[!-/:-@[-`{-~]", lambda mark: f"&#{ord(mark[0])};", line) for line in lines)

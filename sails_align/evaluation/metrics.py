@@ -329,3 +329,20 @@ def estimates(
         and metric.by_rules in (None, by_rules)
         and not (binary and metric.is_graded)
     }
+
+
+def as_numbers(rates: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Return rates as they are in JSON as plain numbers, each with the ends of its interval as `..._low`, `..._high`.
+
+    Args:
+        rates: by name; numbers, entries of `metrics.json`, or None.
+        prefix: of all names.
+    """
+    numbers: dict[str, float | None] = {}
+    for name, rate in rates.items():
+        if isinstance(rate, Mapping):
+            ends = {"": rate["value"], "_low": rate["ci_low"], "_high": rate["ci_high"]}
+            numbers |= {f"{prefix}{name}{end}": value for end, value in ends.items()}
+        else:
+            numbers[prefix + name] = rate
+    return {name: value for name, value in numbers.items() if value is not None}

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 
 from sails_align.core.errors import InputError
 from sails_align.core.options import OVERWRITE, check_choice, check_least, option
+from sails_align.core.trackers import REPORT_TO, services_of
 from sails_align.evaluation.backends import BACKENDS
 from sails_align.evaluation.prompts import is_of_testbed
 from sails_align.evaluation.records import Prompt, Sampling
@@ -12,7 +13,7 @@ from sails_align.models import DTYPES
 
 HARMLESS: Mapping[str, frozenset[str]] = {
     "where results go, and what is shown and repeated": frozenset(
-        ("output_dir", "overwrite_output_dir", "progress", "retry_unscored", "max_unscored", "cache_path")
+        ("output_dir", "overwrite_output_dir", "progress", "retry_unscored", "max_unscored", "cache_path", "report_to")
     ),
     "how the machine does it, with the same result": frozenset(
         (
@@ -204,6 +205,16 @@ class RunArguments:
     def __post_init__(self) -> None:
         if not 0 <= self.max_unscored <= 1:
             raise InputError(f"max_unscored is {self.max_unscored}, but it is a share: choose 0 to 1")
+
+
+@dataclass(frozen=True)
+class TrackerArguments:
+    """Trackers."""
+
+    report_to: list[str] = option([], REPORT_TO)
+
+    def __post_init__(self) -> None:
+        services_of(self.report_to)
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ from sails_align.evaluation.records import Backend, Judge, Prompt
 from sails_align.evaluation.reference import reference_answers, reference_identity
 from sails_align.evaluation.result import EvaluationResult
 from sails_align.evaluation.tables import show_comparison, show_rates
+from sails_align.evaluation.tracking import send
 from sails_align.steering import hook_of
 from sails_align.steering.options import SteeringOptions
 
@@ -57,11 +58,12 @@ def run_evaluation(
     steering: SteeringOptions,
     reference: str | None = None,
     compare: str | None = None,
+    report_to: Sequence[str] = (),
 ) -> Mapping[str, Any]:
     """Respond, judge, write the files and print the rates. Return the contents of `metrics.json`.
 
     Helpfulness leaves harmful prompts out. `reference` is a model, a responses.jsonl or `set` that answers are compared
-    with one by one; `compare` is `base` or a model that is evaluated, too.
+    with one by one; `compare` is `base` or a model that is evaluated, too. `report_to` names trackers.
 
     Raises:
         InputError: for a model, prompts, a judge or a reference that cannot be used.
@@ -109,6 +111,7 @@ def run_evaluation(
             name = f"{how.model} ({BASE})" if compare == BASE else str(compare)
             results.append(result_of(name, other, make_judges(who, prompts), folder / COMPARED))
         _show(results, compare, _title(command, how.model, reference), folder)
+        send(results, report_to, folder)
     for result in results:
         fail_if_unscored(result.metrics["unscored"], run.max_unscored)
     return results[0].metrics

@@ -5,6 +5,7 @@ from typing import Any
 
 from sails_align.core.errors import InputError
 from sails_align.core.options import OVERWRITE, check_choice, check_least, option
+from sails_align.core.trackers import REPORT_TO, services_of
 
 STUDIES = ("main", "ablations", "tampering", "systems")
 KEYS = ("model", "runs", "launch", "evaluate", "in_distribution", "out_of_distribution")
@@ -15,7 +16,7 @@ OF_TESTBED = ("world", "n_prompts", "n_attacked", "n_attacked_seeds", "n_capabil
 """Options that only the testbed has; for other models the file's `evaluate` takes their place."""
 
 
-HARMLESS = ("list_cells", "cell", "processes", "output_dir", "overwrite_output_dir", "progress")
+HARMLESS = ("list_cells", "cell", "processes", "output_dir", "overwrite_output_dir", "progress", "report_to")
 """Options of comparisons with the same results; worlds that are folders count by their content."""
 
 
@@ -81,8 +82,10 @@ class CompareOptions:
     output_dir: str = option("runs/compare", "Output folder for results and report.")
     overwrite_output_dir: bool = option(False, OVERWRITE)
     progress: bool = option(True, "Show progress bars.")
+    report_to: list[str] = option([], REPORT_TO)
 
     def __post_init__(self) -> None:
+        services_of(self.report_to)
         check_least(self, n_examples=1, n_prompts=1, processes=1, n_side_seeds=1)
         check_least(self, n_attacked=0, n_capability=0, n_attacked_seeds=0)
         given = [name for name in ("defences", "systems") if getattr(self, name) is not None]

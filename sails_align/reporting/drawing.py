@@ -8,6 +8,7 @@ import itertools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
@@ -91,6 +92,8 @@ class Picture:
     """Caption, and text for people who do not see it."""
     svg: Mapping[str, bytes]
     """By theme."""
+    png: Callable[[], bytes]
+    """Draw it again, on white, as a PNG file."""
 
     def write(self, folder: Path) -> None:
         """Write <name>.svg, which is on white."""
@@ -99,29 +102,33 @@ class Picture:
 
 def picture(name: str, title: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> Picture:
     """Draw a figure in both themes, of a size in inches; `draw` fills an empty figure."""
-    svg: dict[str, bytes] = {}
-    for theme, (ink, grid, paper) in THEMES.items():
-        style: dict[Any, Any] = {
-            "font.size": 10,
-            "font.family": "DejaVu Sans",
-            "svg.hashsalt": name,  # so that the same figure is the same file
-            "svg.fonttype": "path",
-            **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), ink),
-            **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), paper),
-            "grid.color": grid,
-            "grid.linewidth": 0.5,
-            "axes.axisbelow": True,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "legend.frameon": False,
-        }
-        with matplotlib.rc_context(style):
-            figure = Figure(figsize=size, layout="constrained")
-            draw(figure)
-            buffer = BytesIO()
-            figure.savefig(buffer, format="svg", metadata={"Date": None})
-            svg[theme] = buffer.getvalue()
-    return Picture(name, title, svg)
+    drawn = partial(_drawn, name, size, draw)
+    return Picture(name, title, {theme: drawn(theme, "svg") for theme in THEMES}, lambda: drawn("light", "png"))
+
+
+def _drawn(name: str, size: tuple[float, float], draw: Callable[[Figure], None], theme: str, kind: str) -> bytes:
+    """Return a figure as a file of a kind that matplotlib knows."""
+    ink, grid, paper = THEMES[theme]
+    style: dict[Any, Any] = {
+        "font.size": 10,
+        "font.family": "DejaVu Sans",
+        "svg.hashsalt": name,  # so that the same figure is the same file
+        "svg.fonttype": "path",
+        **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), ink),
+        **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), paper),
+        "grid.color": grid,
+        "grid.linewidth": 0.5,
+        "axes.axisbelow": True,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "legend.frameon": False,
+    }
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure)
+        buffer = BytesIO()
+        figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
+    return buffer.getvalue()
 
 
 def ink() -> str:

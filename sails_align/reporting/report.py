@@ -3,8 +3,9 @@
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,11 @@ class ReportData:
         """The outcomes of the main study, or else of the first one."""
         return list(next(iter(self.outcomes.values())).values())
 
-    def sections(self) -> Iterator[Section]:
-        """Yield the sections that there are results for, in the order of the registry."""
-        for _, entry in SECTIONS.items():
-            if "main" in self.outcomes or not entry.is_of_main:
-                yield from entry.load()(self)
+    @cached_property
+    def sections(self) -> list[Section]:
+        """The sections that there are results for, in the order of the registry."""
+        entries = [entry for _, entry in SECTIONS.items() if "main" in self.outcomes or not entry.is_of_main]
+        return [section for entry in entries for section in entry.load()(self)]
 
     def to_json(self) -> dict[str, Any]:
         """Return every reported number, for `results.json`."""
@@ -92,15 +93,14 @@ def write_report(
     }
     data = ReportData(outcomes)
     plan = data.shown[0].plan
-    sections = list(data.sections())
-    findings = [*(sentence for section in sections for sentence in section.findings), *not_known(data.shown)]
+    findings = [*(sentence for section in data.sections for sentence in section.findings), *not_known(data.shown)]
     provenance = {**about, **_provenance(plan)}
     values = {"findings": findings, **data.to_json(), "command": command, "provenance": provenance}
     path = results.folder / "results.json"
     write_json(path, values)
     where = plan.world if plan.protocol else f"the world {plan.world}"
     title = f"Comparison of alignment methods on {where}"
-    page = Page(title, findings, sections, command, provenance)
+    page = Page(title, findings, data.sections, command, provenance)
     return data, values, [path, *write_page(page, results.folder)]
 
 

@@ -26,6 +26,7 @@ from transformers.utils import (
 from transformers.utils.generic import is_flash_attention_requested
 
 from sails_align.core.errors import InputError
+from sails_align.core.trackers import check_services
 from sails_align.data.options import DertaOptions, NearestRefusalOptions
 from sails_align.initializers import INITIALIZERS
 from sails_align.models.load import exact_attention
@@ -41,6 +42,7 @@ from sails_align.training.method_checks import (
     check_stages,
     check_units,
 )
+from sails_align.training.options import MeasureOptions
 from sails_align.training.plan import TrainingPlan
 from sails_align.training.zeroth_order.checks import check_zeroth_order
 
@@ -72,12 +74,7 @@ def check_options(args: TrainingPlan) -> None:
     check_units(args)
     check_sift(args)
     check_zeroth_order(args)
-    services, known = args.training.report_to or [], get_available_reporting_integrations()
-    if missing := [name for name in services if name not in known]:
-        raise InputError(
-            f"report_to is {missing[0]}, which is unknown or not installed;\n"
-            f"pip install it, or choose one of: {', '.join(known)}, none"
-        )
+    check_services(args.training.report_to or [], get_available_reporting_integrations())
     _check_engine(args)
     if bits := _quantization(args):
         _check_quantization(args, bits)
@@ -172,6 +169,11 @@ def _check_engine(args: TrainingPlan) -> None:
     if engine not in ("single", "ddp") and (option := writing_option(args)):
         raise InputError(
             f"{option} does not work with {engine}, which trains copies or parts of the weights;\n"
+            "leave it out, or train on one GPU or with DDP"
+        )
+    if engine not in ("single", "ddp") and args.of(MeasureOptions).measure_steps is not None:
+        raise InputError(
+            f"measure_steps is given, but a model that {engine} trains cannot be measured before it is saved;\n"
             "leave it out, or train on one GPU or with DDP"
         )
     plugin = args.training.deepspeed_plugin

@@ -38,9 +38,9 @@ LEFT_OUT: Mapping[str, frozenset[str]] = {
         log_completions_hub_repo"""
     ),
     "how it is measured while it trains": _names(
-        """do_train do_eval do_predict eval_strategy eval_steps eval_delay eval_on_start eval_do_concat_batches
-        eval_use_gather_object eval_accumulation_steps per_device_eval_batch_size prediction_loss_only
-        include_for_metrics batch_eval_metrics"""
+        """do_train do_eval do_predict measure_steps eval_strategy eval_steps eval_delay eval_on_start
+        eval_do_concat_batches eval_use_gather_object eval_accumulation_steps per_device_eval_batch_size
+        prediction_loss_only include_for_metrics batch_eval_metrics"""
     ),
     "how the machine does it, with the same result": _names(
         """local_rank ddp_backend ddp_timeout gradient_checkpointing gradient_checkpointing_kwargs dataset_num_proc

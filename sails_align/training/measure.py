@@ -1,23 +1,27 @@
-"""Measure a model before and after training, through its trainer."""
+"""Measure a model before, while and after it trains, through its trainer."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sails_align.core.artifacts import content_hash
-from sails_align.core.cost import Cost
 from sails_align.core.distributed import from_main
 from sails_align.core.errors import InputError
 from sails_align.core.files import read_record, write_json
 from sails_align.core.log import is_main
+from sails_align.evaluation.metrics import as_numbers
 from sails_align.testbed import prompts as requests
 from sails_align.testbed.build import Testbed
+from sails_align.training.callbacks.learning_curve import LearningCurveCallback
 from sails_align.training.dataset import TrainingSource
 from sails_align.training.plan import TrainingPlan
 from sails_align.training.trainer import AlignmentTrainer
+
+LOGGED = "eval_"
+"""How the names of measurements begin in logs. Trackers show such names as one group."""
 
 
 class MeasureStart(TrainerCallback):
@@ -33,11 +37,10 @@ class MeasureStart(TrainerCallback):
     def __init__(
         self,
         measure: Callable[[], tuple[dict[str, Any], list[dict[str, Any]]]],
-        cost: Cost,
         output_dir: Path,
         identity: dict[str, Any],
     ) -> None:
-        self._measure, self._cost, self._path = measure, cost, output_dir / "base.json"
+        self._measure, self._path = measure, output_dir / "base.json"
         self._identity, self.responses = content_hash(identity), []
 
     def on_train_begin(
@@ -49,8 +52,7 @@ class MeasureStart(TrainerCallback):
             if kept.get("identity") == self._identity:
                 self.base, self.responses = kept["base"], kept["responses"]
             return
-        with self._cost.of("evaluate"):
-            self.base, self.responses = self._measure()
+        self.base, self.responses = self._measure()
         if is_main():
             kept = {"identity": self._identity, "base": self.base, "responses": self.responses}
             write_json(self._path, kept)
@@ -62,7 +64,8 @@ def measure(
     """Measure the model now. Return numbers, and on the testbed the judged responses that they come from.
 
     Safety is measured on the testbed, with its oracle. For other models only the held-out loss is measured here (and
-    how often DPO's reward prefers the chosen response). All processes must call it.
+    how often DPO's reward prefers the chosen response). The numbers also go to the trainer's log, and so to the
+    trackers of `report_to`. All processes must call it.
 
     Args:
         trainer: with its model.
@@ -81,9 +84,36 @@ def measure(
     if args.method == "dpo":
         numbers["held_out_reward_accuracy"] = evaluated["eval_rewards/accuracies"]
         numbers["held_out_reward_margin"] = evaluated["eval_rewards/margins"]
-    if testbed is None:
-        return numbers, []
-    model: Any = trainer.accelerator.unwrap_model(trainer.model)
-    result = requests.measure(model, source.tokenizer, testbed, args.data.eval_examples)
-    numbers |= {name: value.to_json() for name, value in requests.numbers(result).items()}
-    return numbers, [{"model": label, **row} for row in requests.judged_rows(result, testbed.world)]
+    rows: list[dict[str, Any]] = []
+    if testbed is not None:
+        model: Any = trainer.accelerator.unwrap_model(trainer.model)
+        result = requests.measure(model, source.tokenizer, testbed, args.data.eval_examples)
+        numbers |= {name: value.to_json() for name, value in requests.numbers(result).items()}
+        rows = [{"model": label, **row} for row in requests.judged_rows(result, testbed.world)]
+    # `evaluate` left the model in evaluation mode, so that TRL keeps its numbers of the training for other rows.
+    trainer.log(as_numbers(numbers, LOGGED))
+    return numbers, rows
+
+
+def measure_while_training(trainer: AlignmentTrainer, every_n_steps: int, measure: Callable[[], object]) -> None:
+    """Measure a trainer's model after every n steps, which changes nothing in the training."""
+
+    def probe(model: PreTrainedModel) -> dict[str, float]:
+        # Before the first step `MeasureStart` measures; what is saved is measured after the last one.
+        if 0 < trainer.state.global_step < trainer.state.max_steps:
+            measure()
+        return {}
+
+    trainer.add_callback(LearningCurveCallback(every_n_steps, probe))
+
+
+def learning_curve(logs: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """Return the measurements in a trainer's log, by step.
+
+    Those before a training was resumed are among them: checkpoints keep the log.
+    """
+    rows = [row for row in logs if f"{LOGGED}held_out_loss" in row]
+    return [
+        {"step": row["step"], **{name.removeprefix(LOGGED): row[name] for name in row if name.startswith(LOGGED)}}
+        for row in rows
+    ]

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
-from sails_align.core.options import OutputOptions, check_positive, option
+from sails_align.core.options import OutputOptions, check_least, check_positive, option
 from sails_align.data.options import DataOptions
 from sails_align.data.transforms import TRANSFORMS
 from sails_align.initializers import INITIALIZERS
@@ -11,6 +11,20 @@ from sails_align.subspace.options import DPOOptions, Method
 from sails_align.training.callbacks import CALLBACKS
 from sails_align.training.losses import LOSSES
 from sails_align.training.losses.options import LossOptions
+
+
+@dataclass(frozen=True)
+class MeasureOptions:
+    """Measurements while the model trains."""
+
+    measure_steps: int | None = option(
+        None,
+        "Measure the model every so many steps, and not only before and after: on the testbed the rates, else the loss "
+        "on held-out data.",
+    )
+
+    def __post_init__(self) -> None:
+        check_least(self, measure_steps=1)
 
 
 def entry_options() -> list[type]:
@@ -25,6 +39,7 @@ def own_options(method: Method) -> list[type]:
         InitializerOptions,
         DataOptions,
         OutputOptions,
+        MeasureOptions,
         *entry_options(),
         *([DPOOptions] if method == "dpo" else []),
     ]

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,8 @@ from sails_align.training.dataset import TrainingSource, load_source
 from sails_align.training.defaults import Trained, defaults_of, resolved
 from sails_align.training.earlier import check_folder
 from sails_align.training.identity import run_identity
-from sails_align.training.measure import MeasureStart, measure
-from sails_align.training.options import own_options
+from sails_align.training.measure import MeasureStart, learning_curve, measure, measure_while_training
+from sails_align.training.options import MeasureOptions, own_options
 from sails_align.training.plan import TrainingPlan, changed
 from sails_align.training.record import write_record
 from sails_align.training.save import save_model
@@ -55,6 +56,7 @@ from sails_align.training.stages import (
 )
 from sails_align.training.subspace import find_subspace
 from sails_align.training.table import show_changes
+from sails_align.training.tracking import send_responses
 from sails_align.training.trainer import AlignmentTrainer, build_trainer, left_out
 from sails_align.training.units import check_units
 from sails_align.training.zeroth_order.options import DEFAULTS as ZEROTH_ORDER
@@ -92,6 +94,9 @@ def parse(method: Method, argv: Sequence[str] | None = None, prog: str | None = 
     if training.output_dir in (None, "trainer_output"):
         name = f"{method}-{plan.start}-{stem_of(model_name or 'testbed')}"
         plan = replace(plan, training=changed(training, output_dir=f"runs/{name}"))
+    if training.report_to and training.run_name is None:  # without a name, trackio makes several runs of one training
+        name = f"{Path(str(plan.training.output_dir)).name}-{datetime.now():%m%d-%H%M%S}"
+        plan = replace(plan, training=changed(plan.training, run_name=name))
     return plan
 
 
@@ -132,17 +137,24 @@ def run(args: TrainingPlan, output_dir: Path, stages: Stages) -> dict[str, Any]:
         if trainer.is_world_process_zero():
             record = _record(args, identity, source, subspace) | {"start": built.start}
             write_record(output_dir, args.method, {**args.defaults, **args.given}, record)
-    start = MeasureStart(lambda: measure(trainer, source, testbed, args, "base"), cost, output_dir, identity)
+
+    def measured(label: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        with cost.of("evaluate"):
+            return measure(trainer, source, testbed, args, label)
+
+    start = MeasureStart(lambda: measured("base"), output_dir, identity)
     sizes = _say_sizes(trainer)
     stages.begin("training", training_line(trainer, checkpoint))
     with cost.of("train"), disk_errors(output_dir):
         trainer.add_callback(start)
+        if (every := args.of(MeasureOptions).measure_steps) is not None:
+            measure_while_training(trainer, every, lambda: measured("in training"))
         train(trainer, checkpoint)
         trainer.remove_callback(start)
         save_model(args, trainer, output_dir)
     stages.begin("evaluation", "held-out loss" if testbed is None else "held-out loss, and the oracle's verdicts")
-    with cost.of("evaluate"), fitting_threads(trainer.model):  # pyright: ignore[reportArgumentType] -- it has one
-        trained, responses = measure(trainer, source, testbed, args, "trained")
+    with fitting_threads(trainer.model):  # pyright: ignore[reportArgumentType] -- it has one
+        trained, responses = measured("trained")
     metrics = {
         "base": start.base,
         "trained": trained,
@@ -157,11 +169,14 @@ def run(args: TrainingPlan, output_dir: Path, stages: Stages) -> dict[str, Any]:
         "cost": _cost(cost, *sizes),
     }
     metrics |= last_drift(trainer.state.log_history) | reported(trainer)
+    if every is not None:
+        metrics["learning_curve"] = learning_curve(trainer.state.log_history)
     if trainer.is_world_process_zero():
         if testbed is not None:
             rows = "".join(json.dumps(row) + "\n" for row in start.responses + responses)
             write_text(output_dir / "responses.jsonl", rows)
         write_json(output_dir / "metrics.json", metrics)
+        send_responses(trainer, start.responses + responses)
         show_changes(f"{args.method.upper()}, {args.start}", metrics, output_dir)
         finish(args, source, output_dir)
     return metrics

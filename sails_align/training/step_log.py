@@ -24,6 +24,11 @@ SHOWN = {
     "learning_rate": "lr {:.2g}",
 }
 """Of what TRL logs, the numbers in a line; `report_to` gets all of them."""
+MEASURED = {
+    "eval_safety_rate": "safety {:.1%}",
+    "eval_over_refusal_rate": "over-refusal {:.1%}",
+    "eval_correct_answer_rate": "correct {:.1%}",
+}
 HELD_OUT = {"eval_loss": "loss {:.4g}", "eval_rewards/accuracies": "reward accuracy {:.2f}"}
 
 
@@ -62,6 +67,8 @@ class StepLog(TrainerCallback):
                 say(f"step {state.global_step} of {state.max_steps}: {numbers}{self._left(state)}")
             elif numbers := _numbers(HELD_OUT, logs):
                 say(f"held-out data, step {state.global_step}: {numbers}")
+            elif numbers := _numbers(MEASURED, logs):
+                say(f"measured, step {state.global_step}: {numbers}")
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

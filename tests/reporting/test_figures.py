@@ -25,7 +25,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
         figure = Figure(figsize=size)
         draw(figure)
         kept.append(figure)
-        return Picture(name, title, {})
+        return Picture(name, title, {}, lambda: b"")
 
     monkeypatch.setattr(figures, "picture", keep)
     return kept

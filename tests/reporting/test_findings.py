@@ -80,7 +80,7 @@ def test_verdicts_are_counted_and_named() -> None:
 
 
 def findings(main: Outcome, **studies: dict[str, Outcome]) -> list[str]:
-    return [sentence for section in comparison(main, **studies).sections() for sentence in section.findings]
+    return [sentence for section in comparison(main, **studies).sections for sentence in section.findings]
 
 
 def test_the_main_study_is_told_against_its_first_baseline_and_its_controls() -> None:
@@ -173,7 +173,7 @@ def test_a_report_of_systems_alone_has_findings(n_seeds: int) -> None:
     of = outcome("sft-lora", "sift", "sift-random", n_seeds=n_seeds, levels=levels)
     kind: StudyKind = "systems"
     data = ReportData({kind: {"systems": of}})
-    from_lora, from_control = (sentence for section in data.sections() for sentence in section.findings)
+    from_lora, from_control = (sentence for section in data.sections for sentence in section.findings)
     assert from_lora.startswith("Systems minus SFT-LoRA, by the mean of safety and helpfulness: ")
     assert from_control.startswith("Systems minus their own control")
     if n_seeds == 2:
@@ -217,7 +217,7 @@ def test_a_report_of_tampering_alone_names_what_beats_every_control(
     defences: tuple[str, ...], n_seeds: int, words: str
 ) -> None:
     data = ReportData({"tampering": {"harmful": tampered(*defences, n_seeds=n_seeds)}})
-    (finding,) = (sentence for section in data.sections() for sentence in section.findings)
+    (finding,) = (sentence for section in data.sections for sentence in section.findings)
     assert finding.startswith("Tampering, harmful: ")
     assert words in finding
     assert ("LoX (1 of 2)" in finding) == (n_seeds == 3 and len(defences) == 4)

@@ -24,7 +24,7 @@ def column(grid: Grid, head: str) -> dict[str, str]:
 
 
 def test_the_sections_come_in_the_order_of_the_registry() -> None:
-    titles = [section.title for section in comparison(outcome()).sections()]
+    titles = [section.title for section in comparison(outcome()).sections]
     assert titles == [
         "What each method reaches",
         "How it was measured",

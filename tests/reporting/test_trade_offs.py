@@ -22,7 +22,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
         figure = Figure(figsize=size)
         draw(figure)
         kept.append(figure)
-        return Picture(name, title, {})
+        return Picture(name, title, {}, lambda: b"")
 
     monkeypatch.setattr(trade_offs, "picture", keep)
     return kept
