@@ -73,49 +73,46 @@ class Trackers:
     def __exit__(self, *_: object) -> None:
         self._started.close()
 
-    def numbers(self, values: Mapping[str, float], step: int | None = None) -> None:
-        """Send numbers by name, of a training step if there is one."""
+    def numbers(self, values: Mapping[str, float]) -> None:
+        """Send numbers by name."""
         named = {printable(name): value for name, value in values.items()}
         for tracker in self._trackers:
-            tracker.log(named, step=step)
+            tracker.log(named)
 
-    def table(self, name: str, rows: Sequence[Mapping[str, Any]], step: int | None = None) -> None:
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Send a table of numbers and texts; of more than `MOST_ROWS` rows, so many, spread evenly.
 
         Args:
             name: of the table.
-            rows: with the same columns each.
-            step: of the training, if there is one.
+            rows: one or more, with the same columns each.
         """
-        shown = rows[:: -(-len(rows) // MOST_ROWS) or 1]
-        columns = list(shown[0]) if shown else []
+        shown = rows[:: -(-len(rows) // MOST_ROWS)]
+        columns = list(shown[0])
         cells = [[printable(cell) if isinstance(cell, str) else cell for cell in row.values()] for row in shown]
         for tracker in self._trackers:
             if tracker.name == "tensorboard":
                 note = f"{len(shown)} of {len(rows)} rows\n\n"
-                tracker.log({name: note + _markdown(columns, cells)}, step=step)
+                tracker.log({name: note + _markdown(columns, cells)})
             elif tracker.name == "wandb":
-                tracker.log_table(name, columns=columns, data=cells, step=step)  # pyright: ignore[reportAttributeAccessIssue]
+                tracker.log_table(name, columns=columns, data=cells)  # pyright: ignore[reportAttributeAccessIssue]
             else:
                 import trackio  # pyright: ignore[reportMissingImports]
 
-                tracker.log({name: trackio.Table(columns=columns, data=cells)}, step=step)
+                tracker.log({name: trackio.Table(columns=columns, data=cells)})
 
-    def picture(self, name: str, png: bytes, step: int | None = None) -> None:
+    def picture(self, name: str, png: bytes) -> None:
         """Send a picture, as a PNG file."""
-        import numpy as np
-        from PIL import Image
+        from matplotlib.image import imread
 
-        with Image.open(BytesIO(png)) as image:
-            pixels_HWC = np.asarray(image.convert("RGB"))
+        pixels_HWC = (imread(BytesIO(png))[..., :3] * 255).round().astype("uint8")
         for tracker in self._trackers:
             if tracker.name == "trackio":
                 import trackio  # pyright: ignore[reportMissingImports]
 
-                tracker.log({name: trackio.Image(pixels_HWC)}, step=step)
+                tracker.log({name: trackio.Image(pixels_HWC)})
             else:
                 layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-                tracker.log_images({name: pixels_HWC[None]}, step=step, **layout)  # pyright: ignore[reportAttributeAccessIssue]
+                tracker.log_images({name: pixels_HWC[None]}, **layout)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -33,7 +33,7 @@ def _headline(data: ReportData) -> dict[str, float]:
         for label, outcome in outcomes.items():
             for row in outcome.rows:
                 for metric in with_numbers(SHOWN, [row.means]):
-                    name = f"{kind}/{label}/{row.run.name}/{metric.name}"
+                    name = f"{kind}/{label}/{row.run.label}/{metric.name}"
                     mean = row.means[metric.name]
                     numbers |= {name: mean.value, f"{name}_low": mean.low, f"{name}_high": mean.high}
     return {name: value for name, value in numbers.items() if value is not None}

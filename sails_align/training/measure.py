@@ -99,21 +99,24 @@ def measure_while_training(trainer: AlignmentTrainer, every_n_steps: int, measur
     """Measure a trainer's model after every n steps, which changes nothing in the training."""
 
     def probe(model: PreTrainedModel) -> dict[str, float]:
-        # Before the first step `MeasureStart` measures; what is saved is measured after the last one.
-        if 0 < trainer.state.global_step < trainer.state.max_steps:
+        if trainer.state.global_step > 0:  # before the first step `MeasureStart` measures
+            asked = dict(
+                vars(trainer.control)
+            )  # what to do after this step; evaluating and logging would count as done
             measure()
+            vars(trainer.control).update(asked)
         return {}
 
     trainer.add_callback(LearningCurveCallback(every_n_steps, probe))
 
 
 def learning_curve(logs: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """Return the measurements in a trainer's log, by step.
+    """Return the measurements in a trainer's log; of those of one step the last, which is of what was saved.
 
     Those before a training was resumed are among them: checkpoints keep the log.
     """
-    rows = [row for row in logs if f"{LOGGED}held_out_loss" in row]
+    rows = {row["step"]: row for row in logs if f"{LOGGED}held_out_loss" in row}
     return [
-        {"step": row["step"], **{name.removeprefix(LOGGED): row[name] for name in row if name.startswith(LOGGED)}}
-        for row in rows
+        {"step": step} | {name.removeprefix(LOGGED): row[name] for name in row if name.startswith(LOGGED)}
+        for step, row in rows.items()
     ]

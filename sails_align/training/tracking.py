@@ -28,4 +28,4 @@ def send_responses(trainer: AlignmentTrainer, rows: Sequence[Mapping[str, Any]])
     with trackers_of(services, str(args.run_name), Path(folder), args.project, go_on=True) as trackers:
         for model in dict.fromkeys(row["model"] for row in rows):
             of_model = [{name: row[name] for name in COLUMNS} for row in rows if row["model"] == model]
-            trackers.table(f"responses/{model}", of_model, trainer.state.global_step)
+            trackers.table(f"responses/{model}", of_model)

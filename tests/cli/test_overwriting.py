@@ -21,7 +21,7 @@ from sails_align.core.errors import InputError
 from sails_align.core.files import write_json
 from sails_align.core.options import all_but
 from sails_align.evaluation.judges.options import JudgeArguments, LabelArguments
-from sails_align.evaluation.options import NOT_IN_IDENTITY, ComparedArguments
+from sails_align.evaluation.options import NOT_IN_IDENTITY, ComparedArguments, TrackerArguments
 from sails_align.experiments.commands import OPTIONS
 from sails_align.experiments.options import HARMLESS, CompareOptions
 from sails_align.experiments.reproduction.plan import Reproduction
@@ -33,6 +33,7 @@ CLASSES = {
     *(of for classes in OPTIONS.values() for of in classes),
     ComparedArguments,
     LabelArguments,
+    TrackerArguments,
 }
 COUNTED = set(
     """

@@ -23,6 +23,7 @@ from sails_align.evaluation.options import (
     ReferenceArguments,
     ResponseArguments,
     RunArguments,
+    TrackerArguments,
 )
 from sails_align.experiments.options import ReportOptions
 from sails_align.experiments.results import Results, names_of
@@ -43,8 +44,8 @@ EVALUATE = re.compile(
 )
 COMMON = [ResponseArguments, PromptArguments, JudgeArguments, RunArguments]
 CLASSES = {
-    "safety": [*COMMON, ComparedArguments, SteeringOptions],
-    "helpfulness": [*COMMON, ReferenceArguments, ComparedArguments, SteeringOptions],
+    "safety": [*COMMON, ComparedArguments, TrackerArguments, SteeringOptions],
+    "helpfulness": [*COMMON, ReferenceArguments, ComparedArguments, TrackerArguments, SteeringOptions],
     "divergence": [ResponseArguments, PromptArguments, RunArguments, DivergenceArguments],
     "harness": [HarnessArguments],
     "judge-check": [LabelArguments, JudgeArguments, RunArguments],

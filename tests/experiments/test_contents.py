@@ -15,7 +15,7 @@ from trl import DPOConfig, ModelConfig, ScriptArguments, SFTConfig
 from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
 from sails_align.evaluation.attacks.options import GcgOptions, TransferArguments, WrapperArguments
-from sails_align.evaluation.options import ComparedArguments
+from sails_align.evaluation.options import ComparedArguments, TrackerArguments
 from sails_align.experiments.commands import OPTIONS
 from sails_align.experiments.contents import NAMES_FILES, contents_hash
 from sails_align.experiments.plan import Cell, Protocol, Run, Tampering
@@ -34,7 +34,7 @@ NO_FILES = set(
     derta_refusal rejected_column revision sae_ids sae_placement sae_release score split steer subspace_mode
     redundancy_form sspu_vector
     system_instruction system_prompt target wrappers frozen_units trained_units output_dir given refusal_tokens clade
-    sift_modules sift_entries
+    sift_modules sift_entries report_to
     """.split()  # noqa: SIM905
 )
 """Our options with texts that are never names of files (or, `output_dir`, not of files that are read)."""
@@ -42,7 +42,7 @@ NO_FILES = set(
 
 def test_each_option_with_a_text_is_known_to_name_files_or_not() -> None:
     classes = {*(of for classes in OPTIONS.values() for of in classes), *own_options("sft"), *own_options("dpo")}
-    classes |= {ComparedArguments, GcgOptions, TransferArguments, WrapperArguments}
+    classes |= {ComparedArguments, TrackerArguments, GcgOptions, TransferArguments, WrapperArguments}
     texts = {option.name for of in classes for option in fields(of) if "str" in str(option.type)}
     unknown = [name for name in texts if bool(NAMES_FILES.search(name)) == (name in NO_FILES)]
     assert not unknown, "say of each new option whether its value can be a file or a folder"

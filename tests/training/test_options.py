@@ -96,6 +96,7 @@ def test_options_of_no_effect_are_told(
         (["--init", "guardspace"], ("zero3", "fsdp"), "but .* splits them"),
         (["--subspace_mode", "decay"], ("zero1", "zero2", "zero3", "fsdp"), "decay does not work with"),
         (["--ema_half_life", "9"], ("zero1", "zero2", "zero3", "fsdp"), "ema_half_life does not work with"),
+        (["--measure_steps", "2"], ("zero1", "zero2", "zero3", "fsdp"), "cannot be measured before it is saved"),
         (["--freeze_units", "x"], ("zero1", "zero2", "zero3", "fsdp"), "freeze_units does not work with"),
         (
             ["--sift_rate", "0.1", "--use_peft", "false"],
