@@ -111,7 +111,7 @@ class Trackers:
 
                 tracker.log({name: trackio.Image(pixels_HWC)})
             else:
-                layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                layout: dict[str, Any] = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
                 tracker.log_images({name: pixels_HWC[None]}, **layout)  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -160,6 +160,9 @@ def _start(tracker: "Tracker") -> None:
         return
     import wandb
 
+    if wandb.run is not None:  # of a training, which this process still has open
+        tracker.run = wandb.run  # pyright: ignore[reportAttributeAccessIssue]
+        return
     try:
         tracker.start()
     except wandb.Error as error:

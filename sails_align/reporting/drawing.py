@@ -7,7 +7,7 @@ too, so that a figure can be read in grey.
 import itertools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -92,7 +92,7 @@ class Picture:
     """Caption, and text for people who do not see it."""
     svg: Mapping[str, bytes]
     """By theme."""
-    png: Callable[[], bytes]
+    png: Callable[[], bytes] = field(compare=False)
     """Draw it again, on white, as a PNG file."""
 
     def write(self, folder: Path) -> None:
