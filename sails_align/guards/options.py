@@ -22,6 +22,9 @@ class GuardFitOptions(ContrastOptions):
     control_seed: int | None = option(
         None, "Make a control in place of the guard: which prompts are harmful is shuffled with this seed."
     )
+    chat_template_path: str | None = option(
+        None, "Chat template for a model without one: a Jinja file, or human_assistant. It is kept with the guard."
+    )
     dimension: int = option(4, "Coordinates of the space that the projector embeds prompts in: 2 to 8.")
     steps: int = option(300, "Steps of Adam.")
     contrastive_weight: float = option(0.1, "Weight of the supervised contrastive loss. 0: cross entropy only.")

@@ -75,9 +75,13 @@ class RedirectionOptions:
     redirection_layer: int | None = option(
         None, "Block whose output --loss redirection looks at, from 0. Default: the one in the middle."
     )
+    redirection_control_seed: int | None = option(
+        None,
+        "Make a control of --loss redirection: the nearest refusals are dealt to the harmful answers at random.",
+    )
 
     def __post_init__(self) -> None:
-        check_least(self, redirection_weight=0, redirection_layer=0)
+        check_least(self, redirection_weight=0, redirection_layer=0, redirection_control_seed=0)
 
 
 @dataclass(frozen=True)
@@ -104,10 +108,13 @@ class SspuOptions:
         "Weight of the penalty of --loss sspu on updates outside of the relevant features' span; 0: none. Default: "
         "what is outside is removed after each step.",
     )
+    sspu_control_seed: int | None = option(
+        None, "Make a control of --loss sspu: both kinds of features are drawn from all active ones with this seed."
+    )
 
     def __post_init__(self) -> None:
         check_choices(self, {"sspu_vector": ("run", "step")})
-        check_least(self, sspu_features=1, sspu_layer=0, sspu_retain_weight=0, sspu_lambda=0)
+        check_least(self, sspu_features=1, sspu_layer=0, sspu_retain_weight=0, sspu_lambda=0, sspu_control_seed=0)
         check_positive(self, "sspu_scale")
 
 
@@ -124,6 +131,11 @@ class CrispOptions:
     crisp_retain_weight: float = option(
         10.0, "Weight of what --loss crisp keeps, hidden states of harmless answers, beside the suppression."
     )
+    crisp_control_seed: int | None = option(
+        None,
+        "Make a control of --loss crisp: as many features, drawn with this seed from all that are active in harmful "
+        "answers.",
+    )
 
     def __post_init__(self) -> None:
-        check_least(self, crisp_features=1, crisp_ratio=1, crisp_retain_weight=0)
+        check_least(self, crisp_features=1, crisp_ratio=1, crisp_retain_weight=0, crisp_control_seed=0)
