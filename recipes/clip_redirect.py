@@ -1,4 +1,4 @@
-"""Redirect what is unsafe for a tiny CLIP to what is nearest and safe (SafeR-CLIP, arXiv 2511.16743).
+"""Redirect unsafe images and captions of a tiny CLIP to the nearest safe ones (SafeR-CLIP, arXiv 2511.16743).
 
 python recipes/clip_redirect.py --seed 0
 
@@ -137,7 +137,7 @@ def pretrain(model: CLIPModel, n_steps: int, generator: torch.Generator) -> None
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, n_steps) if n_steps > 0 else None
     for _ in range(n_steps):
-        drawn = torch.randperm(2 * len(THINGS), generator=generator)[:BATCH]  # no caption is there twice
+        drawn = torch.randperm(2 * len(THINGS), generator=generator)[:BATCH]  # no caption occurs twice
         things, unsafe = drawn // 2, drawn % 2
         text_ND = embed_text(model, captions(things, unsafe))
         logits_NN = (

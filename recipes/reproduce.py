@@ -1,7 +1,7 @@
 """Reproduce the paper's table on one model: show the plan and its cost, check it, and run it.
 
 python recipes/reproduce.py --model gemma-2-9b --dry-run     # the plan and the checks
-python recipes/reproduce.py --model gemma-2-9b               # all of it; started again, it goes on
+python recipes/reproduce.py --model gemma-2-9b               # run everything; run it again to resume
 """
 
 from sails_align.cli.reproduce import main

@@ -205,7 +205,8 @@ def test_a_page_holds_no_markup_of_others(tmp_path: Path) -> None:
     context = {"tokens": [markup], "activations": [1.0]}
     meaning = asdict(Meaning(1, 2, [Context(**context)], [markup], [markup], [(3, 0.5)], None, markup))
     grid = Grid([markup], [entries(markup)])
-    report = Page(markup, [Section(markup, [markup], [grid], meanings=[meaning])], markup, {markup: markup})
+    section = Section(markup, [markup], [grid], meanings=[meaning], findings=[markup])
+    report = Page(markup, [markup], [section], markup, {markup: markup})
     html, _ = write_page(report, tmp_path)
     text = html.read_text()
     assert "alert(1)" in text

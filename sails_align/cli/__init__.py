@@ -123,7 +123,7 @@ def help_text() -> str:
             *(f"  {name:<{width}}{entry.summary}" for name, entry in COMMANDS.items()),
             "",
             "options:",
-            f"  {'-h, --help':<{width}}Show this, or with a command its options.",
+            f"  {'-h, --help':<{width}}Show this help; after a command: its options.",
             f"  {'--version':<{width}}Show the version.",
             "",
             "For every model, `testbed` names the one that ships with the package, and `testbed:N` that of seed N.",

@@ -88,8 +88,8 @@ KINDS: Mapping[str, Kind] = {
     "data-formats": Kind(
         "Columns of datasets, for --dataset_name.", ("response", "prompt (one of)", "other columns"), _formats
     ),
-    "initializers": Kind("Starts of adapters, for --init.", _ENTRY, _of("initializers:INITIALIZERS")),
-    "losses": Kind("Losses beside TRL's, for --loss.", _ENTRY, _of("training.losses:LOSSES")),
+    "initializers": Kind("Initializations of adapters, for --init.", _ENTRY, _of("initializers:INITIALIZERS")),
+    "losses": Kind("Losses in addition to TRL's, for --loss.", _ENTRY, _of("training.losses:LOSSES")),
     "callbacks": Kind("Changes during training, by their options.", _ENTRY, _of("training.callbacks:CALLBACKS")),
     "transforms": Kind("Changes of training data, by their options.", _ENTRY, _of("data.transforms:TRANSFORMS")),
     "edits": Kind("Edits of trained weights: sails edit NAME.", _ENTRY, _of("edits:EDITS")),

@@ -141,7 +141,8 @@ def _model_of(guard: "Guard", of: GuardFolder) -> "LoadedModel":
     from sails_align.guards.guard import LoadedModel
 
     name = of.model or guard.about["model"]
-    model = LoadedModel.open(name, of.base_model or guard.about["base_model"], of.device)
+    base = of.base_model or guard.about["base_model"]
+    model = LoadedModel.open(name, base, of.device, guard.about.get("chat_template"))
     guard.check_model(model.spec)
     return model
 

@@ -46,8 +46,8 @@ class SAEArguments:
     on_bad_rows: str = option("error", "Rows that cannot be used: error, or skip (counted).")
     graph_dataset_name: str | None = option(
         None,
-        "Prompts for the graph of --graph_lambda: a hub id, file or folder, or testbed or smollm2 for theirs. Default: "
-        f"those that come with the model; at most {N_GRAPH_PROMPTS} of each kind.",
+        "Prompts for the graph of --graph_lambda: a hub id, file or folder, or testbed or smollm2 for their own. "
+        f"Default: those that come with the model; at most {N_GRAPH_PROMPTS} of each kind.",
     )
     output_dir: str | None = option(None, "Default: runs/saes-<model>.")
     overwrite_output_dir: bool = option(False, OVERWRITE)

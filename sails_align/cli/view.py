@@ -26,7 +26,7 @@ class ViewArguments:
             "positional": True,
         }
     )
-    run2: Path | None = option(None, "Another one, with the same prompts, to show beside it.", positional=True)
+    run2: Path | None = option(None, "Another one, with the same prompts, to compare with it.", positional=True)
     output: Path | None = option(None, f"HTML file to write; default: {VIEW_FILE} in the folder RUN.")
     features: Path | None = option(
         None,

@@ -194,10 +194,10 @@ class _Parser(CommandParser, TrlParser):
                 metavar="VALUE",
                 help=self._library_help(name),
             )
-        self.add_argument("--config", metavar="FILE", help="A YAML file of options; the command line goes before it.")
+        self.add_argument("--config", metavar="FILE", help="A YAML file of options; the command line overrides it.")
         about_threads = "CPU threads. Default: 1 for models below 20 million parameters, otherwise PyTorch's choice."
         self.add_argument("--threads", metavar="INT", help=about_threads)
-        self.add_argument("-h", "--help", action="help", help="Show this and exit.")
+        self.add_argument("-h", "--help", action="help", help="Show this help and exit.")
         about_all = argparse.SUPPRESS if library is None else "Show the other options of TRL and PEFT, too."
         self.add_argument("--help-all", action="help", help=about_all)
         self.add_argument("--list-options", action=_ListOptions, nargs=0, help=argparse.SUPPRESS)

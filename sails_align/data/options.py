@@ -133,7 +133,7 @@ class NearestRefusalOptions:
         "where an answer would begin) or all (the mean over the tokens of the text).",
     )
     refusal_control_seed: int | None = option(
-        None, "Make a control of --nearest_refusal: the same refusals, dealt to the requests at random by this seed."
+        None, "Make a control of --nearest_refusal: the same refusals, assigned to the requests at random by this seed."
     )
 
     def __post_init__(self) -> None:

@@ -115,8 +115,8 @@ class RequestOptions(EditOptions):
 
     dataset_name: str | None = option(
         None,
-        "Harmful requests, refused: a dataset, or testbed or smollm2 for theirs. Default: what the run was trained on, "
-        "if there was harmless data beside it; or what comes with its model.",
+        "Harmful requests with refusals: a dataset, or testbed or smollm2 for their own. Default: the safety data of "
+        "the run, if it also had harmless data; otherwise what comes with its model.",
     )
     n_prompts: int = option(128, "Requests of each dataset to look at, at most.")
     data_seed: int = option(0, "Seed of the choice of requests.")
@@ -130,7 +130,9 @@ class RequestOptions(EditOptions):
 class ContrastOptions(RequestOptions):
     """Options of what is found from the difference of harmful and harmless requests."""
 
-    helpful_dataset_name: str | None = option(None, "Harmless requests: a dataset, or testbed or smollm2 for theirs.")
+    helpful_dataset_name: str | None = option(
+        None, "Harmless requests: a dataset, or testbed or smollm2 for their own."
+    )
     layer: int | None = option(
         None, "Layer whose direction is used. Default: the one that separates validation prompts best."
     )

@@ -17,6 +17,7 @@ from sails_align.core.earlier import remedy_of
 from sails_align.core.errors import InputError
 from sails_align.core.options import all_but
 from sails_align.core.progress import progress_bar
+from sails_align.data.tokens import read_chat_template
 from sails_align.edits.direction import States, d_prime
 from sails_align.edits.requests import SIDES, split_sides
 from sails_align.guards.guard import PROJECTOR, LoadedModel, model_hash, prompt_hash
@@ -55,7 +56,8 @@ def fit_guard(run: Path, output: Path, options: GuardFitOptions, *, overwrite: b
     Raises:
         InputError: for a model, a layer or data that cannot be used, or if the folder holds another guard.
     """
-    model = LoadedModel.open(str(run), options.base_model, options.device)
+    template = None if options.chat_template_path is None else read_chat_template(options.chat_template_path)
+    model = LoadedModel.open(str(run), options.base_model, options.device, template)
     layers = range(len(decoder_layers(model.model))) if options.layer is None else [options.layer]
     check_layers(model.model, layers)
     fitted_on, validated_on, source = split_sides(options, run, model, model.tokenizer)
@@ -63,7 +65,7 @@ def fit_guard(run: Path, output: Path, options: GuardFitOptions, *, overwrite: b
     about = {
         "model_hash": model_hash(model.spec),
         "data_hash": content_hash(hashes),
-        "options": all_but(("device", "base_model"), options),
+        "options": all_but(("device", "base_model", "chat_template_path"), options),
     }
     input_hash = content_hash(about)
     earlier = read_header(output / PROJECTOR, PROJECTOR)
@@ -82,6 +84,7 @@ def fit_guard(run: Path, output: Path, options: GuardFitOptions, *, overwrite: b
     about |= {
         "model": str(run),
         "base_model": options.base_model,
+        "chat_template": template,
         "source": source,
         "layer": found.layer,
         "auc": {str(layer): value for layer, value in found.aucs.items()},

@@ -41,9 +41,11 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
 
     @classmethod
-    def open(cls, name: str, base_model: str | None = None, device: str | None = None) -> "LoadedModel":
-        """Load a model; raise `InputError` if there is none of that name."""
-        spec = resolve_model(name, base_model)
+    def open(
+        cls, name: str, base_model: str | None = None, device: str | None = None, chat_template: str | None = None
+    ) -> "LoadedModel":
+        """Load a model, whose chat template is its own by default; raise `InputError` if there is none of that name."""
+        spec = resolve_model(name, base_model).with_chat_template(chat_template)
         return cls(spec, load_model(spec, checked_device(device)), load_spec_tokenizer(spec))
 
 

@@ -20,7 +20,10 @@ class GuardFitOptions(ContrastOptions):
         None, "Layer whose hidden states are read. Default: the one with the best AUC on validation prompts."
     )
     control_seed: int | None = option(
-        None, "Make a control in place of the guard: which prompts are harmful is shuffled with this seed."
+        None, "Make a control in place of the guard: the labels harmful and harmless are shuffled by this seed."
+    )
+    chat_template_path: str | None = option(
+        None, "Chat template for a model without one: a Jinja file, or human_assistant. It is kept with the guard."
     )
     dimension: int = option(4, "Coordinates of the space that the projector embeds prompts in: 2 to 8.")
     steps: int = option(300, "Steps of Adam.")

@@ -73,7 +73,7 @@ INITIALIZERS: Registry[Initializer] = Registry(
         ),
         "guardspace": Initializer(
             f"{__name__}.guardspace:METHOD",
-            "GuardSpace: adapters that see nothing of harmful prompts (arXiv 2510.14301).",
+            "GuardSpace: adapters that ignore most inputs from harmful prompts (arXiv 2510.14301).",
             GuardSpaceOptions,
             needs_data=True,
             needs_prompts=True,

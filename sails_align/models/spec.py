@@ -1,10 +1,11 @@
 """Names, paths and hashes of models. Nothing heavy is imported before it is used."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sails_align.core.artifacts import content_hash
 from sails_align.models import resolver_of
 
 DECIDE = (
@@ -35,6 +36,13 @@ class ModelSpec:
     trust_remote_code: bool = False
     chat_template: str | None = None
     """In place of the tokenizer's own."""
+
+    def with_chat_template(self, template: str | None) -> "ModelSpec":
+        """Return the model with another chat template; with None, as it is."""
+        if template is None:
+            return self
+        identity = {**self.identity, "chat_template": content_hash(template)}
+        return replace(self, chat_template=template, identity=identity)
 
 
 def model_path(name: str) -> str:

@@ -46,7 +46,7 @@ class SAETrainingOptions:
         "adaptations in the training).",
     )
     graph_lambda: float = option(
-        0.0, "Weight of the graph penalty on the decoder, beside the reconstruction error of a coordinate; 0: none."
+        0.0, "Weight of the graph penalty on the decoder, relative to the squared error per coordinate; 0: none."
     )
     graph_threshold: float = option(
         0.6, "Coordinates of the residual stream are connected if their correlation is at least this."

@@ -339,6 +339,17 @@ def test_a_guard_is_used_with_its_own_model_here_only(
         safety(argv(tmp_path, "--guard", str(folder), *options))
 
 
+def test_a_guard_of_another_chat_template_keeps_it_and_is_used_with_it(tmp_path: Path) -> None:
+    own, template = tmp_path / "guard", ["--chat_template_path", "human_assistant"]
+    fit(own, *template)
+    guard.calibrate([str(own), *PROMPTS])
+    assert guard.check([str(own), *argv(tmp_path)[2:4], "--output_dir", str(tmp_path / "checked")])["n"] == 24
+    metrics = safety(argv(tmp_path, "--guard", str(own), *template))
+    assert "guard" in metrics["provenance"]["model"]
+    with pytest.raises(InputError, match="chat template or --dtype differ"):
+        safety(argv(tmp_path, "--guard", str(own), "--overwrite_output_dir", "true"))
+
+
 def test_a_changed_model_is_refused_and_a_moved_one_is_not(own: Path, tmp_path: Path) -> None:
     model = Path(shutil.copytree(ASSETS / "model", tmp_path / "model"))
     check: Callable[[], Any] = lambda: guard.check([str(own), "--model", str(model), *argv(tmp_path)[:4]])  # noqa: E731

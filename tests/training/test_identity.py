@@ -35,6 +35,7 @@ COUNTED = set(
     zeroth_order zo_eps zo_directions dp_epsilon dp_sigma dp_clip dp_delta dp_batch_size dp_noise_seed
     first_tokens first_tokens_weight constrained_first_betas constrained_beta
     redundancy_weight redundancy_groups redundancy_form redirection_weight redirection_layer
+    redirection_control_seed sspu_control_seed crisp_control_seed
     sspu_features sspu_layer sspu_scale sspu_retain_weight sspu_vector sspu_lambda
     crisp_features crisp_ratio crisp_retain_weight
     eval_part warm_start_epochs warm_start_examples warm_start_learning_rate warm_start_ratio

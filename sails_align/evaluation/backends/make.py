@@ -1,11 +1,9 @@
 """Make backends from options."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sails_align.core.artifacts import content_hash
 from sails_align.core.errors import InputError
 from sails_align.data.tokens import read_chat_template, turn_openers
 from sails_align.evaluation.backends.adapter_check import CheckedBackend
@@ -28,11 +26,8 @@ def find_spec(how: ResponseArguments) -> ModelSpec | None:
     if how.backend == "openai":
         return None
     given = {"dtype": how.dtype, "revision": how.revision, "trust_remote_code": how.trust_remote_code}
-    spec = resolve_model(how.model, how.base_model, **given)
-    if how.chat_template_path is None:
-        return spec
-    template = read_chat_template(how.chat_template_path)
-    return replace(spec, chat_template=template, identity={**spec.identity, "chat_template": content_hash(template)})
+    template = None if how.chat_template_path is None else read_chat_template(how.chat_template_path)
+    return resolve_model(how.model, how.base_model, **given).with_chat_template(template)
 
 
 def make_backend(

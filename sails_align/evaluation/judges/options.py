@@ -36,7 +36,7 @@ class JudgeArguments:
     judge_concurrency: int = option(16, "Number of parallel requests to a server.")
     judge_max_new_tokens: int = option(512, "Maximum length of an llm judge's answer in tokens, including reasoning.")
     judge_timeout: float = option(120.0, "Time-out for a response of a server, in seconds.")
-    guard_family: str | None = option(None, "Prompt format of a guard; default: from the name in --judge_model.")
+    guard_family: str | None = option(None, "Prompt format of a guard model; default: from the name in --judge_model.")
 
     def __post_init__(self) -> None:
         for name in self.judge or ():

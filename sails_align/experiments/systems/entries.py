@@ -87,6 +87,27 @@ NEAREST = System(
     (*LORA, "--nearest_refusal", "true", "--refusal_dataset_name", REFUSALS),
     is_of_testbed=True,
 )
+REDIRECTION = System(
+    "SFT-LoRA (redirection)",
+    "methods/redirection",
+    (*LORA, "--loss", "redirection", "--redirection_weight", KNOB),
+    knob="weight",
+    values=(0.1, 0.3, 1.0, 3.0),
+)
+SSPU = System(
+    "SSPU",
+    "methods/sspu",
+    (*LORA, "--loss", "sspu", "--sspu_retain_weight", KNOB),
+    knob="retain weight",
+    values=(1.0, 3.0, 10.0, 100.0),
+)
+CRISP = System(
+    "CRISP",
+    "methods/crisp",
+    (*LORA, "--loss", "crisp", "--crisp_features", KNOB),
+    knob="features",
+    values=(10, 30, 100, 300),
+)
 CLADE = System("CLADE", "methods/clade", (*FULL, "--clade", "categories"), is_of_weights=False)
 SIFT = System("SIFT", "methods/sift", (*FULL, "--sift_rate", "0.034"))
 
@@ -124,12 +145,12 @@ SYSTEMS: Registry[System] = Registry(
             "SFT-LoRA (random refusals)",
             training=(*NEAREST.training, "--refusal_control_seed", SEED),
         ),
-        "redirection": System(
-            "SFT-LoRA (redirection)",
-            "methods/redirection",
-            (*LORA, "--loss", "redirection", "--redirection_weight", KNOB),
-            knob="weight",
-            values=(0.1, 0.3, 1.0, 3.0),
+        "redirection": REDIRECTION,
+        "redirection-control": _control(
+            "redirection",
+            REDIRECTION,
+            "SFT-LoRA (random redirection)",
+            training=(*REDIRECTION.training, "--redirection_control_seed", SEED),
         ),
         "redundancy": System(
             "SFT-LoRA (less redundant)",
@@ -138,19 +159,13 @@ SYSTEMS: Registry[System] = Registry(
             knob="weight",
             values=(0.01, 0.1, 1.0),
         ),
-        "sspu": System(
-            "SSPU",
-            "methods/sspu",
-            (*LORA, "--loss", "sspu", "--sspu_retain_weight", KNOB),
-            knob="retain weight",
-            values=(1.0, 3.0, 10.0, 100.0),
+        "sspu": SSPU,
+        "sspu-control": _control(
+            "sspu", SSPU, "SSPU (random features)", training=(*SSPU.training, "--sspu_control_seed", SEED)
         ),
-        "crisp": System(
-            "CRISP",
-            "methods/crisp",
-            (*LORA, "--loss", "crisp", "--crisp_features", KNOB),
-            knob="features",
-            values=(10, 30, 100, 300),
+        "crisp": CRISP,
+        "crisp-control": _control(
+            "crisp", CRISP, "CRISP (random features)", training=(*CRISP.training, "--crisp_control_seed", SEED)
         ),
         "clade": CLADE,
         "clade-one": _control("clade", CLADE, "CLADE (one class)", training=(*FULL, "--clade", "one")),

@@ -98,7 +98,10 @@ def _of_sails(data: ReportData) -> list[Picture]:
 def _setting(plan: Plan) -> str:
     """Describe what all methods have in common."""
     n = plan.measures.n_examples
-    data = "the recipes' own data" if n is None else f"the same {n} harmful and {n} harmless training examples for all"
+    data = "the recipes' own data"
+    if n is not None:
+        harmless = f"{n} harmless" if plan.protocol is None else "the recipes' harmless"
+        data = f"the same {n} harmful and {harmless} training examples for all"
     return (
         f"{counted(plan.n_seeds, 'seed')} (from {plan.first_seed}) of initialization and data; {data}. Each method "
         "has its own learning rate, chosen from one grid on the validation part by the mean of safety rate and "

@@ -46,7 +46,7 @@ CALLBACKS = Registry(
         ),
         "zeroth_order": Entry(
             "sails_align.training.zeroth_order.trainer:attach",
-            "Train without gradients, and with differential privacy if asked to.",
+            "Train without gradients; with differential privacy if an option sets it.",
             ZerothOrderOptions,
         ),
     },

@@ -43,7 +43,7 @@ class EmaOptions:
 
     ema_half_life: float | None = option(
         None,
-        "End with an average of the weights over the steps: after this number of steps a weight counts half as much. "
+        "End with an exponential moving average of the weights; the value is its half-life in steps. "
         "Default: no average, the weights of the last step.",
     )
 
@@ -98,8 +98,8 @@ class SiftOptions:
     )
     sift_safety_dataset_name: str | None = option(
         None,
-        "Harmful requests with refusals (a dataset, or testbed or smollm2 for theirs): --sift_rate does not choose the "
-        "entries that matter most for them.",
+        "Harmful requests with refusals (a dataset, or testbed or smollm2 for their own): --sift_rate does not choose "
+        "the entries that matter most for them.",
     )
     sift_forbidden: float = option(
         0.1,

@@ -55,6 +55,8 @@ class CRISP:
         self.saes, stats = fitter.saes, fitter.result()
         n, ratio = self._options.crisp_features, self._options.crisp_ratio
         chosen = {layer: salient_features(stats, layer, n, ratio) for layer in data.saes}
+        if (seed := self._options.crisp_control_seed) is not None:
+            chosen = {layer: random_features(stats, layer, len(ids), seed) for layer, ids in chosen.items()}
         self.features = {layer: ids for layer, ids in chosen.items() if ids}
         if not self.features:
             raise InputError(
@@ -106,3 +108,10 @@ def salient_features(stats: TokenStats, layer: int, n: int, ratio: float) -> lis
     is_salient_F = (more_often_F > 0) & (unaligned.mean >= ratio * aligned.mean)
     order_F = more_often_F.argsort(descending=True, stable=True)
     return order_F[is_salient_F[order_F]][:n].tolist()
+
+
+def random_features(stats: TokenStats, layer: int, n: int, seed: int) -> list[int]:
+    """Return n latents drawn from those that are active on the unaligned side."""
+    _, unaligned = stats.pair("prompt", layer)
+    active = unaligned.mean.nonzero()[:, 0]
+    return active[torch.randperm(len(active), generator=torch.Generator().manual_seed(seed))][:n].tolist()

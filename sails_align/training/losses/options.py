@@ -36,7 +36,7 @@ class ConstrainedOptions:
 
     constrained_first_betas: list[float] = option(
         [0.5, 2.0, 2.0, 2.0, 2.0],
-        "How strongly --loss constrained holds each of the first tokens of a response: 0 not at all, as plain SFT.",
+        "Beta of --loss constrained for each of the first tokens of a response; larger: less change; 0: plain SFT.",
     )
     constrained_beta: float = option(0.1, "Beta of --loss constrained for all other tokens of a response.")
 
@@ -51,7 +51,7 @@ class RedundancyOptions:
     """Options of the loss `redundancy`."""
 
     redundancy_weight: float = option(
-        0.1, "How large the penalty of --loss redundancy is, as a share of TRL's loss: 0 not at all."
+        0.1, "Size of the penalty of --loss redundancy, as a share of TRL's loss; 0: no penalty."
     )
     redundancy_groups: int = option(
         2, "Number of groups that the rows of each lora_A are split into by --loss redundancy, from 2 to the rank."
@@ -71,13 +71,17 @@ class RedundancyOptions:
 class RedirectionOptions:
     """Options of the loss `redirection`."""
 
-    redirection_weight: float = option(1.0, "Weight of --loss redirection beside TRL's loss; 0: TRL's loss alone.")
+    redirection_weight: float = option(1.0, "Weight of --loss redirection relative to TRL's loss; 0: TRL's loss alone.")
     redirection_layer: int | None = option(
-        None, "Block whose output --loss redirection looks at, from 0. Default: the one in the middle."
+        None, "Block whose output --loss redirection uses, from 0. Default: the middle one."
+    )
+    redirection_control_seed: int | None = option(
+        None,
+        "Make a control of --loss redirection: the nearest refusals are dealt to the harmful answers at random.",
     )
 
     def __post_init__(self) -> None:
-        check_least(self, redirection_weight=0, redirection_layer=0)
+        check_least(self, redirection_weight=0, redirection_layer=0, redirection_control_seed=0)
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ class SspuOptions:
     sspu_scale: float = option(
         1.0, "Norm of the vector that --loss sspu moves harmful answers to, over the norm of their hidden states."
     )
-    sspu_retain_weight: float = option(100.0, "Weight of what --loss sspu keeps, harmless answers, beside the rest.")
+    sspu_retain_weight: float = option(100.0, "Weight of the term of --loss sspu that keeps harmless answers.")
     sspu_vector: str = option(
         "run", "How often --loss sspu draws its random vector: once for the run, or a new one in each step."
     )
@@ -104,10 +108,13 @@ class SspuOptions:
         "Weight of the penalty of --loss sspu on updates outside of the relevant features' span; 0: none. Default: "
         "what is outside is removed after each step.",
     )
+    sspu_control_seed: int | None = option(
+        None, "Make a control of --loss sspu: both kinds of features are drawn from all active ones with this seed."
+    )
 
     def __post_init__(self) -> None:
         check_choices(self, {"sspu_vector": ("run", "step")})
-        check_least(self, sspu_features=1, sspu_layer=0, sspu_retain_weight=0, sspu_lambda=0)
+        check_least(self, sspu_features=1, sspu_layer=0, sspu_retain_weight=0, sspu_lambda=0, sspu_control_seed=0)
         check_positive(self, "sspu_scale")
 
 
@@ -122,8 +129,13 @@ class CrispOptions:
         3.0, "How many times more active --loss crisp wants a feature to be in harmful answers than in harmless ones."
     )
     crisp_retain_weight: float = option(
-        10.0, "Weight of what --loss crisp keeps, hidden states of harmless answers, beside the suppression."
+        10.0, "Weight of the term of --loss crisp that keeps hidden states of harmless answers."
+    )
+    crisp_control_seed: int | None = option(
+        None,
+        "Make a control of --loss crisp: as many features, drawn with this seed from all that are active in harmful "
+        "answers.",
     )
 
     def __post_init__(self) -> None:
-        check_least(self, crisp_features=1, crisp_ratio=1, crisp_retain_weight=0)
+        check_least(self, crisp_features=1, crisp_ratio=1, crisp_retain_weight=0, crisp_control_seed=0)

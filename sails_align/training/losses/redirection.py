@@ -58,7 +58,10 @@ class Redirection:
         self._unsafe_ND, safe_ND = (
             frozen_mean_states(trainer.model, self._layer, sides) for sides in (self._texts, refusals)
         )
-        self._safe_ND = safe_ND[nearest(self._unsafe_ND, safe_ND)]
+        targets_N = nearest(self._unsafe_ND, safe_ND)
+        if (seed := self._options.redirection_control_seed) is not None:
+            targets_N = targets_N[torch.randperm(len(targets_N), generator=torch.Generator().manual_seed(seed))]
+        self._safe_ND = safe_ND[targets_N]
         self._batches = SideBatches(len(self._texts), trainer.args.per_device_train_batch_size, trainer.args.seed)
 
     def begin(self, trainer: Any) -> None:

@@ -51,7 +51,9 @@ class SSPU:
         """Find the directions; raise `InputError` if the SAEs or the data do not serve."""
         options, args = self._options, trainer.args
         data = UnlearningData.of("sspu", plan, source)
-        found = find_directions(trainer.model, data, options.sspu_features, options.sspu_layer)
+        found = find_directions(
+            trainer.model, data, options.sspu_features, options.sspu_layer, options.sspu_control_seed
+        )
         self.directions, self.parts = found, parts_of(trainer.model, find_targets(trainer.model, "default"), found)
         self._forget, self._retain = data.forget, data.retain  # and not the SAEs, which are done with
         size, seed = args.per_device_train_batch_size, args.seed

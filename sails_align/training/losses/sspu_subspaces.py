@@ -3,6 +3,7 @@
 Shapes: T tokens, D d_model, F d_sae, K features of a kind, R rank, I inputs and O outputs of a module.
 """
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +42,9 @@ class Directions:
     """The latents of both kinds."""
 
 
-def find_directions(model: nn.Module, data: UnlearningData, n_features: int, layer: int | None) -> Directions:
+def find_directions(
+    model: nn.Module, data: UnlearningData, n_features: int, layer: int | None, control_seed: int | None = None
+) -> Directions:
     """Rank the features of a layer by their mean activations in harmful and in harmless answers.
 
     Args:
@@ -49,6 +52,7 @@ def find_directions(model: nn.Module, data: UnlearningData, n_features: int, lay
         data: the answers, and SAEs.
         n_features: of each kind.
         layer: None: of the layers with an SAE, the one whose hidden states tell the two kinds of texts apart best.
+        control_seed: draw the features of both kinds from the active ones, as a control.
 
     Raises:
         InputError: if the layer has no SAE, or it has too few active features.
@@ -62,7 +66,7 @@ def find_directions(model: nn.Module, data: UnlearningData, n_features: int, lay
     layer = max(layers, key=lambda each: separation(stats, each))
     features = FeatureFitter({layer: saes[layer]})
     data.fit(model, features, [layer])
-    relevant, irrelevant = chosen_features(features.result(), layer, n_features)
+    relevant, irrelevant = chosen_features(features.result(), layer, n_features, control_seed)
     rows_KD = normalize(features.saes[layer].W_dec_FD.cpu()[[*relevant, *irrelevant]].double(), dim=1)
     n, d_model = rows_KD.shape
     if n > d_model:
@@ -74,14 +78,23 @@ def find_directions(model: nn.Module, data: UnlearningData, n_features: int, lay
     return Directions(layer, basis_DK[:, :n_features], basis_DK[:, n_features:], norm, named)
 
 
-def chosen_features(stats: TokenStats, layer: int, n: int) -> tuple[list[int], list[int]]:
-    """Return the n latents that are most more active on the unaligned side, and the n others that differ least."""
+def chosen_features(
+    stats: TokenStats, layer: int, n: int, control_seed: int | None = None
+) -> tuple[list[int], list[int]]:
+    """Return the n latents that are most more active on the unaligned side, and the n others that differ least.
+
+    With a seed, as a control, both are drawn from all that are active.
+    """
 
     def ranked(side: str | None) -> list[int]:
         return rank_features(stats, contrast="prompt", score="mean_diff", side=side).layers[layer].ids.tolist()
 
+    active = ranked(None)
     relevant = ranked("unaligned")[:n]
-    irrelevant = [each for each in ranked(None) if each not in relevant][-n:]
+    if control_seed is not None:
+        active = random.Random(control_seed).sample(active, len(active))
+        relevant = active[:n]
+    irrelevant = [each for each in active if each not in relevant][-n:]
     if len(relevant) < n or len(irrelevant) < n:
         raise InputError(
             f"sspu_features is {n}, but in layer {layer} only {len(relevant)} features are more active in harmful "

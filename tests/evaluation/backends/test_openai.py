@@ -299,7 +299,8 @@ def test_an_option_is_not_given_up_for_an_error_that_names_it():
 
 
 def test_requests_with_faults_are_all_answered_and_not_mixed_up():
-    with StubServer(echo, faults=0.05, kinds=[*PASSING, "429_date", "trickle"], retry_after=0, slow=0.2) as server:
+    kinds = [*PASSING, "429_date", "trickle"]
+    with StubServer(echo, faults=0.05, kinds=kinds, retry_after=0, slow=0.2, latency=0.01) as server:
         found = complete(server, chats(1000), concurrency=32, backoff=0.05)
     assert Counter(completion.text for completion in found.values()) == Counter(
         f"text {number}" for number in range(1000)

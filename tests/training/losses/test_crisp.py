@@ -11,7 +11,7 @@ from tiny import Built, Project, adapter_weights, build, distance
 from sails_align.core.errors import InputError
 from sails_align.subspace.statistics import SideSums, TokenStats
 from sails_align.training import run as align
-from sails_align.training.losses.crisp import CRISP, activations, salient_features
+from sails_align.training.losses.crisp import CRISP, activations, random_features, salient_features
 
 OURS = ("--init", "default", "--logging_steps", "1", "--loss", "crisp", "--warmup_steps", "0", "--crisp_ratio", "1")
 
@@ -30,6 +30,9 @@ def test_features_are_chosen_by_how_often_and_how_much_more_they_are_active():
     assert salient_features(stats, 0, 1, 3.0) == [1]
     swapped = TokenStats({("prompt", 0, "unaligned"): harmless, ("prompt", 0, "aligned"): harmful})
     assert salient_features(swapped, 0, 9, 3.0) == [], "control"
+    drawn = [random_features(stats, 0, 2, seed) for seed in range(50)]
+    assert {feature for features in drawn for feature in features} == {0, 1, 2, 3}, "of a control: all but the dead one"
+    assert random_features(stats, 0, 2, 7) == drawn[7]
 
 
 def loss_of(built: Built) -> CRISP:
@@ -67,6 +70,13 @@ def test_at_the_start_it_is_1_over_all_harmful_answers(project: Project, tmp_pat
     assert logged(trained(project, tmp_path, *WHOLE, "--max_steps", "1"), "crisp_active")[0] == pytest.approx(
         1, rel=1e-4
     )
+
+
+def test_a_control_has_as_many_features_and_other_ones(project: Project, tmp_path: Path):
+    ours = loss_of(build(project.argv(tmp_path / "ours", *OURS))).features
+    drawn = loss_of(build(project.argv(tmp_path / "drawn", *OURS, "--crisp_control_seed", "0"))).features
+    assert {layer: len(ids) for layer, ids in drawn.items()} == {layer: len(ids) for layer, ids in ours.items()}
+    assert drawn != ours
 
 
 def test_activations_have_gradients_where_a_feature_is_active_and_nowhere_else(project: Project, tmp_path: Path):

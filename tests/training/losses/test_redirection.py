@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from sails_align.core.errors import InputError
 from sails_align.training import run as align
-from sails_align.training.losses.redirection import nearest, redirection
+from sails_align.training.losses.redirection import Redirection, nearest, redirection
 from sails_align.training.losses.side_batches import SideBatches
 
 QUICK = ("--init", "default", "--logging_steps", "1")
@@ -96,6 +96,20 @@ def test_with_weight_0_it_is_trls_training_bit_for_bit_and_with_another_it_is_no
     for weight, is_same in (("0", True), ("1", False)):
         ours = trained(project, tmp_path, *OURS, "--max_steps", "3", "--redirection_weight", weight)
         assert (distance(adapter_weights(ours.trainer), plain) == 0) == is_same
+
+
+def test_a_control_has_the_same_refusals_as_targets_in_another_order(project: Project, tmp_path: Path):
+    def targets(*options: str) -> Tensor:
+        built = build(project.argv(tmp_path, *OURS, *options))
+        cells = [cell.cell_contents for cell in type(built.trainer).compute_loss.__closure__ or ()]
+        (loss,) = (each for each in cells if isinstance(each, Redirection))
+        return loss._safe_ND
+
+    ours, dealt = targets(), targets("--redirection_control_seed", "0")
+    assert sorted(dealt.tolist()) == sorted(ours.tolist())
+    assert not torch.equal(dealt, ours)
+    assert torch.equal(dealt, targets("--redirection_control_seed", "0"))
+    assert not torch.equal(dealt, targets("--redirection_control_seed", "1"))
 
 
 def test_gradient_accumulation_does_not_change_its_part(project: Project, tmp_path: Path):

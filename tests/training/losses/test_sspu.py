@@ -188,6 +188,10 @@ def test_features_are_ranked_by_the_difference_of_means():
         {("prompt", 0, "aligned"): side(9, 1, 1, 5, 0, 2), ("prompt", 0, "unaligned"): side(1, 7, 4, 5, 0, 2.5)}
     )
     assert chosen_features(stats, 0, 2) == ([1, 2], [5, 3])
+    drawn = [chosen_features(stats, 0, 2, control_seed=seed) for seed in range(50)]
+    assert {feature for of in drawn for kind in of for feature in kind} == {0, 1, 2, 3, 5}, "all but the dead one"
+    assert all(not {*relevant} & {*irrelevant} for relevant, irrelevant in drawn)
+    assert chosen_features(stats, 0, 2, control_seed=7) == drawn[7]
     with pytest.raises(InputError, match="only 3 features are more active in harmful answers, and 2 others"):
         chosen_features(stats, 0, 4)
 
