@@ -100,9 +100,7 @@ def measure_while_training(trainer: AlignmentTrainer, every_n_steps: int, measur
 
     def probe(model: PreTrainedModel) -> dict[str, float]:
         if trainer.state.global_step > 0:  # before the first step `MeasureStart` measures
-            asked = dict(
-                vars(trainer.control)
-            )  # what to do after this step; evaluating and logging would count as done
+            asked = dict(vars(trainer.control))  # of this step; evaluating and logging would count as done
             measure()
             vars(trainer.control).update(asked)
         return {}
