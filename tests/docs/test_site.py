@@ -101,19 +101,26 @@ def test_the_reference_is_of_docstrings(site: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "said"),
+    ("wrong", "summary"),
     [
-        ("faq.md", "[here](nowhere.md)", "nowhere.md"),
-        ("faq.md", "[here](method.md#nowhere)", "nowhere"),
-        ("faq.md", "[here](../recipes/nowhere.yaml)", "nowhere.yaml"),
-        ("forgotten.md", "# A page that is in no menu", "forgotten.md"),
-        ("api/data.md", "::: sails_align.nowhere", "nowhere"),
+        (
+            {
+                ("faq.md", "[here](missing.md)"): "missing.md",
+                ("faq.md", "[here](method.md#no-such-part)"): "no-such-part",
+                ("faq.md", "[here](../recipes/missing.yaml)"): "missing.yaml",
+                ("forgotten.md", "# A page that is in no menu"): "forgotten.md",
+            },
+            "Aborted with 4 warnings",
+        ),
+        ({("api/data.md", "::: sails_align.nowhere"): "nowhere"}, "could not be found"),
     ],
 )
-def test_what_is_wrong_is_an_error(tmp_path: Path, name: str, text: str, said: str) -> None:
+def test_what_is_wrong_is_an_error(tmp_path: Path, wrong: dict[tuple[str, str], str], summary: str) -> None:
     folder = copy(tmp_path)
-    with (folder / "docs" / name).open("a") as page:
-        page.write(f"\n{text}\n")
+    for name, text in wrong:
+        with (folder / "docs" / name).open("a") as page:
+            page.write(f"\n{text}\n")
     done = build(folder)
     assert done.returncode != 0
-    assert said in done.stdout + done.stderr
+    for said in (*wrong.values(), summary):
+        assert said in done.stdout + done.stderr
