@@ -44,6 +44,11 @@ def services_of(report_to: Sequence[str]) -> list[str]:
     return names
 
 
+def hide_command_line() -> None:
+    """Keep wandb from sending the command line, which may hold a token or an address with a password."""
+    os.environ.setdefault("WANDB_X_DISABLE_META", "true")
+
+
 def _is_installed(package: str) -> bool:
     spec = importlib.util.find_spec(package)
     return spec is not None and spec.origin is not None  # not a mere folder, such as wandb's results
@@ -139,19 +144,13 @@ def trackers_of(
     """
     from accelerate.tracking import TensorBoardTracker, TrackioTracker, WandBTracker
 
+    hide_command_line()
     makers: dict[str, Callable[[], Tracker]] = {
         "tensorboard": lambda: TensorBoardTracker("", folder),
-        "wandb": lambda: WandBTracker(os.environ.get("WANDB_PROJECT", project), name=name, settings=_wandb_settings()),
+        "wandb": lambda: WandBTracker(os.environ.get("WANDB_PROJECT", project), name=name),
         "trackio": lambda: TrackioTracker(project, name=name, resume="allow" if go_on else "never", embed=False),
     }
     return Trackers([makers[service]() for service in services] if is_main() else [])
-
-
-def _wandb_settings() -> Any:
-    """Keep wandb from sending the command line, which may hold an address with a password."""
-    import wandb
-
-    return wandb.Settings(x_disable_meta=True)
 
 
 def _start(tracker: "Tracker") -> None:

@@ -23,6 +23,7 @@ from sails_align.core.errors import InputError
 from sails_align.core.files import disk_errors, work_folder, write_json, write_text
 from sails_align.core.log import Stages, is_main, log_file, say, show
 from sails_align.core.options import OutputOptions
+from sails_align.core.trackers import hide_command_line
 from sails_align.data.pairs import fingerprint
 from sails_align.export.card import write_card
 from sails_align.export.hub import push
@@ -94,6 +95,7 @@ def parse(method: Method, argv: Sequence[str] | None = None, prog: str | None = 
     if training.output_dir in (None, "trainer_output"):
         name = f"{method}-{plan.start}-{stem_of(model_name or 'testbed')}"
         plan = replace(plan, training=changed(training, output_dir=f"runs/{name}"))
+    hide_command_line()
     if training.report_to and training.run_name is None:  # without a name, trackio makes several runs of one training
         name = f"{Path(str(plan.training.output_dir)).name}-{datetime.now():%m%d-%H%M%S}"
         plan = replace(plan, training=changed(plan.training, run_name=name))

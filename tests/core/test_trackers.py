@@ -113,6 +113,7 @@ def test_services() -> None:
 
 def test_wandb_has_what_was_sent_and_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wandb = pytest.importorskip("wandb")
+    wandb.teardown()  # which has read the environment of an earlier test
     key = "0123456789abcdef" * 2 + "01234567"
     for name, value in {
         "WANDB_MODE": "offline",

@@ -1,6 +1,9 @@
 """`--measure_steps`: the model is measured while it trains, which changes nothing, and trackers show it."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +89,16 @@ def test_the_testbed_is_measured_with_its_oracle(tmp_path: Path, capsys: pytest.
     assert sent == pytest.approx({step: row["correct_answer_rate"] for step, row in curve.items()})
     for model in ("base", "trained"):
         assert events.texts()[f"responses/{model}"].startswith("12 of 12 rows")
+
+
+@pytest.mark.slow
+def test_wandb_does_not_get_a_token_of_the_command_line(project: Project, tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    options = project.argv(tmp_path / "run", "--init", "default", "--max_steps", "1", "--report_to", "wandb")
+    command = [sys.executable, "-m", "sails_align", "train", "sft", *options, "--hub_token", "hf_s3cret"]
+    offline = {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_SILENT": "true"}
+    done = subprocess.run(command, env=os.environ | offline, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    files = [path for path in (tmp_path / "wandb").rglob("*") if path.is_file() and not path.is_symlink()]
+    assert any(b"held_out_loss" in path.read_bytes() for path in files), "wandb has the numbers"
+    assert not [path for path in files if b"hf_s3cret" in path.read_bytes()]
