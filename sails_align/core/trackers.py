@@ -3,7 +3,7 @@
 wandb and trackio read keys and addresses from the environment and their own files; none is read, kept or sent here.
 """
 
-import importlib.util
+import importlib.metadata
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -50,8 +50,10 @@ def hide_command_line() -> None:
 
 
 def _is_installed(package: str) -> bool:
-    spec = importlib.util.find_spec(package)
-    return spec is not None and spec.origin is not None  # not a mere folder, such as wandb's results
+    try:  # by its metadata: a folder with wandb's results can be imported, too
+        return importlib.metadata.version(package) is not None
+    except importlib.metadata.PackageNotFoundError:
+        return False
 
 
 class Trackers:

@@ -6,11 +6,13 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from html.parser import HTMLParser
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -111,9 +113,16 @@ def test_services() -> None:
         services_of(["tensorbord"])
 
 
-def test_wandb_has_what_was_sent_and_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wandb = pytest.importorskip("wandb")
-    wandb.teardown()  # which has read the environment of an earlier test
+@pytest.fixture
+def wandb() -> Iterator[Any]:
+    """The module, which reads the environment once more here, and in the test after this one."""
+    module = pytest.importorskip("wandb")
+    module.teardown()
+    yield module
+    module.teardown()
+
+
+def test_wandb_has_what_was_sent_and_no_secret(wandb: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key = "0123456789abcdef" * 2 + "01234567"
     for name, value in {
         "WANDB_MODE": "offline",
@@ -142,9 +151,7 @@ def test_wandb_has_what_was_sent_and_no_secret(tmp_path: Path, monkeypatch: pyte
     assert not [path for path in files if b"s3cret" in path.read_bytes() or key.encode() in path.read_bytes()]
 
 
-def test_wandb_without_a_key_is_an_input_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wandb = pytest.importorskip("wandb")
-    wandb.teardown()  # which has read the environment of an earlier test
+def test_wandb_without_a_key_is_an_input_error(wandb: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     for name in ("HOME", "WANDB_DIR", "WANDB_CONFIG_DIR"):
         monkeypatch.setenv(name, str(tmp_path))
