@@ -19,7 +19,7 @@ from sails_align.edits.options import DATASETS, MODELS
 
 @dataclass(frozen=True)
 class EditFolders:
-    """The finished run, and the edited model."""
+    """The model, and the folder to make."""
 
     run: Path = field(
         metadata={
