@@ -119,13 +119,8 @@ def _n_processes(studies: Sequence[Study]) -> int:
 def _command(line: CommandLine) -> str:
     """Return the command that makes the report, once all cells are there."""
     config = [] if line.path is None else ["--config", line.path]
-    how = (
-        "--cell",
-        "--launcher",
-        "--slurm_",
-        "--overwrite_output_dir",
-        "--report_to",
-    )  # which do not change the results
+    # Options that do not change the results.
+    how = ("--cell", "--launcher", "--slurm_", "--overwrite_output_dir", "--report_to")
     options = {name: values for name, values in option_groups(line.options).items() if not name.startswith(how)}
     return shlex.join(["sails", "compare", *config, *option_words(options)])
 

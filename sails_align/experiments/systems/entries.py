@@ -58,6 +58,13 @@ PRIVATE = ("--zeroth_order", "true", "--max_steps", "400", "--dp_epsilon", "8", 
 STEERED = {"steer": "add", "steer_subspace": SUBSPACE, "steer_strength": KNOB, "gate": GUARD}
 MAX_PASS, STRENGTHS = (0.02, 0.05, 0.1, 0.2), (0.1, 0.2, 0.4, 0.8)
 
+
+def _with_loss(label: str, loss: str, option: str, knob: str, values: tuple[float, ...]) -> System:
+    """Return LoRA with a loss, whose knob is one of the loss's options."""
+    training = (*LORA, "--loss", loss, f"--{option}", KNOB)
+    return System(label, f"methods/{loss}", training, knob=knob, values=values)
+
+
 GRAPH_SAES = System(
     "SFT-SAILS (graph SAEs)", "methods/gsae", (*SAILS, "--sae_path", "{saes-graph}"), is_of_testbed=True
 )
@@ -87,27 +94,9 @@ NEAREST = System(
     (*LORA, "--nearest_refusal", "true", "--refusal_dataset_name", REFUSALS),
     is_of_testbed=True,
 )
-REDIRECTION = System(
-    "SFT-LoRA (redirection)",
-    "methods/redirection",
-    (*LORA, "--loss", "redirection", "--redirection_weight", KNOB),
-    knob="weight",
-    values=(0.1, 0.3, 1.0, 3.0),
-)
-SSPU = System(
-    "SSPU",
-    "methods/sspu",
-    (*LORA, "--loss", "sspu", "--sspu_retain_weight", KNOB),
-    knob="retain weight",
-    values=(1.0, 3.0, 10.0, 100.0),
-)
-CRISP = System(
-    "CRISP",
-    "methods/crisp",
-    (*LORA, "--loss", "crisp", "--crisp_features", KNOB),
-    knob="features",
-    values=(10, 30, 100, 300),
-)
+REDIRECTION = _with_loss("SFT-LoRA (redirection)", "redirection", "redirection_weight", "weight", (0.1, 0.3, 1.0, 3.0))
+SSPU = _with_loss("SSPU", "sspu", "sspu_retain_weight", "retain weight", (1.0, 3.0, 10.0, 100.0))
+CRISP = _with_loss("CRISP", "crisp", "crisp_features", "features", (10, 30, 100, 300))
 CLADE = System("CLADE", "methods/clade", (*FULL, "--clade", "categories"), is_of_weights=False)
 SIFT = System("SIFT", "methods/sift", (*FULL, "--sift_rate", "0.034"))
 
@@ -152,12 +141,8 @@ SYSTEMS: Registry[System] = Registry(
             "SFT-LoRA (random redirection)",
             training=(*REDIRECTION.training, "--redirection_control_seed", SEED),
         ),
-        "redundancy": System(
-            "SFT-LoRA (less redundant)",
-            "methods/redundancy",
-            (*LORA, "--loss", "redundancy", "--redundancy_weight", KNOB),
-            knob="weight",
-            values=(0.01, 0.1, 1.0),
+        "redundancy": _with_loss(
+            "SFT-LoRA (less redundant)", "redundancy", "redundancy_weight", "weight", (0.01, 0.1, 1.0)
         ),
         "sspu": SSPU,
         "sspu-control": _control(
