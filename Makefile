@@ -1,14 +1,16 @@
 # make demo    install, then the whole method on the testbed
 # make demo-smollm2   the same on a real language model, SmolLM2-135M-Instruct: about 5 minutes on two cores
 # make test    install, then the quick tests, of every module: some minutes
-# make test-all   the other tests: slow ones, several processes, the documents' commands, vLLM (test-vllm), the wheel (test-wheel)
+# make test-more  several processes that train together, the commands of the documents, the notebooks
+# make test-slow  whole comparisons, killed runs, benchmarks, real data, more of several processes: an hour of two cores
+# make test-all   all of the tests: test, test-more, test-slow, test-vllm and test-wheel
 # make check   lint, types and the order of imports
 # make docs    the documentation as a site, in site/
 # make tutorials   run the notebooks of the documentation, and keep their outputs: about four minutes of two cores
 # make test-vllm  vLLM for CPUs in an environment of its own, then the tests that need it. It wants PyTorch's CPU build;
 #              where pip is not set up to find that: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
-# make test-wheel   the wheel and the source distribution, the wheel in a fresh environment, and what it must do there;
-#              then the same by pip from git
+# make test-wheel   the wheel and the source distribution: what they hold; the wheel in a fresh environment, and what it must do
+#              there; then the same by pip from git
 # make test-versions   the quick tests in two more environments, with the oldest and the newest versions that pyproject.toml allows
 #              (the oldest PyTorch comes with some GB of CUDA packages)
 PYTHON ?= python3
@@ -16,12 +18,13 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 VLLM_STAMP := .venv-vllm/.installed
 QUICK := not (slow or distributed or documents or wheel or vllm or gpu)
-OTHERS := (slow or distributed or documents or wheel) and not (vllm or gpu)
+MORE := (distributed or documents) and not slow
+SLOW := slow and not (vllm or gpu)
 PARALLEL := -n 2 --dist worksteal
 # The commands of a document run in their order, so that a file is one worker's.
 BY_FILE := -n 2 --dist loadfile
 
-.PHONY: demo demo-smollm2 test test-all test-vllm test-wheel test-versions check docs tutorials format
+.PHONY: demo demo-smollm2 test test-more test-slow test-all test-vllm test-wheel test-versions check docs tutorials format
 
 demo: $(STAMP)
 	$(BIN)/sails train sft
@@ -34,10 +37,13 @@ demo-smollm2: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PARALLEL) -m "$(QUICK)"
 
-test-all: $(STAMP)
-	$(BIN)/python -m pytest $(BY_FILE) -m "$(OTHERS)"
-	$(MAKE) test-vllm
-	$(MAKE) test-wheel
+test-more: $(STAMP)
+	$(BIN)/python -m pytest $(BY_FILE) -m "$(MORE)"
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest $(BY_FILE) -m "$(SLOW)"
+
+test-all: test test-more test-slow test-vllm test-wheel
 
 test-versions: .venv-oldest/.installed .venv-newest/.installed
 	.venv-oldest/bin/python -m pytest $(PARALLEL) -m "$(QUICK)"
@@ -48,6 +54,7 @@ test-vllm: $(VLLM_STAMP)
 
 # From what is tracked: what else lies about in the folder must neither be needed nor get in.
 test-wheel: $(STAMP)
+	$(BIN)/python -m pytest -m wheel tests/test_packaging.py
 	rm -rf build/release .venv-wheel
 	mkdir -p build/release/source
 	git ls-files -z | xargs -0 cp --parents --no-dereference -t build/release/source

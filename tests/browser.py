@@ -11,9 +11,9 @@ from typing import Any
 
 import aiohttp
 import pytest
+from processes import PATIENCE
 
 needs_chromium = pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium: apt-get install chromium")
-TIME_LIMIT = 60.0
 
 
 class Browser:
@@ -33,7 +33,7 @@ class Browser:
         self._loop.run_until_complete(self._connect(profile / "DevToolsActivePort"))
 
     async def _connect(self, port_file: Path) -> None:
-        end = time.monotonic() + TIME_LIMIT
+        end = time.monotonic() + PATIENCE
         while not (port_file.is_file() and port_file.read_text().count("\n")):
             assert time.monotonic() < end, "chromium did not start"
             await asyncio.sleep(0.1)
@@ -53,7 +53,7 @@ class Browser:
         self._number += 1
         await self._socket.send_json({"id": self._number, "method": method, "params": parameters})
         while True:
-            message = json.loads(await self._socket.receive_str(timeout=TIME_LIMIT))
+            message = json.loads(await self._socket.receive_str(timeout=PATIENCE))
             if message.get("id") == self._number:
                 assert "error" not in message, message
                 return message["result"]
@@ -76,7 +76,7 @@ class Browser:
         is_phone = width < 500
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=is_phone)
         self.call("Page.navigate", url=page.resolve().as_uri())
-        end = time.monotonic() + TIME_LIMIT
+        end = time.monotonic() + PATIENCE
         while self.value("document.readyState + location.protocol") != "completefile:":
             assert time.monotonic() < end, "the page was not loaded"
             time.sleep(0.05)
@@ -103,4 +103,4 @@ class Browser:
         self._loop.run_until_complete(self._session.close())
         self._loop.close()
         self._process.terminate()
-        self._process.wait(timeout=TIME_LIMIT)
+        self._process.wait(timeout=PATIENCE)

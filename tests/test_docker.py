@@ -53,7 +53,7 @@ def test_it_does_not_run_as_root() -> None:
     assert LINES.index("USER sails") > max(LINES.index(f"RUN {line}") for line in _instructions("RUN"))
 
 
-@pytest.mark.wheel
+@pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_the_image_is_built_and_works() -> None:
     if shutil.which("docker") is None:

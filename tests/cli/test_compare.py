@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from made_results import result
 from paths import RECIPES, ROOT
+from processes import PATIENCE
 
 from sails_align.cli import compare as comparing
 from sails_align.core.errors import InputError
@@ -41,7 +42,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("comparison") / "run"
     command = [sys.executable, str(RECIPES / "compare.py"), *options(folder)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
-    end = time.monotonic() + 300
+    end = time.monotonic() + PATIENCE
     while len(list((folder / "cells").glob("*.json"))) < 3:
         assert time.monotonic() < end
         assert process.poll() is None, process.stderr.read().decode()  # pyright: ignore[reportOptionalMemberAccess]
@@ -49,7 +50,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     before = {path.name: path.stat().st_mtime_ns for path in (folder / "cells").glob("*.json")}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "SFT-SAILS" in done.stdout
     assert "report.html" in done.stdout
@@ -173,7 +174,7 @@ def test_a_cell_is_what_the_recipe_makes(finished: Path, tmp_path: Path) -> None
     align.main("sft", argv)
     command = [sys.executable, str(ROOT / "eval" / "safety.py"), "--model", str(tmp_path / "run"), "--n_prompts", "8"]
     command += ["--part", "validation", "--cache_path", str(tmp_path / "cache.sqlite"), "--output_dir"]
-    subprocess.run([*command, str(tmp_path / "safety")], check=True, capture_output=True, timeout=120)
+    subprocess.run([*command, str(tmp_path / "safety")], check=True, capture_output=True, timeout=PATIENCE)
     overall = json.loads((tmp_path / "safety" / "metrics.json").read_text())["overall"]
     for name in ("safety_rate", "harmfulness", "over_refusal_rate", "correct_answer_rate"):
         assert result["numbers"][name]["value"] == pytest.approx(overall[name]["value"]), name
@@ -222,7 +223,7 @@ def test_the_page_in_a_browser(finished: Path, tmp_path: Path, width: int) -> No
     (tmp_path / "page.html").write_text(probe)
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={max(width, 500)},2000"]
     command += ["--enable-logging=stderr", "--virtual-time-budget=3000", "--dump-dom"]
-    done = subprocess.run([*command, f"file://{tmp_path}/page.html"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*command, f"file://{tmp_path}/page.html"], capture_output=True, text=True, timeout=PATIENCE)
     title = re.search(r"<title>(\d+) (\d+)</title>", done.stdout)
     assert title is not None
     assert int(title[1]) <= max(width, 500)

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from events import Events
 from PIL import Image
+from processes import PATIENCE
 from tensorboard.plugin_util import markdown_to_safe_html
 
 from sails_align.core.errors import InputError
@@ -139,7 +140,7 @@ def test_wandb_has_what_was_sent_and_no_secret(wandb: Any, tmp_path: Path, monke
     assert wandb.run is None
     (run,) = (tmp_path / "wandb").glob("offline-run-*")
     (log,) = run.glob("run-*.wandb")
-    end = time.monotonic() + 30  # a process of its own writes the file, at times after `finish` has returned
+    end = time.monotonic() + PATIENCE  # a process of its own writes the file, at times after `finish` has returned
     while b"overall/safety_rate" not in log.read_bytes():
         assert time.monotonic() < end, "the number is not in wandb's file"
         time.sleep(0.2)
@@ -179,7 +180,7 @@ def test_trackio_has_what_was_sent(tmp_path: Path) -> None:
     pytest.importorskip("trackio")
     paths = [*sys.path, str(Path(__file__).parent)]
     environment = {**os.environ, "TRACKIO_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(paths)}
-    subprocess.run([sys.executable, "-c", SENDS], env=environment, check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", SENDS], env=environment, check=True, timeout=PATIENCE)
     with closing(sqlite3.connect(tmp_path / "huggingface.db")) as database:
         sent = database.execute("select run_id, metrics from metrics order by id").fetchall()
     assert len({run for run, _ in sent}) == 2  # the second went on with the first

@@ -19,6 +19,7 @@ import pytest
 import torch
 from paths import RECIPES, ROOT
 from peft import PeftModel
+from processes import PATIENCE
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -74,7 +75,7 @@ def launch(argv: list[str], cache: Path) -> str:
     launcher = ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     command = [sys.executable, "-m", "accelerate.commands.launch", *launcher, "recipes/sft_sails.py", *argv]
     environment = os.environ | {"HF_DATASETS_CACHE": str(cache)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 

@@ -22,6 +22,7 @@ import pytest
 import warm_sails
 from documented import DOCUMENTS, NEEDS, blocks
 from paths import ROOT, SHARED
+from processes import PATIENCE
 
 TRAINING = "--max_steps 4 --max_train_examples 16 --eval_examples 4 --disable_tqdm true"
 COMPARISON = "--runs base sft-sails --n_seeds 1 --n_prompts 4 --n_examples 8 --learning_rates 1e-3 --n_attacked 0"
@@ -45,8 +46,8 @@ SMALLER = {
 }
 """Of what matches: options that make it smaller, of the first that does."""
 
-TIME_LIMIT = 600
-"""Of a command, in seconds."""
+SLOW = ("docs/comparison.md",)
+"""Documents whose commands take minutes even so."""
 
 
 def smaller(command: str) -> str:
@@ -90,7 +91,7 @@ class Copy:
             code, output = self._forked(shlex.split(arguments[-1])[1:])
         else:
             how: dict[str, Any] = {"cwd": self.folder, "env": self.environment, "stderr": subprocess.STDOUT}
-            done = subprocess.run(arguments, stdout=subprocess.PIPE, text=True, timeout=TIME_LIMIT, **how)
+            done = subprocess.run(arguments, stdout=subprocess.PIPE, text=True, timeout=PATIENCE, **how)
             code, output = done.returncode, done.stdout
         print(f"{time.monotonic() - started:.0f} s  {command}")
         assert code == 0, f"{arguments}\n{output[-4000:]}"
@@ -102,7 +103,7 @@ class Copy:
         assert given is not None
         assert answered is not None
         print(json.dumps([words, str(log)]), file=given, flush=True)
-        assert select.select([answered], [], [], TIME_LIMIT)[0], f"{words} did not end in time"
+        assert select.select([answered], [], [], PATIENCE)[0], f"{words} did not end in time"
         code = int(answered.readline())
         return code, log.read_text(errors="replace")
 
@@ -118,7 +119,9 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Copy]:
 
 
 @pytest.mark.documents
-@pytest.mark.parametrize("document", DOCUMENTS)
+@pytest.mark.parametrize(
+    "document", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in DOCUMENTS]
+)
 def test_commands_run(document: str, copy: Copy) -> None:
     for block in blocks(document):
         for command in block.commands if block.needs is None else ():

@@ -10,6 +10,7 @@ from urllib.parse import unquote
 
 import pytest
 from paths import ROOT
+from processes import PATIENCE
 
 pytestmark = pytest.mark.documents
 
@@ -22,7 +23,12 @@ def build(folder: Path) -> subprocess.CompletedProcess[str]:
     """`make docs` in a copy."""
     command = [sys.executable, "-m", "mkdocs", "build", "--strict"]
     return subprocess.run(
-        command, cwd=folder, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, timeout=300
+        command,
+        cwd=folder,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
 
 

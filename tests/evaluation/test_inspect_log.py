@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from adapters import save_adapter
+from processes import PATIENCE
 
 from sails_align.cli.evaluate import attack, safety
 from sails_align.core.errors import InputError
@@ -232,7 +233,7 @@ def test_without_inspect_ai_nothing_is_written_and_the_command_says_once_how_to_
         str(tmp_path / "run"),
     ]
     command = [sys.executable, "-c", WITHOUT, "eval", "safety", *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     assert (done.stdout + done.stderr).count("pip install 'sails-align[inspect]'") == 1
     assert not (tmp_path / "run" / INSPECT_FILE).exists()
@@ -241,5 +242,5 @@ def test_without_inspect_ai_nothing_is_written_and_the_command_says_once_how_to_
 def test_help_does_not_import_it() -> None:
     code = "import sys; from sails_align.cli import main\ntry: main(['eval', 'safety', '--help'])\n"
     code += "except SystemExit: pass\nprint('inspect_ai' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
     assert done.stdout.splitlines()[-1] == "False"

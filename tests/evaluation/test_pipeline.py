@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from paths import ROOT, TESTS
+from processes import PATIENCE
 from served import answer
 from stub_server import PASSING, StubServer
 
@@ -198,7 +199,7 @@ def test_killed_at_any_point_it_loses_no_verdict(prompts: Path, tmp_path: Path) 
         n_needed = len(server.requests)
         delays = [round(random.uniform(0.02, 0.25), 3) for _ in range(20)]
         command = [sys.executable, TESTS / "killed_evaluation.py", json.dumps(delays), *options]
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True)
         outcome = json.loads(ended.stdout.splitlines()[-1])
         assert outcome["exit"] == 0, ended.stderr
         assert outcome["killed"] >= 5, "the delays are too long for this machine"
@@ -218,7 +219,7 @@ def test_two_processes_share_a_cache(prompts: Path, tmp_path: Path) -> None:
         ]
         running = [subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE) for command in commands]
         for process in running:
-            _, errors = process.communicate(timeout=120)
+            _, errors = process.communicate(timeout=PATIENCE)
             assert process.returncode == 0, errors.decode()
         n_calls = len(server.requests)
         assert n_calls <= 4 * N

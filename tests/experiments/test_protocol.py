@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from paths import ROOT
+from processes import PATIENCE
 
 from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
@@ -358,7 +359,7 @@ def test_cells_of_one_key_are_computed_once(tmp_path: Path) -> None:
     with exclusive(results.path(cell, ".lock")):
         waiting = pool.submit(run_jobs, results.jobs([cell]), Local(1))
         with pytest.raises(FutureTimeout):
-            waiting.result(timeout=20)
+            waiting.result(timeout=PATIENCE)
         write_json(results.path(cell), {"cell": "of the other job"})
     assert waiting.result() == []
     assert results.all([cell]) == {cell.key: {"cell": "of the other job"}}

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
-from processes import is_at_work
+from processes import PATIENCE, is_at_work
 
 from sails_align.core.errors import InputError
 from sails_align.core.files import write_json
@@ -152,7 +152,7 @@ run_jobs(jobs, Local(1))
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_that_is_stopped_ends_its_jobs(how: signal.Signals, tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", STOPPED, str(tmp_path)], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while not (started := psutil.Process(process.pid).children()) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(how)
@@ -170,7 +170,7 @@ def test_what_a_launcher_started_ends_with_it() -> None:
         (worker,) = psutil.Process(launcher.pid).children()
         end_tree(launcher.pid)
         assert launcher.wait(10) == -signal.SIGTERM
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while is_at_work(worker) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not is_at_work(worker)
@@ -188,7 +188,7 @@ def test_jobs_in_the_queue_are_limited(tmp_path: Path) -> None:
     assert running is not None
     assert launcher.start(command(tmp_path, "second")) is None
     running.end()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while running.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
     assert running.poll() not in (None, 0)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from adapters import save_adapter
+from processes import PATIENCE
 from tiny import save_model
 
 from sails_align.core.errors import InputError
@@ -140,7 +141,7 @@ def start(
     env = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
     env |= {"HF_ENDPOINT": url, "HF_HUB_OFFLINE": offline, "HF_HOME": str(folder.parent / "home"), "HF_DEBUG": debug}
     words = [sys.executable, "-c", CODE, str(folder), repo, json.dumps({"token": SECRET, **options})]
-    ended = subprocess.run(words, env=env, capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(words, env=env, capture_output=True, text=True, timeout=PATIENCE)
     assert SECRET not in ended.stdout + ended.stderr, "the token is in no message"
     return ended
 

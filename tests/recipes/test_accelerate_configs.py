@@ -14,6 +14,7 @@ from accelerate.commands.config.config_args import ClusterConfig, load_config_fr
 from accelerate.commands.launch import _validate_launch_command, launch_command, launch_command_parser
 from accelerate.utils import DistributedType
 from paths import ROOT
+from processes import PATIENCE
 
 FOLDER = ROOT / "accelerate_configs"
 FILES = sorted(path.name for path in FOLDER.glob("*.yaml"))
@@ -101,7 +102,7 @@ def port_in_use() -> Iterator[str]:
 def run(command: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     env = {**os.environ, "PATH": path, **variables}
-    return subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=ROOT, env=env)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, cwd=ROOT, env=env)
 
 
 def launch(name: str, script: Path, *more: str) -> subprocess.CompletedProcess[str]:

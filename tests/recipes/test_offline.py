@@ -22,6 +22,7 @@ import yaml
 from hub_cache import add_recipe, sae_decoder, widths, write_hh_rlhf
 from hub_configs import CONFIGS, SAE_LAYERS, parse
 from paths import RECIPES
+from processes import PATIENCE
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -105,7 +106,7 @@ def run(request: pytest.FixtureRequest, place: Path, added: set[str]) -> Run:
     argv = ["--config", f"recipes/configs/{name}/{method}_sails.yaml", "--output_dir", str(folder), *more]
     command = [sys.executable, "-m", "accelerate.commands.launch", *LAUNCHER, f"recipes/{method}_sails.py", *argv]
     caches = {"HF_HUB_CACHE": str(place / "hub"), "HF_DATASETS_CACHE": str(place / "datasets")}
-    done = subprocess.run(command, env=os.environ | caches, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(command, env=os.environ | caches, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     return Run(method, name, folder, argv)
 

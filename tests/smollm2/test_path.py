@@ -12,7 +12,7 @@ from sails_align.core.errors import InputError
 from sails_align.models.spec import model_path
 from sails_align.training import run as align
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 @pytest.fixture(scope="module")

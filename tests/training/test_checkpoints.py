@@ -16,6 +16,7 @@ import pytest
 import torch
 from paths import RECIPES, TESTS
 from peft import get_peft_model_state_dict
+from processes import PATIENCE
 from safetensors.torch import load_file, save_file
 from tiny import Project, adapter_weights, build, distance
 from transformers import TrainerCallback
@@ -159,7 +160,7 @@ def kill(argv: list[str], ready: Callable[[], bool]) -> None:
     process = subprocess.Popen(
         [sys.executable, str(RECIPES / "sft_sails.py"), *argv], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + PATIENCE
     while not ready() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.001)
     os.kill(process.pid, signal.SIGKILL)
@@ -202,7 +203,7 @@ def test_killed_ten_times_and_resumed_is_as_uninterrupted(project: Project, fini
     run = tmp_path / "killed"
     options = project.argv(run, *common, "--resume_from_checkpoint", "true")
     command = [sys.executable, str(TESTS / "kill_points.py"), str(tmp_path), json.dumps(moments), *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-3000:]
     resumed_at = json.loads(done.stdout.splitlines()[-1])
     assert len(resumed_at) == 11

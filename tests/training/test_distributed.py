@@ -21,6 +21,7 @@ import pytest
 import torch
 from paths import ROOT
 from peft import PeftModel
+from processes import PATIENCE
 from safetensors.torch import load_file, save_file
 from tiny import Project, base_logits, distance, logits
 from transformers import AutoModelForCausalLM
@@ -46,6 +47,7 @@ MODES = {"sft": ["--subspace_mode", "freeze"], "dpo": ["--gradient_checkpointing
 N_STEPS = 8
 
 pytestmark = pytest.mark.distributed
+slow = pytest.mark.slow
 
 
 def command(engine: str, *words: object) -> list[str]:
@@ -87,7 +89,12 @@ def double(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Callab
         watched = tmp_path_factory.mktemp(f"{engine}-{method}")
         words = ["tests/watched_run.py", method, watched, *options(project, watched / "run", method, 2)]
         done = subprocess.run(
-            command(engine, *words), cwd=ROOT, env=environment(project), capture_output=True, text=True, timeout=300
+            command(engine, *words),
+            cwd=ROOT,
+            env=environment(project),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
         )
         assert done.returncode == 0, done.stderr[-3000:]
         return watched / "run", json.loads((watched / "watched.json").read_text())
@@ -104,8 +111,21 @@ def losses_of(folder: Path) -> dict[int, float]:
     return {row["step"]: row["loss"] for row in history if "loss" in row}
 
 
-@pytest.mark.parametrize("method", ["sft", "dpo"])
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    ("engine", "method"),
+    [
+        ("ddp", "sft"),
+        pytest.param("ddp", "dpo", marks=slow),
+        pytest.param("zero1", "sft", marks=slow),
+        pytest.param("zero1", "dpo", marks=slow),
+        ("zero2", "sft"),
+        pytest.param("zero2", "dpo", marks=slow),
+        ("zero3", "sft"),
+        ("zero3", "dpo"),
+        ("fsdp", "sft"),
+        pytest.param("fsdp", "dpo", marks=slow),
+    ],
+)
 def test_two_processes_are_as_one(
     project: Project, single: Callable[[str], Path], double: Callable[[str, str], tuple[Path, dict]],
     engine: str, method: str,
@@ -140,7 +160,7 @@ def test_two_processes_are_as_one(
         assert watched["losses"]["6"][name] == pytest.approx(last, abs=1e-3)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ["ddp", pytest.param("zero1", marks=slow), "zero2", "zero3", "fsdp"])
 def test_discovery_is_shared_and_its_result_is_that_of_one_process(
     single: Callable[[str], Path], double: Callable[[str, str], tuple[Path, dict]], engine: str
 ) -> None:
@@ -160,7 +180,7 @@ def kill_at(step: int, words: list[str], watched: Path, environment: dict[str, s
     """Start a launch and kill all of it, with SIGKILL, once the step has begun."""
     (watched / "step").unlink(missing_ok=True)
     process = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + PATIENCE
     while process.poll() is None and time.monotonic() < deadline:
         if (watched / "step").exists() and int((watched / "step").read_text() or -1) >= step:
             break
@@ -175,7 +195,7 @@ def kill_at(step: int, words: list[str], watched: Path, environment: dict[str, s
     assert process.returncode == -signal.SIGKILL, stderr.decode()[-3000:]
 
 
-@pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3"])
+@pytest.mark.parametrize("engine", [pytest.param("ddp", marks=slow), "zero2", pytest.param("zero3", marks=slow)])
 def test_killed_twice_and_resumed_is_as_uninterrupted(
     project: Project, double: Callable[[str, str], tuple[Path, dict]], tmp_path: Path, engine: str
 ) -> None:
@@ -187,7 +207,7 @@ def test_killed_twice_and_resumed_is_as_uninterrupted(
     for step in steps:
         kill_at(step, words, tmp_path, {**environment(project), "PAUSE": "0.3"})
     assert not (run / "adapter_model.safetensors").exists()
-    done = subprocess.run(words, cwd=ROOT, env=environment(project), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(words, cwd=ROOT, env=environment(project), capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-3000:]
     watched = read(tmp_path, "watched.json")
     assert watched["start_step"] == 3 * (steps[-1] // 3)
@@ -199,6 +219,7 @@ def test_killed_twice_and_resumed_is_as_uninterrupted(
     assert distance(*adapters) < WEIGHT_TOLERANCE[engine]
 
 
+@slow
 def test_precomputed_references_are_those_of_this_run(project: Project, tmp_path: Path) -> None:
     """ZeRO-3 with DPO's reference computed beforehand: a second run in the folder has another base."""
     other = Path(shutil.copytree(project.folder / "tiny", tmp_path / "tiny"))
@@ -222,12 +243,12 @@ def test_precomputed_references_are_those_of_this_run(project: Project, tmp_path
 @pytest.mark.parametrize(
     ("engine", "method", "more"),
     [
-        ("zero2", "dpo", ["--use_peft", "false"]),
-        ("zero3", "sft", ["--use_peft", "false"]),
+        pytest.param("zero2", "dpo", ["--use_peft", "false"], marks=slow),
+        pytest.param("zero3", "sft", ["--use_peft", "false"], marks=slow),
         ("zero3", "dpo", ["--adapter_path"]),
-        ("ddp", "dpo", ["--init", "pissa"]),
-        ("ddp", "dpo", ["--init", "guardspace"]),
-        ("zero2", "sft", ["--init", "sc_lora"]),
+        pytest.param("ddp", "dpo", ["--init", "pissa"], marks=slow),
+        pytest.param("ddp", "dpo", ["--init", "guardspace"], marks=slow),
+        pytest.param("zero2", "sft", ["--init", "sc_lora"], marks=slow),
     ],
 )
 def test_other_starts_are_as_in_one_process(
@@ -258,12 +279,12 @@ CONSTRAINED = ("--loss", "constrained", "--constrained_first_betas", "40", "40")
 @pytest.mark.parametrize(
     ("engine", "batch", "accumulation", "loss"),
     [
-        ("ddp", 2, 1, FIRST_TOKENS),
+        pytest.param("ddp", 2, 1, FIRST_TOKENS, marks=slow),
         ("ddp", 1, 2, FIRST_TOKENS),
-        ("zero2", 2, 1, FIRST_TOKENS),
-        ("ddp", 1, 2, CONSTRAINED),
+        pytest.param("zero2", 2, 1, FIRST_TOKENS, marks=slow),
+        pytest.param("ddp", 1, 2, CONSTRAINED, marks=slow),
         ("ddp", 1, 2, REDIRECTION),
-        ("ddp", 2, 1, REDUNDANCY),
+        pytest.param("ddp", 2, 1, REDUNDANCY, marks=slow),
     ],
 )
 def test_composed_losses_have_the_loss_and_gradients_of_one_process(
@@ -299,7 +320,7 @@ def test_composed_losses_have_the_loss_and_gradients_of_one_process(
 
 def launched(project: Project, *words: object, engine: str = "ddp") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(engine, *words), cwd=ROOT, env=environment(project), capture_output=True, text=True, timeout=200
+        command(engine, *words), cwd=ROOT, env=environment(project), capture_output=True, text=True, timeout=PATIENCE
     )
 
 
@@ -317,11 +338,9 @@ def test_a_failing_process_ends_the_others(project: Project, tmp_path: Path) -> 
         "with exit_on_input_error():\n"
         "    if os.environ['RANK'] == '1':\n"
         "        raise InputError('the disk of this machine is full')\n"
-        "    time.sleep(100)\n"
+        "    time.sleep(3600)\n"
     )
-    started = time.monotonic()
     done = launched(project, tmp_path / "fails.py")
-    assert time.monotonic() - started < 60
     assert done.returncode != 0
     assert done.stderr.count("error: the disk of this machine is full") == 1
     assert re.search(r"exitcode\s*: 2\b", done.stderr)
@@ -332,13 +351,14 @@ def test_a_killed_process_ends_the_others(project: Project, tmp_path: Path) -> N
         "import os, signal, time\n"
         "if os.environ['RANK'] == '1':\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "time.sleep(100)\n"
+        "time.sleep(3600)\n"
     )
     done = launched(project, tmp_path / "dies.py")
     assert done.returncode != 0
     assert "SIGKILL" in done.stderr
 
 
+@slow
 def test_two_launches_do_not_share_a_folder(project: Project, tmp_path: Path) -> None:
     """Workers outlive a launcher that is killed; a second launch must not write where they still do."""
     run = tmp_path / "run"
@@ -348,7 +368,7 @@ def test_two_launches_do_not_share_a_folder(project: Project, tmp_path: Path) ->
     process = subprocess.Popen(words, cwd=ROOT, env=environment(project), stderr=subprocess.DEVNULL)
     workers: list[psutil.Process] = []
     try:
-        deadline = time.monotonic() + 100
+        deadline = time.monotonic() + PATIENCE
         while not (tmp_path / "step").exists():
             assert time.monotonic() < deadline, "the run does not start"
             time.sleep(0.1)

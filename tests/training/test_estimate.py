@@ -12,6 +12,7 @@ import pytest
 from hub_configs import SHAPES
 from paths import RECIPES, ROOT
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from processes import PATIENCE
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from sails_align.cli.estimate import main
@@ -199,7 +200,7 @@ try:
 finally:
     assert "torch" not in sys.modules
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     assert "--num_gpus" in done.stdout
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from events import Events
+from processes import PATIENCE
 from safetensors.torch import load_file
 from tiny import Project
 
@@ -97,7 +98,7 @@ def test_wandb_does_not_get_a_token_of_the_command_line(project: Project, tmp_pa
     options = project.argv(tmp_path / "run", "--init", "default", "--max_steps", "1", "--report_to", "wandb")
     command = [sys.executable, "-m", "sails_align", "train", "sft", *options, "--hub_token", "hf_s3cret"]
     offline = {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_SILENT": "true"}
-    done = subprocess.run(command, env=os.environ | offline, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=os.environ | offline, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-3000:]
     files = [path for path in (tmp_path / "wandb").rglob("*") if path.is_file() and not path.is_symlink()]
     assert any(b"held_out_loss" in path.read_bytes() for path in files), "wandb has the numbers"

@@ -11,6 +11,7 @@ import torch
 from hub_cache import add_model, add_to_cache, narrow
 from hub_configs import CONFIGS
 from paths import RECIPES, ROOT
+from processes import PATIENCE
 from safetensors.torch import load_file
 from tiny import SENTENCES, Project, make_project
 from transformers import AutoModelForCausalLM
@@ -113,7 +114,7 @@ def test_two_processes_train_all_weights(model: Path, data: Project, tmp_path: P
     argv = [*data.argv(tmp_path / "run"), "--model_name_or_path", str(model), *more]
     command = [sys.executable, "-m", "accelerate.commands.launch", *launcher, str(RECIPES / "sft_sails.py"), *argv]
     environment = os.environ | {"HF_DATASETS_CACHE": str(data.folder / "cache")}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-3000:]
     assert weights(tmp_path / "run").keys() == weights(model).keys()
 

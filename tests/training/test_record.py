@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from processes import PATIENCE
 from safetensors.torch import load_file
 from tiny import Project, distance
 from transformers import AutoTokenizer
@@ -100,7 +101,7 @@ def test_reports_reach_wandb_with_the_drift(project: Project, tmp_path: Path, mo
 
     wandb.finish()
     (log,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
-    end = time.monotonic() + 30  # a process of its own writes the file, at times after `finish` has returned
+    end = time.monotonic() + PATIENCE  # a process of its own writes the file, at times after `finish` has returned
     while b"adapter_energy_inside" not in log.read_bytes():
         assert time.monotonic() < end, "the drift is not in wandb's file"
         time.sleep(0.2)

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from paths import ROOT
+from processes import PATIENCE
 from sae_lens import SAE
 from tiny import SAE_LAYERS, Project
 
@@ -92,7 +93,14 @@ def test_every_layer_sees_every_example_once(placement: str, n_layers: int, n_pr
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize(("n", "score"), [(2, "mean_diff"), (3, "mean_diff"), (3, "attribution")])
+@pytest.mark.parametrize(
+    ("n", "score"),
+    [
+        pytest.param(2, "mean_diff", marks=pytest.mark.slow),
+        (3, "mean_diff"),
+        pytest.param(3, "attribution", marks=pytest.mark.slow),
+    ],
+)
 def test_sharded_finds_what_one_process_does(project: Project, tmp_path: Path, n: int, score: str) -> None:
     """With three processes for two layers, two of them divide the examples."""
     alone = found(project, tmp_path / "alone", "--score", score)
@@ -101,7 +109,7 @@ def test_sharded_finds_what_one_process_does(project: Project, tmp_path: Path, n
     command = [sys.executable, *launch, *project.argv(tmp_path / "run", "--score", score)]
     command += ["--sae_placement", "sharded"]
     environment = {**os.environ, "HF_DATASETS_CACHE": str(project.folder / "cache")}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-3000:]
     sharded = Subspace.load(tmp_path / "run" / "subspace")
     for name, basis_DR in alone.tensors().items():

@@ -10,6 +10,7 @@ from shutil import copytree
 
 import pytest
 from paths import RECIPES
+from processes import PATIENCE
 from safetensors.torch import load_file, save_file
 from tiny import Project, build
 
@@ -80,11 +81,11 @@ def test_interrupted(project: Project, tmp_path: Path) -> None:
     options = ("--init", "default", "--max_steps", "100000", "--disable_tqdm", "false")
     command = [sys.executable, RECIPES / "sft_sails.py", *project.argv(tmp_path / "run", *options)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONWARNINGS": ""})
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while not list((tmp_path / "run").glob("checkpoint-*/run.json")) and time.monotonic() < deadline:
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert "interrupted\n" in errors
     assert "Traceback" not in errors

@@ -25,6 +25,7 @@ import pytest
 from adapters import edit_weights, save_adapter
 from paths import ROOT
 from peft import PeftModel
+from processes import PATIENCE
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
@@ -44,12 +45,11 @@ from sails_align.testbed.build import resolve_testbed
 from sails_align.testbed.tasks import write_tasks
 
 pytest.importorskip("vllm", reason="vLLM is not installed here: make test-vllm")
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(2 * PATIENCE)]
 
 TESTBED = resolve_testbed("testbed")
 BASE = Path(TESTBED.model_path)
 GREEDY = Sampling(max_new_tokens=24)
-START_SECONDS = 240
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -340,7 +340,7 @@ def test_the_command_with_a_trained_adapter(adapter, tmp_path):
         folder = tmp_path / backend
         options = ["--model", adapter, "--n_prompts", "12", "--backend", backend, "--output_dir", folder]
         command = [sys.executable, ROOT / "eval" / "safety.py", *options, "--cache_path", tmp_path / "cache.sqlite"]
-        done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=START_SECONDS)
+        done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=PATIENCE)
         assert done.returncode == 0, done.stderr[-3000:]
         metrics[backend] = json.loads((folder / "metrics.json").read_text())
     assert metrics["vllm"]["overall"] == metrics["hf"]["overall"]
@@ -378,7 +378,7 @@ def server(log: Path, model: Path, *options: str) -> Iterator[str]:
 
 
 def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    end = time.monotonic() + START_SECONDS
+    end = time.monotonic() + PATIENCE
     while time.monotonic() < end and process.poll() is None:
         try:
             with urllib.request.urlopen(url, timeout=5):

@@ -12,7 +12,7 @@ import psutil
 import pytest
 import yaml
 from paths import ROOT
-from processes import is_at_work
+from processes import PATIENCE, is_at_work
 from small_comparison import write_comparison
 
 from sails_align.cli.reproduce import main
@@ -37,7 +37,7 @@ def command(folder: Path, *options: str) -> list[str]:
 
 
 def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(folder, *options), cwd=ROOT, capture_output=True, text=True, timeout=500)
+    return subprocess.run(command(folder, *options), cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
 
 
 @pytest.mark.slow
@@ -54,7 +54,7 @@ def test_from_the_first_step_to_the_table(folder: Path) -> None:
     """Killed while it trains; started again it goes on, and a third time does nothing."""
     log, done = folder / "run" / "logs" / "train.sft-sails.log", folder / "run" / "done"
     process = subprocess.Popen(command(folder, "--skip_checks"), cwd=ROOT, start_new_session=True)
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + PATIENCE
     while not log.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGKILL)
@@ -122,7 +122,7 @@ def test_an_endpoint_or_proxy_that_is_none(variable: str, value: str, monkeypatc
 @pytest.mark.slow
 def test_a_terminated_run_ends_its_commands(folder: Path, tmp_path: Path) -> None:
     process = subprocess.Popen([*command(folder, "--skip_checks"), "--output_dir", str(tmp_path)], cwd=ROOT)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while not (started := psutil.Process(process.pid).children()) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.terminate()

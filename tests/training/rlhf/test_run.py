@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from paths import RECIPES, ROOT
+from processes import PATIENCE
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -237,7 +238,7 @@ def test_two_processes(tmp_path: Path) -> None:
     words = [*launch, *argv(tmp_path / "run", per_device_train_batch_size=8)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [str(word) for word in words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+        [str(word) for word in words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("RLHF reference") == 1
