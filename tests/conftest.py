@@ -11,6 +11,7 @@ from paths import SHARED
 
 if TYPE_CHECKING:
     from tiny import Project
+    from warm import Warm
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -36,3 +37,13 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Project"]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "cache")
         yield make_project(folder)
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Warm"]:
+    """Runs commands in forks of one process, which saves the time of imports."""
+    from warm import Warm
+
+    warm = Warm(tmp_path_factory.mktemp("warm"))
+    yield warm
+    warm.end()

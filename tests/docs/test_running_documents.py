@@ -2,27 +2,24 @@
 
 Not run: blocks that say what they need (`documented.NEEDS`), and what `.ci/run` does by itself (`make ...`). Commands
 are the documents' own, with more options behind them where that makes them smaller (`SMALLER`), and one that has been
-run is not run again. `sails` commands are forks of one process (`warm_sails`), which saves the time of imports.
+run is not run again. Most commands are forks of one process (`warm`), which saves the time of imports.
 """
 
-import json
 import os
 import re
-import select
 import shlex
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import warm_sails
 from documented import DOCUMENTS, NEEDS, blocks
 from paths import ROOT, SHARED
 from processes import PATIENCE
+from warm import Warm
 
 TRAINING = "--max_steps 4 --max_train_examples 16 --eval_examples 4 --disable_tqdm true"
 COMPARISON = "--runs base sft-sails --n_seeds 1 --n_prompts 4 --n_examples 8 --learning_rates 1e-3 --n_attacked 0"
@@ -58,64 +55,46 @@ def smaller(command: str) -> str:
 class Copy:
     """A folder with what commands use of the repository, and the run of `make demo` in it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.done = folder / "repository", set()
+    def __init__(self, folder: Path, warm: Warm) -> None:
+        self.folder, self.warm, self.done = folder / "repository", warm, set()
         for name in ("recipes", "eval", "benchmarks", "accelerate_configs", "docs"):
             shutil.copytree(ROOT / name, self.folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("sails_align", "tests", "README.md", "mkdocs.yml"):
             (self.folder / name).symlink_to(ROOT / name)
         if SHARED.is_dir():
             (folder / "shared").symlink_to(SHARED)
-        self.environment = os.environ | {
+        self.variables = {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
             "SAILS_CACHE": str(folder / "cache"),
             "HF_DATASETS_CACHE": str(folder / "datasets"),
         }
-        self.warm = subprocess.Popen(
-            [sys.executable, str(Path(warm_sails.__file__))],
-            cwd=self.folder,
-            env=self.environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
 
     def run(self, command: str, python: bool = False) -> None:
         """Run a command unless it has been run."""
         if command in self.done:
             return
         started = time.monotonic()
-        arguments = [sys.executable, "-c", command] if python else ["bash", "-c", smaller(command)]
-        if not python and re.fullmatch(r"sails [^|&;<>$]*", arguments[-1]):
-            code, output = self._forked(shlex.split(arguments[-1])[1:])
+        words = ["python", "-c", command] if python else ["bash", "-c", smaller(command)]
+        if not python and re.fullmatch(r"(sails|python|accelerate) [^|&;<>$*]*", words[-1]):
+            words = shlex.split(words[-1])
+        if words[0] == "bash":
+            how: dict[str, Any] = {"cwd": self.folder, "env": os.environ | self.variables}
+            done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE, **how)
         else:
-            how: dict[str, Any] = {"cwd": self.folder, "env": self.environment, "stderr": subprocess.STDOUT}
-            done = subprocess.run(arguments, stdout=subprocess.PIPE, text=True, timeout=PATIENCE, **how)
-            code, output = done.returncode, done.stdout
+            done = self.warm.run(words, self.folder, self.variables)
         print(f"{time.monotonic() - started:.0f} s  {command}")
-        assert code == 0, f"{arguments}\n{output[-4000:]}"
+        assert done.returncode == 0, f"{words}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
         self.done.add(command)
-
-    def _forked(self, words: list[str]) -> tuple[int, str]:
-        """Run a `sails` command in a fork of a process that has imported what it needs."""
-        log, (given, answered) = self.folder.parent / "output.txt", (self.warm.stdin, self.warm.stdout)
-        assert given is not None
-        assert answered is not None
-        print(json.dumps([words, str(log)]), file=given, flush=True)
-        assert select.select([answered], [], [], PATIENCE)[0], f"{words} did not end in time"
-        code = int(answered.readline())
-        return code, log.read_text(errors="replace")
 
 
 @pytest.fixture(scope="module")
-def copy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Copy]:
-    copy = Copy(tmp_path_factory.mktemp("documents"))
+def copy(tmp_path_factory: pytest.TempPathFactory, warm: Warm) -> Copy:
+    copy = Copy(tmp_path_factory.mktemp("documents"), warm)
     demo = re.search(r"^demo:.*\n.*(sails train .*)", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert demo is not None
     copy.run(demo[1])
-    yield copy
-    copy.warm.kill()
+    return copy
 
 
 @pytest.mark.documents

@@ -25,6 +25,7 @@ from processes import PATIENCE
 from safetensors.torch import load_file, save_file
 from tiny import Project, base_logits, distance, logits
 from transformers import AutoModelForCausalLM
+from warm import Warm
 
 from sails_align.subspace.basis import Subspace
 from sails_align.subspace.options import Method
@@ -47,7 +48,6 @@ MODES = {"sft": ["--subspace_mode", "freeze"], "dpo": ["--gradient_checkpointing
 N_STEPS = 8
 
 pytestmark = pytest.mark.distributed
-slow = pytest.mark.slow
 
 
 def command(engine: str, *words: object) -> list[str]:
@@ -63,8 +63,12 @@ def options(project: Project, folder: Path, method: str, batch: int) -> list[str
     return project.dpo_argv(folder, *more)
 
 
+def caches(project: Project) -> dict[str, str]:
+    return {"HF_DATASETS_CACHE": str(project.folder / "cache")}
+
+
 def environment(project: Project) -> dict[str, str]:
-    return {**os.environ, "HF_DATASETS_CACHE": str(project.folder / "cache")}
+    return {**os.environ, **caches(project)}
 
 
 @pytest.fixture(scope="module")
@@ -81,21 +85,16 @@ def single(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Callab
 
 
 @pytest.fixture(scope="module")
-def double(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], tuple[Path, dict]]:
+def double(
+    project: Project, warm: Warm, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, str], tuple[Path, dict]]:
     """The folder of the run in two processes, and what was watched."""
 
     @cache
     def run(engine: str, method: str) -> tuple[Path, dict]:
         watched = tmp_path_factory.mktemp(f"{engine}-{method}")
         words = ["tests/watched_run.py", method, watched, *options(project, watched / "run", method, 2)]
-        done = subprocess.run(
-            command(engine, *words),
-            cwd=ROOT,
-            env=environment(project),
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-        )
+        done = warm.run(command(engine, *words), variables=caches(project))
         assert done.returncode == 0, done.stderr[-3000:]
         return watched / "run", json.loads((watched / "watched.json").read_text())
 
@@ -111,21 +110,8 @@ def losses_of(folder: Path) -> dict[int, float]:
     return {row["step"]: row["loss"] for row in history if "loss" in row}
 
 
-@pytest.mark.parametrize(
-    ("engine", "method"),
-    [
-        ("ddp", "sft"),
-        pytest.param("ddp", "dpo", marks=slow),
-        pytest.param("zero1", "sft", marks=slow),
-        pytest.param("zero1", "dpo", marks=slow),
-        ("zero2", "sft"),
-        pytest.param("zero2", "dpo", marks=slow),
-        ("zero3", "sft"),
-        ("zero3", "dpo"),
-        ("fsdp", "sft"),
-        pytest.param("fsdp", "dpo", marks=slow),
-    ],
-)
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_two_processes_are_as_one(
     project: Project, single: Callable[[str], Path], double: Callable[[str, str], tuple[Path, dict]],
     engine: str, method: str,
@@ -160,7 +146,7 @@ def test_two_processes_are_as_one(
         assert watched["losses"]["6"][name] == pytest.approx(last, abs=1e-3)
 
 
-@pytest.mark.parametrize("engine", ["ddp", pytest.param("zero1", marks=slow), "zero2", "zero3", "fsdp"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_discovery_is_shared_and_its_result_is_that_of_one_process(
     single: Callable[[str], Path], double: Callable[[str, str], tuple[Path, dict]], engine: str
 ) -> None:
@@ -195,9 +181,11 @@ def kill_at(step: int, words: list[str], watched: Path, environment: dict[str, s
     assert process.returncode == -signal.SIGKILL, stderr.decode()[-3000:]
 
 
-@pytest.mark.parametrize("engine", [pytest.param("ddp", marks=slow), "zero2", pytest.param("zero3", marks=slow)])
+@pytest.mark.parametrize(
+    "engine", ["zero2", *(pytest.param(engine, marks=pytest.mark.slow) for engine in ("ddp", "zero3"))]
+)
 def test_killed_twice_and_resumed_is_as_uninterrupted(
-    project: Project, double: Callable[[str, str], tuple[Path, dict]], tmp_path: Path, engine: str
+    project: Project, warm: Warm, double: Callable[[str, str], tuple[Path, dict]], tmp_path: Path, engine: str
 ) -> None:
     whole, _ = double(engine, "sft")
     run = tmp_path / "run"
@@ -207,7 +195,7 @@ def test_killed_twice_and_resumed_is_as_uninterrupted(
     for step in steps:
         kill_at(step, words, tmp_path, {**environment(project), "PAUSE": "0.3"})
     assert not (run / "adapter_model.safetensors").exists()
-    done = subprocess.run(words, cwd=ROOT, env=environment(project), capture_output=True, text=True, timeout=PATIENCE)
+    done = warm.run(words, variables=caches(project))
     assert done.returncode == 0, done.stderr[-3000:]
     watched = read(tmp_path, "watched.json")
     assert watched["start_step"] == 3 * (steps[-1] // 3)
@@ -219,8 +207,7 @@ def test_killed_twice_and_resumed_is_as_uninterrupted(
     assert distance(*adapters) < WEIGHT_TOLERANCE[engine]
 
 
-@slow
-def test_precomputed_references_are_those_of_this_run(project: Project, tmp_path: Path) -> None:
+def test_precomputed_references_are_those_of_this_run(project: Project, warm: Warm, tmp_path: Path) -> None:
     """ZeRO-3 with DPO's reference computed beforehand: a second run in the folder has another base."""
     other = Path(shutil.copytree(project.folder / "tiny", tmp_path / "tiny"))
     weights = load_file(other / "model.safetensors")
@@ -232,7 +219,7 @@ def test_precomputed_references_are_those_of_this_run(project: Project, tmp_path
         argv = [*options(project, run, "dpo", 2), "--precompute_ref_log_probs", "true", "--max_steps", "2"]
         argv += ["--model_name_or_path", str(model), "--subspace_mode", "freeze", "--save_strategy", "no"]
         argv += ["--overwrite_output_dir", "true"]  # else the second run would be refused as another one
-        done = launched(project, "tests/watched_run.py", "dpo", tmp_path, *argv, engine="zero3")
+        done = warm.run(command("zero3", "tests/watched_run.py", "dpo", tmp_path, *argv), variables=caches(project))
         assert done.returncode == 0, done.stderr[-3000:]
         row = read(tmp_path, "watched.json")["losses"]["1"]
         assert row["loss"] == pytest.approx(math.log(2), abs=1e-5)
@@ -243,22 +230,28 @@ def test_precomputed_references_are_those_of_this_run(project: Project, tmp_path
 @pytest.mark.parametrize(
     ("engine", "method", "more"),
     [
-        pytest.param("zero2", "dpo", ["--use_peft", "false"], marks=slow),
-        pytest.param("zero3", "sft", ["--use_peft", "false"], marks=slow),
+        ("zero2", "dpo", ["--use_peft", "false"]),
+        ("zero3", "sft", ["--use_peft", "false"]),
         ("zero3", "dpo", ["--adapter_path"]),
-        pytest.param("ddp", "dpo", ["--init", "pissa"], marks=slow),
-        pytest.param("ddp", "dpo", ["--init", "guardspace"], marks=slow),
-        pytest.param("zero2", "sft", ["--init", "sc_lora"], marks=slow),
+        ("ddp", "dpo", ["--init", "pissa"]),
+        ("ddp", "dpo", ["--init", "guardspace"]),
+        ("zero2", "sft", ["--init", "sc_lora"]),
     ],
 )
 def test_other_starts_are_as_in_one_process(
-    project: Project, single: Callable[[str], Path], tmp_path: Path, engine: str, method: Method, more: list[str]
+    project: Project,
+    single: Callable[[str], Path],
+    warm: Warm,
+    tmp_path: Path,
+    engine: str,
+    method: Method,
+    more: list[str],
 ) -> None:
     more = [*more, str(single("sft"))] if more == ["--adapter_path"] else more
     more = [*more, "--learning_rate", "0.002", "--save_strategy", "no"]
     align.main(method, [*options(project, tmp_path / "alone", method, 4), *more])
     words = ["tests/watched_run.py", method, tmp_path, *options(project, tmp_path / "run", method, 2), *more]
-    done = launched(project, *words, engine=engine)
+    done = warm.run(command(engine, *words), variables=caches(project))
     assert done.returncode == 0, done.stderr[-3000:]
     name = "model.safetensors" if "--use_peft" in more else "adapter_model.safetensors"
     ours, theirs = (load_file(tmp_path / folder / name) for folder in ("run", "alone"))
@@ -279,16 +272,16 @@ CONSTRAINED = ("--loss", "constrained", "--constrained_first_betas", "40", "40")
 @pytest.mark.parametrize(
     ("engine", "batch", "accumulation", "loss"),
     [
-        pytest.param("ddp", 2, 1, FIRST_TOKENS, marks=slow),
+        ("ddp", 2, 1, FIRST_TOKENS),
         ("ddp", 1, 2, FIRST_TOKENS),
-        pytest.param("zero2", 2, 1, FIRST_TOKENS, marks=slow),
-        pytest.param("ddp", 1, 2, CONSTRAINED, marks=slow),
+        ("zero2", 2, 1, FIRST_TOKENS),
+        ("ddp", 1, 2, CONSTRAINED),
         ("ddp", 1, 2, REDIRECTION),
-        pytest.param("ddp", 2, 1, REDUNDANCY, marks=slow),
+        ("ddp", 2, 1, REDUNDANCY),
     ],
 )
 def test_composed_losses_have_the_loss_and_gradients_of_one_process(
-    project: Project, tmp_path: Path, engine: str, batch: int, accumulation: int, loss: tuple[str, ...]
+    project: Project, warm: Warm, tmp_path: Path, engine: str, batch: int, accumulation: int, loss: tuple[str, ...]
 ) -> None:
     """On the same global batch. Responses differ in length, so that a mean of the processes' means would be another.
 
@@ -303,7 +296,7 @@ def test_composed_losses_have_the_loss_and_gradients_of_one_process(
         rows = [row for row in history if "loss" in row]
         alone[name] = rows, load_file(tmp_path / name / "adapter_model.safetensors")
     words = ["tests/watched_run.py", "sft", tmp_path, *options(project, tmp_path / "run", "sft", batch), *sgd, *loss]
-    done = launched(project, *words, "--gradient_accumulation_steps", accumulation, engine=engine)
+    done = warm.run(command(engine, *words, "--gradient_accumulation_steps", accumulation), variables=caches(project))
     assert done.returncode == 0, done.stderr[-3000:]
     watched, weights = read(tmp_path, "watched.json")["losses"], load_file(tmp_path / "run/adapter_model.safetensors")
     rows, expected = alone["weighted"]
@@ -318,9 +311,9 @@ def test_composed_losses_have_the_loss_and_gradients_of_one_process(
 # Failures
 
 
-def launched(project: Project, *words: object, engine: str = "ddp") -> subprocess.CompletedProcess[str]:
+def launched(project: Project, *words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(engine, *words), cwd=ROOT, env=environment(project), capture_output=True, text=True, timeout=PATIENCE
+        command("ddp", *words), cwd=ROOT, env=environment(project), capture_output=True, text=True, timeout=PATIENCE
     )
 
 
@@ -358,7 +351,7 @@ def test_a_killed_process_ends_the_others(project: Project, tmp_path: Path) -> N
     assert "SIGKILL" in done.stderr
 
 
-@slow
+@pytest.mark.slow
 def test_two_launches_do_not_share_a_folder(project: Project, tmp_path: Path) -> None:
     """Workers outlive a launcher that is killed; a second launch must not write where they still do."""
     run = tmp_path / "run"
@@ -384,10 +377,12 @@ def test_two_launches_do_not_share_a_folder(project: Project, tmp_path: Path) ->
 
 
 def test_checkpoints_of_another_engine_are_refused(
-    project: Project, double: Callable[[str, str], tuple[Path, dict]], tmp_path: Path
+    project: Project, warm: Warm, double: Callable[[str, str], tuple[Path, dict]], tmp_path: Path
 ) -> None:
     run, _ = double("zero2", "sft")
     copied = Path(shutil.copytree(run / "checkpoint-3", tmp_path / "checkpoint-3"))
     argv = [*options(project, tmp_path / "run", "sft", 2), "--resume_from_checkpoint", str(copied)]
-    done = launched(project, "recipes/sft_sails.py", *argv, "--subspace_path", run / "subspace")
+    done = warm.run(
+        command("ddp", "recipes/sft_sails.py", *argv, "--subspace_path", run / "subspace"), variables=caches(project)
+    )
     assert done.stderr.count("is of another run (different: engine)") == 1

@@ -1,8 +1,5 @@
 """Gemma 3 with its vision tower, saved as the hub has it: trained, merged and asked as any language model."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +8,10 @@ import torch
 from hub_cache import add_model, add_to_cache, narrow
 from hub_configs import CONFIGS
 from paths import RECIPES, ROOT
-from processes import PATIENCE
 from safetensors.torch import load_file
 from tiny import SENTENCES, Project, make_project
 from transformers import AutoModelForCausalLM
+from warm import Warm
 
 from sails_align.cli.estimate import main as estimate
 from sails_align.edits.merge import merge_adapter
@@ -107,14 +104,13 @@ def test_plain_lora_then_merged_and_asked(targets: list[str], model: Path, data:
 
 
 @pytest.mark.distributed
-def test_two_processes_train_all_weights(model: Path, data: Project, tmp_path: Path) -> None:
+def test_two_processes_train_all_weights(model: Path, data: Project, warm: Warm, tmp_path: Path) -> None:
     """DDP ends with an error if a parameter that is trained gets no gradient, as those of the tower would."""
     launcher = ["--config_file", str(ROOT / "accelerate_configs" / "cpu.yaml"), "--main_process_port", "0"]
     more = ["--chat_template_path", str(TEMPLATE), "--max_steps", "2", "--use_peft", "false"]
     argv = [*data.argv(tmp_path / "run"), "--model_name_or_path", str(model), *more]
-    command = [sys.executable, "-m", "accelerate.commands.launch", *launcher, str(RECIPES / "sft_sails.py"), *argv]
-    environment = os.environ | {"HF_DATASETS_CACHE": str(data.folder / "cache")}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+    command = ["accelerate", "launch", *launcher, str(RECIPES / "sft_sails.py"), *argv]
+    done = warm.run(command, variables={"HF_DATASETS_CACHE": str(data.folder / "cache")})
     assert done.returncode == 0, done.stderr[-3000:]
     assert weights(tmp_path / "run").keys() == weights(model).keys()
 

@@ -1,9 +1,6 @@
 """SAEs in memory one at a time, or divided among processes: the same subspace, and no more of them at a time."""
 
 import gc
-import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from paths import ROOT
-from processes import PATIENCE
 from sae_lens import SAE
 from tiny import SAE_LAYERS, Project
+from warm import Warm
 
 from sails_align.subspace import selection as features
 from sails_align.subspace.basis import Subspace
@@ -96,20 +93,19 @@ def test_every_layer_sees_every_example_once(placement: str, n_layers: int, n_pr
 @pytest.mark.parametrize(
     ("n", "score"),
     [
-        pytest.param(2, "mean_diff", marks=pytest.mark.slow),
-        (3, "mean_diff"),
+        (2, "mean_diff"),
+        pytest.param(3, "mean_diff", marks=pytest.mark.slow),
         pytest.param(3, "attribution", marks=pytest.mark.slow),
     ],
 )
-def test_sharded_finds_what_one_process_does(project: Project, tmp_path: Path, n: int, score: str) -> None:
+def test_sharded_finds_what_one_process_does(project: Project, warm: Warm, tmp_path: Path, n: int, score: str) -> None:
     """With three processes for two layers, two of them divide the examples."""
     alone = found(project, tmp_path / "alone", "--score", score)
-    launch = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "accelerate_configs" / "multi_gpu.yaml")]
+    launch = ["accelerate", "launch", "--config_file", str(ROOT / "accelerate_configs" / "multi_gpu.yaml")]
     launch += ["--num_processes", str(n), "--main_process_port", "0", "-m", "sails_align", "discover"]
-    command = [sys.executable, *launch, *project.argv(tmp_path / "run", "--score", score)]
+    command = [*launch, *project.argv(tmp_path / "run", "--score", score)]
     command += ["--sae_placement", "sharded"]
-    environment = {**os.environ, "HF_DATASETS_CACHE": str(project.folder / "cache")}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+    done = warm.run(command, variables={"HF_DATASETS_CACHE": str(project.folder / "cache")})
     assert done.returncode == 0, done.stderr[-3000:]
     sharded = Subspace.load(tmp_path / "run" / "subspace")
     for name, basis_DR in alone.tensors().items():

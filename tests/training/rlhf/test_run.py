@@ -1,18 +1,15 @@
 """The RLHF reference of the testbed, in runs of a few steps."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from paths import RECIPES, ROOT
-from processes import PATIENCE
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from warm import Warm
 
 from sails_align.core.errors import InputError
 from sails_align.core.log import LOG_FILE
@@ -232,14 +229,10 @@ def test_a_warm_start_of_another_vocabulary(finished: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.distributed
-def test_two_processes(tmp_path: Path) -> None:
+def test_two_processes(warm: Warm, tmp_path: Path) -> None:
     config = ROOT / "accelerate_configs" / "cpu.yaml"
-    launch = [Path(sys.executable).with_name("accelerate"), "launch", "--config_file", config, RECIPE]
-    words = [*launch, *argv(tmp_path / "run", per_device_train_batch_size=8)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [str(word) for word in words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE
-    )
+    launch = ["accelerate", "launch", "--config_file", config, RECIPE]
+    done = warm.run([*launch, *argv(tmp_path / "run", per_device_train_batch_size=8)])
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("RLHF reference") == 1
     run = tmp_path / "run"
