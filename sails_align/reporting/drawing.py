@@ -8,7 +8,7 @@ import itertools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
@@ -85,50 +85,52 @@ def look_of(name: str) -> Look:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure, drawn."""
+    """A figure, which is drawn when it is needed."""
 
     name: str
     title: str
     """Caption, and text for people who do not see it."""
-    svg: Mapping[str, bytes]
-    """By theme."""
-    png: Callable[[], bytes] = field(compare=False)
-    """Draw it again, on white, as a PNG file."""
+    size: tuple[float, float]
+    """In inches."""
+    draw: Callable[[Figure], None] = field(compare=False)
+    """Fills an empty figure."""
+
+    @cached_property
+    def svg(self) -> Mapping[str, bytes]:
+        """The figure by theme."""
+        return {theme: self._drawn(theme, "svg") for theme in THEMES}
+
+    def png(self) -> bytes:
+        """Return the figure as a PNG file, on white."""
+        return self._drawn("light", "png")
 
     def write(self, folder: Path) -> None:
         """Write <name>.svg, which is on white."""
         write_bytes(folder / f"{self.name}.svg", self.svg["light"])
 
-
-def picture(name: str, title: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> Picture:
-    """Draw a figure in both themes, of a size in inches; `draw` fills an empty figure."""
-    drawn = partial(_drawn, name, size, draw)
-    return Picture(name, title, {theme: drawn(theme, "svg") for theme in THEMES}, lambda: drawn("light", "png"))
-
-
-def _drawn(name: str, size: tuple[float, float], draw: Callable[[Figure], None], theme: str, kind: str) -> bytes:
-    """Return a figure as a file of a kind that matplotlib knows."""
-    ink, grid, paper = THEMES[theme]
-    style: dict[Any, Any] = {
-        "font.size": 10,
-        "font.family": "DejaVu Sans",
-        "svg.hashsalt": name,  # so that the same figure is the same file
-        "svg.fonttype": "path",
-        **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), ink),
-        **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), paper),
-        "grid.color": grid,
-        "grid.linewidth": 0.5,
-        "axes.axisbelow": True,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "legend.frameon": False,
-    }
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=size, layout="constrained")
-        draw(figure)
-        buffer = BytesIO()
-        figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
-    return buffer.getvalue()
+    def _drawn(self, theme: str, kind: str) -> bytes:
+        """Return the figure as a file of a kind that matplotlib knows."""
+        ink, grid, paper = THEMES[theme]
+        style: dict[Any, Any] = {
+            "font.size": 10,
+            "font.family": "DejaVu Sans",
+            "svg.hashsalt": self.name,  # so that the same figure is the same file
+            "svg.fonttype": "path",
+            **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), ink),
+            **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), paper),
+            "grid.color": grid,
+            "grid.linewidth": 0.5,
+            "axes.axisbelow": True,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "legend.frameon": False,
+        }
+        with matplotlib.rc_context(style):
+            figure = Figure(figsize=self.size, layout="constrained")
+            self.draw(figure)
+            buffer = BytesIO()
+            figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
+        return buffer.getvalue()
 
 
 def ink() -> str:

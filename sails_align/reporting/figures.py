@@ -20,7 +20,6 @@ from sails_align.reporting.drawing import (
     legend,
     look_of,
     panels,
-    picture,
     point,
 )
 
@@ -65,7 +64,7 @@ def forest(
             "difference in points, 95% interval; hollow: the interval holds 0, or there is none", fontsize=9
         )
 
-    return picture(name, title, (10.0, n_lines * (1.6 + 0.28 * len(found))), draw)
+    return Picture(name, title, (10.0, n_lines * (1.6 + 0.28 * len(found))), draw)
 
 
 def _tint_better_side(axes: Axes, metric: Metric) -> None:
@@ -95,7 +94,7 @@ def bars(
         figure.supxlabel(axis_label(metric), fontsize=9)
 
     n_lines = -(-len(shown) // 4)
-    return picture(name, title, (10.0, 0.4 + n_lines * (0.8 + 0.19 * len(by_category))), draw)
+    return Picture(name, title, (10.0, 0.4 + n_lines * (0.8 + 0.19 * len(by_category))), draw)
 
 
 def curves(
@@ -130,7 +129,7 @@ def curves(
         legend(figure, shown, loc="outside upper center", ncols=4)
 
     n_lines = -(-len(metrics) // n_columns)
-    return picture(
+    return Picture(
         "examples", "Learning curves over the number of training examples", (10.0, 0.6 + 2.6 * n_lines), draw
     )
 
@@ -155,7 +154,7 @@ def learning_rates(found: Mapping[str, Mapping[float, float]], rows: Sequence[Ro
         finish(figure, axes, None, MERIT)
         axes.set_xlabel("learning rate (circle: chosen)")
 
-    return picture(name, "Learning rates on the validation part, by method", (7.5, 4.0), draw)
+    return Picture(name, "Learning rates on the validation part, by method", (7.5, 4.0), draw)
 
 
 def _log_ticks(axes: Axes, values: Iterable[float]) -> None:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from sails_align.evaluation.metrics import HELPFULNESS_RATES, METRICS, SAFETY_RATES, Metric
 from sails_align.experiments.plan import Run
 from sails_align.experiments.summary import Front, Row
-from sails_align.reporting.drawing import Picture, arms, finish, ink, look_of, picture, point
+from sails_align.reporting.drawing import Picture, arms, finish, ink, look_of, point
 
 LOST = replace(METRICS["over_refusal_rate"], label="helpfulness lost")
 
@@ -49,7 +49,7 @@ def trade_off(rows: Sequence[Row], names: Sequence[str], name: str) -> Picture:
         finish(figure, axes, across, up)
 
     title = f"{up.label.capitalize()} against {across.label}; means over seeds, 95% intervals"
-    return picture(name, title, (7.5, 4.2), draw)
+    return Picture(name, title, (7.5, 4.2), draw)
 
 
 def pareto_front(rows: Sequence[Row], across: Metric, up: Metric) -> list[tuple[float, float]]:
@@ -101,4 +101,4 @@ def fronts(found: Sequence[Front], safety: Metric, name: str) -> Picture:
         finish(figure, axes, LOST, safety)
 
     title = f"{safety.label.capitalize()} against lost helpfulness, over learning rates (validation part)"
-    return picture(name, title, (7.5, 4.2), draw)
+    return Picture(name, title, (7.5, 4.2), draw)

@@ -1,5 +1,6 @@
 """`sails chat`: one answer, answers to a pipe, and a conversation in a terminal."""
 
+import io
 import json
 import os
 import pty
@@ -232,8 +233,13 @@ def test_a_prompt_without_an_answer_is_no_end_of_the_conversation() -> None:
         (b"what " * 5000 + b"\nwhat is a dopen?\n", "1 of 2 answers are missing", 2),
     ],
 )
-def test_pipes_that_cannot_be_used(given: bytes, says: str, n_answers: int) -> None:
-    ended = subprocess.run(SAILS, input=given, capture_output=True)
-    assert ended.returncode == 2
-    assert says in ended.stderr.decode()
-    assert len(ended.stdout.decode().splitlines()) == n_answers
+def test_pipes_that_cannot_be_used(
+    given: bytes, says: str, n_answers: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(given)))
+    with pytest.raises(SystemExit) as ended:
+        main(["chat"])
+    assert ended.value.code == 2
+    printed = capsys.readouterr()
+    assert says in printed.err
+    assert len(printed.out.splitlines()) == n_answers

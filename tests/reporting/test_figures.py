@@ -1,6 +1,7 @@
 """Figures of differences, categories and learning rates: what is drawn, and where it ends."""
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 from made_results import outcome
@@ -21,13 +22,13 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """Figures, in place of their files."""
     kept: list[Figure] = []
 
-    def keep(name: str, title: str, size: tuple[float, float], draw) -> Picture:
-        figure = Figure(figsize=size)
-        draw(figure)
-        kept.append(figure)
-        return Picture(name, title, {}, lambda: b"")
+    class Kept(Picture):
+        def __init__(self, name: str, title: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> None:
+            super().__init__(name, title, size, draw)
+            kept.append(Figure(figsize=size))
+            draw(kept[-1])
 
-    monkeypatch.setattr(figures, "picture", keep)
+    monkeypatch.setattr(figures, "Picture", Kept)
     return kept
 
 

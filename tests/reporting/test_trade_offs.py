@@ -1,5 +1,7 @@
 """Safety against helpfulness: which methods a figure has, and the Pareto front."""
 
+from collections.abc import Callable
+
 import pytest
 from made_results import outcome
 from matplotlib.figure import Figure
@@ -18,13 +20,13 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """Figures, in place of their files."""
     kept: list[Figure] = []
 
-    def keep(name: str, title: str, size: tuple[float, float], draw) -> Picture:
-        figure = Figure(figsize=size)
-        draw(figure)
-        kept.append(figure)
-        return Picture(name, title, {}, lambda: b"")
+    class Kept(Picture):
+        def __init__(self, name: str, title: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> None:
+            super().__init__(name, title, size, draw)
+            kept.append(Figure(figsize=size))
+            draw(kept[-1])
 
-    monkeypatch.setattr(trade_offs, "picture", keep)
+    monkeypatch.setattr(trade_offs, "Picture", Kept)
     return kept
 
 
