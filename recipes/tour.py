@@ -45,7 +45,7 @@ from sails_align.initializers.random_basis import random_basis
 from sails_align.models.hooks import edited
 from sails_align.models.load import load_causal_lm, load_model
 from sails_align.models.resolve import resolve_model
-from sails_align.reporting.drawing import COLOURS, picture
+from sails_align.reporting.drawing import COLOURS, Picture
 from sails_align.saes.explain import Context, meanings
 from sails_align.steering.ablate import remove
 from sails_align.subspace.concepts import last_token_states
@@ -338,7 +338,7 @@ def draw(figure: Figure) -> None:
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=9)
 
 
-picture("steering", "Refusals and correct answers by strength of steering", (10.0, 3.4), draw).write(given.output_dir)
+Picture("steering", "Refusals and correct answers by strength of steering", (10.0, 3.4), draw).write(given.output_dir)
 console.print(f"picture   {given.output_dir}/steering.svg\n", soft_wrap=True)
 
 # %% [markdown]
