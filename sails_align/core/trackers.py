@@ -3,7 +3,6 @@
 wandb and trackio read keys and addresses from the environment and their own files; none is read, kept or sent here.
 """
 
-import importlib.metadata
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sails_align.core.errors import InputError, first_line
 from sails_align.core.log import is_main
+from sails_align.core.machine import installed_version
 from sails_align.core.text import literal, printable
 
 if TYPE_CHECKING:
@@ -40,20 +40,14 @@ def check_services(names: Sequence[str], known: Sequence[str]) -> None:
 def services_of(report_to: Sequence[str]) -> list[str]:
     """Return the services that `--report_to` names; raise `InputError` for one that is unknown or not installed."""
     names = [name for name in dict.fromkeys(report_to) if name != "none"]
-    check_services(names, [name for name in SERVICES if _is_installed(name)])
+    # By their metadata: a folder with wandb's results can be imported, too.
+    check_services(names, [name for name in SERVICES if installed_version(name)])
     return names
 
 
 def hide_command_line() -> None:
     """Keep wandb from sending the command line, which may hold a token or an address with a password."""
     os.environ.setdefault("WANDB_X_DISABLE_META", "true")
-
-
-def _is_installed(package: str) -> bool:
-    try:  # by its metadata: a folder with wandb's results can be imported, too
-        return importlib.metadata.version(package) is not None
-    except importlib.metadata.PackageNotFoundError:
-        return False
 
 
 class Trackers:
