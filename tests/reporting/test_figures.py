@@ -1,7 +1,6 @@
 """Figures of differences, categories and learning rates: what is drawn, and where it ends."""
 
 import itertools
-from collections.abc import Callable
 
 import pytest
 from made_results import outcome
@@ -12,24 +11,9 @@ from matplotlib.lines import Line2D
 from sails_align.evaluation.metrics import METRICS, Metric
 from sails_align.experiments.summary import Mean
 from sails_align.reporting import figures
-from sails_align.reporting.drawing import LOOKS, Picture
+from sails_align.reporting.drawing import LOOKS
 
 SAFETY = METRICS["safety_rate_out_of_distribution"]
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """Figures, in place of their files."""
-    kept: list[Figure] = []
-
-    class Kept(Picture):
-        def __init__(self, name: str, title: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> None:
-            super().__init__(name, title, size, draw)
-            kept.append(Figure(figsize=size))
-            draw(kept[-1])
-
-    monkeypatch.setattr(figures, "Picture", Kept)
-    return kept
 
 
 def marker_of(axes: Axes) -> Line2D:

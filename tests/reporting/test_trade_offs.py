@@ -1,8 +1,5 @@
 """Safety against helpfulness: which methods a figure has, and the Pareto front."""
 
-from collections.abc import Callable
-
-import pytest
 from made_results import outcome
 from matplotlib.figure import Figure
 
@@ -10,24 +7,8 @@ from sails_align.evaluation.metrics import METRICS
 from sails_align.experiments.plan import RUNS
 from sails_align.experiments.summary import Row
 from sails_align.reporting import trade_offs
-from sails_align.reporting.drawing import Picture
 
 SAFETY, REFUSAL = METRICS["safety_rate_out_of_distribution"], METRICS["over_refusal_rate"]
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """Figures, in place of their files."""
-    kept: list[Figure] = []
-
-    class Kept(Picture):
-        def __init__(self, name: str, title: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> None:
-            super().__init__(name, title, size, draw)
-            kept.append(Figure(figsize=size))
-            draw(kept[-1])
-
-    monkeypatch.setattr(trade_offs, "Picture", Kept)
-    return kept
 
 
 def test_sft_and_dpo_have_figures_of_their_own_with_the_reference_and_without_the_base() -> None:
