@@ -163,7 +163,7 @@ def test_a_run_that_is_stopped_ends_its_jobs(how: signal.Signals, tmp_path: Path
 
 
 def test_what_a_launcher_started_ends_with_it() -> None:
-    launcher = subprocess.Popen(["sh", "-c", "sleep 60 & echo; wait"], stdout=subprocess.PIPE)
+    launcher = subprocess.Popen(["sh", "-c", "sleep 3600 & echo; wait"], stdout=subprocess.PIPE)
     with launcher:
         assert launcher.stdout is not None
         launcher.stdout.readline()
