@@ -1,4 +1,4 @@
-"""Documents are whole: no placeholders, and links lead somewhere."""
+"""Documents are whole: no placeholders, nothing left of a merge, and links lead somewhere."""
 
 import re
 
@@ -6,6 +6,8 @@ import pytest
 from paths import ROOT
 
 DOCUMENTS = [path for pages in (".", "docs", "docs/methods") for path in sorted((ROOT / pages).glob("*.md"))]
+FOLDERS = ("sails_align", "recipes", "eval", "tests", "benchmarks", "accelerate_configs", "docs", ".ci")
+TEXTS = (".md", ".py", ".yaml", ".yml", ".toml", ".txt", ".cff", ".in", ".js", ".css", ".json", ".ipynb", "")
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -15,3 +17,15 @@ def test_no_placeholder_is_left_and_links_exist(document):
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
         if not target.startswith("http"):
             assert (document.parent / target).exists(), target
+
+
+def test_nothing_is_left_of_a_merge():
+    in_folders = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*")]
+    files = [path for path in (*ROOT.iterdir(), *in_folders) if path.is_file() and path.suffix in TEXTS]
+    assert len(files) > 500
+    marked = [
+        str(path.relative_to(ROOT))
+        for path in files
+        if re.search(r"^(<{7}|>{7})( |$)", path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+    ]
+    assert not marked
