@@ -33,6 +33,7 @@ from sails_align.models.spec import stem_of
 from sails_align.models.threads import fitting_threads
 from sails_align.subspace.basis import Subspace
 from sails_align.subspace.options import DPOOptions, Method
+from sails_align.training.callbacks.frozen import count_frozen
 from sails_align.training.callbacks.reporting import reported
 from sails_align.training.checkpoints import MarkCheckpoints, find_checkpoint, train
 from sails_align.training.checks import check_machine, check_options
@@ -145,7 +146,7 @@ def run(args: TrainingPlan, output_dir: Path, stages: Stages) -> dict[str, Any]:
             return measure(trainer, source, testbed, args, label)
 
     start = MeasureStart(lambda: measured("base"), output_dir, identity)
-    sizes = _say_sizes(trainer)
+    n_trainable, n_parameters = _say_sizes(trainer)
     stages.begin("training", training_line(trainer, checkpoint))
     with cost.of("train"), disk_errors(output_dir):
         trainer.add_callback(start)
@@ -168,7 +169,7 @@ def run(args: TrainingPlan, output_dir: Path, stages: Stages) -> dict[str, Any]:
             "saes": None if subspace is None else subspace.provenance.get("saes"),
             "versions": package_versions(),
         },
-        "cost": _cost(cost, *sizes),
+        "cost": _cost(cost, n_trainable - count_frozen(trainer), n_parameters),
     }
     metrics |= last_drift(trainer.state.log_history) | reported(trainer)
     if every is not None:

@@ -4,6 +4,7 @@ The gradient of frozen entries is zero, so that the norm that gradients are clip
 those of the others. Weight decay changes weights without a gradient; so after each step they are written back, too.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sails_align.training.callbacks.engines import refuse_parts
 
@@ -21,6 +22,10 @@ class FrozenPart(ABC):
     """The frozen entries of one parameter."""
 
     parameter: nn.Parameter
+
+    @abstractmethod
+    def count(self) -> int:
+        """Return how many entries are frozen."""
 
     @abstractmethod
     def zero_(self, tensor: Tensor) -> Tensor:
@@ -42,6 +47,10 @@ class FrozenSlices(FrozenPart):
     places: Mapping[int, Tensor]
     "Dimension -> indices of the frozen slices, on the parameter's device."
 
+    def count(self) -> int:
+        shape = self.parameter.shape
+        return math.prod(shape) - math.prod(n - len(self.places.get(dim, ())) for dim, n in enumerate(shape))
+
     def zero_(self, tensor: Tensor) -> Tensor:
         for dim, index in self.places.items():
             tensor.index_fill_(dim, index, 0)
@@ -61,6 +70,9 @@ class FrozenEntries(FrozenPart):
 
     is_frozen: Tensor
     "Of the parameter's shape, on its device; boolean."
+
+    def count(self) -> int:
+        return int(self.is_frozen.sum())
 
     def zero_(self, tensor: Tensor) -> Tensor:
         return tensor.masked_fill_(self.is_frozen, 0)
@@ -104,3 +116,12 @@ class Frozen(TrainerCallback):
     ) -> None:
         for hook in self._hooks:
             hook.remove()
+
+    def count(self) -> int:
+        """Return how many entries of parameters that train are frozen; known from the beginning of training."""
+        return sum(part.count() for part in self._parts if part.parameter.requires_grad)
+
+
+def count_frozen(trainer: Trainer) -> int:
+    """Return how many entries of parameters that train the callbacks of a trainer freeze."""
+    return sum(callback.count() for callback in trainer.callback_handler.callbacks if isinstance(callback, Frozen))

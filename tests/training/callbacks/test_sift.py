@@ -86,7 +86,7 @@ def test_no_more_than_the_quota_changes_and_the_rest_keeps_its_bits(
         assert changed <= quota(value.numel(), rate), name
         n_changed, n_allowed = n_changed + changed, n_allowed + quota(value.numel(), rate)
     assert n_changed > 0.9 * n_allowed
-    assert metrics["sift"]["trained_entries"] == n_allowed
+    assert metrics["sift"]["trained_entries"] == metrics["cost"]["trainable_parameters"] == n_allowed
     assert metrics["sift"]["share"] == pytest.approx(rate, abs=0.002)
     assert metrics["trained"]["held_out_loss"] < metrics["base"]["held_out_loss"]
     card = (tmp_path / "README.md").read_text()
