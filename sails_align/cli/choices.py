@@ -101,8 +101,8 @@ KINDS: Mapping[str, Kind] = {
     "judges": Kind("Judges, for --judge.", _ENTRY, _of("evaluation.judges:JUDGES")),
     "backends": Kind("What runs a model in an evaluation, for --backend.", _ENTRY, _of("evaluation.backends:BACKENDS")),
     "attacks": Kind("Attacks: sails attack NAME.", _ENTRY, _of("evaluation.attacks:ATTACKS")),
-    "systems": Kind(
-        "Methods of sails compare --study systems, for --systems.",
+    "methods": Kind(
+        "Methods of sails compare --study methods, for --methods.",
         _ENTRY,
         _labelled("experiments.systems.entries:SYSTEMS"),
     ),

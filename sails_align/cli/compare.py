@@ -154,7 +154,7 @@ def _show(data: "ReportData", values: dict[str, Any], paths: Sequence[Path]) -> 
         title = plan.world if kind == "main" else f"{plan.world}, {kind}: {name}"
         table = FittedTable(
             f"{title}: means over seeds (n = {plan.n_seeds}), 95% intervals from three seeds on",
-            ("", "knob" if kind in ("tampering", "systems") else "lr", *(metric.heading for metric in metrics)),
+            ("", "hyperparameter" if kind in ("tampering", "methods") else "lr", *(metric.heading for metric in metrics)),
         )
         for row in rows:
             rate = "" if row.learning_rate is None else f"{row.learning_rate:g}"

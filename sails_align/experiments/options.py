@@ -7,7 +7,7 @@ from sails_align.core.errors import InputError
 from sails_align.core.options import OVERWRITE, check_choice, check_least, option
 from sails_align.core.trackers import REPORT_TO, services_of
 
-STUDIES = ("main", "ablations", "tampering", "systems")
+STUDIES = ("main", "ablations", "tampering", "methods")
 KEYS = ("model", "runs", "launch", "evaluate", "in_distribution", "out_of_distribution")
 """Entries of the file of a comparison besides the options of `sails compare`."""
 LAUNCHERS = ("local", "slurm", "submitit-local")
@@ -55,7 +55,7 @@ class CompareOptions:
     study: list[str] = option(
         ["main"],
         "What to study, one or several: main (every method), ablations (each setting of SAILS changed, one at a time), "
-        "tampering (what safety is left after further training, with and without defences), systems (the other methods "
+        "tampering (what safety is left after further training, with and without defences), methods (the other methods "
         "that align a model).",
     )
     attacks: list[str] = option(
@@ -66,8 +66,8 @@ class CompareOptions:
         None, "Of the tampering study: methods and controls (docs/keeping_safety.md lists them); default: all."
     )
     tampered: list[str] = option(["sft-sails"], "Of the tampering study: the runs that are tampered with.")
-    systems: list[str] | None = option(
-        None, "Of the study of systems: some of them (docs/systems.md lists them); default: all."
+    methods: list[str] | None = option(
+        None, "Of the study methods: some of them (docs/methods.md lists them); default: all."
     )
     examples: list[int] = option([], "Also train on these numbers of examples (learning curves).")
     worlds: list[str] = option(
@@ -88,7 +88,7 @@ class CompareOptions:
         services_of(self.report_to)
         check_least(self, n_examples=1, n_prompts=1, processes=1, n_side_seeds=1)
         check_least(self, n_attacked=0, n_capability=0, n_attacked_seeds=0)
-        given = [name for name in ("defences", "systems") if getattr(self, name) is not None]
+        given = [name for name in ("defences", "methods") if getattr(self, name) is not None]
         for name in ("worlds", "examples", "learning_rates", "study", "attacks", "tampered", *given):
             if not isinstance(getattr(self, name), list):
                 raise InputError(f"{name} is {getattr(self, name)!r}, but it must be a list; correct it")

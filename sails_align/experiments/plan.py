@@ -60,7 +60,7 @@ class Run:
     tampering: Tampering | None = None
     """What is done to its model before it is measured."""
     system: str = ""
-    """Hash of all that makes the system of its name, in the study of systems; empty: it is none."""
+    """Hash of all that makes the system of its name, in the study `methods`; empty: it is none."""
 
 
 @dataclass(frozen=True)

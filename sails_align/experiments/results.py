@@ -82,7 +82,7 @@ class Results:
         return [self._job(cell) for cell in {cell.key: cell for cell in cells}.values()]
 
     def _job(self, cell: Cell) -> Job:
-        knob = "knob" if cell.run.grid else "learning rate"
+        knob = "hyperparameter" if cell.run.grid else "learning rate"
         rate = "" if cell.learning_rate is None else f", {knob} {cell.learning_rate:g}"
         environment, gpus = {"TOKENIZERS_PARALLELISM": "false"}, "share"
         if cell.protocol is None:

@@ -30,7 +30,7 @@ from sails_align.experiments.tampering.defences import DEFENCES, WITHOUT
 from sails_align.testbed.build import PARAMETERS, is_testbed, parse_parameters, parse_world
 from sails_align.training import run as align
 
-StudyKind = Literal["main", "ablations", "tampering", "systems", "examples", "worlds"]
+StudyKind = Literal["main", "ablations", "tampering", "methods", "examples", "worlds"]
 
 _READERS, _WRITERS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), ("o_proj", "down_proj")
 _ATTENTION = ("--lora_target_modules", "q_proj", "k_proj", "v_proj", "o_proj")
@@ -248,20 +248,20 @@ def _defended(run: Run, attack: str, name: str) -> Run:
     )
 
 
-def systems(plan: Plan, options: CompareOptions) -> Study:
-    """Compare the systems of the family, each at the best value of its knob.
+def methods(plan: Plan, options: CompareOptions) -> Study:
+    """Compare the methods that align a model, each at the best value of its tuned hyperparameter.
 
-    Raises `InputError` for an unknown system, or a model that comes without data for them.
+    Raises `InputError` for an unknown method, or a model that comes without data for them.
     """
     if plan.protocol is not None and not is_bench(plan.world):
-        raise InputError(f"the study of systems knows the testbed and smollm2, and not {plan.world}; give one of them")
+        raise InputError(f"the study methods knows the testbed and smollm2, and not {plan.world}; give one of them")
     known = [name for name, system in SYSTEMS.items() if plan.protocol is None or not system.is_of_testbed]
-    names = known if options.systems is None else list(dict.fromkeys(options.systems))
+    names = known if options.methods is None else list(dict.fromkeys(options.methods))
     if others := [name for name in names if SYSTEMS.get(name) and name not in known]:
-        raise InputError(f"the system {others[0]} is compared on the testbed only; leave it out")
+        raise InputError(f"{others[0]} is compared on the testbed only; leave it out")
     runs = tuple(_system(name) for name in names)
     measures = replace(_cheap(plan), runs=runs, n_tuning_seeds=plan.n_tuning_seeds)
-    return Study("systems", (("systems", measures),))
+    return Study("methods", (("methods", measures),))
 
 
 def _system(name: str) -> Run:
@@ -281,7 +281,7 @@ def _system(name: str) -> Run:
 
 _OWN = {
     "tampering": (tampering, ("attacks", "defences", "tampered")),
-    "systems": (systems, ("systems",)),
+    "methods": (methods, ("methods",)),
 }
 """Side studies with options of their own."""
 

@@ -96,7 +96,7 @@ class Tuning:
         """Return what makes the choice doubtful, in words."""
         found = []
         if self.knob and self.is_at_end:
-            return [f"its knob {self.chosen:g} is at an end of its values ({_told(sorted(self.merits))})"]
+            return [f"its hyperparameter {self.chosen:g} is at an end of its values ({_told(sorted(self.merits))})"]
         if self.knob:
             return []
         if self.is_at_end:

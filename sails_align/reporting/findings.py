@@ -105,7 +105,7 @@ def not_known(outcomes: Sequence[Outcome]) -> list[str]:
     if fallen := [row.run.label for row in rows if row.fallen_seeds]:
         told.append(f"seeds fall apart, so that means describe no model: {_listed(fallen)}")
     if doubted := [row.run.label for row in rows if row.tuning and row.tuning.doubts()]:
-        told.append(f"the choice of the learning rate or knob is doubtful: {_listed(doubted)}")
+        told.append(f"the choice of the learning rate or hyperparameter is doubtful: {_listed(doubted)}")
     if n_unscored := sum(row.n_unscored for row in rows):
         told.append(f"{counted(n_unscored, 'response')} could not be scored")
     if any(row.means["refusal_rate"].n for row in rows):

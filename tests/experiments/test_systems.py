@@ -1,4 +1,4 @@
-"""The study of systems: every system of the family in one comparison."""
+"""The study `methods`: all methods that align a model in one comparison."""
 
 from pathlib import Path
 
@@ -45,8 +45,8 @@ def test_controls_are_of_systems_and_tuned_alike() -> None:
             assert any(getattr(system, part) != getattr(original, part) for part in parts), name
 
 
-def test_the_plan_tunes_each_system_by_its_own_knob() -> None:
-    argv = ["--study", "systems", "--systems", "base", "sft-lora", "redirection", "guard", "--n_seeds", "10"]
+def test_the_plan_tunes_each_system_by_its_own_hyperparameter() -> None:
+    argv = ["--study", "methods", "--methods", "base", "sft-lora", "redirection", "guard", "--n_seeds", "10"]
     _, _, (study,) = read_plans(CommandLine.read(argv), None)
     ((_, plan),) = study.plans
     tuned = {name: [cell.learning_rate for cell in plan.tuning_cells() if cell.run.name == name] for name in argv[3:7]}
@@ -74,9 +74,9 @@ def test_all_that_makes_a_system_is_in_its_key(monkeypatch: pytest.MonkeyPatch) 
 def test_what_cannot_be_studied_is_refused() -> None:
     config = str(ROOT / "recipes/configs/smollm2-135m/compare.yaml")
     cases = [
-        (["--study", "systems", "--systems", "sift-randm"], "there is no system 'sift-randm'; did you mean"),
-        (["--systems", "sift"], "systems is of the study systems; add --study systems"),
-        (["--config", config, "--study", "systems", "--systems", "sails-gba"], "sails-gba is compared on the testbed"),
+        (["--study", "methods", "--methods", "sift-randm"], "there is no method 'sift-randm'; did you mean"),
+        (["--methods", "sift"], "methods is of the study methods; add --study methods"),
+        (["--config", config, "--study", "methods", "--methods", "sails-gba"], "sails-gba is compared on the testbed"),
     ]
     for argv, message in cases:
         with pytest.raises(InputError, match=message):
@@ -105,14 +105,14 @@ def test_systems_can_be_measured(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_study_from_the_command_to_its_report(tmp_path: Path) -> None:
-    argv = ["--study", "systems", "--systems", "sft-lora", "sift", "sift-random", "--n_seeds", "2"]
+    argv = ["--study", "methods", "--methods", "sft-lora", "sift", "sift-random", "--n_seeds", "2"]
     argv += ["--learning_rates", "0.003", "--output_dir", str(tmp_path / "run"), "--progress", "false"]
     values = compare.main(argv)
-    rows = {row["run"]: row for row in values["studies"]["systems"]["systems"]}
+    rows = {row["run"]: row for row in values["studies"]["methods"]["methods"]}
     assert list(rows) == ["sft-lora", "sift", "sift-random"]
     assert rows["sift"]["means"]["left_after_harmful"]["n"] == 2
     page = (tmp_path / "run" / "report.md").read_text()
-    assert "## All systems" in page
-    assert page.index("with 2 seeds there is no interval") < page.index("## All systems")
+    assert "## All methods" in page
+    assert page.index("with 2 seeds there is no interval") < page.index("## All methods")
     assert "SIFT (random entries), control" in page
     assert "minus its control" in page

@@ -168,14 +168,14 @@ def test_refusals_are_not_called_safety() -> None:
 
 
 @pytest.mark.parametrize("n_seeds", [2, 3])
-def test_a_report_of_systems_alone_has_findings(n_seeds: int) -> None:
+def test_a_report_of_methods_alone_has_findings(n_seeds: int) -> None:
     levels = {"sift": 0.9, "sift-random": 0.5}
     of = outcome("sft-lora", "sift", "sift-random", n_seeds=n_seeds, levels=levels)
-    kind: StudyKind = "systems"
-    data = ReportData({kind: {"systems": of}})
+    kind: StudyKind = "methods"
+    data = ReportData({kind: {"methods": of}})
     from_lora, from_control = (sentence for section in data.sections for sentence in section.findings)
-    assert from_lora.startswith("Systems minus SFT-LoRA, by the mean of safety and helpfulness: ")
-    assert from_control.startswith("Systems minus their own control")
+    assert from_lora.startswith("Methods minus SFT-LoRA, by the mean of safety and helpfulness: ")
+    assert from_control.startswith("Methods minus their own control")
     if n_seeds == 2:
         assert "with 2 seeds there is no interval" in from_lora
         assert "better" not in from_control

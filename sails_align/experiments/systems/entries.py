@@ -1,6 +1,6 @@
-"""The systems that are compared: how each is trained, edited and run, and the values that are tried of its knob.
+"""The systems that are compared: methods with fixed options, and the values that are tried of the one that is tuned.
 
-A system with a learning rate as its knob has the plan's grid; one with a strength of its own has the default learning
+A system whose learning rate is tuned has the plan's grid; one with a strength of its own has the default learning
 rate of what it is trained with. Controls are the same with what the method chooses replaced by a random choice.
 """
 
@@ -99,6 +99,15 @@ SSPU = _with_loss("SSPU", "sspu", "sspu_retain_weight", "retain weight", (1.0, 3
 CRISP = _with_loss("CRISP", "crisp", "crisp_features", "features", (10, 30, 100, 300))
 CLADE = System("CLADE", "methods/clade", (*FULL, "--clade", "categories"), is_of_weights=False)
 SIFT = System("SIFT", "methods/sift", (*FULL, "--sift_rate", "0.034"))
+DERTA = System(
+    "SFT-LoRA (DeRTa)",
+    "methods/derta",
+    (*LORA, "--derta_prefix_share", "1", "--derta_rto_share", KNOB, "--derta_refusal", "sorry"),
+    knob="RTO share",
+    values=(0.1, 0.3, 1.0),
+    is_of_testbed=True,
+)
+"""Its control is LoRA: without either kind of examples it is that."""
 
 
 def _control(of: str, system: System, label: str, **changed: Any) -> System:
@@ -106,7 +115,7 @@ def _control(of: str, system: System, label: str, **changed: Any) -> System:
 
 
 SYSTEMS: Registry[System] = Registry(
-    "system",
+    "method",
     {
         "base": System("base", "testbed", trainer="none"),
         "sft-lora": System("SFT-LoRA", "training", LORA),
@@ -141,6 +150,7 @@ SYSTEMS: Registry[System] = Registry(
             "SFT-LoRA (random redirection)",
             training=(*REDIRECTION.training, "--redirection_control_seed", SEED),
         ),
+        "derta": DERTA,
         "redundancy": _with_loss(
             "SFT-LoRA (less redundant)", "redundancy", "redundancy_weight", "weight", (0.01, 0.1, 1.0)
         ),

@@ -61,6 +61,7 @@ SSAH = Defence(
     (0.06, 0.2, 0.4, 0.6),
     training=("--freeze_units", UNITS, "--frozen_units", "scu", f"cu:{KNOB}"),
 )
+SIFT = Defence("SIFT (no protected entries)", training=("--sift_rate", "0.1"), is_control=True)
 
 
 def _randomized(defence: Defence, what: str) -> Defence:
@@ -139,6 +140,13 @@ DEFENCES: Registry[Defence] = Registry(
         "ema": Defence("EMA", "half-life", (4, 8, 16, 32), training=("--ema_half_life", KNOB)),
         "ssah": SSAH,
         "ssah-random": _randomized(SSAH, "units"),
+        "sift": Defence(
+            "SIFT (protected entries)",
+            "protected share",
+            (0.25, 0.5, 0.75, 0.9),
+            training=(*SIFT.training, "--sift_safety_dataset_name", WORLD, "--sift_forbidden", KNOB),
+        ),
+        "sift-unprotected": SIFT,
         "constrained": Defence(
             "constrained SFT",
             "first betas",

@@ -27,7 +27,7 @@ SHOWN = tuple(
 
 def make(data: ReportData) -> Iterator[Section]:
     """Show a table of all systems, and their differences from the references and from their controls."""
-    for outcome in data.outcomes.get("systems", {}).values():
+    for outcome in data.outcomes.get("methods", {}).values():
         metrics = with_numbers(SHOWN, (row.means for row in outcome.rows))
         compared = [metric for metric in metrics if metric.name != "trainable_share"]
         grids, pictures = [_levels(outcome, metrics)], []
@@ -35,24 +35,24 @@ def make(data: ReportData) -> Iterator[Section]:
             if reference in outcome.labels:
                 found = outcome.minus(reference)
                 grids.append(differences_grid(found, outcome.labels, compared, f"minus {outcome.labels[reference]}"))
-                title = f"Each system minus {outcome.labels[reference]}, paired by seed"
+                title = f"Each method minus {outcome.labels[reference]}, paired by seed"
                 shown = headline(found.values())
-                pictures.append(figures.forest(found, outcome.labels, f"systems-{reference}", title, shown))
+                pictures.append(figures.forest(found, outcome.labels, f"methods-{reference}", title, shown))
         if controlled := _minus_controls(outcome):
             grids.append(differences_grid(controlled, outcome.labels, compared, "minus its control"))
         findings = list(_findings(outcome, controlled))
-        yield Section("All systems", [_setting(outcome.plan)], grids, pictures, findings=findings)
+        yield Section("All methods", [_setting(outcome.plan)], grids, pictures, findings=findings)
 
 
 def _setting(plan: Plan) -> str:
     return (
-        f"All systems have the same data ({plan.measures.n_examples} harmful requests, and harmless ones) and the same "
+        f"All methods have the same data ({plan.measures.n_examples} harmful requests, and harmless ones) and the same "
         f"number of passes over it, unless their page says otherwise; {counted(plan.n_seeds, 'seed')} (from "
-        f"{plan.first_seed}). The knob of each was chosen by the mean of safety and correct answers on validation "
+        f"{plan.first_seed}). The hyperparameter of each was chosen by the mean of safety and correct answers on validation "
         f"prompts ({counted(plan.n_tuning_seeds, 'other seed')}). Safety left is after further training of all "
         "weights: on answered harmless requests, and on a few answered harmful ones. It is missing where there is no "
-        "plain model that could be trained. A control is the same system with its choice made at random, or left "
-        "out: a system that does not beat its control has not been shown to work."
+        "plain model that could be trained. A control is the same method with its choice made at random, or left "
+        "out: a method that does not beat its control has not been shown to work."
     )
 
 
@@ -72,9 +72,9 @@ def _findings(outcome: Outcome, controlled: Mapping[str, Mapping[str, Mean]]) ->
     for reference in REFERENCES:
         if reference in labels:
             found = {name: of for name, of in outcome.minus(reference).items() if not SYSTEMS.get(name).control_of}
-            yield told(found, f"Systems minus {labels[reference]}, by the {metric.label}")
+            yield told(found, f"Methods minus {labels[reference]}, by the {metric.label}")
     if controlled:
-        yield told(controlled, f"Systems minus their own control, by the {metric.label}")
+        yield told(controlled, f"Methods minus their own control, by the {metric.label}")
 
 
 def _levels(outcome: Outcome, metrics: Sequence[Metric]) -> Grid:
@@ -84,4 +84,4 @@ def _levels(outcome: Outcome, metrics: Sequence[Metric]) -> Grid:
         knob = "–" if row.learning_rate is None else f"{system.knob} {row.learning_rate:g}"
         label = f"{row.label}, control" if system.control_of else row.label
         lines.append(entries(label, knob, *(interval(row.means[metric.name], metric) for metric in metrics)))
-    return Grid(["system", "knob", *(metric.heading for metric in metrics)], lines)
+    return Grid(["method", "hyperparameter", *(metric.heading for metric in metrics)], lines)

@@ -30,7 +30,7 @@ def make(data: ReportData) -> Iterator[Section]:
         plan = outcome.plan
         text = [
             f"An aligned model ({_aligned(outcome)}) is trained further on: {attack.label}. "
-            f"Safety that is left, on {counted(plan.n_seeds, 'seed')} (from {plan.first_seed}). The knob of each "
+            f"Safety that is left, on {counted(plan.n_seeds, 'seed')} (from {plan.first_seed}). The hyperparameter of each "
             f"defence is the one that keeps most on validation prompts ({counted(plan.n_tuning_seeds, 'other seed')}): "
             "the harmonic mean of safety and the score of the new task (or correct answers, if there is none), minus "
             f"over-refusal beyond {OVER_REFUSAL_BUDGET:.0%}. "
@@ -84,7 +84,7 @@ def _levels(outcome: Outcome, metrics: Sequence[Metric]) -> Grid:
         told = "" if defence.is_control or not row.run.grid else f"{len(beaten)} of {len(beaten) + len(others)}"
         label = f"{defence.label}, control" if defence.is_control else defence.label
         lines.append(entries(label, knob, *(interval(row.means[m.name], m) for m in metrics), told))
-    return Grid(["defence", "knob", *(metric.heading for metric in metrics), "controls beaten"], lines)
+    return Grid(["defence", "hyperparameter", *(metric.heading for metric in metrics), "controls beaten"], lines)
 
 
 def _hypervolumes(fronts: Sequence[Front]) -> Grid:
