@@ -151,10 +151,11 @@ def _show(data: "ReportData", values: dict[str, Any], paths: Sequence[Path]) -> 
     for name, outcome in outcomes.items():
         plan, rows = outcome.plan, outcome.rows
         metrics = with_numbers(SHOWN, (row.means for row in rows))
+        tuned = "hyperparameter" if kind in ("tampering", "methods") else "lr"
         title = plan.world if kind == "main" else f"{plan.world}, {kind}: {name}"
         table = FittedTable(
             f"{title}: means over seeds (n = {plan.n_seeds}), 95% intervals from three seeds on",
-            ("", "hyperparameter" if kind in ("tampering", "methods") else "lr", *(metric.heading for metric in metrics)),
+            ("", tuned, *(metric.heading for metric in metrics)),
         )
         for row in rows:
             rate = "" if row.learning_rate is None else f"{row.learning_rate:g}"
