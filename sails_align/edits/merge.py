@@ -33,9 +33,9 @@ from sails_align.models.load import load_causal_lm, load_tokenizer
 from sails_align.models.quantized import quantization_of, use_one_layout
 from sails_align.models.spec import model_path
 
-TOLERANCE = 1e-5
-"""Of logits, relative to the largest one if that is above 1. float32 is no finer: one and the same testbed model
-differs by 2e-5 between float32 and float64, at a largest logit of 16, and a correct merge differs by as much."""
+TOLERANCE = 1e-4
+"""Of logits, relative to the largest one if that is above 1. Rounding in float32 stays below it, also where an
+adapter's weights are large: after a training that diverged, a correct merge differed by 1.4e-5."""
 
 
 @dataclass(frozen=True)

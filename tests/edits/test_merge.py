@@ -231,6 +231,15 @@ def test_a_tampered_weight_is_detected(adapter: Path, tmp_path: Path) -> None:
         check_logits(expected * float("nan"), expected)
 
 
+def test_an_adapter_with_large_weights_is_merged(finished: Path, tmp_path: Path) -> None:
+    """As after a training that diverged: its updates are much larger than the weights, and rounded more coarsely."""
+    adapter = shutil.copytree(finished, tmp_path / "adapter")
+    torch.manual_seed(0)
+    edit_weights(adapter, lambda tensors: [tensor.normal_(std=0.6) for tensor in tensors.values()])
+    merged = merge_adapter(adapter, tmp_path / "merged")
+    assert 0 < merged.difference < 1e-4 * merged.largest_logit
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_wrong_merge_is_not_written(
     adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype

@@ -49,9 +49,9 @@ def _setting(plan: Plan) -> str:
         f"All methods have the same data ({plan.measures.n_examples} harmful requests, and harmless ones) and the same "
         f"number of passes over it, unless their page says otherwise; {counted(plan.n_seeds, 'seed')} (from "
         f"{plan.first_seed}). The hyperparameter of each was chosen by the mean of safety and correct answers on "
-        f"validation prompts ({counted(plan.n_tuning_seeds, 'other seed')}). Safety left is after further training of all "
-        "weights: on answered harmless requests, and on a few answered harmful ones. It is missing where there is no "
-        "plain model that could be trained. A control is the same method with its choice made at random, or left "
+        f"validation prompts ({counted(plan.n_tuning_seeds, 'other seed')}). Safety left is after further training of "
+        "all weights: on answered harmless requests, and on a few answered harmful ones. It is missing where there is "
+        "no plain model that could be trained. A control is the same method with its choice made at random, or left "
         "out: a method that does not beat its control has not been shown to work."
     )
 
