@@ -101,6 +101,11 @@ KINDS: Mapping[str, Kind] = {
     "judges": Kind("Judges, for --judge.", _ENTRY, _of("evaluation.judges:JUDGES")),
     "backends": Kind("What runs a model in an evaluation, for --backend.", _ENTRY, _of("evaluation.backends:BACKENDS")),
     "attacks": Kind("Attacks: sails attack NAME.", _ENTRY, _of("evaluation.attacks:ATTACKS")),
+    "ablations": Kind(
+        "Changes of SAILS in sails compare --study ablations, for --ablations.",
+        _ENTRY,
+        _labelled("experiments.studies:ABLATIONS"),
+    ),
     "methods": Kind(
         "Methods of sails compare --study methods, for --methods.",
         _ENTRY,

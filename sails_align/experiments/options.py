@@ -58,6 +58,9 @@ class CompareOptions:
         "tampering (what safety is left after further training, with and without defences), methods (the other methods "
         "that align a model).",
     )
+    ablations: list[str] | None = option(
+        None, "Of the ablations: some of them (`sails list ablations` lists them); default: all."
+    )
     attacks: list[str] = option(
         ["task", "benign", "harmful", "poison-10"],
         "Of the tampering study: task, task-lora, benign, harmful, poison-5, poison-10, poison-20 or ablate.",
@@ -88,7 +91,7 @@ class CompareOptions:
         services_of(self.report_to)
         check_least(self, n_examples=1, n_prompts=1, processes=1, n_side_seeds=1)
         check_least(self, n_attacked=0, n_capability=0, n_attacked_seeds=0)
-        given = [name for name in ("defences", "methods") if getattr(self, name) is not None]
+        given = [name for name in ("ablations", "defences", "methods") if getattr(self, name) is not None]
         for name in ("worlds", "examples", "learning_rates", "study", "attacks", "tampered", *given):
             if not isinstance(getattr(self, name), list):
                 raise InputError(f"{name} is {getattr(self, name)!r}, but it must be a list; correct it")

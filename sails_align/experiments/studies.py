@@ -10,6 +10,7 @@ from typing import Literal
 from sails_align.core.artifacts import content_hash
 from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
+from sails_align.core.registry import Registry
 from sails_align.core.suggestions import did_you_mean
 from sails_align.experiments.contents import contents_hash
 from sails_align.experiments.options import KEYS, OF_TESTBED, STUDIES, CompareOptions, LauncherOptions
@@ -43,6 +44,8 @@ class Change:
     name: str
     label: str
     options: tuple[str, ...]
+    is_of_testbed: bool = False
+    """Whether it is about the testbed's blocks: there SAILS trains the last two of five."""
 
     def of(self, run: Run) -> Run:
         """Return a run with these options in place of its own."""
@@ -50,7 +53,7 @@ class Change:
         return replace(run, name=self.name, label=self.label, options=option_words(options))
 
 
-ABLATIONS: tuple[Change, ...] = (
+_CHANGES = (
     Change("paper", "SFT-SAILS (paper)", ("--preset", "paper")),
     Change("basis-random", "SFT-random-basis", ("--init", "random_basis")),
     Change("basis-random-free", "SFT-random-basis (not frozen)", ("--init", "random_basis", "--subspace_mode", "init")),
@@ -81,18 +84,19 @@ ABLATIONS: tuple[Change, ...] = (
     Change("attention", "modules: attention only", _ATTENTION),
     Change("lora-attention", "SFT-LoRA (attention)", ("--init", "default", *_ATTENTION)),
     Change("lora-rank-16", "SFT-LoRA (rank 16)", ("--init", "default", "--lora_r", "16")),
-)
-"""SAILS with one change in each, and other adapters."""
-LORA_LAST_BLOCKS = Change(
-    "lora-last-blocks",
-    "SFT-LoRA (SAILS' blocks)",
-    (
-        *("--init", "default", "--lora_target_modules"),
-        *(f"layers.{block}.self_attn.{name}_proj" for block in (3, 4) for name in "qkvo"),
-        *(f"layers.{block}.mlp.{name}_proj" for block in (3, 4) for name in ("gate", "up", "down")),
+    Change(
+        "lora-last-blocks",
+        "SFT-LoRA (SAILS' blocks)",
+        (
+            *("--init", "default", "--lora_target_modules"),
+            *(f"layers.{block}.self_attn.{name}_proj" for block in (3, 4) for name in "qkvo"),
+            *(f"layers.{block}.mlp.{name}_proj" for block in (3, 4) for name in ("gate", "up", "down")),
+        ),
+        is_of_testbed=True,
     ),
 )
-"""For the testbed, where SAILS trains the last two of five blocks."""
+ABLATIONS: Registry[Change] = Registry("ablation", {change.name: change for change in _CHANGES})
+"""SAILS with one change in each, and other adapters."""
 SMALL = ("sft-lora", "sft-sails", "sft-full")
 BASELINES = (
     Change("basis-mean-diff", "SFT-mean-difference", ("--init", "mean_diff")),
@@ -135,8 +139,6 @@ def read_plans(line: CommandLine, prog: str | None) -> tuple[CompareOptions, Lau
         measures = Measures(options.n_examples, 0, 0, 0, relearning=False)
         plan = _plan(options, runs, protocol.model, measures, protocol)
     studies = [Study("main", ((plan.world, plan),))] if "main" in options.study else []
-    if "ablations" in options.study:
-        studies.append(ablations(plan, options.n_side_seeds))
     given = line.given(classes).keys()
     for name, (make, own) in _OWN.items():
         if name in options.study:
@@ -190,17 +192,22 @@ def _plan(
     )
 
 
-def ablations(plan: Plan, n_seeds: int) -> Study:
+def ablations(plan: Plan, options: CompareOptions) -> Study:
     """Change every part of the method, one at a time, at the three highest learning rates: at others nothing is learnt.
 
-    Raises `InputError` if the plan has no SAILS run.
+    Raises `InputError` if the plan has no SAILS run, and for an unknown ablation.
     """
-    changes = ABLATIONS if plan.protocol else (*ABLATIONS, LORA_LAST_BLOCKS)
+    known = [name for name, change in ABLATIONS.items() if plan.protocol is None or not change.is_of_testbed]
+    names = known if options.ablations is None else list(dict.fromkeys(options.ablations))
+    changes = [ABLATIONS.get(name) for name in names]
+    if others := [name for name in names if name not in known]:
+        raise InputError(f"{others[0]} is of the testbed only; leave it out")
     runs = (*_named(plan, ("sft-lora", "sft-sails")), *(change.of(_sails(plan)) for change in changes))
     if plan.protocol is not None:
         runs = _that_differ(runs, plan.protocol)
     rates = tuple(sorted(plan.learning_rates)[-3:])
-    return Study("ablations", (("ablations", replace(_cheap(plan), runs=runs, n_seeds=n_seeds, learning_rates=rates)),))
+    of_all = replace(_cheap(plan), runs=runs, n_seeds=options.n_side_seeds, learning_rates=rates)
+    return Study("ablations", (("ablations", of_all),))
 
 
 def _that_differ(runs: Sequence[Run], protocol: Protocol) -> tuple[Run, ...]:
@@ -280,6 +287,7 @@ def _system(name: str) -> Run:
 
 
 _OWN = {
+    "ablations": (ablations, ("ablations",)),
     "tampering": (tampering, ("attacks", "defences", "tampered")),
     "methods": (methods, ("methods",)),
 }

@@ -67,7 +67,7 @@ SAME_AS = {
     "paper": "sft-sails-paper",
 }
 """Ablations that are methods of the main study."""
-SETTINGS = {change.name for change in ABLATIONS} - SAME_AS.keys()
+SETTINGS = set(ABLATIONS.names()) - SAME_AS.keys()
 """Ablations that change a setting, which all look alike."""
 
 

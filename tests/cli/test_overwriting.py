@@ -58,8 +58,9 @@ def test_each_option_of_an_evaluation_counts_or_is_named_as_harmless() -> None:
 def test_each_option_of_a_comparison_counts_or_is_named_as_harmless() -> None:
     counted = set(
         """
-        attacks defences examples first_seed learning_rates n_attacked n_attacked_seeds n_capability n_examples
-        methods n_extensions n_prompts n_seeds n_side_seeds n_tuning_seeds relearning runs study tampered world worlds
+        ablations attacks defences examples first_seed learning_rates n_attacked n_attacked_seeds n_capability
+        n_examples methods n_extensions n_prompts n_seeds n_side_seeds n_tuning_seeds relearning runs study tampered world
+        worlds
         """.split()  # noqa: SIM905
     )
     assert {option.name for option in fields(CompareOptions)} == counted | set(HARMLESS)

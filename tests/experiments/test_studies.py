@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sails_align.core.errors import InputError
+from sails_align.experiments.options import CompareOptions
 from sails_align.experiments.plan import RUNS, Cell, Measures, Plan, Run
 from sails_align.experiments.relearning import DATA, trained_on
 from sails_align.experiments.studies import ABLATIONS, Change, ablations, examples, worlds
@@ -20,7 +21,7 @@ from sails_align.training import run as align
 PLAN = Plan(n_seeds=3, n_tuning_seeds=2, learning_rates=(1e-3, 1e-2))
 
 
-@pytest.mark.parametrize("change", ABLATIONS, ids=lambda change: change.name)
+@pytest.mark.parametrize("change", [change for _, change in ABLATIONS.items()], ids=lambda change: change.name)
 def test_an_ablation_is_a_training_that_can_be_made_and_another_one(change):
     args = align.parse("sft", list(change.of(RUNS["sft-sails"]).options))
     default = align.parse("sft", ["--init", "sails"])
@@ -29,18 +30,25 @@ def test_an_ablation_is_a_training_that_can_be_made_and_another_one(change):
 
 
 def test_side_studies_share_the_main_ones_budget():
-    study = ablations(PLAN, 2)
+    study = ablations(PLAN, CompareOptions(n_side_seeds=2))
     ((_, plan),) = study.plans
     assert plan.n_seeds == 2
     assert plan.learning_rates == PLAN.learning_rates
     of_many = replace(PLAN, learning_rates=(1e-2, 3e-4, 1e-3, 3e-3))
-    assert ablations(of_many, 2).plans[0][1].learning_rates == (1e-3, 3e-3, 1e-2)
+    assert ablations(of_many, CompareOptions()).plans[0][1].learning_rates == (1e-3, 3e-3, 1e-2)
     assert plan.measures == Measures(n_attacked=0, n_capability=0, relearning=False)
     assert {"sft-lora", "sft-sails"} < {run.name for run in plan.runs}
     numbers = [plan.measures.n_examples for _, plan in examples(PLAN, [64, 16, 64], 2).plans]
     assert numbers == [16, 64]
     assert [plan.world for _, plan in worlds(PLAN, ["testbed:1", "testbed:2"]).plans] == ["testbed:1", "testbed:2"]
     assert all(plan.n_seeds == 3 for _, plan in worlds(PLAN, ["testbed:1"]).plans)
+
+
+def test_some_of_the_ablations() -> None:
+    chosen = ablations(PLAN, CompareOptions(ablations=["k-16", "lora-last-blocks", "k-16"])).plans[0][1]
+    assert [run.name for run in chosen.runs] == ["sft-lora", "sft-sails", "k-16", "lora-last-blocks"]
+    with pytest.raises(InputError, match="there is no ablation 'k-17'; did you mean 'k-16'"):
+        ablations(PLAN, CompareOptions(ablations=["k-17"]))
 
 
 def test_a_change_replaces_options_and_leaves_the_others():

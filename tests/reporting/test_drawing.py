@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from sails_align.evaluation.metrics import METRICS
 from sails_align.experiments.plan import RUNS
-from sails_align.experiments.studies import ABLATIONS, LORA_LAST_BLOCKS
+from sails_align.experiments.studies import ABLATIONS
 from sails_align.experiments.systems.entries import SYSTEMS
 from sails_align.reporting.drawing import (
     LOOKS,
@@ -44,7 +44,7 @@ def test_a_look_depends_on_the_name_alone() -> None:
     for name in ("sft-sails", "my-method", "lox"):
         assert look_of(name) == look_of(name)
     assert look_of("basis-random-features") == look_of("sft-random-features")
-    assert look_of(LORA_LAST_BLOCKS.name) == look_of("sft-lora-blocks")
+    assert look_of("lora-last-blocks") == look_of("sft-lora-blocks")
 
 
 def test_no_other_method_looks_like_a_known_one() -> None:
@@ -54,7 +54,7 @@ def test_no_other_method_looks_like_a_known_one() -> None:
 
 
 def test_ablations_are_methods_of_the_main_study_or_settings() -> None:
-    names = {change.name for change in ABLATIONS} | {LORA_LAST_BLOCKS.name}
+    names = set(ABLATIONS.names())
     assert set(SAME_AS) <= names
     assert names - set(SAME_AS) == SETTINGS
 

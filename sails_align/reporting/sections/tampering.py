@@ -31,9 +31,9 @@ def make(data: ReportData) -> Iterator[Section]:
         text = [
             f"An aligned model ({_aligned(outcome)}) is trained further on: {attack.label}. "
             f"Safety that is left, on {counted(plan.n_seeds, 'seed')} (from {plan.first_seed}). The hyperparameter of "
-            f"each defence is the one that keeps most on validation prompts "
-            f"({counted(plan.n_tuning_seeds, 'other seed')}): the harmonic mean of safety and the score of the new task (or correct answers, if there is none), minus "
-            f"over-refusal beyond {OVER_REFUSAL_BUDGET:.0%}. "
+            "each defence is the one that keeps most on validation prompts "
+            f"({counted(plan.n_tuning_seeds, 'other seed')}): the harmonic mean of safety and the score of the new "
+            f"task (or correct answers, if there is none), minus over-refusal beyond {OVER_REFUSAL_BUDGET:.0%}. "
             "Controls are simple baselines (a lower learning rate, averaging with the aligned model, safety rows, "
             "LoRA), and methods with random directions or units of the same size. A method that does not beat them has "
             "not been shown to work.",
