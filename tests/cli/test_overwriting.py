@@ -59,8 +59,8 @@ def test_each_option_of_a_comparison_counts_or_is_named_as_harmless() -> None:
     counted = set(
         """
         ablations attacks defences examples first_seed learning_rates n_attacked n_attacked_seeds n_capability
-        n_examples methods n_extensions n_prompts n_seeds n_side_seeds n_tuning_seeds relearning runs study tampered world
-        worlds
+        n_examples methods n_extensions n_prompts n_seeds n_side_seeds n_tuning_seeds relearning runs study tampered
+        world worlds
         """.split()  # noqa: SIM905
     )
     assert {option.name for option in fields(CompareOptions)} == counted | set(HARMLESS)
