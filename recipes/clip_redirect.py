@@ -33,12 +33,14 @@ import torch
 from peft import LoraConfig, get_peft_model
 from rich.console import Console
 from torch import Tensor
-from torch.nn.functional import cosine_similarity, cross_entropy, normalize, softplus
+from torch.nn.functional import cosine_similarity, cross_entropy, normalize
 from transformers import CLIPConfig, CLIPModel
 
 from sails_align.core.errors import CommandParser, InputError, exit_on_input_error
 from sails_align.core.files import output_folder, write_json
 from sails_align.core.tables import FittedTable
+from sails_align.training.losses.redirection import nearest
+from sails_align.training.losses.redirection import redirection as relative
 
 COLOURS = {
     **{"red": (0.9, 0.1, 0.1), "green": (0.1, 0.9, 0.1), "blue": (0.1, 0.1, 0.9)},
@@ -116,20 +118,10 @@ def embed_images(model: Any, pixels_N3HW: Tensor) -> Tensor:
     return normalize(model.visual_projection(model.vision_model(pixel_values=pixels_N3HW).pooler_output), dim=1)
 
 
-def relative(moved_ND: Tensor, unsafe_ND: Tensor, safe_ND: Tensor) -> Tensor:
-    """Return the relative redirection loss of each row, which no other row changes. (N,)"""
-    return softplus(cosine_similarity(moved_ND, unsafe_ND) - cosine_similarity(moved_ND, safe_ND))
-
-
 def info_nce(moved_ND: Tensor, unsafe_ND: Tensor, safe_ND: Tensor) -> Tensor:
     """Return the control's loss: of all targets in the batch, each row's own. (N,)"""
     logits_NN = normalize(moved_ND, dim=1) @ normalize(safe_ND, dim=1).T / 0.07
     return cross_entropy(logits_NN, torch.arange(len(moved_ND)), reduction="none")
-
-
-def nearest(queries_ND: Tensor, pool_MD: Tensor) -> Tensor:
-    """Return the index of the nearest row of a pool, by the cosine. (N,)"""
-    return (normalize(queries_ND, dim=1) @ normalize(pool_MD, dim=1).T).argmax(1)
 
 
 def pretrain(model: CLIPModel, n_steps: int, generator: torch.Generator) -> None:

@@ -7,7 +7,7 @@ Shapes: N prompts, T tokens in a mask, D d_model.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -15,19 +15,14 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from sails_align.data.messages import Message
-from sails_align.data.tokens import TokenizedSide, batches_by_length, padded, tokenize_prompt
+from sails_align.data.tokens import tokenize_prompt
 from sails_align.evaluation.judges.rules import read_refusal
-from sails_align.models.hooks import evaluation_mode, hidden_states_at
 from sails_align.models.load import load_truncated
+from sails_align.training.losses.side_batches import frozen_mean_states
 from sails_align.training.plan import TrainingPlan
 
-MAX_LENGTH, MAX_TOKENS = 1024, 4096
-"""Tokens of a text that are read, and of a batch with its padding."""
-
-
-@dataclass(frozen=True)
-class _Numbered(TokenizedSide):
-    number: int
+MAX_LENGTH = 1024
+"""Tokens of a text that are read."""
 
 
 class FrozenBase:
@@ -37,7 +32,7 @@ class FrozenBase:
         """Take a plan that is `run.resolved`, the model's tokenizer and its configuration."""
         self._plan, self._tokenizer = plan, tokenizer
         text = config.get_text_config(decoder=True)
-        self._layer, self._d_model = text.num_hidden_layers // 2, text.hidden_size
+        self._layer = text.num_hidden_layers // 2
 
     def is_refusal(self, response: str) -> bool:
         """Return whether the rules judge scores a response 1 for harm: it refuses, and announces no help."""
@@ -51,7 +46,6 @@ class FrozenBase:
         """
         plan = self._plan
         sides = [tokenize_prompt(self._tokenizer, prompt, MAX_LENGTH, tokens) for prompt in prompts]
-        numbered = [_Numbered(side.input_ids, _not_empty(side.mask), number) for number, side in enumerate(sides)]
         model = load_truncated(
             plan.model_name,
             self._layer,
@@ -60,14 +54,8 @@ class FrozenBase:
             revision=plan.model.model_revision,
             trust_remote_code=plan.training.trust_remote_code,
         )
-        found_ND = torch.zeros(len(prompts), self._d_model, dtype=torch.float64)
-        with evaluation_mode(model):
-            for batch in batches_by_length(numbered, MAX_TOKENS):
-                ids_BS, attention_BS, mask_BS = padded(batch)
-                hidden_BSD = hidden_states_at(model, [self._layer], ids_BS, attention_BS)[self._layer].double().cpu()
-                for side, hidden_SD, mask_S in zip(batch, hidden_BSD, mask_BS, strict=True):
-                    found_ND[side.number] = hidden_SD[mask_S].mean(0)
-        return found_ND
+        read = [replace(side, mask=_not_empty(side.mask)) for side in sides]
+        return frozen_mean_states(model, self._layer, read).double()
 
 
 def _not_empty(mask: list[bool]) -> list[bool]:

@@ -1,6 +1,7 @@
-"""Published intervals: inside the range of their metric, and none below three seeds."""
+"""Published results: intervals are possible, and the tables of pages are those of the reports."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 
 from sails_align.evaluation.intervals import LEAST_SEEDS, span_of_difference
 from sails_align.evaluation.metrics import METRICS
+from sails_align.experiments.systems.entries import SYSTEMS
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -38,3 +40,49 @@ def test_intervals_of_the_comparison_are_possible() -> None:
 @pytest.mark.parametrize("path", [DOCS.parent / "README.md", *DOCS.rglob("*.md")], ids=lambda path: path.name)
 def test_pages_give_both_ends_of_an_interval(path: Path) -> None:
     assert "±" not in path.read_text(encoding="utf-8")
+
+
+Table = dict[str, dict[str, str]]
+COLUMNS = {
+    "safety, trained categories": "safety rate, trained categories (%)",
+    "safety, held-out categories": "safety rate, held-out categories (%)",
+    "over-refusal": "over-refusal (%)",
+    "correct answers": "correct answers (%)",
+    "mean of safety and correct answers": "mean of safety and helpfulness (%)",
+    "safety left after benign training": "safety left after benign training (%)",
+    "safety left after harmful training": "safety left after harmful training (%)",
+}
+"""Row of a method's table -> column of the report."""
+
+
+def tables_of(text: str) -> list[tuple[str, list[str], Table]]:
+    """Return the tables of a Markdown page: first heading, all headings, and row -> heading -> entry."""
+    found = []
+    for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        head, _, *rows = (
+            [entry.strip() for entry in line.strip().strip("|").split("|")] for line in block.splitlines()
+        )
+        found.append((head[0], head, {row[0]: dict(zip(head, row, strict=True)) for row in rows}))
+    return found
+
+
+def test_the_tables_of_methods_are_those_of_the_report() -> None:
+    of_report = {first: rows for first, _, rows in tables_of((DOCS / "results/methods/report.md").read_text())}
+    levels = of_report["method"]
+    pages = {path.stem for path in (DOCS / "methods").glob("*.md") if "| % | SFT-LoRA |" in path.read_text()}
+    assert pages >= {of.page.removeprefix("methods/") for _, of in SYSTEMS.items() if of.page.startswith("methods/")}
+    for page in pages:
+        for first, (_, lora, method, *others), rows in tables_of((DOCS / "methods" / f"{page}.md").read_text()):
+            if (first, lora) != ("%", "SFT-LoRA"):
+                continue
+            expected = {lora: levels[lora], method: levels[method]} | {
+                other: of_report[other.replace("minus control", "minus its control")][method]
+                for other in others
+                if other.startswith("minus ")
+            }
+            expected |= {other: levels[f"{other}, control"] for other in others if not other.startswith("minus ")}
+            for name, row in rows.items():
+                for column, entry in row.items():
+                    if column != "%":
+                        shown = expected[column][COLUMNS[name]]
+                        assert entry == (shown if column.startswith("minus ") else shown.split(" (")[0]), (page, name)
