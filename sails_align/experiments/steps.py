@@ -81,7 +81,7 @@ class Steps:
         """Train a model further on rows: all weights, unless the options ask for an adapter."""
         data = self.folder / f"of-{folder.name}"
         write_text(data / "train.jsonl", lines(rows))
-        write_text(data / "test.jsonl", lines(self.bench.rows("benign", 1, HELD_OUT_SEED)))  # not reported
+        write_text(data / "test.jsonl", lines([held_out_row(self.bench, rows)]))  # not reported
         plain = () if "--use_peft" in options else ("--use_peft", "false")
         align.main(
             "sft",
@@ -115,6 +115,12 @@ class Steps:
         if not isinstance(value, str):
             return value
         return numbers[value] if value in numbers else self.filled(value)
+
+
+def held_out_row(bench: Bench, rows: Sequence[Row]) -> Row:
+    """Return the first row of the order of `HELD_OUT_SEED` whose prompt is not among those of the given rows."""
+    trained = [row["prompt"] for row in rows]
+    return next(row for row in bench.rows("benign", len(rows) + 1, HELD_OUT_SEED) if row["prompt"] not in trained)
 
 
 def lines(rows: Sequence[Row]) -> str:

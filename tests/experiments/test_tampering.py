@@ -12,6 +12,7 @@ from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
 from sails_align.data.messages import user
 from sails_align.experiments.plan import Cell, Measures, Run, kept, merit
+from sails_align.experiments.steps import HELD_OUT_SEED, held_out_row
 from sails_align.experiments.studies import read_plans
 from sails_align.experiments.tampering.attacks import ATTACKS
 from sails_align.experiments.tampering.benches import HARMFUL, NEW_FORMAT, SmolLM2Bench, TestbedBench, _sums, bench_of
@@ -71,6 +72,16 @@ def test_attackers_and_defenders_share_no_request(bench: TestbedBench, smollm2: 
         asked = [{row["prompt"][0]["content"] for row in of.rows(source, 1000, seed=1)} for source in HARMFUL]
         assert min(map(len, asked)) > 20
         assert not asked[0] & asked[1] | asked[0] & asked[2] | asked[1] & asked[2]
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_the_held_out_row_is_not_trained_on(bench: TestbedBench, smollm2: SmolLM2Bench, seed: int) -> None:
+    """With seed 7 the testbed's first choice is among the rows that a training without harm draws."""
+    for of, n in ((bench, 128), (smollm2, 64)):
+        rows = of.rows("benign", n, seed)
+        assert held_out_row(of, rows)["prompt"] not in [row["prompt"] for row in rows]
+    first = bench.rows("benign", 1, HELD_OUT_SEED)[0]
+    assert (first in bench.rows("benign", 128, seed)) == (seed == 7)
 
 
 def test_harmful_rows_are_answered_and_safety_rows_refused(bench: TestbedBench, smollm2: SmolLM2Bench) -> None:
