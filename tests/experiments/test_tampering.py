@@ -80,8 +80,8 @@ def test_the_held_out_row_is_not_trained_on(bench: TestbedBench, smollm2: SmolLM
     for of, n in ((bench, 128), (smollm2, 64)):
         rows = of.rows("benign", n, seed)
         assert held_out_row(of, rows)["prompt"] not in [row["prompt"] for row in rows]
-    first = bench.rows("benign", 1, HELD_OUT_SEED)[0]
-    assert (first in bench.rows("benign", 128, seed)) == (seed == 7)
+    first = bench.rows("benign", 1, HELD_OUT_SEED)[0]["prompt"]
+    assert (first in [row["prompt"] for row in bench.rows("benign", 128, seed)]) == (seed == 7)
 
 
 def test_harmful_rows_are_answered_and_safety_rows_refused(bench: TestbedBench, smollm2: SmolLM2Bench) -> None:
