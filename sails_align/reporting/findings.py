@@ -4,14 +4,14 @@ Better and worse are said only if the whole 95% interval of a difference is on o
 interval (fewer than three seeds, or the same difference in all), the sentence says so and claims nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from sails_align.core.text import counted
 from sails_align.evaluation.intervals import LEAST_SEEDS
 from sails_align.evaluation.metrics import METRICS, Metric
 from sails_align.experiments.summary import Mean, Outcome
-from sails_align.reporting.page import difference, verdict
+from sails_align.reporting.page import Section, difference, verdict
 
 FEW_SEEDS = 10
 N_NAMES = 6
@@ -134,3 +134,9 @@ def _listed(names: Sequence[str]) -> str:
     names = list(dict.fromkeys(names))
     more = len(names) - N_NAMES
     return ", ".join([*names[:N_NAMES], *([f"{more} more"] if more > 0 else [])])
+
+
+def in_doubt(title: str, outcome: Outcome) -> Iterator[Section]:
+    """Yield a section on what makes the numbers of a side study doubtful, if anything does."""
+    if doubts := [doubt for row in outcome.rows for doubt in row.doubts]:
+        yield Section(f"{title}, what is in doubt", doubts)

@@ -11,7 +11,7 @@ from sails_align.evaluation.metrics import METRICS
 from sails_align.experiments.plan import Cell, Protocol
 from sails_align.experiments.studies import StudyKind, read_plans
 from sails_align.experiments.summary import Mean, Outcome
-from sails_align.reporting.findings import counts, from_others, in_metrics, not_known, of_metrics
+from sails_align.reporting.findings import counts, from_others, in_doubt, in_metrics, not_known, of_metrics
 from sails_align.reporting.report import ReportData
 
 SAFETY, REFUSAL, MERIT = METRICS["safety_rate_out_of_distribution"], METRICS["over_refusal_rate"], METRICS["merit"]
@@ -181,6 +181,18 @@ def test_a_report_of_methods_alone_has_findings(n_seeds: int) -> None:
         assert "better" not in from_control
     else:
         assert "no interval" in from_control  # all seeds have the same difference
+
+
+def test_what_is_in_doubt_has_a_section_of_its_own() -> None:
+    of = outcome("sft-lora", "sift")
+    assert not list(in_doubt("All methods", of))
+    rising = {cell.key: result(50 * (cell.learning_rate or 0)) for cell in of.plan.tuning_cells()}
+    chosen = of.plan.choose(rising)
+    tested = {cell.key: result(0.5) for cell in of.plan.test_cells(chosen)}
+    (section,) = in_doubt("All methods", Outcome(of.plan, rising, tested, chosen))
+    assert section.title == "All methods, what is in doubt"
+    assert [doubt.partition(": ")[0] for doubt in section.text] == ["SFT-LoRA", "sift"]
+    assert all("its learning rate 0.01 is at the end of the grid" in doubt for doubt in section.text)
 
 
 def tampered(*defences: str, n_seeds: int = 3) -> Outcome:

@@ -8,7 +8,7 @@ from sails_align.experiments.plan import Plan
 from sails_align.experiments.summary import Mean, Outcome, with_numbers
 from sails_align.experiments.systems.entries import SYSTEMS
 from sails_align.reporting import figures
-from sails_align.reporting.findings import counts, merit_of
+from sails_align.reporting.findings import counts, in_doubt, merit_of
 from sails_align.reporting.page import Grid, Section, entries, interval
 from sails_align.reporting.report import ReportData
 from sails_align.reporting.tables import differences_grid, headline
@@ -42,6 +42,7 @@ def make(data: ReportData) -> Iterator[Section]:
             grids.append(differences_grid(controlled, outcome.labels, compared, "minus its control"))
         findings = list(_findings(outcome, controlled))
         yield Section("All methods", [_setting(outcome.plan)], grids, pictures, findings=findings)
+        yield from in_doubt("All methods", outcome)
 
 
 def _setting(plan: Plan) -> str:

@@ -10,6 +10,7 @@ from sails_align.experiments.summary import SHARE, Front, Outcome, hypervolume_d
 from sails_align.experiments.tampering.attacks import ATTACKS
 from sails_align.experiments.tampering.defences import DEFENCES
 from sails_align.reporting import figures
+from sails_align.reporting.findings import in_doubt
 from sails_align.reporting.page import Grid, Section, TableCell, difference, entries, interval
 from sails_align.reporting.report import ReportData
 from sails_align.reporting.tables import PERCENT, differences_grid
@@ -47,6 +48,7 @@ def make(data: ReportData) -> Iterator[Section]:
         if fronts:
             grids.append(_hypervolumes(fronts))
         yield Section(f"Tampering: {name}", text, grids, pictures, findings=[f"Tampering, {name}: {_finding(outcome)}"])
+        yield from in_doubt(f"Tampering: {name}", outcome)
 
 
 def _aligned(outcome: Outcome) -> str:
