@@ -111,6 +111,7 @@ def test_a_study_from_the_command_to_its_report(tmp_path: Path) -> None:
     rows = {row["run"]: row for row in values["studies"]["methods"]["methods"]}
     assert list(rows) == ["sft-lora", "sift", "sift-random"]
     assert rows["sift"]["means"]["left_after_harmful"]["n"] == 2
+    assert list(rows["sift"]["by_seed"]) == ["0", "1"]  # so that differences can be computed
     page = (tmp_path / "run" / "report.md").read_text()
     assert "## All methods" in page
     assert page.index("with 2 seeds there is no interval") < page.index("## All methods")
