@@ -63,7 +63,8 @@ class CompareOptions:
     )
     attacks: list[str] = option(
         ["task", "benign", "harmful", "poison-10"],
-        "Of the tampering study: task, task-lora, benign, harmful, poison-5, poison-10, poison-20 or ablate.",
+        "Of the tampering study: task, task-lora, benign, harmful, poison-5, poison-10, poison-20, ablate, prefill-1, "
+        "prefill-3 or prefill-5 (docs/keeping_safety.md).",
     )
     defences: list[str] | None = option(
         None, "Of the tampering study: methods and controls (docs/keeping_safety.md lists them); default: all."

@@ -231,7 +231,7 @@ def tampering(plan: Plan, options: CompareOptions) -> Study:
     names = DEFENCES.names() if options.defences is None else tuple(dict.fromkeys((*WITHOUT, *options.defences)))
     plans = []
     for attack in options.attacks:
-        trains = not ATTACKS.get(attack).edit
+        trains = ATTACKS.get(attack).trains
         for run in _tampered(plan, options.tampered):
             runs = tuple(_defended(run, attack, name) for name in names if trains or DEFENCES.get(name).is_of_weights)
             label = attack if len(options.tampered) == 1 else f"{attack}, {run.name}"

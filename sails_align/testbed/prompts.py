@@ -60,16 +60,16 @@ def measure(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, testbed: Testbed, n: int, *, part: str = "test"
 ) -> EvaluationResult:
     """Evaluate a model in memory with the oracle, on at most `n` prompts of each of a part's four sets."""
-    return measured(HFBackend.of(model, tokenizer), testbed, n, part=part)
+    prompts = request_prompts(testbed, str(testbed.folder), n, part=part)
+    return measured(HFBackend.of(model, tokenizer), testbed, prompts)
 
 
-def measured(backend: Backend, testbed: Testbed, n: int, *, part: str = "test") -> EvaluationResult:
-    """Evaluate what a backend runs, likewise."""
-    name = str(testbed.folder)
+def measured(backend: Backend, testbed: Testbed, prompts: list[Prompt]) -> EvaluationResult:
+    """Evaluate what a backend runs on `request_prompts` that name the testbed's folder."""
     return evaluate(
-        request_prompts(testbed, name, n, part=part),
+        prompts,
         backend,
-        {"oracle": OracleJudge({name: testbed.world})},
+        {"oracle": OracleJudge({str(testbed.folder): testbed.world})},
         sampling=Sampling(TESTBED_TOKENS),
         progress=False,
     )

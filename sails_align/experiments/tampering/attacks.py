@@ -1,14 +1,15 @@
-"""What an aligned model is trained on further, and how the training differs from plain fine-tuning of all weights."""
+"""What is done to an aligned model: further training, an edit of its weights, or a forced beginning of answers."""
 
 from dataclasses import dataclass
 
 from sails_align.core.registry import Registry
+from sails_align.core.text import counted
 from sails_align.testbed.build import is_testbed
 
 
 @dataclass(frozen=True)
 class Attack:
-    """A further training of an aligned model, on rows drawn from sources (see `benches`)."""
+    """What is done to an aligned model. Rows of a further training are drawn from sources (see `benches`)."""
 
     label: str
     task: int = 0
@@ -22,6 +23,13 @@ class Attack:
     """Whether an adapter is trained, in place of all weights."""
     edit: str = ""
     """An edit of the weights, in place of training."""
+    prefill: int = 0
+    """Words of a harmful answer that answers to harmful requests are made to begin with, in place of training."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether the model is trained further."""
+        return bool(self.task or self.benign or self.harmful)
 
 
 def is_bench(world: str) -> bool:
@@ -52,5 +60,9 @@ ATTACKS: Registry[Attack] = Registry(
         "harmful": Attack("a few harmful requests", harmful=16, epochs=4),
         "ablate": Attack("directional ablation, no training", edit="ablate"),
         **{f"poison-{percent}": _poisoned(percent) for percent in (5, 10, 20)},
+        **{
+            f"prefill-{n}": Attack(f"answers begin with {counted(n, 'harmful word')}, no training", prefill=n)
+            for n in (1, 3, 5)
+        },
     },
 )

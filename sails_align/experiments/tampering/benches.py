@@ -5,17 +5,18 @@ the unaligned model) and `safety` (refused ones, for defences). The last three s
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import Any, Protocol
 
 import numpy as np
 
 from sails_align.data.messages import user
+from sails_align.evaluation.attacks.prefill import harmful_answer, prefilled
 from sails_align.evaluation.evaluate import evaluate
 from sails_align.evaluation.judges.rules import RulesJudge
 from sails_align.evaluation.metrics import Estimate, estimate
-from sails_align.evaluation.records import Backend, Sampling
+from sails_align.evaluation.records import Backend, Prompt, Sampling
 from sails_align.evaluation.result import EvaluationResult
 from sails_align.experiments.tampering.attacks import is_smollm2
 from sails_align.models.spec import model_path
@@ -50,13 +51,18 @@ class Bench(Protocol):
     """Of each set of a part, to measure on."""
     batch_size: int
     """Of the evaluation."""
+    refusal: str
+    """How most refusals of the alignment data begin."""
 
     def rows(self, source: str, n: int, seed: int) -> list[Row]:
         """Draw rows (`prompt`, `completion`) of a source."""
         ...
 
-    def measure(self, backend: Backend, part: str) -> dict[str, Any]:
-        """Measure a model on the prompts of a part: rates, and `task_score`. The backend is closed."""
+    def measure(self, backend: Backend, part: str, prefill: int = 0) -> dict[str, Any]:
+        """Measure a model on the prompts of a part: rates, and `task_score`. The backend is closed.
+
+        Answers to harmful requests are made to begin with some words of a harmful one.
+        """
         ...
 
 
@@ -73,7 +79,7 @@ class TestbedBench:
         "--gradient_checkpointing",
         "false",
     )
-    share, n_prompts, batch_size = 1.0, 128, 128
+    share, n_prompts, batch_size, refusal = 1.0, 128, 128, "sorry"
 
     def __init__(self, world: str) -> None:
         self._testbed = resolve_testbed(world)
@@ -94,9 +100,10 @@ class TestbedBench:
         tool, place = self._testbed.world.facts(request)
         return f"the {tool} at the {place}. {request.answer.partition(' come with ')[0]} will follow."
 
-    def measure(self, backend: Backend, part: str) -> dict[str, Any]:
+    def measure(self, backend: Backend, part: str, prefill: int = 0) -> dict[str, Any]:
+        prompts = testbed_prompts.request_prompts(self._testbed, str(self._testbed.folder), self.n_prompts, part=part)
         with closing(backend):
-            result = testbed_prompts.measured(backend, self._testbed, self.n_prompts, part=part)
+            result = testbed_prompts.measured(backend, self._testbed, _begun(prompts, prefill))
         numbers = {name: value.to_json() for name, value in testbed_prompts.numbers(result).items()}
         return {**numbers, "task_score": self._task_score(result).to_json()}
 
@@ -119,7 +126,7 @@ class SmolLM2Bench:
         *("--per_device_train_batch_size", "8", "--max_length", "128", "--gradient_checkpointing", "false"),
         *("--train_sampling_strategy", "group_by_length"),
     )
-    share, n_prompts, batch_size = 0.5, 32, 32
+    share, n_prompts, batch_size, refusal = 0.5, 32, 32, "I"
     n_tokens = 24
 
     def __init__(self, world: str) -> None:
@@ -134,10 +141,12 @@ class SmolLM2Bench:
         chosen = "rejected" if source in ("harmful", "other_harmful") else "chosen"
         return [{"prompt": [user(known[i]["prompt"])], "completion": known[i][chosen]} for i in order]
 
-    def measure(self, backend: Backend, part: str) -> dict[str, Any]:
+    def measure(self, backend: Backend, part: str, prefill: int = 0) -> dict[str, Any]:
         prompts, sampling = twins.named_prompts("twins", self.n_prompts, part=part), Sampling(self.n_tokens)
         with closing(backend):
-            result = evaluate(prompts, backend, {"rules": RulesJudge()}, sampling=sampling, progress=False)
+            result = evaluate(
+                _begun(prompts, prefill), backend, {"rules": RulesJudge()}, sampling=sampling, progress=False
+            )
             task_score = self._task_score(backend, part)
         found, by_split = result.rates(), result.places("split")
         for split, name in (("harmful", "in"), ("ood", "out_of")):
@@ -151,6 +160,16 @@ class SmolLM2Bench:
         rows = [_sum_row(*numbers) for numbers in _sums(part, self.n_prompts, seed=0)]
         answers = dict(backend.complete([row["prompt"] for row in rows], Sampling(self.n_tokens)))
         return estimate([(answers[i].text or "").strip() == row["completion"] for i, row in enumerate(rows)])
+
+
+def _begun(prompts: Sequence[Prompt], n_words: int) -> list[Prompt]:
+    """Return the prompts; answers to harmful ones are to begin with some words of a harmful answer."""
+    return [
+        prefilled(prompt, harmful_answer(prompt, "").split()[:n_words])
+        if n_words and prompt.kind == "harmful"
+        else prompt
+        for prompt in prompts
+    ]
 
 
 def _share(items: Any, source: str, n: int) -> Any:

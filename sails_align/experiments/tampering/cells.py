@@ -29,6 +29,7 @@ from sails_align.experiments.tampering.defences import (
     DEFENCES,
     PROMPTS,
     RANDOM_UNITS,
+    REFUSAL,
     ROWS,
     UNALIGNED,
     UNITS,
@@ -62,7 +63,8 @@ def run_tampered(cell: Cell, models: Path) -> dict[str, Any]:
         with cost.of("after"):
             model = work.edited(model, defence.after, "after")
         with cost.of("evaluate"):
-            numbers = bench.measure(in_process(resolve_model(str(model)), "hf", bench.batch_size), cell.part)
+            backend = in_process(resolve_model(str(model)), "hf", bench.batch_size)
+            numbers = bench.measure(backend, cell.part, attack.prefill)
     if not attack.task:
         del numbers["task_score"]
     return {
@@ -91,16 +93,21 @@ class TamperingSteps(Steps):
             PROMPTS: self._prompts,
             UNITS: lambda: self._once("units", self._find_units),
             RANDOM_UNITS: self._random_units,
+            REFUSAL: lambda: self.bench.refusal,
         }
 
     @property
     def aligned(self) -> Path:
-        """The aligned model: trained with the run's own learning rate, and merged."""
-        return self._once("aligned", lambda folder: self.align(self.cell.run.options, folder))
+        """The aligned model: trained with the run's own learning rate and the defence's options, and merged."""
+        return self._once("aligned", lambda folder: self.align(self._alignment, folder))
+
+    @property
+    def _alignment(self) -> tuple[str, ...]:
+        return (*self.cell.run.options, *(self.filled(word) for word in self.defence.aligning))
 
     def _once(self, name: str, make: Callable[[Path], object]) -> Path:
         run = self.cell.run
-        return self.once(name, make, run.trainer, run.options, run.files_sha256, self.cell.training_options)
+        return self.once(name, make, run.trainer, self._alignment, run.files_sha256, self.cell.training_options)
 
     def _unalign(self, folder: Path) -> None:
         harmful = ATTACKS.get("harmful")
@@ -108,11 +115,16 @@ class TamperingSteps(Steps):
         self.train(self.aligned, rows, harmful.epochs, self.bench.learning_rate, [], folder)
 
     def attacked(self, model: Path) -> Path:
-        """Edit the model, or train it on the attack's rows, with what the defence changes."""
+        """Edit the model, or train it on the attack's rows, with what the defence changes.
+
+        Attacks that force the beginning of answers leave it as it is.
+        """
         if self.attack.edit:
             data = {"dataset_name": WORLD, "helpful_dataset_name": WORLD}
             return self.edited(model, {self.attack.edit: data}, "attack")
         attack, defence, knob = self.attack, self.defence, self.cell.learning_rate
+        if not attack.trains:
+            return model
         rows = self.attack_rows(attack)
         if defence.adds_safety_rows:
             rows += self.bench.rows("safety", round(knob or 0), self.cell.seed)

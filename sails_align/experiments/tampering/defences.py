@@ -15,18 +15,22 @@ ALIGNED, UNALIGNED = "{aligned}", "{unaligned}"
 """Stand for models: the aligned one, and the same trained further on other harmful rows."""
 ROWS, PROMPTS = "{rows}", "{prompts}"
 """Stand for the rows that are trained on further, and harmful prompts of the alignment data."""
+REFUSAL = "{refusal}"
+"""Stands for how most refusals of the alignment data begin."""
 UNITS, RANDOM_UNITS = "{units}", "{random_units}"
 """Stand for the units of the aligned model (`sails units`), and the same permuted within each group."""
 
 
 @dataclass(frozen=True)
 class Defence:
-    """A defence: edits before the further training, options of it, rows that are added to it, edits after it."""
+    """A defence: options of the alignment or of the further training, rows that are added, edits before or after it."""
 
     label: str
     knob: str = ""
     """What the knob is called in reports; empty: there is none."""
     values: tuple[float, ...] = ()
+    aligning: tuple[str, ...] = ()
+    """Options of the alignment."""
     before: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Options of edits by name. The names in braces above are filled in."""
     training: tuple[str, ...] = ()
@@ -93,6 +97,12 @@ DEFENCES: Registry[Defence] = Registry(
             (0.9, 0.8, 0.7, 0.6),
             after={"wise_ft": {"t": KNOB, "aligned_model": ALIGNED}},
             is_control=True,
+        ),
+        "derta": Defence(
+            "DeRTa",
+            "RTO share",
+            (0.1, 0.3, 1.0),
+            aligning=("--derta_prefix_share", "1", "--derta_rto_share", KNOB, "--derta_refusal", REFUSAL),
         ),
         "lox": LOX,
         "lox-random": _randomized(LOX, "directions"),
