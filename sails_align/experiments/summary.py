@@ -114,8 +114,8 @@ class Row:
 
     @property
     def fallen_seeds(self) -> list[FallenSeed]:
-        """The seeds that have fallen apart; a model that is evaluated as it is has none."""
-        return [] if self.run.trainer == "none" or self.run.tampering else fallen_seeds(self.by_seed)
+        """The seeds that have fallen apart; a single model that others are compared with has none."""
+        return [] if self.run.is_reference or self.run.tampering else fallen_seeds(self.by_seed)
 
     @property
     def label(self) -> str:

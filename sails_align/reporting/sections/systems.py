@@ -19,7 +19,8 @@ SHOWN = tuple(
     METRICS[name]
     for name in (
         *(rate + of for rate in SAFETY_RATES for of in ("_in_distribution", "_out_of_distribution", "")),
-        *("over_refusal_rate", "correct_answer_rate", "merit", "left_after_benign", "left_after_harmful"),
+        *("harmfulness", "over_refusal_rate", "correct_answer_rate", "merit"),
+        *("left_after_benign", "left_after_harmful"),
         "trainable_share",
     )
 )
@@ -29,7 +30,7 @@ def make(data: ReportData) -> Iterator[Section]:
     """Show a table of all systems, and their differences from the references and from their controls."""
     for outcome in data.outcomes.get("methods", {}).values():
         metrics = with_numbers(SHOWN, (row.means for row in outcome.rows))
-        compared = [metric for metric in metrics if metric.name != "trainable_share"]
+        compared = [metric for metric in metrics if metric.name not in ("trainable_share", "harmfulness")]
         grids, pictures = [_levels(outcome, metrics)], []
         for reference in REFERENCES:
             if reference in outcome.labels:
