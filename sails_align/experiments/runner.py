@@ -44,12 +44,11 @@ def run_jobs(
     """
     signals = _Signals()
     queue = _Queue(jobs, launcher, keeps_going, say, signals)
-    n_done = sum(job.is_done() for job in jobs)
     with signals.as_exceptions(), progress_bar(progress) as bar:
-        task = bar.add_task(title, total=len(jobs), completed=n_done)
+        task = bar.add_task(title, total=len(jobs), completed=queue.n_ended)
         try:
             while queue.start() or queue.started:
-                bar.update(task, completed=max(n_done, queue.n_ended))
+                bar.update(task, completed=queue.n_ended)
                 time.sleep(launcher.poll_seconds)
                 queue.collect()
             bar.update(task, completed=queue.n_ended)
@@ -81,11 +80,12 @@ class _Queue:
 
     def __post_init__(self) -> None:
         self._waiting = list(enumerate(self.jobs, 1))
+        self._ended = {number for number, job in self._waiting if job.is_done()}
 
     @property
     def n_ended(self) -> int:
-        """Number of jobs that succeeded or failed."""
-        return len(self.done) + len(self.failures)
+        """Number of jobs that were done before, succeeded or failed."""
+        return len(self._ended | self.done)
 
     def start(self) -> bool:
         """Start jobs while there is room. Returns whether some were done before, so that others may be ready now."""
@@ -122,6 +122,7 @@ class _Queue:
                 self._tell(number, one.job, f"finished, {minutes:.1f} minutes")
             else:
                 self.failures.append(Failure(one.job, code))
+                self._ended.add(number)
                 self._tell(number, one.job, f"FAILED with exit code {code}\n{self.failures[-1]}")
 
     def stop(self) -> None:

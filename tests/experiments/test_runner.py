@@ -20,7 +20,7 @@ from sails_align.core.files import write_json
 from sails_align.experiments.jobs import Job, end_tree
 from sails_align.experiments.launchers import Cluster, Launcher, Local, launcher_of
 from sails_align.experiments.options import LauncherOptions
-from sails_align.experiments.runner import run_jobs
+from sails_align.experiments.runner import _Queue, _Signals, run_jobs
 
 
 def command(folder: Path, name: str, program: str = "print('done')", **more: Any) -> Job:
@@ -61,6 +61,19 @@ def test_results_are_written_once(launcher: Launcher, tmp_path: Path) -> None:
     jobs[0].result.write_text('{"p')  # damaged
     assert run_jobs(jobs, launcher) == []
     assert json.loads(jobs[0].result.read_text()) == {"pid": 1}
+
+
+def test_progress_counts_what_was_done_before(tmp_path: Path) -> None:
+    """Also jobs that come after those that are run: the bar must not stand still until they are reached."""
+    jobs = [command(tmp_path, f"job {number}") for number in range(5)]
+    assert run_jobs([jobs[1], jobs[3], jobs[4]], Local(1)) == []
+    queue = _Queue(jobs, Local(1), True, lambda _: None, _Signals())
+    counts = [queue.n_ended]
+    while queue.start() or queue.started:
+        queue.collect()
+        counts.append(queue.n_ended)
+    assert counts[0] == 3
+    assert sorted(set(counts)) == [3, 4, 5]
 
 
 def test_a_log_that_cannot_be_written(tmp_path: Path) -> None:
