@@ -30,7 +30,8 @@ def make(data: ReportData) -> Iterator[Section]:
         attack = ATTACKS.get(name.partition(",")[0])
         plan = outcome.plan
         text = [
-            f"An aligned model ({_aligned(outcome)}) is trained further on: {attack.label}. "
+            f"An aligned model ({_aligned(outcome)}) is {'trained further on' if attack.trains else 'attacked'}: "
+            f"{attack.label}. "
             f"Safety that is left, on {counted(plan.n_seeds, 'seed')} (from {plan.first_seed}). The hyperparameter of "
             "each defence is the one that keeps most on validation prompts "
             f"({counted(plan.n_tuning_seeds, 'other seed')}): the harmonic mean of safety and the score of the new "
