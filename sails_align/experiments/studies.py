@@ -25,7 +25,7 @@ from sails_align.experiments.plan import (
     option_words,
 )
 from sails_align.experiments.protocol import read_protocol
-from sails_align.experiments.systems.entries import SYSTEMS, identity_of
+from sails_align.experiments.systems.entries import SYSTEMS, System, identity_of
 from sails_align.experiments.tampering.attacks import ATTACKS, is_bench
 from sails_align.experiments.tampering.defences import DEFENCES, WITHOUT
 from sails_align.testbed.build import PARAMETERS, is_testbed, parse_parameters, parse_world
@@ -197,11 +197,7 @@ def ablations(plan: Plan, options: CompareOptions) -> Study:
 
     Raises `InputError` if the plan has no SAILS run, and for an unknown ablation.
     """
-    known = [name for name, change in ABLATIONS.items() if plan.protocol is None or not change.is_of_testbed]
-    names = known if options.ablations is None else list(dict.fromkeys(options.ablations))
-    changes = [ABLATIONS.get(name) for name in names]
-    if others := [name for name in names if name not in known]:
-        raise InputError(f"{others[0]} is of the testbed only; leave it out")
+    changes = [ABLATIONS.get(name) for name in _compared(plan, ABLATIONS, options.ablations)]
     runs = (*_named(plan, ("sft-lora", "sft-sails")), *(change.of(_sails(plan)) for change in changes))
     if plan.protocol is not None:
         runs = _that_differ(runs, plan.protocol)
@@ -262,13 +258,21 @@ def methods(plan: Plan, options: CompareOptions) -> Study:
     """
     if plan.protocol is not None and not is_bench(plan.world):
         raise InputError(f"the study methods knows the testbed and smollm2, and not {plan.world}; give one of them")
-    known = [name for name, system in SYSTEMS.items() if plan.protocol is None or not system.is_of_testbed]
-    names = known if options.methods is None else list(dict.fromkeys(options.methods))
-    if others := [name for name in names if SYSTEMS.get(name) and name not in known]:
-        raise InputError(f"{others[0]} is compared on the testbed only; leave it out")
-    runs = tuple(_system(name) for name in names)
+    runs = tuple(_system(name) for name in _compared(plan, SYSTEMS, options.methods))
     measures = replace(_cheap(plan), runs=runs, n_tuning_seeds=plan.n_tuning_seeds)
     return Study("methods", (("methods", measures),))
+
+
+def _compared(plan: Plan, registry: Registry[Change] | Registry[System], given: Sequence[str] | None) -> list[str]:
+    """Return the given names, each once, or all that can be compared on the plan's model.
+
+    Raises `InputError` for an unknown name, or one of the testbed only.
+    """
+    known = [name for name, entry in registry.items() if plan.protocol is None or not entry.is_of_testbed]
+    names = known if given is None else list(dict.fromkeys(given))
+    if others := [name for name in names if registry.get(name) and name not in known]:
+        raise InputError(f"{others[0]} is compared on the testbed only; leave it out")
+    return names
 
 
 def _system(name: str) -> Run:

@@ -56,23 +56,27 @@ COLUMNS = {
 """Row of a method's table -> column of the report."""
 
 
-def tables_of(text: str) -> list[tuple[str, list[str], Table]]:
-    """Return the tables of a Markdown page: first heading, all headings, and row -> heading -> entry."""
+def tables_of(page: str) -> list[tuple[list[str], Table]]:
+    """Return the tables of a page of the documents: headings, and row -> heading -> entry."""
+    text = (DOCS / page).read_text(encoding="utf-8")
     found = []
     for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         head, _, *rows = (
             [entry.strip() for entry in line.strip().strip("|").split("|")] for line in block.splitlines()
         )
         by_name = {row[0].replace(" (falls apart)", ""): dict(zip(head, row, strict=True)) for row in rows}
-        found.append((head[0], head, by_name))
+        found.append((head, by_name))
     return found
 
 
+def by_first_heading(page: str) -> dict[str, Table]:
+    return {head[0]: rows for head, rows in tables_of(page)}
+
+
 def test_the_table_of_all_methods_is_that_of_the_report() -> None:
-    of_report = {first: rows for first, _, rows in tables_of((DOCS / "results/methods/report.md").read_text())}
-    of_page = {first: rows for first, _, rows in tables_of((DOCS / "methods.md").read_text())}
+    of_report = by_first_heading("results/methods/report.md")
     column = COLUMNS["mean of safety and correct answers"]
-    rows = of_page["mean of safety and correct answers, %"]
+    rows = by_first_heading("methods.md")["mean of safety and correct answers, %"]
     known = [name for name in of_report["method"] if name != "base" and not name.endswith(", control")]
     assert list(rows) == known
     for name, row in rows.items():
@@ -82,12 +86,12 @@ def test_the_table_of_all_methods_is_that_of_the_report() -> None:
 
 
 def test_the_tables_of_methods_are_those_of_the_report() -> None:
-    of_report = {first: rows for first, _, rows in tables_of((DOCS / "results/methods/report.md").read_text())}
+    of_report = by_first_heading("results/methods/report.md")
     levels = of_report["method"]
     pages = {path.stem for path in (DOCS / "methods").glob("*.md") if "| % | SFT-LoRA |" in path.read_text()}
     assert pages >= {of.page.removeprefix("methods/") for _, of in SYSTEMS.items() if of.page.startswith("methods/")}
     for page in pages:
-        for _, head, rows in tables_of((DOCS / "methods" / f"{page}.md").read_text()):
+        for head, rows in tables_of(f"methods/{page}.md"):
             if head[:2] != ["%", "SFT-LoRA"]:
                 continue
             _, lora, method, *others = head
