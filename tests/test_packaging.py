@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 from paths import RECIPES, ROOT
 
 from sails_align.cli import COMMANDS
+from sails_align.cli.choices import KINDS
 from sails_align.data.tokens import TEMPLATES, read_chat_template
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -119,4 +120,4 @@ def test_the_changelog_names_commands_that_exist() -> None:
     named = set(re.findall(r"`sails ([a-z -]+?)`", (ROOT / "CHANGELOG.md").read_text()))
     assert len(named) > 5
     groups = {name.split()[0] for name in COMMANDS.names()}
-    assert named <= {*COMMANDS.names(), *groups}
+    assert named <= {*COMMANDS.names(), *groups, *(f"list {kind}" for kind in KINDS)}

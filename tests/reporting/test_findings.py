@@ -235,6 +235,17 @@ def test_a_report_of_tampering_alone_names_what_beats_every_control(
     assert ("LoX (1 of 2)" in finding) == (n_seeds == 3 and len(defences) == 4)
 
 
+def test_a_report_of_tampering_has_each_method_minus_each_control() -> None:
+    defences = ("lox", "guardspace", "wise-ft", "lox-random")
+    (section,) = ReportData({"tampering": {"harmful": tampered(*defences)}}).sections[:1]
+    (grid,) = (grid for grid in section.grids if grid.head[0] == "safety and helpfulness kept (%)")
+    assert grid.head[1:] == ["minus WiSE-FT", "minus LoX (random directions)"]
+    rows = {row[0].text: row[1:] for row in grid.rows}
+    assert list(rows) == ["LoX", "GuardSpace"]
+    assert [cell.verdict for cell in rows["LoX"]] == ["better", "better"]
+    assert [cell.verdict for cell in rows["GuardSpace"]] == ["open", "better"]
+
+
 def test_worlds_are_counted() -> None:
     worlds = {"testbed:1": outcome(), "shared_harm=0": outcome(levels={"sft-sails": 0.5})}
     assert findings(outcome(), worlds=worlds)[-1] == (

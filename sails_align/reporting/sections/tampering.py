@@ -22,6 +22,7 @@ SHOWN = tuple(
         *("over_refusal_rate", "task_score", "correct_answer_rate", "kept"),
     )
 )
+KEPT = METRICS["kept"]
 
 
 def make(data: ReportData) -> Iterator[Section]:
@@ -44,6 +45,8 @@ def make(data: ReportData) -> Iterator[Section]:
         metrics = with_numbers(SHOWN, (row.means for row in outcome.rows))
         found = {name: of for name, of in outcome.minus("none").items() if name != "aligned"}
         grids = [_levels(outcome, metrics), differences_grid(found, outcome.labels, metrics, "minus no defence")]
+        if controls := _controls(outcome):
+            grids.append(_minus(controls, outcome))
         title = f"{attack.label.capitalize()}: each defence minus none, paired by seed"
         pictures = [figures.forest(found, outcome.labels, f"tampering-{name}", title, metrics)]
         if fronts:
@@ -57,16 +60,20 @@ def _aligned(outcome: Outcome) -> str:
     return f"{run.trainer.upper()}, {' '.join(run.options) or 'the default'}"
 
 
-def controls_beaten(outcome: Outcome, name: str, metric: str = "kept") -> tuple[list[str], list[str]]:
+def _controls(outcome: Outcome) -> list[str]:
+    return [run.name for run in outcome.plan.runs if DEFENCES.get(run.name).is_control]
+
+
+def controls_beaten(outcome: Outcome, name: str, metric: str = KEPT.name) -> tuple[list[str], list[str]]:
     """Return the controls that a defence beats, paired by seed with the interval above 0, and all others."""
-    controls = [run.name for run in outcome.plan.runs if run.name != name and DEFENCES.get(run.name).is_control]
+    controls = [control for control in _controls(outcome) if control != name]
     beaten = [control for control in controls if outcome.difference(name, control)[metric].is_above_zero]
     return beaten, [control for control in controls if control not in beaten]
 
 
 def _finding(outcome: Outcome) -> str:
     """Say which methods beat all controls; without controls or intervals nothing is said of them."""
-    if not any(DEFENCES.get(run.name).is_control for run in outcome.plan.runs):
+    if not _controls(outcome):
         return "no controls were run, so nothing is said of what works."
     methods = [run for run in outcome.plan.runs if run.grid and not DEFENCES.get(run.name).is_control]
     if not methods:
@@ -90,18 +97,26 @@ def _levels(outcome: Outcome, metrics: Sequence[Metric]) -> Grid:
     return Grid(["defence", "hyperparameter", *(metric.heading for metric in metrics), "controls beaten"], lines)
 
 
+def _minus(controls: Sequence[str], outcome: Outcome) -> Grid:
+    """Return safety and helpfulness kept of each method minus that of each control, paired by seed."""
+    methods = [run.name for run in outcome.plan.runs if run.grid and run.name not in controls]
+
+    def entry(name: str, control: str) -> TableCell:
+        return difference(outcome.difference(name, control)[KEPT.name], KEPT)
+
+    lines = [[TableCell(outcome.labels[name]), *(entry(name, control) for control in controls)] for name in methods]
+    return Grid([KEPT.heading, *(f"minus {outcome.labels[name]}" for name in controls)], lines)
+
+
 def _hypervolumes(fronts: Sequence[Front]) -> Grid:
     """Return the hypervolume of safety against lost score over each knob, minus those of the controls."""
     controls = [front for front in fronts if DEFENCES.get(front.run.name).is_control]
-    lines = [
-        [
-            TableCell(front.run.label),
-            TableCell(interval(mean_of(front.hypervolumes, SHARE), PERCENT)),
-            *(
-                TableCell("") if other is front else difference(hypervolume_difference(front, other), PERCENT)
-                for other in controls
-            ),
-        ]
-        for front in fronts
-    ]
+
+    def entry(front: Front, other: Front) -> TableCell:
+        return TableCell("") if other is front else difference(hypervolume_difference(front, other), PERCENT)
+
+    lines = []
+    for front in fronts:
+        level = TableCell(interval(mean_of(front.hypervolumes, SHARE), PERCENT))
+        lines.append([TableCell(front.run.label), level, *(entry(front, other) for other in controls)])
     return Grid(["defence", "hypervolume (%)", *(f"minus {control.run.label}" for control in controls)], lines)
