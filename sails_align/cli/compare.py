@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
             plans = [plan for _, plan in study.plans]
             n_computed = 0
             while len(tuning := [cell for plan in plans for cell in results.tuning_cells(plan)]) > n_computed:
-                _compute(tuning, results, f"{study.kind}: learning rates", launcher, args.progress)
+                _compute(tuning, results, f"{study.kind}: tuning", launcher, args.progress)
                 n_computed = len(tuning)  # their results can call for more learning rates
             tuned = [(plan, results.all(results.tuning_cells(plan))) for plan in plans]
             cells = [cell for plan, found in tuned for cell in plan.test_cells(plan.choose(found))]
