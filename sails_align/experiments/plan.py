@@ -38,6 +38,8 @@ class Tampering:
 
     attack: str
     defence: str
+    sha256: str = ""
+    """Hash of all that makes the two."""
 
 
 @dataclass(frozen=True)

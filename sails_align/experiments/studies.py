@@ -20,14 +20,13 @@ from sails_align.experiments.plan import (
     Plan,
     Protocol,
     Run,
-    Tampering,
     option_groups,
     option_words,
 )
 from sails_align.experiments.protocol import read_protocol
 from sails_align.experiments.systems.entries import SYSTEMS, System, identity_of
 from sails_align.experiments.tampering.attacks import ATTACKS, is_bench
-from sails_align.experiments.tampering.defences import DEFENCES, WITHOUT
+from sails_align.experiments.tampering.defences import DEFENCES, WITHOUT, tampering_of
 from sails_align.testbed.build import PARAMETERS, is_testbed, parse_parameters, parse_world
 from sails_align.training import run as align
 
@@ -245,9 +244,13 @@ def _tampered(plan: Plan, names: Sequence[str]) -> tuple[Run, ...]:
 
 def _defended(run: Run, attack: str, name: str) -> Run:
     defence = DEFENCES.get(name)
-    tampered = Tampering(attack, name)
     return replace(
-        run, name=name, label=defence.label, is_tuned=bool(defence.values), grid=defence.values, tampering=tampered
+        run,
+        name=name,
+        label=defence.label,
+        is_tuned=bool(defence.values),
+        grid=defence.values,
+        tampering=tampering_of(attack, name),
     )
 
 

@@ -5,11 +5,14 @@ simple baselines, and the same methods with their directions replaced by random 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from sails_align.core.artifacts import content_hash
 from sails_align.core.registry import Registry
 from sails_align.experiments.placeholders import BASE, KNOB, SEED, WORLD
+from sails_align.experiments.plan import Tampering
+from sails_align.experiments.tampering.attacks import ATTACKS
 
 ALIGNED, UNALIGNED = "{aligned}", "{unaligned}"
 """Stand for models: the aligned one, and the same trained further on other harmful rows."""
@@ -35,7 +38,7 @@ class Defence:
     """Options of edits by name. The names in braces above are filled in."""
     training: tuple[str, ...] = ()
     rate: float = 1.0
-    """Factor of the learning rate; 0: the knob's value. Adapters get ten times the bench's."""
+    """Factor of the learning rate; 0: the knob's value. Adapters have ten times the rate in addition."""
     after: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     adds_safety_rows: bool = False
     """Whether as many rows of the alignment data as the knob says are added."""
@@ -56,16 +59,16 @@ LOX = Defence("LoX", "alpha", (0.5, 1.0, 2.0, 4.0), before={"lox": {"alpha": KNO
 ROSI = Defence(
     "ROSI",
     "rho",
-    (0.02, 0.05, 0.1, 0.2),
+    (0.05, 0.1, 0.2, 0.4),
     after={"rosi": {"rho": KNOB, "dataset_name": WORLD, "helpful_dataset_name": WORLD}},
 )
 SSAH = Defence(
     "SSAH",
     "share of CU",
-    (0.06, 0.2, 0.4, 0.6),
+    (0.2, 0.4, 0.6, 0.8),
     training=("--freeze_units", UNITS, "--frozen_units", "scu", f"cu:{KNOB}"),
 )
-SIFT = Defence("SIFT (no protected entries)", training=("--sift_rate", "0.1"), is_control=True)
+SIFT = Defence("SIFT (no protected entries)", training=("--sift_rate", "0.1"), rate=10.0, is_control=True)
 
 
 def _randomized(defence: Defence, what: str) -> Defence:
@@ -90,7 +93,9 @@ DEFENCES: Registry[Defence] = Registry(
         "aligned": Defence("before the further training", is_trained=False),
         "none": Defence("none"),
         "lower-rate": Defence("lower learning rate", "factor", (0.7, 0.5, 0.35, 0.25), rate=0.0, is_control=True),
-        "safety-rows": Defence("safety rows mixed in", "rows", (8, 16, 32, 64), adds_safety_rows=True, is_control=True),
+        "safety-rows": Defence(
+            "safety rows mixed in", "rows", (16, 32, 64, 128), adds_safety_rows=True, is_control=True
+        ),
         "wise-ft": Defence(
             "WiSE-FT",
             "t",
@@ -109,13 +114,13 @@ DEFENCES: Registry[Defence] = Registry(
         "task-arithmetic": Defence(
             "task arithmetic (RESTA)",
             "alpha",
-            (0.25, 0.5, 1.0, 2.0),
+            (0.5, 1.0, 2.0, 4.0),
             after={"task_arithmetic": {"alpha": KNOB, "aligned_model": ALIGNED, "unaligned_model": UNALIGNED}},
         ),
         "safe-lora": Defence(
             "Safe LoRA",
             "threshold",
-            (0.05, 0.1, 0.2, 0.3),
+            (0.1, 0.2, 0.3, 0.5),
             after={"safe_lora": {"threshold": KNOB, "aligned_model": ALIGNED, "unaligned_model": BASE}},
         ),
         "lssf": Defence(
@@ -155,12 +160,13 @@ DEFENCES: Registry[Defence] = Registry(
             "protected share",
             (0.25, 0.5, 0.75, 0.9),
             training=(*SIFT.training, "--sift_safety_dataset_name", WORLD, "--sift_forbidden", KNOB),
+            rate=SIFT.rate,
         ),
         "sift-unprotected": SIFT,
         "constrained": Defence(
             "constrained SFT",
             "first betas",
-            (0.5, 2.0, 8.0, 32.0),
+            (0.1, 0.25, 0.5, 2.0),
             training=("--loss", "constrained", "--constrained_first_betas", *[KNOB] * 5),
         ),
         "lora": Defence(
@@ -174,7 +180,7 @@ DEFENCES: Registry[Defence] = Registry(
         "guardspace": Defence(
             "GuardSpace",
             "energy",
-            (0.9, 0.99, 0.999, 0.9999),
+            (0.8, 0.9, 0.99, 0.999),
             training=(*ADAPTER[:-1], "guardspace", "--harmful_prompts", PROMPTS, "--guard_energy", KNOB),
         ),
         "sc-lora": Defence(
@@ -185,3 +191,12 @@ DEFENCES: Registry[Defence] = Registry(
         ),
     },
 )
+
+
+def tampering_of(attack: str, defence: str) -> Tampering:
+    """Return what is done to a run's model, with the hash of all that makes it, besides the values that are tried."""
+    made = {**asdict(ATTACKS.get(attack)), "defence": asdict(DEFENCES.get(defence))}
+    for part in (made, made["defence"]):
+        del part["label"]
+    del made["defence"]["knob"], made["defence"]["values"]
+    return Tampering(attack, defence, content_hash(made)[:16])
