@@ -97,7 +97,7 @@ def _prepare(cells: Sequence[Cell], launching: LauncherOptions) -> None:
     for world in dict.fromkeys(cell.world for cell in cells if cell.protocol is None):
         resolve_testbed(world)
     for protocol in dict.fromkeys(cell.protocol for cell in cells if cell.protocol is not None):
-        runs = list(dict.fromkeys(cell.run for cell in cells))
+        runs = list(dict.fromkeys(cell.run for cell in cells if not cell.run.has_bench))
         check(runs, protocol)
         _check_evaluations(runs, protocol, on_gpu=launching.launcher == "slurm" or bool(devices()["gpus"]))
 

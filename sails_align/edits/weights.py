@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +66,8 @@ class Weights:
         self.adapter = None if spec.adapter is None else read_adapter(Path(spec.adapter))
         self._stack = ExitStack()
         self._open: dict[str, Any] = {}
-
-    @cached_property
-    def updated(self) -> dict[str, tuple[str, float]]:
+        self.updated = {} if self.adapter is None else _updated(self.adapter, self.config, self.files)
         """Names of the tensors that the adapter updates, with its module and scaling; empty without an adapter."""
-        return {} if self.adapter is None else _updated(self.adapter, self.config, self.files)
 
     @property
     def names(self) -> list[str]:
@@ -115,9 +111,7 @@ def open_weights(name: str | Path, base_model: str | None = None) -> Weights:
 
     Raises `InputError` if there is no such model, it is quantized, or the adapter is of a kind that cannot be edited.
     """
-    weights = Weights(resolve_model(str(name), base_model))
-    assert weights.updated is not None  # read now, so that an unfit adapter is refused before anything is done
-    return weights
+    return Weights(resolve_model(str(name), base_model))
 
 
 def open_required(weights: Weights, option: str, name: str | None) -> Weights:

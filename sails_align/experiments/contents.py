@@ -35,10 +35,11 @@ def _named(options: Mapping[str, Sequence[str]]) -> Iterator[Path]:
     for option, values in options.items():
         for value in values if option != "--output_dir" else ():
             name = value.rpartition("=")[2]  # of `harmbench=FILE`
-            if name and (NAMES_FILES.search(option) or "/" in name) and _exists(Path(name).expanduser()):
-                yield Path(name).expanduser()
+            path = Path(name).expanduser()
+            if name and (NAMES_FILES.search(option) or "/" in name) and _exists(path):
+                yield path
                 if option == "--config":
-                    yield from _named(_options_in(Path(name)))
+                    yield from _named(_options_in(path))
 
 
 def _exists(path: Path) -> bool:
@@ -54,7 +55,9 @@ def _options_in(config: Path) -> dict[str, list[str]]:
         values = yaml.safe_load(config.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, yaml.YAMLError):
         return {}
-    lists = {name: of if isinstance(of, list) else [of] for name, of in values.items()} if values else {}
+    if not isinstance(values, dict):
+        return {}
+    lists = {name: of if isinstance(of, list) else [of] for name, of in values.items()}
     return {f"--{name}": [one for one in of if isinstance(one, str)] for name, of in lists.items() if name != "config"}
 
 

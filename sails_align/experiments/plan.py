@@ -64,6 +64,11 @@ class Run:
     system: str = ""
     """Hash of all that makes the system of its name, in the study `methods`; empty: it is none."""
 
+    @property
+    def has_bench(self) -> bool:
+        """Whether it is trained and measured by a bench (see `benches`), and not by a recipe and `sails eval`."""
+        return bool(self.system or self.tampering)
+
 
 @dataclass(frozen=True)
 class Protocol:

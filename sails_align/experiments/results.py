@@ -15,7 +15,7 @@ from typing import Any
 from sails_align.core.errors import InputError
 from sails_align.core.suggestions import suggestion
 from sails_align.experiments.jobs import Job
-from sails_align.experiments.plan import Cell, Measures, Plan, Protocol, Run
+from sails_align.experiments.plan import Cell, Measures, Plan, Protocol, Run, Tampering
 from sails_align.experiments.studies import Study
 from sails_align.experiments.summary import Outcome
 
@@ -169,9 +169,15 @@ def read_plan(path: Path) -> tuple[list[Study], str]:
         ) from error
 
 
+def _run(stored: Mapping[str, Any]) -> Run:
+    tampering = stored["tampering"] and Tampering(**stored["tampering"])
+    lists = {name: tuple(stored[name]) for name in ("options", "grid")}
+    return Run(**{**stored, **lists, "tampering": tampering})
+
+
 def _plan(stored: Mapping[str, Any]) -> Plan:
-    values = {"n_extensions": 0, **stored}  # which earlier plans do not have
-    runs = tuple(Run(**{**run, "options": tuple(run["options"])}) for run in values.pop("runs"))
+    values = dict(stored)
+    runs = tuple(map(_run, values.pop("runs")))
     rates, measures = tuple(values.pop("learning_rates")), Measures(**values.pop("measures"))
     protocol = values.pop("protocol", None)
     if protocol is not None:

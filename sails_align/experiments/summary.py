@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -89,7 +89,8 @@ def value_of(result: Result, name: str) -> float | None:
         return sum(tasks.values()) / len(tasks) if tasks else None
     if name.startswith("left_after_"):
         left = result.get("relearned", {}).get(name.removeprefix("left_after_"))
-        return left and left["safety_rate"]["value"]
+        name = safety_rate_of(left or {}) or ""
+        return left[name]["value"] if left and name else None
     if name in ("trainable_share", "steps_to_95", "peak_memory_mb"):
         return result["cost"].get(name)
     if name == "train_seconds":
@@ -242,7 +243,7 @@ class Outcome:
             Front(
                 run,
                 tuple(mean(points) for points in zip(*found[run.name].values(), strict=True)),
-                tuple(map(tuple, found[run.name].values())),
+                {seed: tuple(points) for seed, points in found[run.name].items()},
             )
             for run in self.plan.runs
             if run.name in found
@@ -269,13 +270,18 @@ class Front:
     run: Run
     points: tuple[Point, ...]
     """Means over the tuning seeds."""
-    of_seeds: tuple[tuple[Point, ...], ...] = ()
+    of_seeds: Mapping[int, tuple[Point, ...]] = field(default_factory=dict)
     """Points of each tuning seed."""
 
     @property
-    def hypervolumes(self) -> tuple[float, ...]:
+    def hypervolumes(self) -> dict[int, float]:
         """Hypervolume of each tuning seed's own front."""
-        return tuple(Front(self.run, points).hypervolume for points in self.of_seeds)
+        return {seed: Front(self.run, points).hypervolume for seed, points in self.of_seeds.items()}
+
+    @property
+    def mean_hypervolume(self) -> Mean:
+        """Mean over the tuning seeds."""
+        return mean_of(list(self.hypervolumes.values()), SHARE)
 
     @property
     def pareto(self) -> tuple[Point, ...]:
@@ -312,9 +318,9 @@ def _point(result: Result) -> Point:
 
 
 def hypervolume_difference(front: Front, reference: Front) -> Mean:
-    """Return the difference of two runs' hypervolumes, paired by tuning seed."""
-    pairs = zip(front.hypervolumes, reference.hypervolumes, strict=True)
-    return mean_of([ours - theirs for ours, theirs in pairs], span_of_difference(SHARE))
+    """Return the difference of two runs' hypervolumes, paired by the tuning seeds that both have."""
+    ours, theirs = front.hypervolumes, reference.hypervolumes
+    return mean_of([ours[seed] - theirs[seed] for seed in ours if seed in theirs], span_of_difference(SHARE))
 
 
 def examples_to(safety: float, curve: Sequence[tuple[int, float]]) -> float | None:

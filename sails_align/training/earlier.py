@@ -80,8 +80,9 @@ def check_earlier(
 def _check_earlier(identity: Mapping[str, Any], output_dir: Path, resumes: bool) -> dict[str, Any] | None:
     run, metrics = read_record(output_dir / "run.json"), read_record(output_dir / METRICS_FILE)
     weights = next((path.name for pattern in WEIGHTS for path in output_dir.glob(pattern)), None)
-    if weights is not None and not isinstance(run.get("identity"), dict):
-        raise InputError(f"{output_dir} holds a model ({weights}), and no run.json says how it was made;\n{REMEDY}")
+    if (weights is not None or run) and not isinstance(run.get("identity"), dict):
+        holds = "an incomplete run.json" if weights is None else f"a model ({weights}), and no run.json"
+        raise InputError(f"{output_dir} holds {holds} that says how it was made;\n{REMEDY}")
     if run and (found := differences(identity, run["identity"])):
         raise holds_other(f"{output_dir} holds another run", found)
     of_metrics = metrics.get("provenance", {}).get("identity", {})
@@ -100,6 +101,8 @@ def _check_earlier(identity: Mapping[str, Any], output_dir: Path, resumes: bool)
 
 def clear(output_dir: Path) -> None:
     """Delete what an earlier run left that the new one might not replace; the subspace is checked by its own hash."""
-    logger.warning("what the earlier run left in %s is replaced", output_dir)
-    for path in (path for pattern in REPLACED for path in output_dir.glob(pattern)):
+    left = [path for pattern in REPLACED for path in output_dir.glob(pattern)]
+    if left:
+        logger.warning("what the earlier run left in %s is replaced", output_dir)
+    for path in left:
         shutil.rmtree(path) if path.is_dir() else path.unlink()

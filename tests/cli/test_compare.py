@@ -19,12 +19,14 @@ from paths import RECIPES, ROOT
 from processes import PATIENCE
 
 from sails_align.cli import compare as comparing
+from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
 from sails_align.core.files import write_json
 from sails_align.experiments.launchers import Local
 from sails_align.experiments.plan import RUNS, Cell, Measures, Plan, Run
 from sails_align.experiments.results import Results, read_plan
 from sails_align.experiments.runner import run_jobs
+from sails_align.experiments.studies import read_plans
 
 SMALL = ["--n_examples", "16", "--n_prompts", "8", "--n_attacked", "2", "--n_capability", "4"]
 SMALL += ["--learning_rates", "1e-3", "1e-2", "--n_seeds", "2", "--progress", "false"]
@@ -274,3 +276,11 @@ def test_what_cannot_be_used(argv: list[str], says: str, tmp_path: Path) -> None
 def test_a_folder_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not a comparison's plan"):
         comparing.report_main(["--output_dir", str(tmp_path)])
+
+
+@pytest.mark.parametrize("study", ["methods", "tampering"])
+def test_studies_with_a_bench_of_their_own_can_be_started_on_a_model(study: str, tmp_path: Path) -> None:
+    """Their options have places that are filled in for each cell, so they are no recipe's that could be read before."""
+    argv = ["--config", str(RECIPES / "configs/smollm2-135m/compare.yaml"), "--study", study]
+    _, launching, (planned,) = read_plans(CommandLine.read([*argv, "--output_dir", str(tmp_path)]), None)
+    comparing._prepare([cell for _, plan in planned.plans for cell in plan.test_cells({})], launching)

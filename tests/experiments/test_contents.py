@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,14 @@ from trl import DPOConfig, ModelConfig, ScriptArguments, SFTConfig
 
 from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
+from sails_align.core.files import write_json
 from sails_align.evaluation.attacks.options import GcgOptions, TransferArguments, WrapperArguments
 from sails_align.evaluation.options import ComparedArguments, TrackerArguments
 from sails_align.experiments.commands import OPTIONS
 from sails_align.experiments.contents import NAMES_FILES, contents_hash
 from sails_align.experiments.plan import Cell, Protocol, Run, Tampering
 from sails_align.experiments.reproduction.plan import Reproduction
+from sails_align.experiments.results import read_plan
 from sails_align.experiments.studies import read_plans
 from sails_align.testbed.build import ASSETS
 from sails_align.training.options import own_options
@@ -165,6 +167,25 @@ def test_words_that_are_no_files_have_no_content(tmp_path: Path, monkeypatch: py
     assert contents_hash(words) == ""
     with pytest.raises(InputError, match=r"cannot read /proc/self/mem: Input/output error"):
         contents_hash(["--prompts", "harmbench=/proc/self/mem"])
+
+
+def test_files_named_in_a_file_of_options_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    rows, config = tmp_path / "rows.jsonl", tmp_path / "sft.yaml"
+    rows.write_text("{}\n")
+    config.write_text(f"dataset_name: {rows}\n")
+    before = contents_hash(["--config", "~/sft.yaml"])
+    rows.write_text("{} \n")
+    assert contents_hash(["--config", "~/sft.yaml"]) != before
+    config.write_text("- dataset_name\n")  # which the command that reads it refuses
+    assert contents_hash(["--config", "~/sft.yaml"])
+
+
+def test_a_plan_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    argv = ["--study", "main", "ablations", "methods", "tampering", "--examples", "8", "--worlds", "testbed:1"]
+    studies = read_plans(CommandLine.read(argv), None)[2]
+    write_json(tmp_path / "plan.json", {"studies": [asdict(study) for study in studies], "command": "sails compare"})
+    assert read_plan(tmp_path / "plan.json") == (studies, "sails compare")
 
 
 def test_every_field_of_a_cell_but_its_labels_is_in_its_key(folder: Path) -> None:

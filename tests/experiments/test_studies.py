@@ -13,7 +13,7 @@ from sails_align.experiments.options import CompareOptions
 from sails_align.experiments.plan import RUNS, Cell, Measures, Plan, Run
 from sails_align.experiments.relearning import DATA, trained_on
 from sails_align.experiments.studies import ABLATIONS, Change, ablations, examples, worlds
-from sails_align.experiments.summary import Front, Outcome, Point, examples_to, hypervolume_difference
+from sails_align.experiments.summary import Front, Outcome, Point, examples_to, hypervolume_difference, value_of
 from sails_align.subspace.concepts import harm_share
 from sails_align.testbed.build import resolve_testbed
 from sails_align.training import run as align
@@ -143,8 +143,22 @@ def test_fronts_are_of_the_tuning_cells():
     assert [point.lost for point in front.points] == [pytest.approx(2e-3), pytest.approx(2e-2)]
     assert [point.over_refusal for point in front.points] == [1e-3, 1e-2]
     # of the first seed, a staircase under (0.002, 0.05) and (0.02, 0.5); the second is 0.1 safer at each rate
-    assert front.hypervolumes == pytest.approx((0.018 * 0.05 + 0.98 * 0.5, 0.018 * 0.15 + 0.98 * 0.6))
+    assert front.hypervolumes == pytest.approx({1000: 0.018 * 0.05 + 0.98 * 0.5, 1001: 0.018 * 0.15 + 0.98 * 0.6})
     assert hypervolume_difference(front, front).value == 0.0
+
+
+def test_fronts_are_paired_by_the_tuning_seeds_that_both_have():
+    run, low, high = RUNS["sft-lora"], (Point(0.2, 0.5, 0.0),), (Point(0.2, 0.8, 0.0),)
+    two, three = Front(run, low, {1000: low, 1001: low}), Front(run, high, {1000: high, 1001: high, 1002: low})
+    difference = hypervolume_difference(three, two)
+    assert (difference.value, difference.n) == (pytest.approx(0.8 * 0.3), 2)
+
+
+@pytest.mark.parametrize("rate", ["safety_rate", "refusal_rate"])
+def test_safety_left_is_by_the_rate_that_the_judge_gives(rate: str) -> None:
+    result = {"relearned": {"benign": {rate: {"value": 0.25}, "over_refusal_rate": {"value": 0.1}}}}
+    assert value_of(result, "left_after_benign") == 0.25
+    assert value_of(result, "left_after_harmful") is None
 
 
 def test_examples_to_a_safety_rate():

@@ -15,6 +15,7 @@ from sails_align.core.errors import InputError
 from sails_align.core.log import LOG_FILE
 from sails_align.core.options import all_but
 from sails_align.training import run as align
+from sails_align.training.earlier import clear
 from sails_align.training.identity import DECIDES_BEST, LEFT_OUT, differences, option_values
 from sails_align.training.options import own_options
 from sails_align.training.rlhf.options import RlhfOptions
@@ -202,8 +203,24 @@ def test_what_is_read_is_not_replaced(project: Project, finished: Path, tmp_path
 
 def test_a_model_of_unknown_origin_is_not_replaced(project: Project, tmp_path: Path) -> None:
     shutil.copytree(project.folder / "tiny", tmp_path / "other")
-    with pytest.raises(InputError, match=r"holds a model .*, and no run.json says how it was made"):
+    with pytest.raises(InputError, match=r"holds a model .*, and no run.json that says how it was made"):
         align.main("sft", project.argv(tmp_path / "other"))
+
+
+def test_a_record_without_an_identity_is_not_replaced(project: Project, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text('{"versions": {}}')
+    with pytest.raises(InputError, match=r"holds an incomplete run.json that says how it was made;\n.*overwrite"):
+        align.main("sft", project.argv(tmp_path / "run"))
+
+
+def test_only_what_is_there_is_said_to_be_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    clear(tmp_path / "new")
+    assert not caplog.records
+    (tmp_path / "checkpoint-1").mkdir()
+    clear(tmp_path)
+    assert "is replaced" in caplog.text
+    assert not (tmp_path / "checkpoint-1").exists()
 
 
 def test_a_known_subspace_is_compared_instead_of_its_source() -> None:

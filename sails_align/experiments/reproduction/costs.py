@@ -71,7 +71,8 @@ def _costs(job: Job, plan: Reproduction, config: PreTrainedConfig, rate: "_Rate"
     stage, run, *_ = job.name.split("/")
     match stage:
         case "data":
-            return Costs(disk_gb=0.1 if run == "hh-rlhf" else _download_bytes(run, plan, rate.n_parameters) / 1e9)
+            model = plan.downloads.get(job.name)
+            return Costs(disk_gb=0.1 if model is None else _download_bytes(model, plan, rate.n_parameters) / 1e9)
         case "discover":
             args = next(args for args in plan.arguments.values() if args.sails.uses_subspace)
             n = 2 * args.sails.max_discovery_examples
@@ -152,9 +153,8 @@ def _n_models(judges: JudgeArguments) -> int:
     return len(judges.judge_model or ())
 
 
-def _download_bytes(name: str, plan: Reproduction, n_parameters: int) -> float:
+def _download_bytes(model: str, plan: Reproduction, n_parameters: int) -> float:
     """Return the size of a model's weights: as the hub says, else by the type that its configuration names."""
-    (model,) = {model for model in plan.hub_models if model.rpartition("/")[2] == name}
     if size := _hub_bytes(model):
         return size
     config = plan.config_of(model) or plan.config

@@ -177,6 +177,11 @@ class Reproduction:
         models = dict.fromkeys([self.model, *(run.options[1] for run in self.runs if run.trainer == "none")])
         return [model for model in models if not Path(model).exists() and not is_testbed(model)]
 
+    @property
+    def downloads(self) -> dict[str, str]:
+        """The models from the hub, by the names of the steps that download them."""
+        return {f"data/{model.replace('/', '--')}": model for model in self.hub_models}
+
     def _data(self) -> Iterator[Job]:
         named = [(args.script.dataset_name, args.data.helpful_dataset_name) for args in self.arguments.values()]
         names = {name for pair in named for name in pair}
@@ -184,9 +189,9 @@ class Reproduction:
         if parts:
             command = ("hf", "download", DATA, "--repo-type", "dataset", "--local-dir", DATA_FOLDER)
             yield self.job("data/hh-rlhf", (*command, *_included(f"{part}/*" for part in parts)), "none")
-        for model in self.hub_models:
+        for name, model in self.downloads.items():
             wanted = _included(("*.safetensors", "*.json", "tokenizer*", "*.jinja"))
-            yield self.job(f"data/{model.rpartition('/')[2]}", ("hf", "download", model, *wanted), "none")
+            yield self.job(name, ("hf", "download", model, *wanted), "none")
 
     def _after(self, run: Run, *steps: str) -> list[str]:
         """Return the names of the steps that a step of a run needs: data, discovery, and those given."""

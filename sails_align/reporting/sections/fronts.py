@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from sails_align.core.text import counted
 from sails_align.evaluation.metrics import METRICS
-from sails_align.experiments.summary import SHARE, Front, hypervolume_difference, mean_of
+from sails_align.experiments.summary import Front, hypervolume_difference
 from sails_align.reporting import figures, trade_offs
 from sails_align.reporting.page import Grid, Section, TableCell, difference, entries, interval, number
 from sails_align.reporting.report import ReportData
@@ -61,7 +61,7 @@ def _row(front: Front, baselines: Sequence[Front]) -> list[TableCell]:
     shares = entries(*(number(value, METRICS["over_refusal_rate"]) for value in values))
     return [
         TableCell(front.run.label),
-        TableCell(interval(mean_of(front.hypervolumes, SHARE), PERCENT)),
+        TableCell(interval(front.mean_hypervolume, PERCENT)),
         *compared,
         *shares,
     ]

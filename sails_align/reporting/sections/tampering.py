@@ -6,7 +6,7 @@ from sails_align.core.text import counted
 from sails_align.evaluation.intervals import LEAST_SEEDS
 from sails_align.evaluation.metrics import METRICS, SAFETY_RATES, Metric
 from sails_align.experiments.plan import OVER_REFUSAL_BUDGET
-from sails_align.experiments.summary import SHARE, Front, Outcome, hypervolume_difference, mean_of, with_numbers
+from sails_align.experiments.summary import Front, Outcome, hypervolume_difference, with_numbers
 from sails_align.experiments.tampering.attacks import ATTACKS
 from sails_align.experiments.tampering.defences import DEFENCES
 from sails_align.reporting import figures
@@ -28,8 +28,10 @@ KEPT = METRICS["kept"]
 def make(data: ReportData) -> Iterator[Section]:
     """Show, for each attack, what each defence keeps, and which controls it beats."""
     for name, outcome in data.outcomes.get("tampering", {}).items():
-        attack = ATTACKS.get(name.partition(",")[0])
         plan = outcome.plan
+        tampering = plan.runs[0].tampering
+        assert tampering is not None, "this study tampers with all models"
+        attack = ATTACKS.get(tampering.attack)
         text = [
             f"An aligned model ({_aligned(outcome)}) is {'trained further on' if attack.trains else 'attacked'}: "
             f"{attack.label}. "
@@ -117,6 +119,6 @@ def _hypervolumes(fronts: Sequence[Front]) -> Grid:
 
     lines = []
     for front in fronts:
-        level = TableCell(interval(mean_of(front.hypervolumes, SHARE), PERCENT))
+        level = TableCell(interval(front.mean_hypervolume, PERCENT))
         lines.append([TableCell(front.run.label), level, *(entry(front, other) for other in controls)])
     return Grid(["defence", "hypervolume (%)", *(f"minus {control.run.label}" for control in controls)], lines)

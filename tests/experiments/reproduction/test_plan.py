@@ -51,6 +51,17 @@ def values() -> list[dict[str, str]]:
     ]
 
 
+def test_models_of_the_same_name_are_downloaded_both() -> None:
+    plan = planned("gemma-2-9b")
+    base = next(run for run in plan.runs if run.trainer == "none")
+    other = replace(base, name="other", options=(base.options[0], f"other/{plan.model.rpartition('/')[2]}"))
+    jobs = replace(plan, runs=(*plan.runs, other)).jobs()
+    names = [job.name for job in jobs if job.name.startswith("data/")]
+    assert len(set(names)) == len(names)
+    assert {f"data/{plan.model.replace('/', '--')}", "data/other--gemma-2-9b"} <= set(names)
+    assert len(costs_of(jobs, replace(plan, runs=(*plan.runs, other)), 100.0)) == len(jobs)
+
+
 def documented(of: dict[str, str]) -> list[tuple[str, ...]]:
     """The commands of the section, for a model; those of a run for each run."""
     found = []
