@@ -65,7 +65,7 @@ ROSI = Defence(
 SSAH = Defence(
     "SSAH",
     "share of CU",
-    (0.2, 0.4, 0.6, 0.8),
+    (0.2, 0.4, 0.5, 0.6),
     training=("--freeze_units", UNITS, "--frozen_units", "scu", f"cu:{KNOB}"),
 )
 SIFT = Defence("SIFT (no protected entries)", training=("--sift_rate", "0.1"), rate=10.0, is_control=True)
