@@ -28,7 +28,8 @@ from sails_align.evaluation.options import TESTBED_TOKENS
 from sails_align.evaluation.records import Prompt, Sampling
 from sails_align.evaluation.result import EvaluationResult
 from sails_align.experiments.plan import Cell
-from sails_align.experiments.relearning import DATA, trained_on
+from sails_align.experiments.steps import LEFT_AFTER, Steps
+from sails_align.experiments.tampering.benches import bench_of
 from sails_align.initializers.adapter import AdapterInit
 from sails_align.models.load import load_causal_lm, load_tokenizer
 from sails_align.models.threads import n_threads
@@ -76,8 +77,9 @@ def run_cell(cell: Cell) -> dict[str, Any]:
                 found["features"] = {"drift": drift, **explain(cell, testbed, trained.subspace, model, tokenizer)}
         if cell.part == "test" and cell.measures.relearning:
             with cost.of("relearn"):
-                model.save_pretrained(folder / "aligned")
-                found["relearned"] = {name: relearn(name, cell, testbed, tokenizer, folder) for name in DATA}
+                for part in (model, tokenizer):
+                    part.save_pretrained(folder / "aligned")
+                found["relearned"] = {name: relearn(name, cell, testbed, folder) for name in LEFT_AFTER}
     return {
         "cell": cell.to_json(),
         **found,
@@ -232,16 +234,12 @@ def explain(
     return {**found, "meanings": [asdict(meaning) for meaning in told]}
 
 
-def relearn(
-    name: str, cell: Cell, testbed: Testbed, tokenizer: PreTrainedTokenizerBase, folder: Path
-) -> dict[str, Any]:
-    """Measure the model in `aligned` after further training, on half of the test prompts.
-
-    It is loaded, not copied in memory: accelerate has bound the `forward` of a trained model to that very model.
-    """
-    aligned = load_causal_lm(str(folder / "aligned"), dtype=torch.float32)
-    changed = trained_on(name, aligned, tokenizer, testbed.world, cell.seed, folder / name)
-    result = requests.measure(changed, tokenizer, testbed, max(1, cell.measures.n_prompts // 2), part=cell.part)
+def relearn(attack: str, cell: Cell, testbed: Testbed, folder: Path) -> dict[str, Any]:
+    """Measure the model in `aligned` after further training, on half of the test prompts."""
+    changed = Steps(cell, bench_of(cell.world), folder, folder).further(folder / "aligned", attack)
+    model, tokenizer = _load(str(changed))
+    n_prompts = max(1, cell.measures.n_prompts // 2)
+    result = requests.measure(model.eval(), tokenizer, testbed, n_prompts, part=cell.part)
     return {measure: value.to_json() for measure, value in requests.numbers(result).items()}
 
 

@@ -15,7 +15,7 @@ from sails_align.core.artifacts import content_hash, package_versions
 from sails_align.core.files import atomic_folder, exclusive, write_text
 from sails_align.experiments.placeholders import BASE, KNOB, SEED, WORLD
 from sails_align.experiments.plan import FORMAT, Cell
-from sails_align.experiments.tampering.attacks import Attack
+from sails_align.experiments.tampering.attacks import ATTACKS, Attack
 from sails_align.experiments.tampering.benches import Bench, Row
 from sails_align.training import run as align
 
@@ -23,13 +23,15 @@ QUIET = (
     *("--save_strategy", "no", "--disable_tqdm", "true", "--logging_strategy", "no", "--eval_examples", "1"),
     *("--report_to", "none"),
 )
+LEFT_AFTER = ("benign", "harmful")
+"""Attacks after which the safety of aligned models is measured again."""
 HELD_OUT_SEED = 10_000
 """Of the row on which the held-out loss is computed."""
 
 
 @dataclass(frozen=True)
 class Steps:
-    """What the cells of a study do with models."""
+    """Steps of a cell: each starts from a model's folder, and writes another one."""
 
     cell: Cell
     bench: Bench
@@ -92,6 +94,12 @@ class Steps:
                 *("--bf16", "false", *self.bench.options, *plain, *options),
             ],
         )
+
+    def further(self, model: Path, attack: str) -> Path:
+        """Train all weights of a model on an attack's rows. Returns the new model."""
+        of, folder = ATTACKS.get(attack), self.folder / f"after-{attack}"
+        self.train(model, self.attack_rows(of), of.epochs, self.bench.learning_rate, [], folder)
+        return folder
 
     def attack_rows(self, attack: Attack) -> list[Row]:
         """Draw the rows of an attack."""

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from safetensors.torch import load_file
 
 from sails_align.core.errors import InputError
 from sails_align.experiments.options import CompareOptions
 from sails_align.experiments.plan import RUNS, Cell, Measures, Plan, Run
-from sails_align.experiments.relearning import DATA, trained_on
+from sails_align.experiments.steps import LEFT_AFTER, Steps
 from sails_align.experiments.studies import ABLATIONS, Change, ablations, examples, worlds
 from sails_align.experiments.summary import Front, Outcome, Point, examples_to, hypervolume_difference, value_of
+from sails_align.experiments.tampering.benches import bench_of
 from sails_align.subspace.concepts import harm_share
 from sails_align.testbed.build import resolve_testbed
 from sails_align.training import run as align
@@ -174,17 +175,15 @@ def test_share_of_a_features_activation_on_harm():
     assert harm_share(harmful_NK, harmless_NK).tolist() == pytest.approx([0.75, 1 / 3, 0.0])
 
 
-@pytest.mark.parametrize("name", DATA)
-def test_training_after_alignment_changes_the_model_that_is_given(name: str, tmp_path: Path):
-    testbed = resolve_testbed("testbed")
-    model = AutoModelForCausalLM.from_pretrained(testbed.model_path, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(testbed.model_path)
-    before = [parameter.detach().clone() for parameter in model.parameters()]
-    changed = trained_on(name, model, tokenizer, testbed.world, 0, tmp_path)
-    moved = [not torch.equal(a, b) for a, b in zip(before, changed.parameters(), strict=True)]
-    assert all(moved)
-    assert changed is model
-    assert not list(tmp_path.rglob("*.safetensors"))
+@pytest.mark.parametrize("attack", LEFT_AFTER)
+def test_further_training_changes_all_weights_of_a_new_model(attack: str, tmp_path: Path):
+    given = Path(resolve_testbed("testbed").model_path)
+    cell = Cell(RUNS["sft-full"], None, 0, "test", "testbed", Measures())
+    changed = Steps(cell, bench_of("testbed"), tmp_path, tmp_path).further(given, attack)
+    before, after = (load_file(folder / "model.safetensors") for folder in (given, changed))
+    assert changed != given
+    assert before.keys() == after.keys()
+    assert not any(torch.equal(before[name], after[name]) for name in before)
 
 
 @pytest.mark.slow

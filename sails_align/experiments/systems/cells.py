@@ -16,9 +16,8 @@ from sails_align.evaluation.output import METRICS_FILE
 from sails_align.evaluation.prompts import maker_of
 from sails_align.evaluation.records import Backend
 from sails_align.experiments.plan import Cell
-from sails_align.experiments.steps import Steps, lines
+from sails_align.experiments.steps import LEFT_AFTER, Steps, lines
 from sails_align.experiments.systems.entries import GUARD, PUBLIC, REFUSALS, SAES, SAILS, SUBSPACE, SYSTEMS, System
-from sails_align.experiments.tampering.attacks import ATTACKS
 from sails_align.experiments.tampering.benches import bench_of
 from sails_align.guards.calibrate import calibrate_guard
 from sails_align.guards.fit import fit_guard
@@ -35,8 +34,6 @@ from sails_align.testbed.prompts import request_prompts
 from sails_align.training import run as align
 from sails_align.training.subspace import find_subspace
 
-LEFT_AFTER = ("benign", "harmful")
-"""Further trainings."""
 OTHERS_SEED = 400
 """Of the order of the requests that a cell's systems are not trained on."""
 
@@ -90,12 +87,6 @@ class SystemSteps(Steps):
         model = self.folder / "model"
         trained = self.align([self.filled(word) for word in self.system.training], model)
         return model, json.loads((trained / METRICS_FILE).read_text(encoding="utf-8"))["cost"]
-
-    def further(self, model: Path, name: str) -> Path:
-        """Train the model further, as an attack of the tampering study does."""
-        attack, folder = ATTACKS.get(name), self.folder / f"after-{name}"
-        self.train(model, self.attack_rows(attack), attack.epochs, self.bench.learning_rate, [], folder)
-        return folder
 
     def backend(self, model: Path) -> Backend:
         """Return what runs a model, with the system's steering and guard."""
