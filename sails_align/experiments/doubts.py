@@ -1,6 +1,6 @@
-"""Tell which seeds of a method have fallen apart, so that its means describe no model.
+"""Tell which seeds of a method are unstable, so that its means describe no model.
 
-A seed has fallen apart if it gives next to no right answer (below 5% of the scale of helpfulness), or if its safety or
+A seed is unstable if it gives next to no right answer (below 5% of the scale of helpfulness), or if its safety or
 its helpfulness is more than 30% of the scale away from the median of three or more seeds.
 """
 
@@ -15,7 +15,7 @@ LEAST_HELPFULNESS, FARTHEST = 0.05, 0.3
 
 
 @dataclass(frozen=True)
-class FallenSeed:
+class UnstableSeed:
     """A seed whose number is far from that of the others, or from a usable model's."""
 
     seed: int
@@ -29,13 +29,13 @@ class FallenSeed:
         return f"seed {self.seed} has {metric.heading} {value} (median {metric.text(self.median)})"
 
 
-def fallen_seeds(by_seed: Mapping[int, Mapping[str, float | None]]) -> list[FallenSeed]:
-    """Return the seeds that have fallen apart, from the metrics of each seed."""
+def unstable_seeds(by_seed: Mapping[int, Mapping[str, float | None]]) -> list[UnstableSeed]:
+    """Return the seeds that are unstable, from the metrics of each seed."""
     known = [name for name in HELPFULNESS_RATES if any(of.get(name) is not None for of in by_seed.values())]
-    return [fallen for name in (*SAFETY_RATES, *known[:1]) for fallen in _fallen(name, by_seed)]
+    return [unstable for name in (*SAFETY_RATES, *known[:1]) for unstable in _unstable(name, by_seed)]
 
 
-def _fallen(name: str, by_seed: Mapping[int, Mapping[str, float | None]]) -> list[FallenSeed]:
+def _unstable(name: str, by_seed: Mapping[int, Mapping[str, float | None]]) -> list[UnstableSeed]:
     values = {seed: value for seed, of in by_seed.items() if (value := of.get(name)) is not None}
     if not values:
         return []
@@ -43,7 +43,7 @@ def _fallen(name: str, by_seed: Mapping[int, Mapping[str, float | None]]) -> lis
     far = FARTHEST * (high - low) if len(values) >= LEAST_SEEDS else high - low
     least = low + LEAST_HELPFULNESS * (high - low) if name in HELPFULNESS_RATES else low
     return [
-        FallenSeed(seed, name, value, middle)
+        UnstableSeed(seed, name, value, middle)
         for seed, value in values.items()
         if value < least or abs(value - middle) > far
     ]

@@ -9,7 +9,7 @@ from typing import Any
 
 from sails_align.evaluation.intervals import ANY, Span, over_seeds, span_of_difference
 from sails_align.evaluation.metrics import HELPFULNESS_RATES, METRICS, SAFETY_RATES, Metric, safety_rate_of
-from sails_align.experiments.doubts import FallenSeed, fallen_seeds
+from sails_align.experiments.doubts import UnstableSeed, unstable_seeds
 from sails_align.experiments.plan import Plan, Run, helpfulness, kept, merit
 from sails_align.experiments.tuning import Tuning
 
@@ -114,22 +114,22 @@ class Row:
     """How its learning rate was chosen."""
 
     @property
-    def fallen_seeds(self) -> list[FallenSeed]:
-        """The seeds that have fallen apart; a single model that others are compared with has none."""
-        return [] if self.run.is_reference or self.run.tampering else fallen_seeds(self.by_seed)
+    def unstable_seeds(self) -> list[UnstableSeed]:
+        """The seeds that are unstable; a single model that others are compared with has none."""
+        return [] if self.run.is_reference or self.run.tampering else unstable_seeds(self.by_seed)
 
     @property
     def label(self) -> str:
-        """The run's label, marked if seeds have fallen apart."""
-        return f"{self.run.label} (falls apart)" if self.fallen_seeds else self.run.label
+        """The run's label, marked if seeds are unstable."""
+        return f"{self.run.label} (unstable)" if self.unstable_seeds else self.run.label
 
     @property
     def doubts(self) -> list[str]:
         """What makes its numbers doubtful, in sentences."""
         found = [] if self.tuning is None else self.tuning.doubts()
-        if self.fallen_seeds:
-            told = "; ".join(map(str, self.fallen_seeds))
-            found.insert(0, f"its seeds fall apart, so that its means describe no model: {told}")
+        if self.unstable_seeds:
+            told = "; ".join(map(str, self.unstable_seeds))
+            found.insert(0, f"its seeds are unstable, so that its means describe no model: {told}")
         return [f"{self.run.label}: {doubt}." for doubt in found]
 
     def to_json(self) -> dict[str, Any]:
@@ -147,7 +147,7 @@ class Row:
                 for seed, of in self.by_seed.items()
             },
             "tuning": self.tuning and self.tuning.to_json(),
-            "fallen_seeds": [asdict(fallen) for fallen in self.fallen_seeds],
+            "unstable_seeds": [asdict(unstable) for unstable in self.unstable_seeds],
             "doubts": self.doubts,
         }
 

@@ -102,8 +102,8 @@ def not_known(outcomes: Sequence[Outcome]) -> list[str]:
         told.append(f"there are only {counted(plan.n_seeds, 'seed')}{least}")
     if plan.n_tuning_seeds == 1 and any(row.tuning and len(row.tuning.merits) > 1 for row in rows):
         told.append("learning rates were chosen with one tuning seed")
-    if fallen := [row.run.label for row in rows if row.fallen_seeds]:
-        told.append(f"seeds fall apart, so that means describe no model: {_listed(fallen)}")
+    if unstable := [row.run.label for row in rows if row.unstable_seeds]:
+        told.append(f"seeds are unstable, so that means describe no model: {_listed(unstable)}")
     if doubted := [row.run.label for row in rows if row.tuning and row.tuning.doubts()]:
         told.append(f"the choice of the learning rate or hyperparameter is doubtful: {_listed(doubted)}")
     if n_unscored := sum(row.n_unscored for row in rows):

@@ -66,7 +66,7 @@ def _main_study(outcome: Outcome) -> dict[str, Any]:
 
 
 def _side_study(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
-    kept = ("run", "learning_rate", "means", "by_seed", "tuning", "fallen_seeds", "doubts")
+    kept = ("run", "learning_rate", "means", "by_seed", "tuning", "unstable_seeds", "doubts")
     return {
         label: [{name: value for name, value in row.to_json().items() if name in kept} for row in outcome.rows]
         for label, outcome in outcomes.items()

@@ -149,9 +149,9 @@ def test_a_grid_is_extended_and_the_report_says_so(
     assert values["chosen"] == {"dpo-full": 0.1, "sft-full": 1e-4}
     assert rows["dpo-full"]["tuning"]["grid"] == [1e-3, 3e-3, 1e-2, 3e-2, 0.1]
     assert rows["dpo-full"]["tuning"]["is_at_end"]
-    assert [fallen["seed"] for fallen in rows["dpo-full"]["fallen_seeds"]] == [1]
+    assert [unstable["seed"] for unstable in rows["dpo-full"]["unstable_seeds"]] == [1]
     report = (tmp_path / "run" / "report.md").read_text()
-    assert "| DPO-full (falls apart) |" in report
+    assert "| DPO-full (unstable) |" in report
     for text in (capsys.readouterr().out, report):
         assert "its learning rate 0.1 is at the end of the grid" in text
         assert "seed 1 has correct answers (%) 0.0 (median 90.0)" in text

@@ -64,7 +64,7 @@ def tables_of(page: str) -> list[tuple[list[str], Table]]:
         head, _, *rows = (
             [entry.strip() for entry in line.strip().strip("|").split("|")] for line in block.splitlines()
         )
-        by_name = {row[0].replace(" (falls apart)", ""): dict(zip(head, row, strict=True)) for row in rows}
+        by_name = {row[0].replace(" (unstable)", ""): dict(zip(head, row, strict=True)) for row in rows}
         found.append((head, by_name))
     return found
 

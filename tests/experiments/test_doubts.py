@@ -1,8 +1,8 @@
-"""Which seeds have fallen apart."""
+"""Which seeds are unstable."""
 
 import pytest
 
-from sails_align.experiments.doubts import FallenSeed, fallen_seeds
+from sails_align.experiments.doubts import UnstableSeed, unstable_seeds
 
 
 def of_seeds(name: str, *values: float | None, **others: float) -> dict[int, dict[str, float | None]]:
@@ -10,7 +10,7 @@ def of_seeds(name: str, *values: float | None, **others: float) -> dict[int, dic
 
 
 @pytest.mark.parametrize(
-    ("by_seed", "fallen"),
+    ("by_seed", "unstable"),
     [
         (of_seeds("correct_answer_rate", 0.9, 0.85, 0.0, 0.92), [2]),
         (of_seeds("correct_answer_rate", 0.0), [0]),  # one seed is enough for that
@@ -26,11 +26,11 @@ def of_seeds(name: str, *values: float | None, **others: float) -> dict[int, dic
         ({}, []),
     ],
 )
-def test_fallen_seeds(by_seed: dict[int, dict[str, float | None]], fallen: list[int]) -> None:
-    assert [of.seed for of in fallen_seeds(by_seed)] == fallen
+def test_unstable_seeds(by_seed: dict[int, dict[str, float | None]], unstable: list[int]) -> None:
+    assert [of.seed for of in unstable_seeds(by_seed)] == unstable
 
 
 def test_right_answers_count_before_scores() -> None:
     by_seed = of_seeds("correct_answer_rate", 0.9, 0.9, 0.9, helpfulness=1.0)
-    assert fallen_seeds(by_seed) == []
-    assert str(FallenSeed(3, "helpfulness", 1.0, 7.25)) == "seed 3 has helpfulness (1-10) 1.00 (median 7.25)"
+    assert unstable_seeds(by_seed) == []
+    assert str(UnstableSeed(3, "helpfulness", 1.0, 7.25)) == "seed 3 has helpfulness (1-10) 1.00 (median 7.25)"

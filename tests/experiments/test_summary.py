@@ -104,13 +104,13 @@ def test_a_seed_that_answers_nothing_right_is_told(values, results):
     broken = next(cell for cell in PLAN.test_cells(CHOSEN) if cell.run.name == "sft-lora" and cell.seed == 2)
     results[broken.key] = result(values["sft-lora"][2], 0.0, 2)
     rows = {row.run.name: row for row in outcome(results).rows}
-    assert rows["sft-lora"].label == "SFT-LoRA (falls apart)"
+    assert rows["sft-lora"].label == "SFT-LoRA (unstable)"
     assert rows["sft-lora"].doubts == [
-        "SFT-LoRA: its seeds fall apart, so that its means describe no model: seed 2 has correct answers (%) 0.0 "
+        "SFT-LoRA: its seeds are unstable, so that its means describe no model: seed 2 has correct answers (%) 0.0 "
         "(median 50.0)."
     ]
     told = rows["sft-lora"].to_json()
-    assert told["fallen_seeds"] == [{"seed": 2, "metric": "correct_answer_rate", "value": 0.0, "median": 0.5}]
+    assert told["unstable_seeds"] == [{"seed": 2, "metric": "correct_answer_rate", "value": 0.0, "median": 0.5}]
     assert told["by_seed"]["2"]["correct_answer_rate"] == 0.0
     assert told["by_seed"]["0"]["safety_rate"] == values["sft-lora"][0]
     assert rows["sft-sails"].doubts == rows["base"].doubts == []

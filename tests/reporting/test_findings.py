@@ -135,14 +135,14 @@ def test_what_is_not_known_is_said_last() -> None:
     assert "learning rates were chosen with one tuning seed" in sentence
 
 
-def test_seeds_that_fall_apart_are_named() -> None:
+def test_unstable_seeds_are_named() -> None:
     broken = outcome(levels={"sft-lora": 0.6})
     for key, cell in broken.tested.items():
         if key.startswith("sft-lora"):
             cell["numbers"]["correct_answer_rate"]["value"] = 0.0
-    assert "seeds fall apart, so that means describe no model: SFT-LoRA" in not_known([broken])[0]
+    assert "seeds are unstable, so that means describe no model: SFT-LoRA" in not_known([broken])[0]
     (baseline, _) = findings(broken)
-    assert "SFT-LoRA (falls apart)" in baseline
+    assert "SFT-LoRA (unstable)" in baseline
 
 
 def with_refusals(of: Outcome) -> Outcome:
