@@ -15,7 +15,7 @@ class Rate:
     kind: str
     """`pass` (of harmful prompts) or `over-refusal` (of harmless ones)."""
     group: str
-    """`calibrated categories` or `new categories`; `all` of harmless prompts."""
+    """`calibrated categories` or `held-out categories`; `all` of harmless prompts."""
     count: int
     n: int
     low: float
@@ -50,7 +50,7 @@ def check_rates(prompts: ScoredPrompts, calibration: Calibration) -> Iterator[Ra
     known = [place for place in harmful if prompts.categories[place] in about["categories"]]
     groups = [
         ("pass", "calibrated categories", known),
-        ("pass", "new categories", sorted({*harmful} - {*known})),
+        ("pass", "held-out categories", sorted({*harmful} - {*known})),
         ("over-refusal", "all", prompts.places(harmful=False)),
     ]
     for kind, group, places in groups:

@@ -183,7 +183,7 @@ def test_bounds_are_against_what_was_certified_also_in_new_categories() -> None:
     asked = scored((True, "a", [1.5] * 80), (True, "b", [0.5] * 20 + [1.5] * 60), (False, "x", [0.5] * 10))
     same, new, harmless = check_rates(asked, found)
     assert (same.count, same.n, same.verdict) == (0, 80, "holds")
-    assert (new.group, new.count, new.n, new.verdict) == ("new categories", 20, 80, "broken")
+    assert (new.group, new.count, new.n, new.verdict) == ("held-out categories", 20, 80, "broken")
     assert (harmless.count, harmless.bound, harmless.verdict) == (0, found.about["over_refusal_bound"], "open")
     first, *_, last = check_rows(asked, found)
     assert first == {"score": 1.5, "p_value": 1.0, "verdict": "refuse"}
@@ -224,7 +224,7 @@ def test_check_scores_each_prompt_and_leaves_known_ones_out_of_the_rates(
     assert {row["verdict"] for row in found} == {"refuse", "pass"}
     assert all((row["verdict"] == "refuse") == (row["score"] >= threshold) for row in found)
     assert all(0 < row["p_value"] <= 1 for row in found)
-    assert "passed, new categories" in " ".join(capsys.readouterr().out.split())
+    assert "passed, held-out categories" in " ".join(capsys.readouterr().out.split())
     assert guard.check([str(folder), *PROMPTS, "--output_dir", str(out)]) == metrics
     with pytest.raises(InputError, match="holds other results"):
         guard.check([str(folder), "--n_prompts", "5", "--output_dir", str(out)])
