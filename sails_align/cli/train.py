@@ -28,27 +28,28 @@ _OF_EVERY_TRAINER = ("trl/trainer/base_config.py", "transformers/training_args.p
 _SHOWN = {
     "model_name_or_path": "A folder, or an id of the Hugging Face Hub. Default: the testbed's base model.",
     "model_revision": "Branch, tag or commit of a model on the hub. Default: main.",
-    "dtype": "Of the weights: float32, bfloat16, float16 or auto. Default: float32.",
+    "dtype": "Type of the weights: float32, bfloat16, float16 or auto. Default: float32.",
     "attn_implementation": "Such as sdpa, eager or flash_attention_2. Default: the model's own.",
     "load_in_4bit": "Quantize the base model to 4 bits (QLoRA). Default: false.",
     "load_in_8bit": "Quantize the base model to 8 bits. Default: false.",
     "dataset_name": "Training data: a hub id, a file or a folder. Default: the testbed's.",
-    "dataset_config": "Its configuration.",
-    "dataset_train_split": "Its split to train on. Default: train.",
-    "dataset_test_split": "Its split to measure the loss on. Default: test.",
-    "max_length": "Longest example in tokens. Default: 1024, on the testbed 64.",
+    "dataset_config": "Configuration of --dataset_name.",
+    "dataset_train_split": "Split of --dataset_name to train on. Default: train.",
+    "dataset_test_split": "Split of --dataset_name to measure the loss on. Default: test.",
+    "max_length": "Maximum length of an example in tokens. Default: 1024, on the testbed 64.",
     "use_peft": "Train an adapter; false: all weights. Default: true.",
     "lora_r": "Rank of the adapter. Default: 16, on the testbed 8.",
     "lora_alpha": "The adapter's output is scaled by lora_alpha / lora_r. Default: 32, on the testbed 16.",
     "lora_dropout": "Dropout before the adapter. Default: 0.",
-    "lora_target_modules": "Linear modules that get an adapter. Default: q_proj to o_proj, on the testbed all.",
+    "lora_target_modules": "Linear modules that get an adapter. Default: q_proj, k_proj, v_proj and o_proj, on the "
+    "testbed all.",
     "chat_template_path": "A Jinja file, or human_assistant: the chat template, if the tokenizer has none.",
     "beta": "How strongly the model is kept near the reference. Default: 0.1.",
     "num_train_epochs": "Passes over the training data. Default: 3, on the testbed 4.",
     "max_steps": "Optimizer steps, in place of passes over the data.",
     "warmup_steps": "Steps in which the learning rate rises; below 1: their share. Default: 0.1.",
     "per_device_train_batch_size": "Examples that a device handles at a time. Default: 8, on the testbed 16.",
-    "gradient_accumulation_steps": "Such batches in an optimizer step. Default: 1.",
+    "gradient_accumulation_steps": "Batches of each device in an optimizer step. Default: 1.",
     "gradient_checkpointing": "Save memory by computing activations twice. Default: true, on the testbed false.",
     "bf16": "Train in bfloat16. Default: true with a GPU.",
     "use_cpu": "Train on the CPU. Default: true without a GPU.",
@@ -61,13 +62,13 @@ _SHOWN = {
 }
 _SHOWN_SFT = {
     **_SHOWN,
-    "learning_rate": "Highest learning rate. Default: 2e-4 for an adapter, 2e-5 for all weights; on the testbed 1e-2, "
-    "1e-3.",
+    "learning_rate": "Highest learning rate. Default: 2e-4 for an adapter, 2e-5 for all weights; on the testbed 1e-2 "
+    "and 1e-3.",
 }
 _SHOWN_DPO = {
     **_SHOWN,
     "learning_rate": "Highest learning rate. Default: 1e-5 for an adapter, 1e-6 for all weights; on the testbed 1e-2 "
-    "(after --adapter_path 1e-4), 1e-3.",
+    "(1e-4 after --adapter_path) and 1e-3.",
 }
 _OTHERS = {
     "per_device_eval_batch_size": "Examples that a device evaluates at a time. Default: 8, on the testbed 64.",

@@ -31,8 +31,8 @@ class DataOptions:
         "What to do with unusable rows: error (stop and report them) or skip (leave them out and count them).",
     )
     prompt_column: str | None = option(None, "Column of the prompts, if the data does not use a common name.")
-    chosen_column: str | None = option(None, "Column of the responses to learn from, likewise.")
-    rejected_column: str | None = option(None, "Column of the rejected responses, likewise.")
+    chosen_column: str | None = option(None, "As --prompt_column, for the responses to learn from.")
+    rejected_column: str | None = option(None, "As --prompt_column, for the rejected responses.")
     label_column: str | None = option(
         None,
         "Column that says whether a response is good (is_safe, label and others are known), or none: all are good.",
@@ -43,9 +43,9 @@ class DataOptions:
         "Responses that are labelled bad: drop (left out and counted) or pair (rejected ones to good ones of the same "
         "prompt).",
     )
-    helpful_prompt_column: str | None = option(None, "The same of the helpful dataset: column of the prompts.")
-    helpful_chosen_column: str | None = option(None, "The same of the helpful dataset: column of the responses.")
-    helpful_label_column: str | None = option(None, "The same of the helpful dataset: column of the labels, or none.")
+    helpful_prompt_column: str | None = option(None, "As --prompt_column, for the helpful dataset.")
+    helpful_chosen_column: str | None = option(None, "As --chosen_column, for the helpful dataset.")
+    helpful_label_column: str | None = option(None, "As --label_column, for the helpful dataset.")
 
     def __post_init__(self) -> None:
         check_choices(self, {"on_bad_rows": ("error", "skip"), "bad_responses": ("drop", "pair")})

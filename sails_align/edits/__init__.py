@@ -40,7 +40,7 @@ EDITS = Registry(
         ),
         "wise_ft": Entry(
             "sails_align.edits.wise_ft:edit",
-            "Average a further trained model with the aligned one before (WiSE-FT, arXiv 2109.01903).",
+            "Average a fine-tuned model with the aligned model that it started from (WiSE-FT, arXiv 2109.01903).",
             WiseFtOptions,
         ),
         "task_arithmetic": Entry(
@@ -55,12 +55,12 @@ EDITS = Registry(
         ),
         "rosi": Entry(
             "sails_align.edits.rosi:edit",
-            "Write the direction of refusal into the output projections (ROSI, arXiv 2508.20766).",
+            "Amplify the refusal direction in the output projections (ROSI, arXiv 2508.20766).",
             RosiOptions,
         ),
         "ablate": Entry(
             "sails_align.edits.ablate:edit",
-            "Remove the direction of refusal from the weights: an attack (abliteration, arXiv 2406.11717).",
+            "Remove the refusal direction from the weights: an attack (abliteration, arXiv 2406.11717).",
             AblateOptions,
         ),
         "lssf": Entry(
@@ -70,7 +70,7 @@ EDITS = Registry(
         ),
         "irr": Entry(
             "sails_align.edits.irr:edit",
-            "Remove what works against the safety vector, and recalibrate the rest (IRR, arXiv 2412.11041).",
+            "Remove changes that oppose the safety vector, and adjust the others (IRR, arXiv 2412.11041).",
             IrrOptions,
         ),
     },

@@ -26,6 +26,12 @@ class MergeOptions:
         check_choices(self, {"dtype": DTYPES})
 
 
+_SAFETY_DATA = (
+    "a dataset, or testbed or smollm2 for their own. Default: the safety data of the run, if it also had harmless "
+    "data; otherwise what comes with its model."
+)
+
+
 @dataclass(frozen=True)
 class EditOptions:
     """Options of all edits that change tensors one by one."""
@@ -36,8 +42,8 @@ class EditOptions:
     device: str | None = option(None, "Where to compute, such as cpu or cuda:1. Default: a GPU if there is one.")
     control_seed: int | None = option(
         None,
-        "Make a control in place of the edit: each change with the coordinates of its outputs permuted and with random "
-        "signs, so that its size, its rank and its singular values stay, and its directions do not.",
+        "Make a control: the same change with the coordinates of its outputs permuted and with random signs, drawn "
+        "with this seed. Its size and rank stay the same.",
     )
 
 
@@ -99,7 +105,9 @@ class TaskArithmeticOptions(SafetyVectorOptions):
 class SafeLoraOptions(RepairOptions):
     """Options of the edit `safe_lora`."""
 
-    unaligned_model: str | None = option(None, "The model before its alignment. Required.")
+    unaligned_model: str | None = option(
+        None, "For this edit: the model before the alignment, such as the base model. Required."
+    )
     threshold: float = option(
         0.35, "Project an update if its cosine with its projection is at most this. 1: all of them."
     )
@@ -113,11 +121,7 @@ class SafeLoraOptions(RepairOptions):
 class RequestOptions(EditOptions):
     """Options of edits that look at harmful requests."""
 
-    dataset_name: str | None = option(
-        None,
-        "Harmful requests with refusals: a dataset, or testbed or smollm2 for their own. Default: the safety data of "
-        "the run, if it also had harmless data; otherwise what comes with its model.",
-    )
+    dataset_name: str | None = option(None, f"Harmful requests with refusals: {_SAFETY_DATA}")
     n_prompts: int = option(128, "Requests of each dataset to look at, at most.")
     data_seed: int = option(0, "Seed of the choice of requests.")
     max_length: int = option(512, "Tokens of a request with its response that are read, at most.")
@@ -130,8 +134,9 @@ class RequestOptions(EditOptions):
 class ContrastOptions(RequestOptions):
     """Options of what is found from the difference of harmful and harmless requests."""
 
+    dataset_name: str | None = option(None, f"Harmful requests: {_SAFETY_DATA}")
     helpful_dataset_name: str | None = option(
-        None, "Harmless requests: a dataset, or testbed or smollm2 for their own."
+        None, "Harmless requests: a dataset, or testbed or smollm2 for their own. Default: as for --dataset_name."
     )
     layer: int | None = option(
         None, "Layer whose direction is used. Default: the one that separates validation prompts best."
@@ -142,6 +147,9 @@ class ContrastOptions(RequestOptions):
 class DirectionOptions(ContrastOptions):
     """Options of edits that find the direction between harmful and harmless requests."""
 
+    control_seed: int | None = option(
+        None, "Make a control: a random direction, drawn with this seed, in place of the refusal direction."
+    )
     system_prompt: str | None = option(
         None, "System prompt while the direction is found, such as one that asks an uncensored model to be safe."
     )
@@ -201,8 +209,8 @@ class IrrOptions(RequestOptions, SafetyVectorOptions):
     )
     recalibrate: str = option(
         "official",
-        "How the other entries make up for what is removed: official (column by column, as in the paper), exact (least "
-        "squares for each row, slow) or none.",
+        "How the other entries make up for what is removed: official (column by column, as in the authors' code), "
+        "exact (least squares for each row, slow) or none.",
         choices=RECALIBRATIONS,
     )
     blocksize: int = option(128, "Columns in which entries are ranked together.")

@@ -31,7 +31,7 @@ class CompareOptions:
     )
     n_seeds: int = option(5, "Seeds of initialization and data that are reported.")
     first_seed: int = option(0, "First reported seed.")
-    n_tuning_seeds: int = option(1, "Number of other seeds, used to choose learning rates.")
+    n_tuning_seeds: int = option(1, "Number of further seeds, used only to choose hyperparameters.")
     learning_rates: list[float] = option(
         list(LEARNING_RATES),
         "Grid of learning rates, the same for all methods; the default is for the testbed's small model.",
@@ -59,19 +59,19 @@ class CompareOptions:
         "that align a model).",
     )
     ablations: list[str] | None = option(
-        None, "Of the ablations: some of them (`sails list ablations` lists them); default: all."
+        None, "For --study ablations: names of ablations (`sails list ablations` lists them); default: all."
     )
     attacks: list[str] = option(
         ["task", "benign", "harmful", "poison-10"],
-        "Of the tampering study: task, task-lora, benign, harmful, poison-5, poison-10, poison-20, ablate, prefill-1, "
-        "prefill-3 or prefill-5 (docs/keeping_safety.md).",
+        "For --study tampering: attacks (task, task-lora, benign, harmful, poison-5, poison-10, poison-20, ablate, "
+        "prefill-1, prefill-3 or prefill-5).",
     )
     defences: list[str] | None = option(
-        None, "Of the tampering study: methods and controls (docs/keeping_safety.md lists them); default: all."
+        None, "For --study tampering: methods and controls (`sails list defences` lists them); default: all."
     )
-    tampered: list[str] = option(["sft-sails"], "Of the tampering study: the runs that are tampered with.")
+    tampered: list[str] = option(["sft-sails"], "For --study tampering: names of the runs that are attacked.")
     methods: list[str] | None = option(
-        None, "Of the study methods: some of them (docs/methods.md lists them); default: all."
+        None, "For --study methods: names of methods (`sails list methods` lists them); default: all."
     )
     examples: list[int] = option([], "Also train on these numbers of examples (learning curves).")
     worlds: list[str] = option(
@@ -80,8 +80,12 @@ class CompareOptions:
         "contamination=0.1 (docs/comparison.md).",
     )
     n_side_seeds: int = option(5, "Number of seeds of the ablations and of --examples.")
-    list_cells: bool = option(False, "Print the names of all cells and exit.")
-    cell: list[str] | None = option(None, "Compute only these cells and write no report, for jobs on several machines.")
+    list_cells: bool = option(
+        False, "Print the names of all cells and exit. A cell is one training with its evaluation."
+    )
+    cell: list[str] | None = option(
+        None, "Compute only the cells with these names, and write no report; for jobs on several machines."
+    )
     processes: int | None = option(None, "Number of parallel trainings; default: one per GPU, or per core.")
     output_dir: str = option("runs/compare", "Output folder for results and report.")
     overwrite_output_dir: bool = option(False, OVERWRITE)

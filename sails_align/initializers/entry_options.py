@@ -13,7 +13,8 @@ class GuardSpaceOptions:
     guard_energy: float = option(
         0.99,
         "Share of the energy of harmful prompts, above 0 and at most 1, that --init guardspace protects in the inputs "
-        "of each module. With 1, its outputs cannot move on them; a smaller share leaves more dimensions to learn in.",
+        "of each module. With 1, training cannot change the module's outputs for these inputs; a smaller share leaves "
+        "more dimensions to train.",
     )
     guard_tokens: str = option(
         "all", "Tokens of the harmful prompts that --init guardspace protects: all, or only the last one of each."

@@ -22,14 +22,16 @@ class SteeringOptions:
     gate: str | None = option(
         None, "Folder of a guard (`sails guard fit`): steer only while its probability of harm is high."
     )
-    gate_prompt: float = option(0.75, "Probability of the prompt from which on its response is steered.")
+    gate_prompt: float = option(
+        0.75, "Steer a response from its start if the prompt's probability of harm is at least this."
+    )
     gate_every: int = option(4, "Tokens of a response between two readings of the probability.")
     gate_high: float = option(
-        0.9, "Probability from which on a reading is high: the steering gets 1.5 times as strong."
+        0.9, "A reading is high if its probability is at least this: the steering gets 1.5 times as strong."
     )
-    gate_high_steps: int = option(6, "High readings in a row after which it is twice as strong.")
-    gate_low: float = option(0.7, "Probability up to which a reading is low.")
-    gate_low_steps: int = option(4, "Low readings in a row after which the steering goes back by one step.")
+    gate_high_steps: int = option(6, "High readings in a row after which the steering is twice as strong.")
+    gate_low: float = option(0.7, "A reading is low if its probability is at most this.")
+    gate_low_steps: int = option(4, "Low readings in a row after which the steering gets weaker again, by one state.")
     gate_clamp: float | None = option(None, "Clip steered hidden states to this absolute value; default: do not.")
 
     def __post_init__(self) -> None:

@@ -30,7 +30,7 @@ CALLBACKS = Registry(
         ),
         "freeze_units": Entry(
             "sails_align.training.callbacks.freeze_units:attach",
-            "Keep channels that carry safety as they are.",
+            "Freeze the channels that matter most for safety.",
             FreezeUnitsOptions,
         ),
         "ema": Entry(

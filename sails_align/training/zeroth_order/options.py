@@ -31,7 +31,9 @@ class ZerothOrderOptions:
         "In place of --dp_epsilon: the noise multiplier, which is the standard deviation of the noise divided by "
         "--dp_clip. With 0, examples are clipped and there is no noise.",
     )
-    dp_clip: float = option(3.0, "Largest slope of the loss of one example along a direction; larger ones are clipped.")
+    dp_clip: float = option(
+        3.0, "Slopes of the loss of one example along a direction are clipped to plus or minus this."
+    )
     dp_delta: float = option(1e-5, "Delta of the privacy; must be below 1 divided by the number of examples.")
     dp_batch_size: int | None = option(
         None,
