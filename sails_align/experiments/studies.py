@@ -72,8 +72,8 @@ _CHANGES = (
     Change("not-whitened", "whitening: none", ("--benign_whitening", "false")),
     Change("layers-all", "layers: all", ("--layer_map", "nearest")),
     Change("layers-sae", "layers: those of SAEs", ("--layer_map", "sae_only")),
-    Change("side-a", "modules: readers only", ("--lora_target_modules", *_READERS)),
-    Change("side-b", "modules: writers only", ("--lora_target_modules", *_WRITERS)),
+    Change("readers-only", "modules: readers only", ("--lora_target_modules", *_READERS)),
+    Change("writers-only", "modules: writers only", ("--lora_target_modules", *_WRITERS)),
     Change("fold-norm", "norm: folded", ("--fold_norm", "true")),
     Change("mode-init", "mode: init", ("--subspace_mode", "init")),
     Change("mode-freeze", "mode: freeze", ("--subspace_mode", "freeze")),
@@ -97,10 +97,7 @@ _CHANGES = (
 ABLATIONS: Registry[Change] = Registry("ablation", {change.name: change for change in _CHANGES})
 """SAILS with one change in each, and other adapters."""
 SMALL = ("sft-lora", "sft-sails", "sft-full")
-BASELINES = (
-    Change("basis-mean-diff", "SFT-mean-difference", ("--init", "mean_diff")),
-    Change("basis-pca", "SFT-PCA", ("--init", "activation_pca")),
-)
+BASELINES = tuple(ABLATIONS.get(name) for name in ("basis-mean-diff", "basis-pca"))
 OF_DATA: dict[str, type[int] | type[float]] = {"n_examples": int, "contamination": float}
 """Parameters of a world's alignment data."""
 EXAMPLE = "contamination=0.1"

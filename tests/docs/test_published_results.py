@@ -106,3 +106,43 @@ def test_the_tables_of_methods_are_those_of_the_report() -> None:
                     if column != "%":
                         shown = expected[column].get(COLUMNS[name], "")  # there are no differences of harmfulness
                         assert entry == (shown if column.startswith("minus ") else shown.split(" (")[0]), (page, name)
+
+
+KEPT = "safety and helpfulness kept (%)"
+TAMPERING_COLUMNS = COLUMNS | {"score of the new task": "score of the new task (%)", "safety and task kept": KEPT}
+
+
+def test_the_tables_of_defences_are_those_of_the_report() -> None:
+    of_report = by_first_heading("results/tampering/report.md")
+    levels = {name.removesuffix(", control"): row for name, row in of_report["defence"].items()}
+    minus_none, minus_controls = of_report["minus no defence"], of_report[KEPT]
+    own = {"before": "before the further training", "no defence": "none"}
+    seen = set()
+    for path in (DOCS / "methods").glob("*.md"):
+        tables = [(head, rows) for head, rows in tables_of(f"methods/{path.name}") if head[:2] == ["%", "before"]]
+        for head, rows in tables:
+            method = head[3]
+            seen.add(method)
+            for name, row in rows.items():
+                column = TAMPERING_COLUMNS[name]
+                for heading in head[1:4]:
+                    assert row[heading] == levels[own.get(heading, heading)][column].split(" (")[0], (path, name)
+                assert row["minus no defence"] == minus_none[method][column], (path, name)
+            for first, rows_of in tables_of(f"methods/{path.name}"):
+                if first == ["safety and task kept, %", "difference"]:
+                    for name, row in rows_of.items():
+                        assert row["difference"] == minus_controls[method][name], (path, name)
+    assert seen >= {name for name in levels if name not in own.values() and name in minus_controls}
+
+
+def test_the_table_of_all_defences_is_that_of_the_report() -> None:
+    levels = by_first_heading("results/tampering/report.md")["defence"]
+    rows = by_first_heading("keeping_safety.md")["on the testbed, %"]
+    assert list(rows) == list(levels)
+    for name, row in rows.items():
+        for heading in ("hyperparameter", "controls beaten"):
+            assert row[heading] == levels[name][heading], (name, heading)
+        for heading in ("safety, trained categories", "safety, held-out categories", "over-refusal"):
+            assert row[heading] == levels[name][COLUMNS[heading]].split(" (")[0], (name, heading)
+        for heading in ("score of the new task", "safety and task kept"):
+            assert row[heading] == levels[name][TAMPERING_COLUMNS[heading]], (name, heading)
