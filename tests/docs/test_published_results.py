@@ -112,9 +112,14 @@ KEPT = "safety and helpfulness kept (%)"
 TAMPERING_COLUMNS = COLUMNS | {"score of the new task": "score of the new task (%)", "safety and task kept": KEPT}
 
 
+def levels_of_defences() -> Table:
+    tables = tables_of("results/tampering/report.md")
+    return next(rows for head, rows in tables if head[:2] == ["defence", "hyperparameter"])
+
+
 def test_the_tables_of_defences_are_those_of_the_report() -> None:
     of_report = by_first_heading("results/tampering/report.md")
-    levels = {name.removesuffix(", control"): row for name, row in of_report["defence"].items()}
+    levels = {name.removesuffix(", control"): row for name, row in levels_of_defences().items()}
     minus_none, minus_controls = of_report["minus no defence"], of_report[KEPT]
     own = {"before": "before the further training", "no defence": "none"}
     seen = set()
@@ -136,7 +141,7 @@ def test_the_tables_of_defences_are_those_of_the_report() -> None:
 
 
 def test_the_table_of_all_defences_is_that_of_the_report() -> None:
-    levels = by_first_heading("results/tampering/report.md")["defence"]
+    levels = levels_of_defences()
     rows = by_first_heading("keeping_safety.md")["on the testbed, %"]
     assert list(rows) == list(levels)
     for name, row in rows.items():
