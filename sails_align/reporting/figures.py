@@ -37,7 +37,7 @@ def forest(
 ) -> Picture:
     """Draw differences with their intervals: a panel for each metric, a line for each run (or world, all of run `of`).
 
-    The better side is tinted. A marker is filled if the interval does not hold 0. The title says what is subtracted.
+    The better side is tinted. A marker is filled if the interval does not contain 0. The title says what is subtracted.
     """
     n_lines = -(-len(metrics) // 6)
 
@@ -61,7 +61,7 @@ def forest(
         shown[0].set_ylim(len(found) - 0.5, -0.5)
         figure.suptitle(title, fontsize=10)
         figure.supxlabel(
-            "difference in points, 95% interval; hollow: the interval holds 0, or there is none", fontsize=9
+            "difference in points, 95% interval; hollow: the interval contains 0, or there is none", fontsize=9
         )
 
     return Picture(name, title, (10.0, n_lines * (1.6 + 0.28 * len(found))), draw)

@@ -17,7 +17,8 @@ PICTURES = "figures"
 """Folder of the figures, next to the pages."""
 NOTE = (
     "Differences are in points and paired by seed, with 95% intervals in brackets. Better and worse are said only "
-    "where the interval does not hold 0. Each interval stands for itself: of many, some are wrong by chance."
+    "where the interval does not contain 0. Intervals are not corrected for multiple comparisons: of many differences, "
+    "some appear by chance."
 )
 """What all findings have in common."""
 

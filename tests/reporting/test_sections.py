@@ -90,7 +90,7 @@ def test_differences_are_marked_where_the_interval_does_not_touch_zero() -> None
     assert marks == {"SFT-SAILS": "better", "SFT-full": "better"}
     of_full = {row[0].text: row[place] for row in full.grids[0].rows}
     assert of_full["SFT-LoRA"].verdict == "worse"
-    assert of_full["SFT-SAILS"].verdict == "open"  # 0.1 points, and the interval holds 0
+    assert of_full["SFT-SAILS"].verdict == "open"  # 0.1 points, and the interval contains 0
     assert "(-" in of_full["SFT-SAILS"].text
 
 

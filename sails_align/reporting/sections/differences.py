@@ -21,7 +21,7 @@ def make(data: ReportData) -> Iterator[Section]:
         metrics = headline(found.values())
         text = [
             "Paired by seed, in points (steps: in steps), with 95% intervals (none below three seeds). Better and "
-            "worse are marked where the interval does not hold 0."
+            "worse are marked where the interval does not contain 0."
         ]
         picture = figures.forest(found, outcome.labels, f"minus_{reference}", of_figure, metrics)
         yield Section(title, text, [differences_grid(found, outcome.labels, COMPARED, "method")], [picture])
