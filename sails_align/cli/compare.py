@@ -28,7 +28,7 @@ from sails_align.core.machine import devices
 from sails_align.core.options import all_but
 from sails_align.experiments.commands import check
 from sails_align.experiments.launchers import Launcher, available_slots, launcher_of
-from sails_align.experiments.options import HARMLESS, LauncherOptions, ReportOptions
+from sails_align.experiments.options import NOT_IN_IDENTITY, LauncherOptions, ReportOptions
 from sails_align.experiments.plan import Cell, Protocol, Run, option_groups, option_words
 from sails_align.experiments.results import Results, cells_named, names_of
 from sails_align.experiments.runner import run_jobs
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
     plan = {"studies": [asdict(study) for study in studies], "command": _command(line)}
     opened = output_folder(folder) if args.cell else work_folder(folder)  # cells may be computed side by side
     with opened, log_file(folder, "sails compare"):
-        identity = {"command": "sails compare", "options": all_but(HARMLESS, args), "plan": plan["studies"]}
+        identity = {"command": "sails compare", "options": all_but(NOT_IN_IDENTITY, args), "plan": plan["studies"]}
         check_earlier(folder, identity, RESULTS_FILE, overwrite=args.overwrite_output_dir)
         if args.cell:
             cells = cells_named(args.cell, studies, results)

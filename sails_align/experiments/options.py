@@ -16,7 +16,7 @@ OF_TESTBED = ("world", "n_prompts", "n_attacked", "n_attacked_seeds", "n_capabil
 """Options that only the testbed has; for other models the file's `evaluate` takes their place."""
 
 
-HARMLESS = ("list_cells", "cell", "processes", "output_dir", "overwrite_output_dir", "progress", "report_to")
+NOT_IN_IDENTITY = ("list_cells", "cell", "processes", "output_dir", "overwrite_output_dir", "progress", "report_to")
 """Options of comparisons with the same results; worlds that are folders count by their content."""
 
 

@@ -113,5 +113,5 @@ def contrastive_loss(embedded_NE: Tensor, labels_N: Tensor) -> Tensor:
 
 def auc(harmful_N: Tensor, harmless_N: Tensor) -> float:
     """Return the share of pairs in which the harmful prompt has the higher score; a tie counts half."""
-    difference_NN = harmful_N[:, None] - harmless_N[None]
-    return ((difference_NN > 0).double() + (difference_NN == 0).double() / 2).mean().item()
+    difference_NM = harmful_N[:, None] - harmless_N[None]
+    return ((difference_NM > 0).double() + (difference_NM == 0).double() / 2).mean().item()

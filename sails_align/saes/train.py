@@ -44,7 +44,7 @@ from sails_align.saes.token_stream import TokenCorpus, buffers, hidden_states_of
 logger = logging.getLogger(__name__)
 
 REPORT, CHECKPOINT = "report.json", "sae_checkpoint"
-NOT_IN_HASH: Mapping[str, str] = {
+NOT_IN_IDENTITY: Mapping[str, str] = {
     "checkpoint_steps": "how the machine does it, with the same result",
     "context_size": "in the metadata",
     "eval_tokens": "known by the tokens",
@@ -202,7 +202,7 @@ class _Training:
         tokens = {"ids": corpus.ids, "content": corpus.content, "ends": corpus.ends, "train": train_W}
         hashes = {"model": tensors_hash(model.state_dict()), "tokens": tensors_hash(tokens)}
         inputs = {**asdict(options), **hashes, "metadata": metadata}
-        for name in (*NOT_IN_HASH, *options.unused):
+        for name in (*NOT_IN_IDENTITY, *options.unused):
             del inputs[name]
         return cls(model, corpus, train_W, held_out, options, metadata, inputs, Path(output_dir), overwrite, graph)
 

@@ -63,7 +63,11 @@ def refuse_source(output_dir: Path, sources: Iterable[str | None]) -> None:
 def check_earlier(
     identity: Mapping[str, Any], output_dir: Path, training: TrainingArguments, output: OutputOptions
 ) -> dict[str, Any] | None:
-    """Do the same as `check_folder`, by what is known of the identity."""
+    """Return the metrics of an earlier run of the same identity that has finished; None if there is none.
+
+    The identity may be a part of it, as far as it is known. Raises `InputError` if the folder holds another run or a
+    model of unknown origin that would be replaced, or the checkpoint to resume from is missing.
+    """
     checkpoint = str(training.resume_from_checkpoint or "false")
     if checkpoint.lower() not in ("true", "false") and not Path(checkpoint).is_dir():
         hint = did_you_mean_path(str(output_dir / Path(checkpoint).name)) or ";"

@@ -1,6 +1,6 @@
 """Decide whether two trainings are the same, so that a checkpoint of one is never resumed by another.
 
-A run's identity has every option of every class (ours, TRL's, transformers' and PEFT's) except those in `LEFT_OUT`, and
+A run's identity has every option of every class (ours, TRL's, transformers' and PEFT's) except `NOT_IN_IDENTITY`, and
 the content of what the options name: model, data, template, adapter, SAEs, reference.
 """
 
@@ -27,7 +27,7 @@ def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-LEFT_OUT: Mapping[str, frozenset[str]] = {
+NOT_IN_IDENTITY: Mapping[str, frozenset[str]] = {
     "where results go, and what is logged, saved and reported": _names(
         """output_dir overwrite_output_dir resume_from_checkpoint disable_tqdm report_to run_name project debug
         trackio_space_id trackio_bucket_id trackio_static_space_id log_level log_level_replica log_on_each_node
@@ -55,7 +55,7 @@ LEFT_OUT: Mapping[str, frozenset[str]] = {
     "compared apart: a resumed run may train longer": _names("max_steps num_train_epochs"),
 }
 """Options that are not in the identity, by the reason."""
-_LEFT_OUT = frozenset().union(*LEFT_OUT.values())
+_NOT_IN_IDENTITY = frozenset().union(*NOT_IN_IDENTITY.values())
 DECIDES_BEST = _names("save_strategy save_steps eval_strategy eval_steps eval_delay per_device_eval_batch_size")
 """With `load_best_model_at_end`, they decide which model is the result."""
 DECIDED_LATER = ("subspace", "lora_target_modules", "lora_r", "lora_alpha", "lora_dropout")
@@ -94,7 +94,7 @@ def option_values(training: Any, *others: Any) -> dict[str, Any]:
         training: TRL's configuration.
         others: options of the other classes.
     """
-    left_out = _LEFT_OUT - DECIDES_BEST if training.load_best_model_at_end else _LEFT_OUT
+    left_out = _NOT_IN_IDENTITY - DECIDES_BEST if training.load_best_model_at_end else _NOT_IN_IDENTITY
     return all_but(left_out, training, *others)
 
 

@@ -34,7 +34,7 @@ from sails_align.saes.quality import evaluate_saes, n_measured
 from sails_align.saes.sets import SAESet
 from sails_align.saes.source import SAESource
 from sails_align.saes.token_stream import buffers, hidden_states_of, read_corpus, split_windows
-from sails_align.saes.train import NOT_IN_HASH, _Training, train_saes
+from sails_align.saes.train import NOT_IN_IDENTITY, _Training, train_saes
 
 WORDS = [f"w{index}" for index in range(60)]
 METADATA = {"model_name": "tiny", "hook_name": "blocks.0.hook_resid_post"}
@@ -417,7 +417,7 @@ def test_what_decides_an_sae_is_hashed_as_it_always_was(tmp_path, tokenizer):
     of_options = {"architecture", "batch_size", "buffer_tokens", "d_sae", "k", "lr", "n_tokens", "seed"}
     assert training.inputs.keys() == of_options | {"metadata", "model", "tokens"}
     later = set(options.unused)
-    assert of_options | NOT_IN_HASH.keys() | later == {option.name for option in fields(SAETrainingOptions)}
+    assert of_options | NOT_IN_IDENTITY.keys() | later == {option.name for option in fields(SAETrainingOptions)}
     half = _Training.of(model, corpus, replace(options, save_dtype="float16"), names, tmp_path)
     assert half.inputs == {**training.inputs, "save_dtype": "float16"}
     fewer = _Training.of(model, corpus, replace(options, eval_tokens=100), names, tmp_path)

@@ -16,11 +16,11 @@ from sails_align.core.log import LOG_FILE
 from sails_align.core.options import all_but
 from sails_align.training import run as align
 from sails_align.training.earlier import clear
-from sails_align.training.identity import DECIDES_BEST, LEFT_OUT, differences, option_values
+from sails_align.training.identity import DECIDES_BEST, NOT_IN_IDENTITY, differences, option_values
 from sails_align.training.options import own_options
 from sails_align.training.rlhf.options import RlhfOptions
 
-HARMLESS = frozenset().union(*LEFT_OUT.values())
+HARMLESS = frozenset().union(*NOT_IN_IDENTITY.values())
 COUNTED = set(
     """
     benign_whitening center contrast fold_norm guard_energy guard_tokens init init_scale layer_map
@@ -42,7 +42,7 @@ COUNTED = set(
     eval_part warm_start_epochs warm_start_examples warm_start_learning_rate warm_start_ratio
     """.split()  # noqa: SIM905 -- a list of strings would be three times as long
 )
-"""Our options that make another run. A new option belongs here, or in `identity.LEFT_OUT` with the reason."""
+"""Our options that make another run. A new option belongs here, or in `identity.NOT_IN_IDENTITY` with the reason."""
 OURS = (*own_options("dpo"), RlhfOptions)
 LIBRARIES = (SFTConfig, DPOConfig, GRPOConfig, ModelConfig, ScriptArguments)
 

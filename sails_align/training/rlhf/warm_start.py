@@ -21,7 +21,7 @@ from sails_align.training.trainer import build_trainer
 
 BATCH = 16
 """Examples in a batch of all processes."""
-NOT_OF_IT = ("output_dir", "disable_tqdm", "save_strategy")
+NOT_IN_IDENTITY = ("output_dir", "disable_tqdm", "save_strategy")
 """Options that do not change the warm start."""
 
 
@@ -54,7 +54,7 @@ def warm_start(args: RlhfPlan, testbed: Testbed, folder: Path) -> Path:
         "output_dir": folder,
     }
     made_from = content_hash(
-        {name: str(value) for name, value in options.items() if name not in NOT_OF_IT}
+        {name: str(value) for name, value in options.items() if name not in NOT_IN_IDENTITY}
         | {"base": file_hash(Path(testbed.model_path) / WEIGHTS), "n_processes": n_processes()}
     )
     if from_main(lambda: _is_whole(folder, made_from)):
