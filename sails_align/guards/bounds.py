@@ -27,7 +27,7 @@ def upper_bound(count: "ArrayLike", n: int, delta: float) -> "NDArray":
 
 
 def lower_bound(count: "ArrayLike", n: int, delta: float) -> "NDArray":
-    """Return the one-sided Clopper-Pearson lower bounds of shares at confidence 1 - delta; arguments as `upper_bound`."""
+    """Return the one-sided Clopper-Pearson lower bounds of shares; arguments as `upper_bound`."""
     import numpy as np
 
     return 1 - upper_bound(n - np.asarray(count), n, delta)
