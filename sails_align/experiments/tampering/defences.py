@@ -48,8 +48,9 @@ class Defence:
 
     @property
     def is_of_weights(self) -> bool:
-        """Whether it is edits alone, so that it works against an attack without training, too."""
-        return not self.training and not self.adds_safety_rows and self.rate == 1.0
+        """Whether it needs no further training nor its rows, so that it works against an attack without training."""
+        needs_rows = any(ROWS in options.values() for options in self.after.values())
+        return not (self.training or self.adds_safety_rows or needs_rows) and self.rate == 1.0
 
 
 ADAPTER = ("--use_peft", "true", "--lora_r", "16", "--lora_alpha", "32", "--init", "default")
