@@ -56,9 +56,11 @@ COLUMNS = {
 """Row of a method's table -> column of the report."""
 
 
-def tables_of(page: str) -> list[tuple[list[str], Table]]:
-    """Return the tables of a page of the documents: headings, and row -> heading -> entry."""
+def tables_of(page: str, section: str = "") -> list[tuple[list[str], Table]]:
+    """Return the tables of a page (or of its section of that title): headings, and row -> heading -> entry."""
     text = (DOCS / page).read_text(encoding="utf-8")
+    if section:
+        text = text.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
     found = []
     for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         head, _, *rows = (
@@ -69,8 +71,8 @@ def tables_of(page: str) -> list[tuple[list[str], Table]]:
     return found
 
 
-def by_first_heading(page: str) -> dict[str, Table]:
-    return {head[0]: rows for head, rows in tables_of(page)}
+def by_first_heading(page: str, section: str = "") -> dict[str, Table]:
+    return {head[0]: rows for head, rows in tables_of(page, section)}
 
 
 def test_the_table_of_all_methods_is_that_of_the_report() -> None:
@@ -109,17 +111,21 @@ def test_the_tables_of_methods_are_those_of_the_report() -> None:
 
 
 KEPT = "safety and helpfulness kept (%)"
-TAMPERING_COLUMNS = COLUMNS | {"score of the new task": "score of the new task (%)", "safety and task kept": KEPT}
+TAMPERING_COLUMNS = COLUMNS | {
+    "score of the new task": "score of the new task (%)",
+    "safety and task kept": KEPT,
+    "safety and correct answers kept": KEPT,
+}
 
 
-def levels_of_defences() -> Table:
-    tables = tables_of("results/tampering/report.md")
+def levels_of_defences(attack: str) -> Table:
+    tables = tables_of("results/tampering/report.md", f"Tampering: {attack}")
     return next(rows for head, rows in tables if head[:2] == ["defence", "hyperparameter"])
 
 
 def test_the_tables_of_defences_are_those_of_the_report() -> None:
-    of_report = by_first_heading("results/tampering/report.md")
-    levels = {name.removesuffix(", control"): row for name, row in levels_of_defences().items()}
+    of_report = by_first_heading("results/tampering/report.md", "Tampering: poison-10")
+    levels = {name.removesuffix(", control"): row for name, row in levels_of_defences("poison-10").items()}
     minus_none, minus_controls = of_report["minus no defence"], of_report[KEPT]
     own = {"before": "before the further training", "no defence": "none"}
     seen = set()
@@ -140,14 +146,12 @@ def test_the_tables_of_defences_are_those_of_the_report() -> None:
     assert seen >= {name for name in levels if name not in own.values() and name in minus_controls}
 
 
-def test_the_table_of_all_defences_is_that_of_the_report() -> None:
-    levels = levels_of_defences()
-    rows = by_first_heading("keeping_safety.md")["on the testbed, %"]
+@pytest.mark.parametrize("attack", ["poison-10", "prefill-5"])
+def test_the_tables_of_all_defences_are_those_of_the_report(attack: str) -> None:
+    levels = levels_of_defences(attack)
+    rows = by_first_heading("keeping_safety.md")[f"`{attack}`, %"]
     assert list(rows) == list(levels)
     for name, row in rows.items():
-        for heading in ("hyperparameter", "controls beaten"):
-            assert row[heading] == levels[name][heading], (name, heading)
-        for heading in ("safety, trained categories", "safety, held-out categories", "over-refusal"):
-            assert row[heading] == levels[name][COLUMNS[heading]].split(" (")[0], (name, heading)
-        for heading in ("score of the new task", "safety and task kept"):
-            assert row[heading] == levels[name][TAMPERING_COLUMNS[heading]], (name, heading)
+        for heading in row.keys() - {f"`{attack}`, %"}:
+            column = TAMPERING_COLUMNS.get(heading, heading)
+            assert row[heading] in (levels[name][column], levels[name][column].split(" (")[0]), (name, heading)

@@ -1,6 +1,6 @@
 """The tampering study: what aligned models are trained on further, the defences, and how their knobs are chosen."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,7 @@ from sails_align import edits
 from sails_align.cli import compare
 from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
+from sails_align.core.registry import Registry
 from sails_align.data.messages import user
 from sails_align.evaluation.attacks.prefill import harmful_answer
 from sails_align.experiments.plan import Cell, Measures, Run, Tampering, kept, merit
@@ -26,7 +27,7 @@ from sails_align.experiments.tampering.benches import (
     bench_of,
 )
 from sails_align.experiments.tampering.cells import run_tampered
-from sails_align.experiments.tampering.defences import DEFENCES, KNOB, SEED
+from sails_align.experiments.tampering.defences import DEFENCES, KNOB, ROWS, SEED, tampering_of
 from sails_align.smollm2.requests import named_prompts
 from sails_align.testbed.prompts import request_prompts
 from sails_align.training import run as align
@@ -137,7 +138,19 @@ def test_forced_beginnings_are_tried_on_what_needs_no_training() -> None:
     _, _, (study,) = read_plans(CommandLine.read(["--study", "tampering", "--attacks", "prefill-5", "ablate"]), None)
     tried = [{run.name for run in plan.runs} for _, plan in study.plans]
     assert tried[0] == tried[1] >= {"aligned", "none", "derta", "lox", "rosi"}
-    assert not tried[0] & {"ema", "constrained", "lower-rate", "safety-rows"}
+    assert not tried[0] & {"ema", "constrained", "lower-rate", "safety-rows", "irr"}  # IRR needs the rows of a training
+    assert not [name for name in tried[0] for of in DEFENCES.get(name).after.values() if ROWS in of.values()]
+
+
+def test_all_that_makes_an_attack_and_a_defence_is_in_their_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = [(attack, defence) for attack in ATTACKS.names() for defence in DEFENCES.names()]
+    before = {pair: tampering_of(*pair).sha256 for pair in pairs}
+    assert len(set(before.values())) == len(pairs)
+    sift, lox = DEFENCES.get("sift"), DEFENCES.get("lox")
+    changed = Registry("defence", {"sift": replace(sift, rate=3.0), "lox": replace(lox, label="other", values=(7.0,))})
+    monkeypatch.setattr("sails_align.experiments.tampering.defences.DEFENCES", changed)
+    assert tampering_of("task", "sift").sha256 != before["task", "sift"]
+    assert tampering_of("task", "lox").sha256 == before["task", "lox"]  # the values are a part of the run's key
 
 
 def test_derta_withstands_a_forced_beginning(tmp_path: Path) -> None:
