@@ -127,7 +127,7 @@ def test_the_tables_of_defences_are_those_of_the_report() -> None:
     of_report = by_first_heading("results/tampering/report.md", "Tampering: poison-10")
     levels = {name.removesuffix(", control"): row for name, row in levels_of_defences("poison-10").items()}
     minus_none, minus_controls = of_report["minus no defence"], of_report[KEPT]
-    own = {"before": "before the further training", "no defence": "none"}
+    own = {"before": "before the attack", "no defence": "none"}
     seen = set()
     for path in (DOCS / "methods").glob("*.md"):
         tables = [(head, rows) for head, rows in tables_of(f"methods/{path.name}") if head[:2] == ["%", "before"]]

@@ -44,7 +44,7 @@ class Defence:
     """Whether as many rows of the alignment data as the knob says are added."""
     is_control: bool = False
     is_trained: bool = True
-    """Whether the model is trained further at all."""
+    """Whether the model is attacked at all, by training or otherwise."""
 
     @property
     def is_of_weights(self) -> bool:
@@ -91,7 +91,7 @@ def _randomized(defence: Defence, what: str) -> Defence:
 DEFENCES: Registry[Defence] = Registry(
     "defence of the tampering study",
     {
-        "aligned": Defence("before the further training", is_trained=False),
+        "aligned": Defence("before the attack", is_trained=False),
         "none": Defence("none"),
         "lower-rate": Defence("lower learning rate", "factor", (0.7, 0.5, 0.35, 0.25), rate=0.0, is_control=True),
         "safety-rows": Defence(
