@@ -23,7 +23,7 @@ from sails_align.core.options import all_but
 from sails_align.evaluation.judges.options import JudgeArguments, LabelArguments
 from sails_align.evaluation.options import NOT_IN_IDENTITY, ComparedArguments, TrackerArguments
 from sails_align.experiments.commands import OPTIONS
-from sails_align.experiments.options import HARMLESS, CompareOptions
+from sails_align.experiments.options import NOT_IN_IDENTITY, CompareOptions
 from sails_align.experiments.reproduction.plan import Reproduction
 from sails_align.experiments.studies import CommandLine, read_plans
 from sails_align.testbed.build import ASSETS
@@ -44,7 +44,7 @@ COUNTED = set(
     system_prompt tasks temperature testbed trust_remote_code
     """.split()  # noqa: SIM905
 )
-"""Options that make other results. A new option belongs here, or in `HARMLESS` with the reason."""
+"""Options that make other results. A new option belongs here, or in `NOT_IN_IDENTITY` with the reason."""
 
 
 def test_each_option_of_an_evaluation_counts_or_is_named_as_harmless() -> None:
@@ -63,7 +63,7 @@ def test_each_option_of_a_comparison_counts_or_is_named_as_harmless() -> None:
         world worlds
         """.split()  # noqa: SIM905
     )
-    assert {option.name for option in fields(CompareOptions)} == counted | set(HARMLESS)
+    assert {option.name for option in fields(CompareOptions)} == counted | set(NOT_IN_IDENTITY)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -208,7 +208,9 @@ def test_comparisons(tmp_path: Path) -> None:
     from dataclasses import asdict
 
     plan = [asdict(study) for study in studies]
-    write_json(tmp_path / RECORD_FILE, {"command": "sails compare", "options": all_but(HARMLESS, args), "plan": plan})
+    write_json(
+        tmp_path / RECORD_FILE, {"command": "sails compare", "options": all_but(NOT_IN_IDENTITY, args), "plan": plan}
+    )
     write_json(tmp_path / "results.json", {})
     refused(comparing.main, [*argv, "--n_seeds", "3"], tmp_path, "(different: plan, n_seeds (2, now 3))")
     with pytest.raises(InputError, match="there is no cell 'x'"):  # it is the same, and goes on

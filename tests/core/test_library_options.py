@@ -65,8 +65,8 @@ def test_defaults_that_help_shows_are_the_real_ones(method: Any, on_testbed: boo
 
 def test_modules_that_get_an_adapter_are_those_that_help_shows() -> None:
     text = TRAINER_OPTIONS["sft"].shown["lora_target_modules"]
-    first, last = (DEFAULT_TARGETS[place] for place in (0, -1))
-    assert f"Default: {first} to {last}, on the testbed all." in text
+    *others, last = DEFAULT_TARGETS
+    assert f"Default: {', '.join(others)} and {last}, on the testbed all." in text
     assert set(align.parse("sft", []).model.lora_target_modules) == {path.rpartition(".")[2] for path in SIDES}
 
 
