@@ -23,7 +23,8 @@ from sails_align.core.options import all_but
 from sails_align.evaluation.judges.options import JudgeArguments, LabelArguments
 from sails_align.evaluation.options import NOT_IN_IDENTITY, ComparedArguments, TrackerArguments
 from sails_align.experiments.commands import OPTIONS
-from sails_align.experiments.options import NOT_IN_IDENTITY, CompareOptions
+from sails_align.experiments.options import NOT_IN_IDENTITY as NOT_IN_COMPARISONS
+from sails_align.experiments.options import CompareOptions
 from sails_align.experiments.reproduction.plan import Reproduction
 from sails_align.experiments.studies import CommandLine, read_plans
 from sails_align.testbed.build import ASSETS
@@ -63,7 +64,7 @@ def test_each_option_of_a_comparison_counts_or_is_named_as_harmless() -> None:
         world worlds
         """.split()  # noqa: SIM905
     )
-    assert {option.name for option in fields(CompareOptions)} == counted | set(NOT_IN_IDENTITY)
+    assert {option.name for option in fields(CompareOptions)} == counted | set(NOT_IN_COMPARISONS)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -209,7 +210,7 @@ def test_comparisons(tmp_path: Path) -> None:
 
     plan = [asdict(study) for study in studies]
     write_json(
-        tmp_path / RECORD_FILE, {"command": "sails compare", "options": all_but(NOT_IN_IDENTITY, args), "plan": plan}
+        tmp_path / RECORD_FILE, {"command": "sails compare", "options": all_but(NOT_IN_COMPARISONS, args), "plan": plan}
     )
     write_json(tmp_path / "results.json", {})
     refused(comparing.main, [*argv, "--n_seeds", "3"], tmp_path, "(different: plan, n_seeds (2, now 3))")
