@@ -88,9 +88,9 @@ def value_of(result: Result, name: str) -> float | None:
         tasks = result.get("capability")
         return sum(tasks.values()) / len(tasks) if tasks else None
     if name.startswith("left_after_"):
-        left = result.get("relearned", {}).get(name.removeprefix("left_after_"))
-        name = safety_rate_of(left or {}) or ""
-        return left[name]["value"] if left and name else None
+        left = result.get("relearned", {}).get(name.removeprefix("left_after_"), {})
+        rate = safety_rate_of(left)
+        return left[rate]["value"] if rate else None
     if name in ("trainable_share", "steps_to_95", "peak_memory_mb"):
         return result["cost"].get(name)
     if name == "train_seconds":

@@ -85,8 +85,8 @@ def _check_earlier(identity: Mapping[str, Any], output_dir: Path, resumes: bool)
     run, metrics = read_record(output_dir / "run.json"), read_record(output_dir / METRICS_FILE)
     weights = next((path.name for pattern in WEIGHTS for path in output_dir.glob(pattern)), None)
     if (weights is not None or run) and not isinstance(run.get("identity"), dict):
-        holds = "an incomplete run.json" if weights is None else f"a model ({weights}), and no run.json"
-        raise InputError(f"{output_dir} holds {holds} that says how it was made;\n{REMEDY}")
+        holds = "a run.json that does not say" if weights is None else f"a model ({weights}), and no run.json says"
+        raise InputError(f"{output_dir} holds {holds} how it was made;\n{REMEDY}")
     if run and (found := differences(identity, run["identity"])):
         raise holds_other(f"{output_dir} holds another run", found)
     of_metrics = metrics.get("provenance", {}).get("identity", {})

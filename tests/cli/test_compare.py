@@ -283,4 +283,7 @@ def test_studies_with_a_bench_of_their_own_can_be_started_on_a_model(study: str,
     """Their options have places that are filled in for each cell, so they are no recipe's that could be read before."""
     argv = ["--config", str(RECIPES / "configs/smollm2-135m/compare.yaml"), "--study", study]
     _, launching, (planned,) = read_plans(CommandLine.read([*argv, "--output_dir", str(tmp_path)]), None)
-    comparing._prepare([cell for _, plan in planned.plans for cell in plan.test_cells({})], launching)
+    cells = [cell for _, plan in planned.plans for cell in plan.test_cells({})]
+    assert cells
+    assert all(cell.run.has_bench for cell in cells)
+    comparing._prepare(cells, launching)  # which raises for what cannot be started

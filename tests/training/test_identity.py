@@ -203,14 +203,14 @@ def test_what_is_read_is_not_replaced(project: Project, finished: Path, tmp_path
 
 def test_a_model_of_unknown_origin_is_not_replaced(project: Project, tmp_path: Path) -> None:
     shutil.copytree(project.folder / "tiny", tmp_path / "other")
-    with pytest.raises(InputError, match=r"holds a model .*, and no run.json that says how it was made"):
+    with pytest.raises(InputError, match=r"holds a model .*, and no run.json says how it was made"):
         align.main("sft", project.argv(tmp_path / "other"))
 
 
 def test_a_record_without_an_identity_is_not_replaced(project: Project, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text('{"versions": {}}')
-    with pytest.raises(InputError, match=r"holds an incomplete run.json that says how it was made;\n.*overwrite"):
+    with pytest.raises(InputError, match=r"holds a run.json that does not say how it was made;\n.*overwrite"):
         align.main("sft", project.argv(tmp_path / "run"))
 
 

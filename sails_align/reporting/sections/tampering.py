@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from sails_align.core.text import counted
 from sails_align.evaluation.intervals import LEAST_SEEDS
 from sails_align.evaluation.metrics import METRICS, SAFETY_RATES, Metric
-from sails_align.experiments.plan import OVER_REFUSAL_BUDGET
+from sails_align.experiments.plan import OVER_REFUSAL_BUDGET, Run
 from sails_align.experiments.summary import Front, Outcome, hypervolume_difference, with_numbers
 from sails_align.experiments.tampering.attacks import ATTACKS
 from sails_align.experiments.tampering.defences import DEFENCES
@@ -66,6 +66,10 @@ def _controls(outcome: Outcome) -> list[str]:
     return [run.name for run in outcome.plan.runs if DEFENCES.get(run.name).is_control]
 
 
+def _methods(outcome: Outcome) -> list[Run]:
+    return [run for run in outcome.plan.runs if run.grid and not DEFENCES.get(run.name).is_control]
+
+
 def controls_beaten(outcome: Outcome, name: str, metric: str = KEPT.name) -> tuple[list[str], list[str]]:
     """Return the controls that a defence beats, paired by seed with the interval above 0, and all others."""
     controls = [control for control in _controls(outcome) if control != name]
@@ -77,7 +81,7 @@ def _finding(outcome: Outcome) -> str:
     """Say which methods beat all controls; without controls or intervals nothing is said of them."""
     if not _controls(outcome):
         return "no controls were run, so nothing is said of what works."
-    methods = [run for run in outcome.plan.runs if run.grid and not DEFENCES.get(run.name).is_control]
+    methods = _methods(outcome)
     if not methods:
         return "no methods were run, only controls."
     if outcome.plan.n_seeds < LEAST_SEEDS:
@@ -101,12 +105,11 @@ def _levels(outcome: Outcome, metrics: Sequence[Metric]) -> Grid:
 
 def _minus(controls: Sequence[str], outcome: Outcome) -> Grid:
     """Return safety and helpfulness kept of each method minus that of each control, paired by seed."""
-    methods = [run.name for run in outcome.plan.runs if run.grid and run.name not in controls]
 
     def entry(name: str, control: str) -> TableCell:
         return difference(outcome.difference(name, control)[KEPT.name], KEPT)
 
-    lines = [[TableCell(outcome.labels[name]), *(entry(name, control) for control in controls)] for name in methods]
+    lines = [[TableCell(run.label), *(entry(run.name, control) for control in controls)] for run in _methods(outcome)]
     return Grid([KEPT.heading, *(f"minus {outcome.labels[name]}" for name in controls)], lines)
 
 
