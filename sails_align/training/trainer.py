@@ -32,6 +32,7 @@ from sails_align.training.callbacks import CALLBACKS
 from sails_align.training.callbacks.clade import CLASS, class_names
 from sails_align.training.callbacks.options import CladeOptions
 from sails_align.training.dataset import TrainingSource
+from sails_align.training.head import score_labelled_positions_only
 from sails_align.training.identity import run_identity
 from sails_align.training.losses.compose import Loss, Prepared, with_loss
 from sails_align.training.plan import TrainingPlan, changed
@@ -82,6 +83,7 @@ def build_trainer(
     untouched base; else a frozen copy. Raises `InputError` if the adapter's modules do not fit the model or the
     subspace, the data does not suit the method, or `max_length` leaves no response.
     """
+    score_labelled_positions_only()
     loss = args.make_loss()
     with option_errors(), cache_errors(), model_errors(source.model_name):
         trainer, args = _trainer(args, source, subspace, callbacks or [], loss)

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from tiny import RANK, SAE_LAYERS, Built, Project, adapter_weights, base_logits, build, distance, logits
 from transformers import AutoModelForCausalLM
+from trl.trainer import utils
 
 from sails_align.initializers import INITIALIZERS, subspace_initializers
 from sails_align.subspace.options import Method
@@ -77,6 +79,30 @@ def test_pairs_are_batched_by_length(project: Project, tmp_path: Path) -> None:
 
     n_random, n_by_length, _ = padded("random"), padded("group_by_length"), padded("batch_rebalance")
     assert n_by_length < n_random
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+def test_only_labelled_positions_are_scored(
+    project: Project, tmp_path: Path, method: Method, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = project.argv(tmp_path) if method == "sft" else project.dpo_argv(tmp_path)
+    trainer = build([*argv, "--init", "default"], method=method).trainer
+    batch = next(iter(trainer.get_train_dataloader()))
+    score, scored = utils._ChunkedLogProbFunction.apply, []
+
+    def record(states: torch.Tensor, *others: Any) -> Any:
+        scored.append(len(states))
+        return score(states, *others)
+
+    monkeypatch.setattr(utils._ChunkedLogProbFunction, "apply", record)
+    loss = trainer.compute_loss(trainer.model, batch)
+    monkeypatch.setattr(utils, "_use_triton", lambda device: False)  # as TRL has it on a CPU
+    everywhere = trainer.compute_loss(trainer.model, batch)
+    of, everything = scored[0], scored[-1]
+    assert 0 < of < everything == batch["input_ids"][:, 1:].numel()
+    torch.testing.assert_close(loss, everywhere)
+    if method == "sft":
+        assert of == int((batch["labels"][:, 1:] != -100).sum())
 
 
 @pytest.mark.parametrize("init", ["pissa", "olora"])
