@@ -109,7 +109,7 @@ KINDS: Mapping[str, Kind] = {
     "methods": Kind(
         "Methods of sails compare --study methods, for --methods.",
         _ENTRY,
-        _labelled("experiments.systems.entries:SYSTEMS"),
+        _labelled("experiments.methods.entries:METHODS"),
     ),
     "defences": Kind(
         "Methods of sails compare --study tampering, for --defences.",

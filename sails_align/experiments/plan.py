@@ -27,7 +27,7 @@ FORMAT = 2
 """Of a cell's result."""
 CellResults = Mapping[str, Mapping[str, Any]]
 """Results of cells, by key."""
-_OPTIONAL = ("files_sha256", "grid", "tampering", "system")
+_OPTIONAL = ("files_sha256", "grid", "tampering", "method")
 """Of a run: left out of the key where empty."""
 _versions = cache(package_versions)  # which reads files, and keys are computed thousands of times
 
@@ -61,13 +61,13 @@ class Run:
     """Values of a knob of its own, which is tuned in place of the learning rate; empty: it has none."""
     tampering: Tampering | None = None
     """What is done to its model before it is measured."""
-    system: str = ""
-    """Hash of all that makes the system of its name, in the study `methods`; empty: it is none."""
+    method: str = ""
+    """Hash of all that makes the method of its name, in the study `methods`; empty: it is none."""
 
     @property
     def has_bench(self) -> bool:
         """Whether it is trained and measured by a bench (see `benches`), and not by a recipe and `sails eval`."""
-        return bool(self.system or self.tampering)
+        return bool(self.method or self.tampering)
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Cell:
         """Key of the trained model (with a protocol). Cells that differ in their evaluations only share it."""
         run = asdict(replace(self.run, label="", is_tuned=True, is_reference=False))
         decides = {
-            "run": {name: value for name, value in run.items() if value or name not in ("grid", "tampering", "system")},
+            "run": {name: value for name, value in run.items() if value or name not in ("grid", "tampering", "method")},
             "learning_rate": self.learning_rate,
             "seed": self.seed,
             "data": (self.measures.n_examples, self.measures.contamination),

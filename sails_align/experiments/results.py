@@ -105,10 +105,10 @@ def compute(cell: Cell, folder: Path) -> dict[str, Any]:
         from sails_align.experiments.tampering.cells import run_tampered
 
         return run_tampered(cell, folder.parent)
-    if cell.run.system:
-        from sails_align.experiments.systems.cells import run_system
+    if cell.run.method:
+        from sails_align.experiments.methods.cells import run_method
 
-        return run_system(cell, folder.parent)
+        return run_method(cell, folder.parent)
     if cell.protocol is None:
         from sails_align.experiments.cells import run_cell
 

@@ -13,6 +13,7 @@ from sails_align.core.errors import InputError
 from sails_align.core.registry import Registry
 from sails_align.core.suggestions import did_you_mean
 from sails_align.experiments.contents import contents_hash
+from sails_align.experiments.methods.entries import METHODS, Method, identity_of
 from sails_align.experiments.options import KEYS, OF_TESTBED, STUDIES, CompareOptions, LauncherOptions
 from sails_align.experiments.plan import (
     RUNS,
@@ -24,7 +25,6 @@ from sails_align.experiments.plan import (
     option_words,
 )
 from sails_align.experiments.protocol import read_protocol
-from sails_align.experiments.systems.entries import SYSTEMS, System, identity_of
 from sails_align.experiments.tampering.attacks import ATTACKS, is_bench
 from sails_align.experiments.tampering.defences import DEFENCES, WITHOUT, tampering_of
 from sails_align.testbed.build import PARAMETERS, is_testbed, parse_parameters, parse_world
@@ -258,12 +258,12 @@ def methods(plan: Plan, options: CompareOptions) -> Study:
     """
     if plan.protocol is not None and not is_bench(plan.world):
         raise InputError(f"the study methods knows the testbed and smollm2, and not {plan.world}; give one of them")
-    runs = tuple(_system(name) for name in _compared(plan, SYSTEMS, options.methods))
+    runs = tuple(_method(name) for name in _compared(plan, METHODS, options.methods))
     measures = replace(_cheap(plan), runs=runs, n_tuning_seeds=plan.n_tuning_seeds)
     return Study("methods", (("methods", measures),))
 
 
-def _compared(plan: Plan, registry: Registry[Change] | Registry[System], given: Sequence[str] | None) -> list[str]:
+def _compared(plan: Plan, registry: Registry[Change] | Registry[Method], given: Sequence[str] | None) -> list[str]:
     """Return the given names, each once, or all that can be compared on the plan's model.
 
     Raises `InputError` for an unknown name, or one of the testbed only.
@@ -275,18 +275,18 @@ def _compared(plan: Plan, registry: Registry[Change] | Registry[System], given: 
     return names
 
 
-def _system(name: str) -> Run:
-    system = SYSTEMS.get(name)
-    is_tuned = bool(system.values) or system.trainer != "none"
+def _method(name: str) -> Run:
+    method = METHODS.get(name)
+    is_tuned = bool(method.values) or method.trainer != "none"
     return Run(
         name,
-        system.label,
-        system.trainer,
-        system.training,
+        method.label,
+        method.trainer,
+        method.training,
         is_tuned=is_tuned,
         is_reference=not is_tuned,
-        grid=system.values,
-        system=identity_of(name),
+        grid=method.values,
+        method=identity_of(name),
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from sails_align.evaluation.intervals import LEAST_SEEDS, span_of_difference
 from sails_align.evaluation.metrics import METRICS
-from sails_align.experiments.systems.entries import SYSTEMS
+from sails_align.experiments.methods.entries import METHODS
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -91,7 +91,7 @@ def test_the_tables_of_methods_are_those_of_the_report() -> None:
     of_report = by_first_heading("results/methods/report.md")
     levels = of_report["method"]
     pages = {path.stem for path in (DOCS / "methods").glob("*.md") if "| % | SFT-LoRA |" in path.read_text()}
-    assert pages >= {of.page.removeprefix("methods/") for _, of in SYSTEMS.items() if of.page.startswith("methods/")}
+    assert pages >= {of.page.removeprefix("methods/") for _, of in METHODS.items() if of.page.startswith("methods/")}
     for page in pages:
         for head, rows in tables_of(f"methods/{page}.md"):
             if head[:2] != ["%", "SFT-LoRA"]:

@@ -199,7 +199,7 @@ def test_every_field_of_a_cell_but_its_labels_is_in_its_key(folder: Path) -> Non
     assert changes.keys() == {field.name for field in fields(Cell)}
     assert len({cell.key, *(replace(cell, **{name: value}).key for name, value in changes.items())}) == 1 + len(changes)
     of_run = {"name": "x", "trainer": "dpo", "options": (), "files_sha256": "0", "grid": (0.5,)}
-    of_run |= {"tampering": Tampering("task", "none"), "system": "sift"}
+    of_run |= {"tampering": Tampering("task", "none"), "method": "sift"}
     harmless = {"label": "x", "is_tuned": False, "is_reference": True}
     assert of_run.keys() | harmless.keys() == {field.name for field in fields(Run)}
     for name, value in (of_run | harmless).items():

@@ -8,9 +8,9 @@ from made_results import outcome
 from matplotlib.figure import Figure
 
 from sails_align.evaluation.metrics import METRICS
+from sails_align.experiments.methods.entries import METHODS
 from sails_align.experiments.plan import RUNS
 from sails_align.experiments.studies import ABLATIONS
-from sails_align.experiments.systems.entries import SYSTEMS
 from sails_align.reporting.drawing import (
     LOOKS,
     SAME_AS,
@@ -49,7 +49,7 @@ def test_a_look_depends_on_the_name_alone() -> None:
 
 def test_no_other_method_looks_like_a_known_one() -> None:
     taken = {(look.colour, look.marker) for look in LOOKS.values()}
-    others = [*(set(SYSTEMS.names()) - set(LOOKS)), *(f"method-{i}" for i in range(200))]
+    others = [*(set(METHODS.names()) - set(LOOKS)), *(f"method-{i}" for i in range(200))]
     assert not taken & {(look.colour, look.marker) for look in map(look_of, others)}
 
 

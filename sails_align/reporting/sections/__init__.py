@@ -42,7 +42,7 @@ SECTIONS: Registry[SectionEntry] = Registry(
         "features": _entry("features", "Meaning of the SAE features, and how training changed them."),
         "cost": _entry("cost", "Time by stage."),
         "tampering": _entry("tampering", "Safety left after further training, by defence.", is_of_main=False),
-        "methods": _entry("systems", "Methods that align a model.", is_of_main=False),
+        "methods": _entry("methods", "Methods that align a model.", is_of_main=False),
         "ablations": _entry("ablations", "One setting of SAILS changed in each run.", is_of_main=False),
         "examples": _entry("examples", "Learning curves over the number of training examples.", is_of_main=False),
         "worlds": _entry("worlds", "The same comparison in other worlds.", is_of_main=False),

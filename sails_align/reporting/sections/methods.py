@@ -1,0 +1,89 @@
+"""Methods that align a model: what each reaches, and its differences from LoRA and from its control."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from sails_align.core.text import counted
+from sails_align.evaluation.metrics import METRICS, SAFETY_RATES, Metric
+from sails_align.experiments.methods.entries import METHODS
+from sails_align.experiments.plan import Plan
+from sails_align.experiments.summary import Mean, Outcome, with_numbers
+from sails_align.reporting import figures
+from sails_align.reporting.findings import counts, in_doubt, merit_of
+from sails_align.reporting.page import Grid, Section, entries, interval
+from sails_align.reporting.report import ReportData
+from sails_align.reporting.tables import differences_grid, headline
+
+REFERENCES = ("sft-lora", "sft-sails")
+"""What all methods are compared with."""
+SHOWN = tuple(
+    METRICS[name]
+    for name in (
+        *(rate + of for rate in SAFETY_RATES for of in ("_in_distribution", "_out_of_distribution", "")),
+        *("harmfulness", "over_refusal_rate", "correct_answer_rate", "merit"),
+        *("left_after_benign", "left_after_harmful"),
+        "trainable_share",
+    )
+)
+
+
+def make(data: ReportData) -> Iterator[Section]:
+    """Show a table of all methods, and their differences from the references and from their controls."""
+    for outcome in data.outcomes.get("methods", {}).values():
+        metrics = with_numbers(SHOWN, (row.means for row in outcome.rows))
+        compared = [metric for metric in metrics if metric.name not in ("trainable_share", "harmfulness")]
+        grids, pictures = [_levels(outcome, metrics)], []
+        for reference in REFERENCES:
+            if reference in outcome.labels:
+                found = outcome.minus(reference)
+                grids.append(differences_grid(found, outcome.labels, compared, f"minus {outcome.labels[reference]}"))
+                title = f"Each method minus {outcome.labels[reference]}, paired by seed"
+                shown = headline(found.values())
+                pictures.append(figures.forest(found, outcome.labels, f"methods-{reference}", title, shown))
+        if controlled := _minus_controls(outcome):
+            grids.append(differences_grid(controlled, outcome.labels, compared, "minus its control"))
+        findings = list(_findings(outcome, controlled))
+        yield Section("All methods", [_setting(outcome.plan)], grids, pictures, findings=findings)
+        yield from in_doubt("All methods", outcome)
+
+
+def _setting(plan: Plan) -> str:
+    return (
+        f"All methods have the same data ({plan.measures.n_examples} harmful requests, and harmless ones) and the same "
+        f"number of passes over it, unless their page says otherwise; {counted(plan.n_seeds, 'seed')} (from "
+        f"{plan.first_seed}). The hyperparameter of each was chosen by the mean of safety and correct answers on "
+        f"validation prompts ({counted(plan.n_tuning_seeds, 'other seed')}). Safety left is after further training of "
+        "all weights: on answered harmless requests, and on a few answered harmful ones. It is missing where there is "
+        "no plain model that could be trained. A control is the same method with its choice made at random, or left "
+        "out: a method that does not beat its control has not been shown to work."
+    )
+
+
+def _minus_controls(outcome: Outcome) -> dict[str, dict[str, Mean]]:
+    """Return each method that has a control minus that control."""
+    controls = {of.control_of: run.name for run in outcome.plan.runs if (of := METHODS.get(run.name)).control_of}
+    return {name: outcome.difference(name, control) for name, control in controls.items() if name in outcome.labels}
+
+
+def _findings(outcome: Outcome, controlled: Mapping[str, Mapping[str, Mean]]) -> Iterator[str]:
+    """Yield how many methods are better than each reference, and than their own controls."""
+    metric, labels = merit_of(outcome), outcome.labels
+
+    def told(found: Mapping[str, Mapping[str, Mean]], reference: str) -> str:
+        return counts({labels[name]: (means["merit"], metric) for name, means in found.items()}, reference)
+
+    for reference in REFERENCES:
+        if reference in labels:
+            found = {name: of for name, of in outcome.minus(reference).items() if not METHODS.get(name).control_of}
+            yield told(found, f"Methods minus {labels[reference]}, by the {metric.label}")
+    if controlled:
+        yield told(controlled, f"Methods minus their own control, by the {metric.label}")
+
+
+def _levels(outcome: Outcome, metrics: Sequence[Metric]) -> Grid:
+    lines = []
+    for row in outcome.rows:
+        method = METHODS.get(row.run.name)
+        knob = "–" if row.learning_rate is None else f"{method.knob} {row.learning_rate:g}"
+        label = f"{row.label}, control" if method.control_of else row.label
+        lines.append(entries(label, knob, *(interval(row.means[metric.name], metric) for metric in metrics)))
+    return Grid(["method", "hyperparameter", *(metric.heading for metric in metrics)], lines)
