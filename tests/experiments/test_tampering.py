@@ -2,6 +2,7 @@
 
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from made_results import result
@@ -165,6 +166,21 @@ def test_derta_withstands_a_forced_beginning(tmp_path: Path) -> None:
         safety[name] = numbers["safety_rate"]["value"]
     assert safety["none"] < 0.2
     assert safety["derta"] > safety["none"] + 0.3
+
+
+def test_defences_that_leave_the_training_alone_share_its_model(tmp_path: Path) -> None:
+    def found(name: str, value: float | None) -> dict[str, Any]:
+        grid, done = DEFENCES.get(name).values, tampering_of("harmful", name)
+        run = Run("sft-sails", "", "sft", ("--init", "sails"), grid=grid, tampering=done)
+        return run_tampered(Cell(run, value, 0, "test", "testbed", Measures(n_examples=32)), tmp_path)["numbers"]
+
+    undefended = found("none", None)
+    (attacked,) = tmp_path.glob("shared-*/attacked")
+    trained_at = (attacked / "model.safetensors").stat().st_mtime_ns
+    assert found("wise-ft", 1.0) == undefended  # all of the attacked model
+    assert found("lower-rate", 0.25) != undefended
+    assert list(tmp_path.glob("shared-*/attacked")) == [attacked]
+    assert (attacked / "model.safetensors").stat().st_mtime_ns == trained_at
 
 
 def test_a_knob_is_chosen_by_the_harmonic_mean_within_the_budget() -> None:

@@ -105,9 +105,10 @@ class TamperingSteps(Steps):
     def _alignment(self) -> tuple[str, ...]:
         return (*self.cell.run.options, *(self.filled(word) for word in self.defence.aligning))
 
-    def _once(self, name: str, make: Callable[[Path], object]) -> Path:
+    def _once(self, name: str, make: Callable[[Path], object], *decides: Any) -> Path:
         run = self.cell.run
-        return self.once(name, make, run.trainer, self._alignment, run.files_sha256, self.cell.training_options)
+        of_run = (run.trainer, self._alignment, run.files_sha256, self.cell.training_options)
+        return self.once(name, make, *of_run, *decides)
 
     def _unalign(self, folder: Path) -> None:
         harmful = ATTACKS.get("harmful")
@@ -135,9 +136,14 @@ class TamperingSteps(Steps):
             options += ADAPTER
         if "--use_peft" in options:
             rate *= 10
-        trained = self.folder / "trained"
-        self.train(model, rows, attack.epochs, rate, options, trained)
-        return trained
+
+        def train(folder: Path) -> None:
+            self.train(model, rows, attack.epochs, rate, options, folder)
+
+        if defence.leaves_training_alone:
+            return self._once("attacked", train, asdict(attack))
+        train(self.folder / "trained")
+        return self.folder / "trained"
 
     def _prompts(self) -> Path:
         """Write harmful prompts of the alignment data."""

@@ -52,6 +52,11 @@ class Defence:
         needs_rows = any(ROWS in options.values() for options in self.after.values())
         return not (self.training or self.adds_safety_rows or needs_rows) and self.rate == 1.0
 
+    @property
+    def leaves_training_alone(self) -> bool:
+        """Whether an attack trains the same model as without a defence, so that cells can share the result."""
+        return not (self.before or self.training or self.adds_safety_rows) and self.rate == 1.0
+
 
 ADAPTER = ("--use_peft", "true", "--lora_r", "16", "--lora_alpha", "32", "--init", "default")
 WITHOUT = ("aligned", "none")
