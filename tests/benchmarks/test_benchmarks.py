@@ -91,6 +91,7 @@ def test_the_recipe_trains_a_model_of_2_6_billion_parameters(real_shape: Path) -
         (["gpu.py", "--shapes", "tiny", "--pairs", "0"], "--pairs is 0; choose 1 or more"),
         (["gpu.py", "--everything"], "--folder is None; give one that holds SmolLM2-135M-Instruct.Q4_1.gguf"),
         (["train_sae.py", "--pairs", "0"], "--pairs is 0; choose 1 or more"),
+        (["labelled_positions.py", "--pairs", "0"], "--pairs is 0; choose 1 or more"),
         (["discovery_at_scale.py", "--shape", "gemma-9"], "invalid choice: 'gemma-9'"),
     ],
 )
@@ -117,6 +118,14 @@ def test_what_sae_training_adds_is_measured(tmp_path: Path) -> None:
     result = result_of(tmp_path / "train_sae.json", "benchmarks/train_sae.py", *sizes)
     assert len(result["reading"]) == len(result["steps"]) == 2
     assert all(0.05 < ratio < 20 for name in ("reading", "steps") for ratio in result[name])
+
+
+def test_labelled_positions_are_compared_with_every_position(tmp_path: Path) -> None:
+    result = result_of(
+        tmp_path / "positions.json", "benchmarks/labelled_positions.py", "--shape", "tiny", "--pairs", "2"
+    )
+    assert len(result["ratios"]) == 2
+    assert min(result["ratios"]) > 0
 
 
 def test_subspaces_of_two_seeds_of_saes_are_compared(tmp_path: Path) -> None:
