@@ -84,7 +84,9 @@ class CompareOptions:
         False, "Print the names of all cells and exit. A cell is one training with its evaluation."
     )
     cell: list[str] | None = option(
-        None, "Compute only the cells with these names, and write no report; for jobs on several machines."
+        None,
+        "Compute only the cells with these names, or of a pattern such as 'validation/*', and write no report; for "
+        "jobs on several machines.",
     )
     processes: int | None = option(None, "Number of parallel trainings; default: one per GPU, or per core.")
     output_dir: str = option("runs/compare", "Output folder for results and report.")

@@ -8,6 +8,7 @@ ablations/ablations/test/k-16/0     likewise in a side study
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import filter as filter_names
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -129,21 +130,22 @@ def names_of(studies: Sequence[Study], results: Results) -> Iterator[str]:
                 yield prefix + cell.name
 
 
-def cells_named(names: Sequence[str], studies: Sequence[Study], results: Results) -> list[Cell]:
-    """Return the cells with some names.
+def cells_named(asked: Sequence[str], studies: Sequence[Study], results: Results) -> list[Cell]:
+    """Return the cells with some names; `validation/*` is all whose names begin with that.
 
     Raises `InputError` if a name is unknown, or the learning rate of a cell cannot be chosen yet.
     """
-    known = set(names_of(studies, results))
-    for name in names:
-        if name not in known:
+    known, names = list(names_of(studies, results)), set()
+    for name in asked:
+        if not (matches := filter_names(known, name)):
             raise InputError(f"there is no cell {name!r}{suggestion(name, known)}\n--list_cells true lists all")
+        names |= set(matches)
     found = []
     for prefix, plan in (item for study in studies for item in study.by_prefix().items()):
         found += [cell for cell in results.tuning_cells(plan) if prefix + cell.name in names]
-        asked = {cell.run.name for cell in plan.test_cells({}) if prefix + cell.name in names}
-        if asked:
-            of_runs = replace(plan, runs=tuple(run for run in plan.runs if run.name in asked))
+        tested = {cell.run.name for cell in plan.test_cells({}) if prefix + cell.name in names}
+        if tested:
+            of_runs = replace(plan, runs=tuple(run for run in plan.runs if run.name in tested))
             chosen = of_runs.choose(results.complete(results.tuning_cells(of_runs), prefix))
             found += [cell for cell in of_runs.test_cells(chosen) if prefix + cell.name in names]
     return found

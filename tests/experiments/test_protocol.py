@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import yaml
 from paths import ROOT
-from processes import PATIENCE
 
 from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
@@ -249,6 +248,10 @@ def test_names_of_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         cells_named(["test/sft-sails/0"], studies, results)  # for which the other runs are not needed
     with pytest.raises(InputError, match=r"such as of examples/8/validation/sft-lora/0.001/1000"):
         cells_named(["examples/8/test/sft-lora/0"], studies, results)
+    tuned = cells_named(["validation/sft-sails/*"], studies, results)
+    assert {cell.run.name for cell in tuned} == {"sft-sails"}
+    assert [cell.part for cell in tuned] == ["validation"] * len(tuned)
+    assert len(tuned) > 1
     (base,) = cells_named(["test/base/0"], studies, results)
     assert base.learning_rate is None
 
@@ -359,7 +362,7 @@ def test_cells_of_one_key_are_computed_once(tmp_path: Path) -> None:
     with exclusive(results.path(cell, ".lock")):
         waiting = pool.submit(run_jobs, results.jobs([cell]), Local(1))
         with pytest.raises(FutureTimeout):
-            waiting.result(timeout=PATIENCE)
+            waiting.result(timeout=5)
         write_json(results.path(cell), {"cell": "of the other job"})
     assert waiting.result() == []
     assert results.all([cell]) == {cell.key: {"cell": "of the other job"}}
