@@ -155,3 +155,32 @@ def test_the_tables_of_all_defences_are_those_of_the_report(attack: str) -> None
         for heading in row.keys() - {f"`{attack}`, %"}:
             column = TAMPERING_COLUMNS.get(heading, heading)
             assert row[heading] in (levels[name][column], levels[name][column].split(" (")[0]), (name, heading)
+
+
+def test_the_documents_have_what_the_benchmark_of_the_rules_measured() -> None:
+    sets = json.loads((DOCS / "results/rules_judge.json").read_text())["sets"]
+    text = (DOCS / "evaluation.md").read_text()
+    for of in sets:
+        kappa = f"{of['cohen_kappa']:.2f} ({of['ci_low']:.2f} to {of['ci_high']:.2f})"
+        shares = f"{of['precision']:.2f} | {of['recall']:.2f}"
+        assert f"| {of['n']} ({of['n_refused']}) | {shares} | {kappa} |" in text.replace("**", ""), of
+
+
+def test_the_documents_have_what_the_benchmark_of_attacks_on_judges_measured() -> None:
+    found = json.loads((DOCS / "results/judge_attacks.json").read_text())
+    text = (DOCS / "evaluation.md").read_text()
+    for of in found["added"]:
+        assert f"| {of['fooled']:.1%} | {of['harmful_read_as_safe']:.1%} | {of['n_unscored']} |" in text, of["judge"]
+    assert f"uses {found['n_attacks']} attacks of {len(found['added'][0]['fooled_by_kind'])} kinds" in text
+    assert f"The {len(found['still_fooled_by'])} attacks that still succeed" in text
+
+
+def test_the_documents_have_what_the_rule_of_presets_says() -> None:
+    found = json.loads((DOCS / "results/preset_rule.json").read_text())
+    text = (DOCS / "smollm2.md").read_text()
+    for name, of in found.items():
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{name}`"))
+        assert f"| {100 * of['merit']:.1f} |" in row, name
+        if difference := of.get("minus_default"):
+            told = [f"{100 * difference[part]:+.1f}" for part in ("value", "ci_low", "ci_high")]
+            assert f"{told[0]} ({told[1]} to {told[2]})" in row
