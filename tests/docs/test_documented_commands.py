@@ -110,7 +110,7 @@ def test_evaluations(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         elif name == "compare":
             args, _, studies = read_plans(CommandLine.read(options), None)
             names = list(names_of(studies, Results(tmp_path)))
-        assert all(fnmatch.filter(names, name) for name in args.cell or ())
+            assert all(fnmatch.filter(names, name) for name in args.cell or ())
         else:
             CommandLine.read(options).parse(CLASSES[name])
 
