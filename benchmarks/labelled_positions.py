@@ -8,25 +8,27 @@ Ratios of seconds (labelled / every), and the share of positions that have a lab
 """
 
 import argparse
-import json
 import statistics
-import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from discovery import measure
 from peft import LoraConfig, get_peft_model
 from train_sae import SHAPES, make_model
 from trl.trainer import utils
 
+from sails_align.core.files import write_json
 from sails_align.training.head import score_labelled_positions_only
 
 LENGTH, BATCH, LABELLED = 72, 8, 0.4
 """As of a batch of SmolLM2's recipes."""
 
 
-def make_step(shape: str) -> Any:
-    """Return a function that runs both passes of a batch, and returns the loss and its seconds."""
+def make_step(shape: str) -> Callable[[], float]:
+    """Return a function that runs both passes of a batch, and returns the loss."""
     model = make_model(shape).train()
     utils.add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
     adapted = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))
@@ -34,31 +36,28 @@ def make_step(shape: str) -> Any:
     labels_BS = ids_BS.clone()
     labels_BS[:, : round(LENGTH * (1 - LABELLED))] = -100
 
-    def step() -> tuple[float, float]:
+    def step() -> float:
         adapted.zero_grad()
-        began = time.perf_counter()
         loss = adapted(input_ids=ids_BS, labels=labels_BS, fused_lm_head=True).loss
         loss.backward()
-        return loss.item(), time.perf_counter() - began
+        return loss.item()
 
     return step
 
 
-def measure(shape: str, n_pairs: int) -> dict[str, Any]:
+def compared(shape: str, n_pairs: int) -> dict[str, Any]:
     """Time both ways by turns."""
-    ways = {"every": utils._use_triton}
+    of_trl = utils._use_triton
     score_labelled_positions_only()
-    ways["labelled"] = utils._use_triton
-    step, seconds = make_step(shape), {name: [] for name in ways}
-    for pair in range(-1, n_pairs):  # the first one warms up
-        losses = set()
-        for name in sorted(ways, reverse=bool(pair % 2)):
-            utils._use_triton = ways[name]
-            loss, took = step()
-            losses.add(round(loss, 4))
-            if pair >= 0:
-                seconds[name].append(took)
-        assert len(losses) == 1, f"the losses differ: {losses}"
+    step, losses = make_step(shape), set()
+
+    def run(decides: Any) -> None:
+        utils._use_triton = decides
+        losses.add(round(step(), 4))
+
+    turns = measure({"every": partial(run, of_trl), "labelled": partial(run, utils._use_triton)}, n_pairs + 1)
+    assert len(losses) == 1, f"the losses differ: {losses}"
+    seconds = {name: values[1:] for name, values in turns.items()}  # the first turn warms up
     ratios = [labelled / every for labelled, every in zip(seconds["labelled"], seconds["every"], strict=True)]
     return {"ratio": statistics.median(ratios), "ratios": ratios, "seconds": seconds, "labelled_share": LABELLED}
 
@@ -72,10 +71,10 @@ def main() -> None:
     args = parser.parse_args()
     if args.pairs < 1:
         parser.error(f"--pairs is {args.pairs}; choose 1 or more")
-    found = measure(args.shape, args.pairs)
+    found = compared(args.shape, args.pairs)
     print(f"labelled / every position: {found['ratio']:.3f} ({min(found['ratios']):.3f} to {max(found['ratios']):.3f})")
     if args.output:
-        args.output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        write_json(args.output, found)
 
 
 if __name__ == "__main__":

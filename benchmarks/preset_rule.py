@@ -15,7 +15,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from sails_align.core.files import write_text
+from sails_align.core.files import write_json
 from sails_align.evaluation.intervals import LEAST_SEEDS, over_seeds
 from sails_align.experiments.plan import FIRST_TUNING_SEED, merit
 
@@ -37,17 +37,13 @@ def read(folders: list[Path]) -> Merits:
     return found
 
 
-def judged(name: str, merits: Merits) -> dict[str, Any]:
-    """Return what the rule says of a candidate."""
-    rates = {run: best_rate(merits[run]) for run in (DEFAULT, name)}
-    default, candidate = (merits[run][rate] for run, rate in rates.items())
-    first = {run: merits[run][rate][FIRST_TUNING_SEED] for run, rate in rates.items()}
-    found: dict[str, Any] = {"learning_rate": rates[name], "merit": first[name], "minus_default": None}
+def judged(candidate: dict[int, float], default: dict[int, float]) -> dict[str, Any] | None:
+    """Return a candidate's difference from the default, by the merits of seeds; None if the rule drops it."""
     seeds = sorted(default.keys() & candidate.keys())
-    if first[name] > first[DEFAULT] and len(seeds) >= LEAST_SEEDS:
-        mean, low, high = over_seeds([candidate[seed] - default[seed] for seed in seeds])
-        found["minus_default"] = {"value": mean, "ci_low": low, "ci_high": high, "seeds": seeds}
-    return found
+    if candidate[FIRST_TUNING_SEED] <= default[FIRST_TUNING_SEED] or len(seeds) < LEAST_SEEDS:
+        return None
+    mean, low, high = over_seeds([candidate[seed] - default[seed] for seed in seeds])
+    return {"value": mean, "ci_low": low, "ci_high": high, "seeds": seeds}
 
 
 def best_rate(of_run: dict[float, dict[int, float]]) -> float:
@@ -64,11 +60,14 @@ def main() -> None:
     merits = read(args.cells)
     if lacking := [name for name in (DEFAULT, *CANDIDATES) if name not in merits]:
         sys.exit(f"error: there are no tuning cells of {', '.join(lacking)}; give the folders that have them")
-    rate = best_rate(merits[DEFAULT])
-    found: dict[str, dict[str, Any]] = {
-        DEFAULT: {"learning_rate": rate, "merit": merits[DEFAULT][rate][FIRST_TUNING_SEED]}
-    }
-    found |= {name: judged(name, merits) for name in CANDIDATES}
+    found: dict[str, dict[str, Any]] = {}
+    default = merits[DEFAULT][best_rate(merits[DEFAULT])]
+    for name in (DEFAULT, *CANDIDATES):
+        rate = best_rate(merits[name])
+        by_seed = merits[name][rate]
+        found[name] = {"learning_rate": rate, "merit": by_seed[FIRST_TUNING_SEED]}
+        if name != DEFAULT:
+            found[name]["minus_default"] = judged(by_seed, default)
     for name, of in found.items():
         more = ""
         if difference := of.get("minus_default"):
@@ -78,7 +77,7 @@ def main() -> None:
             )
         print(f"{name}: {100 * of['merit']:.1f} at {of['learning_rate']:g}{more}")
     if args.output:
-        write_text(args.output, json.dumps(found, indent=2) + "\n")
+        write_json(args.output, found)
 
 
 if __name__ == "__main__":

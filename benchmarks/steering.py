@@ -17,7 +17,6 @@ prompts.
 """
 
 import argparse
-import json
 from contextlib import closing
 from itertools import product
 from pathlib import Path
@@ -25,7 +24,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from sails_align.core.artifacts import package_versions
-from sails_align.core.files import write_text
+from sails_align.core.files import write_json
 from sails_align.evaluation.backends.make import in_process
 from sails_align.evaluation.evaluate import evaluate
 from sails_align.evaluation.judges.rouge import RougeJudge
@@ -100,7 +99,7 @@ def main() -> None:
             if args.output:
                 sizes = {"n_examples": args.n_examples, "n_prompts": args.n_prompts, "ranks": ranks}
                 found = {"rows": rows, **sizes, "versions": package_versions()}
-                write_text(args.output, json.dumps(found, indent=2) + "\n")
+                write_json(args.output, found)
 
 
 if __name__ == "__main__":
