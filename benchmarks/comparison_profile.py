@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import gc
 import io
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +20,8 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+
+from sails_align.core.files import write_json
 
 WORK = ("generate", "forward", "backward", "optimizer")
 
@@ -113,7 +114,7 @@ def main() -> None:
         table.add_row(name, f"{total:.1f}", *of_work, f"{rest:.1f}", f"{share:.0%}")
     Console(width=120).print(table)
     if args.output:
-        args.output.write_text(json.dumps(rows, indent=1))
+        write_json(args.output, rows)
 
 
 if __name__ == "__main__":

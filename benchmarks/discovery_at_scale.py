@@ -21,6 +21,8 @@ from typing import Any
 import psutil
 from train_step import words_of
 
+from sails_align.core.files import write_json
+
 TARGET_GB = 12.0
 POLL = 0.02
 """Seconds between looks at the process."""
@@ -106,7 +108,7 @@ def main() -> None:
             f"files {row['resident_gb']:.2f} GB (target {TARGET_GB:g}), {row['seconds']:.0f} s"
         )
     if args.output:
-        args.output.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(args.output, result)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from typing import Any
 from discovery_at_scale import measured
 from train_step import words_of
 
+from sails_align.core.files import write_json
+
 TARGET_GB = 8.0
 MODELS = ("aligned", "unaligned", "tuned")
 N_ROWS, LENGTH = 32, 20
@@ -102,7 +104,7 @@ def main() -> None:
             f"{row['resident_gb']:.2f} GB, {row['seconds']:.0f} s"
         )
     if args.output:
-        args.output.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(args.output, result)
 
 
 if __name__ == "__main__":

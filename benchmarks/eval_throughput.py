@@ -20,6 +20,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from sails_align.core.files import write_json
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 N_RESPONSES, N_VERDICTS, CONCURRENCY, LATENCY = 512, 5000, 32, 0.1
@@ -177,7 +179,7 @@ def main() -> None:
                 spread = f"{value['min']:.3f} to {value['max']:.3f}, n={len(value['turns'])}"
                 print(f"{part} {measure}: {value['median']:.3f} ({spread})")
     if args.output:
-        args.output.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(args.output, result)
 
 
 if __name__ == "__main__":

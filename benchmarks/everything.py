@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sails_align.core.files import write_bytes
+from sails_align.core.files import write_bytes, write_json
 from sails_align.experiments.jobs import end_tree
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,6 +88,6 @@ def everything(folder: Path, minutes: float, pairs: int, processes: int) -> dict
         step["last_lines"] = log.read_text(errors="replace").splitlines()[-8:] if log.is_file() else []
         if name == "smollm2":
             step["n_cells"] = len(list((folder / name / "cells").glob("*.json")))
-        (folder / "everything.json").write_text(json.dumps(results, indent=1) + "\n")
+        write_json(folder / "everything.json", results)
         print(f"{name}: {ended}, {step['seconds']} s", flush=True)
     return results

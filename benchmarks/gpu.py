@@ -29,6 +29,8 @@ import discovery_at_scale
 import everything
 from train_step import QUIET, STARTS, launch, ratios, words_of
 
+from sails_align.core.files import write_json
+
 TARGETS = {"discovery": 1.10, "sft": 1.02, "dpo": 1.02}
 SIZES = {  # rows and tokens of a batch, steps, and new tokens: of real shapes, and of the tiny one
     "real": {"rows": 4, "length": 1024, "steps": 12, "new_tokens": 128},
@@ -292,7 +294,7 @@ def main() -> None:
                 print(f"{shape}: {name} {json.dumps(value)}", file=sys.stderr, flush=True)
                 figures[name] = value
                 if args.output:  # after each, since those that follow take long
-                    args.output.write_text(json.dumps(results, indent=1) + "\n")
+                    write_json(args.output, results)
     print(f"on {card}")
     for shape, result in results["shapes"].items():
         show(shape, result)

@@ -19,7 +19,6 @@ Shapes: N prompts, D dimensions, F concepts, R rank.
 """
 
 import argparse
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from rich.table import Table
 from torch.nn.functional import normalize
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sails_align.core.files import write_json
 from sails_align.core.linalg import orthonormalize
 from sails_align.evaluation.intervals import over_seeds
 from sails_align.evaluation.metrics import NOT_NEGATIVE
@@ -231,7 +231,7 @@ def main() -> None:
     console.print(table)
     results += [{"sweep": "testbed", **row} for row in rows]
     if args.output:
-        args.output.write_text(json.dumps(results, indent=1))
+        write_json(args.output, results)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ Shapes: D d_model, R rank, F d_sae.
 """
 
 import argparse
-import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,6 +23,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sails_align.core.files import write_json
 from sails_align.core.linalg import orthonormalize, principal_angles
 from sails_align.initializers.discover import discover
 from sails_align.saes.sets import SAESet
@@ -135,7 +135,7 @@ def main() -> None:
             )
     if args.output:
         options = {name: value for name, value in vars(args).items() if name != "output"}
-        args.output.write_text(json.dumps({"options": options, "layers": layers}, indent=1) + "\n")
+        write_json(args.output, {"options": options, "layers": layers})
 
 
 if __name__ == "__main__":

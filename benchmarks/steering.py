@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--aligned", required=True, help="folder of an aligned model")
     parser.add_argument("--n_examples", type=int, default=32, help="pairs that subspaces are found in")
     parser.add_argument("--n_prompts", type=int, default=32, help="test prompts of each set")
-    parser.add_argument("--strengths", type=float, nargs="+", default=[0.2, 0.4])
+    parser.add_argument("--strengths", type=float, nargs="+", default=[0.05, 0.1, 0.2])
     parser.add_argument("--output", type=Path, default=None)
     args = parser.parse_args()
     subspaces = {init: subspace_of(init, args.n_examples) for init in INITS}

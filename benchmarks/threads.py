@@ -7,7 +7,6 @@ machine's other work decides much of it: the load is printed, too.
 """
 
 import argparse
-import json
 import os
 import statistics
 import time
@@ -16,6 +15,8 @@ from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from sails_align.core.files import write_json
 
 SHAPES = {"0.8M": (128, 4), "5M": (256, 6), "13M": (384, 7), "25M": (512, 8), "85M": (768, 12)}
 """Size -> width and blocks, with a vocabulary of 512."""
@@ -81,7 +82,7 @@ def main() -> None:
     result["load"].append(os.getloadavg()[0])
     print(f"load of the machine (1 minute): {result['load'][0]:.1f} before, {result['load'][1]:.1f} after")
     if args.output is not None:
-        args.output.write_text(json.dumps(result, indent=2) + "\n")
+        write_json(args.output, result)
 
 
 if __name__ == "__main__":

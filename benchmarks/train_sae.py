@@ -11,20 +11,20 @@ Shapes: B windows, S positions, T tokens, D width.
 """
 
 import argparse
-import json
 import os
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from discovery import measure
 from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
 from sae_lens.config import SAETrainerConfig
 from sae_lens.training.sae_trainer import SAETrainer
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from sails_align.core.files import write_json
 from sails_align.data.tokens import TokenizedSide, padded
 from sails_align.models.hooks import decoder_layers
 from sails_align.saes.layer_trainer import LayerTrainer
@@ -105,15 +105,10 @@ def steps(shape: str, n_steps: int) -> dict[str, Callable[[], Any]]:
 
 def compared(ways: dict[str, Callable[[], Any]], n_pairs: int) -> list[float]:
     """Return, for each pair, our speed divided by theirs."""
-    found = []
-    for pair in range(n_pairs + 1):
-        took = {}
-        for name in ("ours", "theirs") if pair % 2 else ("theirs", "ours"):
-            started = time.perf_counter()
-            ways[name]()
-            took[name] = time.perf_counter() - started
-        found.append(took["theirs"] / took["ours"])
-    return found[1:]  # the first warms up
+    turns = measure(ways, n_pairs + 1)
+    return [theirs / ours for ours, theirs in zip(turns["ours"], turns["theirs"], strict=True)][
+        1:
+    ]  # the first warms up
 
 
 def main() -> None:
@@ -132,7 +127,7 @@ def main() -> None:
         of = result[name] = compared(ways, args.pairs)
         print(f"{name}: {statistics.median(of):.2f} ({min(of):.2f} to {max(of):.2f}, n={len(of)})", flush=True)
     if args.output:
-        args.output.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(args.output, result)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sails_align.core.files import write_json
+
 STARTS = {"SAILS": "sails", "LoRA": "default"}
 ROOT = Path(__file__).resolve().parents[1]
 QUIET = ["--save_strategy", "no", "--disable_tqdm", "true"]
@@ -147,7 +149,7 @@ def main() -> None:
                 f"{method} {measure}: {row['median']:.3f} ({row['min']:.3f} to {row['max']:.3f}, n={len(row['pairs'])})"
             )
     if args.output:
-        args.output.write_text(json.dumps(result, indent=1))
+        write_json(args.output, result)
 
 
 if __name__ == "__main__":

@@ -139,6 +139,17 @@ def test_subspaces_of_two_seeds_of_saes_are_compared(tmp_path: Path) -> None:
         assert 0 < kind["similarity"] < 1
 
 
+def test_steering_and_ablation_are_measured_for_each_subspace(tmp_path: Path) -> None:
+    """On two prompts of each set; the model without alignment stands for the aligned one."""
+    sizes = ["--n_examples", "4", "--n_prompts", "2", "--strengths", "0.3"]
+    rows = result_of(tmp_path / "steering.json", "benchmarks/steering.py", "--aligned", "smollm2", *sizes)["rows"]
+    subspaces = [None, "sails", "random_features", "random_basis", "mean_diff"]
+    assert [row["subspace"] for row in rows if row["steer"] == "ablate"] == subspaces
+    assert {row["strength"] for row in rows if row["steer"] == "add" and row["subspace"]} == {0.3, -0.3}
+    assert [row["likeness"]["value"] for row in rows if not row["subspace"]] == [1.0, 1.0]
+    assert min(row["likeness"]["value"] for row in rows if row["subspace"]) < 1  # the hook changes answers
+
+
 def test_the_benchmark_of_the_rules_leaves_partial_refusals_out_and_counts_rows_from_1(tmp_path: Path) -> None:
     no, yes = ("I cannot help with that.", "2_full_refusal"), ("Sure, with glue.", "1_full_compliance")
     rows = [no, yes, ("I cannot do it. However, use glue.", "3_partial_refusal"), no, ("Never.", "2_full_refusal")]
