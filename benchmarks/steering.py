@@ -4,8 +4,9 @@
         --output_dir runs/sft-sails-smollm2
     python benchmarks/steering.py --aligned runs/sft-sails-smollm2 --output docs/results/steering.json
 
-From this repository's folder; about half an hour on two cores. Subspaces are found as the training does, in the same
-rows: SAILS', and as controls those of random SAE features, of random directions, and the difference of means. Then
+From this repository's folder; about half an hour on two cores. An interrupted run goes on where it was. Subspaces are
+found as the training does, in the same rows: SAILS', and as controls those of random SAE features, of random directions
+(as many as SAILS has in the layer with most), and the difference of means. Then
 
 - the first direction of each is added to the base model's hidden states, or subtracted, in strengths that are shares of
   the states' norms;
@@ -17,6 +18,7 @@ prompts.
 """
 
 import argparse
+import json
 from contextlib import closing
 from itertools import product
 from pathlib import Path
@@ -41,15 +43,16 @@ from sails_align.training import run as align
 from sails_align.training.subspace import find_subspace
 
 CONFIG = "recipes/configs/smollm2-135m/sft_sails.yaml"
-INITS = ("sails", "random_features", "random_basis", "mean_diff")
+INITS = ("random_features", "random_basis", "mean_diff")
 MAX_NEW_TOKENS = 24
 
 
-def subspace_of(init: str, n_examples: int) -> Subspace:
+def subspace_of(init: str, n_examples: int, *options: str) -> Subspace:
     """Find a subspace as a training does."""
     with TemporaryDirectory(prefix="sails-steering-") as folder:
-        options = ["--config", CONFIG, "--init", init, "--max_train_examples", str(n_examples), "--output_dir", folder]
-        args, _ = align.resolved(align.parse("sft", options))
+        sizes = ("--max_train_examples", str(n_examples), "--output_dir", folder)
+        options = ("--config", CONFIG, "--init", init, *sizes, *options)
+        args, _ = align.resolved(align.parse("sft", list(options)))
         return find_subspace(args, align.load_source(args, None), Path(folder) / "subspace")
 
 
@@ -73,6 +76,19 @@ def numbers(result: EvaluationResult, plain: EvaluationResult) -> dict[str, Any]
     return {name: value.to_json() for name, value in {**found, "likeness": likeness}.items()}
 
 
+def ranks_of(subspace: Subspace) -> dict[str, int]:
+    """Return the number of directions of each layer."""
+    return {str(layer): basis_DR.shape[1] for layer, basis_DR in subspace.bases.items()}
+
+
+def rows_of(output: Path | None, sizes: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of a file of the same sizes; none if there is no such file."""
+    if output is None or not output.is_file():
+        return []
+    known = json.loads(output.read_text())
+    return known["rows"] if sizes.items() <= known.items() else []
+
+
 def main() -> None:
     """Print the measurements, and write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -82,24 +98,30 @@ def main() -> None:
     parser.add_argument("--strengths", type=float, nargs="+", default=[0.05, 0.1, 0.2])
     parser.add_argument("--output", type=Path, default=None)
     args = parser.parse_args()
-    subspaces = {init: subspace_of(init, args.n_examples) for init in INITS}
-    ranks = {
-        init: {layer: basis.shape[1] for layer, basis in subspace.bases.items()} for init, subspace in subspaces.items()
+    sails = subspace_of("sails", args.n_examples)
+    most = str(max(ranks_of(sails).values()))
+    others = {init: subspace_of(init, args.n_examples, "--lora_r", most) for init in INITS}
+    subspaces = {"sails": sails, **others}
+    sizes = {
+        **{name: getattr(args, name) for name in ("aligned", "n_examples", "n_prompts")},
+        "ranks": {init: ranks_of(subspace) for init, subspace in subspaces.items()},
+        "versions": package_versions(),
     }
-    rows: list[dict[str, Any]] = []
+    rows = rows_of(args.output, sizes)
     strengths = [signed for strength in args.strengths for signed in (strength, -strength)]
     for model, how, values in (("smollm2", "add", strengths), (args.aligned, "ablate", [1.0])):
         plain = answers(model, args.n_prompts, None)
-        for init, strength in ((None, 0.0), *product(INITS, values)):
+        for init, strength in ((None, 0.0), *product(subspaces, values)):
+            row: dict[str, Any] = {"model": model, "steer": how, "subspace": init, "strength": strength}
+            if any(row.items() <= known.items() for known in rows):
+                continue
             hook = Steering(SteeringOptions(how, "", strength), subspaces[init]) if init else None
             found = numbers(answers(model, args.n_prompts, hook) if hook else plain, plain)
-            rows.append({"model": model, "steer": how, "subspace": init, "strength": strength, **found})
+            rows.append({**row, **found})
             shown = ", ".join(f"{name} {100 * value['value']:.0f}%" for name, value in found.items())
             print(f"{model}, {how} {init} {strength:g}: {shown}", flush=True)
             if args.output:
-                sizes = {"n_examples": args.n_examples, "n_prompts": args.n_prompts, "ranks": ranks}
-                found = {"rows": rows, **sizes, "versions": package_versions()}
-                write_json(args.output, found)
+                write_json(args.output, {**sizes, "rows": rows})
 
 
 if __name__ == "__main__":

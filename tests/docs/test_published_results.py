@@ -184,3 +184,41 @@ def test_the_documents_have_what_the_rule_of_presets_says() -> None:
         if difference := of.get("minus_default"):
             told = [f"{100 * difference[part]:+.1f}" for part in ("value", "ci_low", "ci_high")]
             assert f"{told[0]} ({told[1]} to {told[2]})" in row
+
+
+def test_the_documents_have_what_steering_smollm2_did() -> None:
+    found = json.loads((DOCS / "results/steering.json").read_text())
+    text = (DOCS / "smollm2.md").read_text()
+    of = {(row["steer"], row["subspace"], row["strength"]): row for row in found["rows"]}
+    names = {
+        "sails": "SAILS",
+        "random_features": "random SAE features",
+        "random_basis": "random directions",
+        "mean_diff": "difference of means",
+    }
+    rates = ("refusal_rate", "over_refusal_rate", "likeness")
+    for subspace, name in names.items():
+        added = [of["add", subspace, strength] for strength in (-0.2, -0.1, -0.05, 0.05, 0.1, 0.2)]
+        cells = [f"{100 * row['refusal_rate']['value']:.0f} ({100 * row['likeness']['value']:.0f})" for row in added]
+        assert f"| {name} | {' | '.join(cells)} |" in text
+        ranks = " and ".join(map(str, found["ranks"][subspace].values()))
+        cells = [within(of["ablate", subspace, 1.0][rate]) for rate in rates]
+        assert f"| {name} | {ranks} | {' | '.join(cells)} |" in text
+    plain = of["ablate", None, 0.0]
+    assert f"| nothing | | {within(plain['refusal_rate'])} | {within(plain['over_refusal_rate'])} | 100 |" in text
+
+
+def within(value: dict[str, float]) -> str:
+    """Return a share with its interval, in percent."""
+    parts = [f"{100 * value[part]:.0f}" for part in ("value", "ci_low", "ci_high")]
+    return f"{parts[0]} ({parts[1]} to {parts[2]})"
+
+
+def test_the_documents_have_how_many_features_of_smollm2_are_concepts_of_harm() -> None:
+    layers = json.loads((DOCS / "results/smollm2_features.json").read_text())["layers"]
+    text = " ".join((DOCS / "smollm2.md").read_text().split())
+    chosen = {layer: f"{100 * of['precision']:.0f}%" for layer, of in layers.items()}
+    others = {layer: f"{100 * of['precision_of_random']:.0f}%" for layer, of in layers.items()}
+    assert f"{chosen['10']} of the 28 in layer 10 and {chosen['20']} of the 64 in layer 20" in text
+    assert f"of all active features it is {others['10']} and {others['20']}" in text
+    assert layers["20"]["features"][0]["id"] == 1406
