@@ -201,14 +201,7 @@ class Outcome:
 
     def difference(self, name: str, reference: str) -> dict[str, Mean]:
         """Return a run minus a reference run, by metric, paired by seed."""
-        ours, theirs = self.by_run[name], self.by_run[reference]
-        seeds = sorted(ours.keys() & theirs.keys())
-        found = {}
-        for metric in COMPARED:
-            pairs = [(value_of(ours[seed], metric.name), value_of(theirs[seed], metric.name)) for seed in seeds]
-            differences = [a - b for a, b in pairs if a is not None and b is not None]
-            found[metric.name] = mean_of(differences, span_of_difference(metric.span))
-        return found
+        return paired(self.by_run[name], self.by_run[reference])
 
     def minus(self, reference: str) -> dict[str, dict[str, Mean]]:
         """Return the difference of every other trained run from a reference run."""
@@ -248,6 +241,17 @@ class Outcome:
             for run in self.plan.runs
             if run.name in found
         ]
+
+
+def paired(ours: Mapping[int, Result], theirs: Mapping[int, Result]) -> dict[str, Mean]:
+    """Return the results of one run minus those of another, by metric, paired by seed."""
+    seeds = sorted(ours.keys() & theirs.keys())
+    found = {}
+    for metric in COMPARED:
+        pairs = [(value_of(ours[seed], metric.name), value_of(theirs[seed], metric.name)) for seed in seeds]
+        differences = [a - b for a, b in pairs if a is not None and b is not None]
+        found[metric.name] = mean_of(differences, span_of_difference(metric.span))
+    return found
 
 
 @dataclass(frozen=True)

@@ -193,6 +193,8 @@ def test_a_knob_is_chosen_by_the_harmonic_mean_within_the_budget() -> None:
     assert kept(both) == pytest.approx(2 * 0.6 * 0.9 / 1.5)
     refusing = result(0.9, 0.5, **tampered)  # which refuses half of the harmless requests
     assert kept(refusing) == pytest.approx(2 * 0.9 * 0.5 / 1.4 - 0.2)
+    del refusing["numbers"]["correct_answer_rate"]  # as on SmolLM2 after an attack without a task
+    assert kept(refusing) == pytest.approx(0.9 - 0.2)
 
 
 def test_the_plan_has_every_defence_and_the_controls() -> None:

@@ -195,14 +195,19 @@ def test_what_is_in_doubt_has_a_section_of_its_own() -> None:
     assert all("its learning rate 0.01 is at the end of the grid" in doubt for doubt in section.text)
 
 
-def tampered(*defences: str, n_seeds: int = 3) -> Outcome:
-    """A study in which LoX keeps most, on all seeds, and GuardSpace as much as the best control on some."""
+def tampered(*defences: str, n_seeds: int = 3, run: str = "sft-sails") -> Outcome:
+    """A study in which LoX keeps most, on all seeds, and GuardSpace as much as the best control on some.
+
+    Without a defence, SAILS keeps more than other runs.
+    """
     argv = ["--study", "tampering", "--attacks", "harmful", "--n_seeds", str(n_seeds), "--defences", *defences]
+    argv += ["--tampered", run]
     (study,) = read_plans(CommandLine.read(argv), None)[2]
     ((_, plan),) = study.plans
 
     def of(cell: Cell) -> dict[str, Any]:
         level = {"lox": 0.9, "lox-random": 0.5, "wise-ft": 0.7, "guardspace": 0.7}.get(cell.run.name, 0.3)
+        level -= 0.0 if run == "sft-sails" else 0.1 + 0.01 * (cell.seed % 2)
         own = {"lox": 0.001 * (cell.seed % 2), "guardspace": 0.01 * (cell.seed % 3 - 1)}.get(cell.run.name, 0.0)
         return result(level + own + 0.02 * (cell.seed % 3), tampering={})
 
@@ -244,6 +249,26 @@ def test_a_report_of_tampering_has_each_method_minus_each_control() -> None:
     assert list(rows) == ["LoX", "GuardSpace"]
     assert [cell.verdict for cell in rows["LoX"]] == ["better", "better"]
     assert [cell.verdict for cell in rows["GuardSpace"]] == ["open", "better"]
+
+
+def test_without_defences_a_report_of_tampering_has_levels_and_claims_nothing() -> None:
+    (section,) = ReportData({"tampering": {"harmful": tampered("none")}}).sections[:1]
+    (grid,) = section.grids
+    assert [row[0].text for row in grid.rows] == ["before the attack", "none"]
+    assert not section.findings
+    assert not section.pictures
+
+
+def test_several_attacked_models_are_compared_without_a_defence() -> None:
+    """The first model minus the other, paired by seed."""
+    first, other = (tampered("none", run=run) for run in ("sft-sails", "sft-lora"))
+    outcomes = {"harmful, sft-sails": first, "harmful, sft-lora": other}
+    (section,) = (of for of in ReportData({"tampering": outcomes}).sections if "several models" in of.title)
+    ((name, safety, *_),) = section.grids[0].rows
+    assert name.text == "minus sft-lora"
+    assert safety.verdict == "better"
+    (finding,) = section.findings
+    assert finding.startswith("Tampering, harmful, without a defence: sft-sails is better than sft-lora in safety")
 
 
 def test_worlds_are_counted() -> None:

@@ -1,16 +1,17 @@
 """Safety left after further training: with no defence, with controls, and with each method."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 
 from sails_align.core.text import counted
 from sails_align.evaluation.intervals import LEAST_SEEDS
 from sails_align.evaluation.metrics import METRICS, SAFETY_RATES, Metric
 from sails_align.experiments.plan import OVER_REFUSAL_BUDGET, Run
-from sails_align.experiments.summary import Front, Outcome, hypervolume_difference, with_numbers
+from sails_align.experiments.summary import Front, Outcome, hypervolume_difference, paired, with_numbers
 from sails_align.experiments.tampering.attacks import ATTACKS
 from sails_align.experiments.tampering.defences import DEFENCES
 from sails_align.reporting import figures
-from sails_align.reporting.findings import in_doubt
+from sails_align.reporting.findings import in_doubt, in_metrics, of_metrics
 from sails_align.reporting.page import Grid, Section, TableCell, difference, entries, interval
 from sails_align.reporting.report import ReportData
 from sails_align.reporting.tables import PERCENT, differences_grid
@@ -26,35 +27,66 @@ KEPT = METRICS["kept"]
 
 
 def make(data: ReportData) -> Iterator[Section]:
-    """Show, for each attack, what each defence keeps, and which controls it beats."""
-    for name, outcome in data.outcomes.get("tampering", {}).items():
-        plan = outcome.plan
-        tampering = plan.runs[0].tampering
-        assert tampering is not None, "this study tampers with all models"
-        attack = ATTACKS.get(tampering.attack)
-        text = [
-            f"An aligned model ({_aligned(outcome)}) is {'trained further on' if attack.trains else 'attacked'}: "
-            f"{attack.label}. "
-            f"Safety that is left, on {counted(plan.n_seeds, 'seed')} (from {plan.first_seed}). The hyperparameter of "
-            "each defence is the one that keeps most on validation prompts "
-            f"({counted(plan.n_tuning_seeds, 'other seed')}): the harmonic mean of safety and the score of the new "
-            f"task (or correct answers, if there is none), minus over-refusal beyond {OVER_REFUSAL_BUDGET:.0%}. "
-            "Controls are simple baselines (a lower learning rate, averaging with the aligned model, safety rows, "
-            "LoRA), and methods with random directions or units of the same size. A method that does not beat them has "
-            "not been shown to work.",
-        ]
-        fronts = outcome.fronts()
-        metrics = with_numbers(SHOWN, (row.means for row in outcome.rows))
-        found = {name: of for name, of in outcome.minus("none").items() if name != "aligned"}
-        grids = [_levels(outcome, metrics), differences_grid(found, outcome.labels, metrics, "minus no defence")]
-        if controls := _controls(outcome):
-            grids.append(_minus(controls, outcome))
-        title = f"{attack.label.capitalize()}: each defence minus none, paired by seed"
-        pictures = [figures.forest(found, outcome.labels, f"tampering-{name}", title, metrics)]
-        if fronts:
-            grids.append(_hypervolumes(fronts))
-        yield Section(f"Tampering: {name}", text, grids, pictures, findings=[f"Tampering, {name}: {_finding(outcome)}"])
+    """Show, for each attack, what each defence keeps, and which controls it beats; then compare the attacked models."""
+    outcomes = data.outcomes.get("tampering", {})
+    for name, outcome in outcomes.items():
+        yield _section(name, outcome)
         yield from in_doubt(f"Tampering: {name}", outcome)
+    for attack, of_models in groupby(outcomes.items(), lambda item: _attack(item[1])):
+        (first, reference), *others = of_models
+        if others:
+            yield _models(attack, first, reference, dict(others))
+
+
+def _attack(outcome: Outcome) -> str:
+    tampering = outcome.plan.runs[0].tampering
+    assert tampering is not None, "this study tampers with all models"
+    return tampering.attack
+
+
+def _section(name: str, outcome: Outcome) -> Section:
+    plan, attack = outcome.plan, ATTACKS.get(_attack(outcome))
+    text = [
+        f"An aligned model ({_aligned(outcome)}) is {'trained further on' if attack.trains else 'attacked'}: "
+        f"{attack.label}. "
+        f"Safety that is left, on {counted(plan.n_seeds, 'seed')} (from {plan.first_seed}). The hyperparameter of "
+        "each defence is the one that keeps most on validation prompts "
+        f"({counted(plan.n_tuning_seeds, 'other seed')}): the harmonic mean of safety and the score of the new "
+        f"task (or correct answers, if there is none), minus over-refusal beyond {OVER_REFUSAL_BUDGET:.0%}. "
+        "Controls are simple baselines (a lower learning rate, averaging with the aligned model, safety rows, "
+        "LoRA), and methods with random directions or units of the same size. A method that does not beat them has "
+        "not been shown to work.",
+    ]
+    metrics = with_numbers(SHOWN, (row.means for row in outcome.rows))
+    grids, pictures, findings = [_levels(outcome, metrics)], [], []
+    if found := {name: of for name, of in outcome.minus("none").items() if name != "aligned"}:
+        grids.append(differences_grid(found, outcome.labels, metrics, "minus no defence"))
+        title = f"{attack.label.capitalize()}: each defence minus none, paired by seed"
+        pictures = [figures.forest(found, outcome.labels, f"tampering-{name.replace(', ', '-')}", title, metrics)]
+        findings = [f"Tampering, {name}: {_finding(outcome)}"]
+    if controls := _controls(outcome):
+        grids.append(_minus(controls, outcome))
+    if fronts := outcome.fronts():
+        grids.append(_hypervolumes(fronts))
+    return Section(f"Tampering: {name}", text, grids, pictures, findings=findings)
+
+
+def _models(attack: str, first: str, reference: Outcome, others: Mapping[str, Outcome]) -> Section:
+    """Compare what is left of several aligned models without a defence: the first one minus each other."""
+    ours, *theirs = (name.rpartition(", ")[2] for name in (first, *others))
+    found = {
+        name: paired(reference.by_run["none"], outcome.by_run["none"])
+        for name, outcome in zip(theirs, others.values(), strict=True)
+    }
+    metrics = with_numbers(SHOWN, found.values())
+    text = [f"What is left of {ours} after the attack, without a defence, minus what is left of others; by seed."]
+    labels = {name: f"minus {name}" for name in theirs}
+    findings = [
+        f"Tampering, {attack}, without a defence: {in_metrics(ours, name, of_metrics(means, metrics))}"
+        for name, means in found.items()
+    ]
+    grid = differences_grid(found, labels, metrics, ours)
+    return Section(f"Tampering: {attack}, of several models", text, [grid], findings=findings)
 
 
 def _aligned(outcome: Outcome) -> str:
