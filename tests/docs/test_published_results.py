@@ -227,15 +227,12 @@ def test_the_documents_have_how_many_features_of_smollm2_are_concepts_of_harm() 
 def test_the_documents_have_what_is_left_of_smollm2s_refusals() -> None:
     report = (DOCS / "results/tampering-smollm2/report.md").read_text()
     text = (DOCS / "smollm2.md").read_text()
-    shown = [
-        line.split("| ")[1:] for line in text.splitlines() if re.match(r"\| (SAILS|LoRA), (aligned|after) ?", line)
-    ]
+    shown = [line.strip("| ").split(" | ") for line in text.splitlines() if re.match(r"\| (SAILS|LoRA), ", line)]
     assert len(shown) == 6
-    for name, *cells in shown:
-        model, _, state = name.strip(" |").partition(", ")
+    for name, *numbers in shown:
+        model, _, state = name.partition(", ")
         attack = "harmful" if "harmful" in state else "task"
         section = report.split(f"## Tampering: {attack}, sft-{model.lower()}\n")[1].split("\n## ")[0]
         head = "before the attack" if state == "aligned" else "none"
         row = next(line for line in section.splitlines() if line.startswith(f"| {head} |"))
-        numbers = " | ".join(cell.strip(" |") for cell in cells if cell.strip(" |"))
-        assert f"| {numbers} |" in row, name
+        assert f"| {' | '.join(numbers)} |" in row, name
