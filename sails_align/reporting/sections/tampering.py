@@ -7,7 +7,7 @@ from sails_align.core.text import counted
 from sails_align.evaluation.intervals import LEAST_SEEDS
 from sails_align.evaluation.metrics import METRICS, SAFETY_RATES, Metric
 from sails_align.experiments.plan import OVER_REFUSAL_BUDGET, Run
-from sails_align.experiments.summary import Front, Outcome, hypervolume_difference, paired, with_numbers
+from sails_align.experiments.summary import Front, Outcome, Result, hypervolume_difference, paired, with_numbers
 from sails_align.experiments.tampering.attacks import ATTACKS
 from sails_align.experiments.tampering.defences import DEFENCES
 from sails_align.reporting import figures
@@ -32,10 +32,10 @@ def make(data: ReportData) -> Iterator[Section]:
     for name, outcome in outcomes.items():
         yield _section(name, outcome)
         yield from in_doubt(f"Tampering: {name}", outcome)
-    for attack, of_models in groupby(outcomes.items(), lambda item: _attack(item[1])):
-        (first, reference), *others = of_models
-        if others:
-            yield _models(attack, first, reference, dict(others))
+    for attack, items in groupby(outcomes.items(), lambda item: _attack(item[1])):
+        of_models = {name.rpartition(", ")[2]: outcome.by_run["none"] for name, outcome in items}
+        if len(of_models) > 1:
+            yield _models(attack, of_models)
 
 
 def _attack(outcome: Outcome) -> str:
@@ -71,13 +71,10 @@ def _section(name: str, outcome: Outcome) -> Section:
     return Section(f"Tampering: {name}", text, grids, pictures, findings=findings)
 
 
-def _models(attack: str, first: str, reference: Outcome, others: Mapping[str, Outcome]) -> Section:
+def _models(attack: str, results: Mapping[str, Mapping[int, Result]]) -> Section:
     """Compare what is left of several aligned models without a defence: the first one minus each other."""
-    ours, *theirs = (name.rpartition(", ")[2] for name in (first, *others))
-    found = {
-        name: paired(reference.by_run["none"], outcome.by_run["none"])
-        for name, outcome in zip(theirs, others.values(), strict=True)
-    }
+    ours, *theirs = results
+    found = {name: paired(results[ours], results[name]) for name in theirs}
     metrics = with_numbers(SHOWN, found.values())
     text = [f"What is left of {ours} after the attack, without a defence, minus what is left of others; by seed."]
     labels = {name: f"minus {name}" for name in theirs}
