@@ -67,7 +67,10 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
             cells = cells_named(args.cell, studies, results)
             _prepare(cells, launching)
             write_json(folder / "plan.json", plan)
-            _compute(cells, results, "cells", launcher, args.progress)
+            n_computed = 0
+            while len(cells) > n_computed:
+                _compute(cells, results, "cells", launcher, args.progress)
+                n_computed, cells = len(cells), cells_named(args.cell, studies, results)  # which may be more, as below
             return {}
         _prepare([cell for study in studies for _, of in study.plans for cell in of.test_cells({})], launching)
         write_json(folder / "plan.json", plan)

@@ -251,6 +251,26 @@ def test_a_cell_that_fails_leaves_the_others_and_is_told(tmp_path: Path, capsys:
     assert "1 trainings failed" in capsys.readouterr().err
 
 
+def test_a_pattern_of_cells_also_means_those_that_results_call_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The highest learning rate is the best one, so a higher one is tried, and once more."""
+    turns: list[list[float | None]] = []
+
+    def compute(cells: Sequence[Cell], results: Results, *_: Any) -> None:
+        turns.append([cell.learning_rate for cell in cells])
+        for cell in cells:
+            made = result((cell.learning_rate or 0) ** 0.5, cell=cell.to_json())
+            write_json(results.path(cell), made)
+
+    monkeypatch.setattr(comparing, "_compute", compute)
+    argv = ["--runs", "sft-lora", "--learning_rates", "1e-4", "1e-3", "--output_dir", str(tmp_path / "run")]
+    comparing.main([*argv, "--cell", "validation/*"])
+    assert [len(rates) for rates in turns] == [2, 3, 4]
+    comparing.main([*argv, "--cell", "validation/sft-lora/0.001/1000"])
+    assert turns[3:] == [[0.001]]
+
+
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
