@@ -14,9 +14,10 @@ sails report --output_dir runs/compare          the report again, from the resul
 
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ from sails_align.core.options import all_but
 from sails_align.experiments.commands import check
 from sails_align.experiments.launchers import Launcher, available_slots, launcher_of
 from sails_align.experiments.options import NOT_IN_IDENTITY, LauncherOptions, ReportOptions
-from sails_align.experiments.plan import Cell, Protocol, Run, option_groups, option_words
+from sails_align.experiments.plan import Cell, Plan, Protocol, Run, option_groups, option_words
 from sails_align.experiments.results import Results, cells_named, names_of
 from sails_align.experiments.runner import run_jobs
 from sails_align.experiments.studies import Study, read_plans
@@ -67,10 +68,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
             cells = cells_named(args.cell, studies, results)
             _prepare(cells, launching)
             write_json(folder / "plan.json", plan)
-            n_computed = 0
-            while len(cells) > n_computed:
-                _compute(cells, results, "cells", launcher, args.progress)
-                n_computed, cells = len(cells), cells_named(args.cell, studies, results)  # which may be more, as below
+            _compute_all(partial(cells_named, args.cell, studies, results), results, "cells", launcher, args.progress)
             return {}
         _prepare([cell for study in studies for _, of in study.plans for cell in of.test_cells({})], launching)
         write_json(folder / "plan.json", plan)
@@ -78,10 +76,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
         say(f"comparison of methods, {n_processes} trainings at a time; output: {folder}/ (all lines: {LOG_FILE})")
         for study in studies:
             plans = [plan for _, plan in study.plans]
-            n_computed = 0
-            while len(tuning := [cell for plan in plans for cell in results.tuning_cells(plan)]) > n_computed:
-                _compute(tuning, results, f"{study.kind}: tuning", launcher, args.progress)
-                n_computed = len(tuning)  # their results can call for more learning rates
+            tuning = partial(_tuning_cells, plans, results)
+            _compute_all(tuning, results, f"{study.kind}: tuning", launcher, args.progress)
             tuned = [(plan, results.all(results.tuning_cells(plan))) for plan in plans]
             cells = [cell for plan, found in tuned for cell in plan.test_cells(plan.choose(found))]
             _compute(cells, results, f"{study.kind}: trainings", launcher, args.progress)
@@ -126,6 +122,20 @@ def _command(line: CommandLine) -> str:
     how = ("--cell", "--launcher", "--slurm_", "--overwrite_output_dir", "--report_to")
     options = {name: values for name, values in option_groups(line.options).items() if not name.startswith(how)}
     return shlex.join(["sails", "compare", *config, *option_words(options)])
+
+
+def _tuning_cells(plans: Sequence[Plan], results: Results) -> list[Cell]:
+    return [cell for plan in plans for cell in results.tuning_cells(plan)]
+
+
+def _compute_all(
+    find: Callable[[], list[Cell]], results: Results, title: str, launcher: Launcher, progress: bool
+) -> None:
+    """Compute the cells that are found, and those found then: results of some can call for more learning rates."""
+    n_computed = 0
+    while len(cells := find()) > n_computed:
+        _compute(cells, results, title, launcher, progress)
+        n_computed = len(cells)
 
 
 def _compute(cells: Sequence[Cell], results: Results, title: str, launcher: Launcher, progress: bool) -> None:
