@@ -19,6 +19,14 @@ def test_no_placeholder_is_left_and_links_exist(document):
             assert (document.parent / target).exists(), target
 
 
+def test_every_page_is_in_the_navigation_of_the_site():
+    """`make docs` ends with an error where one is not: this says it without building."""
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    pages = [path.relative_to(ROOT / "docs").as_posix() for path in sorted((ROOT / "docs").rglob("*.md"))]
+    assert len(pages) > 30
+    assert [page for page in pages if f": {page}" not in navigation and f"- {page}" not in navigation] == []
+
+
 def test_nothing_is_left_of_a_merge():
     in_folders = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*")]
     files = [path for path in (*ROOT.iterdir(), *in_folders) if path.is_file() and path.suffix in TEXTS]
