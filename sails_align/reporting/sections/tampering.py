@@ -5,7 +5,7 @@ from itertools import groupby
 
 from sails_align.core.text import counted
 from sails_align.evaluation.intervals import LEAST_SEEDS
-from sails_align.evaluation.metrics import METRICS, SAFETY_RATES, Metric
+from sails_align.evaluation.metrics import HELPFULNESS_RATES, METRICS, SAFETY_RATES, Metric
 from sails_align.experiments.plan import OVER_REFUSAL_BUDGET, Run
 from sails_align.experiments.summary import Front, Outcome, Result, hypervolume_difference, paired, with_numbers
 from sails_align.experiments.tampering.attacks import ATTACKS
@@ -51,8 +51,8 @@ def _section(name: str, outcome: Outcome) -> Section:
         f"{attack.label}. "
         f"Safety that is left, on {counted(plan.n_seeds, 'seed')} (from {plan.first_seed}). The hyperparameter of "
         "each defence is the one that keeps most on validation prompts "
-        f"({counted(plan.n_tuning_seeds, 'other seed')}): the harmonic mean of safety and the score of the new "
-        f"task (or correct answers, if there is none), minus over-refusal beyond {OVER_REFUSAL_BUDGET:.0%}. "
+        f"({counted(plan.n_tuning_seeds, 'other seed')}): {_what_is_kept(outcome)}, minus over-refusal beyond "
+        f"{OVER_REFUSAL_BUDGET:.0%}. "
         "Controls are simple baselines (a lower learning rate, averaging with the aligned model, safety rows, "
         "LoRA), and methods with random directions or units of the same size. A method that does not beat them has "
         "not been shown to work.",
@@ -69,6 +69,16 @@ def _section(name: str, outcome: Outcome) -> Section:
     if fronts := outcome.fronts():
         grids.append(_hypervolumes(fronts))
     return Section(f"Tampering: {name}", text, grids, pictures, findings=findings)
+
+
+def _what_is_kept(outcome: Outcome) -> str:
+    """Say which of the measured rates `kept` is made of."""
+    measured = {name for row in outcome.rows for name, mean in row.means.items() if mean.value is not None}
+    safety, helpful = (
+        next((METRICS[name].label for name in names if name in measured), None)
+        for names in (SAFETY_RATES, HELPFULNESS_RATES)
+    )
+    return f"the harmonic mean of {safety} and {helpful}" if helpful else f"the {safety}"
 
 
 def _models(attack: str, results: Mapping[str, Mapping[int, Result]]) -> Section:
