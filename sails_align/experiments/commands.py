@@ -237,6 +237,7 @@ def gathered(cell: Cell, protocol: Protocol, folder: Path) -> dict[str, Any]:
         "cell": cell.to_json(),
         "numbers": numbers,
         "by_category": by_category(safety, evaluated / "safety" / "responses.jsonl", protocol),
+        "by_set": safety["by_split"],
         "cost": {"steps_to_95": None, "peak_memory_mb": None, **cost},
         "versions": package_versions(),
     }

@@ -221,6 +221,17 @@ class Outcome:
                 found.setdefault(category, {})[run] = mean_of(of_category, SHARE)
         return dict(sorted(found.items()))
 
+    def sets(self) -> dict[tuple[str, str], "OfSet"]:
+        """Return what was measured on each prompt set, by the set's name and the metric's, in their order."""
+        found: dict[tuple[str, str], OfSet] = {}
+        for run, results in self.by_run.items():
+            for seed, result in results.items():
+                for name, rates in result.get("by_set", {}).items():
+                    for metric, number in rates.items():
+                        of_set = found.setdefault((name, metric), OfSet(METRICS[metric], number["n"]))
+                        of_set.by_run.setdefault(run, {})[seed] = number["value"]
+        return found
+
     def fronts(self) -> list["Front"]:
         """Return the front of each run with a grid of learning rates."""
         found: dict[str, dict[int, list[Point]]] = {}
@@ -243,15 +254,37 @@ class Outcome:
         ]
 
 
+@dataclass(frozen=True)
+class OfSet:
+    """One metric on one prompt set."""
+
+    metric: Metric
+    n: int
+    """Number of its prompts that were scored, with the first run."""
+    by_run: dict[str, dict[int, float | None]] = field(default_factory=dict)
+    """Values by run and seed."""
+
+    def mean(self, run: str) -> Mean:
+        """Return the mean of a run over seeds."""
+        return mean_of([*self.by_run.get(run, {}).values()], self.metric.span)
+
+    def difference(self, run: str, reference: str) -> Mean:
+        """Return a run minus a reference run, paired by seed."""
+        return _paired(self.by_run.get(run, {}), self.by_run.get(reference, {}), self.metric)
+
+
 def paired(ours: Mapping[int, Result], theirs: Mapping[int, Result]) -> dict[str, Mean]:
     """Return the results of one run minus those of another, by metric, paired by seed."""
-    seeds = sorted(ours.keys() & theirs.keys())
-    found = {}
-    for metric in COMPARED:
-        pairs = [(value_of(ours[seed], metric.name), value_of(theirs[seed], metric.name)) for seed in seeds]
-        differences = [a - b for a, b in pairs if a is not None and b is not None]
-        found[metric.name] = mean_of(differences, span_of_difference(metric.span))
-    return found
+
+    def values(results: Mapping[int, Result], metric: Metric) -> dict[int, float | None]:
+        return {seed: value_of(result, metric.name) for seed, result in results.items()}
+
+    return {metric.name: _paired(values(ours, metric), values(theirs, metric), metric) for metric in COMPARED}
+
+
+def _paired(ours: Mapping[int, float | None], theirs: Mapping[int, float | None], metric: Metric) -> Mean:
+    pairs = [(ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
+    return mean_of([a - b for a, b in pairs if a is not None and b is not None], span_of_difference(metric.span))
 
 
 @dataclass(frozen=True)

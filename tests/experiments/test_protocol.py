@@ -332,6 +332,7 @@ def test_where_rules_alone_judge_the_refusal_rate_takes_the_place_of_the_safety_
     (folder / "responses.jsonl").write_text(json.dumps(row) + "\n")
     found = gathered(cell, protocol, tmp_path)
     assert found["by_category"]["arson"]["value"] == 0.5
+    assert found["by_set"]["hex-phi"][rate]["value"] == 0.5
     assert value_of(found, rate) == 0.75
     assert value_of(found, f"{rate}_in_distribution") == value_of(found, f"{rate}_out_of_distribution") == 0.5
     assert merit({"numbers": {**found["numbers"], "correct_answer_rate": {"value": 0.25}}}) == 0.5

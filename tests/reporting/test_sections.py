@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 from made_results import comparison, outcome, stored
 
+from sails_align.evaluation.metrics import METRICS
 from sails_align.experiments.plan import Measures, Protocol
-from sails_align.experiments.summary import Outcome
-from sails_align.reporting.page import Grid, Section
+from sails_align.experiments.summary import OfSet, Outcome
+from sails_align.reporting.page import Grid, Section, difference
 from sails_align.reporting.report import ReportData
 from sails_align.reporting.sections import SECTIONS
 
@@ -183,6 +184,37 @@ def test_worlds() -> None:
     assert "worlds_sft-lora" in [picture.name for picture in section.pictures]
 
 
-@pytest.mark.parametrize("name", ["ablations", "examples", "worlds"])
-def test_without_a_side_study_there_is_no_section(name: str) -> None:
+def test_each_prompt_set_has_a_line_for_each_of_its_metrics() -> None:
+    def of(advbench: float, xstest: float) -> dict[str, Any]:
+        rates = {
+            "advbench": {"refusal_rate": {"value": advbench, "n": 520}},
+            "xstest": {"refusal_rate": {"value": 1.0, "n": 200}, "over_refusal_rate": {"value": xstest, "n": 250}},
+        }
+        return {"by_set": rates}
+
+    levels = {"base": of(0.05, 0.0), "sft-lora": of(0.5, 0.25), "sft-sails": of(0.75, 0.5)}
+    (section,) = made("sets", comparison(outcome("base", "sft-lora", "sft-sails", more=levels)))
+    reached, minus = section.grids
+    assert column(reached, "SFT-SAILS") == {
+        "advbench (n = 520): refusal rate (%)": "75.0",
+        "xstest (n = 200): refusal rate (%)": "100.0",
+        "xstest (n = 250): over-refusal (%)": "50.0",
+    }
+    assert column(reached, "base")["advbench (n = 520): refusal rate (%)"] == "5.0"
+    assert minus.head == ["SFT-SAILS, by prompt set", "minus SFT-LoRA"]
+    assert list(column(minus, "minus SFT-LoRA").values()) == ["+25.0", "+0.0", "+25.0"]
+
+
+def test_differences_on_a_prompt_set_are_paired_by_seed() -> None:
+    n, metric = 100, METRICS["over_refusal_rate"]
+    of = OfSet(metric, n, {"sft-lora": {0: 0.1, 1: 0.5, 2: 0.3}, "sft-sails": {0: 0.2, 1: 0.59, 2: 0.41, 3: 0.9}})
+    assert of.mean("sft-lora").value == pytest.approx(0.3)
+    minus = of.difference("sft-sails", "sft-lora")
+    assert (minus.n, minus.value) == (3, pytest.approx(0.1))
+    assert minus.is_above_zero  # seed by seed; the levels themselves vary more
+    assert difference(minus, metric).verdict == "worse"
+
+
+@pytest.mark.parametrize("name", ["sets", "ablations", "examples", "worlds"])
+def test_without_its_results_there_is_no_section(name: str) -> None:
     assert made(name, comparison(outcome())) == []

@@ -38,6 +38,7 @@ SECTIONS: Registry[SectionEntry] = Registry(
         "headline": _entry("headline", "Results of each method."),
         "differences": _entry("differences", "Differences from each baseline, paired by seed."),
         "fronts": _entry("fronts", "Safety against helpfulness, over learning rates."),
+        "sets": _entry("sets", "Safety and over-refusal on each prompt set."),
         "categories": _entry("categories", "Safety and over-refusal by category."),
         "features": _entry("features", "Meaning of the SAE features, and how training changed them."),
         "cost": _entry("cost", "Time by stage."),
