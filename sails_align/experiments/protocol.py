@@ -7,7 +7,7 @@ runs:
   rlhf: {model: google/gemma-2-9b-it, label: Gemma-2-9B-it}
 launch: [--config_file, accelerate_configs/zero2.yaml]
 evaluate:
-  validation: {safety: {prompts: [...], judge: llm, ...}, helpfulness: {...}}
+  validation: {safety: {prompts: [...], judge: llm, ...}, helpfulness: {...}}  # if learning rates are tuned
   test: {safety: {...}, helpfulness: {...}, harness: {...}}
 out_of_distribution: hex-phi
 """
@@ -81,6 +81,8 @@ class _Reader:
         parts, kinds = get_args(Part), get_args(Evaluation)
         evaluate = self.mapping("evaluate", value, parts)
         for part in parts:
+            if part == "validation" and part not in evaluate:
+                continue
             of_part = self.mapping(f"evaluate: {part}", evaluate.get(part), kinds)
             needed = kinds[:2] if part == "validation" else kinds[:1]
             if missing := [kind for kind in needed if kind not in of_part]:

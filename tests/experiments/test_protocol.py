@@ -213,6 +213,7 @@ def test_files_that_are_not_understood(
             {"evaluate": {"validation": VALIDATION, "test": {"safety": {"prompts": "/no.jsonl", "judge": "rules"}}}},
             "evaluate: test: safety names /no.jsonl, which does not exist",
         ),
+        ({"evaluate": {"test": SAFETY}}, "sft-lora is tuned, but evaluate has no `validation`"),
         ({"in_distribution": "hex-phi"}, "'hex-phi', which is not a prompt set"),
         ({"out_of_distribution": "hex-phi"}, "'hex-phi', which is not a prompt set"),
     ],
@@ -224,6 +225,20 @@ def test_commands_that_could_not_be_given_are_told_before_the_first(
     assert plan.protocol is not None
     with pytest.raises(InputError, match=says):
         check(plan.runs, plan.protocol)
+
+
+def test_without_tuned_runs_there_is_no_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    config = "recipes/configs/smollm2-135m/public_prompts.yaml"
+    plan = main_plan(read_plans(CommandLine.read(["--config", config]), None)[2])
+    assert plan.protocol is not None
+    check(plan.runs, plan.protocol)
+    assert not plan.tuning_cells()
+    _, lora, sails, *_ = plan.test_cells({})
+    assert [cell.run.name for cell in (lora, sails)] == ["sft-lora", "sft-sails"]
+    for cell in (lora, sails):
+        words = training(cell, plan.protocol)
+        assert words[words.index("--learning_rate") + 1] == "0.00333"
 
 
 def test_names_of_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
