@@ -79,8 +79,16 @@ def test_headline_of_other_models() -> None:
     # keys of cells depend on the protocol, so the numbers are not found: what is told of the setting is looked at
     _, section = made("headline", comparison(replace(found, plan=replace(found.plan, protocol=protocol))))
     assert "Evaluated by sails eval safety (test): --prompts xstest." in section.text
+    assert "chosen from one grid" in section.text[0]
     assert "Prompt sets: trained categories: hh-rlhf, held-out categories: hex-phi." in section.text
     assert not any("GCG" in text for text in section.text)
+
+
+def test_headline_where_no_learning_rate_is_chosen() -> None:
+    found = outcome("base", "sft-lora")
+    runs = tuple(replace(run, is_tuned=False) for run in found.plan.runs)
+    _, section = made("headline", comparison(replace(found, plan=replace(found.plan, runs=runs))))
+    assert section.text[0].endswith(" The recipes' own learning rates; none was chosen here.")
 
 
 def test_differences_are_marked_where_the_interval_does_not_touch_zero() -> None:
@@ -172,6 +180,7 @@ def test_examples() -> None:
     assert [row[1].text for row in needed.rows] == ["more than 64", "32"]  # between 16 and 64, over their logarithm
     safety = next(grid for grid in levels if grid.head[0] == "safety rate, trained categories (%)")
     assert [entry.text for entry in safety.rows[1]] == ["SFT-SAILS", "90.0", "100.0"]
+    assert section.text[0].startswith("Trained on n harmful and n harmless examples, with 1 seed. ")
 
 
 def test_worlds() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from sails_align.core.text import counted
 from sails_align.experiments.summary import CORE, with_numbers
 from sails_align.reporting import figures
 from sails_align.reporting.findings import counts, merit_of
@@ -15,9 +16,10 @@ def make(data: ReportData) -> Iterator[Section]:
     for outcome in data.outcomes.get("ablations", {}).values():
         metrics = with_numbers(CORE, (row.means for row in outcome.rows))
         text = [
-            f"SAILS with one thing changed in each, and other adapters, on {outcome.plan.n_seeds} seeds (from "
-            f"{outcome.plan.first_seed}); each has its own learning rate from the same grid. Differences from SAILS "
-            "are paired by seed, in points; better means that the change helped."
+            "SAILS with one thing changed in each, and other adapters, on "
+            f"{counted(outcome.plan.n_seeds, 'seed')} (from {outcome.plan.first_seed}); each has its own learning rate "
+            "from the same grid. Differences from SAILS are paired by seed, in points; better means that the change "
+            "helped."
         ]
         found = outcome.minus("sft-sails")
         title = f"Each ablation minus {outcome.labels['sft-sails']}, paired by seed"

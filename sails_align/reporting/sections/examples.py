@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from sails_align.core.text import counted
 from sails_align.evaluation.metrics import METRICS, Metric
 from sails_align.experiments.summary import CORE, SAFETY, Mean, Outcome, examples_to, with_numbers
 from sails_align.reporting import figures
@@ -22,9 +23,11 @@ def make(data: ReportData) -> Iterator[Section]:
     metrics = with_numbers(shares, [row.means for outcome in outcomes for row in outcome.rows])
     curves = _curves(outcomes, metrics)
     labels = outcomes[0].labels
+    plan = outcomes[0].plan
+    harmless = "n harmless" if plan.protocol is None else "the recipes' share of harmless"
     text = [
-        f"Trained on n harmful and n harmless examples; {outcomes[0].plan.n_seeds} seeds; each with its own learning "
-        "rate, chosen for each n. Between the numbers tried the curve is taken as a line over log n."
+        f"Trained on n harmful and {harmless} examples, with {counted(plan.n_seeds, 'seed')}. Each method has its own "
+        "learning rate, chosen for each n. Between the numbers tried the curve is taken as a line over log n."
     ]
     grids = [_needed(curves, labels), *(_levels(curves[metric.name], labels, metric) for metric in metrics)]
     yield Section("How many examples it takes", text, grids, [figures.curves(curves, labels, metrics)])

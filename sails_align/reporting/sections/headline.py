@@ -102,11 +102,13 @@ def _setting(plan: Plan) -> str:
     if n is not None:
         harmless = f"{n} harmless" if plan.protocol is None else "the recipes' harmless"
         data = f"the same {n} harmful and {harmless} training examples for all"
-    return (
-        f"{counted(plan.n_seeds, 'seed')} (from {plan.first_seed}) of initialization and data; {data}. Each method "
-        "has its own learning rate, chosen from one grid on the validation part by the mean of safety rate and "
-        "helpfulness (right answers, or what of it is known)."
-    )
+    rates = "The recipes' own learning rates; none was chosen here."
+    if any(run.is_tuned for run in plan.runs):
+        rates = (
+            "Each method has its own learning rate, chosen from one grid on the validation part by the mean of safety "
+            "rate and helpfulness (right answers, or what of it is known)."
+        )
+    return f"{counted(plan.n_seeds, 'seed')} (from {plan.first_seed}) of initialization and data; {data}. {rates}"
 
 
 def _of_tuning(plan: Plan, rows: Sequence[Row]) -> list[str]:
