@@ -11,6 +11,7 @@ import pytest
 from sails_align.evaluation.intervals import LEAST_SEEDS, span_of_difference
 from sails_align.evaluation.metrics import METRICS
 from sails_align.experiments.methods.entries import METHODS
+from sails_align.experiments.plan import RUNS
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -236,3 +237,23 @@ def test_the_documents_have_what_is_left_of_smollm2s_refusals() -> None:
         head = "before the attack" if state == "aligned" else "none"
         row = next(line for line in section.splitlines() if line.startswith(f"| {head} |"))
         assert f"| {' | '.join(numbers)} |" in row, name
+
+
+def test_the_documents_have_how_many_examples_smollm2_takes() -> None:
+    studies = json.loads((DOCS / "results/examples-smollm2/results.json").read_text())["studies"]["examples"]
+    (table,) = (rows for _, rows in tables_of("smollm2.md", "How many examples"))
+    metrics = {
+        "refusals in trained categories": "refusal_rate_in_distribution",
+        "refusals in held-out categories": "refusal_rate_out_of_distribution",
+        "over-refusal": "over_refusal_rate",
+    }
+    for n, rows in studies.items():
+        for row in rows:
+            for told, metric in metrics.items():
+                entry = table[f"{RUNS[row['run']].label}, {told}"][n]
+                assert entry == f"{100 * row['means'][metric]['value']:.1f}", (n, row["run"], told)
+    assert len(table) == len(metrics) * len(studies["16"])
+    text = " ".join((DOCS / "smollm2.md").read_text().split())
+    of_five = by_first_heading("results/smollm2/report.md")["method"]
+    lora, sails = (of_five[name]["refusal rate, trained categories (%)"] for name in ("SFT-LoRA", "SFT-SAILS"))
+    assert f"the mean with 32 requests is {lora} for LoRA and {sails} for SAILS" in text
