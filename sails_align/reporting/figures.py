@@ -125,7 +125,7 @@ def curves(
             axes.set_title(_in_lines(metric.label), fontsize=9)
             axes.set_ylabel(f"{metric.unit}, {'better →' if metric.higher_is_better else '← better'}", fontsize=9)
             axes.grid(visible=True)
-        figure.supxlabel("harmful training examples (and as many harmless ones)", fontsize=9)
+        figure.supxlabel("harmful training examples", fontsize=9)
         legend(figure, shown, loc="outside upper center", ncols=4)
 
     n_lines = -(-len(metrics) // n_columns)

@@ -254,6 +254,7 @@ def test_the_documents_have_how_many_examples_smollm2_takes() -> None:
                 assert entry == f"{100 * row['means'][metric]['value']:.1f}", (n, row["run"], told)
     assert len(table) == len(metrics) * len(studies["16"])
     text = " ".join((DOCS / "smollm2.md").read_text().split())
-    of_five = by_first_heading("results/smollm2/report.md")["method"]
-    lora, sails = (of_five[name]["refusal rate, trained categories (%)"] for name in ("SFT-LoRA", "SFT-SAILS"))
+    of_five = tables_of("results/smollm2/report.md")[0][1]
+    heading = "refusal rate, trained categories (%)"
+    lora, sails = of_five["SFT-LoRA"][heading], of_five["SFT-SAILS"][heading]
     assert f"the mean with 32 requests is {lora} for LoRA and {sails} for SAILS" in text
