@@ -166,7 +166,7 @@ class Measures:
     """Sizes of the training and the evaluation; the same for all methods."""
 
     n_examples: int | None = 128
-    """Harmful training examples, and as many harmless ones (with a protocol: the recipe's share). None: the recipe says."""
+    """Harmful training examples; on the testbed as many harmless ones, else the recipe's share. None: all."""
     n_prompts: int = 256
     """Prompts of each of the four sets of a part."""
     n_attacked: int = 8
