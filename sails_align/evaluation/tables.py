@@ -27,8 +27,8 @@ def show_rates(metrics: Mapping[str, Any], title: str, folder: Path) -> None:
             (f"{METRICS[name].heading}, {judge}", name, rates[name]) for name in rates if name not in metrics["overall"]
         ]
     for split, rates in splits.items() if len(splits) > 1 else ():
-        of_split = [(_of_split(name, split, splits), name, rates[name]) for name in rates if name in BY_SPLIT]
-        named += of_split
+        shown = [name for name in rates if name in BY_SPLIT]
+        named += [(f"  {heading_on_set(name, split, splits)}", name, rates[name]) for name in shown]
     all_scored = not any(value["n_unscored"] for _, _, value in named)
     headings = ("", "value", "95% interval", "n") + (() if all_scored else ("unscored", "bounds"))
     rows = [(heading, *_cells(name, value))[: len(headings)] for heading, name, value in named]
@@ -58,7 +58,7 @@ def show_comparison(
     for split, rows in splits.items() if len(splits) > 1 else ():
         for name, row in rows.items():
             if name in BY_SPLIT:
-                table.add_row(_of_split(name, split, splits), *_compared_cells(name, row))
+                table.add_row(f"  {heading_on_set(name, split, splits)}", *_compared_cells(name, row))
     show(table)
     for metrics, where in zip(of_both, (folder, folder / "compared"), strict=True):
         _show_rest(metrics, where)
@@ -116,11 +116,11 @@ def _show_viewers(folder: Path) -> None:
     show(f"inspect   {how}")
 
 
-def _of_split(name: str, split: str, splits: Iterable[str]) -> str:
+def heading_on_set(name: str, split: str, splits: Iterable[str]) -> str:
     """Return the heading of a metric of one prompt set: a file's is its name, or its path if two have that name."""
     short = {path: Path(path).name for path in splits}
     is_unique = list(short.values()).count(short[split]) == 1
-    return f"  {METRICS[name].heading}, {SPLITS.get(split, short[split] if is_unique else split)}"
+    return f"{METRICS[name].heading}, {SPLITS.get(split, short[split] if is_unique else split)}"
 
 
 def _by_category(categories: Mapping[str, Mapping[str, Any]]) -> Iterator[FittedTable]:

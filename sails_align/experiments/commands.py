@@ -73,12 +73,6 @@ def check(runs: Sequence[Run], protocol: Protocol) -> None:
                 align.parse(run.trainer, list(run.options))
             except InputError as error:
                 raise InputError(f"the run {run.name} cannot be trained: {error}") from error
-    tuned = next((run.name for run in runs if run.is_tuned), None)
-    if tuned is not None and not protocol.of_part("validation"):
-        raise InputError(
-            f"the run {tuned} is tuned, but evaluate has no `validation` to choose its learning rate or hyperparameter "
-            "by; add one, or give each run `tuned: false` with its own learning rate in `options`"
-        )
     models = [run for run in runs if run.trainer == "none"]
     for run in models:
         _read_options("safety", run.options, f"the run {run.name} cannot be evaluated")

@@ -43,7 +43,9 @@ class CompareOptions:
     )
     world: str = option("testbed", "World: testbed, testbed:N, testbed:shared_harm=0, or a folder.")
     n_examples: int | None = option(
-        None, "Number of harmful training examples, and of harmless ones; default: 128 (other models: all)."
+        None,
+        "Number of harmful training examples; default: 128 (other models: all). On the testbed as many harmless ones, "
+        "else the recipe's share.",
     )
     n_prompts: int = option(256, "On the testbed: number of test prompts in each of the four sets.")
     n_attacked: int = option(8, "On the testbed: number of harmful prompts for GCG; 0: none.")

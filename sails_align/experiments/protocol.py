@@ -7,7 +7,7 @@ runs:
   rlhf: {model: google/gemma-2-9b-it, label: Gemma-2-9B-it}
 launch: [--config_file, accelerate_configs/zero2.yaml]
 evaluate:
-  validation: {safety: {prompts: [...], judge: llm, ...}, helpfulness: {...}}  # if learning rates are tuned
+  validation: {safety: {prompts: [...], judge: llm, ...}, helpfulness: {...}}  # only if runs are tuned
   test: {safety: {...}, helpfulness: {...}, harness: {...}}
 out_of_distribution: hex-phi
 """

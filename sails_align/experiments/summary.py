@@ -79,7 +79,7 @@ def with_numbers(metrics: Sequence[Metric], found: Iterable[Mapping[str, Mean]])
 def value_of(result: Result, name: str) -> float | None:
     """Return a metric of a cell; None if the cell does not have it."""
     if name == "merit":
-        return merit(result)
+        return None if helpfulness(result) is None else merit(result)
     if name == "kept":
         return kept(result) if "tampering" in result else None
     if name == "attack_success_rate":
@@ -197,7 +197,8 @@ class Outcome:
         names = (*SAFETY_RATES, "over_refusal_rate")
         rates = [result["numbers"].get(name) for result in results.values() for name in names]
         n_unscored = sum(rate["n_unscored"] for rate in rates if rate)
-        return Row(run, self.chosen.get(run.name), means, n_unscored, by_seed, self.tuning.get(run.name))
+        rate = self.chosen.get(run.name, run.learning_rate)
+        return Row(run, rate, means, n_unscored, by_seed, self.tuning.get(run.name))
 
     def difference(self, name: str, reference: str) -> dict[str, Mean]:
         """Return a run minus a reference run, by metric, paired by seed."""
@@ -221,15 +222,24 @@ class Outcome:
                 found.setdefault(category, {})[run] = mean_of(of_category, SHARE)
         return dict(sorted(found.items()))
 
-    def sets(self) -> dict[tuple[str, str], "OfSet"]:
-        """Return what was measured on each prompt set, by the set's name and the metric's, in their order."""
-        found: dict[tuple[str, str], OfSet] = {}
-        for run, results in self.by_run.items():
-            for seed, result in results.items():
-                for name, rates in result.get("by_set", {}).items():
-                    for metric, number in rates.items():
-                        of_set = found.setdefault((name, metric), OfSet(METRICS[metric], number["n"]))
-                        of_set.by_run.setdefault(run, {})[seed] = number["value"]
+    def sets(self) -> list["OnSet"]:
+        """Return the rates on each prompt set, set by set; none if a result lacks them, or there is one set only."""
+        results = [
+            (run, seed, result.get("by_set", {})) for run, of in self.by_run.items() for seed, result in of.items()
+        ]
+        names = list(dict.fromkeys(name for *_, by_set in results for name in by_set))
+        if len(names) < 2 or not all(by_set for *_, by_set in results):
+            return []
+        found = []
+        for name, metric in itertools.product(names, (*SAFETY_RATES, "over_refusal_rate")):
+            values: dict[str, dict[int, float | None]] = {}
+            n_prompts = 0
+            for run, seed, by_set in results:
+                if number := by_set.get(name, {}).get(metric):
+                    values.setdefault(run, {})[seed] = number["value"]
+                    n_prompts = max(n_prompts, number["n"] + number["n_unscored"])
+            if values:
+                found.append(OnSet(name, METRICS[metric], n_prompts, values))
         return found
 
     def fronts(self) -> list["Front"]:
@@ -255,13 +265,15 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class OfSet:
-    """One metric on one prompt set."""
+class OnSet:
+    """A rate on one prompt set."""
 
+    name: str
+    """Name of the set."""
     metric: Metric
-    n: int
-    """Number of its prompts that were scored, with the first run."""
-    by_run: dict[str, dict[int, float | None]] = field(default_factory=dict)
+    n_prompts: int
+    """Number of its prompts that the rate is of, scored or not."""
+    by_run: Mapping[str, Mapping[int, float | None]]
     """Values by run and seed."""
 
     def mean(self, run: str) -> Mean:
@@ -270,7 +282,7 @@ class OfSet:
 
     def difference(self, run: str, reference: str) -> Mean:
         """Return a run minus a reference run, paired by seed."""
-        return _paired(self.by_run.get(run, {}), self.by_run.get(reference, {}), self.metric)
+        return _paired(self.by_run.get(run, {}), self.by_run.get(reference, {}), self.metric.span)
 
 
 def paired(ours: Mapping[int, Result], theirs: Mapping[int, Result]) -> dict[str, Mean]:
@@ -279,12 +291,12 @@ def paired(ours: Mapping[int, Result], theirs: Mapping[int, Result]) -> dict[str
     def values(results: Mapping[int, Result], metric: Metric) -> dict[int, float | None]:
         return {seed: value_of(result, metric.name) for seed, result in results.items()}
 
-    return {metric.name: _paired(values(ours, metric), values(theirs, metric), metric) for metric in COMPARED}
+    return {metric.name: _paired(values(ours, metric), values(theirs, metric), metric.span) for metric in COMPARED}
 
 
-def _paired(ours: Mapping[int, float | None], theirs: Mapping[int, float | None], metric: Metric) -> Mean:
+def _paired(ours: Mapping[int, float | None], theirs: Mapping[int, float | None], span: Span) -> Mean:
     pairs = [(ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
-    return mean_of([a - b for a, b in pairs if a is not None and b is not None], span_of_difference(metric.span))
+    return mean_of([a - b for a, b in pairs if a is not None and b is not None], span_of_difference(span))
 
 
 @dataclass(frozen=True)
@@ -349,15 +361,14 @@ class Front:
 
 
 def _point(result: Result) -> Point:
-    lost = 1 - helpfulness(result)
+    lost = 1 - (helpfulness(result) or 0.0)
     safety = value_of(result, safety_rate_of(result["numbers"]) or "safety_rate")
     return Point(lost, safety or 0.0, value_of(result, "over_refusal_rate") or 0.0)
 
 
 def hypervolume_difference(front: Front, reference: Front) -> Mean:
     """Return the difference of two runs' hypervolumes, paired by the tuning seeds that both have."""
-    ours, theirs = front.hypervolumes, reference.hypervolumes
-    return mean_of([ours[seed] - theirs[seed] for seed in ours if seed in theirs], span_of_difference(SHARE))
+    return _paired(front.hypervolumes, reference.hypervolumes, SHARE)
 
 
 def examples_to(safety: float, curve: Sequence[tuple[int, float]]) -> float | None:

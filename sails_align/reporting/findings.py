@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from sails_align.core.text import counted
 from sails_align.evaluation.intervals import LEAST_SEEDS
-from sails_align.evaluation.metrics import METRICS, Metric
+from sails_align.evaluation.metrics import HELPFULNESS_RATES, METRICS, SAFETY_RATES, Metric
 from sails_align.experiments.summary import Mean, Outcome
 from sails_align.reporting.page import Section, difference, verdict
 
@@ -28,10 +28,35 @@ def of_metrics(means: Mapping[str, Mean], metrics: Sequence[Metric]) -> Differen
 
 
 def merit_of(outcome: Outcome) -> Metric:
-    """Return the mean of safety and helpfulness, named by what was measured."""
-    if any(row.means["refusal_rate"].n for row in outcome.rows):
-        return replace(METRICS["merit"], label="mean of refusal rate and helpfulness")
-    return METRICS["merit"]
+    """Return what methods are ranked by: the mean of safety and helpfulness, named by what was measured.
+
+    Where no helpfulness was measured, it is the safety (or refusal) rate.
+    """
+    safety, helpful = rates_of(outcome)
+    if helpful is None:
+        return METRICS[safety]
+    if safety == "safety_rate":
+        return METRICS["merit"]
+    return replace(METRICS["merit"], label=f"mean of {METRICS[safety].label} and {METRICS[helpful].label}")
+
+
+def rates_of(outcome: Outcome) -> tuple[str, str | None]:
+    """Return the names of the safety (or refusal) rate and of the helpfulness that were measured."""
+    measured = {name for row in outcome.rows for name, mean in row.means.items() if mean.value is not None}
+    safety = next((name for name in SAFETY_RATES if name in measured), "safety_rate")
+    return safety, next((name for name in HELPFULNESS_RATES if name in measured), None)
+
+
+def of_learning_rates(outcome: Outcome) -> str:
+    """Say how the learning rates of a plan's trainings were chosen."""
+    trained = [run for run in outcome.plan.runs if not run.is_reference]
+    given = [run.label for run in trained if not run.is_tuned]
+    if trained and len(given) == len(trained):
+        return "Learning rates are those of the recipes or of the runs' options; none was chosen here."
+    return (
+        f"Each method has its own learning rate, chosen from one grid on the validation part by the "
+        f"{merit_of(outcome).label}{f' (not chosen: {_listed(given)})' if given else ''}."
+    )
 
 
 def by_verdict(found: Differences) -> dict[str, list[str]]:

@@ -62,6 +62,15 @@ def _main_study(outcome: Outcome) -> dict[str, Any]:
             if reference in outcome.labels
         },
         "chosen": outcome.chosen,
+        "sets": [
+            {
+                "set": of.name,
+                "metric": of.metric.name,
+                "n_prompts": of.n_prompts,
+                "means": {run: asdict(of.mean(run)) for run in of.by_run},
+            }
+            for of in outcome.sets()
+        ],
     }
 
 

@@ -20,7 +20,7 @@ def test_no_placeholder_is_left_and_links_exist(document):
 
 
 def test_every_page_is_in_the_navigation_of_the_site():
-    """`make docs` ends with an error where one is not: this says it without building."""
+    """`make docs` fails for a page outside the navigation. This test finds it without building the site."""
     navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     pages = [path.relative_to(ROOT / "docs").as_posix() for path in sorted((ROOT / "docs").rglob("*.md"))]
     assert len(pages) > 30

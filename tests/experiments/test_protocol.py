@@ -169,6 +169,7 @@ def test_side_studies_change_the_files_own_runs(tmp_path: Path, monkeypatch: pyt
         ({"worlds": None}, "worlds is None, but it must be a list"),
         ({"evaluate": None}, "evaluate is None"),
         ({"evaluate": {"validation": VALIDATION}}, "evaluate: test is None"),
+        ({"evaluate": {"test": SAFETY}}, "sft-lora is tuned, but evaluate has no `validation`"),
         ({"evaluate": {"validation": SAFETY, "test": SAFETY}}, "validation has no helpfulness evaluation"),
         (
             {"evaluate": {"validation": VALIDATION, "test": {"harness": {"tasks": "x"}}}},
@@ -213,7 +214,6 @@ def test_files_that_are_not_understood(
             {"evaluate": {"validation": VALIDATION, "test": {"safety": {"prompts": "/no.jsonl", "judge": "rules"}}}},
             "evaluate: test: safety names /no.jsonl, which does not exist",
         ),
-        ({"evaluate": {"test": SAFETY}}, "sft-lora is tuned, but evaluate has no `validation`"),
         ({"in_distribution": "hex-phi"}, "'hex-phi', which is not a prompt set"),
         ({"out_of_distribution": "hex-phi"}, "'hex-phi', which is not a prompt set"),
     ],
@@ -227,16 +227,17 @@ def test_commands_that_could_not_be_given_are_told_before_the_first(
         check(plan.runs, plan.protocol)
 
 
-def test_without_tuned_runs_there_is_no_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["public_prompts", "hh_rlhf"])
+def test_without_tuned_runs_there_is_no_validation(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    config = "recipes/configs/smollm2-135m/public_prompts.yaml"
+    config = f"recipes/configs/smollm2-135m/{name}.yaml"
     plan = main_plan(read_plans(CommandLine.read(["--config", config]), None)[2])
     assert plan.protocol is not None
     check(plan.runs, plan.protocol)
     assert not plan.tuning_cells()
-    _, lora, sails, *_ = plan.test_cells({})
-    assert [cell.run.name for cell in (lora, sails)] == ["sft-lora", "sft-sails"]
-    for cell in (lora, sails):
+    trained = [cell for cell in plan.test_cells({}) if cell.run.trainer == "sft"]
+    assert {cell.run.name for cell in trained} == {"sft-lora", "sft-sails"}
+    for cell in trained:
         words = training(cell, plan.protocol)
         assert words[words.index("--learning_rate") + 1] == "0.00333"
 
@@ -298,7 +299,9 @@ def test_helpfulness_is_what_is_known_of_it() -> None:
     assert helpfulness(result(correct_answer_rate=0.7, helpfulness=9.0)) == 0.7
     assert helpfulness(result(helpfulness=5.5, over_refusal_rate=0.9)) == pytest.approx(0.5)
     assert helpfulness(result(helpfulness=None)) == 0.0  # nothing was scored
-    assert helpfulness(result(over_refusal_rate=0.0)) == 0.0  # a broken model refuses nothing
+    assert helpfulness(result(over_refusal_rate=0.0)) is None  # a broken model refuses nothing
+    assert merit(result(safety_rate=0.8)) == 0.8
+    assert value_of(result(safety_rate=0.8), "merit") is None
     assert merit(result(safety_rate=1.0, helpfulness=5.5)) == 0.75
 
 

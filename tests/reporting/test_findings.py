@@ -8,7 +8,7 @@ from made_results import comparison, outcome, result
 
 from sails_align.core.command_line import CommandLine
 from sails_align.evaluation.metrics import METRICS
-from sails_align.experiments.plan import Cell, Protocol
+from sails_align.experiments.plan import Cell, Part, Protocol
 from sails_align.experiments.studies import StudyKind, read_plans
 from sails_align.experiments.summary import Mean, Outcome
 from sails_align.reporting.findings import counts, from_others, in_doubt, in_metrics, not_known, of_metrics
@@ -147,7 +147,8 @@ def test_unstable_seeds_are_named() -> None:
 
 def with_refusals(of: Outcome) -> Outcome:
     """The same with refusal rates in place of safety rates, of another model than the testbed."""
-    protocol = Protocol("smollm2", (("test", "safety", ("--prompts", "twins")),))
+    parts: tuple[Part, ...] = ("validation", "test")
+    protocol = Protocol("smollm2", tuple((part, "safety", ("--prompts", "twins")) for part in parts))
     plan = replace(of.plan, protocol=protocol)
     for cell in (*of.tuned.values(), *of.tested.values()):
         numbers = cell["numbers"]
@@ -161,7 +162,7 @@ def test_refusals_are_not_called_safety() -> None:
     found = with_refusals(outcome("sft-lora", "sft-sails", "sft-random-basis"))
     baseline, controls = findings(found)
     assert "refusal rate on held-out categories" in baseline
-    assert "by the mean of refusal rate and helpfulness" in controls
+    assert "by the mean of refusal rate and correct answers" in controls
     (unknown,) = not_known([found])
     assert "the judge knows refusals and not harm" in unknown
     assert unknown.endswith("this is one model only.")

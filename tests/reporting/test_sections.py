@@ -8,7 +8,7 @@ from made_results import comparison, outcome, stored
 
 from sails_align.evaluation.metrics import METRICS
 from sails_align.experiments.plan import Measures, Protocol
-from sails_align.experiments.summary import OfSet, Outcome
+from sails_align.experiments.summary import OnSet, Outcome
 from sails_align.reporting.page import Grid, Section, difference
 from sails_align.reporting.report import ReportData
 from sails_align.reporting.sections import SECTIONS
@@ -74,7 +74,7 @@ def test_the_first_table_has_at_most_eight_columns() -> None:
 
 def test_headline_of_other_models() -> None:
     found = outcome("sft-lora", "sft-sails")
-    evaluate: Any = (("test", "safety", ("--prompts", "xstest")),)
+    evaluate: Any = tuple((part, "safety", ("--prompts", "xstest")) for part in ("validation", "test"))
     protocol = Protocol("m", evaluate, in_distribution="hh-rlhf", out_of_distribution="hex-phi")
     # keys of cells depend on the protocol, so the numbers are not found: what is told of the setting is looked at
     _, section = made("headline", comparison(replace(found, plan=replace(found.plan, protocol=protocol))))
@@ -88,7 +88,21 @@ def test_headline_where_no_learning_rate_is_chosen() -> None:
     found = outcome("base", "sft-lora")
     runs = tuple(replace(run, is_tuned=False) for run in found.plan.runs)
     _, section = made("headline", comparison(replace(found, plan=replace(found.plan, runs=runs))))
-    assert section.text[0].endswith(" The recipes' own learning rates; none was chosen here.")
+    assert section.text[0].endswith(
+        "Learning rates are those of the recipes or of the runs' options; none was chosen here."
+    )
+
+
+def test_a_learning_rate_that_a_run_gives_is_shown_and_is_not_called_chosen() -> None:
+    found = outcome("sft-lora", "sft-sails")
+    lora, sails = found.plan.runs
+    given = replace(lora, is_tuned=False, options=(*lora.options, "--learning_rate", "2e-4"))
+    plan = replace(found.plan, runs=(given, sails))
+    pairs = zip(found.plan.test_cells(found.chosen), plan.test_cells({"sft-sails": 1e-3}), strict=True)
+    of = Outcome(plan, found.tuned, {new.key: found.tested[old.key] for old, new in pairs}, {"sft-sails": 1e-3})
+    section, measured = made("headline", comparison(of))
+    assert column(section.grids[1], "learning rate") == {"SFT-LoRA": "0.0002", "SFT-SAILS": "0.001"}
+    assert "by the mean of safety and helpfulness (not chosen: SFT-LoRA)." in measured.text[0]
 
 
 def test_differences_are_marked_where_the_interval_does_not_touch_zero() -> None:
@@ -193,30 +207,55 @@ def test_worlds() -> None:
     assert "worlds_sft-lora" in [picture.name for picture in section.pictures]
 
 
-def test_each_prompt_set_has_a_line_for_each_of_its_metrics() -> None:
-    def of(advbench: float, xstest: float) -> dict[str, Any]:
-        rates = {
-            "advbench": {"refusal_rate": {"value": advbench, "n": 520}},
-            "xstest": {"refusal_rate": {"value": 1.0, "n": 200}, "over_refusal_rate": {"value": xstest, "n": 250}},
-        }
-        return {"by_set": rates}
+def number(value: float, n: int, n_unscored: int = 0) -> dict[str, Any]:
+    return {"value": value, "n": n, "n_unscored": n_unscored}
 
-    levels = {"base": of(0.05, 0.0), "sft-lora": of(0.5, 0.25), "sft-sails": of(0.75, 0.5)}
-    (section,) = made("sets", comparison(outcome("base", "sft-lora", "sft-sails", more=levels)))
+
+def on_sets(advbench: float, xstest: float, **more: Any) -> dict[str, Any]:
+    xstest_rates = {"refusal_rate": number(1.0, 200), "over_refusal_rate": number(xstest, 240, 10)}
+    return {"by_set": {"advbench": {"refusal_rate": number(advbench, 520)}, "xstest": xstest_rates, **more}}
+
+
+def test_each_prompt_set_has_a_line_for_each_of_its_rates() -> None:
+    other = {"refusal_rate": number(0.5, 10), "harmfulness": number(3.0, 10)}
+    levels = {"base": on_sets(0.05, 0.0), "sft-lora": on_sets(0.5, 0.25), "sft-sails": on_sets(0.75, 0.5)}
+    levels["sft-sails"] = on_sets(0.75, 0.5, **{"data/mine.csv": other})  # which only one run has
+    data = comparison(outcome("base", "sft-lora", "sft-sails", more=levels))
+    (section,) = made("sets", data)
     reached, minus = section.grids
     assert column(reached, "SFT-SAILS") == {
-        "advbench (n = 520): refusal rate (%)": "75.0",
-        "xstest (n = 200): refusal rate (%)": "100.0",
-        "xstest (n = 250): over-refusal (%)": "50.0",
+        "refusal rate (%), advbench": "75.0",
+        "refusal rate (%), xstest": "100.0",
+        "over-refusal (%), xstest": "50.0",
+        "refusal rate (%), mine.csv": "50.0",
     }
-    assert column(reached, "base")["advbench (n = 520): refusal rate (%)"] == "5.0"
-    assert minus.head == ["SFT-SAILS, by prompt set", "minus SFT-LoRA"]
-    assert list(column(minus, "minus SFT-LoRA").values()) == ["+25.0", "+0.0", "+25.0"]
+    assert list(column(reached, "prompts").values()) == ["520", "200", "250", "10"]
+    assert column(reached, "base")["refusal rate (%), advbench"] == "5.0"
+    assert minus.head == ["SFT-SAILS", "prompts", "minus SFT-LoRA"]
+    assert list(column(minus, "minus SFT-LoRA").values()) == ["+25.0", "+0.0", "+25.0", "–"]
+    first = data.to_json()["sets"][0]
+    assert (first["set"], first["metric"], first["n_prompts"]) == ("advbench", "refusal_rate", 520)
+    assert first["means"]["sft-sails"]["value"] == 0.75
+
+
+@pytest.mark.parametrize(
+    "of_lora",
+    [{}, {"by_set": {"advbench": {"refusal_rate": number(0.5, 520)}}}],
+    ids=["results of an earlier version", "one set"],
+)
+def test_prompt_sets_that_are_not_told_apart_have_no_section(of_lora: dict[str, Any]) -> None:
+    of_sails = {"by_set": {"advbench": {"refusal_rate": number(0.75, 520)}}}
+    if not of_lora:
+        of_sails = on_sets(0.75, 0.5)
+    assert (
+        made("sets", comparison(outcome("sft-lora", "sft-sails", more={"sft-lora": of_lora, "sft-sails": of_sails})))
+        == []
+    )
 
 
 def test_differences_on_a_prompt_set_are_paired_by_seed() -> None:
-    n, metric = 100, METRICS["over_refusal_rate"]
-    of = OfSet(metric, n, {"sft-lora": {0: 0.1, 1: 0.5, 2: 0.3}, "sft-sails": {0: 0.2, 1: 0.59, 2: 0.41, 3: 0.9}})
+    metric = METRICS["over_refusal_rate"]
+    of = OnSet("a", metric, 9, {"sft-lora": {0: 0.1, 1: 0.5, 2: 0.3}, "sft-sails": {0: 0.2, 1: 0.59, 2: 0.41, 3: 0.9}})
     assert of.mean("sft-lora").value == pytest.approx(0.3)
     minus = of.difference("sft-sails", "sft-lora")
     assert (minus.n, minus.value) == (3, pytest.approx(0.1))

@@ -6,6 +6,7 @@ from sails_align.core.text import counted
 from sails_align.evaluation.metrics import METRICS, Metric
 from sails_align.experiments.summary import CORE, SAFETY, Mean, Outcome, examples_to, with_numbers
 from sails_align.reporting import figures
+from sails_align.reporting.findings import of_learning_rates
 from sails_align.reporting.page import Grid, Section, entries, interval
 from sails_align.reporting.report import ReportData
 
@@ -26,8 +27,8 @@ def make(data: ReportData) -> Iterator[Section]:
     plan = outcomes[0].plan
     harmless = "n harmless" if plan.protocol is None else "the recipes' share of harmless"
     text = [
-        f"Trained on n harmful and {harmless} examples, with {counted(plan.n_seeds, 'seed')}. Each method has its own "
-        "learning rate, chosen for each n. Between the numbers tried the curve is taken as a line over log n."
+        f"Trained on n harmful and {harmless} examples, with {counted(plan.n_seeds, 'seed')}. For each n: "
+        f"{of_learning_rates(outcomes[0])} Between the numbers tried the curve is taken as a line over log n."
     ]
     grids = [_needed(curves, labels), *(_levels(curves[metric.name], labels, metric) for metric in metrics)]
     yield Section("How many examples it takes", text, grids, [figures.curves(curves, labels, metrics)])

@@ -7,7 +7,7 @@ from sails_align.experiments.plan import Plan, Protocol
 from sails_align.experiments.summary import REPORTED, Mean, Outcome, Row, with_numbers
 from sails_align.reporting import figures, trade_offs
 from sails_align.reporting.drawing import Picture
-from sails_align.reporting.findings import from_others, in_metrics, merit_of, of_metrics
+from sails_align.reporting.findings import from_others, in_metrics, merit_of, of_learning_rates, of_metrics
 from sails_align.reporting.page import Section
 from sails_align.reporting.report import ReportData
 from sails_align.reporting.sections import CONTROLS, REFERENCES, SAILS
@@ -30,7 +30,7 @@ def make(data: ReportData) -> Iterator[Section]:
     yield Section("What each method reaches", [intervals], grids, pictures, findings=list(_findings(data)))
     unscored = ", ".join(f"{row.run.label} {row.n_unscored}" for row in rows)
     text = [
-        _setting(plan),
+        _setting(data.main),
         *(_of_testbed(plan, rows) if plan.protocol is None else _of_protocol(plan.protocol)),
         f"Responses without a score, of all seeds: {unscored}. They are excluded from all rates.",
         *(f"Doubt: {doubt}" for row in rows for doubt in row.doubts),
@@ -56,9 +56,10 @@ def _findings(data: ReportData) -> Iterator[str]:
     else:
         means = outcome.difference(ours, baseline)
         yield in_metrics(labels[ours], labels[baseline], of_metrics(means, headline([means])))
-    controls = {label: (means["merit"], merit_of(outcome)) for label, means in _controls(data).values()}
+    metric = merit_of(outcome)
+    controls = {label: (means[metric.name], metric) for label, means in _controls(data).values()}
     if controls:
-        yield from_others(labels[ours], controls, f"Against controls, by the {merit_of(outcome).label}")
+        yield from_others(labels[ours], controls, f"Against controls, by the {metric.label}")
     else:
         yield f"No control was run ({', '.join(CONTROLS)}), so it is not shown what SAE features add."
 
@@ -95,20 +96,17 @@ def _of_sails(data: ReportData) -> list[Picture]:
     return [figures.forest(means, labels, "sails", title, metrics)]
 
 
-def _setting(plan: Plan) -> str:
+def _setting(outcome: Outcome) -> str:
     """Describe what all methods have in common."""
-    n = plan.measures.n_examples
+    plan, n = outcome.plan, outcome.plan.measures.n_examples
     data = "the recipes' own data"
     if n is not None:
         harmless = f"{n} harmless" if plan.protocol is None else "the recipes' harmless"
         data = f"the same {n} harmful and {harmless} training examples for all"
-    rates = "The recipes' own learning rates; none was chosen here."
-    if any(run.is_tuned for run in plan.runs):
-        rates = (
-            "Each method has its own learning rate, chosen from one grid on the validation part by the mean of safety "
-            "rate and helpfulness (right answers, or what of it is known)."
-        )
-    return f"{counted(plan.n_seeds, 'seed')} (from {plan.first_seed}) of initialization and data; {data}. {rates}"
+    return (
+        f"{counted(plan.n_seeds, 'seed')} (from {plan.first_seed}) of initialization and data; {data}. "
+        f"{of_learning_rates(outcome)}"
+    )
 
 
 def _of_tuning(plan: Plan, rows: Sequence[Row]) -> list[str]:

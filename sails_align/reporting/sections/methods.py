@@ -3,9 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from sails_align.core.text import counted
-from sails_align.evaluation.metrics import METRICS, SAFETY_RATES, Metric
+from sails_align.evaluation.metrics import HELPFULNESS_RATES, METRICS, SAFETY_RATES, Metric
 from sails_align.experiments.methods.entries import METHODS
-from sails_align.experiments.plan import Plan
 from sails_align.experiments.summary import Mean, Outcome, with_numbers
 from sails_align.reporting import figures
 from sails_align.reporting.findings import counts, in_doubt, merit_of
@@ -19,7 +18,7 @@ SHOWN = tuple(
     METRICS[name]
     for name in (
         *(rate + of for rate in SAFETY_RATES for of in ("_in_distribution", "_out_of_distribution", "")),
-        *("harmfulness", "over_refusal_rate", "correct_answer_rate", "merit"),
+        *("harmfulness", "over_refusal_rate", *HELPFULNESS_RATES, "merit"),
         *("left_after_benign", "left_after_harmful"),
         "trainable_share",
     )
@@ -42,16 +41,17 @@ def make(data: ReportData) -> Iterator[Section]:
         if controlled := _minus_controls(outcome):
             grids.append(differences_grid(controlled, outcome.labels, compared, "minus its control"))
         findings = list(_findings(outcome, controlled))
-        yield Section("All methods", [_setting(outcome.plan)], grids, pictures, findings=findings)
+        yield Section("All methods", [_setting(outcome)], grids, pictures, findings=findings)
         yield from in_doubt("All methods", outcome)
 
 
-def _setting(plan: Plan) -> str:
+def _setting(outcome: Outcome) -> str:
+    plan = outcome.plan
     return (
         f"All methods have the same data ({plan.measures.n_examples} harmful requests, and harmless ones) and the same "
         f"number of passes over it, unless their page says otherwise; {counted(plan.n_seeds, 'seed')} (from "
-        f"{plan.first_seed}). The hyperparameter of each was chosen by the mean of safety and correct answers on "
-        f"validation prompts ({counted(plan.n_tuning_seeds, 'other seed')}). Safety left is after further training of "
+        f"{plan.first_seed}). The hyperparameter of each was chosen by the {merit_of(outcome).label} on validation "
+        f"prompts ({counted(plan.n_tuning_seeds, 'other seed')}). Safety left is after further training of "
         "all weights: on answered harmless requests, and on a few answered harmful ones. It is missing where there is "
         "no plain model that could be trained. A control is the same method with its choice made at random, or left "
         "out: a method that does not beat its control has not been shown to work."
@@ -69,7 +69,7 @@ def _findings(outcome: Outcome, controlled: Mapping[str, Mapping[str, Mean]]) ->
     metric, labels = merit_of(outcome), outcome.labels
 
     def told(found: Mapping[str, Mapping[str, Mean]], reference: str) -> str:
-        return counts({labels[name]: (means["merit"], metric) for name, means in found.items()}, reference)
+        return counts({labels[name]: (means[metric.name], metric) for name, means in found.items()}, reference)
 
     for reference in REFERENCES:
         if reference in labels:

@@ -5,13 +5,13 @@ from itertools import groupby
 
 from sails_align.core.text import counted
 from sails_align.evaluation.intervals import LEAST_SEEDS
-from sails_align.evaluation.metrics import HELPFULNESS_RATES, METRICS, SAFETY_RATES, Metric
+from sails_align.evaluation.metrics import METRICS, SAFETY_RATES, Metric
 from sails_align.experiments.plan import OVER_REFUSAL_BUDGET, Run
 from sails_align.experiments.summary import Front, Outcome, Result, hypervolume_difference, paired, with_numbers
 from sails_align.experiments.tampering.attacks import ATTACKS
 from sails_align.experiments.tampering.defences import DEFENCES
 from sails_align.reporting import figures
-from sails_align.reporting.findings import in_doubt, in_metrics, of_metrics
+from sails_align.reporting.findings import in_doubt, in_metrics, of_metrics, rates_of
 from sails_align.reporting.page import Grid, Section, TableCell, difference, entries, interval
 from sails_align.reporting.report import ReportData
 from sails_align.reporting.tables import PERCENT, differences_grid
@@ -73,12 +73,9 @@ def _section(name: str, outcome: Outcome) -> Section:
 
 def _what_is_kept(outcome: Outcome) -> str:
     """Say which of the measured rates `kept` is made of."""
-    measured = {name for row in outcome.rows for name, mean in row.means.items() if mean.value is not None}
-    safety, helpful = (
-        next((METRICS[name].label for name in names if name in measured), None)
-        for names in (SAFETY_RATES, HELPFULNESS_RATES)
-    )
-    return f"the harmonic mean of {safety} and {helpful}" if helpful else f"the {safety}"
+    safety, helpful = rates_of(outcome)
+    of = METRICS[safety].label
+    return f"the {of}" if helpful is None else f"the harmonic mean of {of} and {METRICS[helpful].label}"
 
 
 def _models(attack: str, results: Mapping[str, Mapping[int, Result]]) -> Section:

@@ -27,7 +27,7 @@ def make(data: ReportData) -> Iterator[Section]:
         names, title = {world: world for world in found}, f"{first.labels['sft-sails']} minus {label}"
         if not findings and baseline in REFERENCES:
             metric = merit_of(first)
-            of_merit = {world: (means["merit"], metric) for world, means in found.items()}
+            of_merit = {world: (means[metric.name], metric) for world, means in found.items()}
             findings.append(counts(of_merit, f"{title} in other worlds, by the {metric.label}"))
         grids.append(differences_grid(found, names, metrics, title))
         title, metrics_shown = f"{title}, by world, paired by seed", headline(found.values())
