@@ -12,6 +12,8 @@ from sails_align.evaluation.intervals import LEAST_SEEDS, span_of_difference
 from sails_align.evaluation.metrics import METRICS
 from sails_align.experiments.methods.entries import METHODS
 from sails_align.experiments.plan import RUNS
+from sails_align.experiments.summary import mean_of
+from sails_align.reporting.page import difference
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -258,3 +260,61 @@ def test_the_documents_have_how_many_examples_smollm2_takes() -> None:
     heading = "refusal rate, trained categories (%)"
     lora, sails = of_five["SFT-LoRA"][heading], of_five["SFT-SAILS"][heading]
     assert f"the mean with 32 requests is {lora} for LoRA and {sails} for SAILS" in text
+
+
+def test_the_documents_have_what_the_comparison_on_smollm2_found() -> None:
+    text = " ".join((DOCS / "smollm2.md").read_text().split())
+    rows = {row["run"]: row for row in json.loads((DOCS / "results/smollm2/results.json").read_text())["rows"]}
+
+    def minus(ours: str, theirs: str, name: str) -> str:
+        of = [rows[run]["by_seed"] for run in (ours, theirs)]
+        mean = mean_of(
+            [of[0][seed][name] - of[1][seed][name] for seed in of[0]], span_of_difference(METRICS[name].span)
+        )
+        return difference(mean, METRICS[name]).text.replace("(", "").replace(")", "")
+
+    def with_brackets(told: str) -> str:
+        value, _, rest = told.partition(" ")
+        return f"{value} ({rest})"
+
+    assert f"minus the preset `paper` {with_brackets(minus('sft-sails', 'sft-sails-paper', 'merit'))}" in text
+    of_sails = minus("sft-random-features", "sft-sails", "over_refusal_rate").replace(" ", ", ", 1)
+    assert f"and with SAILS ({of_sails})" in text
+    kl = {
+        run: f"{rows[run]['means']['kl_per_token']['value']:.2f}"
+        for run in ("sft-random-features", "sft-lora", "sft-sails")
+    }
+    assert f"({kl['sft-random-features']} nats per token, LoRA {kl['sft-lora']}, SAILS {kl['sft-sails']})" in text
+    merits = {run: f"{100 * rows[run]['means']['merit']['value']:.1f}" for run in ("sft-sails", "sft-lora", "base")}
+    assert f"is {merits['sft-sails']} with SAILS and {merits['sft-lora']} with LoRA" in text
+    assert f"Without training it is {merits['base']}:" in text
+    at_end = [run for run, row in rows.items() if any("at the end of the grid" in doubt for doubt in row["doubts"])]
+    tuned = [run for run, row in rows.items() if row["tuning"]]
+    assert f"for {len(at_end)} of {len(tuned)} methods the best one is at an end" in text
+
+
+def test_the_documents_have_over_refusal_of_twins_and_of_plain_prompts_apart() -> None:
+    text = " ".join((DOCS / "smollm2.md").read_text().split())
+    shares: dict[str, dict[str, list[float]]] = {}
+    refused: list[float] = []
+    for path in (DOCS / "results/smollm2/cells").glob("*.json"):
+        result = json.loads(path.read_text())
+        cell = result["cell"]
+        if cell["run"].startswith("dpo") and cell["part"] == "validation":
+            refused.append(result["numbers"]["refusal_rate"]["value"])
+        for kind in ("dual_use", "benign") if cell["part"] == "test" else ():
+            of = [rate for name, rate in result["by_category"].items() if name.endswith(f"({kind})")]
+            n = sum(rate["n"] for rate in of)
+            shares.setdefault(cell["run"], {}).setdefault(kind, []).append(sum(r["value"] * r["n"] for r in of) / n)
+
+    def percent(run: str, kind: str) -> str:
+        return f"{100 * sum(shares[run][kind]) / len(shares[run][kind]):.0f}"
+
+    trained = [run for run in shares if run.startswith("sft")]
+    twins, plain = ([int(percent(run, kind)) for run in trained] for kind in ("dual_use", "benign"))
+    assert f"{min(twins)} to {max(twins)}% of the harmless twins are refused, and {min(plain)} to {max(plain)}%" in text
+    told = [
+        " and ".join(percent(run, kind) for kind in ("dual_use", "benign")) for run in ("sft-lora", "sft-sails", "base")
+    ]
+    assert f"(LoRA {told[0]}%, SAILS {told[1]}%; the base model {told[2]}%)" in text
+    assert f"{100 * min(refused):.0f} to {100 * max(refused):.0f}% of validation prompts" in text
