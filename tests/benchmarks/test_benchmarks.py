@@ -102,6 +102,31 @@ def test_bad_options_are_refused(options: list[str], said: str) -> None:
     assert said in done.stderr
 
 
+def test_everything_goes_on_after_a_failure_and_keeps_the_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With other commands: the real ones need a GPU."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    everything = importlib.import_module("everything")
+    (tmp_path / everything.GGUF).write_bytes(b"weights")
+    programs = {
+        "tests": "raise SystemExit('no device')",
+        "gemma-2-2b": f"open({str(tmp_path / 'gemma-2-2b.json')!r}, 'w').write('{{\"ratio\": 1.5}}')",
+        "smollm2": "import os; print(os.environ['SAILS_CACHE'], os.environ['HF_HUB_OFFLINE'])",
+    }
+    steps = [(name, [sys.executable, "-c", program], 60.0) for name, program in programs.items()]
+    late = [("late", [sys.executable, "-c", ""], -1.0)]
+    monkeypatch.setattr(everything, "commands", lambda *_: [*steps, *late])
+    found = everything.everything(tmp_path, minutes=1, pairs=1, processes=1)
+    assert json.loads((tmp_path / "everything.json").read_text()) == found
+    ended = {name: step["ended"] for name, step in found["steps"].items()}
+    assert list(ended.values()) == ["failed with exit code 1", "done", "done", "there was no time"]
+    assert found["steps"]["tests"]["last_lines"] == ["no device"]
+    assert found["steps"]["gemma-2-2b"]["figures"] == {"ratio": 1.5}
+    assert found["steps"]["smollm2"]["last_lines"] == [f"{tmp_path / 'cache'} 1"]
+    assert (tmp_path / "cache" / "smollm2" / everything.GGUF).read_bytes() == b"weights"
+
+
 def test_a_step_of_everything_ends_when_its_time_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     everything = importlib.import_module("everything")
