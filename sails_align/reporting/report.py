@@ -17,7 +17,7 @@ from sails_align.experiments.studies import Study, StudyKind
 from sails_align.experiments.summary import Outcome
 from sails_align.reporting.findings import not_known
 from sails_align.reporting.page import Page, Section, write_page
-from sails_align.reporting.sections import REFERENCES, SECTIONS
+from sails_align.reporting.sections import REFERENCES, SAILS, SECTIONS
 from sails_align.training.record import git_commit
 
 
@@ -68,6 +68,11 @@ def _main_study(outcome: Outcome) -> dict[str, Any]:
                 "metric": of.metric.name,
                 "n_prompts": of.n_prompts,
                 "means": {run: asdict(of.mean(run)) for run in of.by_run},
+                "differences": {
+                    ours: {name: asdict(of.difference(ours, name)) for name in baselines if name in of.by_run}
+                    for ours, baselines in SAILS.items()
+                    if ours in of.by_run
+                },
             }
             for of in outcome.sets()
         ],

@@ -12,8 +12,8 @@ from sails_align.evaluation.intervals import LEAST_SEEDS, span_of_difference
 from sails_align.evaluation.metrics import METRICS
 from sails_align.experiments.methods.entries import METHODS
 from sails_align.experiments.plan import RUNS
-from sails_align.experiments.summary import mean_of
-from sails_align.reporting.page import difference
+from sails_align.experiments.summary import Mean, mean_of
+from sails_align.reporting.page import difference, interval
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -318,3 +318,29 @@ def test_the_documents_have_over_refusal_of_twins_and_of_plain_prompts_apart() -
     ]
     assert f"(LoRA {told[0]}%, SAILS {told[1]}%; the base model {told[2]}%)" in text
     assert f"{100 * min(refused):.0f} to {100 * max(refused):.0f}% of validation prompts" in text
+
+
+SETS_OF_SMOLLM2 = {
+    "advbench": "AdvBench",
+    "harmbench": "HarmBench",
+    "jailbreakbench": "JailbreakBench",
+    "strongreject": "StrongREJECT",
+    "simple-safety-tests": "SimpleSafetyTests",
+    "coconot": "CoCoNot",
+    "xstest": "XSTest",
+    "coconot-contrast": "CoCoNot, contrast",
+    "data/self_instruct/user_oriented_instructions.jsonl": "Self-Instruct",
+}
+
+
+def test_the_documents_have_what_smollm2_refuses_of_public_prompts() -> None:
+    results = json.loads((DOCS / "results/public-prompts-smollm2/results.json").read_text())
+    told = dict(by_first_heading("smollm2.md", "Requests that others wrote"))
+    for of in results["sets"]:
+        rate = "refusals of harmful prompts, %" if of["metric"] == "refusal_rate" else "over-refusal, %"
+        row = told[rate][SETS_OF_SMOLLM2[of["set"]]]
+        for run, heading in (("base", "base model"), ("sft-lora", "SFT-LoRA"), ("sft-sails", "SFT-SAILS")):
+            assert row[heading] == interval(Mean(**of["means"][run]), METRICS[of["metric"]]), (of["set"], run)
+        difference_of = Mean(**of["differences"]["sft-sails"]["sft-lora"])
+        assert row["SAILS minus LoRA"] == difference(difference_of, METRICS[of["metric"]]).text, of["set"]
+    assert sum(map(len, told.values())) == len(results["sets"])

@@ -236,6 +236,7 @@ def test_each_prompt_set_has_a_line_for_each_of_its_rates() -> None:
     first = data.to_json()["sets"][0]
     assert (first["set"], first["metric"], first["n_prompts"]) == ("advbench", "refusal_rate", 520)
     assert first["means"]["sft-sails"]["value"] == 0.75
+    assert first["differences"]["sft-sails"]["sft-lora"]["value"] == 0.25
 
 
 @pytest.mark.parametrize(
