@@ -116,11 +116,14 @@ def _n_processes(studies: Sequence[Study]) -> int:
 
 
 def _command(line: CommandLine) -> str:
-    """Return the command that makes the report, once all cells are there."""
+    """Return the command that makes the report, once all cells are there: without options that change no result."""
     config = [] if line.path is None else ["--config", line.path]
-    # Options that do not change the results.
-    how = ("--cell", "--launcher", "--slurm_", "--overwrite_output_dir", "--report_to")
-    options = {name: values for name, values in option_groups(line.options).items() if not name.startswith(how)}
+    how = {f"--{name}" for name in NOT_IN_IDENTITY if name != "output_dir"} | {"--launcher", "--no_progress"}
+    options = {
+        name: values
+        for name, values in option_groups(line.options).items()
+        if name not in how and not name.startswith("--slurm_")
+    }
     return shlex.join(["sails", "compare", *config, *option_words(options)])
 
 

@@ -307,3 +307,10 @@ def test_studies_with_a_bench_of_their_own_can_be_started_on_a_model(study: str,
     assert cells
     assert all(cell.run.has_bench for cell in cells)
     comparing._prepare(cells, launching)  # which raises for what cannot be started
+
+
+def test_the_command_in_a_report_has_what_changes_results() -> None:
+    given = "--study methods --n_seeds 2 --output_dir runs/x"
+    how = "--processes 1 --no_progress --overwrite_output_dir true --launcher slurm --slurm_gpus 2 --report_to wandb"
+    line = CommandLine.read([*given.split(), *how.split(), "--cell", "validation/*"])
+    assert comparing._command(line) == f"sails compare {given}"

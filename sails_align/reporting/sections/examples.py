@@ -27,8 +27,9 @@ def make(data: ReportData) -> Iterator[Section]:
     plan = outcomes[0].plan
     harmless = "n harmless" if plan.protocol is None else "the recipes' share of harmless"
     text = [
-        f"Trained on n harmful and {harmless} examples, with {counted(plan.n_seeds, 'seed')}. For each n: "
-        f"{of_learning_rates(outcomes[0])} Between the numbers tried the curve is taken as a line over log n."
+        f"Trained on n harmful and {harmless} examples, with {counted(plan.n_seeds, 'seed')}. "
+        f"{of_learning_rates(outcomes[0])} It is chosen for each n anew. Between the numbers tried the curve is taken "
+        "as a line over log n."
     ]
     grids = [_needed(curves, labels), *(_levels(curves[metric.name], labels, metric) for metric in metrics)]
     yield Section("How many examples it takes", text, grids, [figures.curves(curves, labels, metrics)])
