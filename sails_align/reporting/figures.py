@@ -87,7 +87,7 @@ def bars(
             values = [100 * (mean.value or 0.0) for mean in means]
             axes.barh(places, values, color=look_of(row.run.name).colour, height=0.7)
             axes.set_title(row.run.label, fontsize=9)
-            axes.set_yticks(places, list(by_category), fontsize=8)
+            axes.set_yticks(places, [category.replace("_", " ") for category in by_category], fontsize=8)
             axes.set_ylim(len(means) - 0.5, -0.5)
             axes.set_xlim(0, 100)
             axes.grid(visible=True, axis="x")
