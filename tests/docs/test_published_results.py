@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -344,3 +345,21 @@ def test_the_documents_have_what_smollm2_refuses_of_public_prompts() -> None:
         difference_of = Mean(**of["differences"]["sft-sails"]["sft-lora"])
         assert row["SAILS minus LoRA"] == difference(difference_of, METRICS[of["metric"]]).text, of["set"]
     assert sum(map(len, told.values())) == len(results["sets"])
+
+
+def test_the_documents_have_what_hh_rlhf_teaches_smollm2() -> None:
+    rows = {row["run"]: row for row in json.loads((DOCS / "results/hh-rlhf-smollm2/results.json").read_text())["rows"]}
+    ((_, table),) = tables_of("smollm2.md", "Other training data")
+    names = ("refusal_rate_in_distribution", "refusal_rate_out_of_distribution", "over_refusal_rate", "likeness")
+    for run, label in (("sft-lora", "SFT-LoRA"), ("sft-sails", "SFT-SAILS")):
+        _, *entries = table[label].values()
+        assert entries == [f"{100 * rows[run]['means'][name]['value']:.1f}" for name in names]
+
+
+def test_the_documents_have_what_training_saes_adds() -> None:
+    found = json.loads((DOCS / "results/train_sae.json").read_text())
+    rows = (DOCS / "cost.md").read_text().splitlines()
+    for name, row in (("reading", "speed of `sails train-sae`"), ("steps", "the same: steps of an SAE")):
+        of = found[name]
+        told = f"{statistics.median(of):.2f} ({min(of):.2f} to {max(of):.2f}, {len(of)} pairs)"
+        assert any(line.startswith(f"| {row}") and f"| {told} |" in line for line in rows), told
