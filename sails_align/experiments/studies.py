@@ -61,6 +61,7 @@ _CHANGES = (
     Change("basis-mean-diff", "SFT-mean-difference", ("--init", "mean_diff")),
     Change("score-standardized", "score: standardized", ("--score", "standardized")),
     Change("score-attribution", "score: attribution", ("--score", "attribution")),
+    Change("score-read-write", "score: read and write", ("--score", "read_write")),
     Change("contrast-response", "contrast: response", ("--contrast", "response")),
     Change("contrast-prompt", "contrast: prompt", ("--contrast", "prompt")),
     Change("contrast-both", "contrast: both", ("--contrast", "both")),

@@ -59,9 +59,10 @@ class InitializerOptions:
     )
     score: str | None = option(
         None,
-        "Score of a latent: mean_diff (the paper's), standardized (by the pooled deviation), or attribution "
+        "Score of a latent: mean_diff (the paper's), standardized (by the pooled deviation), attribution "
         "(its effect on how much likelier the chosen response to a harmful request is than the rejected one; "
-        "needs both, and runs the whole model forward and back, so it is slower).",
+        "needs both, and runs the whole model forward and back, so it is slower), or read_write (the product of "
+        "mean_diff and attribution).",
     )
     top_k: int | None = option(None, "Number of latents kept in each layer.")
     weighting: bool | None = option(None, "Weight decoder directions by their score before the PCA.")

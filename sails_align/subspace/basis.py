@@ -103,7 +103,7 @@ class Subspace:
         """Return what `features` does and more, as dictionaries.
 
         In addition: `delta`, the difference of the mean activations (aligned minus unaligned side), `rate_aligned` and
-        `rate_unaligned`, the shares of texts in which the feature is active, and with the score `attribution` the
+        `rate_unaligned`, the shares of texts in which the feature is active, and with a score that needs it the
         `effect` on the refusal margin. Raises `InputError` as `features`.
         """
         if "features" not in self.provenance:

@@ -34,7 +34,7 @@ from sails_align.subspace.inputs import (
     suited_to_data,
 )
 from sails_align.subspace.methods import MethodInputs, SubspaceMethod, check_rank
-from sails_align.subspace.options import NOT_OF_SUBSPACE, DiscoveryOptions
+from sails_align.subspace.options import BY_EFFECT, NOT_OF_SUBSPACE, DiscoveryOptions
 from sails_align.subspace.selection import FeatureFitter
 from sails_align.subspace.separation import BENIGN, benign_covariance, onset_of, separation
 from sails_align.subspace.statistics import ActivationFitter, TokenStats, contrasts_of
@@ -215,7 +215,7 @@ class _Discovery:
             fitter = self.method.fitter(self.saes, each.layers)
             if moments is None and fitter is None:
                 return _Statistics()
-            scored = fitter if self.options.score == "attribution" and isinstance(fitter, FeatureFitter) else None
+            scored = fitter if self.options.score in BY_EFFECT and isinstance(fitter, FeatureFitter) else None
             decoder = decoder or self._decoder(max(max(one.layers) for one in passes) if scored is None else None)
             share = (each.share, each.n_shares)
             for name, sides in contrast_data(self.data, self.options, share, with_benign=with_moments).items():

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from sails_align.core.errors import InputError
 from sails_align.data.tokens import TokenizedSide, tokenize_prompt, tokenize_response
 from sails_align.subspace.margin import BegunResponse, begun_response
-from sails_align.subspace.options import DiscoveryOptions
+from sails_align.subspace.options import BY_EFFECT, DiscoveryOptions
 from sails_align.subspace.separation import BENIGN
 from sails_align.subspace.statistics import contrasts_of
 
@@ -133,11 +133,11 @@ def _some(dataset: Dataset, options: DiscoveryOptions, share: tuple[int, int]) -
 
 def check_score(options: DiscoveryOptions, data: DiscoveryData) -> None:
     """Raise `InputError` if the data lacks what the score of features needs."""
-    if options.score == "attribution" and "rejected" not in data.pairs.column_names:
+    if options.score in BY_EFFECT and "rejected" not in data.pairs.column_names:
         raise InputError(
-            "score is attribution, the effect on how much likelier chosen responses are than rejected ones, but the "
-            "data has no rejected ones;\ngive preference data (or labelled rows with --bad_responses pair), or use "
-            "--score mean_diff"
+            f"score is {options.score}, which needs the effect on how much likelier chosen responses are than rejected "
+            "ones, but the data has no rejected ones;\ngive preference data (or labelled rows with --bad_responses pair), "
+            "or use --score mean_diff"
         )
 
 

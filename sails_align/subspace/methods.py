@@ -30,7 +30,7 @@ class MethodInputs:
     stats: TokenStats | None = None
     """The sums of the method's fitter; None if it has none."""
     effects: TokenStats | None = None
-    """The latents' effects on the refusal margin; None unless the score is `attribution`."""
+    """The latents' effects on the refusal margin; None unless the score needs them."""
     saes: Mapping[int, ResidualSAE] = field(default_factory=dict)
     benign: Mapping[int, Tensor] | None = None
     """Covariances (D, D) that directions are ranked against; see `basis.principal`."""

@@ -12,12 +12,15 @@ Method = Literal["sft", "dpo"]
 CHOICES = {
     "preset": ("default", "paper"),
     "contrast": ("response", "prompt", "both", "split"),
-    "score": ("mean_diff", "standardized", "attribution"),
+    "score": ("mean_diff", "standardized", "attribution", "read_write"),
     "prompt_tokens": ("all", "last"),
     "layer_map": ("nearest", "sae_only", "from_onset"),
     "subspace_mode": ("init", "freeze", "freeze_readers", "decay"),
     "sae_placement": ("all", "by_layer", "sharded"),
 }
+
+BY_EFFECT = ("attribution", "read_write")
+"""Scores that need the latents' effects on the refusal margin."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     # The paper read as literally as it can be. It leaves k open: 64 of 16k latents.

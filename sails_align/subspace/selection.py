@@ -2,7 +2,7 @@
 
 `FeatureFitter.update` (streaming) -> `TokenStats` (sums) -> `select_features` -> `FeatureSelection`.
 The score is SAILS' (arXiv 2512.23260): the difference, between the two sides, of a latent's mean activation. Or it is
-the latent's effect on the refusal margin (`attribution`).
+the latent's effect on the refusal margin (`attribution`), or the product of both.
 
 Shapes: T tokens, D d_model, F d_sae, K chosen latents.
 """
@@ -18,6 +18,7 @@ from torch.nn.functional import normalize
 
 from sails_align.core.errors import InputError
 from sails_align.saes.load import ResidualSAE
+from sails_align.subspace.options import BY_EFFECT
 from sails_align.subspace.statistics import (
     Fitter,
     SideSums,
@@ -83,7 +84,7 @@ class LayerSelection:
     """Share, 0 to 1, of the aligned side's tokens on which the latent is active."""
     rate_unaligned: Tensor
     effect: Tensor | None = None
-    """Effect on the refusal margin, positive if the latent makes refusal likelier; None unless it is the score."""
+    """Effect on the refusal margin, positive if the latent makes refusal likelier; None unless the score needs it."""
 
     def items(self) -> list[tuple[str, Tensor]]:
         """Return what is known of the latents, by name."""
@@ -151,9 +152,11 @@ def rank_features(
         contrast: "response", "prompt" or "both". "both" adds the two contrasts' scores, each divided by its norm over
             the latents; all else is then of the contrast in which a latent scores higher.
         score: "mean_diff", the paper's |mean over aligned - mean over unaligned|; "standardized", that divided by
-            the pooled standard deviation of the two sides; or "attribution", |effect on the refusal margin|.
+            the pooled standard deviation of the two sides; "attribution", |effect on the refusal margin|; or
+            "read_write", the product of "mean_diff" and "attribution": high for latents that both read the difference
+            and write refusal (ours).
         side: only latents whose mean activation is higher on this side; None: all.
-        effects: the latents' effects (`attribution.EffectFitter`), for that score.
+        effects: the latents' effects (`attribution.EffectFitter`), for the last two.
 
     Raises:
         InputError: if a side has no tokens, no latent of a layer fires, or activations were not finite.
@@ -188,12 +191,12 @@ def _latents(stats: TokenStats, effects: TokenStats | None, contrast: str, layer
         std_F = _pooled_std(aligned, unaligned)
         score_F = torch.where(std_F > 0, score_F / std_F, 0.0)
     effect_F = None
-    if score == "attribution":
+    if score in BY_EFFECT:
         assert effects is not None, "the score needs effects"
         # The margin is a difference, whose sign is in the sums: the effect on it is a sum of effects on its two terms.
         effect_F = sum((term.mean for term in effects.pair(contrast, layer)), torch.zeros_like(delta_F))
         check_finite(effect_F, layer)
-        score_F = effect_F.abs()
+        score_F = effect_F.abs() if score == "attribution" else effect_F.abs() * score_F
     return LayerSelection(torch.arange(len(delta_F)), delta_F, score_F, aligned.rate, unaligned.rate, effect_F)
 
 

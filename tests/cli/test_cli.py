@@ -20,6 +20,7 @@ from sails_align.evaluation.attacks.options import TESTBED_BUDGET
 from sails_align.saes.sets import SAESet
 from sails_align.saes.source import SAESource
 from sails_align.subspace.basis import Subspace
+from sails_align.subspace.options import BY_EFFECT
 from sails_align.testbed import build
 from sails_align.testbed.build import ASSETS, SAE_LAYERS
 from sails_align.training import run as align
@@ -202,20 +203,26 @@ def test_discover_then_train_finds_the_subspace_there(capsys, tmp_path, testbed)
     assert "trained" in capsys.readouterr().out
 
 
-def test_discover_by_effect(capsys, tmp_path, testbed):
+@pytest.mark.parametrize("score", BY_EFFECT)
+def test_discover_by_effect(capsys, tmp_path, testbed, score):
     options = ["--model_name_or_path", str(testbed.folder), "--output_dir", str(tmp_path), "--top_k", "12"]
-    options += ["--disable_tqdm", "true", "--max_train_examples", "24", "--score", "attribution"]
+    options += ["--disable_tqdm", "true", "--max_train_examples", "24", "--score", score]
     main(["discover", *options, "--n_texts", "8"])
     printed = capsys.readouterr().out
     first = json.loads((tmp_path / "discovered.json").read_text())[0]
-    assert first["score"] == abs(first["effect"])
+
+    def expected(effect, delta):
+        return abs(effect) if score == "attribution" else pytest.approx(abs(effect) * abs(delta))
+
+    assert first["score"] == expected(first["effect"], first["delta"])
     assert f"{first['effect']:+.3f}" in printed
     assert f"{first['delta']:+.3f}" in printed
     subspace = json.loads((tmp_path / "subspace" / "subspace.json").read_text())["provenance"]
     for about in (subspace, subspace["writers"]):
-        assert about["features"]["score"] == "attribution"
+        assert about["features"]["score"] == score
         for of in about["features"]["layers"].values():
-            assert of["score"] == [abs(effect) for effect in of["effect"]] == sorted(of["score"], reverse=True)
+            assert of["score"] == [expected(*values) for values in zip(of["effect"], of["delta"], strict=True)]
+            assert of["score"] == sorted(of["score"], reverse=True)
 
 
 def test_discover_shows_a_baseline(capsys, tmp_path, testbed):

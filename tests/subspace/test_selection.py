@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from sails_align.core.errors import InputError
 from sails_align.subspace import selection as features
-from sails_align.subspace.options import CHOICES, DiscoveryOptions
+from sails_align.subspace.options import BY_EFFECT, CHOICES, DiscoveryOptions
 from sails_align.subspace.selection import FeatureFitter, rank_features, select_features
 from sails_align.subspace.statistics import SIDES, SideSums, TokenStats
 
 D_SAE = 8
-BY_MEANS = tuple(score for score in CHOICES["score"] if score != "attribution")
-"""Scores that need no effects; `test_attribution.py` has the other one."""
+BY_MEANS = tuple(score for score in CHOICES["score"] if score not in BY_EFFECT)
+"""Scores that need no effects; `test_attribution.py` has the others."""
 
 
 class ReluEncoder:
@@ -298,7 +298,24 @@ def test_a_side_still_limits_latents_whose_effect_is_the_score() -> None:
     )
 
 
-def test_effects_that_are_not_finite_are_refused() -> None:
+def test_a_latent_that_reads_and_writes_is_before_those_that_do_one_of_them() -> None:
+    """Latent 2 differs most and has no effect, 5 has the largest effect and does not differ; 3 has some of both."""
+    effect_F = torch.zeros(D_SAE).double()
+    effect_F[3], effect_F[5] = -0.5, 9.0
+    effects = TokenStats({("prompt", 0, side): SideSums(torch.tensor(1), effect_F / 2) for side in SIDES})
+    by_means, by_effect, of_both = (
+        rank_features(both(1.0), contrast="prompt", score=score, effects=effects).layers[0]
+        for score in ("mean_diff", "attribution", "read_write")
+    )
+    assert [ranked.ids[0].item() for ranked in (by_means, by_effect, of_both)] == [2, 5, 3]
+    assert of_both.score[0].item() == pytest.approx(0.5 * by_means.score[1].item())
+    assert of_both.score[1:].tolist() == [0.0] * (D_SAE - 1)
+    assert of_both.effect is not None
+    assert of_both.effect[0] == -0.5
+
+
+@pytest.mark.parametrize("score", BY_EFFECT)
+def test_effects_that_are_not_finite_are_refused(score: str) -> None:
     sums = {("prompt", 0, side): SideSums(torch.tensor(1), torch.full((D_SAE,), torch.nan)) for side in SIDES}
     with pytest.raises(InputError, match="not finite"):
-        rank_features(both(1.0), contrast="prompt", score="attribution", effects=TokenStats(sums))
+        rank_features(both(1.0), contrast="prompt", score=score, effects=TokenStats(sums))

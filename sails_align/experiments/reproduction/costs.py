@@ -27,6 +27,7 @@ from sails_align.experiments.jobs import Job
 from sails_align.experiments.limits import weights_dtype
 from sails_align.experiments.reproduction.plan import Reproduction, is_hh_rlhf
 from sails_align.export.hub import HubConnectionError
+from sails_align.subspace.options import BY_EFFECT
 from sails_align.training.memory import checkpoint_bytes
 from sails_align.training.plan import TrainingPlan
 from sails_align.training.shapes import meta_model, setup_of, shape_of
@@ -76,7 +77,7 @@ def _costs(job: Job, plan: Reproduction, config: PreTrainedConfig, rate: "_Rate"
         case "discover":
             args = next(args for args in plan.arguments.values() if args.sails.uses_subspace)
             n = 2 * args.sails.max_discovery_examples
-            if args.sails.score == "attribution":
+            if args.sails.score in BY_EFFECT:
                 n *= 4  # once more forward, and a backward pass of about twice the work
             return Costs(rate.hours(n * TOKENS), sae_bytes(args, config) / 1e9)
         case "train":
