@@ -136,8 +136,8 @@ def check_score(options: DiscoveryOptions, data: DiscoveryData) -> None:
     if options.score in BY_EFFECT and "rejected" not in data.pairs.column_names:
         raise InputError(
             f"score is {options.score}, which needs the effect on how much likelier chosen responses are than rejected "
-            "ones, but the data has no rejected ones;\ngive preference data (or labelled rows with --bad_responses pair), "
-            "or use --score mean_diff"
+            "ones, but the data has no rejected ones;\n"
+            "give preference data (or labelled rows with --bad_responses pair), or use --score mean_diff"
         )
 
 
