@@ -53,10 +53,11 @@ def of_learning_rates(outcome: Outcome) -> str:
     given = [run.label for run in trained if not run.is_tuned]
     if trained and len(given) == len(trained):
         return "Learning rates are those of the recipes or of the runs' options; none was chosen here."
-    return (
-        f"Each method has its own learning rate, chosen from one grid on the validation part by the "
-        f"{merit_of(outcome).label}{f' (not chosen: {_listed(given)})' if given else ''}."
-    )
+    safety, helpful = rates_of(outcome)
+    of = METRICS[safety].label
+    best = f"the {of}" if helpful is None else f"the mean of {of} and {METRICS[helpful].label}"
+    others = f" (not chosen: {_listed(given)})" if given else ""
+    return f"Each method has its own learning rate, chosen from one grid on the validation part by {best}{others}."
 
 
 def by_verdict(found: Differences) -> dict[str, list[str]]:

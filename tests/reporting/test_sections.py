@@ -102,7 +102,7 @@ def test_a_learning_rate_that_a_run_gives_is_shown_and_is_not_called_chosen() ->
     of = Outcome(plan, found.tuned, {new.key: found.tested[old.key] for old, new in pairs}, {"sft-sails": 1e-3})
     section, measured = made("headline", comparison(of))
     assert column(section.grids[1], "learning rate") == {"SFT-LoRA": "0.0002", "SFT-SAILS": "0.001"}
-    assert "by the mean of safety and helpfulness (not chosen: SFT-LoRA)." in measured.text[0]
+    assert "by the mean of safety rate and correct answers (not chosen: SFT-LoRA)." in measured.text[0]
 
 
 def test_differences_are_marked_where_the_interval_does_not_touch_zero() -> None:
