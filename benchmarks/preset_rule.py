@@ -21,6 +21,9 @@ from sails_align.experiments.plan import FIRST_TUNING_SEED, merit
 
 DEFAULT = "sft-sails"
 CANDIDATES = ("sft-sails-paper", "layers-sae", "mode-init", "not-whitened", "tokens-all", "score-attribution")
+LATER = ("score-read-write", "k-16", "k-256", "rank-4")
+"""Variants that were tried after the rule had been applied to the candidates, by the same rule."""
+NAMES = (DEFAULT, *CANDIDATES, *LATER)
 
 Merits = dict[str, dict[float, dict[int, float]]]
 """By run, learning rate and seed."""
@@ -32,7 +35,7 @@ def read(folders: list[Path]) -> Merits:
     for path in (path for folder in folders for path in sorted(folder.glob("*.json"))):
         result = json.loads(path.read_text(encoding="utf-8"))
         cell = result["cell"]
-        if cell["part"] == "validation" and cell["run"] in (DEFAULT, *CANDIDATES):
+        if cell["part"] == "validation" and cell["run"] in NAMES:
             found[cell["run"]][cell["learning_rate"]][cell["seed"]] = merit(result)
     return found
 
@@ -58,11 +61,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=None)
     args = parser.parse_args()
     merits = read(args.cells)
-    if lacking := [name for name in (DEFAULT, *CANDIDATES) if name not in merits]:
+    if lacking := [name for name in NAMES if name not in merits]:
         sys.exit(f"error: there are no tuning cells of {', '.join(lacking)}; give the folders that have them")
     found: dict[str, dict[str, Any]] = {}
     default = merits[DEFAULT][best_rate(merits[DEFAULT])]
-    for name in (DEFAULT, *CANDIDATES):
+    for name in NAMES:
         rate = best_rate(merits[name])
         by_seed = merits[name][rate]
         found[name] = {"learning_rate": rate, "merit": by_seed[FIRST_TUNING_SEED]}

@@ -19,7 +19,8 @@ def made_cell(folder: Path, run: str, seed: int, refusal: float) -> None:
 
 def test_a_candidate_is_dropped_on_the_first_seed_or_compared_on_all(tmp_path: Path) -> None:
     refusals = {"sft-sails": [0.5, 0.6, 0.7], "mode-init": [0.6, 0.8, 0.8], "tokens-all": [0.4, 0.9, 0.9]}
-    for run in ("sft-sails-paper", "layers-sae", "not-whitened", "score-attribution"):
+    dropped = ("sft-sails-paper", "layers-sae", "not-whitened", "score-attribution")
+    for run in (*dropped, "score-read-write", "k-16", "k-256", "rank-4"):
         refusals[run] = [0.5]
     for run, of in refusals.items():
         for place, refusal in enumerate(of):
