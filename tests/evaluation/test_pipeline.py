@@ -30,7 +30,7 @@ from sails_align.evaluation.output import default_folder
 from sails_align.evaluation.pipeline import verdicts_of
 from sails_align.evaluation.prompts.load import split_of
 from sails_align.evaluation.records import Item, Prompt
-from sails_align.evaluation.tables import _of_split
+from sails_align.evaluation.tables import heading_on_set
 from sails_align.models.resolve import resolve_model
 from sails_align.testbed.build import resolve_testbed
 
@@ -591,5 +591,5 @@ def test_a_path_with_an_equals_sign_is_not_cut() -> None:
 
 
 def test_two_files_of_one_name_are_told_apart() -> None:
-    labels = [_of_split("safety_rate", name, ["a/x.csv", "b/x.csv", "ood"]) for name in ("a/x.csv", "ood")]
-    assert labels == ["  safety rate (%), a/x.csv", "  safety rate (%), held-out categories"]
+    labels = [heading_on_set("safety_rate", name, ["a/x.csv", "b/x.csv", "ood"]) for name in ("a/x.csv", "ood")]
+    assert labels == ["safety rate (%), a/x.csv", "safety rate (%), held-out categories"]
