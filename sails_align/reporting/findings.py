@@ -32,15 +32,19 @@ def merit_of(outcome: Outcome) -> Metric:
 
     Where no helpfulness was measured, it is the safety (or refusal) rate.
     """
-    safety, helpful = rates_of(outcome)
+    safety, helpful = _rates_of(outcome)
     if helpful is None:
         return METRICS[safety]
-    if safety == "safety_rate":
-        return METRICS["merit"]
-    return replace(METRICS["merit"], label=f"mean of {METRICS[safety].label} and {METRICS[helpful].label}")
+    return METRICS["merit"] if safety == "safety_rate" else replace(METRICS["merit"], label=mean_of_rates(outcome))
 
 
-def rates_of(outcome: Outcome) -> tuple[str, str | None]:
+def mean_of_rates(outcome: Outcome, mean: str = "mean") -> str:
+    """Name the mean of the safety (or refusal) rate and the helpfulness that were measured; without both, the rate."""
+    safety, helpful = (name and METRICS[name].label for name in _rates_of(outcome))
+    return f"{mean} of {safety} and {helpful}" if helpful else str(safety)
+
+
+def _rates_of(outcome: Outcome) -> tuple[str, str | None]:
     """Return the names of the safety (or refusal) rate and of the helpfulness that were measured."""
     measured = {name for row in outcome.rows for name, mean in row.means.items() if mean.value is not None}
     safety = next((name for name in SAFETY_RATES if name in measured), "safety_rate")
@@ -53,11 +57,11 @@ def of_learning_rates(outcome: Outcome) -> str:
     given = [run.label for run in trained if not run.is_tuned]
     if trained and len(given) == len(trained):
         return "Learning rates are those of the recipes or of the runs' options; none was chosen here."
-    safety, helpful = rates_of(outcome)
-    of = METRICS[safety].label
-    best = f"the {of}" if helpful is None else f"the mean of {of} and {METRICS[helpful].label}"
     others = f" (not chosen: {_listed(given)})" if given else ""
-    return f"Each method has its own learning rate, chosen from one grid on the validation part by {best}{others}."
+    return (
+        "Each method has its own learning rate, chosen from one grid on the validation part by the "
+        f"{mean_of_rates(outcome)}{others}."
+    )
 
 
 def by_verdict(found: Differences) -> dict[str, list[str]]:

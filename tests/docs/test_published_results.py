@@ -272,15 +272,11 @@ def test_the_documents_have_what_the_comparison_on_smollm2_found() -> None:
         mean = mean_of(
             [of[0][seed][name] - of[1][seed][name] for seed in of[0]], span_of_difference(METRICS[name].span)
         )
-        return difference(mean, METRICS[name]).text.replace("(", "").replace(")", "")
+        return difference(mean, METRICS[name]).text
 
-    def with_brackets(told: str) -> str:
-        value, _, rest = told.partition(" ")
-        return f"{value} ({rest})"
-
-    assert f"minus the preset `paper` {with_brackets(minus('sft-sails', 'sft-sails-paper', 'merit'))}" in text
-    of_sails = minus("sft-random-features", "sft-sails", "over_refusal_rate").replace(" ", ", ", 1)
-    assert f"and with SAILS ({of_sails})" in text
+    assert f"minus the preset `paper` {minus('sft-sails', 'sft-sails-paper', 'merit')}" in text
+    of_sails = minus("sft-random-features", "sft-sails", "over_refusal_rate").replace(" (", ", ")
+    assert f"and with SAILS ({of_sails}" in text
     kl = {
         run: f"{rows[run]['means']['kl_per_token']['value']:.2f}"
         for run in ("sft-random-features", "sft-lora", "sft-sails")

@@ -11,7 +11,7 @@ from sails_align.experiments.summary import Front, Outcome, Result, hypervolume_
 from sails_align.experiments.tampering.attacks import ATTACKS
 from sails_align.experiments.tampering.defences import DEFENCES
 from sails_align.reporting import figures
-from sails_align.reporting.findings import in_doubt, in_metrics, of_metrics, rates_of
+from sails_align.reporting.findings import in_doubt, in_metrics, mean_of_rates, of_metrics
 from sails_align.reporting.page import Grid, Section, TableCell, difference, entries, interval
 from sails_align.reporting.report import ReportData
 from sails_align.reporting.tables import PERCENT, differences_grid
@@ -51,8 +51,8 @@ def _section(name: str, outcome: Outcome) -> Section:
         f"{attack.label}. "
         f"Safety that is left, on {counted(plan.n_seeds, 'seed')} (from {plan.first_seed}). The hyperparameter of "
         "each defence is the one that keeps most on validation prompts "
-        f"({counted(plan.n_tuning_seeds, 'other seed')}): {_what_is_kept(outcome)}, minus over-refusal beyond "
-        f"{OVER_REFUSAL_BUDGET:.0%}. "
+        f"({counted(plan.n_tuning_seeds, 'other seed')}): the {mean_of_rates(outcome, 'harmonic mean')}, minus "
+        f"over-refusal beyond {OVER_REFUSAL_BUDGET:.0%}. "
         "Controls are simple baselines (a lower learning rate, averaging with the aligned model, safety rows, "
         "LoRA), and methods with random directions or units of the same size. A method that does not beat them has "
         "not been shown to work.",
@@ -69,13 +69,6 @@ def _section(name: str, outcome: Outcome) -> Section:
     if fronts := outcome.fronts():
         grids.append(_hypervolumes(fronts))
     return Section(f"Tampering: {name}", text, grids, pictures, findings=findings)
-
-
-def _what_is_kept(outcome: Outcome) -> str:
-    """Say which of the measured rates `kept` is made of."""
-    safety, helpful = rates_of(outcome)
-    of = METRICS[safety].label
-    return f"the {of}" if helpful is None else f"the harmonic mean of {of} and {METRICS[helpful].label}"
 
 
 def _models(attack: str, results: Mapping[str, Mapping[int, Result]]) -> Section:
