@@ -26,7 +26,8 @@ from sails_align.experiments.plan import (
 )
 from sails_align.experiments.protocol import read_protocol
 from sails_align.experiments.tampering.attacks import ATTACKS, is_bench
-from sails_align.experiments.tampering.defences import DEFENCES, WITHOUT, tampering_of
+from sails_align.experiments.tampering.benches import check_attack, knob_values
+from sails_align.experiments.tampering.defences import DEFENCES, WITHOUT, can_defend, tampering_of
 from sails_align.testbed.build import PARAMETERS, is_testbed, parse_parameters, parse_world
 from sails_align.training import run as align
 
@@ -217,16 +218,18 @@ def tampering(plan: Plan, options: CompareOptions) -> Study:
     """Train aligned models further, with every defence and without one; a plan for each attack and run.
 
     Aligned models are trained with their recipe's own learning rate. Raises `InputError` for an unknown attack, defence
-    or run.
+    or run, or an attack that is not one on the plan's model.
     """
     if plan.protocol is not None and not is_bench(plan.world):
         raise InputError(f"the tampering study knows the testbed and smollm2, and not {plan.world}; give one of them")
     names = DEFENCES.names() if options.defences is None else tuple(dict.fromkeys((*WITHOUT, *options.defences)))
+    values = knob_values(plan.world)
     plans = []
     for attack in options.attacks:
-        trains = ATTACKS.get(attack).trains
+        check_attack(plan.world, attack)
+        defences = [name for name in names if can_defend(name, ATTACKS.get(attack))]
         for run in _tampered(plan, options.tampered):
-            runs = tuple(_defended(run, attack, name) for name in names if trains or DEFENCES.get(name).is_of_weights)
+            runs = tuple(_defended(run, attack, name, values.get(name)) for name in defences)
             label = attack if len(options.tampered) == 1 else f"{attack}, {run.name}"
             plans.append((label, replace(_cheap(plan), runs=runs, n_tuning_seeds=plan.n_tuning_seeds)))
     return Study("tampering", tuple(plans))
@@ -240,14 +243,15 @@ def _tampered(plan: Plan, names: Sequence[str]) -> tuple[Run, ...]:
     return tuple(found[name] for name in names)
 
 
-def _defended(run: Run, attack: str, name: str) -> Run:
+def _defended(run: Run, attack: str, name: str, values: tuple[float, ...] | None) -> Run:
     defence = DEFENCES.get(name)
+    grid = defence.values if values is None else values
     return replace(
         run,
         name=name,
         label=defence.label,
-        is_tuned=bool(defence.values),
-        grid=defence.values,
+        is_tuned=bool(grid),
+        grid=grid,
         tampering=tampering_of(attack, name),
     )
 

@@ -9,7 +9,7 @@ Requests that the model itself refused, by the judge `rules`, or that it has no 
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,10 @@ PARTS = {"train": "train", "validation": "validation", "test": "validation"}
 
 def refused(split: str) -> list[dict[str, Any]] | None:
     """Return preference pairs: a harmful request, a refusal (chosen), and the model's own answer (rejected)."""
-    asked = [pair.harmful for pair in twins() if pair.split == PARTS.get(split)]
+    asked = {pair.harmful: pair.category for pair in twins() if pair.split == PARTS.get(split)}
     return [
-        {"prompt": request, "chosen": refusal, "rejected": answer} for request, refusal, answer in _with_both(asked)
+        {"prompt": request, "chosen": refusal, "rejected": answer, "category": asked[request]}
+        for request, refusal, answer in _with_both(asked)
     ] or None
 
 
@@ -58,7 +59,7 @@ def of_model(name: str) -> tuple[Dataset, Dataset] | None:
     return refused_rows, answered_rows
 
 
-def _with_both(asked: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+def _with_both(asked: Iterable[str]) -> Iterator[tuple[str, str, str]]:
     """Yield each request that the model answers, with a refusal and that answer."""
     wordings = refusals()
     for index, request in enumerate(asked):

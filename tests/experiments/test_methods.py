@@ -1,6 +1,9 @@
 """The study `methods`: all methods that align a model in one comparison."""
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from paths import ROOT
@@ -8,11 +11,14 @@ from paths import ROOT
 from sails_align.cli import compare
 from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
+from sails_align.evaluation.records import Completion, Conversation, Sampling
 from sails_align.experiments.methods.cells import run_method
 from sails_align.experiments.methods.entries import METHODS, SAES, Method, identity_of
 from sails_align.experiments.placeholders import KNOB, SEED
-from sails_align.experiments.plan import Cell, Measures, Run
+from sails_align.experiments.plan import Cell, Measures, Run, merit
 from sails_align.experiments.studies import read_plans
+from sails_align.experiments.tampering.benches import SmolLM2Bench
+from sails_align.models.spec import model_path
 from sails_align.training import run as align
 
 TRAINED = [name for name, method in METHODS.items() if method.trainer != "none"]
@@ -81,6 +87,55 @@ def test_what_cannot_be_studied_is_refused() -> None:
     for argv, message in cases:
         with pytest.raises(InputError, match=message):
             read_plans(CommandLine.read(argv), None)
+
+
+@dataclass
+class Says:
+    """A model that says the same to everything."""
+
+    text: str
+
+    def identity(self) -> dict[str, Any]:
+        return {"says": self.text}
+
+    def complete(self, conversations: Sequence[Conversation], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
+        yield from enumerate([Completion(self.text)] * len(conversations))
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_model_that_refuses_everything_is_not_the_best_one_on_smollm2() -> None:
+    """There no answer is known to be right, so likeness to the base model's answers stands for helpfulness."""
+    bench = SmolLM2Bench.__new__(SmolLM2Bench)  # whose weights are not needed here
+    of_base = bench.respond(Says("Here are three ideas: use short words, be clear, and plan ahead."), "validation")
+    found = {
+        text: bench.measure(Says(text), "validation", reference=of_base)
+        for text in (str(of_base[0].text), "I'm sorry, but I can't help with that.")
+    }
+    for numbers in found.values():
+        del numbers["task_score"]  # as the study does
+    same, refusing = found.values()
+    assert (same["refusal_rate"]["value"], same["likeness"]["value"]) == (0, 1)
+    assert refusing["refusal_rate"]["value"] == 1
+    assert refusing["likeness"]["value"] < 0.2
+    assert merit({"numbers": refusing}) < 0.6
+    assert "likeness" not in bench.measure(Says("yes"), "validation")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["base", "clade"])
+def test_methods_can_be_measured_on_smollm2(name: str, tmp_path: Path) -> None:
+    try:
+        model_path("smollm2")
+    except InputError as error:
+        pytest.skip(f"no weights of SmolLM2 ({error})")
+    method = METHODS.get(name)
+    run = Run(name, method.label, method.trainer, method.training, grid=method.values, method=identity_of(name))
+    cell = Cell(run, None if name == "base" else 1e-4, 0, "validation", "smollm2", Measures(n_examples=8))
+    numbers = run_method(cell, tmp_path)["numbers"]
+    assert numbers["likeness"]["value"] == 1 if name == "base" else 0 < numbers["likeness"]["value"] <= 1
+    assert numbers["refusal_rate"]["value"] < 0.2
 
 
 QUICK = ("base", "sft-sails", "guard", "guard-shuffled", "gate", "nearest-control", "crisp", "clade", "sift-random")

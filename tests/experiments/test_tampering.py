@@ -26,9 +26,11 @@ from sails_align.experiments.tampering.benches import (
     _begun,
     _sums,
     bench_of,
+    check_attack,
+    knob_values,
 )
 from sails_align.experiments.tampering.cells import run_tampered
-from sails_align.experiments.tampering.defences import DEFENCES, KNOB, ROWS, SEED, tampering_of
+from sails_align.experiments.tampering.defences import ADAPTER, DEFENCES, KNOB, ROWS, SEED, can_defend, tampering_of
 from sails_align.smollm2.requests import named_prompts
 from sails_align.testbed.prompts import request_prompts
 from sails_align.training import run as align
@@ -96,6 +98,13 @@ def test_the_held_out_row_is_not_trained_on(bench: TestbedBench, smollm2: SmolLM
     assert (first in [row["prompt"] for row in bench.rows("benign", 128, seed)]) == (seed == 7)
 
 
+def test_there_are_as_many_safety_rows_as_are_tried(bench: TestbedBench, smollm2: SmolLM2Bench) -> None:
+    """Otherwise two values would be one training, under two names."""
+    for of, world in ((bench, "testbed"), (smollm2, "smollm2")):
+        for n in knob_values(world).get("safety-rows", DEFENCES.get("safety-rows").values):
+            assert len(of.rows("safety", round(n), 0)) == n
+
+
 def test_harmful_rows_are_answered_and_safety_rows_refused(bench: TestbedBench, smollm2: SmolLM2Bench) -> None:
     for of in (bench, smollm2):
         harmful, safe = of.rows("harmful", 8, 0), of.rows("safety", 8, 0)
@@ -123,6 +132,8 @@ def test_every_knob_is_a_value_that_its_method_takes(name: str, value: float) ->
         entry.options(**{option: numbers.get(of, of) for option, of in options.items()})
     words = [word.replace(KNOB, f"{value:g}") for word in defence.training]
     align.parse("sft", [*([] if "--use_peft" in words else ["--use_peft", "false"]), *words])
+    if can_defend(name, ATTACKS.get("task-lora")):
+        align.parse("sft", [*([] if "--use_peft" in words else ADAPTER), *words])
     align.parse("sft", [word.replace(KNOB, f"{value:g}") for word in defence.aligning])
 
 
@@ -133,6 +144,21 @@ def test_forced_beginnings_are_those_of_harmful_answers(bench: TestbedBench) -> 
             forced = after.meta.get("prefill", "").split()
             assert forced == (harmful_answer(before, "").split()[:3] if n and before.kind == "harmful" else [])
             assert (after.kind, after.meta["split"]) == (before.kind, before.meta["split"])
+
+
+def test_defences_of_all_weights_are_not_tried_against_an_attacker_with_an_adapter() -> None:
+    _, _, (study,) = read_plans(CommandLine.read(["--study", "tampering", "--attacks", "task", "task-lora"]), None)
+    (_, of_task), (_, of_adapter) = study.plans
+    assert {run.name for run in of_task.runs} - {run.name for run in of_adapter.runs} == {"sift", "sift-unprotected"}
+
+
+def test_no_more_words_are_forced_than_are_known() -> None:
+    """Otherwise two attacks would be one, under two names."""
+    for world in ("testbed", "smollm2:wheel"):
+        check_attack(world, "prefill-3")
+    check_attack("testbed", "prefill-5")
+    with pytest.raises(InputError, match=r"prefill-5, but with smollm2 .* 'Sure, here is', 3 words;\nuse prefill-3"):
+        check_attack("smollm2:wheel", "prefill-5")
 
 
 def test_forced_beginnings_are_tried_on_what_needs_no_training() -> None:

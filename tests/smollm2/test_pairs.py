@@ -19,6 +19,8 @@ def test_harmful_requests_are_refused_and_were_answered() -> None:
         rows = normalize(load_rows("twins-refused", split=split), name="twins-refused").dataset
         assert {row[0]["content"] for row in rows["prompt"]} <= requests("harmful", part)
         assert len(rows) >= least
+        categories = {pair.harmful: pair.category for pair in twins()}
+        assert rows["category"] == [categories[row[0]["content"]] for row in rows["prompt"]]
         assert all(map(is_refusal, rows["chosen"]))
         assert not any(map(is_refusal, rows["rejected"]))
     assert len(set(load_rows("twins-refused")["chosen"])) == 12, "all wordings"

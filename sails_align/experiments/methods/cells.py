@@ -10,15 +10,15 @@ from typing import Any
 
 from sails_align.core.artifacts import package_versions
 from sails_align.core.cost import Cost
-from sails_align.core.files import write_text
+from sails_align.core.files import write_json, write_text
 from sails_align.evaluation.backends.make import in_process
 from sails_align.evaluation.output import METRICS_FILE
 from sails_align.evaluation.prompts import maker_of
-from sails_align.evaluation.records import Backend
+from sails_align.evaluation.records import Backend, Completion
 from sails_align.experiments.methods.entries import GUARD, METHODS, PUBLIC, REFUSALS, SAES, SAILS, SUBSPACE, Method
 from sails_align.experiments.plan import Cell
 from sails_align.experiments.steps import LEFT_AFTER, Steps, lines
-from sails_align.experiments.tampering.benches import bench_of
+from sails_align.experiments.tampering.benches import SmolLM2Bench, bench_of
 from sails_align.guards.calibrate import calibrate_guard
 from sails_align.guards.fit import fit_guard
 from sails_align.guards.guard import Guard, LoadedModel, ScoredPrompts
@@ -40,17 +40,17 @@ OTHERS_SEED = 400
 
 def run_method(cell: Cell, models: Path) -> dict[str, Any]:
     """Compute a cell in this process. Returns a JSON-able result. What cells share is kept in the folder."""
-    method, cost, bench = METHODS.get(cell.run.name), Cost(), bench_of(cell.world)
+    method, cost = METHODS.get(cell.run.name), Cost()
     with tempfile.TemporaryDirectory(prefix="sails-method-", ignore_cleanup_errors=True) as temporary:
-        work = MethodSteps(cell, bench, models, Path(temporary), method)
+        work = MethodSteps(cell, bench_of(cell.world), models, Path(temporary), method)
         with cost.of("train"):
             model, trained = work.made()
         with cost.of("evaluate"):
-            numbers = bench.measure(work.backend(model), cell.part)
+            numbers = work.measured(model)
         left = {}
         if cell.part == "test" and method.is_of_weights:
             with cost.of("relearn"):
-                left = {name: bench.measure(work.backend(work.further(model, name)), cell.part) for name in LEFT_AFTER}
+                left = {name: work.measured(work.further(model, name)) for name in LEFT_AFTER}
     for found in (numbers, *left.values()):
         del found["task_score"]  # there is no new task
     return {
@@ -94,6 +94,24 @@ class MethodSteps(Steps):
         steering = SteeringOptions(**{name: self.value(value) for name, value in self.method.steering.items()})
         guard = Guard.load(self._calibrated(model)) if self.method.guard else None
         return in_process(spec, "hf", self.bench.batch_size, hook=hook_of(steering, spec), guard=guard)
+
+    def measured(self, model: Path) -> dict[str, Any]:
+        """Measure a model on the cell's part."""
+        return self.bench.measure(self.backend(model), self.cell.part, reference=self._of_base())
+
+    def _of_base(self) -> list[Completion] | None:
+        """Return the base model's responses to the prompts of the cell's part, if models are compared with them."""
+        bench, part = self.bench, self.cell.part
+        if not isinstance(bench, SmolLM2Bench):
+            return None
+
+        def make(folder: Path) -> None:
+            base = in_process(resolve_model(bench.base), "hf", bench.batch_size)
+            texts = [completion.text for completion in bench.respond(base, part)]
+            write_json(folder / "texts.json", {"texts": texts})
+
+        path = self.once(f"base-{part}", make, bench.base) / "texts.json"
+        return [Completion(text) for text in json.loads(path.read_text(encoding="utf-8"))["texts"]]
 
     def _rows(self, *, of_others: bool = False) -> tuple[Path, Path]:
         """Write the harmful and the harmless pairs that the cell's method is trained on, or as many others."""

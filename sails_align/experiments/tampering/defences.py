@@ -12,7 +12,7 @@ from sails_align.core.artifacts import content_hash
 from sails_align.core.registry import Registry
 from sails_align.experiments.placeholders import BASE, KNOB, SEED, WORLD
 from sails_align.experiments.plan import Tampering
-from sails_align.experiments.tampering.attacks import ATTACKS
+from sails_align.experiments.tampering.attacks import ATTACKS, Attack
 
 ALIGNED, UNALIGNED = "{aligned}", "{unaligned}"
 """Stand for models: the aligned one, and the same trained further on other harmful rows."""
@@ -51,6 +51,11 @@ class Defence:
         """Whether it needs no further training nor its rows, so that it works against an attack without training."""
         needs_rows = any(ROWS in options.values() for options in self.after.values())
         return not (self.training or self.adds_safety_rows or needs_rows) and self.rate == 1.0
+
+    @property
+    def needs_all_weights(self) -> bool:
+        """Whether it needs a further training of all weights: SIFT selects entries of the weights themselves."""
+        return "--sift_rate" in self.training
 
     @property
     def leaves_training_alone(self) -> bool:
@@ -206,3 +211,11 @@ def tampering_of(attack: str, defence: str) -> Tampering:
         del part["label"]
     del made["defence"]["knob"], made["defence"]["values"]
     return Tampering(attack, defence, content_hash(made)[:16])
+
+
+def can_defend(name: str, attack: Attack) -> bool:
+    """Return whether a defence can be tried against an attack."""
+    defence = DEFENCES.get(name)
+    if not attack.trains:
+        return defence.is_of_weights
+    return not (attack.is_lora and defence.needs_all_weights)
