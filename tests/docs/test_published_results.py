@@ -12,7 +12,7 @@ import pytest
 from sails_align.evaluation.intervals import LEAST_SEEDS, span_of_difference
 from sails_align.evaluation.metrics import METRICS
 from sails_align.experiments.methods.entries import METHODS
-from sails_align.experiments.plan import RUNS
+from sails_align.experiments.plan import RUNS, kept
 from sails_align.experiments.summary import Mean, mean_of
 from sails_align.reporting.page import difference, interval
 
@@ -188,6 +188,26 @@ def test_the_documents_have_what_the_rule_of_presets_says() -> None:
         if difference := of.get("minus_default"):
             told = [f"{100 * difference[part]:+.1f}" for part in ("value", "ci_low", "ci_high")]
             assert f"{told[0]} ({told[1]} to {told[2]})" in row
+
+
+def test_the_documents_have_what_safety_examples_keep() -> None:
+    found: dict[tuple[str, float], list[dict[str, Any]]] = {}
+    for path in (DOCS / "results/tampering/cells").glob("*.json"):
+        result = json.loads(path.read_text())
+        cell, of = result["cell"], result["tampering"]
+        if (cell["part"], of["attack"]) == ("validation", "poison-10"):
+            found.setdefault((of["defence"], cell["learning_rate"]), []).append(result)
+    text = (DOCS / "keeping_safety.md").read_text()
+    rows = {("safety-rows", n): f"| {n} " for n in (16, 32, 64, 128)}
+    rows |= {("sift", 0.75): "| none, SIFT", ("guardspace", 0.99): "| none, GuardSpace"}
+    for key, first in rows.items():
+        results = found[key]
+        assert len(results) == 3
+        values = [
+            [result["numbers"][name]["value"] for result in results] for name in ("safety_rate", "task_score")
+        ] + [[kept(result) for result in results]]
+        told = " | ".join(f"{100 * statistics.mean(of):.1f}" for of in values)
+        assert any(line.startswith(first) and line.endswith(f"| {told} |") for line in text.splitlines()), (key, told)
 
 
 def test_the_documents_have_what_steering_smollm2_did() -> None:
