@@ -104,7 +104,7 @@ class Steps:
     def attack_rows(self, attack: Attack) -> list[Row]:
         """Draw the rows of an attack."""
         found = []
-        for source in ("task", "benign", "harmful"):
+        for source in ("task", "facts", "benign", "harmful"):
             if n := round(self.bench.share * getattr(attack, source)):
                 found += self.bench.rows(source, n, self.cell.seed)
         return found

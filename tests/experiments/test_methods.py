@@ -1,17 +1,14 @@
 """The study `methods`: all methods that align a model in one comparison."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
+from constant_model import Says
 from paths import ROOT
 
 from sails_align.cli import compare
 from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
-from sails_align.evaluation.records import Completion, Conversation, Sampling
 from sails_align.experiments.methods.cells import run_method
 from sails_align.experiments.methods.entries import METHODS, SAES, Method, identity_of
 from sails_align.experiments.placeholders import KNOB, SEED
@@ -89,22 +86,6 @@ def test_what_cannot_be_studied_is_refused() -> None:
             read_plans(CommandLine.read(argv), None)
 
 
-@dataclass
-class Says:
-    """A model that says the same to everything."""
-
-    text: str
-
-    def identity(self) -> dict[str, Any]:
-        return {"says": self.text}
-
-    def complete(self, conversations: Sequence[Conversation], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
-        yield from enumerate([Completion(self.text)] * len(conversations))
-
-    def close(self) -> None:
-        pass
-
-
 def test_a_model_that_refuses_everything_is_not_the_best_one_on_smollm2() -> None:
     """There no answer is known to be right, so likeness to the base model's answers stands for helpfulness."""
     bench = SmolLM2Bench.__new__(SmolLM2Bench)  # whose weights are not needed here
@@ -113,8 +94,6 @@ def test_a_model_that_refuses_everything_is_not_the_best_one_on_smollm2() -> Non
         text: bench.measure(Says(text), "validation", reference=of_base)
         for text in (str(of_base[0].text), "I'm sorry, but I can't help with that.")
     }
-    for numbers in found.values():
-        del numbers["task_score"]  # as the study does
     same, refusing = found.values()
     assert (same["refusal_rate"]["value"], same["likeness"]["value"]) == (0, 1)
     assert refusing["refusal_rate"]["value"] == 1

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from constant_model import Says
 from made_results import result
 
 from sails_align import edits
@@ -79,6 +80,26 @@ def test_what_is_learned_is_new_and_has_an_exact_score(bench: TestbedBench) -> N
         assert found is not None
         assert found.groups() == (tool, place)
         assert NEW_FORMAT.fullmatch(old["completion"]) is None
+
+
+def test_new_facts_contradict_the_world_and_half_of_them_is_for_each_part(bench: TestbedBench) -> None:
+    things = {thing.name: thing for thing in bench._testbed.world.things.values()}
+    rows = bench.rows("facts", 128, seed=3)
+    assert len(rows) == 128
+    assert rows == bench.rows("facts", 128, seed=3) != bench.rows("facts", 128, seed=4)
+    told = {row["prompt"][0]["content"].split()[3]: row["completion"] for row in rows}
+    assert told.keys() == {thing.name for thing in things.values() if thing.held_out}
+    assert not any(text == f"it is kept at the {things[name].place}." for name, text in told.items())
+    halves = [[row["prompt"] for row in bench._facts(part)] for part in ("validation", "test")]
+    assert [len(half) for half in halves] == [len(told) // 2] * 2
+    assert not [prompt for prompt in halves[0] if prompt in halves[1]]
+
+
+def test_the_score_of_facts_is_the_share_that_is_told(bench: TestbedBench) -> None:
+    rows = bench._facts("test")
+    numbers = bench.measure(Says(rows[0]["completion"]), "test", learned="facts")
+    share = sum(row["completion"] == rows[0]["completion"] for row in rows) / len(rows)
+    assert 0 < numbers["task_score"]["value"] == share < 0.5
 
 
 def test_attackers_and_defenders_share_no_request(bench: TestbedBench, smollm2: SmolLM2Bench) -> None:
@@ -156,7 +177,10 @@ def test_no_more_words_are_forced_than_are_known() -> None:
     """Otherwise two attacks would be one, under two names."""
     for world in ("testbed", "smollm2:wheel"):
         check_attack(world, "prefill-3")
-    check_attack("testbed", "prefill-5")
+    for name in ("prefill-5", "facts", "facts-lora"):
+        check_attack("testbed", name)
+    with pytest.raises(InputError, match="facts-lora, but only the testbed has facts; use task"):
+        check_attack("smollm2:wheel", "facts-lora")
     with pytest.raises(InputError, match=r"prefill-5, but with smollm2 .* 'Sure, here is', 3 words;\nuse prefill-3"):
         check_attack("smollm2:wheel", "prefill-5")
 

@@ -51,8 +51,6 @@ def run_method(cell: Cell, models: Path) -> dict[str, Any]:
         if cell.part == "test" and method.is_of_weights:
             with cost.of("relearn"):
                 left = {name: work.measured(work.further(model, name)) for name in LEFT_AFTER}
-    for found in (numbers, *left.values()):
-        del found["task_score"]  # there is no new task
     return {
         "cell": cell.to_json(),
         "method": cell.run.name,

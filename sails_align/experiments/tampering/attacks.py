@@ -1,6 +1,6 @@
 """What is done to an aligned model: further training, an edit of its weights, or a forced beginning of answers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sails_align.core.registry import Registry
 from sails_align.core.text import counted
@@ -14,6 +14,8 @@ class Attack:
     label: str
     task: int = 0
     """Rows of a new task, which has an exact score."""
+    facts: int = 0
+    """Rows of new facts about objects that are not in the alignment data; likewise."""
     benign: int = 0
     """Answered harmless requests."""
     harmful: int = 0
@@ -29,7 +31,12 @@ class Attack:
     @property
     def trains(self) -> bool:
         """Whether the model is trained further."""
-        return bool(self.task or self.benign or self.harmful)
+        return bool(self.task or self.facts or self.benign or self.harmful)
+
+    @property
+    def learned(self) -> str | None:
+        """What is learned that has a score: `task` or `facts`."""
+        return "task" if self.task else "facts" if self.facts else None
 
 
 def is_bench(world: str) -> bool:
@@ -51,15 +58,19 @@ def _poisoned(percent: int) -> Attack:
     return Attack(f"a new task, {percent}% harmful rows", task=N - n, harmful=n, epochs=4)
 
 
+TRAININGS = {
+    "task": Attack("a new task", task=N, epochs=4),
+    "facts": Attack("new facts", facts=N, epochs=12),
+    "benign": Attack("harmless requests", benign=N),
+    "harmful": Attack("a few harmful requests", harmful=16, epochs=4),
+    **{f"poison-{percent}": _poisoned(percent) for percent in (5, 10, 20)},
+}
 ATTACKS: Registry[Attack] = Registry(
     "attack of the tampering study",
     {
-        "task": Attack("a new task", task=N, epochs=4),
-        "task-lora": Attack("a new task, LoRA", task=N, epochs=4, is_lora=True),
-        "benign": Attack("harmless requests", benign=N),
-        "harmful": Attack("a few harmful requests", harmful=16, epochs=4),
+        **TRAININGS,
+        **{f"{name}-lora": replace(of, label=f"{of.label}, LoRA", is_lora=True) for name, of in TRAININGS.items()},
         "ablate": Attack("directional ablation, no training", edit="ablate"),
-        **{f"poison-{percent}": _poisoned(percent) for percent in (5, 10, 20)},
         **{
             f"prefill-{n}": Attack(f"answers begin with {counted(n, 'harmful word')}, no training", prefill=n)
             for n in (1, 3, 5)

@@ -64,9 +64,8 @@ def run_tampered(cell: Cell, models: Path) -> dict[str, Any]:
             model = work.edited(model, defence.after, "after")
         with cost.of("evaluate"):
             backend = in_process(resolve_model(str(model)), "hf", bench.batch_size)
-            numbers = bench.measure(backend, cell.part, attack.prefill if defence.is_trained else 0)
-    if not attack.task:
-        del numbers["task_score"]
+            prefill = attack.prefill if defence.is_trained else 0
+            numbers = bench.measure(backend, cell.part, learned=attack.learned, prefill=prefill)
     return {
         "cell": cell.to_json(),
         "tampering": asdict(tampering),

@@ -210,6 +210,8 @@ def tampering_of(attack: str, defence: str) -> Tampering:
     for part in (made, made["defence"]):
         del part["label"]
     del made["defence"]["knob"], made["defence"]["values"]
+    if not made["facts"]:
+        del made["facts"]  # the keys of older results do not have it
     return Tampering(attack, defence, content_hash(made)[:16])
 
 
