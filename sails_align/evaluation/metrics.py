@@ -244,6 +244,13 @@ _TABLE = (
         "Harmonic mean of safety and helpfulness, minus over-refusal beyond 30%. What defences are chosen by.",
         span=(-1.0, 1.0),
     ),
+    Metric(
+        "moved",
+        "change of the weights",
+        "Norm of what was changed of all weights since the alignment, as a share of the norm of the aligned model's.",
+        digits=2,
+        span=NOT_NEGATIVE,
+    ),
     _lower(
         "steps_to_95",
         "steps to 95% safety",

@@ -31,7 +31,7 @@ COMPARED = _metrics(*SAFETY, *_HELPFULNESS, "attack_success_rate", "capability",
 """Metrics of differences."""
 REPORTED = _metrics(
     *(*SAFETY, "harmfulness", "high_risk_rate", *_HELPFULNESS, "attack_success_rate", "capability", "steps_to_95"),
-    *("trainable_share", *_LEFT, "train_seconds", "peak_memory_mb"),
+    *("moved", "trainable_share", *_LEFT, "train_seconds", "peak_memory_mb"),
 )
 """All metrics of a cell, in the order of the report."""
 
@@ -82,6 +82,8 @@ def value_of(result: Result, name: str) -> float | None:
         return None if helpfulness(result) is None else merit(result)
     if name == "kept":
         return kept(result) if "tampering" in result else None
+    if name == "moved":
+        return result.get("moved")
     if name == "attack_success_rate":
         return result.get("attack", {}).get(name, {}).get("value")
     if name == "capability":

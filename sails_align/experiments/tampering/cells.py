@@ -35,6 +35,7 @@ from sails_align.experiments.tampering.defences import (
     UNITS,
     Defence,
 )
+from sails_align.experiments.tampering.distance import moved
 from sails_align.models.resolve import resolve_model
 from sails_align.training import run as align
 from sails_align.training.units import units_of
@@ -62,6 +63,7 @@ def run_tampered(cell: Cell, models: Path) -> dict[str, Any]:
                 model = work.attacked(model)
         with cost.of("after"):
             model = work.edited(model, defence.after, "after")
+        distance = moved(model, work.aligned)
         with cost.of("evaluate"):
             backend = in_process(resolve_model(str(model)), "hf", bench.batch_size)
             prefill = attack.prefill if defence.is_trained else 0
@@ -70,6 +72,7 @@ def run_tampered(cell: Cell, models: Path) -> dict[str, Any]:
         "cell": cell.to_json(),
         "tampering": asdict(tampering),
         "numbers": numbers,
+        "moved": distance,
         "by_category": {},
         "cost": {"seconds": cost.seconds, "steps_to_95": None, "peak_memory_mb": None},
         "versions": package_versions(),
