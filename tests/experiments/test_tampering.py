@@ -31,7 +31,16 @@ from sails_align.experiments.tampering.benches import (
     knob_values,
 )
 from sails_align.experiments.tampering.cells import run_tampered
-from sails_align.experiments.tampering.defences import ADAPTER, DEFENCES, KNOB, ROWS, SEED, can_defend, tampering_of
+from sails_align.experiments.tampering.defences import (
+    ADAPTER,
+    DEFENCES,
+    KNOB,
+    OWN_CONTROLS,
+    ROWS,
+    SEED,
+    can_defend,
+    tampering_of,
+)
 from sails_align.smollm2.requests import named_prompts
 from sails_align.testbed.prompts import request_prompts
 from sails_align.training import run as align
@@ -156,6 +165,17 @@ def test_every_knob_is_a_value_that_its_method_takes(name: str, value: float) ->
     if can_defend(name, ATTACKS.get("task-lora")):
         align.parse("sft", [*([] if "--use_peft" in words else ADAPTER), *words])
     align.parse("sft", [word.replace(KNOB, f"{value:g}") for word in defence.aligning])
+
+
+@pytest.mark.parametrize(("name", "control"), OWN_CONTROLS.items())
+def test_the_own_control_of_a_defence_lacks_only_its_choice(name: str, control: str) -> None:
+    ours, theirs = DEFENCES.get(name), DEFENCES.get(control)
+    assert theirs.is_control
+    assert not ours.is_control
+    if theirs.values:  # without protected entries there is no share of them
+        assert (ours.knob, ours.values, len(ours.training)) == (theirs.knob, theirs.values, len(theirs.training))
+        assert (ours.before.keys(), ours.after.keys()) == (theirs.before.keys(), theirs.after.keys())
+    assert replace(theirs, label="", is_control=False) != replace(ours, label="", is_control=False)
 
 
 def test_forced_beginnings_are_those_of_harmful_answers(bench: TestbedBench) -> None:

@@ -27,6 +27,7 @@ from sails_align.experiments.tampering.defences import (
     ADAPTER,
     ALIGNED,
     DEFENCES,
+    HARMLESS_PROMPTS,
     PROMPTS,
     RANDOM_UNITS,
     REFUSAL,
@@ -92,7 +93,8 @@ class TamperingSteps(Steps):
             ALIGNED: lambda: self.aligned,
             UNALIGNED: lambda: self._once("unaligned", self._unalign),
             ROWS: lambda: self.folder / "rows.jsonl",
-            PROMPTS: self._prompts,
+            PROMPTS: lambda: self._prompts("safety"),
+            HARMLESS_PROMPTS: lambda: self._prompts("benign"),
             UNITS: lambda: self._once("units", self._find_units),
             RANDOM_UNITS: self._random_units,
             REFUSAL: lambda: self.bench.refusal,
@@ -147,10 +149,11 @@ class TamperingSteps(Steps):
         train(self.folder / "trained")
         return self.folder / "trained"
 
-    def _prompts(self) -> Path:
-        """Write harmful prompts of the alignment data."""
-        path = self.folder / "prompts.jsonl"
-        prompts = [row["prompt"][0]["content"] for row in self.bench.rows("safety", N_PROMPTS, self.cell.seed)]
+    def _prompts(self, source: str) -> Path:
+        """Write harmful or harmless prompts of the alignment data, as many of both."""
+        path = self.folder / f"{source}-prompts.jsonl"
+        n = len(self.bench.rows("safety", N_PROMPTS, self.cell.seed))
+        prompts = [row["prompt"][0]["content"] for row in self.bench.rows(source, n, self.cell.seed)]
         write_text(path, "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
         return path
 

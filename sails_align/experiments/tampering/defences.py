@@ -16,8 +16,8 @@ from sails_align.experiments.tampering.attacks import ATTACKS, Attack
 
 ALIGNED, UNALIGNED = "{aligned}", "{unaligned}"
 """Stand for models: the aligned one, and the same trained further on other harmful rows."""
-ROWS, PROMPTS = "{rows}", "{prompts}"
-"""Stand for the rows that are trained on further, and harmful prompts of the alignment data."""
+ROWS, PROMPTS, HARMLESS_PROMPTS = "{rows}", "{prompts}", "{harmless_prompts}"
+"""Stand for the rows that are trained on further, and harmful and harmless prompts of the alignment data."""
 REFUSAL = "{refusal}"
 """Stands for how most refusals of the alignment data begin."""
 UNITS, RANDOM_UNITS = "{units}", "{random_units}"
@@ -81,6 +81,58 @@ SSAH = Defence(
 )
 SIFT = Defence("SIFT (no protected entries)", training=("--sift_rate", "0.1"), rate=10.0, is_control=True)
 
+TASK_ARITHMETIC = Defence(
+    "task arithmetic (RESTA)",
+    "alpha",
+    (0.5, 1.0, 2.0, 4.0),
+    after={"task_arithmetic": {"alpha": KNOB, "aligned_model": ALIGNED, "unaligned_model": UNALIGNED}},
+)
+SAFE_LORA = Defence(
+    "Safe LoRA",
+    "threshold",
+    (0.1, 0.2, 0.3, 0.5),
+    after={"safe_lora": {"threshold": KNOB, "aligned_model": ALIGNED, "unaligned_model": BASE}},
+)
+LSSF = Defence(
+    "LSSF",
+    "alpha",
+    (0.5, 1.0, 2.0, 4.0),
+    after={
+        "lssf": {
+            "alpha": KNOB,
+            "aligned_model": ALIGNED,
+            "unaligned_model": UNALIGNED,
+            "dataset_name": WORLD,
+        }
+    },
+)
+IRR = Defence(
+    "IRR",
+    "sparsity",
+    (0.0, 0.25, 0.5, 0.75),
+    after={
+        "irr": {
+            "sparsity": KNOB,
+            "aligned_model": ALIGNED,
+            "unaligned_model": UNALIGNED,
+            "dataset_name": WORLD,
+            "task_dataset_name": ROWS,
+        }
+    },
+)
+GUARDSPACE = Defence(
+    "GuardSpace",
+    "energy",
+    (0.8, 0.9, 0.99, 0.999),
+    training=(*ADAPTER[:-1], "guardspace", "--harmful_prompts", PROMPTS, "--guard_energy", KNOB),
+)
+SC_LORA = Defence(
+    "SC-LoRA",
+    "beta",
+    (0.5, 0.8, 0.9, 1.0),
+    training=(*ADAPTER[:-1], "sc_lora", "--harmful_prompts", PROMPTS, "--sc_lora_beta", KNOB),
+)
+
 
 def _randomized(defence: Defence, what: str) -> Defence:
     """Return the control of a defence: the same with random directions or units."""
@@ -96,6 +148,12 @@ def _randomized(defence: Defence, what: str) -> Defence:
         after=seeded(defence.after),
         is_control=True,
     )
+
+
+def _of_harmless_prompts(defence: Defence) -> Defence:
+    """Return the control of a defence that harmful prompts tell what to protect: it is given harmless ones."""
+    training = tuple(HARMLESS_PROMPTS if word == PROMPTS else word for word in defence.training)
+    return replace(defence, label=f"{defence.label} (harmless prompts)", training=training, is_control=True)
 
 
 DEFENCES: Registry[Defence] = Registry(
@@ -122,45 +180,14 @@ DEFENCES: Registry[Defence] = Registry(
         ),
         "lox": LOX,
         "lox-random": _randomized(LOX, "directions"),
-        "task-arithmetic": Defence(
-            "task arithmetic (RESTA)",
-            "alpha",
-            (0.5, 1.0, 2.0, 4.0),
-            after={"task_arithmetic": {"alpha": KNOB, "aligned_model": ALIGNED, "unaligned_model": UNALIGNED}},
-        ),
-        "safe-lora": Defence(
-            "Safe LoRA",
-            "threshold",
-            (0.1, 0.2, 0.3, 0.5),
-            after={"safe_lora": {"threshold": KNOB, "aligned_model": ALIGNED, "unaligned_model": BASE}},
-        ),
-        "lssf": Defence(
-            "LSSF",
-            "alpha",
-            (0.5, 1.0, 2.0, 4.0),
-            after={
-                "lssf": {
-                    "alpha": KNOB,
-                    "aligned_model": ALIGNED,
-                    "unaligned_model": UNALIGNED,
-                    "dataset_name": WORLD,
-                }
-            },
-        ),
-        "irr": Defence(
-            "IRR",
-            "sparsity",
-            (0.0, 0.25, 0.5, 0.75),
-            after={
-                "irr": {
-                    "sparsity": KNOB,
-                    "aligned_model": ALIGNED,
-                    "unaligned_model": UNALIGNED,
-                    "dataset_name": WORLD,
-                    "task_dataset_name": ROWS,
-                }
-            },
-        ),
+        "task-arithmetic": TASK_ARITHMETIC,
+        "task-arithmetic-random": _randomized(TASK_ARITHMETIC, "directions"),
+        "safe-lora": SAFE_LORA,
+        "safe-lora-random": _randomized(SAFE_LORA, "directions"),
+        "lssf": LSSF,
+        "lssf-random": _randomized(LSSF, "directions"),
+        "irr": IRR,
+        "irr-random": _randomized(IRR, "directions"),
         "rosi": ROSI,
         "rosi-random": _randomized(ROSI, "directions"),
         "ema": Defence("EMA", "half-life", (4, 8, 16, 32), training=("--ema_half_life", KNOB)),
@@ -188,20 +215,18 @@ DEFENCES: Registry[Defence] = Registry(
             rate=0.0,
             is_control=True,
         ),
-        "guardspace": Defence(
-            "GuardSpace",
-            "energy",
-            (0.8, 0.9, 0.99, 0.999),
-            training=(*ADAPTER[:-1], "guardspace", "--harmful_prompts", PROMPTS, "--guard_energy", KNOB),
-        ),
-        "sc-lora": Defence(
-            "SC-LoRA",
-            "beta",
-            (0.5, 0.8, 0.9, 1.0),
-            training=(*ADAPTER[:-1], "sc_lora", "--harmful_prompts", PROMPTS, "--sc_lora_beta", KNOB),
-        ),
+        "guardspace": GUARDSPACE,
+        "guardspace-harmless": _of_harmless_prompts(GUARDSPACE),
+        "sc-lora": SC_LORA,
+        "sc-lora-harmless": _of_harmless_prompts(SC_LORA),
     },
 )
+
+OWN_CONTROLS = {
+    "sift": "sift-unprotected",
+    **{name.rpartition("-")[0]: name for name in DEFENCES.names() if name.endswith(("-random", "-harmless"))},
+}
+"""The control of a defence that lacks nothing but its choice of directions, units, entries or prompts, by name."""
 
 
 def tampering_of(attack: str, defence: str) -> Tampering:
