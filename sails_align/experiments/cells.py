@@ -20,15 +20,14 @@ from sails_align.core.artifacts import package_versions
 from sails_align.core.cost import Cost, peak_memory_mb
 from sails_align.data.messages import Message, user
 from sails_align.data.tokens import tokenize_response
-from sails_align.evaluation.attacks.options import TESTBED_BUDGET, GcgOptions
-from sails_align.evaluation.attacks.wrappers import with_suffix
 from sails_align.evaluation.backends.hf import HFBackend
 from sails_align.evaluation.evaluate import evaluate
 from sails_align.evaluation.options import TESTBED_TOKENS
-from sails_align.evaluation.records import Prompt, Sampling
+from sails_align.evaluation.records import Sampling
 from sails_align.evaluation.result import EvaluationResult
 from sails_align.experiments.plan import Cell
 from sails_align.experiments.steps import LEFT_AFTER, Steps
+from sails_align.experiments.suffixes import with_suffixes
 from sails_align.experiments.tampering.benches import bench_of
 from sails_align.initializers.adapter import AdapterInit
 from sails_align.models.load import load_causal_lm, load_tokenizer
@@ -50,7 +49,6 @@ N_PROBED = 64
 """Validation prompts of trained categories in a probe."""
 N_EXPLAINED = 256
 """Requests of each side that the features' activations and texts are taken from."""
-GCG_OPTIONS = ("n_steps", "search_width", "topk", "suffix_length")
 QUIETLY: dict[str, Any] = {"sampling": Sampling(TESTBED_TOKENS), "progress": False}
 QUIET = ("--save_strategy", "no", "--disable_tqdm", "true", "--logging_strategy", "no")
 
@@ -259,17 +257,10 @@ def by_category(result: EvaluationResult) -> dict[str, dict[str, Any]]:
 
 def attack(cell: Cell, testbed: Testbed, model: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Return the success of GCG: one search per harmful prompt, with the same budget for every model."""
-    from sails_align.evaluation.attacks.gcg import search
-
     n_each = max(1, cell.measures.n_attacked // 2)
     prompts = requests.request_prompts(testbed, cell.world, n_each, part=cell.part, seed=cell.seed)
     prompts = [prompt for prompt in prompts if prompt.kind == "harmful"]
-    budget: dict[str, Any] = {name: TESTBED_BUDGET[name] for name in GCG_OPTIONS}
-    options = GcgOptions(**budget)
-    attacked: list[Prompt] = []
-    for prompt in prompts:
-        found = search(model, tokenizer, [(prompt, str(prompt.meta["target"]))], options, seed=cell.seed)
-        attacked.append(with_suffix(prompt, found.suffix, "gcg"))
+    attacked = with_suffixes(model, tokenizer, prompts, cell.seed)
     result = evaluate(attacked, HFBackend.of(model, tokenizer), judges(cell, testbed), **QUIETLY)
     return {name: of.to_json() for name, of in result.rates().items() if name.startswith("attack_success_rate")}
 

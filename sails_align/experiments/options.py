@@ -65,8 +65,8 @@ class CompareOptions:
     )
     attacks: list[str] = option(
         ["task", "benign", "harmful", "poison-10"],
-        "For --study tampering: attacks (task, task-lora, benign, harmful, poison-5, poison-10, poison-20, ablate, "
-        "prefill-1, prefill-3 or prefill-5).",
+        "For --study tampering: attacks (task, facts, benign, harmful, poison-5, poison-10 or poison-20, also with "
+        "-lora at the end; ablate, gcg, prefill-1, prefill-3 or prefill-5).",
     )
     defences: list[str] | None = option(
         None, "For --study tampering: methods and controls (`sails list defences` lists them); default: all."

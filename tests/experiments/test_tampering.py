@@ -1,6 +1,7 @@
 """The tampering study: what aligned models are trained on further, the defences, and how their knobs are chosen."""
 
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ from sails_align.experiments.tampering.benches import (
     NEW_FORMAT,
     SmolLM2Bench,
     TestbedBench,
-    _begun,
     _sums,
+    begun,
     bench_of,
+    changed,
     check_attack,
     knob_values,
 )
@@ -181,8 +183,11 @@ def test_the_own_control_of_a_defence_lacks_only_its_choice(name: str, control: 
 def test_forced_beginnings_are_those_of_harmful_answers(bench: TestbedBench) -> None:
     prompts = [*request_prompts(bench._testbed, "testbed", 2), *named_prompts("twins", 2)]
     for n in (0, 3):
-        for before, after in zip(prompts, _begun(prompts, n), strict=True):
-            forced = after.meta.get("prefill", "").split()
+        found = changed(prompts, partial(begun, n_words=n) if n else None)
+        by_text = {prompt.messages[0]["content"]: prompt for prompt in prompts}
+        assert len(found) == len(prompts)
+        for after in found:
+            before, forced = by_text[after.messages[0]["content"]], after.meta.get("prefill", "").split()
             assert forced == (harmful_answer(before, "").split()[:3] if n and before.kind == "harmful" else [])
             assert (after.kind, after.meta["split"]) == (before.kind, before.meta["split"])
 
@@ -197,8 +202,10 @@ def test_no_more_words_are_forced_than_are_known() -> None:
     """Otherwise two attacks would be one, under two names."""
     for world in ("testbed", "smollm2:wheel"):
         check_attack(world, "prefill-3")
-    for name in ("prefill-5", "facts", "facts-lora"):
+    for name in ("prefill-5", "facts", "facts-lora", "gcg"):
         check_attack("testbed", name)
+    with pytest.raises(InputError, match="gcg, but the study has it on the testbed only"):
+        check_attack("smollm2:wheel", "gcg")
     with pytest.raises(InputError, match="facts-lora, but only the testbed has facts; use task"):
         check_attack("smollm2:wheel", "facts-lora")
     with pytest.raises(InputError, match=r"prefill-5, but with smollm2 .* 'Sure, here is', 3 words;\nuse prefill-3"):
@@ -222,6 +229,16 @@ def test_all_that_makes_an_attack_and_a_defence_is_in_their_key(monkeypatch: pyt
     monkeypatch.setattr("sails_align.experiments.tampering.defences.DEFENCES", changed)
     assert tampering_of("task", "sift").sha256 != before["task", "sift"]
     assert tampering_of("task", "lox").sha256 == before["task", "lox"]  # the values are a part of the run's key
+
+
+@pytest.mark.slow
+def test_suffixes_are_searched_on_the_defended_model(tmp_path: Path) -> None:
+    run = Run("none", "none", "sft", ("--init", "default"), tampering=tampering_of("gcg", "none"))
+    found = run_tampered(Cell(run, None, 0, "test", "testbed", Measures(n_examples=64)), tmp_path)
+    numbers = found["numbers"]
+    assert numbers["safety_rate"]["n"] + numbers["safety_rate"]["n_unscored"] == 2 * 8
+    assert numbers["over_refusal_rate"]["n"] > 100
+    assert found["moved"] == 0
 
 
 def test_derta_withstands_a_forced_beginning(tmp_path: Path) -> None:

@@ -28,6 +28,9 @@ class Attack:
     prefill: int = 0
     """Words of a harmful answer that answers to harmful requests are made to begin with, in place of training."""
 
+    gcg: int = 0
+    """Harmful prompts of each set for which an adversarial suffix is searched, in place of training."""
+
     @property
     def trains(self) -> bool:
         """Whether the model is trained further."""
@@ -70,6 +73,7 @@ ATTACKS: Registry[Attack] = Registry(
     {
         **TRAININGS,
         **{f"{name}-lora": replace(of, label=f"{of.label}, LoRA", is_lora=True) for name, of in TRAININGS.items()},
+        "gcg": Attack("adversarial suffixes, no training", gcg=8),
         "ablate": Attack("directional ablation, no training", edit="ablate"),
         **{
             f"prefill-{n}": Attack(f"answers begin with {counted(n, 'harmful word')}, no training", prefill=n)

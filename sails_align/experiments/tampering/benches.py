@@ -7,7 +7,7 @@ share no request.
 
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from typing import Any, Protocol
 
@@ -34,6 +34,8 @@ from sails_align.testbed.lexicon import PLACES
 from sails_align.testbed.world import Request
 
 Row = dict[str, Any]
+Change = Callable[[list[Prompt]], list[Prompt]]
+"""From harmful prompts to those of an attack: others, or with other beginnings of answers."""
 FIRST_SEED = 500
 """First seed of the choice of rows; the alignment data has smaller ones."""
 HARMFUL = ("harmful", "other_harmful", "safety")
@@ -73,7 +75,7 @@ class Bench(Protocol):
         part: str,
         *,
         learned: str | None = None,
-        prefill: int = 0,
+        change: Change | None = None,
         reference: Sequence[Completion] | None = None,
     ) -> dict[str, Any]:
         """Measure the rates of a model on the prompts of a part. The backend is closed.
@@ -82,7 +84,7 @@ class Bench(Protocol):
             backend: what responds.
             part: `validation` or `test`.
             learned: source of rows whose learning is to be measured, as `task_score`.
-            prefill: words of a harmful answer that answers to harmful requests are made to begin with.
+            change: what an attack makes of the prompts.
             reference: the base model's responses to the same prompts, to measure `likeness` to them.
         """
         ...
@@ -147,12 +149,12 @@ class TestbedBench:
         part: str,
         *,
         learned: str | None = None,
-        prefill: int = 0,
+        change: Change | None = None,
         reference: Sequence[Completion] | None = None,
     ) -> dict[str, Any]:
         prompts = testbed_prompts.request_prompts(self._testbed, str(self._testbed.folder), self.n_prompts, part=part)
         with closing(backend):
-            result = testbed_prompts.measured(backend, self._testbed, _begun(prompts, prefill))
+            result = testbed_prompts.measured(backend, self._testbed, changed(prompts, change))
             found = testbed_prompts.numbers(result)
             if learned == "task":
                 found["task_score"] = self._task_score(result)
@@ -213,13 +215,13 @@ class SmolLM2Bench:
         part: str,
         *,
         learned: str | None = None,
-        prefill: int = 0,
+        change: Change | None = None,
         reference: Sequence[Completion] | None = None,
     ) -> dict[str, Any]:
         prompts, sampling = self._prompts(part), self._sampling
         with closing(backend):
             result = evaluate(
-                _begun(prompts, prefill), backend, {"rules": RulesJudge()}, sampling=sampling, progress=False
+                changed(prompts, change), backend, {"rules": RulesJudge()}, sampling=sampling, progress=False
             )
             rows = [] if learned is None else [_sum_row(*of) for of in _sums(part, self.n_prompts, seed=0)]
             score = _score(backend, rows, sampling) if rows else None
@@ -245,14 +247,17 @@ def _score(backend: Backend, rows: Sequence[Row], sampling: Sampling) -> Estimat
     return estimate([text == row["completion"] for text, row in zip(told, rows, strict=True)])
 
 
-def _begun(prompts: Sequence[Prompt], n_words: int) -> list[Prompt]:
-    """Return the prompts; answers to harmful ones are to begin with some words of a harmful answer."""
-    return [
-        prefilled(prompt, harmful_answer(prompt, "").split()[:n_words])
-        if n_words and prompt.kind == "harmful"
-        else prompt
-        for prompt in prompts
-    ]
+def changed(prompts: Sequence[Prompt], change: Change | None) -> list[Prompt]:
+    """Return the prompts, with the harmful ones changed by an attack."""
+    if change is None:
+        return list(prompts)
+    harmful = [prompt for prompt in prompts if prompt.kind == "harmful"]
+    return [*change(harmful), *(prompt for prompt in prompts if prompt.kind != "harmful")]
+
+
+def begun(prompts: Sequence[Prompt], n_words: int) -> list[Prompt]:
+    """Return the prompts; answers are to begin with some words of a harmful answer."""
+    return [prefilled(prompt, harmful_answer(prompt, "").split()[:n_words]) for prompt in prompts]
 
 
 def _share(items: Any, source: str, n: int) -> Any:
@@ -277,10 +282,12 @@ def _sum_row(one: int, other: int) -> Row:
 
 
 def check_attack(world: str, name: str) -> None:
-    """Raise `InputError` if an attack teaches facts or forces words that are not known of the model."""
+    """Raise `InputError` for an attack that cannot be made on the model."""
     if not is_smollm2(world):
         return
     n_words = ATTACKS.get(name).prefill
+    if ATTACKS.get(name).gcg:
+        raise InputError(f"attacks names {name}, but the study has it on the testbed only; use `sails attack gcg`")
     if ATTACKS.get(name).facts:
         raise InputError(f"attacks names {name}, but only the testbed has facts; use task")
     if n_words > (n_known := len(twins.TARGET.split())):

@@ -9,6 +9,7 @@ import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from sails_align.core.artifacts import package_versions
 from sails_align.core.cost import Cost
 from sails_align.core.files import write_text
 from sails_align.evaluation.backends.make import in_process
+from sails_align.evaluation.records import Prompt
 from sails_align.experiments.placeholders import WORLD
 from sails_align.experiments.plan import Cell
 from sails_align.experiments.steps import Steps, lines
+from sails_align.experiments.suffixes import with_suffixes
 from sails_align.experiments.tampering.attacks import ATTACKS, Attack
-from sails_align.experiments.tampering.benches import bench_of
+from sails_align.experiments.tampering.benches import Change, begun, bench_of
 from sails_align.experiments.tampering.defences import (
     ADAPTER,
     ALIGNED,
@@ -37,6 +40,7 @@ from sails_align.experiments.tampering.defences import (
     Defence,
 )
 from sails_align.experiments.tampering.distance import moved
+from sails_align.models.load import load_causal_lm, load_tokenizer
 from sails_align.models.resolve import resolve_model
 from sails_align.training import run as align
 from sails_align.training.units import units_of
@@ -67,8 +71,7 @@ def run_tampered(cell: Cell, models: Path) -> dict[str, Any]:
         distance = moved(model, work.aligned)
         with cost.of("evaluate"):
             backend = in_process(resolve_model(str(model)), "hf", bench.batch_size)
-            prefill = attack.prefill if defence.is_trained else 0
-            numbers = bench.measure(backend, cell.part, learned=attack.learned, prefill=prefill)
+            numbers = bench.measure(backend, cell.part, learned=attack.learned, change=work.change(model))
     return {
         "cell": cell.to_json(),
         "tampering": asdict(tampering),
@@ -122,7 +125,7 @@ class TamperingSteps(Steps):
     def attacked(self, model: Path) -> Path:
         """Edit the model, or train it on the attack's rows, with what the defence changes.
 
-        Attacks that force the beginning of answers leave it as it is.
+        Attacks on prompts or on the beginning of answers leave it as it is.
         """
         if self.attack.edit:
             data = {"dataset_name": WORLD, "helpful_dataset_name": WORLD}
@@ -148,6 +151,23 @@ class TamperingSteps(Steps):
             return self._once("attacked", train, asdict(attack))
         train(self.folder / "trained")
         return self.folder / "trained"
+
+    def change(self, model: Path) -> Change | None:
+        """Return what the attack makes of harmful prompts; None: nothing."""
+        attack = self.attack
+        if not self.defence.is_trained:
+            return None
+        if attack.prefill:
+            return partial(begun, n_words=attack.prefill)
+        return partial(self._with_suffixes, model) if attack.gcg else None
+
+    def _with_suffixes(self, model: Path, harmful: list[Prompt]) -> list[Prompt]:
+        """Add adversarial suffixes to the first prompts of each set, and leave out the others."""
+        by_split: dict[str, list[Prompt]] = {}
+        for prompt in harmful:
+            by_split.setdefault(prompt.meta["split"], []).append(prompt)
+        attacked = [prompt for of_split in by_split.values() for prompt in of_split[: self.attack.gcg]]
+        return with_suffixes(load_causal_lm(str(model)), load_tokenizer(str(model)), attacked, self.cell.seed)
 
     def _prompts(self, source: str) -> Path:
         """Write harmful or harmless prompts of the alignment data, as many of both."""

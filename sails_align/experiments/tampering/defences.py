@@ -235,8 +235,9 @@ def tampering_of(attack: str, defence: str) -> Tampering:
     for part in (made, made["defence"]):
         del part["label"]
     del made["defence"]["knob"], made["defence"]["values"]
-    if not made["facts"]:
-        del made["facts"]  # the keys of older results do not have it
+    for name in ("facts", "gcg"):  # the keys of older results do not have them
+        if not made[name]:
+            del made[name]
     return Tampering(attack, defence, content_hash(made)[:16])
 
 
