@@ -66,7 +66,11 @@ def test_a_report_made_again_is_the_same(folder: Path) -> None:
             "Comparison of alignment methods on the world testbed (numbers of examples, x.yaml)",
         ),
         (["tampering"], "sails compare", "Defences against tampering on the world testbed"),
-        (["methods", "tampering"], "sails compare", "Side studies on the world testbed"),
+        (
+            ["methods", "tampering"],
+            "sails compare",
+            "Side studies on the world testbed (all alignment methods, defences against tampering)",
+        ),
     ],
 )
 def test_titles_tell_reports_apart(kinds: list[StudyKind], command: str, title: str) -> None:
