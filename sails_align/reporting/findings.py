@@ -125,7 +125,8 @@ def from_others(ours: str, found: Differences, words: str) -> str:
         sentences.append(f"{words}, {_without_interval(told['none'], found)}. {ours} minus {numbers}.")
     if told["open"] or told["worse"]:
         n_others = len(told["open"]) + len(told["worse"])
-        others = "this control" if n_others == 1 and not told["better"] else "the controls that it does not beat"
+        these = "this control" if n_others == 1 else "these controls"
+        others = "the controls that it does not beat" if told["better"] else these
         sentences.append(f"There is no evidence that {ours} adds anything to {others}.")
     return " ".join(sentences)
 

@@ -63,6 +63,8 @@ def test_a_control_that_is_not_beaten_is_said_to_leave_something_open() -> None:
     worse = from_others("A", {"random": (DOWN, MERIT)}, "By merit")
     assert "A is worse than random" in worse
     assert worse.endswith("There is no evidence that A adds anything to this control.")
+    none = from_others("A", {"random": (DOWN, MERIT), "blocks": (OPEN, MERIT)}, "By merit")
+    assert none.endswith("There is no evidence that A adds anything to these controls.")
 
 
 def test_without_intervals_nothing_is_said_of_controls() -> None:
@@ -258,7 +260,7 @@ def tampered(*defences: str, n_seeds: int = 3, run: str = "sft-sails") -> Outcom
             3,
             "1 of 2 methods beats every control by safety and helpfulness kept (LoX).",
         ),
-        (("guardspace", "wise-ft"), 3, "0 of 1 method beat every control by safety and helpfulness kept."),
+        (("guardspace", "wise-ft"), 3, "none of 1 method beats every control by safety and helpfulness kept."),
         (("lox", "guardspace", "wise-ft"), 2, "2 seeds give no interval, and no claim is made."),
         (("lox",), 3, "no control was run, so there is no evidence that any defence works."),
         (("wise-ft",), 3, "no methods were run, only controls."),
@@ -315,8 +317,8 @@ def test_several_attacked_models_are_compared_without_a_defence() -> None:
     assert name.text == "minus SFT-LoRA"
     assert safety.verdict == "better"
     (finding,) = section.findings
-    assert finding.startswith("After the attack harmful (")
-    assert "no model had a defence. SFT-SAILS is better than SFT-LoRA in safety" in finding
+    assert finding.startswith("The attack harmful (")
+    assert ") was tried on models without a defence. SFT-SAILS is better than SFT-LoRA in safety" in finding
 
 
 def test_worlds_are_counted() -> None:

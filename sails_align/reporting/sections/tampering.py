@@ -91,7 +91,7 @@ def _models(attack: str, outcomes: Mapping[str, Outcome]) -> Section:
     text = [f"What is left of {ours} after the attack, without a defence, minus what is left of others; by seed."]
     labels = {name: f"minus {name}" for name in theirs}
     findings = [
-        f"After the attack {attack} ({ATTACKS.get(attack).label}), no model had a defence. "
+        f"The attack {attack} ({ATTACKS.get(attack).label}) was tried on models without a defence. "
         f"{in_metrics(ours, name, of_metrics(means, metrics))}"
         for name, means in found.items()
     ]
@@ -131,9 +131,9 @@ def _finding(name: str, outcome: Outcome) -> str:
     if outcome.plan.n_seeds < LEAST_SEEDS:
         return f"{where}, {counted(outcome.plan.n_seeds, 'seed')} give no interval, and no claim is made."
     winners = [run.label for run in methods if not controls_beaten(outcome, run.name)[1]]
-    told = f"{len(winners)} of {counted(len(methods), 'method')}"
+    told = f"{len(winners) or 'none'} of {counted(len(methods), 'method')}"
     named = f" ({', '.join(winners)})" if winners else ""
-    return f"{where}, {told} {'beats' if len(winners) == 1 else 'beat'} every control by {kept.label}{named}."
+    return f"{where}, {told} {'beat' if len(winners) > 1 else 'beats'} every control by {kept.label}{named}."
 
 
 def _levels(outcome: Outcome, metrics: Sequence[Metric], *, title: str, with_knob: bool) -> Grid:
