@@ -16,7 +16,7 @@ RUN apt-get update \
     && if ! command -v python3 > /dev/null; then apt-get install --yes --no-install-recommends python3-dev python3-venv; fi \
     && rm -rf /var/lib/apt/lists/* \
     && python3 -m venv /opt/venv \
-    && useradd --create-home sails
+    && useradd --create-home --uid 1000 --non-unique sails
 
 # The libraries first: they stay in Docker's cache while only the package's own code changes.
 WORKDIR /opt/sails-align
@@ -29,6 +29,8 @@ COPY . .
 RUN pip install --no-deps . && sails doctor
 
 USER sails
+# Ubuntu's images have a user 1000 of their own, whose home it would be otherwise.
+ENV HOME=/home/sails
 WORKDIR /home/sails
 ENTRYPOINT ["sails"]
 CMD ["--help"]

@@ -70,13 +70,16 @@ def _target(uri: str, link: str) -> str:
 
 
 def _outside(uri: str, link: str) -> str | None:
-    """Return the path of a file that is not in docs/ or that mkdocs skips; None for other links."""
+    """Return the path of a file that is not in docs/ or that mkdocs skips; None for other links.
+
+    A report's report.html is skipped, since the page of its report.md has that name on the site.
+    """
     target = _target(uri, link)
-    is_page_or_picture = target.startswith("docs/") and not target.endswith((".py", ".json"))
+    is_page_or_picture = target.startswith("docs/") and not target.endswith((".py", ".json", "/report.html"))
     return target if target != "README.md" and not is_page_or_picture and (ROOT / target).is_file() else None
 
 
 def _copied(path: str) -> str:
     """Return the path of a copied file on the site. Files of types that browsers do not show become text files."""
-    is_shown = path.endswith((".json", ".txt"))
+    is_shown = path.endswith((".json", ".txt", ".html"))
     return f"files/{path}" if is_shown else f"files/{path}.txt"

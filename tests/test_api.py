@@ -259,6 +259,15 @@ def test_all_public_names_exist_and_are_those_that_type_checkers_see() -> None:
         sails.discovr  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def test_all_public_names_are_in_the_reference() -> None:
+    pages = (Path(__file__).parents[1] / "docs" / "api").glob("*.md")
+    shown = {line for page in pages for line in page.read_text().splitlines() if line.startswith(":::")}
+    for name, target in sails._PUBLIC.items():
+        module, _, attribute = target.partition(":")
+        assert f"::: sails_align.{module}" in shown, f"{name} is on no page of docs/api"
+        assert not attribute.startswith("_")  # which the reference leaves out
+
+
 def test_importing_it_is_quick_and_imports_no_torch() -> None:
     code = (
         "import sys, time; start = time.process_time(); import sails_align; taken = time.process_time() - start; "

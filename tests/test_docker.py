@@ -50,6 +50,10 @@ def test_what_is_copied_exists_and_is_not_ignored() -> None:
 
 def test_it_does_not_run_as_root() -> None:
     assert _instructions("USER") == ["sails"]
+    (steps,) = (line for line in _instructions("RUN") if "useradd" in line)
+    assert "useradd --create-home --uid 1000 --non-unique sails" in steps  # Ubuntu's images have a user 1000
+    assert LINES.index("ENV HOME=/home/sails") == LINES.index("USER sails") + 2
+    assert "writable by user 1000" in (ROOT / "docs" / "install.md").read_text()
     assert LINES.index("USER sails") > max(LINES.index(f"RUN {line}") for line in _instructions("RUN"))
 
 

@@ -1,6 +1,7 @@
 """Run the tutorials and keep their outputs: python docs/tutorials/run.py [NOTEBOOK ...] (default: all).
 
-Warnings and times are left out, so that a notebook changes only where its results do.
+Warnings and the times of cells are left out, so that a notebook changes little where its results do not. What trainings
+print stays, with its `train_runtime`.
 """
 
 import sys

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> Path:
     (args,) = CommandLine.read(argv).parse([ViewArguments], prog=prog)
     from sails_align.core.log import show
     from sails_align.reporting.viewer.page import write_view
-    from sails_align.reporting.viewer.runs import read_runs
+    from sails_align.reporting.viewer.runs import read_runs, run_with_features
 
     runs = read_runs(args.run, args.run2)
     features = None
@@ -59,4 +59,6 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> Path:
     for note in write_view(runs, title, path, features):
         show(note)
     show(f"view      {path}")
+    if args.features is None and (of := run_with_features(args.run)) is not None:
+        show(f"features  add --features {of} to show which SAE features are active on each prompt")
     return path

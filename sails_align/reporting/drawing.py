@@ -8,7 +8,7 @@ import itertools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
@@ -19,8 +19,10 @@ from matplotlib.figure import Figure
 
 from sails_align.core.files import write_bytes
 from sails_align.evaluation.metrics import Metric
+from sails_align.experiments.methods.entries import METHODS
 from sails_align.experiments.studies import ABLATIONS
 from sails_align.experiments.summary import Mean
+from sails_align.experiments.tampering.defences import DEFENCES
 
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 GREY = "#7F7F7F"
@@ -57,8 +59,8 @@ LOOKS: Mapping[str, Look] = {
     "dpo-full": Look(GREEN, "d", "-."),
 }
 """By name of the run."""
-_TAKEN = {(look.colour, look.marker) for look in LOOKS.values()}
 SAME_AS = {
+    "lora": "sft-lora",
     "lora-last-blocks": "sft-lora-blocks",
     "basis-random-features": "sft-random-features",
     "basis-random": "sft-random-basis",
@@ -66,21 +68,44 @@ SAME_AS = {
     "basis-pca": "sft-pca",
     "paper": "sft-sails-paper",
 }
-"""Ablations that are methods of the main study."""
+"""Ablations and defences that are methods of the main study."""
 SETTINGS = set(ABLATIONS.names()) - SAME_AS.keys()
 """Ablations that change a setting, which all look alike."""
 
 
 def look_of(name: str) -> Look:
-    """Return the look of a method, which depends on its name alone."""
+    """Return the look of a method, which depends on its name alone.
+
+    No two methods or defences of this package share their colour and marker. Others may share them with each other.
+    """
     if name in SETTINGS:
         return Look(GREY, "o", "-")
-    known = LOOKS.get(SAME_AS.get(name, name))
-    if known is not None:
-        return known
-    free = [pair for pair in itertools.product(COLOURS, MARKERS) if pair not in _TAKEN]
+    known = _looks().get(SAME_AS.get(name, name))
+    return _free_look(name, _looks()) if known is None else known
+
+
+@cache
+def _looks() -> Mapping[str, Look]:
+    """Return the looks above, and one for each other method and defence."""
+    looks = dict(LOOKS)
+    for name in (*METHODS.names(), *DEFENCES.names()):
+        if name not in looks and name not in SAME_AS:
+            looks[name] = _free_look(name, looks)
+    return looks
+
+
+def _free_look(name: str, looks: Mapping[str, Look]) -> Look:
+    """Return a look whose colour and marker are not among others: the first one from where the name's hash points to.
+
+    So a new method changes the looks of few others.
+    """
+    taken = {(look.colour, look.marker) for look in looks.values()}
+    pairs = list(itertools.product(COLOURS, MARKERS))
     number = zlib.crc32(name.encode())
-    return Look(*free[number % len(free)], LINES[number % len(LINES)])
+    start = number % len(pairs)
+    free = (pair for pair in (*pairs[start:], *pairs[:start]) if pair not in taken)
+    colour, marker = next(free, pairs[start])
+    return Look(colour, marker, LINES[number % len(LINES)])
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sails_align.evaluation.metrics import METRICS, Metric
+from sails_align.evaluation.metrics import Metric
 from sails_align.experiments.summary import Mean, Row
 from sails_align.reporting.drawing import (
     GREEN,
@@ -22,8 +22,6 @@ from sails_align.reporting.drawing import (
     panels,
     point,
 )
-
-MERIT = METRICS["merit"]
 
 
 def forest(
@@ -134,8 +132,10 @@ def curves(
     )
 
 
-def learning_rates(found: Mapping[str, Mapping[float, float]], rows: Sequence[Row], name: str) -> Picture:
-    """Draw the merit of each learning rate on the validation part, by run, and mark the chosen one."""
+def learning_rates(
+    found: Mapping[str, Mapping[float, float]], rows: Sequence[Row], name: str, metric: Metric
+) -> Picture:
+    """Draw what learning rates are chosen by, on the validation part, by run and rate, and mark the chosen rate."""
     by_name = {row.run.name: row for row in rows}
 
     def draw(figure: Figure) -> None:
@@ -151,7 +151,7 @@ def learning_rates(found: Mapping[str, Mapping[float, float]], rows: Sequence[Ro
                 mark = {"marker": "o", "markersize": 14, "fillstyle": "none", "clip_on": False}
                 axes.plot(best, 100 * of_rate[best], color=look.colour, **mark)
         _log_ticks(axes, {rate for of_rate in found.values() for rate in of_rate})
-        finish(figure, axes, None, MERIT)
+        finish(figure, axes, None, metric)
         axes.set_xlabel("learning rate (circle: chosen)")
 
     return Picture(name, "Learning rates on the validation part, by method", (7.5, 4.0), draw)

@@ -4,7 +4,7 @@ Better and worse are said only if the whole 95% interval of a difference is on o
 interval (fewer than three seeds, or the same difference in all), the sentence says so and claims nothing.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from sails_align.core.text import counted
@@ -14,6 +14,8 @@ from sails_align.experiments.summary import Mean, Outcome
 from sails_align.reporting.page import Section, difference, verdict
 
 FEW_SEEDS = 10
+OF_SAFETY = ("kept", "left_after_benign", "left_after_harmful", "steps_to_95")
+"""Metrics that any judge's rate goes into, with labels that name safety."""
 N_NAMES = 6
 Differences = Mapping[str, tuple[Mean, Metric]]
 """By name: of a metric, or of what is compared."""
@@ -33,15 +35,29 @@ def merit_of(outcome: Outcome) -> Metric:
     Where no helpfulness was measured, it is the safety (or refusal) rate.
     """
     safety, helpful = _rates_of(outcome)
-    if helpful is None:
-        return METRICS[safety]
-    return METRICS["merit"] if safety == "safety_rate" else replace(METRICS["merit"], label=mean_of_rates(outcome))
+    return METRICS[safety] if helpful is None else as_measured([METRICS["merit"]], outcome)[0]
 
 
 def mean_of_rates(outcome: Outcome, mean: str = "mean") -> str:
     """Name the mean of the safety (or refusal) rate and the helpfulness that were measured; without both, the rate."""
     safety, helpful = (name and METRICS[name].label for name in _rates_of(outcome))
     return f"{mean} of {safety} and {helpful}" if helpful else str(safety)
+
+
+def judged(outcome: Outcome) -> str:
+    """Return what the judge measured: `safety`, or `refusals` if it knows refusals only."""
+    return "refusals" if _rates_of(outcome)[0] == "refusal_rate" else "safety"
+
+
+def as_measured(metrics: Iterable[Metric], outcome: Outcome) -> list[Metric]:
+    """Return the metrics with labels that do not say safety where only refusals were judged."""
+    if judged(outcome) == "safety":
+        return list(metrics)
+    named = []
+    for metric in metrics:
+        label = metric.label.replace("safety", "refusals") if metric.name in OF_SAFETY else metric.label
+        named.append(replace(metric, label=mean_of_rates(outcome) if metric.name == "merit" else label))
+    return named
 
 
 def _rates_of(outcome: Outcome) -> tuple[str, str | None]:
@@ -108,19 +124,39 @@ def from_others(ours: str, found: Differences, words: str) -> str:
         numbers = _with_numbers(told["none"], found)
         sentences.append(f"{words}, {_without_interval(told['none'], found)}. {ours} minus {numbers}.")
     if told["open"] or told["worse"]:
-        sentences.append("What it adds to a control that it does not beat is not shown.")
+        n_others = len(told["open"]) + len(told["worse"])
+        these = "this control" if n_others == 1 else "these controls"
+        others = "the controls that it does not beat" if told["better"] else these
+        sentences.append(f"There is no evidence that {ours} adds anything to {others}.")
     return " ".join(sentences)
 
 
-def counts(found: Differences, words: str) -> str:
-    """Return a sentence that counts verdicts, and names what is better or worse."""
+def counts(found: Differences, what: str, better: str) -> str:
+    """Return a sentence that counts verdicts, and names what is better or worse.
+
+    Args:
+        found: differences of what is counted, by name.
+        what: it is called, such as `methods`.
+        better: what the better ones are: `better than SFT-LoRA by the refusal rate`.
+    """
     told = by_verdict(found)
     n = sum(map(len, told.values()))
     if n and len(told["none"]) == n:
-        return f"{words}: {_without_interval(told['none'], found)}."
-    named = [f"{kind}: {len(told[kind])} of {n}{_bracketed(told[kind])}" for kind in ("better", "worse")]
-    rest = [f"no difference shown: {len(told['open'])}"] + [f"no interval: {len(told['none'])}"] * bool(told["none"])
-    return f"{words}: {'; '.join([*named, *rest])}."
+        reason = _without_interval(told["none"], found)
+        return f"{reason[0].upper()}{reason[1:]} about which of {n} {what} are {better}."
+    clauses = [f"{_are(told['better'])} {better}{_bracketed(told['better'])}"]
+    if told["worse"]:
+        clauses.append(f"{_are(told['worse'])} worse{_bracketed(told['worse'])}")
+    if told["open"]:
+        clauses.append(f"{_are(told['open'])} not shown to differ")
+    if told["none"]:
+        clauses.append(f"{_are(told['none'])} without an interval")
+    *first, last = clauses
+    return f"Of {n} {what}, {', '.join([*first, f'and {last}']) if first else last}."
+
+
+def _are(names: Sequence[str]) -> str:
+    return f"{len(names) or 'none'} {'are' if len(names) > 1 else 'is'}"
 
 
 def not_known(outcomes: Sequence[Outcome]) -> list[str]:
@@ -129,7 +165,8 @@ def not_known(outcomes: Sequence[Outcome]) -> list[str]:
     told = []
     if plan.n_seeds < FEW_SEEDS:
         least = ", too few for intervals" * (plan.n_seeds < LEAST_SEEDS)
-        told.append(f"there are only {counted(plan.n_seeds, 'seed')}{least}")
+        are = "is" if plan.n_seeds == 1 else "are"
+        told.append(f"there {are} only {counted(plan.n_seeds, 'seed')}{least}")
     if plan.n_tuning_seeds == 1 and any(row.tuning and len(row.tuning.merits) > 1 for row in rows):
         told.append("learning rates were chosen with one tuning seed")
     if unstable := [row.run.label for row in rows if row.unstable_seeds]:

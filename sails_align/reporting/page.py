@@ -21,6 +21,8 @@ NOTE = (
     "some appear by chance."
 )
 """What all findings have in common."""
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+"""The content security policy of report.html: no script, no request; styles and pictures are in the file itself."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def write_page(page: Page, folder: Path) -> list[Path]:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.globals |= {"PICTURES": PICTURES, "NOTE": NOTE, "data_uri": data_uri}
+    environment.globals |= {"PICTURES": PICTURES, "NOTE": NOTE, "POLICY": POLICY, "data_uri": data_uri}
     environment.filters["code"] = code
     paths = []
     for name in ("report.html", "report.md"):

@@ -3,9 +3,11 @@
 import json
 import os
 import platform
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,15 @@ from sails_align.reporting.findings import not_known
 from sails_align.reporting.page import Page, Section, write_page
 from sails_align.reporting.sections import REFERENCES, SAILS, SECTIONS
 from sails_align.training.record import git_commit
+
+TITLES: Mapping[StudyKind, str] = {
+    "ablations": "ablations",
+    "tampering": "defences against tampering",
+    "methods": "all alignment methods",
+    "examples": "numbers of examples",
+    "worlds": "other worlds",
+}
+"""What side studies are called in the title."""
 
 
 @dataclass(frozen=True)
@@ -112,10 +123,25 @@ def write_report(
     values = {"findings": findings, **data.to_json(), "command": command, "provenance": provenance}
     path = results.folder / "results.json"
     write_json(path, values)
-    where = plan.world if plan.protocol else f"the world {plan.world}"
-    title = f"Comparison of alignment methods on {where}"
-    page = Page(title, findings, data.sections, command, provenance)
+    page = Page(title_of(data, command), findings, data.sections, command, provenance)
     return data, values, [path, *write_page(page, results.folder)]
+
+
+def title_of(data: ReportData, command: str) -> str:
+    """Name the studies, the model and the file of `--config`, so that reports on one model can be told apart."""
+    plan = data.shown[0].plan
+    what = "Comparison of alignment methods" if "main" in data.outcomes else "Side studies"
+    studies = [TITLES[kind] for kind in data.outcomes if kind != "main"]
+    if "main" not in data.outcomes and len(studies) == 1:
+        what, studies = studies[0][0].upper() + studies[0][1:], []
+    where = plan.world if plan.protocol else f"the world {plan.world}"
+    words = shlex.split(command)
+    config = [Path(word).name for option, word in pairwise(words) if option == "--config"][:1]
+    return f"{what} on {where}{_in_brackets([*studies, *config])}"
+
+
+def _in_brackets(texts: Sequence[str]) -> str:
+    return f" ({', '.join(texts)})" if texts else ""
 
 
 def rewrite_report(folder: Path) -> tuple[ReportData, dict[str, Any], list[Path]]:

@@ -10,22 +10,22 @@ PERCENT = Metric("", "", "")
 """A share that is not in METRICS."""
 WHOLE_PERCENT = Metric("", "", "", digits=0)
 PLAIN = Metric("", "", "", unit="")
-HEADLINE: tuple[tuple[str, ...], ...] = (
+RATES: tuple[tuple[str, ...], ...] = (
     ("safety_rate_in_distribution", "refusal_rate_in_distribution", "safety_rate", "refusal_rate"),
     ("safety_rate_out_of_distribution", "refusal_rate_out_of_distribution"),
     ("over_refusal_rate",),
     HELPFULNESS_RATES,
-    ("capability",),
-    ("left_after_benign", "left_after_harmful"),
-    ("trainable_share",),
 )
-"""What the first table and the findings are about: of each group, the first metric that has numbers."""
+"""The rates of a first table: of each group, the first metric that has numbers."""
+LEFT = ("left_after_benign", "left_after_harmful")
+HEADLINE = (*RATES, ("capability",), LEFT, ("trainable_share",))
+"""What the first table of the main study and the findings are about, as groups likewise."""
 
 
-def headline(found: Iterable[Mapping[str, Mean]]) -> list[Metric]:
-    """Return the metrics of the first table: at most seven."""
+def headline(found: Iterable[Mapping[str, Mean]], groups: Sequence[Sequence[str]] = HEADLINE) -> list[Metric]:
+    """Return the metrics of the first table: of each group the first one that has numbers, so at most seven."""
     means = list(found)
-    known = [[name for name in names if any(name in of and of[name].n for of in means)] for names in HEADLINE]
+    known = [[name for name in names if any(name in of and of[name].n for of in means)] for names in groups]
     return [METRICS[names[0]] for names in known if names]
 
 

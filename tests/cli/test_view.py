@@ -37,6 +37,24 @@ def test_two_folders_and_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert str(output) in printed
 
 
+def make_sails_run(folder: Path, provenance: dict[str, Any]) -> Path:
+    (folder / "subspace").mkdir(parents=True)
+    (folder / "subspace" / "subspace.json").write_text(json.dumps({"provenance": provenance}))
+    return folder
+
+
+def test_it_says_how_to_show_features(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sails = make_sails_run(tmp_path / "sails", {"features": {"layers": {}}})
+    other = make_sails_run(tmp_path / "mean-difference", {})
+    for model, is_told in ((sails, True), (other, False), (tmp_path / "none", False)):
+        evaluation = make_run(tmp_path / f"eval-{model.name}", name=str(model))
+        view.main([str(tmp_path / f"eval-{model.name}")])
+        assert (f"add --features {sails} " in capsys.readouterr().out) == is_told, evaluation
+    (sails / "subspace" / "subspace.json").write_text("{")
+    view.main([str(tmp_path / "eval-sails")])
+    assert "--features" not in capsys.readouterr().out
+
+
 def test_what_cannot_be_used(tmp_path: Path) -> None:
     make_run(tmp_path / "one", FIRST[:3], PROMPTS[:3])
     make_run(tmp_path / "two", FIRST[3:], PROMPTS[3:])

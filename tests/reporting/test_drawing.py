@@ -2,15 +2,18 @@
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 from made_results import outcome
 from matplotlib.figure import Figure
 
+from sails_align.core.registry import Registry
 from sails_align.evaluation.metrics import METRICS
 from sails_align.experiments.methods.entries import METHODS
 from sails_align.experiments.plan import RUNS
 from sails_align.experiments.studies import ABLATIONS
+from sails_align.experiments.tampering.defences import DEFENCES
 from sails_align.reporting.drawing import (
     LOOKS,
     SAME_AS,
@@ -53,9 +56,23 @@ def test_no_other_method_looks_like_a_known_one() -> None:
     assert not taken & {(look.colour, look.marker) for look in map(look_of, others)}
 
 
+@pytest.mark.parametrize("registry", [METHODS, DEFENCES], ids=["methods", "defences"])
+def test_no_two_methods_of_a_study_look_alike(registry: Registry[Any]) -> None:
+    looks = {name: look_of(name) for name in registry.names()}
+    by_pair: dict[tuple[str, str], list[str]] = {}
+    for name, look in looks.items():
+        by_pair.setdefault((look.colour, look.marker), []).append(name)
+    assert not [names for names in by_pair.values() if len(names) > 1]
+
+
+def test_plain_lora_looks_the_same_as_a_method_and_as_a_defence() -> None:
+    assert look_of("lora") == look_of("sft-lora")
+
+
 def test_ablations_are_methods_of_the_main_study_or_settings() -> None:
     names = set(ABLATIONS.names())
-    assert set(SAME_AS) <= names
+    assert set(SAME_AS) <= names | set(DEFENCES.names())
+    assert not (names | set(METHODS.names()) | set(LOOKS)) & (set(SAME_AS) - names)
     assert names - set(SAME_AS) == SETTINGS
 
 

@@ -78,12 +78,14 @@ def test_bars_have_a_panel_for_each_run_with_numbers(drawn: list[Figure]) -> Non
 
 def test_the_chosen_learning_rate_is_marked(drawn: list[Figure]) -> None:
     found = outcome("sft-lora")
-    figures.learning_rates({run: tuning.merits for run, tuning in found.tuning.items()}, found.rows, "n")
+    figures.learning_rates(
+        {run: tuning.merits for run, tuning in found.tuning.items()}, found.rows, "n", METRICS["refusal_rate"]
+    )
     curve, mark = drawn[0].axes[0].lines
     assert list(curve.get_xdata()) == [1e-3, 1e-2]
     assert list(mark.get_xdata()) == [1e-3]
     assert [label.get_text() for label in drawn[0].axes[0].get_xticklabels()] == ["0.001", "0.01"]
-    assert drawn[0].axes[0].get_ylabel() == "mean of safety and helpfulness (%), better →"
+    assert drawn[0].axes[0].get_ylabel() == "refusal rate (%), better →"
 
 
 def test_an_axis_of_shares_ends_at_100(drawn: list[Figure]) -> None:

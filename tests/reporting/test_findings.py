@@ -59,10 +59,12 @@ def test_a_control_that_is_not_beaten_is_said_to_leave_something_open() -> None:
     assert beaten == "By merit, A is better than random: +10.0 (+5.0 to +15.0)."
     both = from_others("A", {"random": (UP, MERIT), "blocks": (OPEN, MERIT)}, "By merit")
     assert "It is not shown to differ from blocks: +10.0 (-2.0 to +22.0)." in both
-    assert both.endswith("What it adds to a control that it does not beat is not shown.")
+    assert both.endswith("There is no evidence that A adds anything to the controls that it does not beat.")
     worse = from_others("A", {"random": (DOWN, MERIT)}, "By merit")
     assert "A is worse than random" in worse
-    assert worse.endswith("is not shown.")
+    assert worse.endswith("There is no evidence that A adds anything to this control.")
+    none = from_others("A", {"random": (DOWN, MERIT), "blocks": (OPEN, MERIT)}, "By merit")
+    assert none.endswith("There is no evidence that A adds anything to these controls.")
 
 
 def test_without_intervals_nothing_is_said_of_controls() -> None:
@@ -72,11 +74,18 @@ def test_without_intervals_nothing_is_said_of_controls() -> None:
 
 def test_verdicts_are_counted_and_named() -> None:
     found = {"a": (UP, MERIT), "b": (DOWN, MERIT), "c": (OPEN, MERIT), "d": (EQUAL, MERIT), "e": (MISSING, MERIT)}
-    sentence = counts(found, "Changes")
-    assert sentence == "Changes: better: 1 of 4 (a); worse: 1 of 4 (b); no difference shown: 1; no interval: 1."
-    assert counts({"a": (OF_TWO, MERIT)}, "Changes").startswith("Changes: with 2 seeds there is no interval")
-    many = counts({f"run {i}": (UP, MERIT) for i in range(9)}, "Changes")
-    assert "run 5, 3 more)" in many
+    sentence = counts(found, "changes", "better than A")
+    assert sentence == (
+        "Of 4 changes, 1 is better than A (a), 1 is worse (b), 1 is not shown to differ, and 1 is without an interval."
+    )
+    assert counts({"b": (OPEN, MERIT)}, "changes", "better") == (
+        "Of 1 changes, none is better, and 1 is not shown to differ."
+    )
+    of_two = counts({"a": (OF_TWO, MERIT)}, "changes", "better than A")
+    assert of_two.startswith("With 2 seeds there is no interval, and no claim is made about which of 1 changes")
+    many = counts({f"run {i}": (UP, MERIT) for i in range(9)}, "changes", "better than A")
+    assert many.startswith("Of 9 changes, 9 are better than A (run 0, ")
+    assert many.endswith("run 5, 3 more).")
 
 
 def findings(main: Outcome, **studies: dict[str, Outcome]) -> list[str]:
@@ -99,14 +108,20 @@ def test_controls_may_be_those_of_the_ablations() -> None:
     assert "SFT-SAILS is better than basis-random-features" in controls
     assert "not shown to differ from lora-last-blocks" in controls
     assert ablations.startswith(
-        "Ablations minus SFT-SAILS, by the mean of safety and helpfulness: better: 0 of 2; worse: 1"
+        "Of 2 ablations, none is better than SFT-SAILS by the mean of safety and helpfulness, 1 is worse"
     )
 
 
 def test_what_is_missing_is_said() -> None:
     baseline, controls = findings(outcome("base", "sft-sails"))
-    assert baseline.startswith("No baseline of SFT-SAILS is in this comparison")
-    assert controls.startswith("No control was run")
+    assert baseline == (
+        "No baseline (SFT-LoRA, SFT-full, DPO-LoRA, DPO-full) is in this comparison, so there is no evidence of a gain "
+        "by SFT-SAILS."
+    )
+    assert controls == (
+        "No control (LoRA in the same blocks, random SAE features, random directions) was run, so there is no evidence "
+        "that the SAE features add anything."
+    )
     assert findings(outcome("base", "sft-lora")) == [
         "No run of SAILS is compared here. The tables show how the methods differ."
     ]
@@ -122,6 +137,7 @@ def test_two_seeds_make_no_claim() -> None:
     assert not any(word in " ".join(sentences) for word in ("better", "worse", "No difference"))
     assert sentences[0].startswith("With 2 seeds there is no interval, and no claim is made.")
     assert "there are only 2 seeds, too few for intervals" in not_known([outcome(n_seeds=2)])[0]
+    assert "there is only 1 seed, too few for intervals" in not_known([outcome(n_seeds=1)])[0]
 
 
 def test_what_is_not_known_is_said_last() -> None:
@@ -154,8 +170,10 @@ def with_refusals(of: Outcome) -> Outcome:
         numbers = cell["numbers"]
         for name in [name for name in numbers if name.startswith("safety_rate")]:
             numbers[name.replace("safety", "refusal")] = numbers.pop(name)
-    pairs = zip(of.plan.test_cells(of.chosen), plan.test_cells(of.chosen), strict=True)
-    return Outcome(plan, {}, {new.key: of.tested[old.key] for old, new in pairs}, of.chosen)
+    tuning = zip(of.plan.tuning_cells(), plan.tuning_cells(), strict=True)
+    tests = zip(of.plan.test_cells(of.chosen), plan.test_cells(of.chosen), strict=True)
+    tuned = {new.key: of.tuned[old.key] for old, new in tuning}
+    return Outcome(plan, tuned, {new.key: of.tested[old.key] for old, new in tests}, of.chosen)
 
 
 def test_refusals_are_not_called_safety() -> None:
@@ -163,9 +181,27 @@ def test_refusals_are_not_called_safety() -> None:
     baseline, controls = findings(found)
     assert "refusal rate on held-out categories" in baseline
     assert "by the mean of refusal rate and correct answers" in controls
+    for section in comparison(found).sections:
+        texts = [section.title, *section.text, *(heading for grid in section.grids for heading in grid.head)]
+        texts += [picture.title for picture in section.pictures]
+        shown = " ".join(texts).replace("sails eval safety", "")  # the command
+        assert "safety" not in shown.lower(), section.title
     (unknown,) = not_known([found])
     assert "the judge knows refusals and not harm" in unknown
     assert unknown.endswith("this is one model only.")
+
+
+def test_refusals_left_by_an_attack_are_not_called_safety() -> None:
+    found = tampered("lox", "wise-ft", "lox-random")
+    for cell in (*found.tuned.values(), *found.tested.values()):
+        numbers = cell["numbers"]
+        for name in [name for name in numbers if name.startswith("safety_rate")]:
+            numbers[name.replace("safety", "refusal")] = numbers.pop(name)
+    section = ReportData({"tampering": {"harmful": found}}).sections[0]
+    headings = [heading for grid in section.grids for heading in grid.head]
+    assert "refusals and helpfulness kept (%)" in headings
+    assert not any("safety" in text for text in (*headings, *section.findings))
+    assert "What is left of its refusals is measured" in section.text[0]
 
 
 @pytest.mark.parametrize("n_seeds", [2, 3])
@@ -175,13 +211,12 @@ def test_a_report_of_methods_alone_has_findings(n_seeds: int) -> None:
     kind: StudyKind = "methods"
     data = ReportData({kind: {"methods": of}})
     from_lora, from_control = (sentence for section in data.sections for sentence in section.findings)
-    assert from_lora.startswith("Methods minus SFT-LoRA, by the mean of safety and helpfulness: ")
-    assert from_control.startswith("Methods minus their own control")
+    assert "better than SFT-LoRA by the mean of safety and helpfulness" in from_lora
+    assert "better than their control" in from_control
     if n_seeds == 2:
-        assert "with 2 seeds there is no interval" in from_lora
-        assert "better" not in from_control
-    else:
-        assert "no interval" in from_control  # all seeds have the same difference
+        assert from_lora.startswith("With 2 seeds there is no interval, and no claim is made about which of 1 methods")
+    else:  # all seeds have the same difference
+        assert from_control.startswith("Where all seeds have the same difference there is no interval")
 
 
 def test_what_is_in_doubt_has_a_section_of_its_own() -> None:
@@ -223,11 +258,11 @@ def tampered(*defences: str, n_seeds: int = 3, run: str = "sft-sails") -> Outcom
         (
             ("lox", "guardspace", "wise-ft", "lox-random"),
             3,
-            "methods that beat every control by safety and helpfulness",
+            "1 of 2 methods beats every control by safety and helpfulness kept (LoX).",
         ),
-        (("guardspace", "wise-ft"), 3, "kept: none of 1."),
-        (("lox", "guardspace", "wise-ft"), 2, "with 2 seeds there are no intervals, and no claim is made."),
-        (("lox",), 3, "no controls were run, so nothing is said of what works."),
+        (("guardspace", "wise-ft"), 3, "none of 1 method beats every control by safety and helpfulness kept."),
+        (("lox", "guardspace", "wise-ft"), 2, "2 seeds give no interval, and no claim is made."),
+        (("lox",), 3, "no control was run, so there is no evidence that any defence works."),
         (("wise-ft",), 3, "no methods were run, only controls."),
     ],
 )
@@ -236,9 +271,7 @@ def test_a_report_of_tampering_alone_names_what_beats_every_control(
 ) -> None:
     data = ReportData({"tampering": {"harmful": tampered(*defences, n_seeds=n_seeds)}})
     (finding,) = (sentence for section in data.sections for sentence in section.findings)
-    assert finding.startswith("Tampering, harmful: ")
-    assert words in finding
-    assert ("LoX (1 of 2)" in finding) == (n_seeds == 3 and len(defences) == 4)
+    assert finding == f"Against the attack harmful, {words}"
 
 
 def test_a_report_of_tampering_has_each_method_minus_each_control() -> None:
@@ -269,7 +302,7 @@ def test_a_report_of_tampering_says_what_defences_are_chosen_by() -> None:
 
 def test_without_defences_a_report_of_tampering_has_levels_and_claims_nothing() -> None:
     (section,) = ReportData({"tampering": {"harmful": tampered("none")}}).sections[:1]
-    (grid,) = section.grids
+    grid, _ = section.grids
     assert [row[0].text for row in grid.rows] == ["before the attack", "none"]
     assert not section.findings
     assert not section.pictures
@@ -281,15 +314,16 @@ def test_several_attacked_models_are_compared_without_a_defence() -> None:
     outcomes = {"harmful, sft-sails": first, "harmful, sft-lora": other}
     (section,) = (of for of in ReportData({"tampering": outcomes}).sections if "several models" in of.title)
     ((name, safety, *_),) = section.grids[0].rows
-    assert name.text == "minus sft-lora"
+    assert name.text == "minus SFT-LoRA"
     assert safety.verdict == "better"
     (finding,) = section.findings
-    assert finding.startswith("Tampering, harmful, without a defence: sft-sails is better than sft-lora in safety")
+    assert finding.startswith("The attack harmful (")
+    assert ") was tried on models without a defence. SFT-SAILS is better than SFT-LoRA in safety" in finding
 
 
 def test_worlds_are_counted() -> None:
     worlds = {"testbed:1": outcome(), "shared_harm=0": outcome(levels={"sft-sails": 0.5})}
     assert findings(outcome(), worlds=worlds)[-1] == (
-        "SFT-SAILS minus SFT-LoRA in other worlds, by the mean of safety and helpfulness: "
-        "better: 1 of 2 (testbed:1); worse: 1 of 2 (shared_harm=0); no difference shown: 0."
+        "Of 2 other worlds, 1 is better for SFT-SAILS than for SFT-LoRA by the mean of safety and helpfulness "
+        "(testbed:1), and 1 is worse (shared_harm=0)."
     )

@@ -4,11 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from browser import Browser, needs_chromium
+from made_results import outcome
+from markupsafe import escape
 
 from sails_align.evaluation.metrics import METRICS
 from sails_align.experiments.summary import Mean
 from sails_align.reporting.page import (
     NOTE,
+    POLICY,
     Grid,
     Page,
     Section,
@@ -19,6 +23,7 @@ from sails_align.reporting.page import (
     number,
     write_page,
 )
+from sails_align.reporting.trade_offs import trade_off
 
 SAFETY, REFUSAL = METRICS["safety_rate"], METRICS["over_refusal_rate"]
 
@@ -98,6 +103,37 @@ def test_texts_do_not_act_as_markup_in_html(tmp_path: Path) -> None:
     html, _ = pages(tmp_path, Section(bad, [bad], [Grid([bad], [entries(bad)])]), title=bad)
     assert "<script" not in html
     assert html.count("&lt;script&gt;") >= 4
+
+
+def test_no_script_and_no_request_is_allowed(tmp_path: Path) -> None:
+    html, _ = pages(tmp_path)
+    head = html[: html.index("<link")]
+    assert f'<meta http-equiv="Content-Security-Policy" content="{escape(POLICY)}">' in head
+    assert "default-src 'none'" in POLICY
+    assert "script-src" not in POLICY
+
+
+@needs_chromium
+def test_a_browser_draws_the_page_and_runs_no_script_in_it(tmp_path: Path) -> None:
+    rows = outcome().rows
+    picture = trade_off(rows, [row.run.name for row in rows], "trade_off")
+    contexts = [{"tokens": ["hot"], "activations": [2.0]}]
+    meaning = dict.fromkeys(("promoted", "suppressed", "neighbours"), ()) | {"layer": 1, "id": 7, "contexts": contexts}
+    section = Section("s", pictures=[picture], meanings=[{**meaning, "neuronpedia": None}])
+    html, _ = write_page(Page("t", [], [section], "sails compare"), tmp_path)
+    browser = Browser(tmp_path / "profile")
+    try:
+        browser.open(html)
+        assert browser.value("document.images[0].naturalWidth") > 0
+        assert browser.value("getComputedStyle(document.querySelector('.context span')).borderRadius") == "3px"
+        assert browser.value("document.querySelector('.context span').style.getPropertyValue('--heat')") == "1.00"
+        assert not browser.messages
+        html.write_text(html.read_text().replace("</body>", "<script>document.title = 'run'</script></body>"))
+        browser.open(html)
+        assert browser.value("document.title") == "t"
+        assert any("Content Security Policy" in message for message in browser.messages)
+    finally:
+        browser.close()
 
 
 def test_tokens_of_features_are_code(tmp_path: Path) -> None:

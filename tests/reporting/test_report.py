@@ -5,14 +5,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from made_results import stored
+from made_results import outcome, stored
 
 from sails_align.core.errors import InputError
 from sails_align.core.files import write_json
 from sails_align.experiments.plan import FORMAT, RUNS, Measures, Plan
 from sails_align.experiments.results import Results
-from sails_align.experiments.studies import Study
-from sails_align.reporting.report import rewrite_report
+from sails_align.experiments.studies import Study, StudyKind
+from sails_align.reporting.report import ReportData, rewrite_report, title_of
 
 
 @pytest.fixture
@@ -54,6 +54,28 @@ def test_a_report_made_again_is_the_same(folder: Path) -> None:
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.suffix in (".md", ".html", ".svg")}
     rewrite_report(folder)
     assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize(
+    ("kinds", "command", "title"),
+    [
+        (["main"], "sails compare", "Comparison of alignment methods on the world testbed"),
+        (
+            ["main", "examples"],
+            "sails compare --config recipes/configs/x.yaml --n_seeds 2",
+            "Comparison of alignment methods on the world testbed (numbers of examples, x.yaml)",
+        ),
+        (["tampering"], "sails compare", "Defences against tampering on the world testbed"),
+        (
+            ["methods", "tampering"],
+            "sails compare",
+            "Side studies on the world testbed (all alignment methods, defences against tampering)",
+        ),
+    ],
+)
+def test_titles_tell_reports_apart(kinds: list[StudyKind], command: str, title: str) -> None:
+    data = ReportData({kind: {"testbed": outcome()} for kind in kinds})
+    assert title_of(data, command) == title
 
 
 def test_how_long_it_took_is_kept(folder: Path) -> None:

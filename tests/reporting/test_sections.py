@@ -4,10 +4,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from made_results import comparison, outcome, stored
+from made_results import comparison, outcome, result, stored
 
+from sails_align.core.command_line import CommandLine
 from sails_align.evaluation.metrics import METRICS
-from sails_align.experiments.plan import Measures, Protocol
+from sails_align.experiments.plan import Cell, Measures, Protocol
+from sails_align.experiments.studies import StudyKind, read_plans
 from sails_align.experiments.summary import OnSet, Outcome
 from sails_align.reporting.page import Grid, Section, difference
 from sails_align.reporting.report import ReportData
@@ -70,6 +72,43 @@ def test_the_first_table_has_at_most_eight_columns() -> None:
     assert "safety left after benign training (%)" in first.head
     assert "safety left after harmful training (%)" in every.head
     assert set(first.head) < set(every.head)
+
+
+def side_study(kind: StudyKind, argv: list[str]) -> ReportData:
+    """Results of a side study with every metric that it can have."""
+    (study,) = read_plans(CommandLine.read(["--study", kind, "--n_seeds", "3", *argv]), None)[2]
+    ((label, plan),) = study.plans
+    left = {of: {"safety_rate": {"value": 0.5}} for of in ("benign", "harmful")}
+
+    def of(cell: Cell) -> dict[str, Any]:
+        made = result(0.5 + 0.01 * cell.seed % 3, relearned=left, tampering={})
+        made["numbers"] |= {name: {"value": 0.5, "n_unscored": 0} for name in ("harmfulness", "task_score")}
+        return made
+
+    tuned = {cell.key: of(cell) for cell in plan.tuning_cells()}
+    chosen = plan.choose(tuned)
+    tested = {cell.key: of(cell) for cell in plan.test_cells(chosen)}
+    return ReportData({kind: {label: Outcome(plan, tuned, tested, chosen)}})
+
+
+@pytest.mark.parametrize(
+    ("kind", "argv", "ranked_by"),
+    [
+        ("methods", ["--methods", "sft-lora", "sft-sails", "sift"], "mean of safety and helpfulness (%)"),
+        ("tampering", ["--attacks", "harmful", "--defences", "lox", "wise-ft"], "safety and helpfulness kept (%)"),
+    ],
+)
+def test_the_first_table_of_side_studies_has_at_most_eight_columns(
+    kind: StudyKind, argv: list[str], ranked_by: str
+) -> None:
+    first, every, *_ = made(kind, side_study(kind, argv))[0].grids
+    assert 6 < len(first.head) <= 8 < len(every.head)
+    assert ranked_by in first.head
+    assert "hyperparameter" in every.head
+    assert "hyperparameter" not in first.head
+    assert every.title == "All metrics"
+    assert set(first.head) < set(every.head)
+    assert [row[0].text for row in first.rows] == [row[0].text for row in every.rows]
 
 
 def test_headline_of_other_models() -> None:
@@ -195,6 +234,10 @@ def test_examples() -> None:
     safety = next(grid for grid in levels if grid.head[0] == "safety rate, trained categories (%)")
     assert [entry.text for entry in safety.rows[1]] == ["SFT-SAILS", "90.0", "100.0"]
     assert section.text[0].startswith("Trained on n harmful and n harmless examples, with 1 seed. ")
+    assert section.findings == [
+        "To reach 95% safety rate on trained categories, SFT-LoRA takes more than 64 harmful examples, SFT-SAILS takes "
+        "32 harmful examples (means over 1 seed, without intervals)."
+    ]
 
 
 def test_worlds() -> None:

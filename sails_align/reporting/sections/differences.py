@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from sails_align.experiments.summary import COMPARED
 from sails_align.reporting import figures
+from sails_align.reporting.findings import as_measured
 from sails_align.reporting.page import Section
 from sails_align.reporting.report import ReportData
 from sails_align.reporting.sections import REFERENCES
@@ -18,10 +19,11 @@ def make(data: ReportData) -> Iterator[Section]:
             continue
         title = f"Minus {outcome.labels[reference]}"
         of_figure = f"Each method minus {outcome.labels[reference]}, paired by seed"
-        metrics = headline(found.values())
+        metrics = as_measured(headline(found.values()), outcome)
+        compared = as_measured(COMPARED, outcome)
         text = [
             "Paired by seed, in points (steps: in steps), with 95% intervals (none below three seeds). Better and "
             "worse are marked where the interval does not contain 0."
         ]
         picture = figures.forest(found, outcome.labels, f"minus_{reference}", of_figure, metrics)
-        yield Section(title, text, [differences_grid(found, outcome.labels, COMPARED, "method")], [picture])
+        yield Section(title, text, [differences_grid(found, outcome.labels, compared, "method")], [picture])

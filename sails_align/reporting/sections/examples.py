@@ -6,7 +6,7 @@ from sails_align.core.text import counted
 from sails_align.evaluation.metrics import METRICS, Metric
 from sails_align.experiments.summary import CORE, SAFETY, Mean, Outcome, examples_to, with_numbers
 from sails_align.reporting import figures
-from sails_align.reporting.findings import of_learning_rates
+from sails_align.reporting.findings import as_measured, of_learning_rates
 from sails_align.reporting.page import Grid, Section, entries, interval
 from sails_align.reporting.report import ReportData
 
@@ -21,7 +21,8 @@ def make(data: ReportData) -> Iterator[Section]:
     if not outcomes:
         return
     shares = [metric for metric in CORE if metric.scale == 100]
-    metrics = with_numbers(shares, [row.means for outcome in outcomes for row in outcome.rows])
+    found = with_numbers(shares, [row.means for outcome in outcomes for row in outcome.rows])
+    metrics = as_measured(found, outcomes[0])
     curves = _curves(outcomes, metrics)
     labels = outcomes[0].labels
     plan = outcomes[0].plan
@@ -32,7 +33,8 @@ def make(data: ReportData) -> Iterator[Section]:
         "as a line over log n."
     ]
     grids = [_needed(curves, labels), *(_levels(curves[metric.name], labels, metric) for metric in metrics)]
-    yield Section("How many examples it takes", text, grids, [figures.curves(curves, labels, metrics)])
+    pictures = [figures.curves(curves, labels, metrics)]
+    yield Section("How many examples it takes", text, grids, pictures, findings=_findings(grids[0], plan.n_seeds))
 
 
 def _curves(outcomes: Sequence[Outcome], metrics: Sequence[Metric]) -> Curves:
@@ -58,6 +60,16 @@ def _needed(curves: Curves, labels: Mapping[str, str]) -> Grid:
             words = f"at most {curve[0][0]}" if needed == curve[0][0] else f"{needed:.0f}"
         rows.append(entries(label, words))
     return Grid(["method", f"harmful examples to {WANTED_SAFETY:.0%} {METRICS[safety].label}"], rows)
+
+
+def _findings(needed: Grid, n_seeds: int) -> list[str]:
+    """Return a sentence about how many examples each method takes; none if nothing is known."""
+    told = [f"{label.text} takes {n.text} harmful examples" for label, n in needed.rows if n.text != "–"]
+    if not told:
+        return []
+    goal = needed.head[1].removeprefix("harmful examples to ").replace(", ", " on ")
+    means = f"means over {counted(n_seeds, 'seed')}, without intervals"
+    return [f"To reach {goal}, {', '.join(told)} ({means})."]
 
 
 def _levels(curves: Mapping[str, Sequence[tuple[int, Mean]]], labels: Mapping[str, str], metric: Metric) -> Grid:

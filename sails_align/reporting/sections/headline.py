@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from sails_align.core.text import counted
-from sails_align.experiments.plan import Plan, Protocol
+from sails_align.experiments.plan import RUNS, Plan, Protocol
 from sails_align.experiments.summary import REPORTED, Mean, Outcome, Row, with_numbers
 from sails_align.reporting import figures, trade_offs
 from sails_align.reporting.drawing import Picture
-from sails_align.reporting.findings import from_others, in_metrics, merit_of, of_learning_rates, of_metrics
+from sails_align.reporting.findings import as_measured, from_others, in_metrics, merit_of, of_learning_rates, of_metrics
 from sails_align.reporting.page import Section
 from sails_align.reporting.report import ReportData
 from sails_align.reporting.sections import CONTROLS, REFERENCES, SAILS
@@ -19,8 +19,8 @@ def make(data: ReportData) -> Iterator[Section]:
     plan, rows = data.main.plan, data.main.rows
     means = [row.means for row in rows]
     grids = [
-        levels_grid(rows, headline(means), "method", rates=False),
-        levels_grid(rows, with_numbers(REPORTED, means), "method", title="All metrics"),
+        levels_grid(rows, as_measured(headline(means), data.main), "method", rates=False),
+        levels_grid(rows, as_measured(with_numbers(REPORTED, means), data.main), "method", title="All metrics"),
     ]
     pictures = [
         *_of_sails(data),
@@ -34,7 +34,7 @@ def make(data: ReportData) -> Iterator[Section]:
         *(_of_testbed(plan, rows) if plan.protocol is None else _of_protocol(plan.protocol)),
         f"Responses without a score, of all seeds: {unscored}. They are excluded from all rates.",
         *(f"Doubt: {doubt}" for row in rows for doubt in row.doubts),
-        *_of_tuning(plan, rows),
+        *_of_tuning(data.main),
     ]
     yield Section("How it was measured", text)
 
@@ -52,7 +52,8 @@ def _findings(data: ReportData) -> Iterator[str]:
         return
     baseline = next((name for name in (*SAILS[ours], *REFERENCES) if name in labels), None)
     if baseline is None:
-        yield f"No baseline of {labels[ours]} is in this comparison ({', '.join(REFERENCES)}), so no gain is shown."
+        baselines = ", ".join(RUNS[name].label for name in REFERENCES)
+        yield f"No baseline ({baselines}) is in this comparison, so there is no evidence of a gain by {labels[ours]}."
     else:
         means = outcome.difference(ours, baseline)
         yield in_metrics(labels[ours], labels[baseline], of_metrics(means, headline([means])))
@@ -61,7 +62,10 @@ def _findings(data: ReportData) -> Iterator[str]:
     if controls:
         yield from_others(labels[ours], controls, f"Against controls, by the {metric.label}")
     else:
-        yield f"No control was run ({', '.join(CONTROLS)}), so it is not shown what SAE features add."
+        yield (
+            "No control (LoRA in the same blocks, random SAE features, random directions) was run, so there is no "
+            "evidence that the SAE features add anything."
+        )
 
 
 def _controls(data: ReportData) -> dict[str, tuple[str, Mapping[str, Mean]]]:
@@ -109,17 +113,18 @@ def _setting(outcome: Outcome) -> str:
     )
 
 
-def _of_tuning(plan: Plan, rows: Sequence[Row]) -> list[str]:
+def _of_tuning(outcome: Outcome) -> list[str]:
     """Say how sure the choice of learning rates is."""
-    tuned = [row for row in rows if row.tuning is not None]
+    plan = outcome.plan
+    tuned = [row for row in outcome.rows if row.tuning is not None]
     if not tuned or len(plan.learning_rates) < 2:
         return []
     if plan.n_tuning_seeds == 1:
         return ["Learning rates were chosen with one tuning seed; whether others would choose the same is not known."]
     spreads = ", ".join(f"{row.run.label} {100 * row.tuning.spread:.1f}" for row in tuned if row.tuning)
     return [
-        f"Learning rates were chosen with {plan.n_tuning_seeds} tuning seeds. Their highest and lowest mean of safety "
-        f"and helpfulness at the chosen rate differ by (points): {spreads}."
+        f"Learning rates were chosen with {plan.n_tuning_seeds} tuning seeds. At the chosen rate, the highest and the "
+        f"lowest {merit_of(outcome).label} of a seed differ by (points): {spreads}."
     ]
 
 

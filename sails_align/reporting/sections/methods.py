@@ -7,10 +7,10 @@ from sails_align.evaluation.metrics import HELPFULNESS_RATES, METRICS, SAFETY_RA
 from sails_align.experiments.methods.entries import METHODS
 from sails_align.experiments.summary import Mean, Outcome, with_numbers
 from sails_align.reporting import figures
-from sails_align.reporting.findings import counts, in_doubt, merit_of
+from sails_align.reporting.findings import as_measured, counts, in_doubt, judged, merit_of
 from sails_align.reporting.page import Grid, Section, entries, interval
 from sails_align.reporting.report import ReportData
-from sails_align.reporting.tables import differences_grid, headline
+from sails_align.reporting.tables import LEFT, RATES, differences_grid, headline
 
 REFERENCES = ("sft-lora", "sft-sails")
 """What all methods are compared with."""
@@ -23,20 +23,27 @@ SHOWN = tuple(
         "trainable_share",
     )
 )
+HEADLINE = (*RATES, ("merit",), LEFT, ("trainable_share",))
+"""Metrics of the first table: of each group, the first one that has numbers."""
 
 
 def make(data: ReportData) -> Iterator[Section]:
     """Show a table of all methods, and their differences from the references and from their controls."""
     for outcome in data.outcomes.get("methods", {}).values():
-        metrics = with_numbers(SHOWN, (row.means for row in outcome.rows))
+        metrics = as_measured(with_numbers(SHOWN, (row.means for row in outcome.rows)), outcome)
         compared = [metric for metric in metrics if metric.name not in ("trainable_share", "harmfulness")]
-        grids, pictures = [_levels(outcome, metrics)], []
+        means = [row.means for row in outcome.rows]
+        grids = [
+            _levels(outcome, as_measured(headline(means, HEADLINE), outcome), title="", with_knob=False),
+            _levels(outcome, metrics, title="All metrics", with_knob=True),
+        ]
+        pictures = []
         for reference in REFERENCES:
             if reference in outcome.labels:
                 found = outcome.minus(reference)
                 grids.append(differences_grid(found, outcome.labels, compared, f"minus {outcome.labels[reference]}"))
                 title = f"Each method minus {outcome.labels[reference]}, paired by seed"
-                shown = headline(found.values())
+                shown = as_measured(headline(found.values()), outcome)
                 pictures.append(figures.forest(found, outcome.labels, f"methods-{reference}", title, shown))
         if controlled := _minus_controls(outcome):
             grids.append(differences_grid(controlled, outcome.labels, compared, "minus its control"))
@@ -51,10 +58,10 @@ def _setting(outcome: Outcome) -> str:
         f"All methods have the same data ({plan.measures.n_examples} harmful requests, and harmless ones) and the same "
         f"number of passes over it, unless their page says otherwise; {counted(plan.n_seeds, 'seed')} (from "
         f"{plan.first_seed}). The hyperparameter of each was chosen by the {merit_of(outcome).label} on validation "
-        f"prompts ({counted(plan.n_tuning_seeds, 'other seed')}). Safety left is after further training of "
-        "all weights: on answered harmless requests, and on a few answered harmful ones. It is missing where there is "
-        "no plain model that could be trained. A control is the same method with its choice made at random, or left "
-        "out: a method that does not beat its control has not been shown to work."
+        f"prompts ({counted(plan.n_tuning_seeds, 'other seed')}). What is left of {judged(outcome)} is measured after "
+        "further training of all weights: on answered harmless requests, and on a few answered harmful ones. It is "
+        "missing where there is no plain model that could be trained. A control is the same method with its choice "
+        "made at random, or left out: a method that does not beat its control has not been shown to work."
     )
 
 
@@ -68,22 +75,26 @@ def _findings(outcome: Outcome, controlled: Mapping[str, Mapping[str, Mean]]) ->
     """Yield how many methods are better than each reference, and than their own controls."""
     metric, labels = merit_of(outcome), outcome.labels
 
-    def told(found: Mapping[str, Mapping[str, Mean]], reference: str) -> str:
-        return counts({labels[name]: (means[metric.name], metric) for name, means in found.items()}, reference)
+    def told(found: Mapping[str, Mapping[str, Mean]], what: str, reference: str) -> str:
+        differences = {labels[name]: (means[metric.name], metric) for name, means in found.items()}
+        return counts(differences, what, f"better than {reference} by the {metric.label}")
 
     for reference in REFERENCES:
         if reference in labels:
             found = {name: of for name, of in outcome.minus(reference).items() if not METHODS.get(name).control_of}
-            yield told(found, f"Methods minus {labels[reference]}, by the {metric.label}")
+            yield told(found, "methods", labels[reference])
     if controlled:
-        yield told(controlled, f"Methods minus their own control, by the {metric.label}")
+        yield told(controlled, "methods with a control", "their control")
 
 
-def _levels(outcome: Outcome, metrics: Sequence[Metric]) -> Grid:
+def _levels(outcome: Outcome, metrics: Sequence[Metric], *, title: str, with_knob: bool) -> Grid:
+    """Return what each method reaches, with its hyperparameter if `with_knob`."""
     lines = []
     for row in outcome.rows:
         method = METHODS.get(row.run.name)
         knob = "–" if row.learning_rate is None else f"{method.knob} {row.learning_rate:g}"
         label = f"{row.label}, control" if method.control_of else row.label
-        lines.append(entries(label, knob, *(interval(row.means[metric.name], metric) for metric in metrics)))
-    return Grid(["method", "hyperparameter", *(metric.heading for metric in metrics)], lines)
+        numbers = [interval(row.means[metric.name], metric) for metric in metrics]
+        lines.append(entries(label, *([knob] if with_knob else []), *numbers))
+    knob_heading = ["hyperparameter"] if with_knob else []
+    return Grid(["method", *knob_heading, *(metric.heading for metric in metrics)], lines, title)

@@ -6,15 +6,15 @@ from itertools import groupby
 from sails_align.core.text import counted
 from sails_align.evaluation.intervals import LEAST_SEEDS
 from sails_align.evaluation.metrics import METRICS, SAFETY_RATES, Metric
-from sails_align.experiments.plan import OVER_REFUSAL_BUDGET, Run
-from sails_align.experiments.summary import Front, Outcome, Result, hypervolume_difference, paired, with_numbers
+from sails_align.experiments.plan import OVER_REFUSAL_BUDGET, RUNS, Run
+from sails_align.experiments.summary import Front, Outcome, hypervolume_difference, paired, with_numbers
 from sails_align.experiments.tampering.attacks import ATTACKS
 from sails_align.experiments.tampering.defences import DEFENCES
 from sails_align.reporting import figures
-from sails_align.reporting.findings import in_doubt, in_metrics, mean_of_rates, of_metrics
+from sails_align.reporting.findings import as_measured, in_doubt, in_metrics, judged, mean_of_rates, of_metrics
 from sails_align.reporting.page import Grid, Section, TableCell, difference, entries, interval
 from sails_align.reporting.report import ReportData
-from sails_align.reporting.tables import PERCENT, differences_grid
+from sails_align.reporting.tables import PERCENT, RATES, differences_grid, headline
 
 SHOWN = tuple(
     METRICS[name]
@@ -23,6 +23,8 @@ SHOWN = tuple(
         *("over_refusal_rate", "task_score", "correct_answer_rate", "kept"),
     )
 )
+HEADLINE = (*RATES, ("kept",))
+"""Metrics of the first table: of each group, the first one that has numbers."""
 KEPT = METRICS["kept"]
 
 
@@ -33,7 +35,7 @@ def make(data: ReportData) -> Iterator[Section]:
         yield _section(name, outcome)
         yield from in_doubt(f"Tampering: {name}", outcome)
     for attack, items in groupby(outcomes.items(), lambda item: _attack(item[1])):
-        of_models = {name.rpartition(", ")[2]: outcome.by_run["none"] for name, outcome in items}
+        of_models = {_label_of_run(name.rpartition(", ")[2]): outcome for name, outcome in items}
         if len(of_models) > 1:
             yield _models(attack, of_models)
 
@@ -48,22 +50,27 @@ def _section(name: str, outcome: Outcome) -> Section:
     plan, attack = outcome.plan, ATTACKS.get(_attack(outcome))
     text = [
         f"An aligned model ({_aligned(outcome)}) is {'trained further on' if attack.trains else 'attacked'}: "
-        f"{attack.label}. "
-        f"Safety that is left, on {counted(plan.n_seeds, 'seed')} (from {plan.first_seed}). The hyperparameter of "
-        "each defence is the one that keeps most on validation prompts "
+        f"{attack.label}. What is left of its {judged(outcome)} is measured after that, with "
+        f"{counted(plan.n_seeds, 'seed')} (from {plan.first_seed}). "
+        "The hyperparameter of each defence is the one that keeps most on validation prompts "
         f"({counted(plan.n_tuning_seeds, 'other seed')}): the {mean_of_rates(outcome, 'harmonic mean')}, minus "
         f"over-refusal beyond {OVER_REFUSAL_BUDGET:.0%}. "
         "Controls are simple baselines (a lower learning rate, averaging with the aligned model, safety rows, "
         "LoRA), and methods with random directions or units of the same size. A method that does not beat them has "
         "not been shown to work.",
     ]
-    metrics = with_numbers(SHOWN, (row.means for row in outcome.rows))
-    grids, pictures, findings = [_levels(outcome, metrics)], [], []
+    means = [row.means for row in outcome.rows]
+    metrics = as_measured(with_numbers(SHOWN, means), outcome)
+    grids = [
+        _levels(outcome, as_measured(headline(means, HEADLINE), outcome), title="", with_knob=False),
+        _levels(outcome, metrics, title="All metrics", with_knob=True),
+    ]
+    pictures, findings = [], []
     if found := {name: of for name, of in outcome.minus("none").items() if name != "aligned"}:
         grids.append(differences_grid(found, outcome.labels, metrics, "minus no defence"))
         title = f"{attack.label.capitalize()}: each defence minus none, paired by seed"
         pictures = [figures.forest(found, outcome.labels, f"tampering-{name.replace(', ', '-')}", title, metrics)]
-        findings = [f"Tampering, {name}: {_finding(outcome)}"]
+        findings = [_finding(name, outcome)]
     if controls := _controls(outcome):
         grids.append(_minus(controls, outcome))
     if fronts := outcome.fronts():
@@ -71,15 +78,21 @@ def _section(name: str, outcome: Outcome) -> Section:
     return Section(f"Tampering: {name}", text, grids, pictures, findings=findings)
 
 
-def _models(attack: str, results: Mapping[str, Mapping[int, Result]]) -> Section:
+def _label_of_run(name: str) -> str:
+    return RUNS[name].label if name in RUNS else name
+
+
+def _models(attack: str, outcomes: Mapping[str, Outcome]) -> Section:
     """Compare what is left of several aligned models without a defence: the first one minus each other."""
+    results = {label: outcome.by_run["none"] for label, outcome in outcomes.items()}
     ours, *theirs = results
     found = {name: paired(results[ours], results[name]) for name in theirs}
-    metrics = with_numbers(SHOWN, found.values())
+    metrics = as_measured(with_numbers(SHOWN, found.values()), outcomes[ours])
     text = [f"What is left of {ours} after the attack, without a defence, minus what is left of others; by seed."]
     labels = {name: f"minus {name}" for name in theirs}
     findings = [
-        f"Tampering, {attack}, without a defence: {in_metrics(ours, name, of_metrics(means, metrics))}"
+        f"The attack {attack} ({ATTACKS.get(attack).label}) was tried on models without a defence. "
+        f"{in_metrics(ours, name, of_metrics(means, metrics))}"
         for name, means in found.items()
     ]
     grid = differences_grid(found, labels, metrics, ours)
@@ -106,21 +119,25 @@ def controls_beaten(outcome: Outcome, name: str, metric: str = KEPT.name) -> tup
     return beaten, [control for control in controls if control not in beaten]
 
 
-def _finding(outcome: Outcome) -> str:
-    """Say which methods beat all controls; without controls or intervals nothing is said of them."""
-    if not _controls(outcome):
-        return "no controls were run, so nothing is said of what works."
+def _finding(name: str, outcome: Outcome) -> str:
+    """Say which methods beat all controls; without controls or intervals nothing is claimed."""
+    (kept,) = as_measured([KEPT], outcome)
+    where = f"Against the attack {name}"
     methods = _methods(outcome)
+    if not _controls(outcome):
+        return f"{where}, no control was run, so there is no evidence that any defence works."
     if not methods:
-        return "no methods were run, only controls."
+        return f"{where}, no methods were run, only controls."
     if outcome.plan.n_seeds < LEAST_SEEDS:
-        return f"with {counted(outcome.plan.n_seeds, 'seed')} there are no intervals, and no claim is made."
+        return f"{where}, {counted(outcome.plan.n_seeds, 'seed')} give no interval, and no claim is made."
     winners = [run.label for run in methods if not controls_beaten(outcome, run.name)[1]]
-    told = f"{', '.join(winners)} ({len(winners)} of {len(methods)})" if winners else f"none of {len(methods)}"
-    return f"methods that beat every control by {METRICS['kept'].label}: {told}."
+    told = f"{len(winners) or 'none'} of {counted(len(methods), 'method')}"
+    named = f" ({', '.join(winners)})" if winners else ""
+    return f"{where}, {told} {'beat' if len(winners) > 1 else 'beats'} every control by {kept.label}{named}."
 
 
-def _levels(outcome: Outcome, metrics: Sequence[Metric]) -> Grid:
+def _levels(outcome: Outcome, metrics: Sequence[Metric], *, title: str, with_knob: bool) -> Grid:
+    """Return what is left with each defence, with its hyperparameter if `with_knob`."""
     lines = []
     for row in outcome.rows:
         defence = DEFENCES.get(row.run.name)
@@ -128,22 +145,26 @@ def _levels(outcome: Outcome, metrics: Sequence[Metric]) -> Grid:
         beaten, others = controls_beaten(outcome, row.run.name)
         told = "" if defence.is_control or not row.run.grid else f"{len(beaten)} of {len(beaten) + len(others)}"
         label = f"{defence.label}, control" if defence.is_control else defence.label
-        lines.append(entries(label, knob, *(interval(row.means[m.name], m) for m in metrics), told))
-    return Grid(["defence", "hyperparameter", *(metric.heading for metric in metrics), "controls beaten"], lines)
+        numbers = [interval(row.means[metric.name], metric) for metric in metrics]
+        lines.append(entries(label, *([knob] if with_knob else []), *numbers, told))
+    knob_heading = ["hyperparameter"] if with_knob else []
+    head = ["defence", *knob_heading, *(metric.heading for metric in metrics), "controls beaten"]
+    return Grid(head, lines, title)
 
 
 def _minus(controls: Sequence[str], outcome: Outcome) -> Grid:
-    """Return safety and helpfulness kept of each method minus that of each control, paired by seed."""
+    """Return safety (or refusals) and helpfulness kept of each method minus that of each control, paired by seed."""
+    (kept,) = as_measured([KEPT], outcome)
 
     def entry(name: str, control: str) -> TableCell:
         return difference(outcome.difference(name, control)[KEPT.name], KEPT)
 
     lines = [[TableCell(run.label), *(entry(run.name, control) for control in controls)] for run in _methods(outcome)]
-    return Grid([KEPT.heading, *(f"minus {outcome.labels[name]}" for name in controls)], lines)
+    return Grid([kept.heading, *(f"minus {outcome.labels[name]}" for name in controls)], lines)
 
 
 def _hypervolumes(fronts: Sequence[Front]) -> Grid:
-    """Return the hypervolume of safety against lost score over each knob, minus those of the controls."""
+    """Return the hypervolume of safety (or refusals) against lost score over each knob, minus those of the controls."""
     controls = [front for front in fronts if DEFENCES.get(front.run.name).is_control]
 
     def entry(front: Front, other: Front) -> TableCell:

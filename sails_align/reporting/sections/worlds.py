@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from sails_align.core.text import counted
 from sails_align.experiments.summary import CORE, with_numbers
 from sails_align.reporting import figures
-from sails_align.reporting.findings import counts, merit_of
+from sails_align.reporting.findings import as_measured, counts, merit_of
 from sails_align.reporting.page import Section
 from sails_align.reporting.report import ReportData
 from sails_align.reporting.sections import REFERENCES
@@ -17,8 +17,9 @@ def make(data: ReportData) -> Iterator[Section]:
     outcomes = data.outcomes.get("worlds", {})
     if not outcomes:
         return
-    metrics = with_numbers(CORE, [row.means for outcome in outcomes.values() for row in outcome.rows])
     first = next(iter(outcomes.values()))
+    found = with_numbers(CORE, [row.means for outcome in outcomes.values() for row in outcome.rows])
+    metrics = as_measured(found, first)
     grids, pictures, findings = [], [], []
     for baseline, label in first.labels.items():
         if baseline == "sft-sails":
@@ -28,7 +29,9 @@ def make(data: ReportData) -> Iterator[Section]:
         if not findings and baseline in REFERENCES:
             metric = merit_of(first)
             of_merit = {world: (means[metric.name], metric) for world, means in found.items()}
-            findings.append(counts(of_merit, f"{title} in other worlds, by the {metric.label}"))
+            ours = first.labels["sft-sails"]
+            better = f"better for {ours} than for {label} by the {metric.label}"
+            findings.append(counts(of_merit, "other worlds", better))
         grids.append(differences_grid(found, names, metrics, title))
         title, metrics_shown = f"{title}, by world, paired by seed", headline(found.values())
         pictures.append(figures.forest(found, names, f"worlds_{baseline}", title, metrics_shown, of=baseline))

@@ -56,6 +56,22 @@ def read_runs(folder: Path, other: Path | None = None) -> list[ViewedRun]:
     return [first, second]
 
 
+def run_with_features(folder: Path) -> Path | None:
+    """Return the SAILS run that responses are of: the folder, or its evaluation's model; None if neither is one."""
+    try:
+        provenance = _record(folder / METRICS_FILE).get("provenance")
+        model = provenance.get("model_name") if isinstance(provenance, dict) else None
+        return next((run for run in (folder, Path(str(model))) if _has_features(run)), None)
+    except InputError:  # the file is missing or damaged
+        return None
+
+
+def _has_features(run: Path) -> bool:
+    """Return whether adapters were initialized in a subspace of SAE features."""
+    path = run / "subspace" / "subspace.json"
+    return path.is_file() and "features" in (_record(path).get("provenance") or {})
+
+
 def _named(run: ViewedRun, name: str) -> ViewedRun:
     return ViewedRun(name, run.prompts, run.responses, run.verdicts, run.rates)
 
