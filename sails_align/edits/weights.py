@@ -25,11 +25,11 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS
 
 from sails_align.core.errors import InputError
 from sails_align.core.files import write_json
-from sails_align.models.adapters import CONFIG, WEIGHTS, adapted_model, read_adapter
+from sails_align.models.adapters import CONFIG, WEIGHTS, AdapterFiles, adapted_model, found_from, read_adapter
 from sails_align.models.language_model import copy_processor
 from sails_align.models.load import load_config, load_tokenizer, model_errors
 from sails_align.models.resolve import resolve_model, without_adapter
-from sails_align.models.spec import ModelSpec
+from sails_align.models.spec import ModelSpec, identity_of, is_same_model
 
 PREFIX = "base_model.model."
 """PEFT's, of an adapter's tensors."""
@@ -126,16 +126,41 @@ def open_required(weights: Weights, option: str, name: str | None) -> Weights:
 def open_aligned(run: Path, base_model: str | None, aligned_model: str | None) -> tuple[Weights, Weights | None]:
     """Open a further trained model, and the aligned model that it was trained from.
 
-    The second is None for an adapter on the aligned model, whose update is all that was trained. Raises `InputError` as
-    `open_weights`; or if it is no adapter and no aligned model is given.
+    The second is None for an adapter on the aligned model, whose update is all that was trained. An adapter that was
+    continued from an earlier one (`--adapter_path`) was trained from its base with the earlier adapter.
+
+    Raises `InputError` as `open_weights`; if no aligned model is given, and it is no adapter; or if the adapter that it
+    was continued from is not where its record says, or has changed.
     """
     weights = open_weights(run, base_model)
-    is_on_aligned = aligned_model is None or resolve_model(aligned_model).identity == weights.spec.identity.get("base")
+    if aligned_model is None:
+        if weights.adapter is None:
+            raise InputError(f"{run} is no adapter, so the model before is not known; give it with --aligned_model")
+        earlier = _continued_from(weights.adapter)
+        return weights, None if earlier is None else open_weights(earlier, base_model)
+    is_on_aligned = resolve_model(aligned_model).identity == weights.spec.identity.get("base")
     if weights.adapter is not None and is_on_aligned:
         return weights, None
-    if aligned_model is None:
-        raise InputError(f"{run} is no adapter, so the model before is not known; give it with --aligned_model")
     return weights, open_required(weights, "aligned_model", aligned_model)
+
+
+def _continued_from(adapter: AdapterFiles) -> str | None:
+    """Return the folder of the adapter that an adapter's training continued from; None if it began as a new one.
+
+    Raises `InputError` if that folder is not there, or holds another adapter by now.
+    """
+    identity = adapter.identity.get("adapter")
+    if identity is None:
+        return None
+    # A checkpoint's record has no options, and so no path.
+    name = adapter.record.get("options", {}).get("sails", {}).get("adapter_path")
+    folder = found_from(adapter.folder, name, CONFIG)
+    if folder is not None and Path(folder).is_dir() and is_same_model(identity, identity_of(folder)):
+        return folder
+    raise InputError(
+        f"the adapter in {adapter.folder} was continued from another adapter, {name or identity['name']}, which is not "
+        "there or has changed: so the model before is not known;\ngive it with --aligned_model"
+    )
 
 
 def open_three(
