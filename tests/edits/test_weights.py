@@ -85,8 +85,8 @@ def test_the_aligned_model_of_a_continued_adapter_has_the_earlier_adapter(family
         write_record(path)
         aligned = open_aligned(continued, None, None)[1]
         assert aligned is not None
-        for name in aligned.names:
-            assert torch.equal(aligned.get(name), open_weights(earlier).get(name))
+        expected = open_weights(earlier)
+        assert all(torch.equal(aligned.get(name), expected.get(name)) for name in expected.names)
     assert open_aligned(continued, None, str(family.base))[1] is None  # as the user says
     (continued / "run.json").write_text(json.dumps({"identity": {"adapter": identity_of(str(earlier))}, "files": {}}))
     with pytest.raises(InputError, match=r"continued from another adapter, sft, .*\n.*--aligned_model"):

@@ -48,7 +48,7 @@ def test_threshold_minus_1_changes_nothing(family: Family, tmp_path: Path) -> No
 
 
 def test_an_adapter_and_the_same_model_merged_are_edited_alike(family: Family, tmp_path: Path) -> None:
-    from sails_align.edits.merge import merge_adapter
+    from sails_align.edits.methods.merge import merge_adapter
 
     options = {"unaligned_model": family.base, "threshold": 1.0}
     merge_adapter(family.tuned_adapter, tmp_path / "merged")

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sails_align import edits
 from sails_align.cli.edit import main
 from sails_align.core.errors import InputError
+from sails_align.edits.methods.rosi import rank_one, vectors_of
 from sails_align.edits.options import RosiOptions
-from sails_align.edits.rosi import rank_one, vectors_of
 from sails_align.models.hooks import decoder_layers
 from sails_align.models.norms import norm_gain
 
@@ -131,7 +131,7 @@ def test_rho_0_changes_nothing(family: Family, requests: dict[str, str], tmp_pat
 
 
 def test_an_adapter_becomes_a_whole_model(family: Family, requests: dict[str, str], tmp_path: Path) -> None:
-    from sails_align.edits.merge import merge_adapter
+    from sails_align.edits.methods.merge import merge_adapter
 
     options = RosiOptions(rho=0.05, **requests)
     edited = edits.run("rosi", family.adapter, tmp_path / "found", options)

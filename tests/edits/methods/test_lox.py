@@ -7,7 +7,7 @@ import torch
 from family import Family, run, tensors, updates
 
 from sails_align.core.errors import InputError
-from sails_align.edits.lox import Lox
+from sails_align.edits.methods.lox import Lox
 from sails_align.edits.options import LoxOptions
 
 

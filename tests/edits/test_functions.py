@@ -1,0 +1,65 @@
+"""Each edit is a function of the package, on the path of the command."""
+
+import importlib
+import inspect
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+from family import Family, tensors
+
+from sails_align import edits
+from sails_align.core.errors import InputError
+
+
+def options_of(name: str, family: Family, requests: dict[str, str]) -> dict[str, object]:
+    """What each edit needs, and one option that is not its default."""
+    aligned, base = str(family.aligned), str(family.base)
+    unaligned = {"aligned_model": aligned, "unaligned_model": str(family.unaligned)}
+    harmful = {"dataset_name": requests["dataset_name"]}
+    options: dict[str, dict[str, object]] = {
+        "merge": {"dtype": "bfloat16"},
+        "lox": {"base_model": base, "k": 2},
+        "wise_ft": {"aligned_model": aligned, "t": 0.25},
+        "task_arithmetic": {**unaligned, "alpha": 0.25},
+        "safe_lora": {"aligned_model": aligned, "unaligned_model": base, "threshold": 1.0},
+        "rosi": {**requests, "rho": 0.05},
+        "ablate": {**requests, "layer": 1},
+        "lssf": {**unaligned, **harmful, "eta": 0.6},
+        "irr": {**unaligned, **harmful, "recalibrate": "none"},
+    }
+    return options[name]
+
+
+@pytest.mark.parametrize("name", edits.EDITS.names())
+def test_an_edit_is_a_function(name: str, family: Family, requests: dict[str, str], tmp_path: Path) -> None:
+    function, options = getattr(edits, name), options_of(name, family, requests)
+    model = family.adapter if name == "merge" else family.tuned
+    done = function(model=model, output=tmp_path / "function", device="cpu", **options)
+    assert any(str(tmp_path / "function") in line for line in done.report())
+    edits.run(name, model, tmp_path / "run", device="cpu", **options)
+    found, expected = tensors(tmp_path / "function"), tensors(tmp_path / "run")
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+    before = tensors(family.base if name == "merge" else model)
+    assert any(not torch.equal(found[key].float(), value.float()) for key, value in before.items())
+
+
+@pytest.mark.parametrize("name", edits.EDITS.names())
+def test_its_signature_and_docstring_have_the_options(name: str) -> None:
+    importlib.import_module(f"sails_align.edits.methods.{name}")
+    function, entry = getattr(edits, name), edits.EDITS.get(name)
+    assert inspect.isfunction(function), "not the module of that name"
+    assert function.__name__ == name
+    assert entry.options is not None
+    options = {option.name: option for option in fields(entry.options)}
+    parameters = inspect.signature(function).parameters
+    assert list(parameters) == ["model", "output", *options]
+    assert all(parameters[key].default == option.default for key, option in options.items())
+    assert function.__doc__.startswith(entry.summary)
+    assert all(f"{key}: {option.metadata['help']}" in function.__doc__ for key, option in options.items())
+
+
+def test_an_unknown_option_is_refused(family: Family, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no option 'alhpa'; did you mean 'alpha'"):
+        edits.lox(model=family.adapter, output=tmp_path / "out", alhpa=1.0)
