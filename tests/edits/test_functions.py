@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import json
 from dataclasses import fields
 from pathlib import Path
 
@@ -38,6 +39,13 @@ def test_an_edit_is_a_function(name: str, family: Family, requests: dict[str, st
     model = family.adapter if name == "merge" else family.tuned
     done = function(model=model, output=tmp_path / "function", device="cpu", **options)
     assert any(str(tmp_path / "function") in line for line in done.report())
+    if name != "merge":
+        record = json.loads((tmp_path / "function" / "edit.json").read_text())
+        given = {option.name: getattr(done.options, option.name) for option in fields(done.options)}
+        assert record["method"] == name
+        assert record["model"] == str(model)
+        assert record["options"] == {key: value for key, value in given.items() if key != "device"}
+        assert options.items() <= record["options"].items()
     edits.run(name, model, tmp_path / "run", device="cpu", **options)
     found, expected = tensors(tmp_path / "function"), tensors(tmp_path / "run")
     assert all(torch.equal(found[key], value) for key, value in expected.items())

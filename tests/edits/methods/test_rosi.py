@@ -50,6 +50,7 @@ def test_the_control_writes_one_random_direction_everywhere(family: Family, tmp_
     }
     columns = {}
     for seed, after in found.items():
+        assert json.loads((tmp_path / str(seed) / "edit.json").read_text())["options"]["control_seed"] == seed
         written = [torch.linalg.svd((after[name] - before[name]).double())[0][:, 0] for name in sorted(WRITERS)]
         for one in written[1:]:
             assert abs(float(one @ written[0])) == pytest.approx(1.0, abs=1e-4)
