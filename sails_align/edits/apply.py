@@ -181,6 +181,16 @@ def check_new(output: Path) -> None:
         raise InputError(f"{output} exists and is not empty; give a new folder with --output")
 
 
+def left_alone(names: Sequence[str]) -> list[str]:
+    """Return a note on tensors that an edit of matrices left alone, though training changed them; none if no names."""
+    if not names:
+        return []
+    return [
+        f"{len(names)} changed tensors of more than 2 dimensions, such as fused experts, are left alone ({names[0]}"
+        f"{', ...' if len(names) > 1 else ''}): this edit is of matrices"
+    ]
+
+
 def _control(name: str, before: Tensor, after: Tensor | None, seed: int | None) -> Tensor | None:
     """Return the change with its output coordinates permuted and with random signs; without a seed, as it is."""
     if after is None or seed is None:

@@ -2,8 +2,9 @@
 
     V = W_aligned - W_unaligned,    C = V V^T / |V|_F,    D <- C D    where cos(C D, D) <= threshold
 
-for every matrix that training has changed by D. C is the paper's fast variant: it is no projector, and scales what it
-keeps. In an adapter D = s B A, so lora_B <- C lora_B, and the rank stays.
+for every matrix that training has changed by D. Where V = 0, there is no direction to project onto, and D stays. C is
+the paper's fast variant: it is no projector, and scales what it keeps. In an adapter D = s B A, so lora_B <- C lora_B,
+and the rank stays.
 
 Shapes: O outputs and I inputs of a linear layer, R rank.
 """
@@ -13,7 +14,7 @@ from pathlib import Path
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from sails_align.edits.apply import Edited, Finish, apply
+from sails_align.edits.apply import Edited, Finish, apply, left_alone
 from sails_align.edits.options import SafeLoraOptions
 from sails_align.edits.weights import Update, WeightDifference, Weights, aligned_of, open_aligned, open_required
 
@@ -37,30 +38,49 @@ class SafeLora:
         self._aligned, self._threshold = aligned, threshold
         self._vectors = WeightDifference(aligned_of(weights, aligned), unaligned)
         self.keeps_adapter = aligned is None
-        self.notes: list[str] = []
+        self._n_updates = self._n_projected = self._n_without = 0
+        self._stacks: list[str] = []
+
+    @property
+    def notes(self) -> list[str]:
+        of = f"of {self._n_updates} updated matrices"
+        without = (
+            f"{self._n_without} {of} have no safety direction and keep their update: the alignment left them as is"
+        )
+        return [
+            f"{self._n_projected} {of} are projected",
+            *([without] if self._n_without else []),
+            *left_alone(self._stacks),
+        ]
 
     def tensor(self, name: str, weight: Tensor) -> Tensor | None:
         assert self._aligned is not None, "adapters on the aligned model are edited as such"
         assert self._change is not None, "as above"
-        if weight.dim() != 2:
+        delta_OI = None if weight.dim() < 2 else self._change.of(name)
+        if delta_OI is None:
             return None
-        delta_OI = self._change.of(name)
-        projected_OI = None if delta_OI is None else self._projected(name, delta_OI)
-        if delta_OI is None or projected_OI is None or not self._is_far(projected_OI, delta_OI):
+        if weight.dim() > 2:
+            self._stacks.append(name)
             return None
-        return self._aligned.get(name) + projected_OI
+        projected_OI = self._projected(name, delta_OI, None)
+        return None if projected_OI is None else self._aligned.get(name) + projected_OI
 
     def update(self, name: str, update: Update) -> Tensor | None:
-        projected_OR = self._projected(name, update.B_OR)
-        if projected_OR is None:
-            return None
-        is_far = self._is_far(projected_OR @ update.A_RI, update.B_OR @ update.A_RI)
-        return projected_OR if is_far else None
+        return self._projected(name, update.B_OR, update.A_RI)
 
-    def _projected(self, name: str, columns: Tensor) -> Tensor | None:
-        """Return C times columns of the output side; None where the alignment changed nothing, so that C is no map."""
+    def _projected(self, name: str, columns: Tensor, A_RI: Tensor | None) -> Tensor | None:
+        """Return C times columns of the output side, (O, I) or (O, R); None where the update stays.
+
+        An update is the columns themselves, or the columns times `A_RI` if that is given.
+        """
+        self._n_updates += 1
         vector_OI = self._vectors.of(name)
-        return None if vector_OI is None else vector_OI @ (vector_OI.T @ columns) / vector_OI.norm()
-
-    def _is_far(self, projected: Tensor, delta: Tensor) -> bool:
-        return bool(cosine_similarity(projected.flatten(), delta.flatten(), dim=0) <= self._threshold)
+        if vector_OI is None:
+            self._n_without += 1
+            return None
+        projected = vector_OI @ (vector_OI.T @ columns) / vector_OI.norm()
+        one, other = (projected, columns) if A_RI is None else (projected @ A_RI, columns @ A_RI)
+        if not cosine_similarity(one.flatten(), other.flatten(), dim=0) <= self._threshold:
+            return None
+        self._n_projected += 1
+        return projected

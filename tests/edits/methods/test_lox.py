@@ -6,6 +6,7 @@ import pytest
 import torch
 from family import Family, run, tensors, updates
 
+from sails_align import edits
 from sails_align.core.errors import InputError
 from sails_align.edits.methods.lox import Lox
 from sails_align.edits.options import LoxOptions
@@ -69,6 +70,19 @@ def test_all_directions_of_an_adapter_scale_it(family: Family, tmp_path: Path) -
         after = run("lox", family.adapter, tmp_path / str(k), k=k, alpha=0.5)
         for name, value in before.items():
             assert torch.equal(after[name], value * 1.5 if "lora_B" in name else value)
+
+
+def test_fused_experts_are_left_alone_with_a_note(experts: tuple[Path, Path], tmp_path: Path) -> None:
+    base, aligned = experts
+    before = tensors(aligned)
+    done = edits.lox(model=aligned, output=tmp_path / "out", base_model=str(base), k=2)
+    after = tensors(tmp_path / "out")
+    stacks = [name for name, value in before.items() if value.dim() > 2]
+    assert len(stacks) == 2
+    assert all(torch.equal(after[name], before[name]) for name in stacks)
+    assert any("2 changed tensors of more than 2 dimensions" in line for line in done.report())
+    same = edits.lox(model=aligned, output=tmp_path / "same", base_model=str(aligned), k=2)
+    assert not same.notes, "what training did not change is no loss"
 
 
 def test_a_model_without_its_base_is_refused(family: Family, tmp_path: Path) -> None:
