@@ -16,6 +16,7 @@ from sails_align.edits.logits import checked_device, logits_of, random_ids
 from sails_align.edits.options import EditOptions
 from sails_align.edits.weights import Update, Weights, write_adapter, write_model
 from sails_align.models.load import load_model
+from sails_align.models.quantized import quantization_of_run
 from sails_align.models.resolve import resolve_model
 
 EDIT_FILE = "edit.json"
@@ -156,7 +157,7 @@ def apply(
             len(names),
             changes.share,
             *logits,
-            tuple(edit.notes),
+            (*edit.notes, *_quantized_notes(weights)),
         )
         write_json(temporary / EDIT_FILE, edited.record())
         if finish is not None:
@@ -179,6 +180,13 @@ def check_new(output: Path) -> None:
     """Refuse an output folder that is not empty, with an `InputError`."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output} exists and is not empty; give a new folder with --output")
+
+
+def _quantized_notes(weights: Weights) -> list[str]:
+    """Return a note for an adapter that was trained on a quantized base model (QLoRA), as merging has one."""
+    if weights.adapter is None or quantization_of_run(weights.adapter.record) is None:
+        return []
+    return ["it was trained on a quantized base model, and is edited on the unquantized one; evaluate the edited model"]
 
 
 def left_alone(names: Sequence[str]) -> list[str]:

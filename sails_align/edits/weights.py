@@ -21,15 +21,24 @@ from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import PreTrainedConfig
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from sails_align.core.errors import InputError
 from sails_align.core.files import write_json
-from sails_align.models.adapters import CONFIG, WEIGHTS, AdapterFiles, adapted_model, found_from, read_adapter
+from sails_align.models.adapters import (
+    CONFIG,
+    WEIGHTS,
+    AdapterFiles,
+    adapted_model,
+    found_from,
+    load_base_config,
+    read_adapter,
+)
 from sails_align.models.language_model import copy_processor
 from sails_align.models.load import load_config, load_tokenizer, model_errors
 from sails_align.models.resolve import resolve_model, without_adapter
-from sails_align.models.spec import ModelSpec, identity_of, is_same_model
+from sails_align.models.spec import ModelSpec, identity_of, is_same_model, model_path
 
 PREFIX = "base_model.model."
 """PEFT's, of an adapter's tensors."""
@@ -59,8 +68,7 @@ class Weights:
         """Take a model as `resolve_model` found it; raise `InputError` as `open_weights`."""
         self.spec = spec
         self.config = load_config(spec.base, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
-        if getattr(self.config, "quantization_config", None) is not None:
-            raise InputError(f"{spec.base} is quantized, and rounded weights cannot be edited; give the model before")
+        _refuse_quantized(spec.base, self.config)
         self.folder = _folder_of(spec)
         self.files = _files_of(self.folder)
         self.adapter = None if spec.adapter is None else read_adapter(Path(spec.adapter))
@@ -111,7 +119,22 @@ def open_weights(name: str | Path, base_model: str | None = None) -> Weights:
 
     Raises `InputError` if there is no such model, it is quantized, or the adapter is of a kind that cannot be edited.
     """
+    folder = Path(name)
+    # Before `resolve_model`, which needs a library for some kinds of quantization.
+    if (folder / CONFIG).is_file():
+        base = None if base_model is None else model_path(base_model)
+        _refuse_quantized(*load_base_config(read_adapter(folder), base))
+    elif (folder / CONFIG_NAME).is_file():
+        _refuse_quantized(str(folder), load_config(str(folder)))
     return Weights(resolve_model(str(name), base_model))
+
+
+def _refuse_quantized(name: str, config: PreTrainedConfig) -> None:
+    if getattr(config, "quantization_config", None) is not None:
+        raise InputError(
+            f"{name} is quantized, and rounded weights cannot be edited;\n"
+            "give the model before quantization (for an adapter with --base_model)"
+        )
 
 
 def open_required(weights: Weights, option: str, name: str | None) -> Weights:
@@ -138,10 +161,9 @@ def open_aligned(run: Path, base_model: str | None, aligned_model: str | None) -
             raise InputError(f"{run} is no adapter, so the model before is not known; give it with --aligned_model")
         earlier = _continued_from(weights.adapter)
         return weights, None if earlier is None else open_weights(earlier, base_model)
-    is_on_aligned = resolve_model(aligned_model).identity == weights.spec.identity.get("base")
-    if weights.adapter is not None and is_on_aligned:
-        return weights, None
-    return weights, open_required(weights, "aligned_model", aligned_model)
+    aligned = open_required(weights, "aligned_model", aligned_model)
+    is_on_aligned = weights.adapter is not None and aligned.spec.identity == weights.spec.identity["base"]
+    return weights, None if is_on_aligned else aligned
 
 
 def _continued_from(adapter: AdapterFiles) -> str | None:

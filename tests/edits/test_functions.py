@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import json
+import shutil
 from dataclasses import fields
 from pathlib import Path
 
@@ -12,6 +13,16 @@ from family import Family, tensors
 
 from sails_align import edits
 from sails_align.core.errors import InputError
+from sails_align.edits.options import MODELS
+
+
+@pytest.fixture
+def quantized(family: Family, tmp_path: Path) -> Path:
+    folder = Path(shutil.copytree(family.base, tmp_path / "quantized"))
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
 
 
 def options_of(name: str, family: Family, requests: dict[str, str]) -> dict[str, object]:
@@ -66,6 +77,33 @@ def test_its_signature_and_docstring_have_the_options(name: str) -> None:
     assert all(parameters[key].default == option.default for key, option in options.items())
     assert function.__doc__.startswith(entry.summary)
     assert all(f"{key}: {option.metadata['help']}" in function.__doc__ for key, option in options.items())
+
+
+@pytest.mark.parametrize("name", [name for name in edits.EDITS.names() if name != "merge"])
+def test_quantized_models_are_refused(
+    name: str, family: Family, requests: dict[str, str], quantized: Path, tmp_path: Path
+) -> None:
+    """Whichever of an edit's models it is. (Merging has tests of its own.)"""
+    options, said = (
+        options_of(name, family, requests),
+        f"{quantized} is quantized, and rounded weights cannot be edited",
+    )
+    for given in ("model", *MODELS):
+        if given == "model" or given in options:
+            models = {"model": family.tuned, **options, given: str(quantized)}
+            with pytest.raises(InputError, match=rf"{said};\ngive the model before quantization"):
+                getattr(edits, name)(output=tmp_path / "out", **models)
+    with pytest.raises(InputError, match=said):
+        getattr(edits, name)(model=family.adapter, output=tmp_path / "out", **{**options, "base_model": str(quantized)})
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_of_a_quantized_model_has_a_note(family: Family, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(family.adapter, tmp_path / "adapter"))
+    for in_4bit in (True, False):
+        (folder / "run.json").write_text(json.dumps({"options": {"model": {"load_in_4bit": in_4bit}}}))
+        done = edits.lox(model=folder, output=tmp_path / f"out-{in_4bit}")
+        assert any("trained on a quantized base model" in line for line in done.report()) is in_4bit
 
 
 def test_an_unknown_option_is_refused(family: Family, tmp_path: Path) -> None:
