@@ -42,6 +42,31 @@ def test_what_is_added_to_the_output(variant: str) -> None:
     assert (change_OI @ x_I - alpha * weight_OI.mean() * direction_O).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("variant", ["rosi", "projected"])
+def test_outputs_move_along_the_direction_as_rho_grows_and_not_along_a_random_one(variant: str) -> None:
+    """A control writes a random direction: it leaves the harmful one as it is, but for what the two share by chance."""
+    generator = torch.Generator().manual_seed(0)
+    weight_OI, inputs_TI = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((512, 16), (64, 16))
+    )
+    harmful_O, random_O = torch.nn.functional.normalize(torch.randn(2, 512, generator=generator).double(), dim=1)
+    read_T = inputs_TI @ weight_OI.T @ harmful_O if variant == "projected" else (inputs_TI @ weight_OI.T).mean(1)
+    inputs_TI = inputs_TI * read_T.sign()[:, None]  # prompts on whose outputs the edit pushes forwards
+
+    def projections(written_O: torch.Tensor) -> list[float]:
+        """The mean projection of the outputs on the harmful direction, for growing rho."""
+        found = []
+        for rho in (0.0, 0.01, 0.02, 0.05, 0.1):
+            change_OI, _ = rank_one(weight_OI, vectors_of(written_O, None, variant), rho)
+            found.append((inputs_TI @ (weight_OI + change_OI).T @ harmful_O).mean().item())
+        return found
+
+    along, control = projections(harmful_O), projections(random_O)
+    assert along == sorted(set(along)), "it grows with rho"
+    assert along[-1] - along[0] > 0.2
+    assert abs(control[-1] - control[0]) < 0.2 * (along[-1] - along[0])
+
+
 def test_the_control_writes_one_random_direction_everywhere(family: Family, tmp_path: Path) -> None:
     data = {"dataset_name": "testbed", "helpful_dataset_name": "testbed", "layer": 1, "rho": 0.05}
     before = tensors(family.aligned)
