@@ -18,7 +18,7 @@ import sails_align.testbed  # noqa: E402, F401
 if TYPE_CHECKING:
     from sails_align.core.errors import InputError
     from sails_align.edits import run as edit
-    from sails_align.edits.merge import merge_adapter as merge
+    from sails_align.edits.methods.merge import merge_adapter as merge
     from sails_align.evaluation.evaluate import evaluate_model as evaluate
     from sails_align.evaluation.prompts.load import load_prompts
     from sails_align.evaluation.result import EvaluationResult, compare
@@ -48,7 +48,7 @@ _PUBLIC = {
     "initialize": "initializers.adapter:initialize",
     "load_prompts": "evaluation.prompts.load:load_prompts",
     "load_saes": "saes.sets:load_saes",
-    "merge": "edits.merge:merge_adapter",
+    "merge": "edits.methods.merge:merge_adapter",
     "steer": "steering.hook:steer",
     "train_saes": "saes.train:train_saes",
 }

@@ -9,7 +9,7 @@ import torch
 from adapters import save_adapter
 from safetensors.torch import load_file
 from tiny import SENTENCES, save_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GptOssConfig, GptOssForCausalLM
 
 from sails_align import edits
 
@@ -53,6 +53,18 @@ def _changed(source: Path, folder: Path, seed: int) -> Path:
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(source).save_pretrained(folder)
     return folder
+
+
+def save_experts(folder: Path, tokenizer: Path) -> tuple[Path, Path]:
+    """Save a model of one block whose experts are stacks of matrices, and a random change of all of its tensors."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 1, "head_dim": 8}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    experts = {"num_local_experts": 3, "num_experts_per_tok": 2}
+    words = AutoTokenizer.from_pretrained(tokenizer)
+    GptOssForCausalLM(GptOssConfig(vocab_size=len(words), **shape, **heads, **experts)).save_pretrained(folder / "base")
+    words.save_pretrained(folder / "base")
+    return folder / "base", _changed(folder / "base", folder / "tuned", seed=1)
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:

@@ -1,7 +1,7 @@
 """Apply an edit to every tensor of a model, and write the result: an adapter where the edit allows it, else a model."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,10 +16,11 @@ from sails_align.edits.logits import checked_device, logits_of, random_ids
 from sails_align.edits.options import EditOptions
 from sails_align.edits.weights import Update, Weights, write_adapter, write_model
 from sails_align.models.load import load_model
+from sails_align.models.quantized import quantization_of_run
 from sails_align.models.resolve import resolve_model
 
 EDIT_FILE = "edit.json"
-"""In the edited folder: what was changed, and what the edit found."""
+"""In the edited folder: which model was edited with which options, what was changed, and what the edit found."""
 Finish = Callable[[Path], object]
 
 
@@ -56,6 +57,9 @@ class Edited:
     """What an edit did."""
 
     method: str
+    model: str
+    """As the user called it."""
+    options: EditOptions
     folder: Path
     is_adapter: bool
     n_changed: int
@@ -72,6 +76,8 @@ class Edited:
         """Return what is written beside the weights, for the model card."""
         return {
             "method": self.method,
+            "model": self.model,
+            "options": {name: value for name, value in asdict(self.options).items() if name != "device"},
             "changed": f"{self.n_changed} of {self.n_tensors} {'updates' if self.is_adapter else 'tensors'}",
             "share": self.share,
             "notes": list(self.notes),
@@ -97,6 +103,7 @@ def apply(
     *,
     options: EditOptions,
     finish: Finish | None = None,
+    is_control: bool = False,
 ) -> Edited:
     """Apply an edit and write the result with its tokenizer.
 
@@ -105,14 +112,16 @@ def apply(
         edit: how it changes tensors.
         weights: the model.
         output: the folder to make; it appears when all is written.
-        options: `device`, where both models are run on a few tokens, one after the other, and `control_seed`.
+        options: `device`, where both models are run on a few tokens, one after the other, and `control_seed`; all of
+            them are recorded.
         finish: called with the folder before it appears, to add a model card.
+        is_control: whether `edit` itself makes the control that `control_seed` asks for, so that its changes stay.
 
     Raises:
         InputError: if the output folder is not empty, or the device cannot be used.
     """
     check_new(output)
-    device, seed = checked_device(options.device), options.control_seed
+    device, seed = checked_device(options.device), None if is_control else options.control_seed
     changes = _Changes()
     kept = edit if isinstance(edit, AdapterEdit) and edit.keeps_adapter and weights.adapter is not None else None
     keeps = kept is not None
@@ -138,7 +147,18 @@ def apply(
         else:
             write_model(weights, tensor, temporary)
         logits = _logits(weights, temporary, device, keeps=keeps)
-        edited = Edited(method, output, keeps, changes.n, len(names), changes.share, *logits, tuple(edit.notes))
+        edited = Edited(
+            method,
+            weights.spec.name,
+            options,
+            output,
+            keeps,
+            changes.n,
+            len(names),
+            changes.share,
+            *logits,
+            (*edit.notes, *_quantized_notes(weights)),
+        )
         write_json(temporary / EDIT_FILE, edited.record())
         if finish is not None:
             finish(temporary)
@@ -160,6 +180,23 @@ def check_new(output: Path) -> None:
     """Refuse an output folder that is not empty, with an `InputError`."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output} exists and is not empty; give a new folder with --output")
+
+
+def _quantized_notes(weights: Weights) -> list[str]:
+    """Return a note for an adapter that was trained on a quantized base model (QLoRA), as merging has one."""
+    if weights.adapter is None or quantization_of_run(weights.adapter.record) is None:
+        return []
+    return ["it was trained on a quantized base model, and is edited on the unquantized one; evaluate the edited model"]
+
+
+def left_alone(names: Sequence[str]) -> list[str]:
+    """Return a note on tensors that an edit of matrices left alone, though training changed them; none if no names."""
+    if not names:
+        return []
+    return [
+        f"{len(names)} changed tensors of more than 2 dimensions, such as fused experts, are left alone ({names[0]}"
+        f"{', ...' if len(names) > 1 else ''}): this edit is of matrices"
+    ]
 
 
 def _control(name: str, before: Tensor, after: Tensor | None, seed: int | None) -> Tensor | None:

@@ -52,7 +52,9 @@ class RepairOptions(EditOptions):
     """Options of edits of a model that was trained further."""
 
     aligned_model: str | None = option(
-        None, "The model before the further training. Default: the base model of an adapter."
+        None,
+        "The model before the further training. Default: the base model of an adapter, with the earlier adapter if it "
+        "was trained with --adapter_path.",
     )
 
 

@@ -75,11 +75,16 @@ def thin(
 
 
 def damped(gram_II: Tensor, damping: float) -> Tensor:
-    """Return a sum of outer products with a share of its mean diagonal added; inputs that are always zero count 1."""
+    """Return a sum of outer products (I, I) with a share of its mean diagonal added to the diagonal.
+
+    Inputs that are always zero do not count in the mean, and get it as their own value, so that the sum can be
+    inverted. (The authors give them 1, which is large or small depending on the scale of the other inputs.)
+    """
     diagonal_I = gram_II.diagonal()
-    filled_I = torch.where(diagonal_I == 0, 1.0, diagonal_I)
+    is_zero_I = diagonal_I == 0
+    mean = 1.0 if is_zero_I.all() else diagonal_I[~is_zero_I].mean().item()
     damped_II = gram_II.clone()
-    damped_II.diagonal().add_(filled_I - diagonal_I + damping * filled_I.mean())
+    damped_II.diagonal().add_(damping * mean + mean * is_zero_I.to(gram_II))
     return damped_II
 
 

@@ -21,15 +21,24 @@ from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import PreTrainedConfig
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from sails_align.core.errors import InputError
 from sails_align.core.files import write_json
-from sails_align.models.adapters import CONFIG, WEIGHTS, adapted_model, read_adapter
+from sails_align.models.adapters import (
+    CONFIG,
+    WEIGHTS,
+    AdapterFiles,
+    adapted_model,
+    found_from,
+    load_base_config,
+    read_adapter,
+)
 from sails_align.models.language_model import copy_processor
 from sails_align.models.load import load_config, load_tokenizer, model_errors
 from sails_align.models.resolve import resolve_model, without_adapter
-from sails_align.models.spec import ModelSpec
+from sails_align.models.spec import ModelSpec, identity_of, is_same_model, model_path
 
 PREFIX = "base_model.model."
 """PEFT's, of an adapter's tensors."""
@@ -59,8 +68,7 @@ class Weights:
         """Take a model as `resolve_model` found it; raise `InputError` as `open_weights`."""
         self.spec = spec
         self.config = load_config(spec.base, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
-        if getattr(self.config, "quantization_config", None) is not None:
-            raise InputError(f"{spec.base} is quantized, and rounded weights cannot be edited; give the model before")
+        _refuse_quantized(spec.base, self.config)
         self.folder = _folder_of(spec)
         self.files = _files_of(self.folder)
         self.adapter = None if spec.adapter is None else read_adapter(Path(spec.adapter))
@@ -111,7 +119,22 @@ def open_weights(name: str | Path, base_model: str | None = None) -> Weights:
 
     Raises `InputError` if there is no such model, it is quantized, or the adapter is of a kind that cannot be edited.
     """
+    folder = Path(name)
+    # Before `resolve_model`, which needs a library for some kinds of quantization.
+    if (folder / CONFIG).is_file():
+        base = None if base_model is None else model_path(base_model)
+        _refuse_quantized(*load_base_config(read_adapter(folder), base))
+    elif (folder / CONFIG_NAME).is_file():
+        _refuse_quantized(str(folder), load_config(str(folder)))
     return Weights(resolve_model(str(name), base_model))
+
+
+def _refuse_quantized(name: str, config: PreTrainedConfig) -> None:
+    if getattr(config, "quantization_config", None) is not None:
+        raise InputError(
+            f"{name} is quantized, and rounded weights cannot be edited;\n"
+            "give the model before quantization (for an adapter with --base_model)"
+        )
 
 
 def open_required(weights: Weights, option: str, name: str | None) -> Weights:
@@ -126,16 +149,40 @@ def open_required(weights: Weights, option: str, name: str | None) -> Weights:
 def open_aligned(run: Path, base_model: str | None, aligned_model: str | None) -> tuple[Weights, Weights | None]:
     """Open a further trained model, and the aligned model that it was trained from.
 
-    The second is None for an adapter on the aligned model, whose update is all that was trained. Raises `InputError` as
-    `open_weights`; or if it is no adapter and no aligned model is given.
+    The second is None for an adapter on the aligned model, whose update is all that was trained. An adapter that was
+    continued from an earlier one (`--adapter_path`) was trained from its base with the earlier adapter.
+
+    Raises `InputError` as `open_weights`; if no aligned model is given, and it is no adapter; or if the adapter that it
+    was continued from is not where its record says, or has changed.
     """
     weights = open_weights(run, base_model)
-    is_on_aligned = aligned_model is None or resolve_model(aligned_model).identity == weights.spec.identity.get("base")
-    if weights.adapter is not None and is_on_aligned:
-        return weights, None
     if aligned_model is None:
-        raise InputError(f"{run} is no adapter, so the model before is not known; give it with --aligned_model")
-    return weights, open_required(weights, "aligned_model", aligned_model)
+        if weights.adapter is None:
+            raise InputError(f"{run} is no adapter, so the model before is not known; give it with --aligned_model")
+        earlier = _continued_from(weights.adapter)
+        return weights, None if earlier is None else open_weights(earlier, base_model)
+    aligned = open_required(weights, "aligned_model", aligned_model)
+    is_on_aligned = weights.adapter is not None and aligned.spec.identity == weights.spec.identity["base"]
+    return weights, None if is_on_aligned else aligned
+
+
+def _continued_from(adapter: AdapterFiles) -> str | None:
+    """Return the folder of the adapter that an adapter's training continued from; None if it began as a new one.
+
+    Raises `InputError` if that folder is not there, or holds another adapter by now.
+    """
+    identity = adapter.identity.get("adapter")
+    if identity is None:
+        return None
+    # A checkpoint's record has no options, and so no path.
+    name = adapter.record.get("options", {}).get("sails", {}).get("adapter_path")
+    folder = found_from(adapter.folder, name, CONFIG)
+    if folder is not None and Path(folder).is_dir() and is_same_model(identity, identity_of(folder)):
+        return folder
+    raise InputError(
+        f"the adapter in {adapter.folder} was continued from another adapter, {name or identity['name']}, which is not "
+        "there or has changed: so the model before is not known;\ngive it with --aligned_model"
+    )
 
 
 def open_three(

@@ -19,6 +19,7 @@ from sails_align.core.errors import InputError
 from sails_align.core.files import write_text
 from sails_align.core.text import code_span
 from sails_align.edits.apply import EDIT_FILE
+from sails_align.edits.options import DATASETS, MODELS
 from sails_align.evaluation.backends.serving import serve_command, serving_report
 from sails_align.evaluation.metrics import METRICS
 from sails_align.export.card_facts import Facts, hub_id, number, public_name, read_facts
@@ -92,7 +93,7 @@ def _values(facts: Facts, run: Path, folder: Path) -> dict[str, Any]:
     left_out |= {f"{part}, longer than max_length": n for part, n in longer.items()}
     return {
         **{"facts": facts, "code": code_span, "number": number, "public_name": public_name, "METRICS": METRICS},
-        "edited": read_json(folder / EDIT_FILE),
+        **_edit(folder),
         "init_summary": INITIALIZERS.get(str(init)).summary if init in INITIALIZERS else None,
         "is_baseline": init in subspace_initializers() and init != "sails",
         "options": list(_options(facts, run)),
@@ -102,6 +103,14 @@ def _values(facts: Facts, run: Path, folder: Path) -> dict[str, Any]:
         "licence": facts.license(),
         "versions": {**facts.record.get("versions", {}), "commit of sails-align": commit},
     }
+
+
+def _edit(folder: Path) -> dict[str, Any]:
+    """Return what an edit recorded of itself, and its options with names of models and data in place of paths."""
+    edited = read_json(folder / EDIT_FILE)
+    options = {name: value for name, value in edited.get("options", {}).items() if value is not None}
+    shown = {name: public_name(value) if name in (*MODELS, *DATASETS) else value for name, value in options.items()}
+    return {"edited": edited, "edit_options": shown}
 
 
 def _options(facts: Facts, run: Path) -> Iterator[tuple[str, Any]]:

@@ -147,12 +147,18 @@ def base_named_by(adapter: AdapterFiles) -> str | None:
     return found_from(adapter.folder, adapter.config.base_model_name_or_path)
 
 
-def found_from(folder: Path, name: str | None) -> str | None:
-    """Return a model's name, or the path that it has from one of the folders above a folder (`base_named_by`)."""
+def found_from(folder: Path, name: str | None, config: str = "config.json") -> str | None:
+    """Return a model's name, or the path that it has from one of the folders above a folder (`base_named_by`).
+
+    Args:
+        folder: of what names the model.
+        name: the model's name or path.
+        config: a file that the model's folder holds; that of an adapter is `CONFIG`.
+    """
     if name is None or Path(name).is_absolute() or Path(name).exists():
         return name
     above = (*folder.absolute().parents, *folder.resolve().parents)
-    return next((str(each / name) for each in above if (each / name / "config.json").is_file()), name)
+    return next((str(each / name) for each in above if (each / name / config).is_file()), name)
 
 
 def expected_shapes(config: LoraConfig, base_config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:

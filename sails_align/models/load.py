@@ -168,7 +168,7 @@ def load_truncated(
 def check_whole(name: str, revision: str | None = None, *, trust_remote_code: bool = False) -> None:
     """Refuse a checkpoint that lacks weights, which transformers would fill with fresh values. Only names are read."""
     where = {"revision": revision, "trust_remote_code": trust_remote_code}
-    with no_load_report(), not_partitioned(), model_errors(name, RuntimeError):
+    with no_load_report(), not_partitioned(), model_errors(name, RuntimeError, ImportError):
         model, loading = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
             name, device_map="meta", output_loading_info=True, use_safetensors=True, **where
         )

@@ -25,6 +25,11 @@ def quantization_of(options: Mapping[str, Any]) -> BitsAndBytesConfig | None:
     return get_quantization_config(ModelConfig(**{name: options[name] for name in OPTIONS if name in options}))
 
 
+def quantization_of_run(record: Mapping[str, Any]) -> BitsAndBytesConfig | None:
+    """Return how a run has quantized its base model, by its `run.json`; None if it did not, or there is no record."""
+    return quantization_of(record.get("options", {}).get("model", {}))
+
+
 def is_quantized(model: nn.Module) -> bool:
     """Return whether bitsandbytes holds a model's weights, also below an adapter."""
     inner = model.get_base_model() if isinstance(model, PeftModel) else model

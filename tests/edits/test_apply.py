@@ -19,6 +19,8 @@ def test_the_command_writes_a_card_and_a_record(
     told = capsys.readouterr().out
     card = (tmp_path / "out" / "README.md").read_text()
     assert "sails edit lox" in card
+    assert "- `k`: `2`\n- `alpha`: `1.25`\n" in card
+    assert f"- `base_model`: `{family.base.name}`\n" in card
     assert "tensors" in card
     assert str(family.base.parent) not in card
     assert "tensors changed" in told

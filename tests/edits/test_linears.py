@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
 from sails_align.core.errors import InputError
 from sails_align.edits.linears import PATHS, WRITERS, dense_model, linears_of
+from sails_align.edits.methods.rosi import edit
 from sails_align.edits.options import RosiOptions
-from sails_align.edits.rosi import edit
 from sails_align.edits.weights import open_weights
 
 

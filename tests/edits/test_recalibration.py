@@ -158,3 +158,19 @@ def test_inputs_that_are_always_zero() -> None:
     assert not example("official", **case).delta[:, 3].any()
     kept = ~example("exact", **case).removed[:, 3]
     assert torch.equal(example("exact", **case).delta[kept, 3], case["delta_OI"][kept, 3])
+
+
+@pytest.mark.parametrize("recalibrate", ["official", "exact"])
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_the_scale_of_the_inputs_does_not_matter(recalibrate: str, scale: float) -> None:
+    """Also if some inputs are always zero, which upstream counts as 1 beside others of any scale."""
+    case = random_case(7)
+    for zero in ([], [2, 5], list(range(9))):
+        gram_II = case["gram_II"].clone()
+        gram_II[zero] = gram_II[:, zero] = 0
+        one, other = (
+            example(recalibrate, 0.3, **{**case, "gram_II": gram_II * factor}).delta for factor in (1, scale**2)
+        )
+        torch.testing.assert_close(one, other, atol=1e-9, rtol=0)
+    ones = torch.diag(damped(torch.zeros(3, 3, dtype=torch.float64), 0.01))
+    torch.testing.assert_close(ones, torch.full_like(ones, 1.01))

@@ -74,6 +74,17 @@ def test_a_plain_projector() -> None:
     assert (weighted_OO @ weighted_OO - weighted_OO).abs().max() > 0.1
 
 
+def test_the_subspace_holds_the_outputs_and_a_random_one_of_its_rank_does_not() -> None:
+    outputs_OT = random(64, 4, seed=1) @ random(4, 200, seed=2) + 0.1 * random(64, 200, seed=3)
+    subspace = subspace_of(outputs_OT, 0.7)
+    control = OutputSubspace(torch.linalg.qr(random(64, subspace.rank, seed=4))[0], subspace.weights)
+    kept, by_chance = (
+        (each.project(outputs_OT).square().sum() / outputs_OT.square().sum()).item() for each in (subspace, control)
+    )
+    assert kept > 0.7
+    assert by_chance < 0.3
+
+
 def test_all_directions_are_no_projector_at_all() -> None:
     outputs_OT, delta_OI = random(6, 40), random(6, 4, seed=1)
     subspace = subspace_of(outputs_OT, 1.0)

@@ -1,10 +1,12 @@
 """Weights are read as PEFT and transformers compute with them, and written as they were stored."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from adapters import save_adapter
+from adapters import edit_weights, save_adapter
 from family import Family, tensors
 from peft import PeftModel
 from tiny import save_model
@@ -12,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from sails_align.core.errors import InputError
 from sails_align.edits.weights import check_same_shapes, open_aligned, open_weights, write_adapter, write_model
+from sails_align.models.spec import identity_of
 
 
 def test_a_model_is_read_as_it_is_stored(family: Family) -> None:
@@ -63,6 +66,38 @@ def test_the_aligned_model_is_the_adapters_base_or_another(family: Family) -> No
     assert other.folder == family.base
     with pytest.raises(InputError, match="--aligned_model"):
         open_aligned(family.tuned, None, None)
+
+
+def test_the_aligned_model_of_a_continued_adapter_has_the_earlier_adapter(family: Family, tmp_path: Path) -> None:
+    """After SFT, an adapter is trained further with DPO: its base has no alignment at all."""
+    earlier = Path(shutil.copytree(family.adapter, tmp_path / "sft"))
+    continued = save_adapter(tmp_path / "dpo", family.base)
+    edit_weights(continued, lambda tensors: tensors.update({name: value * 1.5 for name, value in tensors.items()}))
+
+    def write_record(adapter_path: str) -> None:
+        record = {
+            "identity": {"adapter": identity_of(str(earlier))},
+            "options": {"sails": {"adapter_path": adapter_path}},
+        }
+        (continued / "run.json").write_text(json.dumps(record))
+
+    for path in (str(earlier), "sft"):  # a relative path begins above the run
+        write_record(path)
+        aligned = open_aligned(continued, None, None)[1]
+        assert aligned is not None
+        expected = open_weights(earlier)
+        assert all(torch.equal(aligned.get(name), expected.get(name)) for name in expected.names)
+    assert open_aligned(continued, None, str(family.base))[1] is None  # as the user says
+    (continued / "run.json").write_text(json.dumps({"identity": {"adapter": identity_of(str(earlier))}, "files": {}}))
+    with pytest.raises(InputError, match=r"continued from another adapter, sft, .*\n.*--aligned_model"):
+        open_aligned(continued, None, None)  # a checkpoint
+    write_record(str(earlier))
+    edit_weights(earlier, lambda tensors: tensors.update({name: value * 2 for name, value in tensors.items()}))
+    with pytest.raises(InputError, match="has changed"):
+        open_aligned(continued, None, None)
+    write_record(str(tmp_path / "moved"))
+    with pytest.raises(InputError, match="is not there"):
+        open_aligned(continued, None, None)
 
 
 def test_other_shapes_are_refused(family: Family, tmp_path: Path) -> None:

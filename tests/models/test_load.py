@@ -1,5 +1,6 @@
 """A truncated model has the whole one's hidden states, without the blocks and the head that are not needed."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from transformers import (
 
 from sails_align.core.errors import InputError
 from sails_align.models.hooks import decoder_layers, hidden_states_at
-from sails_align.models.load import exact_attention, load_truncated
+from sails_align.models.load import check_whole, exact_attention, load_truncated
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 64,
@@ -98,3 +99,13 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         load_truncated(tmp_path, 1)
     assert len(decoder_layers(load_truncated(tmp_path, 0))) == 1  # that block is not needed
     assert "UNEXPECTED" not in capsys.readouterr().err
+
+
+def test_a_quantization_whose_library_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    AutoModelForCausalLM.from_config(CONFIGS["llama"]).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("transformers.quantizers.quantizer_gptq.is_optimum_available", lambda: False)
+    with pytest.raises(InputError, match=r"cannot load the model .*pip install optimum"):
+        check_whole(str(tmp_path))

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from warm import Warm
 
 from sails_align.cli.estimate import main as estimate
-from sails_align.edits.merge import merge_adapter
+from sails_align.edits.methods.merge import merge_adapter
 from sails_align.evaluation.backends.hf import HFBackend
 from sails_align.evaluation.records import Sampling
 from sails_align.models.load import load_model, load_truncated

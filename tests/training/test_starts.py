@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.integrations import deepspeed
 
 from sails_align.core.errors import InputError
+from sails_align.edits.weights import open_aligned
 from sails_align.subspace.options import Method
 from sails_align.training import run as align
 
@@ -123,6 +124,9 @@ def test_sft_goes_on_from_an_adapter(project: Project, trained: Path, tmp_path: 
     assert metrics["base"]["held_out_loss"] == pytest.approx(first, abs=1e-6)
     assert metrics["trained"]["held_out_loss"] < first
     assert metrics["provenance"]["identity"]["init"] == "adapter"
+    aligned = open_aligned(tmp_path / "run", None, None)[1]  # edits know the model before by the run's record
+    assert aligned is not None
+    assert aligned.spec.adapter == str(trained)
 
 
 def test_a_reference_of_another_vocabulary(project: Project, tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sails_align import edits
 from sails_align.cli.edit import main
 from sails_align.core.errors import InputError
+from sails_align.edits.methods.rosi import rank_one, vectors_of
 from sails_align.edits.options import RosiOptions
-from sails_align.edits.rosi import rank_one, vectors_of
 from sails_align.models.hooks import decoder_layers
 from sails_align.models.norms import norm_gain
 
@@ -42,6 +42,31 @@ def test_what_is_added_to_the_output(variant: str) -> None:
     assert (change_OI @ x_I - alpha * weight_OI.mean() * direction_O).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("variant", ["rosi", "projected"])
+def test_outputs_move_along_the_direction_as_rho_grows_and_not_along_a_random_one(variant: str) -> None:
+    """A control writes a random direction: it leaves the harmful one as it is, but for what the two share by chance."""
+    generator = torch.Generator().manual_seed(0)
+    weight_OI, inputs_TI = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((512, 16), (64, 16))
+    )
+    harmful_O, random_O = torch.nn.functional.normalize(torch.randn(2, 512, generator=generator).double(), dim=1)
+    read_T = inputs_TI @ weight_OI.T @ harmful_O if variant == "projected" else (inputs_TI @ weight_OI.T).mean(1)
+    inputs_TI = inputs_TI * read_T.sign()[:, None]  # prompts on whose outputs the edit pushes forwards
+
+    def projections(written_O: torch.Tensor) -> list[float]:
+        """The mean projection of the outputs on the harmful direction, for growing rho."""
+        found = []
+        for rho in (0.0, 0.01, 0.02, 0.05, 0.1):
+            change_OI, _ = rank_one(weight_OI, vectors_of(written_O, None, variant), rho)
+            found.append((inputs_TI @ (weight_OI + change_OI).T @ harmful_O).mean().item())
+        return found
+
+    along, control = projections(harmful_O), projections(random_O)
+    assert along == sorted(set(along)), "it grows with rho"
+    assert along[-1] - along[0] > 0.2
+    assert abs(control[-1] - control[0]) < 0.2 * (along[-1] - along[0])
+
+
 def test_the_control_writes_one_random_direction_everywhere(family: Family, tmp_path: Path) -> None:
     data = {"dataset_name": "testbed", "helpful_dataset_name": "testbed", "layer": 1, "rho": 0.05}
     before = tensors(family.aligned)
@@ -50,6 +75,7 @@ def test_the_control_writes_one_random_direction_everywhere(family: Family, tmp_
     }
     columns = {}
     for seed, after in found.items():
+        assert json.loads((tmp_path / str(seed) / "edit.json").read_text())["options"]["control_seed"] == seed
         written = [torch.linalg.svd((after[name] - before[name]).double())[0][:, 0] for name in sorted(WRITERS)]
         for one in written[1:]:
             assert abs(float(one @ written[0])) == pytest.approx(1.0, abs=1e-4)
@@ -131,7 +157,7 @@ def test_rho_0_changes_nothing(family: Family, requests: dict[str, str], tmp_pat
 
 
 def test_an_adapter_becomes_a_whole_model(family: Family, requests: dict[str, str], tmp_path: Path) -> None:
-    from sails_align.edits.merge import merge_adapter
+    from sails_align.edits.methods.merge import merge_adapter
 
     options = RosiOptions(rho=0.05, **requests)
     edited = edits.run("rosi", family.adapter, tmp_path / "found", options)

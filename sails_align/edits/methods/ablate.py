@@ -12,7 +12,6 @@ Shapes: O outputs and I inputs of a linear layer, V vocabulary, D d_model (= O).
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -35,7 +34,7 @@ def edit(run: Path, output: Path, options: AblateOptions, finish: Finish | None 
     """
     found = find_writing("ablate", run, output, options)
     change = Ablate(found.direction, found.gains)
-    return apply("ablate", change, found.weights, output, options=replace(options, control_seed=None), finish=finish)
+    return apply("ablate", change, found.weights, output, options=options, finish=finish, is_control=True)
 
 
 class Ablate:

@@ -1,11 +1,14 @@
 """Safe LoRA projects the updates that point away from the alignment, and leaves the others."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from family import Family, run, tensors, updates
+from safetensors.torch import save_file
 
+from sails_align import edits
 from sails_align.core.errors import InputError
 
 
@@ -41,6 +44,36 @@ def test_only_updates_that_are_far_from_the_alignment(family: Family, tmp_path: 
     assert 0 < len(changed) < len(before)
 
 
+def test_it_says_how_many_are_projected_and_how_many_have_no_direction(family: Family, tmp_path: Path) -> None:
+    """An alignment that changed only some matrices: here the first block's."""
+    unaligned = Path(shutil.copytree(family.aligned, tmp_path / "unaligned"))
+    weights, base = tensors(unaligned), tensors(family.base)
+    weights.update({name: value for name, value in base.items() if "layers.0." in name})
+    save_file(weights, unaligned / "model.safetensors", metadata={"format": "pt"})
+    for model, n, n_with, more in (
+        (family.tuned_adapter, 12, 4, {}),
+        (family.tuned, 23, 7, {"aligned_model": str(family.aligned)}),
+    ):
+        output = tmp_path / f"of-{model.name}"
+        done = edits.safe_lora(model=model, output=output, unaligned_model=str(unaligned), threshold=1.0, **more)
+        assert done.notes[0] == f"{n_with} of {n} updated matrices are projected"
+        assert done.notes[1].startswith(f"{n - n_with} of {n} updated matrices have no safety direction")
+        assert done.n_changed == n_with
+    none = edits.safe_lora(
+        model=family.tuned_adapter, output=tmp_path / "none", unaligned_model=str(family.base), threshold=-1.0
+    )
+    assert none.notes == ("0 of 12 updated matrices are projected",)
+
+
+def test_fused_experts_are_left_alone_with_a_note(experts: tuple[Path, Path], tmp_path: Path) -> None:
+    base, tuned = experts
+    options = {"aligned_model": str(base), "unaligned_model": str(tuned), "threshold": 1.0}
+    done = edits.safe_lora(model=tuned, output=tmp_path / "out", **options)
+    before, after = tensors(tuned), tensors(tmp_path / "out")
+    assert all(torch.equal(after[name], value) for name, value in before.items() if value.dim() > 2)
+    assert any("2 changed tensors of more than 2 dimensions" in line for line in done.report())
+
+
 def test_threshold_minus_1_changes_nothing(family: Family, tmp_path: Path) -> None:
     before = tensors(family.tuned_adapter)
     found = run("safe_lora", family.tuned_adapter, tmp_path / "out", unaligned_model=family.base, threshold=-1.0)
@@ -48,7 +81,7 @@ def test_threshold_minus_1_changes_nothing(family: Family, tmp_path: Path) -> No
 
 
 def test_an_adapter_and_the_same_model_merged_are_edited_alike(family: Family, tmp_path: Path) -> None:
-    from sails_align.edits.merge import merge_adapter
+    from sails_align.edits.methods.merge import merge_adapter
 
     options = {"unaligned_model": family.base, "threshold": 1.0}
     merge_adapter(family.tuned_adapter, tmp_path / "merged")

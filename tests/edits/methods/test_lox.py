@@ -6,8 +6,9 @@ import pytest
 import torch
 from family import Family, run, tensors, updates
 
+from sails_align import edits
 from sails_align.core.errors import InputError
-from sails_align.edits.lox import Lox
+from sails_align.edits.methods.lox import Lox
 from sails_align.edits.options import LoxOptions
 
 
@@ -42,6 +43,36 @@ def test_every_matrix_of_a_model(family: Family, tmp_path: Path, k: int, alpha: 
             torch.testing.assert_close(new.double(), expected, atol=1e-6, rtol=1e-5)
 
 
+def test_the_directions_of_the_weights_are_not_those_of_the_change() -> None:
+    """A control: what is added lies in the change, and truncating W in its place adds something else."""
+    generator = torch.Generator().manual_seed(0)
+    base, left, right = (torch.randn(*shape, generator=generator) for shape in ((12, 9), (12, 3), (3, 9)))
+    change = 0.1 * left @ right
+    aligned = base + change
+
+    class Change:
+        def of(self, name: str) -> torch.Tensor:
+            return change
+
+    class Whole:
+        def of(self, name: str) -> torch.Tensor:
+            return aligned
+
+    added, other = (
+        Lox(of, LoxOptions(k=2, alpha=1.0)).tensor("w", aligned) - aligned  # pyright: ignore
+        for of in (Change(), Whole())
+    )
+
+    def share_in_change(added: torch.Tensor) -> float:
+        span = torch.linalg.qr(left)[0]
+        return ((span @ (span.T @ added)).norm() / added.norm()).item()
+
+    assert torch.linalg.matrix_rank(added, rtol=1e-4) == torch.linalg.matrix_rank(other, rtol=1e-4) == 2
+    assert share_in_change(added) == pytest.approx(1.0, abs=1e-4)
+    assert share_in_change(other) < 0.9
+    assert (added - other).norm() > 0.5 * added.norm()
+
+
 def test_limits_of_alpha(family: Family, tmp_path: Path) -> None:
     aligned, base = tensors(family.aligned), tensors(family.base)
     same = run("lox", family.aligned, tmp_path / "same", base_model=family.base, alpha=0.0)
@@ -69,6 +100,19 @@ def test_all_directions_of_an_adapter_scale_it(family: Family, tmp_path: Path) -
         after = run("lox", family.adapter, tmp_path / str(k), k=k, alpha=0.5)
         for name, value in before.items():
             assert torch.equal(after[name], value * 1.5 if "lora_B" in name else value)
+
+
+def test_fused_experts_are_left_alone_with_a_note(experts: tuple[Path, Path], tmp_path: Path) -> None:
+    base, aligned = experts
+    before = tensors(aligned)
+    done = edits.lox(model=aligned, output=tmp_path / "out", base_model=str(base), k=2)
+    after = tensors(tmp_path / "out")
+    stacks = [name for name, value in before.items() if value.dim() > 2]
+    assert len(stacks) == 2
+    assert all(torch.equal(after[name], before[name]) for name in stacks)
+    assert any("2 changed tensors of more than 2 dimensions" in line for line in done.report())
+    same = edits.lox(model=aligned, output=tmp_path / "same", base_model=str(aligned), k=2)
+    assert not same.notes, "what training did not change is no loss"
 
 
 def test_a_model_without_its_base_is_refused(family: Family, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from sails_align.models.adapters import AdapterFiles, check_complete, load_base_
 from sails_align.models.generation import end_generation, eos_ids, load_generation_config
 from sails_align.models.language_model import copy_processor
 from sails_align.models.load import load_causal_lm, load_tokenizer
-from sails_align.models.quantized import quantization_of, use_one_layout
+from sails_align.models.quantized import quantization_of_run, use_one_layout
 from sails_align.models.spec import model_path
 
 TOLERANCE = 1e-4
@@ -151,7 +151,7 @@ def merge_adapter(
         difference=difference,
         written=written,
         largest_logit=unmerged_BSV.abs().max().item(),
-        is_from_quantized=_quantization(adapter) is not None,
+        is_from_quantized=quantization_of_run(adapter.record) is not None,
         from_quantized=None if trained_BSV is None else (written_BSV - trained_BSV).abs().max().item(),
     )
 
@@ -233,11 +233,6 @@ def _save_tokenizer(folder: Path, base_model: str, revision: str | None, output:
     tokenizer.save_pretrained(output)
 
 
-def _quantization(adapter: AdapterFiles):
-    """Return how the adapter's run quantized its base model; None if it did not."""
-    return quantization_of(adapter.record.get("options", {}).get("model", {}))
-
-
 def _quantized_logits(
     adapter: AdapterFiles, base_model: str, revision: str | None, ids_BS: torch.Tensor
 ) -> torch.Tensor | None:
@@ -245,7 +240,7 @@ def _quantized_logits(
 
     None, if the base model was not quantized, or bitsandbytes is not installed.
     """
-    quantization = _quantization(adapter)
+    quantization = quantization_of_run(adapter.record)
     if quantization is None or not is_bitsandbytes_available():
         return None
     dtype = adapter.record["options"]["model"].get("dtype")

@@ -8,9 +8,9 @@ from families import TEXT_CONFIGS
 from family import Family, run, tensors
 from transformers import AutoModelForCausalLM
 
-from sails_align.edits.ablate import Ablate
 from sails_align.edits.direction import Direction
 from sails_align.edits.linears import WRITERS
+from sails_align.edits.methods.ablate import Ablate
 from sails_align.models.hooks import capture, decoder_layers
 from sails_align.models.norms import norm_gain
 

@@ -20,7 +20,7 @@ from sails_align import edits
 from sails_align.cli import check_adapter, edit
 from sails_align.cli import main as sails
 from sails_align.core.errors import InputError, exit_on_input_error
-from sails_align.edits.merge import check_logits, merge_adapter
+from sails_align.edits.methods.merge import check_logits, merge_adapter
 from sails_align.edits.options import MergeOptions
 from sails_align.models.adapters import load_base_config, read_adapter
 from sails_align.testbed.build import ASSETS
@@ -352,7 +352,7 @@ def test_commits_of_the_base_are_compared(adapter: Path, tmp_path: Path, monkeyp
     def found(commit: str | None) -> None:
         name, config = load_base_config(read_adapter(adapter))
         config._commit_hash = commit
-        monkeypatch.setattr("sails_align.edits.merge.load_base_config", lambda *_: (name, config))
+        monkeypatch.setattr("sails_align.edits.methods.merge.load_base_config", lambda *_: (name, config))
 
     found("c2")
     with pytest.raises(InputError, match="different: commit c1, here c2"):

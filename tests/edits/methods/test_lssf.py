@@ -1,6 +1,8 @@
 """LSSF adds the safety vector within the subspaces of safe answers."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from sails_align import edits
 from sails_align.core.errors import InputError
 from sails_align.edits.linears import linears_of
 from sails_align.edits.options import LssfOptions
+from sails_align.edits.subspaces import OutputSubspace, find_subspaces
 from sails_align.edits.weights import open_weights
 
 Requests = dict[str, str]
@@ -60,12 +63,36 @@ def test_alpha_0_changes_nothing(family: Family, options: dict, tmp_path: Path) 
 
 
 def test_the_answers_decide_the_subspace(family: Family, options: dict, requests: Requests, tmp_path: Path) -> None:
-    """As do the models: harmless answers, or activations of the tuned model, give another result."""
+    """Harmless answers in place of refusals give another result."""
     one = run("lssf", family.tuned, tmp_path / "one", eta=0.6, **options)
     harmless = {**options, "dataset_name": requests["helpful_dataset_name"]}
     other = run("lssf", family.tuned, tmp_path / "other", eta=0.6, **harmless)
     name = "model.layers.1.mlp.down_proj.weight"
     assert (one[name] - other[name]).abs().max() > 1e-3
+
+
+def test_random_subspaces_of_the_same_rank_give_another_change(
+    family: Family, options: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A control: a random U keeps other directions of the safety vector than the answers do."""
+    before = tensors(family.tuned)
+    plain = run("lssf", family.tuned, tmp_path / "plain", eta=0.6, **options)
+    ranks: dict[str, tuple[int, int]] = {}
+
+    def randomized(*args: Any) -> Iterator[tuple[str, OutputSubspace]]:
+        for name, subspace in find_subspaces(*args):
+            generator = torch.Generator().manual_seed(len(ranks))
+            random_OR = torch.randn(subspace.directions.shape, generator=generator, dtype=torch.float64)
+            ranks[name] = (len(random_OR), subspace.rank)
+            yield name, OutputSubspace(torch.linalg.qr(random_OR)[0], subspace.weights)
+
+    monkeypatch.setattr("sails_align.edits.methods.lssf.find_subspaces", randomized)
+    control = run("lssf", family.tuned, tmp_path / "control", eta=0.6, **options)
+    low_rank = [name for name, (n_outputs, rank) in ranks.items() if rank < n_outputs / 2]
+    assert low_rank
+    for name in low_rank:
+        ours, theirs = (found[name].double() - before[name].double() for found in (plain, control))
+        assert (ours * theirs).sum() < 0.8 * ours.norm() * theirs.norm(), name
 
 
 def test_an_adapter_becomes_a_model(family: Family, options: dict, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ Shapes: O outputs and I inputs of a linear layer, D d_model (= O), N prompts.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -51,7 +51,7 @@ def edit(run: Path, output: Path, options: RosiOptions, finish: Finish | None = 
         name: vectors_of(found.direction.vector, gain_D, options.variant) for name, gain_D in found.gains.items()
     }
     change = Rosi(vectors, options.rho, found.direction)
-    return apply("rosi", change, found.weights, output, options=replace(options, control_seed=None), finish=finish)
+    return apply("rosi", change, found.weights, output, options=options, finish=finish, is_control=True)
 
 
 def vectors_of(direction_D: Tensor, gain_D: Tensor | None, variant: str) -> Vectors:

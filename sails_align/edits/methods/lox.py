@@ -2,9 +2,9 @@
 
     W <- W_aligned + alpha * SVD_k(W_aligned - W_base)
 
-for every matrix, embeddings included; vectors such as the norms' gains stay. Training further then moves the model less
-far from being aligned. SVD_k(D) = U_k U_k^T D, so in an adapter, where D = s B A, only lora_B changes:
-lora_B <- (I + alpha U_k U_k^T) lora_B, and the result is an adapter of the same rank.
+for every matrix, embeddings included; vectors such as the norms' gains stay, and so do tensors of more dimensions.
+Training further then moves the model less far from being aligned. SVD_k(D) = U_k U_k^T D, so in an adapter, where
+D = s B A, only lora_B changes: lora_B <- (I + alpha U_k U_k^T) lora_B, and the result is an adapter of the same rank.
 
 Upstream (VITA-Group/LoX) subtracts and adds in bfloat16; here all of it is float32, and rounded once.
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from torch import Tensor
 
 from sails_align.core.errors import InputError
-from sails_align.edits.apply import Edited, Finish, apply
+from sails_align.edits.apply import Edited, Finish, apply, left_alone
 from sails_align.edits.low_rank import output_directions, truncated
 from sails_align.edits.options import LoxOptions
 from sails_align.edits.weights import Update, WeightDifference, Weights, check_same_shapes, open_weights
@@ -50,14 +50,22 @@ class Lox:
 
     def __init__(self, change: WeightDifference | None, options: LoxOptions) -> None:
         self._change, self._k, self._alpha = change, options.k, options.alpha
-        self.notes: list[str] = []
+        self._ties: list[str] = []
+        self._stacks: list[str] = []
+
+    @property
+    def notes(self) -> list[str]:
+        return [*self._ties, *left_alone(self._stacks)]
 
     def tensor(self, name: str, weight: Tensor) -> Tensor | None:
         assert self._change is not None, "adapters are edited as such"
-        if weight.dim() != 2 or self._alpha == 0:
+        if weight.dim() < 2 or self._alpha == 0:
             return None
         delta_OI = self._change.of(name)
         if delta_OI is None:
+            return None
+        if weight.dim() > 2:
+            self._stacks.append(name)
             return None
         kept_OI, is_unique = truncated(delta_OI, self._k)
         self._warn(name, is_unique)
@@ -76,4 +84,4 @@ class Lox:
 
     def _warn(self, name: str, is_unique: bool) -> None:
         if not is_unique:
-            self.notes.append(f"{name} has equal singular values at k = {self._k}: which of them is kept is arbitrary")
+            self._ties.append(f"{name} has equal singular values at k = {self._k}: which of them is kept is arbitrary")
