@@ -1,5 +1,6 @@
 """The loss `sspu`: its directions, what an update may change, its limits (RMU, the model before), and resuming."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -242,3 +243,12 @@ def test_data_and_saes_that_do_not_serve(project: Project, tmp_path: Path, optio
     with pytest.raises(InputError) as refused:
         build(project.argv(tmp_path, *OURS, *options))
     assert said in str(refused.value)
+
+
+def test_answers_to_requests_that_are_said_to_be_harmless_are_not_unlearned(project: Project, tmp_path: Path):
+    rows = [json.loads(line) for line in (project.folder / "safety.jsonl").read_text().splitlines()]
+    path = tmp_path / "labelled.jsonl"
+    path.write_text("".join(json.dumps({**row, "harmful": i % 2 == 0}) + "\n" for i, row in enumerate(rows)))
+    built = build(project.argv(tmp_path, *OURS, "--dataset_name", str(path)))
+    n_harmful = sum(built.source.safety["harmful"][:])
+    assert len(loss_of(built)._forget) == n_harmful < len(built.source.safety)
