@@ -30,7 +30,16 @@ CORE = _metrics(*SAFETY, *_HELPFULNESS, "steps_to_95")
 COMPARED = _metrics(*SAFETY, *_HELPFULNESS, "attack_success_rate", "capability", "steps_to_95", *_LEFT)
 """Metrics of differences."""
 REPORTED = _metrics(
-    *(*SAFETY, "harmfulness", "high_risk_rate", *_HELPFULNESS, "attack_success_rate", "capability", "steps_to_95"),
+    *(
+        *SAFETY,
+        "harmfulness",
+        "high_risk_rate",
+        "garbled_rate",
+        *_HELPFULNESS,
+        "attack_success_rate",
+        "capability",
+        "steps_to_95",
+    ),
     *("trainable_share", *_LEFT, "train_seconds", "peak_memory_mb"),
 )
 """All metrics of a cell, in the order of the report."""

@@ -189,6 +189,22 @@ def test_a_report_of_methods_alone_has_findings(n_seeds: int) -> None:
         assert "no interval" in from_control  # all seeds have the same difference
 
 
+def test_garbled_responses_are_in_the_table_of_methods_where_they_were_counted() -> None:
+    kind: StudyKind = "methods"
+
+    def headings(of: Outcome) -> list[list[str]]:
+        return [list(grid.head) for section in ReportData({kind: {"methods": of}}).sections for grid in section.grids]
+
+    of = outcome("sft-lora", "sift", "sift-random")
+    heading = METRICS["garbled_rate"].heading
+    assert not any(heading in names for names in headings(of)), "results without it are reported as they were"
+    for cell in of.tested.values():
+        cell["numbers"]["garbled_rate"] = {"value": 0.25, "n_unscored": 0}
+    levels, *differences = headings(replace(of, tuned={}))
+    assert heading in levels
+    assert not any(heading in names for names in differences)
+
+
 def test_what_is_in_doubt_has_a_section_of_its_own() -> None:
     of = outcome("sft-lora", "sift")
     (section,) = in_doubt("All methods", of)
