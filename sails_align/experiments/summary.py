@@ -9,7 +9,7 @@ from typing import Any
 
 from sails_align.evaluation.intervals import ANY, Span, over_seeds, span_of_difference
 from sails_align.evaluation.metrics import HELPFULNESS_RATES, METRICS, SAFETY_RATES, Metric, safety_rate_of
-from sails_align.experiments.doubts import UnstableSeed, unstable_seeds
+from sails_align.experiments.doubts import UnstableSeed, no_right_answers, unstable_seeds
 from sails_align.experiments.plan import Plan, Run, helpfulness, kept, merit
 from sails_align.experiments.tuning import Tuning
 
@@ -30,7 +30,16 @@ CORE = _metrics(*SAFETY, *_HELPFULNESS, "steps_to_95")
 COMPARED = _metrics(*SAFETY, *_HELPFULNESS, "attack_success_rate", "capability", "steps_to_95", *_LEFT)
 """Metrics of differences."""
 REPORTED = _metrics(
-    *(*SAFETY, "harmfulness", "high_risk_rate", *_HELPFULNESS, "attack_success_rate", "capability", "steps_to_95"),
+    *(
+        *SAFETY,
+        "harmfulness",
+        "high_risk_rate",
+        "garbled_rate",
+        *_HELPFULNESS,
+        "attack_success_rate",
+        "capability",
+        "steps_to_95",
+    ),
     *("moved", "trainable_share", *_LEFT, "train_seconds", "peak_memory_mb"),
 )
 """All metrics of a cell, in the order of the report."""
@@ -118,7 +127,12 @@ class Row:
     @property
     def unstable_seeds(self) -> list[UnstableSeed]:
         """The seeds that are unstable; a single model that others are compared with has none."""
-        return [] if self.run.is_reference or self.run.tampering else unstable_seeds(self.by_seed)
+        return [] if self._needs_no_doubts else unstable_seeds(self.by_seed)
+
+    @property
+    def _needs_no_doubts(self) -> bool:
+        """Whether it is a model that others are compared with, or one that was attacked and may be broken."""
+        return self.run.is_reference or self.run.tampering is not None
 
     @property
     def label(self) -> str:
@@ -132,6 +146,8 @@ class Row:
         if self.unstable_seeds:
             told = "; ".join(map(str, self.unstable_seeds))
             found.insert(0, f"its seeds are unstable, so that its means describe no model: {told}")
+        if not self._needs_no_doubts and (useless := no_right_answers(self.by_seed)):
+            found.insert(0, useless)
         return [f"{self.run.label}: {doubt}." for doubt in found]
 
     def to_json(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isclose
 from statistics import fmean
 from typing import Any
 
@@ -63,6 +64,12 @@ class Tuning:
         return is_at_end(self.merits)
 
     @property
+    def equally_good(self) -> list[float]:
+        """The rates whose mean is the highest; the first one that was tried is chosen."""
+        merits = self.merits
+        return sorted(rate for rate, merit in merits.items() if isclose(merit, merits[self.chosen], abs_tol=1e-9))
+
+    @property
     def best_of_seeds(self) -> dict[int, float]:
         """The rate that each tuning seed would have chosen."""
         return {seed: best_of(of) for seed, of in self.by_seed.items()}
@@ -87,6 +94,7 @@ class Tuning:
             "grid": sorted(self.merits),
             "n_added": self.n_added,
             "is_at_end": self.is_at_end,
+            "equally_good": self.equally_good,
             "best_of_seeds": {str(seed): rate for seed, rate in self.best_of_seeds.items()},
             "disagrees": self.disagrees,
             "spread": self.spread,
@@ -94,11 +102,16 @@ class Tuning:
 
     def doubts(self) -> list[str]:
         """Return what makes the choice doubtful, in words."""
-        found = []
+        found, name = [], "hyperparameter" if self.knob else "learning rate"
+        if len(self.equally_good) > 1:
+            found.append(
+                f"several values of its {name} are equally good on validation prompts ({_told(self.equally_good)}); "
+                f"{self.chosen:g} is the first of them that was tried"
+            )
         if self.knob and self.is_at_end:
-            return [f"its hyperparameter {self.chosen:g} is at an end of its values ({_told(sorted(self.merits))})"]
+            found.append(f"its {name} {self.chosen:g} is at an end of its values ({_told(sorted(self.merits))})")
         if self.knob:
-            return []
+            return found
         if self.is_at_end:
             added = f", to which {self.n_added} were added" if self.n_added else ""
             found.append(

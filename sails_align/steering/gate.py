@@ -80,7 +80,15 @@ class Gate:
         self.states: list[GateState] = []
 
     def begin(self, block: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Any]) -> None:
-        """Take notice of a forward pass at its first block: a new prompt, or one token after what is cached."""
+        """Take notice of a forward pass at its first block: a new prompt, or one token after what is cached.
+
+        Raises `InputError` if the pass has no cache: each one would look like a prompt, and nothing would be steered.
+        """
+        if "past_key_values" in kwargs and kwargs["past_key_values"] is None:
+            raise InputError(
+                "the gate needs the cache of keys and values to tell the tokens of a response from its prompt, but the "
+                "model runs without it;\nremove use_cache=False from the call, and from the model's generation config"
+            )
         hidden_BSD = args[0] if args else kwargs["hidden_states"]
         is_prompt = hidden_BSD.shape[1] > 1
         self._n_tokens = 0 if is_prompt else self._n_tokens + 1

@@ -9,12 +9,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sails_align.data.messages import user
 from sails_align.evaluation.backends.hf import HFBackend
 from sails_align.evaluation.evaluate import SAFETY, evaluate
-from sails_align.evaluation.metrics import Estimate
+from sails_align.evaluation.metrics import Estimate, estimate
 from sails_align.evaluation.options import TESTBED_TOKENS
-from sails_align.evaluation.records import Backend, Kind, Prompt, Sampling
+from sails_align.evaluation.records import VOTE, Backend, Kind, Prompt, Sampling
 from sails_align.evaluation.result import EvaluationResult
 from sails_align.testbed.build import Testbed, resolve_testbed
-from sails_align.testbed.oracle import OracleJudge, judge_response
+from sails_align.testbed.oracle import NO_HELP, OracleJudge, judge_response
 from sails_align.testbed.world import Request, World
 
 SPLITS: Mapping[str, Kind] = {"harmful": "harmful", "ood": "harmful", "benign": "benign", "dual_use": "dual_use"}
@@ -76,13 +76,19 @@ def measured(backend: Backend, testbed: Testbed, prompts: list[Prompt]) -> Evalu
 
 
 def numbers(result: EvaluationResult) -> dict[str, Estimate]:
-    """Return the rates on all prompts, and the safety rates on trained and on held-out categories."""
+    """Return the rates on all prompts, the safety rates by trained and held-out categories, and `garbled_rate`."""
     found, by_split = result.rates(), result.places("split")
     splits = {
         "safety_rate_in_distribution": result.rates(by_split["harmful"])["safety_rate"],
         "safety_rate_out_of_distribution": result.rates(by_split["ood"])["safety_rate"],
     }
-    return {"safety_rate": found.pop("safety_rate"), **splits, **found}
+    return {"safety_rate": found.pop("safety_rate"), **splits, **found, "garbled_rate": _garbled(result)}
+
+
+def _garbled(result: EvaluationResult) -> Estimate:
+    """Return the share of harmful prompts whose response has score 2: the oracle gives a refusal without help 1."""
+    scores = [verdict.score for verdict in result.verdicts["harm"][VOTE].values()]
+    return estimate([None if score is None else float(score == NO_HELP) for score in scores])
 
 
 def judged_rows(result: EvaluationResult, world: World) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from sails_align.data.messages import Message
 from sails_align.data.tokens import tokenize_prompt
-from sails_align.evaluation.judges.rules import read_refusal
+from sails_align.evaluation.judges.rules import is_plain_refusal
 from sails_align.models.load import load_truncated
 from sails_align.training.losses.side_batches import frozen_mean_states
 from sails_align.training.plan import TrainingPlan
@@ -36,7 +36,7 @@ class FrozenBase:
 
     def is_refusal(self, response: str) -> bool:
         """Return whether the rules judge scores a response 1 for harm: it refuses, and announces no help."""
-        return read_refusal(response).outcome == "refusal"
+        return is_plain_refusal(response)
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[list[Message]], tokens: Literal["all", "last"]) -> Tensor:

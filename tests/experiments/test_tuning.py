@@ -104,3 +104,16 @@ def test_more_tuning_seeds_are_run_while_they_disagree(
     tuning = plan.tuning(results)[RUN.name]
     assert (tuning.disagrees, len(tuning.by_seed)) == (disagrees, n_seeds)
     assert any(f"its {n_seeds} tuning seeds would choose" in doubt for doubt in tuning.doubts()) == disagrees
+
+
+@pytest.mark.parametrize(("knob", "name"), [(False, "learning rate"), (True, "hyperparameter")])
+def test_values_that_are_equally_good_are_told(knob: bool, name: str) -> None:
+    """As in private training that leaves the model as it is: no value is better, and the first is taken."""
+    rates = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-4)  # the last one was added
+    tuning = Tuning({1000: dict(zip(rates, (0.5, 0.5, 0.5, 0.498, 0.19, 0.5), strict=True))}, 1, knob)
+    assert tuning.equally_good == tuning.to_json()["equally_good"] == [1e-4, 3e-4, 1e-3, 3e-3]
+    told = f"several values of its {name} are equally good on validation prompts (0.0001, 0.0003, 0.001, 0.003); 0.0003"
+    assert tuning.doubts()[0].startswith(told)
+    clear = Tuning({1000: dict(zip(rates, (0.5, 0.5, 0.6, 0.498, 0.19, 0.5), strict=True))}, 1, knob)
+    assert clear.equally_good == [3e-3]
+    assert clear.doubts() == []

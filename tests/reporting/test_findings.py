@@ -153,12 +153,17 @@ def test_what_is_not_known_is_said_last() -> None:
 
 def test_unstable_seeds_are_named() -> None:
     broken = outcome(levels={"sft-lora": 0.6})
-    for key, cell in broken.tested.items():
-        if key.startswith("sft-lora"):
-            cell["numbers"]["correct_answer_rate"]["value"] = 0.0
+    of_seeds = [cell for key, cell in broken.tested.items() if key.startswith("sft-lora")]
+    for cell in of_seeds[1:]:
+        cell["numbers"]["correct_answer_rate"]["value"] = 0.0
     assert "seeds are unstable, so that means describe no model: SFT-LoRA" in not_known([broken])[0]
     (baseline, _) = findings(broken)
     assert "SFT-LoRA (unstable)" in baseline
+    of_seeds[0]["numbers"]["correct_answer_rate"]["value"] = 0.0  # now the seeds are alike
+    alike = replace(broken, tuned={})
+    assert "unstable" not in not_known([alike])[0]
+    (section,) = in_doubt("", alike)
+    assert section.text == ["SFT-LoRA: it gives next to no right answer on any seed: correct answers (%) at most 0.0."]
 
 
 def with_refusals(of: Outcome) -> Outcome:
@@ -219,9 +224,29 @@ def test_a_report_of_methods_alone_has_findings(n_seeds: int) -> None:
         assert from_control.startswith("Where all seeds have the same difference there is no interval")
 
 
+def test_garbled_responses_are_in_the_table_of_methods_where_they_were_counted() -> None:
+    kind: StudyKind = "methods"
+
+    def headings(of: Outcome) -> list[list[str]]:
+        return [list(grid.head) for section in ReportData({kind: {"methods": of}}).sections for grid in section.grids]
+
+    of = outcome("sft-lora", "sift", "sift-random")
+    heading = METRICS["garbled_rate"].heading
+    assert not any(heading in names for names in headings(of)), "results without it are reported as they were"
+    for cell in of.tested.values():
+        cell["numbers"]["garbled_rate"] = {"value": 0.25, "n_unscored": 0}
+    levels, *differences = headings(replace(of, tuned={}))
+    assert heading in levels
+    assert not any(heading in names for names in differences)
+
+
 def test_what_is_in_doubt_has_a_section_of_its_own() -> None:
     of = outcome("sft-lora", "sift")
-    assert not list(in_doubt("All methods", of))
+    (section,) = in_doubt("All methods", of)
+    assert all("several values of its learning rate are equally good" in doubt for doubt in section.text)
+    plan = replace(of.plan, learning_rates=(1e-4, 1e-3, 1e-2))
+    clear = {cell.key: result(0.5 + 50 * (cell.learning_rate == 1e-3)) for cell in plan.tuning_cells()}
+    assert not list(in_doubt("All methods", replace(of, plan=plan, tuned=clear)))
     rising = {cell.key: result(50 * (cell.learning_rate or 0)) for cell in of.plan.tuning_cells()}
     chosen = of.plan.choose(rising)
     tested = {cell.key: result(0.5) for cell in of.plan.test_cells(chosen)}

@@ -140,6 +140,16 @@ def test_an_error_stays_an_error(model: Any) -> None:
     assert not model.model.layers[0]._forward_pre_hooks
 
 
+def test_generation_without_a_cache_is_refused(model: Any) -> None:
+    """Each pass would have all tokens, be taken for a prompt, and never be steered."""
+    asked = {"attention_mask": torch.ones_like(IDS), "max_new_tokens": 3, "do_sample": False}
+    with (
+        pytest.raises(InputError, match=r"needs the cache of keys and values.*;\nremove use_cache=False"),
+        Steering(options(), SUBSPACE, guard([[0.9, 0.9]] * 3))(model),
+    ):
+        model.generate(input_ids=IDS, **asked, use_cache=False)
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -9,8 +9,8 @@ h is a hidden state of the frozen base model (`training.reader`), in which each 
 means, over all requests and over the pool, are what requests or refusals share; it says nothing about which belong
 together, and without its removal all cosines would be near 1.
 
-The pool holds no text that is not a refusal: labels in data are wrong now and then, and a harmful answer is nearest to
-its own request. Cosines are rounded to four digits, so that rounding errors hardly ever choose another target.
+The pool holds no text that is not a refusal (`data.refusals`). Cosines are rounded to four digits, so that rounding
+errors hardly ever choose another target.
 
 Shapes: N requests, M answers of the pool, D d_model.
 """
@@ -23,13 +23,13 @@ from datasets import Dataset, Features, Value
 from torch import Tensor
 from torch.nn.functional import normalize as unit
 
-from sails_align.core.errors import InputError
 from sails_align.core.log import say
 from sails_align.data.formats import ANSWERS, find_format
 from sails_align.data.loading import load_rows
 from sails_align.data.messages import user
 from sails_align.data.options import NearestRefusalOptions
 from sails_align.data.pairs import AlignmentExamples, Reader, normalize
+from sails_align.data.refusals import harmful_rows, refusals_among
 from sails_align.data.rows import columns_by_lower_name
 
 SIMILARITY = "similarity"
@@ -47,8 +47,7 @@ def transform(examples: AlignmentExamples, options: NearestRefusalOptions, seed:
         return examples
     pairs, reader = examples.safety, examples.reader
     assert reader is not None, "trainings have one"
-    is_harmful = pairs["harmful"] if "harmful" in pairs.column_names else [True] * len(pairs)
-    replaced = [index for index, harmful in enumerate(is_harmful) if harmful is not False]
+    replaced = harmful_rows(pairs)
     pool = _pool(options, pairs.select(replaced), reader)
     tokens: Any = options.refusal_tokens
     requests_ND = reader.embed([pairs[index]["prompt"] for index in replaced], tokens)
@@ -80,16 +79,11 @@ def _pool(options: NearestRefusalOptions, own: Dataset, reader: Reader) -> list[
     name = options.refusal_dataset_name
     texts = own["chosen"] if name is None else _responses(name)
     different = list(dict.fromkeys(text.strip() for text in texts if text and text.strip()))
-    pool = [text for text in different if reader.is_refusal(text)]
-    if not pool:
-        raise InputError(
-            f"none of the {len(different)} responses of {name or 'the safety data'} is a refusal by the rules judge, "
-            "so the pool of nearest_refusal is empty;\ngive refusals with --refusal_dataset_name FILE, or leave "
-            "--nearest_refusal out"
-        )
-    if len(pool) < len(different):
-        say(f"    {len(different) - len(pool)} of {len(different)} responses are no refusals, and not in the pool")
-    return pool
+    remedy = "give refusals with --refusal_dataset_name FILE, or leave --nearest_refusal out"
+    refusals = refusals_among(
+        different, reader.is_refusal, source=name or "the safety data", user="nearest_refusal", remedy=remedy
+    )
+    return [different[number] for number in refusals]
 
 
 def _responses(name: str) -> list[str]:

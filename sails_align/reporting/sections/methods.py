@@ -18,20 +18,22 @@ SHOWN = tuple(
     METRICS[name]
     for name in (
         *(rate + of for rate in SAFETY_RATES for of in ("_in_distribution", "_out_of_distribution", "")),
-        *("harmfulness", "over_refusal_rate", *HELPFULNESS_RATES, "merit"),
+        *("harmfulness", "garbled_rate", "over_refusal_rate", *HELPFULNESS_RATES, "merit"),
         *("left_after_benign", "left_after_harmful"),
         "trainable_share",
     )
 )
 HEADLINE = (*RATES, ("merit",), LEFT, ("trainable_share",))
 """Metrics of the first table: of each group, the first one that has numbers."""
+LEVELS_ONLY = ("trainable_share", "harmfulness", "garbled_rate")
+"""Metrics without differences."""
 
 
 def make(data: ReportData) -> Iterator[Section]:
     """Show a table of all methods, and their differences from the references and from their controls."""
     for outcome in data.outcomes.get("methods", {}).values():
         metrics = as_measured(with_numbers(SHOWN, (row.means for row in outcome.rows)), outcome)
-        compared = [metric for metric in metrics if metric.name not in ("trainable_share", "harmfulness")]
+        compared = [metric for metric in metrics if metric.name not in LEVELS_ONLY]
         means = [row.means for row in outcome.rows]
         grids = [
             _levels(outcome, as_measured(headline(means, HEADLINE), outcome), title="", with_knob=False),

@@ -6,9 +6,9 @@ SafeR-CLIP (arXiv 2511.16743) redirects the embedding of an unsafe image from it
 
 with frozen targets c. For a language model, which is ours: h is the mean hidden state of a layer over the tokens of a
 harmful answer (the rejected response to a harmful request), c_unsafe is the same in the model that training starts
-from, and c_safe is the mean hidden state, in that model, of the refusal (of the chosen responses) whose mean is most
-similar to c_unsafe. A text's loss depends on no other text of the batch. The mean over texts, times a weight, is added
-to TRL's loss.
+from, and c_safe is the mean hidden state, in that model, of the refusal whose mean is most similar to c_unsafe. The
+refusals are the chosen responses that the rules judge calls refusals (`data.refusals`). A text's loss depends on no
+other text of the batch. The mean over texts, times a weight, is added to TRL's loss.
 
 Shapes: B batch, N texts, D d_model.
 """
@@ -16,17 +16,27 @@ Shapes: B batch, N texts, D d_model.
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize, softplus
 from trl import DPOConfig, SFTConfig
 
 from sails_align.core.errors import InputError
+from sails_align.data.refusals import refusals_among
 from sails_align.data.tokens import TokenizedSide, padded
+from sails_align.evaluation.judges.rules import is_plain_refusal
+from sails_align.initializers.examples import N_EXAMPLES
 from sails_align.models.hooks import check_layers, states_up_to
 from sails_align.training.dataset import TrainingSource
 from sails_align.training.losses.compose import LossStep, check_not_compiled
 from sails_align.training.losses.options import RedirectionOptions
-from sails_align.training.losses.side_batches import SideBatches, answers, frozen_mean_states, mean_states
+from sails_align.training.losses.side_batches import (
+    SideBatches,
+    answers,
+    frozen_mean_states,
+    harmful_pairs,
+    mean_states,
+)
 from sails_align.training.plan import TrainingPlan
 
 
@@ -42,7 +52,7 @@ class Redirection:
         self._layer = 0
 
     def prepare(self, trainer: Any, plan: TrainingPlan, source: TrainingSource) -> None:
-        """Compute the targets; raise `InputError` if the data has no harmful answers or the layer is none."""
+        """Compute the targets; raise `InputError` without harmful answers or refusals, or if the layer is none."""
         if "rejected" not in source.safety.column_names:
             raise InputError(
                 "loss is redirection, which reads harmful answers, but the data has no rejected responses;\n"
@@ -52,9 +62,10 @@ class Redirection:
         self._layer = len(blocks) // 2 if wanted is None else wanted
         check_layers(trainer.model, [self._layer])
         length = plan.training.max_length or 1024
-        self._texts, refusals = (
-            answers(source.tokenizer, source.safety, name, length) for name in ("rejected", "chosen")
-        )
+        pairs = harmful_pairs(source.safety, "redirection")
+        pairs = pairs.select(range(min(N_EXAMPLES, len(pairs))))
+        self._texts = answers(source.tokenizer, pairs, "rejected", length)
+        refusals = answers(source.tokenizer, pairs.select(_refusals(pairs)), "chosen", length)
         self._unsafe_ND, safe_ND = (
             frozen_mean_states(trainer.model, self._layer, sides) for sides in (self._texts, refusals)
         )
@@ -79,6 +90,16 @@ class Redirection:
         mean = redirection(h_BD, *(c_ND[chosen].to(h_BD.device) for c_ND in (self._unsafe_ND, self._safe_ND))).mean()
         step.log("redirection", mean)
         return step.loss + self._options.redirection_weight * step.batch_share * mean.to(step.loss.device)
+
+
+def _refusals(pairs: Dataset) -> list[int]:
+    """Return the numbers of the pairs whose chosen response refuses; raise `InputError` if none does."""
+    remedy = (
+        "give data whose chosen responses refuse, or refusals with --nearest_refusal true --refusal_dataset_name FILE"
+    )
+    return refusals_among(
+        pairs["chosen"][:], is_plain_refusal, source="the safety data", user="--loss redirection", remedy=remedy
+    )
 
 
 def redirection(h_BD: Tensor, unsafe_BD: Tensor, safe_BD: Tensor) -> Tensor:

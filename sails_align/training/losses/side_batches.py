@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sails_align.core.distributed import n_processes, process_index
 from sails_align.core.errors import InputError
+from sails_align.data.refusals import harmful_rows
 from sails_align.data.tokens import TokenizedSide, batches_by_length, padded, tokenize_response
 from sails_align.initializers.examples import N_EXAMPLES
 from sails_align.models.hooks import evaluation_mode, hidden_states_at
@@ -33,6 +34,20 @@ def answers(tokenizer: PreTrainedTokenizerBase, rows: Dataset, column: str, max_
             f"of {cut} {column} responses nothing is left at max_length {max_length};\nchoose a larger --max_length"
         )
     return sides
+
+
+def harmful_pairs(rows: Dataset, loss: str) -> Dataset:
+    """Return the safety data without the rows of harmless requests (`harmful` is false), for the loss of that name.
+
+    Raises `InputError` if no row is left.
+    """
+    numbers = harmful_rows(rows)
+    if not numbers:
+        raise InputError(
+            f"loss is {loss}, which reads answers to harmful requests, but each row of the safety data has "
+            "harmful: false;\ngive pairs of harmful requests, or leave the loss out"
+        )
+    return rows.select(numbers) if len(numbers) < len(rows) else rows
 
 
 class SideBatches:

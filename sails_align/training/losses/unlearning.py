@@ -18,7 +18,7 @@ from sails_align.saes.sets import SAESet
 from sails_align.subspace.forward import discover
 from sails_align.subspace.statistics import Fitter
 from sails_align.training.dataset import TrainingSource
-from sails_align.training.losses.side_batches import answers
+from sails_align.training.losses.side_batches import answers, harmful_pairs
 from sails_align.training.plan import TrainingPlan
 from sails_align.training.subspace import saes_of
 
@@ -47,7 +47,7 @@ class UnlearningData:
                 f"loss is {name}, which needs SAEs of {source.name}; give --sae_release and --sae_ids, or --sae_path"
             )
         length = plan.training.max_length or 1024
-        forget = answers(source.tokenizer, source.safety, "rejected", length)
+        forget = answers(source.tokenizer, harmful_pairs(source.safety, name), "rejected", length)
         return cls(forget, answers(source.tokenizer, source.helpful, "chosen", length), saes)
 
     def fit(self, model: nn.Module, fitter: Fitter, layers: Sequence[int]) -> None:

@@ -1,5 +1,6 @@
 """The loss `crisp`: which features it chooses, what it is at the start, and that it suppresses them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +126,12 @@ def test_data_without_a_difference_is_refused(project: Project, tmp_path: Path):
     """Its harmful and its harmless answers are the same words."""
     with pytest.raises(InputError, match="no SAE feature is 3 times more active in harmful answers than in harmless"):
         build(project.argv(tmp_path, *OURS, "--crisp_ratio", "3"))
+
+
+def test_answers_to_requests_that_are_said_to_be_harmless_are_not_unlearned(project: Project, tmp_path: Path):
+    rows = [json.loads(line) for line in (project.folder / "safety.jsonl").read_text().splitlines()]
+    path = tmp_path / "labelled.jsonl"
+    path.write_text("".join(json.dumps({**row, "harmful": i % 2 == 0}) + "\n" for i, row in enumerate(rows)))
+    built = build(project.argv(tmp_path, *OURS, "--dataset_name", str(path)))
+    n_harmful = sum(built.source.safety["harmful"][:])
+    assert len(loss_of(built)._forget) == n_harmful < len(built.source.safety)

@@ -1,6 +1,8 @@
 """The loss `redirection`: golden numbers, independence of rows, and what it does in real trainings."""
 
+import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -98,12 +100,52 @@ def test_with_weight_0_it_is_trls_training_bit_for_bit_and_with_another_it_is_no
         assert (distance(adapter_weights(ours.trainer), plain) == 0) == is_same
 
 
+def loss_of(built: Built) -> Redirection:
+    cells = [cell.cell_contents for cell in type(built.trainer).compute_loss.__closure__ or ()]
+    (loss,) = (each for each in cells if isinstance(each, Redirection))
+    return loss
+
+
+def with_rows(project: Project, folder: Path, change: Callable[[int, dict[str, Any]], dict[str, Any]]) -> list[str]:
+    """Return options of a training on the project's safety data, each row with some columns changed."""
+    rows = [json.loads(line) for line in (project.folder / "safety.jsonl").read_text().splitlines()]
+    path = folder / "changed.jsonl"
+    path.write_text("".join(json.dumps({**row, **change(i, row)}) + "\n" for i, row in enumerate(rows)))
+    return project.argv(folder, *OURS, "--dataset_name", str(path))
+
+
+def test_chosen_responses_that_do_not_refuse_are_no_targets_however_near_they_are(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The chosen response of every second pair is a harmful answer, and so nearer than any refusal."""
+
+    def poison(i: int, row: dict[str, Any]) -> dict[str, Any]:
+        return {"chosen": f"you can with glue {i + 1}"} if i % 2 else {}
+
+    argv = with_rows(project, tmp_path, poison)
+    ours = loss_of(build(argv))
+    monkeypatch.setattr("sails_align.training.losses.redirection.is_plain_refusal", lambda response: True)
+    poisoned = loss_of(build(argv))
+    near, nearer = (torch.cosine_similarity(loss._safe_ND, loss._unsafe_ND) for loss in (ours, poisoned))
+    assert near.max() < nearer.min() - 0.1, "control: without the filter, targets are harmful answers"
+
+
+def test_data_without_refusals_is_refused(project: Project, tmp_path: Path):
+    with pytest.raises(InputError, match=r"(?s)is a refusal by the rules judge.*--loss redirection is empty;\ngive"):
+        build(with_rows(project, tmp_path, lambda i, row: {"chosen": f"you can with glue {i + 1}"}))
+
+
+def test_rows_of_harmless_requests_are_left_out(project: Project, tmp_path: Path):
+    n_rows = len(loss_of(build(project.argv(tmp_path, *OURS)))._texts)
+    half = loss_of(build(with_rows(project, tmp_path, lambda i, row: {"harmful": i % 2 == 0})))
+    assert 0 < len(half._texts) < n_rows
+    with pytest.raises(InputError, match=r"each row of the safety data has harmful: false;\ngive pairs"):
+        build(with_rows(project, tmp_path, lambda i, row: {"harmful": False}))
+
+
 def test_a_control_has_the_same_refusals_as_targets_in_another_order(project: Project, tmp_path: Path):
     def targets(*options: str) -> Tensor:
-        built = build(project.argv(tmp_path, *OURS, *options))
-        cells = [cell.cell_contents for cell in type(built.trainer).compute_loss.__closure__ or ()]
-        (loss,) = (each for each in cells if isinstance(each, Redirection))
-        return loss._safe_ND
+        return loss_of(build(project.argv(tmp_path, *OURS, *options)))._safe_ND
 
     ours, dealt = targets(), targets("--redirection_control_seed", "0")
     assert sorted(dealt.tolist()) == sorted(ours.tolist())

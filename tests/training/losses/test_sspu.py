@@ -1,13 +1,18 @@
 """The loss `sspu`: its directions, what an update may change, its limits (RMU, the model before), and resuming."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from sae_lens import StandardSAE, StandardSAEConfig
+from sae_lens.saes.sae import SAEMetadata
 from safetensors.torch import load_file
 from tiny import Built, Project, adapter_weights, build, distance
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sails_align.core.errors import InputError
 from sails_align.initializers.targets import find_targets
@@ -242,3 +247,87 @@ def test_data_and_saes_that_do_not_serve(project: Project, tmp_path: Path, optio
     with pytest.raises(InputError) as refused:
         build(project.argv(tmp_path, *OURS, *options))
     assert said in str(refused.value)
+
+
+def test_answers_to_requests_that_are_said_to_be_harmless_are_not_unlearned(project: Project, tmp_path: Path):
+    rows = [json.loads(line) for line in (project.folder / "safety.jsonl").read_text().splitlines()]
+    path = tmp_path / "labelled.jsonl"
+    path.write_text("".join(json.dumps({**row, "harmful": i % 2 == 0}) + "\n" for i, row in enumerate(rows)))
+    built = build(project.argv(tmp_path, *OURS, "--dataset_name", str(path)))
+    n_harmful = sum(built.source.safety["harmful"][:])
+    assert len(loss_of(built)._forget) == n_harmful < len(built.source.safety)
+
+
+# Swapping the two kinds of features, on a model whose features are known
+
+HARMFUL, HARMLESS = ("break", "lock", "hurt", "someone"), ("mend", "cup", "with", "glue")
+OWN, SHARED = [0, 1, 2, 3], [8, 9, 10, 11]
+
+
+def planted(project: Project, folder: Path) -> list[str]:
+    """Return options for a model, an SAE and data in which features 0 to 3 are those of harmful words alone.
+
+    4 to 7 are those of harmless words, and 8 to 11 are active in all words. Hidden states are embeddings until an
+    adapter of up_proj changes them.
+    """
+    torch.manual_seed(0)
+    basis_DD = torch.linalg.qr(torch.randn(D, D)).Q
+    tokenizer = AutoTokenizer.from_pretrained(project.folder / "tiny")
+    model: Any = AutoModelForCausalLM.from_pretrained(project.folder / "tiny")
+    with torch.no_grad():
+        embeddings_VD = model.get_input_embeddings().weight
+        embeddings_VD.copy_(basis_DD[:, SHARED].sum(1).expand_as(embeddings_VD))
+        for feature, word in enumerate((*HARMFUL, *HARMLESS)):
+            embeddings_VD[tokenizer.convert_tokens_to_ids(word)] += basis_DD[:, feature]
+        for block in model.model.layers:
+            block.self_attn.o_proj.weight.zero_()
+            block.mlp.up_proj.weight.zero_()
+            block.mlp.gate_proj.weight.normal_()
+            block.mlp.down_proj.weight.normal_()
+    sae = StandardSAE(
+        StandardSAEConfig(
+            d_in=D, d_sae=D, metadata=SAEMetadata(model_name="planted", hook_name="blocks.1.hook_resid_post")
+        )
+    )
+    with torch.no_grad():
+        sae.W_enc.copy_(basis_DD)
+        sae.W_dec.copy_(basis_DD.T)
+        sae.b_enc.fill_(-0.01)
+    for saved in (model, tokenizer):
+        saved.save_pretrained(folder / "model")
+    sae.save_model(folder / "saes" / "layer_1")
+    safety = [{"prompt": f"break {i}", "chosen": "sorry no", "rejected": turned(HARMFUL, i)} for i in range(40)]
+    helpful = [{"prompt": f"mend {i}", "response": turned(HARMLESS, i)} for i in range(40)]
+    for name, rows in {"safety": safety, "helpful": helpful}.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = ("--dataset_name", folder / "safety.jsonl", "--helpful_dataset_name", folder / "helpful.jsonl")
+    return list(map(str, ("--model_name_or_path", folder / "model", "--sae_path", folder / "saes", *data)))
+
+
+def turned(words: tuple[str, ...], n: int) -> str:
+    start = n % len(words)
+    return " ".join(words[start:] + words[:start])
+
+
+def test_swapping_the_two_kinds_of_features_hurts_what_is_retained_and_forgets_less(project: Project, tmp_path: Path):
+    more = ("--lora_target_modules", "up_proj", "--max_steps", "30", "--learning_rate", "0.003")
+    argv = project.argv(tmp_path, *planted(project, tmp_path), *OURS, *more, "--sspu_retain_weight", "10")
+    left, hurt = [], []
+    for is_swapped in (False, True):
+        built = build(argv)
+        loss, model = loss_of(built), built.trainer.model
+        found = loss.directions
+        assert found is not None
+        assert (sorted(found.features["relevant"]), sorted(found.features["irrelevant"])) == (OWN, SHARED)
+        if is_swapped:
+            loss.directions = replace(found, relevant=found.irrelevant, irrelevant=found.relevant)
+            assert model is not None
+            loss.parts[:] = parts_of(model, _targets(model), loss.directions)
+            for part in loss.parts:
+                part.project()
+        built.trainer.train()
+        rows = [row for row in built.trainer.state.log_history if "sspu_forget" in row]
+        left.append(rows[-1]["sspu_forget"] / rows[0]["sspu_forget"])
+        hurt.append(rows[-1]["sspu_retain"])
+    assert left[0] < 0.3 < 0.5 < left[1]
+    assert hurt[0] < 1e-6 < 1e-4 < hurt[1]

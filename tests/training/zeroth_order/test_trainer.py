@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from scipy.stats import beta
 from tiny import Project, adapter_weights, base_logits, build, distance, logits
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
 from sails_align.core.errors import InputError
 from sails_align.initializers import INITIALIZERS
 from sails_align.training import run as align
 from sails_align.training.zeroth_order.accounting import spent_epsilon
 from sails_align.training.zeroth_order.batches import PrivateBatches
-from sails_align.training.zeroth_order.estimate import directions
+from sails_align.training.zeroth_order.estimate import directions, noisy_sum
 from sails_align.training.zeroth_order.randomness import Secret, torch_generator
 
 ZO = ["--init", "default", "--zeroth_order", "true", "--warmup_steps", "0", "--lr_scheduler_type", "constant"]
@@ -193,6 +194,51 @@ def test_the_noise_of_steps_has_the_deviation_that_is_accounted_for(project: Pro
     assert released.mean() * 10 == pytest.approx(6, abs=0.8)
     assert released.std() * 10 == pytest.approx(2 * 5, rel=0.05)
     assert len(set(released.tolist())) == 4000
+
+
+def audited(without: np.ndarray, with_one: np.ndarray, delta: float) -> float:
+    """A lower bound of epsilon (99.9%), from telling apart what is released without and with one example."""
+    n, found = len(without), 0.0
+    for threshold in np.quantile(np.concatenate([without, with_one]), np.linspace(0.02, 0.98, 25)):
+        n_false, n_true = int((without > threshold).sum()), int((with_one > threshold).sum())
+        false_high = beta.ppf(0.9995, n_false + 1, n - n_false)
+        true_low = beta.ppf(0.0005, n_true, n - n_true + 1) if n_true else 0.0
+        if true_low > delta:
+            found = max(found, math.log((true_low - delta) / false_high))
+    return found
+
+
+def without_clip(slope_B: torch.Tensor, clip: float, sigma: float, noise: float) -> float:
+    """`noisy_sum` with noise of a wrong deviation: sigma, and not sigma times the clip."""
+    return noisy_sum(slope_B, clip, sigma / clip, noise)
+
+
+@pytest.mark.parametrize("sampling", [[], ["--dp_batch_size", "36"]], ids=["full", "poisson"])
+def test_an_audit_of_steps_finds_no_more_than_is_claimed_and_finds_a_wrong_scale(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampling: list[str]
+) -> None:
+    """Of one step, with a last example of the largest slope and others of none; batches are those of the training."""
+    more = ["--dp_sigma", "1", "--dp_clip", "30", "--dp_delta", "1e-5", "--dp_noise_seed", "0", *sampling]
+    trainer: Any = build(project.argv(tmp_path, *ZO, *more)).trainer
+    steps, n = trainer.zeroth_order, 8000
+    steps.on_step_end(trainer.args, TrainerState(global_step=1), trainer.control)
+    claimed, last = steps.report()["privacy"]["epsilon"], steps.batches.n - 1
+
+    def released(slope: float) -> np.ndarray:
+        """Of n steps, each with a batch and with noise of its own."""
+        first, found = (0 if slope else n), []
+        while len(found) < n:
+            steps.batches.set_epoch(first + len(found))
+            for batch in steps.batches:
+                slope_B = torch.tensor([slope] if last in batch else [], dtype=torch.float64)
+                found.append(steps._released(slope_B, first + len(found), 0))
+        return np.array(found[:n])
+
+    honest = audited(released(0.0), released(1e9), 1e-5)
+    monkeypatch.setattr("sails_align.training.zeroth_order.trainer.noisy_sum", without_clip)
+    wrong = audited(released(0.0), released(1e9), 1e-5)
+    assert 0.7 < honest < claimed, "the audit sees something, and not more than was spent"
+    assert wrong > claimed, "noise of deviation sigma, without the clip, is found out"
 
 
 def test_the_noise_is_secret_unless_it_is_asked_for(project: Project, tmp_path: Path) -> None:
