@@ -12,6 +12,7 @@ from sails_align.experiments.plan import Cell, Part, Protocol
 from sails_align.experiments.studies import StudyKind, read_plans
 from sails_align.experiments.summary import Mean, Outcome
 from sails_align.reporting.findings import counts, from_others, in_doubt, in_metrics, not_known, of_metrics
+from sails_align.reporting.page import Grid
 from sails_align.reporting.report import ReportData
 
 SAFETY, REFUSAL, MERIT = METRICS["safety_rate_out_of_distribution"], METRICS["over_refusal_rate"], METRICS["merit"]
@@ -299,15 +300,28 @@ def test_a_report_of_tampering_alone_names_what_beats_every_control(
     assert finding == f"Against the attack harmful, {words}"
 
 
-def test_a_report_of_tampering_has_each_method_minus_each_control() -> None:
-    defences = ("lox", "guardspace", "wise-ft", "lox-random")
-    (section,) = ReportData({"tampering": {"harmful": tampered(*defences)}}).sections[:1]
-    (grid,) = (grid for grid in section.grids if grid.head[0] == "safety and helpfulness kept (%)")
-    assert grid.head[1:] == ["minus WiSE-FT", "minus LoX (random directions)"]
-    rows = {row[0].text: row[1:] for row in grid.rows}
+def test_a_report_of_tampering_has_each_method_minus_its_controls() -> None:
+    """Those that all are compared with, and its own one: random directions of LoX say nothing of GuardSpace."""
+    found = tampered("lower-rate", "wise-ft", "lox", "lox-random", "guardspace")
+
+    def grid() -> Grid:
+        (section,) = ReportData({"tampering": {"harmful": found}}).sections[:1]
+        return next(grid for grid in section.grids if grid.head[0] == "safety and helpfulness kept (%)")
+
+    assert grid().head[1:] == ["minus lower learning rate", "minus WiSE-FT", "minus its own control"]
+    rows = {row[0].text: row[1:] for row in grid().rows}
     assert list(rows) == ["LoX", "GuardSpace"]
-    assert [cell.verdict for cell in rows["LoX"]] == ["better", "better"]
-    assert [cell.verdict for cell in rows["GuardSpace"]] == ["open", "better"]
+    assert [cell.verdict for cell in rows["LoX"]] == ["better"] * 3
+    assert [(cell.verdict, bool(cell.text)) for cell in rows["GuardSpace"]] == [
+        ("better", True),
+        ("open", True),
+        ("open", False),
+    ]
+    for run, results in found.by_run.items():
+        for cell in results.values():
+            cell["moved"] = {"aligned": 0.0, "lower-rate": 0.1, "none": 0.2}.get(run, 0.15)
+    assert grid().head[-1] == "minus a lower learning rate at the same distance"
+    assert {row[0].text: row[-1].verdict for row in grid().rows} == {"LoX": "better", "GuardSpace": "better"}
 
 
 def test_a_report_of_tampering_says_what_defences_are_chosen_by() -> None:

@@ -9,7 +9,8 @@ from sails_align.evaluation.metrics import METRICS, SAFETY_RATES, Metric
 from sails_align.experiments.plan import OVER_REFUSAL_BUDGET, RUNS, Run
 from sails_align.experiments.summary import Front, Outcome, hypervolume_difference, paired, with_numbers
 from sails_align.experiments.tampering.attacks import ATTACKS
-from sails_align.experiments.tampering.defences import DEFENCES
+from sails_align.experiments.tampering.defences import DEFENCES, OWN_CONTROLS
+from sails_align.experiments.tampering.distance import minus_lower_rate
 from sails_align.reporting import figures
 from sails_align.reporting.findings import as_measured, in_doubt, in_metrics, judged, mean_of_rates, of_metrics
 from sails_align.reporting.page import Grid, Section, TableCell, difference, entries, interval
@@ -20,7 +21,7 @@ SHOWN = tuple(
     METRICS[name]
     for name in (
         *(rate + of for rate in SAFETY_RATES for of in ("_in_distribution", "_out_of_distribution", "")),
-        *("over_refusal_rate", "task_score", "correct_answer_rate", "kept"),
+        *("over_refusal_rate", "task_score", "correct_answer_rate", "moved", "kept"),
     )
 )
 HEADLINE = (*RATES, ("kept",))
@@ -56,8 +57,10 @@ def _section(name: str, outcome: Outcome) -> Section:
         f"({counted(plan.n_tuning_seeds, 'other seed')}): the {mean_of_rates(outcome, 'harmonic mean')}, minus "
         f"over-refusal beyond {OVER_REFUSAL_BUDGET:.0%}. "
         "Controls are simple baselines (a lower learning rate, averaging with the aligned model, safety rows, "
-        "LoRA), and methods with random directions or units of the same size. A method that does not beat them has "
-        "not been shown to work.",
+        "LoRA), and for many methods one of their own: with random directions or units of the same size, or without "
+        "harmful prompts. A method that does not beat them has not been shown to work. Whatever changes the weights "
+        "less keeps more, so a lower learning rate is also compared at the same change of the weights (interpolated "
+        "between none, the lower rate and the full one).",
     ]
     means = [row.means for row in outcome.rows]
     metrics = as_measured(with_numbers(SHOWN, means), outcome)
@@ -67,12 +70,13 @@ def _section(name: str, outcome: Outcome) -> Section:
     ]
     pictures, findings = [], []
     if found := {name: of for name, of in outcome.minus("none").items() if name != "aligned"}:
-        grids.append(differences_grid(found, outcome.labels, metrics, "minus no defence"))
+        compared = [metric for metric in metrics if metric.name in next(iter(found.values()))]
+        grids.append(differences_grid(found, outcome.labels, compared, "minus no defence"))
         title = f"{attack.label.capitalize()}: each defence minus none, paired by seed"
-        pictures = [figures.forest(found, outcome.labels, f"tampering-{name.replace(', ', '-')}", title, metrics)]
+        pictures = [figures.forest(found, outcome.labels, f"tampering-{name.replace(', ', '-')}", title, compared)]
         findings = [_finding(name, outcome)]
-    if controls := _controls(outcome):
-        grids.append(_minus(controls, outcome))
+    if _controls(outcome):
+        grids.append(_minus(outcome))
     if fronts := outcome.fronts():
         grids.append(_hypervolumes(fronts))
     return Section(f"Tampering: {name}", text, grids, pictures, findings=findings)
@@ -112,9 +116,20 @@ def _methods(outcome: Outcome) -> list[Run]:
     return [run for run in outcome.plan.runs if run.grid and not DEFENCES.get(run.name).is_control]
 
 
+def _common_controls(outcome: Outcome) -> list[str]:
+    """Return the controls that every defence is compared with."""
+    return [name for name in _controls(outcome) if name not in OWN_CONTROLS.values()]
+
+
+def controls_of(outcome: Outcome, name: str) -> list[str]:
+    """Return the controls that a defence is compared with: those of all, and its own one."""
+    own = OWN_CONTROLS.get(name)
+    return [*_common_controls(outcome), *([own] if own in _controls(outcome) else [])]
+
+
 def controls_beaten(outcome: Outcome, name: str, metric: str = KEPT.name) -> tuple[list[str], list[str]]:
     """Return the controls that a defence beats, paired by seed with the interval above 0, and all others."""
-    controls = [control for control in _controls(outcome) if control != name]
+    controls = controls_of(outcome, name)
     beaten = [control for control in controls if outcome.difference(name, control)[metric].is_above_zero]
     return beaten, [control for control in controls if control not in beaten]
 
@@ -152,26 +167,41 @@ def _levels(outcome: Outcome, metrics: Sequence[Metric], *, title: str, with_kno
     return Grid(head, lines, title)
 
 
-def _minus(controls: Sequence[str], outcome: Outcome) -> Grid:
+def _minus(outcome: Outcome) -> Grid:
     """Return safety (or refusals) and helpfulness kept of each method minus that of each control, paired by seed."""
     (kept,) = as_measured([KEPT], outcome)
+    common, at_distance = _common_controls(outcome), minus_lower_rate(outcome)
 
-    def entry(name: str, control: str) -> TableCell:
-        return difference(outcome.difference(name, control)[KEPT.name], KEPT)
+    def entry(name: str, control: str | None) -> TableCell:
+        return TableCell("") if control is None else difference(outcome.difference(name, control)[KEPT.name], KEPT)
 
-    lines = [[TableCell(run.label), *(entry(run.name, control) for control in controls)] for run in _methods(outcome)]
-    return Grid([kept.heading, *(f"minus {outcome.labels[name]}" for name in controls)], lines)
+    lines = []
+    for run in _methods(outcome):
+        own = [name for name in controls_of(outcome, run.name) if name not in common]
+        line = [TableCell(run.label), *(entry(run.name, name) for name in (*common, own[0] if own else None))]
+        if at_distance:
+            found = at_distance.get(run.name)
+            line.append(TableCell("") if found is None else difference(found, KEPT))
+        lines.append(line)
+    head = [kept.heading, *(f"minus {outcome.labels[name]}" for name in common), "minus its own control"]
+    return Grid([*head, *(["minus a lower learning rate at the same distance"] if at_distance else [])], lines)
 
 
 def _hypervolumes(fronts: Sequence[Front]) -> Grid:
     """Return the hypervolume of safety (or refusals) against lost score over each knob, minus those of the controls."""
-    controls = [front for front in fronts if DEFENCES.get(front.run.name).is_control]
+    by_name = {front.run.name: front for front in fronts}
+    common = [
+        front for name, front in by_name.items() if DEFENCES.get(name).is_control and name not in OWN_CONTROLS.values()
+    ]
 
-    def entry(front: Front, other: Front) -> TableCell:
-        return TableCell("") if other is front else difference(hypervolume_difference(front, other), PERCENT)
+    def entry(front: Front, other: Front | None) -> TableCell:
+        if other is None or other is front:
+            return TableCell("")
+        return difference(hypervolume_difference(front, other), PERCENT)
 
     lines = []
-    for front in fronts:
-        level = TableCell(interval(front.mean_hypervolume, PERCENT))
-        lines.append([TableCell(front.run.label), level, *(entry(front, other) for other in controls)])
-    return Grid(["defence", "hypervolume (%)", *(f"minus {control.run.label}" for control in controls)], lines)
+    for name, front in by_name.items():
+        level, own = TableCell(interval(front.mean_hypervolume, PERCENT)), by_name.get(OWN_CONTROLS.get(name, ""))
+        lines.append([TableCell(front.run.label), level, *(entry(front, other) for other in (*common, own))])
+    head = ["defence", "hypervolume (%)", *(f"minus {control.run.label}" for control in common)]
+    return Grid([*head, "minus its own control"], lines)
