@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from sails_align.core.errors import InputError
-from sails_align.edits import merge
+from sails_align.edits.methods import merge
 from sails_align.edits.options import MergeOptions
 from sails_align.initializers import difference, guardspace, moments
 from sails_align.initializers.difference import Difference, Start, factors

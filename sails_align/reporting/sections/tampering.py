@@ -21,7 +21,7 @@ SHOWN = tuple(
     METRICS[name]
     for name in (
         *(rate + of for rate in SAFETY_RATES for of in ("_in_distribution", "_out_of_distribution", "")),
-        *("over_refusal_rate", "task_score", "correct_answer_rate", "moved", "kept"),
+        *("over_refusal_rate", "task_score", "correct_answer_rate", "kept"),
     )
 )
 HEADLINE = (*RATES, ("kept",))
@@ -64,16 +64,16 @@ def _section(name: str, outcome: Outcome) -> Section:
     ]
     means = [row.means for row in outcome.rows]
     metrics = as_measured(with_numbers(SHOWN, means), outcome)
+    levels = [*metrics, *with_numbers([METRICS["moved"]], means)]
     grids = [
         _levels(outcome, as_measured(headline(means, HEADLINE), outcome), title="", with_knob=False),
-        _levels(outcome, metrics, title="All metrics", with_knob=True),
+        _levels(outcome, levels, title="All metrics", with_knob=True),
     ]
     pictures, findings = [], []
     if found := {name: of for name, of in outcome.minus("none").items() if name != "aligned"}:
-        compared = [metric for metric in metrics if metric.name in next(iter(found.values()))]
-        grids.append(differences_grid(found, outcome.labels, compared, "minus no defence"))
+        grids.append(differences_grid(found, outcome.labels, metrics, "minus no defence"))
         title = f"{attack.label.capitalize()}: each defence minus none, paired by seed"
-        pictures = [figures.forest(found, outcome.labels, f"tampering-{name.replace(', ', '-')}", title, compared)]
+        pictures = [figures.forest(found, outcome.labels, f"tampering-{name.replace(', ', '-')}", title, metrics)]
         findings = [_finding(name, outcome)]
     if _controls(outcome):
         grids.append(_minus(outcome))
