@@ -1,10 +1,11 @@
 """Edits of models of Gemma-2-2B's shape with random weights: time and memory, on a machine without a GPU.
 
-    python benchmarks/edit_at_scale.py [--edits lox irr] [--blocks 4] [--output FILE.json]
+    python benchmarks/edit_at_scale.py [--edits lox irr] [--blocks 4] [--all_weights] [--output FILE.json]
 
-`sails edit` is a process of its own each time, on models in bfloat16 whose linear layers all differ, and whose
-embeddings are the same, as after LoRA. Target: 8 GB (10^9 bytes) of memory without the pages of files, which the system
-takes back when it needs them. With all 26 blocks the three models take 16 GB of disk, and the result 5 GB.
+`sails edit` is a process of its own each time, on models in bfloat16 whose linear layers all differ. Their embeddings
+are the same, as after LoRA; with --all_weights they differ, too, as after a training of all weights. Target: 8 GB (10^9
+bytes) of memory without the pages of files, which the system takes back when it needs them. With all 26 blocks the
+three models take 16 GB of disk, and the result 5 GB.
 """
 
 import argparse
@@ -41,7 +42,7 @@ EDITS: dict[str, dict[str, Any]] = {
 """The edits, with their options."""
 
 
-def prepare(folder: Path, shape: str, blocks: int | None) -> None:
+def prepare(folder: Path, shape: str, blocks: int | None, *, all_weights: bool) -> None:
     """Write three models, and rows of random words."""
     import torch
     from random_models import SHAPES, write_model, write_pairs
@@ -51,13 +52,13 @@ def prepare(folder: Path, shape: str, blocks: int | None) -> None:
     write_model(folder / MODELS[0], shape)
     for seed, name in enumerate(MODELS[1:]):
         torch.manual_seed(seed)
-        _write_other(folder / MODELS[0], folder / name)
+        _write_other(folder / MODELS[0], folder / name, all_weights=all_weights)
     for seed, (name, asks) in enumerate({"harmful": "break the", "harmless": "how"}.items()):
         write_pairs(folder / f"{name}.jsonl", N_ROWS, LENGTH, seed, asks)
 
 
-def _write_other(model: Path, other: Path) -> None:
-    """Write a model whose linear layers differ a little from another's."""
+def _write_other(model: Path, other: Path, *, all_weights: bool) -> None:
+    """Write a model whose linear layers, or all weights, differ a little from another's."""
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -65,14 +66,15 @@ def _write_other(model: Path, other: Path) -> None:
     for file in sorted(model.glob("*.safetensors")):
         tensors = load_file(file)
         for name, weight in tensors.items():
-            if name.endswith("_proj.weight"):
+            if all_weights or name.endswith("_proj.weight"):
                 tensors[name] = weight + 1e-3 * torch.randn_like(weight)
         save_file(tensors, other / file.name, metadata={"format": "pt"})
 
 
-def benchmark(folder: Path, shape: str, blocks: int | None, edits: list[str]) -> dict[str, Any]:
+def benchmark(folder: Path, shape: str, blocks: int | None, edits: list[str], *, all_weights: bool) -> dict[str, Any]:
     # In a process of its own, so that what it takes is not there when edits are measured.
-    subprocess.run([sys.executable, __file__, "--prepare", str(folder), shape, str(blocks or "")], check=True)
+    prepared = ["--prepare", str(folder), shape, str(blocks or ""), "all" * all_weights]
+    subprocess.run([sys.executable, __file__, *prepared], check=True)
     paths = {name: str(folder / name) for name in MODELS}
     paths |= {name: str(folder / f"{name}.jsonl") for name in ("harmful", "harmless")}
     rows = []
@@ -83,21 +85,30 @@ def benchmark(folder: Path, shape: str, blocks: int | None, edits: list[str]) ->
         rows.append({"edit": name, **row, "met": row["anonymous_gb"] <= TARGET_GB})
         print(json.dumps(rows[-1]), file=sys.stderr)
         shutil.rmtree(folder / "edited")
-    return {"shape": shape, "blocks": blocks, "rows": N_ROWS, "edits": rows, "target_gb": TARGET_GB}
+    return {
+        "shape": shape,
+        "blocks": blocks,
+        "all_weights": all_weights,
+        "rows": N_ROWS,
+        "edits": rows,
+        "target_gb": TARGET_GB,
+    }
 
 
 def main() -> None:
     if sys.argv[1:2] == ["--prepare"]:
-        prepare(Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]) if sys.argv[4] else None)
+        blocks = int(sys.argv[4]) if sys.argv[4] else None
+        prepare(Path(sys.argv[2]), sys.argv[3], blocks, all_weights=bool(sys.argv[5]))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="gemma-2-2b", choices=["tiny", "gemma-2-2b", "gemma-2-9b"])
     parser.add_argument("--blocks", type=int, help="of the model; default: all that the shape has")
+    parser.add_argument("--all_weights", action="store_true", help="embeddings differ, too")
     parser.add_argument("--edits", nargs="+", default=list(EDITS), choices=list(EDITS))
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        result = benchmark(Path(temporary), args.shape, args.blocks, args.edits)
+        result = benchmark(Path(temporary), args.shape, args.blocks, args.edits, all_weights=args.all_weights)
     for row in result["edits"]:
         print(
             f"{row['edit']:15} {row['anonymous_gb']:.2f} GB (target {TARGET_GB:g}), with pages of files "

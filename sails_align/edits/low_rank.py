@@ -1,6 +1,7 @@
 """The largest singular directions of a change of weights.
 
-Shapes: O outputs and I inputs of a linear layer, R rank, K directions.
+Shapes: O outputs and I inputs of a linear layer, R rank, K directions; L larger and S smaller of O and I, P rows of a
+part.
 """
 
 import torch
@@ -8,6 +9,8 @@ from torch import Tensor
 
 from sails_align.edits.weights import Update
 
+PART = 2**24
+"""Elements of a matrix that are computed with at a time."""
 TIE = 1e-6
 """Singular values closer than this share of the largest one count as equal."""
 
@@ -15,20 +18,26 @@ TIE = 1e-6
 def truncated(delta_OI: Tensor, k: int) -> tuple[Tensor, bool]:
     """Return the best approximation of rank k, and whether it is unique (no equal singular values at the cut).
 
-    By the eigenvectors of the smaller Gram matrix in float64, which for the wide matrices of a language model is much
-    faster than their SVD. k = 0 or the full rank: the matrix itself.
+    By the eigenvectors of the smaller Gram matrix in float64, which for the matrices of a language model is much faster
+    than their SVD. Copies in float64 are of a part at a time: embeddings are large. k = 0 or the full rank: the matrix
+    itself.
     """
     n_outputs, n_inputs = delta_OI.shape
     if k == 0 or k >= min(n_outputs, n_inputs):
         return delta_OI, True
-    exact_OI = delta_OI.double()
-    is_wide = n_outputs <= n_inputs
-    gram = exact_OI @ exact_OI.T if is_wide else exact_OI.T @ exact_OI
-    squares, vectors = torch.linalg.eigh(gram)  # ascending
-    top = vectors[:, -k:]
-    kept_OI = top @ (top.T @ exact_OI) if is_wide else (exact_OI @ top) @ top.T
-    values = squares.clamp(min=0).sqrt()
-    return kept_OI.to(delta_OI.dtype), _is_gap(values[-k], values[-k - 1], values[-1])
+    kept_OI, n_rows = torch.empty_like(delta_OI), max(1, PART // min(n_outputs, n_inputs))
+    is_tall = n_outputs > n_inputs
+    tall_LS, kept_LS = (delta_OI, kept_OI) if is_tall else (delta_OI.T, kept_OI.T)
+    gram_SS = torch.zeros([tall_LS.shape[1]] * 2, dtype=torch.float64)
+    for part_PS in tall_LS.split(n_rows):
+        exact_PS = part_PS.double()
+        gram_SS += exact_PS.T @ exact_PS
+    squares_S, vectors_SS = torch.linalg.eigh(gram_SS)  # ascending
+    top_SK = vectors_SS[:, -k:]
+    for part_PS, into_PS in zip(tall_LS.split(n_rows), kept_LS.split(n_rows), strict=True):
+        into_PS.copy_((part_PS.double() @ top_SK) @ top_SK.T)
+    values_S = squares_S.clamp(min=0).sqrt()
+    return kept_OI, _is_gap(values_S[-k], values_S[-k - 1], values_S[-1])
 
 
 def output_directions(update: Update, k: int) -> tuple[Tensor, bool]:

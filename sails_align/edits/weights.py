@@ -95,9 +95,12 @@ class Weights:
         """Return a tensor of the base model as it is stored."""
         return self._file(self.folder / self.files[name]).get_tensor(name)
 
-    def get(self, name: str) -> Tensor:
-        """Return a tensor of the model in float32, with the adapter's update."""
-        weight = self.stored(name).float()
+    def get(self, name: str, *, copy: bool = False) -> Tensor:
+        """Return a tensor of the model in float32, with the adapter's update; with `copy` it may be changed in place.
+
+        Otherwise it may be the file's own values, which all readers share.
+        """
+        weight = self.stored(name).to(torch.float32, copy=copy)
         return weight + self.update(name).dense() if name in self.updated else weight
 
     def update(self, name: str) -> Update:
@@ -209,11 +212,11 @@ class WeightDifference:
         self._one, self._other = one, other
 
     def of(self, name: str) -> Tensor | None:
-        """Return one - other of a tensor, float32; None if it is zero."""
+        """Return one - other of a tensor, float32, which may be changed in place; None if it is zero."""
         is_stored = name not in self._one.updated and name not in self._other.updated
         if is_stored and torch.equal(self._one.stored(name), self._other.stored(name)):
             return None  # without copies in float32: embeddings are large, and mostly the same
-        delta = self._one.get(name) - self._other.get(name)
+        delta = self._one.get(name, copy=True).sub_(self._other.get(name))
         return delta if delta.any() else None
 
 

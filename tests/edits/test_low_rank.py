@@ -1,7 +1,9 @@
 """The largest directions of a change are those of its SVD."""
 
+import pytest
 import torch
 
+from sails_align.edits import low_rank
 from sails_align.edits.low_rank import output_directions, truncated
 from sails_align.edits.weights import Update
 
@@ -23,6 +25,17 @@ def test_it_is_the_truncated_svd() -> None:
         for k in (0, 5, 9):
             assert truncated(delta_OI, k)[0] is delta_OI or k == 5
             torch.testing.assert_close(truncated(delta_OI, k)[0], delta_OI if k in (0, 9) else svd(delta_OI, 5))
+
+
+def test_parts_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(1)
+    for shape in ((5, 9), (9, 5)):
+        delta_OI = torch.randn(*shape, dtype=torch.float64)
+        whole, before = truncated(delta_OI, 2)[0], delta_OI.clone()
+        with monkeypatch.context() as patch:
+            patch.setattr(low_rank, "PART", 10)  # two rows of five
+            torch.testing.assert_close(truncated(delta_OI, 2)[0], whole, atol=1e-12, rtol=0)
+        assert torch.equal(delta_OI, before)
 
 
 def test_equal_singular_values_at_the_cut_are_noticed() -> None:

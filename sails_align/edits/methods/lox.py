@@ -69,7 +69,7 @@ class Lox:
             return None
         kept_OI, is_unique = truncated(delta_OI, self._k)
         self._warn(name, is_unique)
-        return weight + self._alpha * kept_OI
+        return kept_OI.mul_(self._alpha).add_(weight)
 
     def update(self, name: str, update: Update) -> Tensor | None:
         rank = update.A_RI.shape[0]

@@ -42,7 +42,7 @@ class TaskArithmetic:
         vector = None if self._options.alpha == 0 else self._vectors.of(name)
         if vector is None:
             return None
-        return weight + self._options.alpha * self._thinned(name, vector)
+        return self._thinned(name, vector).mul_(self._options.alpha).add_(weight)
 
     def _thinned(self, name: str, vector: Tensor) -> Tensor:
         drop = self._options.drop

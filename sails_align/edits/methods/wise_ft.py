@@ -42,7 +42,7 @@ class WiseFt:
         if delta is None:
             return None
         aligned = self._aligned.get(name)
-        return aligned if self._t == 0 else aligned + self._t * delta
+        return aligned if self._t == 0 else delta.mul_(self._t).add_(aligned)
 
     def update(self, name: str, update: Update) -> Tensor | None:
         return None if self._t == 1 else self._t * update.B_OR
