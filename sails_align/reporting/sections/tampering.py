@@ -11,7 +11,7 @@ from sails_align.experiments.summary import Front, Outcome, hypervolume_differen
 from sails_align.experiments.tampering.attacks import ATTACKS
 from sails_align.experiments.tampering.defences import DEFENCES, OWN_CONTROLS
 from sails_align.experiments.tampering.distance import minus_lower_rate
-from sails_align.reporting import figures
+from sails_align.reporting import figures, trade_offs
 from sails_align.reporting.findings import as_measured, in_doubt, in_metrics, judged, mean_of_rates, of_metrics
 from sails_align.reporting.page import Grid, Section, TableCell, difference, entries, interval
 from sails_align.reporting.report import ReportData
@@ -27,6 +27,8 @@ SHOWN = tuple(
 HEADLINE = (*RATES, ("kept",))
 """Metrics of the first table: of each group, the first one that has numbers."""
 KEPT = METRICS["kept"]
+N_BEST = 5
+"""Methods in the figure of safety against the task's score."""
 
 
 def make(data: ReportData) -> Iterator[Section]:
@@ -70,10 +72,12 @@ def _section(name: str, outcome: Outcome) -> Section:
         _levels(outcome, levels, title="All metrics", with_knob=True),
     ]
     pictures, findings = [], []
+    slug = name.replace(", ", "-")
     if found := {name: of for name, of in outcome.minus("none").items() if name != "aligned"}:
         grids.append(differences_grid(found, outcome.labels, metrics, "minus no defence"))
         title = f"{attack.label.capitalize()}: each defence minus none, paired by seed"
-        pictures = [figures.forest(found, outcome.labels, f"tampering-{name.replace(', ', '-')}", title, metrics)]
+        pictures = [figures.forest(found, outcome.labels, f"tampering-{slug}", title, metrics)]
+        pictures.append(trade_offs.trade_off(outcome.rows, _best(outcome), f"tampering-{slug}-trade_off"))
         findings = [_finding(name, outcome)]
     if _controls(outcome):
         grids.append(_minus(outcome))
@@ -114,6 +118,14 @@ def _controls(outcome: Outcome) -> list[str]:
 
 def _methods(outcome: Outcome) -> list[Run]:
     return [run for run in outcome.plan.runs if run.grid and not DEFENCES.get(run.name).is_control]
+
+
+def _best(outcome: Outcome) -> list[str]:
+    """Return what one figure can show: the common controls, no defence, and the methods that keep most."""
+    methods = [run.name for run in _methods(outcome)]
+    levels = {row.run.name: row.means[KEPT.name].value or 0.0 for row in outcome.rows}
+    best = sorted(methods, key=lambda name: -levels[name])[:N_BEST]
+    return ["none", *_common_controls(outcome), *best]
 
 
 def _common_controls(outcome: Outcome) -> list[str]:
