@@ -54,7 +54,10 @@ class Method:
 
 
 LORA, SAILS, FULL = ("--init", "default"), ("--init", "sails"), ("--use_peft", "false")
-PRIVATE = ("--zeroth_order", "true", "--max_steps", "400", "--dp_epsilon", "8", "--dp_batch_size", "64")
+ZEROTH_ORDER = ("--zeroth_order", "true", "--max_steps", "400")
+BATCH = ("--per_device_train_batch_size", "64")
+"""As many examples in each step as private training has on average."""
+PRIVATE = (*ZEROTH_ORDER, "--dp_epsilon", "8", "--dp_batch_size", "64")
 STEERED = {"steer": "add", "steer_subspace": SUBSPACE, "steer_strength": KNOB, "gate": GUARD}
 MAX_PASS, STRENGTHS = (0.02, 0.05, 0.1, 0.2), (0.1, 0.2, 0.4, 0.8)
 
@@ -133,6 +136,13 @@ METHODS: Registry[Method] = Registry(
         ),
         "gate": GATE,
         "steering": _control("gate", GATE, "steering (every response)", steering={**STEERED, "gate_prompt": 0.0}),
+        "gate-clamp": replace(
+            GATE,
+            label="gate (clipping alone)",
+            knob="clamp",
+            values=(1.0, 3.0, 10.0, 30.0),
+            steering={**STEERED, "steer_strength": 0.0, "gate_clamp": KNOB},
+        ),
         "guard": GUARDED,
         "guard-shuffled": _control("guard", GUARDED, "guard (shuffled labels)", has_shuffled_labels=True),
         "sails-guard": replace(GUARDED, label="SFT-SAILS (guard)", trainer="sft", training=SAILS),
@@ -168,6 +178,7 @@ METHODS: Registry[Method] = Registry(
         "sift-random": _control(
             "sift", SIFT, "SIFT (random entries)", training=(*SIFT.training, "--sift_entries", "random")
         ),
+        "mezo-lora": Method("MeZO-LoRA (no privacy)", "methods/dp_zo", (*ZEROTH_ORDER, *BATCH, *LORA)),
         "dp-zo-lora": Method("DP-ZO-LoRA (epsilon 8)", "methods/dp_zo", (*PRIVATE, *LORA)),
         "dp-zo-sails": Method(
             "DP-ZO-SAILS (epsilon 8)",
