@@ -45,19 +45,19 @@ def helpfulness(argv: Argv = None, prog: str | None = None) -> Mapping[str, Any]
 
 def divergence(argv: Argv = None, prog: str | None = None) -> Mapping[str, Any]:
     """Measure the KL divergence of a model from its base, on answers. Return the contents of `metrics.json`."""
-    classes = (ResponseArguments, PromptArguments, RunArguments, DivergenceArguments)
-    how, asked, run, against = CommandLine.read(argv).parse(classes, prog=prog)
+    classes = (ResponseArguments, PromptArguments, RunArguments, DivergenceArguments, TrackerArguments)
+    how, asked, run, against, trackers = CommandLine.read(argv).parse(classes, prog=prog)
     from sails_align.evaluation.divergence import run_divergence
 
-    return run_divergence(how, asked, run, against)
+    return run_divergence(how, asked, run, against, trackers.report_to)
 
 
 def harness(argv: Argv = None, prog: str | None = None) -> Mapping[str, Any]:
     """Measure capability with lm-eval-harness. Return the contents of `metrics.json`."""
-    (args,) = CommandLine.read(argv).parse([HarnessArguments], prog=prog)
+    args, trackers = CommandLine.read(argv).parse([HarnessArguments, TrackerArguments], prog=prog)
     from sails_align.evaluation.harness.run import measure_capability
 
-    return measure_capability(args)
+    return measure_capability(args, trackers.report_to)
 
 
 def attack(argv: Sequence[str], prog: str | None = None) -> Mapping[str, Any] | None:

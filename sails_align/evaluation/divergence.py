@@ -32,7 +32,7 @@ from sails_align.evaluation.backends.local_model import Batches
 from sails_align.evaluation.backends.make import find_spec, make_backend
 from sails_align.evaluation.cache import Cache
 from sails_align.evaluation.compared import BASE, Responder, compared_with
-from sails_align.evaluation.metrics import METRICS, Estimate, estimate
+from sails_align.evaluation.metrics import METRICS, Estimate, as_numbers, estimate
 from sails_align.evaluation.options import (
     NOT_IN_IDENTITY,
     DivergenceArguments,
@@ -46,6 +46,7 @@ from sails_align.evaluation.records import Completion, Prompt
 from sails_align.evaluation.reference import reference_answers, reference_identity
 from sails_align.evaluation.result import places_by_split
 from sails_align.evaluation.run import opened, prompts_of
+from sails_align.evaluation.tracking import send_numbers
 from sails_align.models.generation import context_length
 from sails_align.models.load import load_model, load_spec_tokenizer
 from sails_align.models.threads import fitting_threads
@@ -68,11 +69,15 @@ NAMES = tuple(of.name for of in fields(Divergence) if of.name != "n_tokens")
 
 
 def run_divergence(
-    how: ResponseArguments, asked: PromptArguments, run: RunArguments, against: DivergenceArguments
+    how: ResponseArguments,
+    asked: PromptArguments,
+    run: RunArguments,
+    against: DivergenceArguments,
+    report_to: Sequence[str] = (),
 ) -> Mapping[str, Any]:
     """Get the answers, compare the models on them, write the files and print the means.
 
-    Harmful prompts are left out. Returns the contents of `metrics.json`.
+    Harmful prompts are left out. `report_to` names trackers. Returns the contents of `metrics.json`.
 
     Raises:
         InputError: for models, prompts or answers that cannot be used.
@@ -112,6 +117,7 @@ def run_divergence(
         write_json(folder / METRICS_FILE, metrics)
         write_record(folder, identity)
         _show(metrics, how.model, folder)
+        send_numbers(_numbers(metrics), report_to, folder)
     n_unscored = found.count(None)
     if n_unscored > run.max_unscored * len(found):
         print(
@@ -279,6 +285,13 @@ def _rows(prompts: Sequence[Prompt], found: Sequence[Divergence | None]) -> list
         {"id": prompt.id, "category": prompt.category, **({} if of is None else asdict(of))}
         for prompt, of in zip(prompts, found, strict=True)
     ]
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    numbers = as_numbers(metrics["overall"], "overall/")
+    for split, rates in metrics["by_split"].items():
+        numbers |= as_numbers(rates, f"by_split/{split}/")
+    return numbers
 
 
 def _show(metrics: Mapping[str, Any], model: str, folder: Path) -> None:

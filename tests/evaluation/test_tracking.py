@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from events import Events
 
-from sails_align.cli.evaluate import helpfulness, safety
+from sails_align.cli.evaluate import attack, divergence, harness, helpfulness, safety
 from sails_align.core.errors import InputError
 from sails_align.evaluation.metrics import as_numbers
 
@@ -35,6 +35,21 @@ def test_rates_differences_and_responses(tmp_path: Path) -> None:
         text = events.texts()[name]
         assert text.startswith(f"{len(rows)} of {len(rows)} rows")
         assert all(row["response"].split()[0] in text for row in rows)
+
+
+def test_attacks_and_divergence_send_their_numbers(tmp_path: Path) -> None:
+    attack(["prefill", *argv(tmp_path / "attack", "--report_to", "tensorboard")])
+    events = Events(tmp_path / "attack" / "out" / "tensorboard")
+    assert {"attacks/none/attack_success_rate", "attacks/all/attack_success_rate"} <= events.scalars().keys()
+    assert "responses" in events.texts()
+    divergence(argv(tmp_path / "divergence", "--base", "testbed", "--report_to", "tensorboard"))
+    assert Events(tmp_path / "divergence" / "out" / "tensorboard").scalars()["overall/kl_per_token"] == {0: 0.0}
+
+
+def test_scores_of_the_harness_are_sent(tmp_path: Path) -> None:
+    options = ["--model", "testbed", "--tasks", "testbed_facts", "--limit", "4", "--output_dir", str(tmp_path / "out")]
+    harness([*options, "--report_to", "tensorboard"])
+    assert any(name.startswith("model/testbed_facts/acc") for name in Events(tmp_path / "out/tensorboard").scalars())
 
 
 def test_they_change_no_result(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from sails_align.core.errors import InputError
 from sails_align.evaluation.attacks import ATTACKS
 from sails_align.evaluation.attacks.options import GCG_TEXTS, TESTBED_BUDGET
 from sails_align.evaluation.judges.options import JudgeArguments
-from sails_align.evaluation.options import PromptArguments, ResponseArguments, RunArguments
+from sails_align.evaluation.options import PromptArguments, ResponseArguments, RunArguments, TrackerArguments
 from sails_align.evaluation.prompts import maker_of
 
 
@@ -23,6 +23,7 @@ class AttackArguments:
     asked: PromptArguments
     who: JudgeArguments
     run: RunArguments
+    trackers: TrackerArguments
     attack: Any
     """The attack's own options."""
 
@@ -33,7 +34,8 @@ def parse(argv: Sequence[str], prog: str) -> AttackArguments:
         given = repr(argv[0]) if argv else "no attack"
         raise InputError(f"{given} is given, but the attacks are {', '.join(ATTACKS.names())}; try {prog} gcg --help")
     method, line = argv[0], CommandLine.read(argv[1:])
-    classes = [ResponseArguments, PromptArguments, JudgeArguments, RunArguments, ATTACKS.get(method).options]
+    common = [ResponseArguments, PromptArguments, JudgeArguments, RunArguments, TrackerArguments]
+    classes = [*common, ATTACKS.get(method).options]
     texts = GCG_TEXTS if method == "gcg" else None
     args = AttackArguments(method, *line.parse(classes, prog=f"{prog} {method}", texts=texts))
     if method == "prefill" and args.how.backend == "openai":

@@ -25,13 +25,14 @@ from sails_align.evaluation.cache import Cache
 from sails_align.evaluation.evaluate import evaluate
 from sails_align.evaluation.judges.make import make_judges
 from sails_align.evaluation.judges.panel import fail_if_unscored, identities
-from sails_align.evaluation.metrics import estimates
+from sails_align.evaluation.metrics import as_numbers, estimates
 from sails_align.evaluation.options import NOT_IN_IDENTITY
 from sails_align.evaluation.output import METRICS_FILE, cache_file, output_folder, prompt_row, prompts_hash, write_rows
 from sails_align.evaluation.prompts import is_of_testbed
 from sails_align.evaluation.prompts.load import counted, load_all
 from sails_align.evaluation.records import VOTE, Judge, Prompt, Verdict
 from sails_align.evaluation.tables import show_attacks
+from sails_align.evaluation.tracking import rows_of, send_numbers
 from sails_align.models.spec import ModelSpec
 
 NO_ATTACK = "none"
@@ -97,6 +98,10 @@ def run_attack(args: AttackArguments) -> dict[str, Any] | None:
         write_json(folder / METRICS_FILE, metrics)
         write_record(folder, identity)
         show_attacks(metrics, how.model, folder)
+        numbers: dict[str, float] = {}
+        for attack, rates in metrics["attacks"].items():
+            numbers |= as_numbers(rates, f"attacks/{attack}/")
+        send_numbers(numbers, args.trackers.report_to, folder, {"responses": rows_of(result)})
     fail_if_unscored(metrics["unscored"], run.max_unscored)
     return metrics
 

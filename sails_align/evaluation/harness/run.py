@@ -40,8 +40,10 @@ from sails_align.evaluation.harness.options import HarnessArguments
 from sails_align.evaluation.harness.report import report, sample_rows, show
 from sails_align.evaluation.harness.scores import HarnessResult, read_scores
 from sails_align.evaluation.harness.tasks import ROLLING, find_tasks, load_tasks
+from sails_align.evaluation.metrics import as_numbers
 from sails_align.evaluation.options import NOT_IN_IDENTITY
 from sails_align.evaluation.output import METRICS_FILE, default_folder, write_rows
+from sails_align.evaluation.tracking import send_numbers
 from sails_align.models.contents import content_of
 from sails_align.models.load import load_config, load_spec_tokenizer
 from sails_align.models.resolve import resolve_model
@@ -52,10 +54,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def measure_capability(args: HarnessArguments) -> dict[str, Any]:
+def measure_capability(args: HarnessArguments, report_to: Sequence[str] = ()) -> dict[str, Any]:
     """Run the model and its base, write the files, print the scores. Return the contents of `metrics.json`.
 
-    Raises `InputError` as `run_harness`, and if a model cannot be found.
+    `report_to` names trackers. Raises `InputError` as `run_harness`, and if a model cannot be found.
     """
     folder = refuse_trained(Path(args.output_dir or default_folder("harness", args.model)))
     with ExitStack() as stack:
@@ -94,7 +96,18 @@ def measure_capability(args: HarnessArguments) -> dict[str, Any]:
         write_json(folder / METRICS_FILE, metrics)
         write_record(folder, identity)
         show(metrics, args.model, folder)
+        send_numbers(_numbers(metrics), report_to, folder)
     return metrics
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the scores of the model, and of its base, as plain numbers."""
+    numbers: dict[str, float] = {}
+    for task, scores in metrics["tasks"].items():
+        for who in ("model", "base"):
+            of_who = {name: values[who] for name, values in scores.items() if who in values}
+            numbers |= as_numbers(of_who, f"{who}/{task}/")
+    return numbers
 
 
 def _identity(args: HarnessArguments, spec: ModelSpec, base: ModelSpec | None) -> dict[str, Any]:
