@@ -135,6 +135,7 @@ GROUPS = {
         "overwrite_output_dir",
         "logging_steps",
         "measure_steps",
+        "measure_prompts",
         "save_steps",
         "report_to",
         "push_to_hub",

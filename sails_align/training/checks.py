@@ -171,9 +171,11 @@ def _check_engine(args: TrainingPlan) -> None:
             f"{option} does not work with {engine}, which trains copies or parts of the weights;\n"
             "leave it out, or train on one GPU or with DDP"
         )
-    if engine not in ("single", "ddp") and args.of(MeasureOptions).measure_steps is not None:
+    measures = args.of(MeasureOptions)
+    given = [name for name in ("measure_steps", "measure_prompts") if getattr(measures, name)]
+    if engine not in ("single", "ddp") and given:
         raise InputError(
-            f"measure_steps is given, but a model that {engine} trains cannot be measured before it is saved;\n"
+            f"{given[0]} is given, but a model that {engine} trains cannot be measured before it is saved;\n"
             "leave it out, or train on one GPU or with DDP"
         )
     plugin = args.training.deepspeed_plugin

@@ -38,7 +38,8 @@ NOT_IN_IDENTITY: Mapping[str, frozenset[str]] = {
         log_completions_hub_repo"""
     ),
     "how it is measured while it trains": _names(
-        """do_train do_eval do_predict measure_steps eval_strategy eval_steps eval_delay eval_on_start
+        """do_train do_eval do_predict measure_steps measure_prompts measure_n_prompts eval_strategy eval_steps
+        eval_delay eval_on_start
         eval_do_concat_batches eval_use_gather_object eval_accumulation_steps per_device_eval_batch_size
         prediction_loss_only include_for_metrics batch_eval_metrics"""
     ),

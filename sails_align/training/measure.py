@@ -12,14 +12,18 @@ from sails_align.core.distributed import from_main
 from sails_align.core.errors import InputError
 from sails_align.core.files import read_record, write_json
 from sails_align.core.log import is_main
+from sails_align.evaluation.evaluate import evaluate_model
 from sails_align.evaluation.metrics import as_numbers
 from sails_align.testbed import prompts as requests
 from sails_align.testbed.build import Testbed
 from sails_align.training.callbacks.learning_curve import LearningCurveCallback
 from sails_align.training.dataset import TrainingSource
+from sails_align.training.options import MeasureOptions
 from sails_align.training.plan import TrainingPlan
 from sails_align.training.trainer import AlignmentTrainer
 
+N_TOKENS = 32
+"""Of responses to `--measure_prompts`: a refusal begins with itself."""
 LOGGED = "eval_"
 """How the names of measurements begin in logs. Trackers show such names as one group."""
 
@@ -63,9 +67,9 @@ def measure(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Measure the model now. Return numbers, and on the testbed the judged responses that they come from.
 
-    Safety is measured on the testbed, with its oracle. For other models only the held-out loss is measured here (and
-    how often DPO's reward prefers the chosen response). The numbers also go to the trainer's log, and so to the
-    trackers of `report_to`. All processes must call it.
+    Safety is measured on the testbed, with its oracle. For other models the held-out loss is measured here (and how
+    often DPO's reward prefers the chosen response), and refusals of `--measure_prompts`. The numbers also go to the
+    trainer's log, and so to the trackers of `report_to`. All processes must call it.
 
     Args:
         trainer: with its model.
@@ -74,7 +78,7 @@ def measure(
         args: of the training.
         label: of the model: `base`, which training starts from, or `trained`.
     """
-    evaluated = trainer.evaluate()
+    evaluated, measures = trainer.evaluate(), args.of(MeasureOptions)
     loss = evaluated["eval_loss"]
     if not math.isfinite(loss):
         if label == "base":
@@ -90,9 +94,27 @@ def measure(
         result = requests.measure(model, source.tokenizer, testbed, args.data.eval_examples)
         numbers |= {name: value.to_json() for name, value in requests.numbers(result).items()}
         rows = [{"model": label, **row} for row in requests.judged_rows(result, testbed.world)]
+    elif measures.measure_prompts:
+        numbers |= _refusals(trainer, source, measures)
     # `evaluate` left the model in evaluation mode, so that TRL keeps its numbers of the training for other rows.
     trainer.log(as_numbers(numbers, LOGGED))
     return numbers, rows
+
+
+def _refusals(trainer: AlignmentTrainer, source: TrainingSource, measures: MeasureOptions) -> dict[str, Any]:
+    """Return refusal and over-refusal rates, by the judge rules."""
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    result = evaluate_model(
+        model,
+        source.tokenizer,
+        measures.measure_prompts,
+        "rules",
+        n_prompts=measures.measure_n_prompts,
+        max_new_tokens=N_TOKENS,
+        progress=False,
+    )
+    rates = result.rates()
+    return {name: rates[name].to_json() for name in ("refusal_rate", "over_refusal_rate") if name in rates}
 
 
 def measure_while_training(trainer: AlignmentTrainer, every_n_steps: int, measure: Callable[[], object]) -> None:

@@ -22,9 +22,15 @@ class MeasureOptions:
         "Measure the model every so many steps, and not only before and after: on the testbed the rates, else the loss "
         "on held-out data.",
     )
+    measure_prompts: list[str] = option(
+        [],
+        "Prompt sets, such as twins, on which refusals are measured, too, by the judge rules: names or files. Not for "
+        "the testbed, whose rates are always measured.",
+    )
+    measure_n_prompts: int = option(16, "Prompts of each of these sets, balanced over categories.")
 
     def __post_init__(self) -> None:
-        check_least(self, measure_steps=1)
+        check_least(self, measure_steps=1, measure_n_prompts=1)
 
 
 def entry_options() -> list[type]:

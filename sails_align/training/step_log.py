@@ -26,6 +26,7 @@ SHOWN = {
 """Of what TRL logs, the numbers in a line; `report_to` gets all of them."""
 MEASURED = {
     "eval_safety_rate": "safety {:.1%}",
+    "eval_refusal_rate": "refusals {:.1%}",
     "eval_over_refusal_rate": "over-refusal {:.1%}",
     "eval_correct_answer_rate": "correct {:.1%}",
 }

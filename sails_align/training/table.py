@@ -11,7 +11,7 @@ from sails_align.models.adapters import WEIGHTS
 
 ESTIMATES = (
     *("safety_rate_in_distribution", "safety_rate_out_of_distribution"),
-    *("harmfulness", "over_refusal_rate", "correct_answer_rate"),
+    *("refusal_rate", "harmfulness", "over_refusal_rate", "correct_answer_rate"),
 )
 SCALARS = ("held_out_loss", "held_out_reward_accuracy")
 
