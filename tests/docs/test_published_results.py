@@ -118,6 +118,7 @@ def test_the_tables_of_methods_are_those_of_the_report() -> None:
 KEPT = "safety and helpfulness kept (%)"
 TAMPERING_COLUMNS = COLUMNS | {
     "score of the new task": "score of the new task (%)",
+    "change of the weights": "change of the weights (%)",
     "safety and task kept": KEPT,
     "safety and correct answers kept": KEPT,
 }
