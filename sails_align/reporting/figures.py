@@ -1,6 +1,6 @@
 """Figures of differences, categories, learning curves and learning rates."""
 
-import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -164,6 +164,10 @@ def _log_ticks(axes: Axes, values: Iterable[float]) -> None:
     axes.set_xticks([], minor=True)
 
 
+PANEL_LETTERS = 20
+"""That fit above a panel in a line."""
+
+
 def _in_lines(title: str) -> str:
     """Break a metric's label, which is wider than a panel, into lines."""
-    return re.sub(r", | (?=after |and )", lambda found: found[0].rstrip() + "\n", title)
+    return ",\n".join(textwrap.fill(part, PANEL_LETTERS) for part in title.split(", "))
