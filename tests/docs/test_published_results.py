@@ -135,6 +135,39 @@ def own_control_of(label: str) -> str:
     return DEFENCES.get(OWN_CONTROLS[name]).label if name in OWN_CONTROLS else ""
 
 
+SHORT = {
+    "lower rate": "minus lower learning rate",
+    "safety examples": "minus safety rows mixed in",
+    "WiSE-FT": "minus WiSE-FT",
+    "LoRA": "minus LoRA",
+    "its own": "minus its own control",
+}
+
+
+def test_the_table_of_what_to_use_when_is_that_of_the_report() -> None:
+    minus = by_first_heading("results/tampering/report.md", "Tampering: poison-10")[KEPT]
+    levels = {name.removesuffix(", control"): row for name, row in levels_of_defences("poison-10").items()}
+    of_page = by_first_heading("keeping_safety.md")["method"]
+    labels = {
+        "a smaller learning rate": "lower learning rate",
+        "safety examples": "safety rows mixed in",
+        "an average of the weights": "EMA",
+        "frozen units": "SSAH",
+        "SIFT's protected entries": "SIFT (protected entries)",
+        "task arithmetic": "task arithmetic (RESTA)",
+    }
+    for name, row in of_page.items():
+        title = re.sub(r"\[(.*)\]\(.*\)", r"\1", name)
+        label = labels.get(title, title)
+        assert row["kept, %"] == levels[label][KEPT].split(" (")[0], name
+        if row["controls not beaten"] == "(a control)":
+            assert label not in minus
+            continue
+        told = row["controls not beaten"].split(", ")
+        found = [short for short, column in SHORT.items() if minus[label][column]]
+        assert told == [short for short in found if not minus[label][SHORT[short]].endswith(" better")], name
+
+
 def test_the_tables_of_defences_are_those_of_the_report() -> None:
     of_report = by_first_heading("results/tampering/report.md", "Tampering: poison-10")
     levels = {name.removesuffix(", control"): row for name, row in levels_of_defences("poison-10").items()}
