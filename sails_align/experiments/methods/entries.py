@@ -79,7 +79,6 @@ GATE = Method(
     values=STRENGTHS,
     steering=STEERED,
     is_of_weights=False,
-    is_of_testbed=True,
 )
 GUARDED = Method(
     "guard",
@@ -89,7 +88,6 @@ GUARDED = Method(
     values=MAX_PASS,
     guard=KNOB,
     is_of_weights=False,
-    is_of_testbed=True,
 )
 NEAREST = Method(
     "SFT-LoRA (nearest refusals)",
@@ -194,5 +192,5 @@ def identity_of(name: str) -> str:
     """Return the hash of all that makes a method, with the SAEs that its options stand for."""
     method = asdict(METHODS.get(name))
     named = {of: options for of, options in SAES.items() if of in method["training"]}
-    shown = ("label", "page", "control_of")
-    return content_hash([{of: value for of, value in method.items() if of not in shown}, named])[:16]
+    changes_nothing = ("label", "page", "control_of", "is_of_testbed")
+    return content_hash([{of: value for of, value in method.items() if of not in changes_nothing}, named])[:16]

@@ -30,6 +30,7 @@ from sails_align.smollm2 import requests as twins
 from sails_align.smollm2.pairs import answered, refused
 from sails_align.testbed import prompts as testbed_prompts
 from sails_align.testbed.build import resolve_testbed
+from sails_align.testbed.data import alignment_data
 from sails_align.testbed.lexicon import PLACES
 from sails_align.testbed.world import Request
 
@@ -67,6 +68,10 @@ class Bench(Protocol):
 
     def rows(self, source: str, n: int, seed: int) -> list[Row]:
         """Draw rows (`prompt`, `completion`) of a source: `n` of them, or all that there are."""
+        ...
+
+    def pairs(self, n: int | None, seed: int, *, harmful: bool) -> list[Row]:
+        """Draw preference pairs (`prompt`, `chosen`, `rejected`) of the alignment data: `n` of them, or all."""
         ...
 
     def measure(
@@ -118,6 +123,9 @@ class TestbedBench:
         split = SOURCES["benign" if source == "task" else source]
         requests = _share(self._testbed.world.requests(split, seed=FIRST_SEED + seed), source, n)
         return [{"prompt": [user(request.prompt)], "completion": self._answer(request, source)} for request in requests]
+
+    def pairs(self, n: int | None, seed: int, *, harmful: bool) -> list[Row]:
+        return alignment_data(self._testbed.world, harmful=harmful, n=n, seed=seed).to_list()
 
     def _answer(self, request: Request, source: str) -> str:
         if source == "safety":
@@ -196,6 +204,11 @@ class SmolLM2Bench:
         order = _share(np.random.default_rng(FIRST_SEED + seed).permutation(len(known)), source, n)
         chosen = "rejected" if source in ("harmful", "other_harmful") else "chosen"
         return [{"prompt": [user(known[i]["prompt"])], "completion": known[i][chosen]} for i in order]
+
+    def pairs(self, n: int | None, seed: int, *, harmful: bool) -> list[Row]:
+        known = refused("train") if harmful else answered("train")
+        assert known is not None, "the train part has rows"
+        return [known[index] for index in np.random.default_rng(seed).permutation(len(known))[:n]]
 
     def respond(self, backend: Backend, part: str) -> list[Completion]:
         """Return a model's responses to the prompts that `measure` asks, in their order. The backend is closed."""
