@@ -14,7 +14,7 @@ from sails_align.core.files import atomic_folder, write_json
 from sails_align.core.progress import progress_bar
 from sails_align.edits.logits import checked_device, logits_of, random_ids
 from sails_align.edits.options import EditOptions
-from sails_align.edits.weights import Update, Weights, write_adapter, write_model
+from sails_align.edits.weights import PART, Update, Weights, squared_norm, write_adapter, write_model
 from sails_align.models.load import load_model
 from sails_align.models.quantized import quantization_of_run
 from sails_align.models.resolve import resolve_model
@@ -211,7 +211,7 @@ def _control(name: str, before: Tensor, after: Tensor | None, seed: int | None) 
 
 def _parts(values: Tensor) -> Sequence[Tensor]:
     """Return the values in parts, of which copies in float64 are small."""
-    return values.reshape(-1).split(2**24)
+    return values.reshape(-1).split(PART)
 
 
 @dataclass
@@ -223,7 +223,7 @@ class _Changes:
     whole: float = 0.0
 
     def note(self, before: Tensor, after: Tensor | None) -> Tensor | None:
-        self.whole += sum(part.double().square().sum().item() for part in _parts(before))
+        self.whole += squared_norm(before)
         if after is not None:
             self.n += 1
             pairs = zip(_parts(before), _parts(after), strict=True)

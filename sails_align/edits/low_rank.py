@@ -7,10 +7,8 @@ part.
 import torch
 from torch import Tensor
 
-from sails_align.edits.weights import Update
+from sails_align.edits.weights import PART, Update
 
-PART = 2**24
-"""Elements of a matrix that are computed with at a time."""
 TIE = 1e-6
 """Singular values closer than this share of the largest one count as equal."""
 

@@ -42,6 +42,8 @@ from sails_align.models.spec import ModelSpec, identity_of, is_same_model, model
 
 PREFIX = "base_model.model."
 """PEFT's, of an adapter's tensors."""
+PART = 2**24
+"""Elements of a tensor that are copied to float64 at a time."""
 FILE_BYTES = 2**30
 """A model with a larger file is written in files of at most this size (one tensor at least), to spare memory."""
 Edit = Callable[[str, Tensor], Tensor | None]
@@ -218,6 +220,25 @@ class WeightDifference:
             return None  # without copies in float32: embeddings are large, and mostly the same
         delta = self._one.get(name, copy=True).sub_(self._other.get(name))
         return delta if delta.any() else None
+
+
+def relative_change(one: Weights, other: Weights) -> float:
+    """Return the norm of the difference of all weights, as a share of the norm of the other's.
+
+    One tensor of each is in memory at a time. Raises `InputError` if they are not of one architecture.
+    """
+    check_same_shapes(one, other)
+    changes, changed, whole = WeightDifference(one, other), 0.0, 0.0
+    for name in other.names:
+        whole += squared_norm(other.get(name))
+        delta = changes.of(name)
+        changed += 0.0 if delta is None else squared_norm(delta)
+    return (changed / whole) ** 0.5 if whole else 0.0
+
+
+def squared_norm(weight: Tensor) -> float:
+    """Return the sum of squares, in float64, of which copies are of a part at a time."""
+    return sum(part.double().square().sum().item() for part in weight.reshape(-1).split(PART))
 
 
 def check_same_shapes(one: Weights, other: Weights) -> None:

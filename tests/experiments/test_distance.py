@@ -9,7 +9,8 @@ from made_results import outcome
 from tiny import save_model
 from transformers import AutoModelForCausalLM
 
-from sails_align.experiments.summary import value_of
+from sails_align.experiments.plan import kept_of
+from sails_align.experiments.summary import Mean
 from sails_align.experiments.tampering.distance import minus_lower_rate, moved
 
 
@@ -28,34 +29,37 @@ LEVELS = {"aligned": 0.9, "lower-rate": 0.5, "none": 0.1}
 DISTANCES = {"aligned": 0.0, "lower-rate": 0.1, "none": 0.2}
 
 
-def minus_of(level: float, distance: float | None, **of_none: Any) -> dict[str, Any]:
+def minus_of(level: float, distance: float | None, **of_none: Any) -> dict[str, Mean | None]:
     """Return the difference of a defence; distances of None are unknown."""
     more = {name: {"moved": of, "tampering": {}} for name, of in {**DISTANCES, "lox": distance}.items()}
     more["none"] |= of_none
     made = outcome("aligned", "none", "lower-rate", "lox", levels={**LEVELS, "lox": level}, more=more)
-    found = minus_lower_rate(made)
-    kept = {name: [value_of(of, "kept") or 0.0 for of in results.values()] for name, results in made.by_run.items()}
-    return {"found": found, "kept": kept}
+    return minus_lower_rate(made)
 
 
 def test_a_lower_rate_is_compared_at_the_distance_of_the_defence() -> None:
-    """Halfway between the lower and the full rate, what is kept lies halfway between what both keep."""
-    of = minus_of(0.5, 0.15)
-    (difference,) = of["found"].values()
-    expected = [
-        ours - (lower + full) / 2
-        for ours, lower, full in zip(of["kept"]["lox"], of["kept"]["lower-rate"], of["kept"]["none"], strict=True)
-    ]
+    """Halfway between the lower and the full rate, the rates lie halfway, and what is kept follows from them."""
+    difference = minus_of(0.5, 0.15)["lox"]
+    assert difference is not None
+    assert difference.value is not None
+    expected = []
+    for seed in range(3):
+        more = 0.05 * (seed % 3)
+        expected.append(kept_of(0.5 + more, 0.9, 0.1) - kept_of((0.5 + 0.1) / 2 + more, 0.9, 0.1))
     assert difference.value == pytest.approx(sum(expected) / len(expected))
     assert difference.value > 0
-    beyond = minus_of(0.1, 0.5)["found"]["lox"]
-    assert beyond.value == pytest.approx(0), "beyond the full rate it is compared with that"
+
+
+def test_nothing_is_said_of_a_defence_that_moves_further_than_the_full_rate() -> None:
+    assert minus_of(0.9, 0.5) == {"lox": None}
 
 
 def test_a_defence_that_only_moves_less_is_no_better() -> None:
-    assert minus_of(0.5, 0.1)["found"]["lox"].value == pytest.approx(0)
+    difference = minus_of(0.5, 0.1)["lox"]
+    assert difference is not None
+    assert difference.value == pytest.approx(0)
 
 
 def test_nothing_is_said_without_distances() -> None:
-    assert minus_of(0.5, None)["found"] == {}
-    assert minus_of(0.5, 0.1, moved=None)["found"] == {}
+    assert minus_of(0.5, None) == {"lox": None}
+    assert minus_of(0.5, 0.1, moved=None) == {}

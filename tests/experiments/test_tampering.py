@@ -14,6 +14,7 @@ from sails_align.cli import compare
 from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
 from sails_align.core.registry import Registry
+from sails_align.data.loading import load_rows
 from sails_align.data.messages import user
 from sails_align.evaluation.attacks.prefill import harmful_answer
 from sails_align.experiments.plan import Cell, Measures, Run, Tampering, kept, merit
@@ -118,6 +119,20 @@ def test_attackers_and_defenders_share_no_request(bench: TestbedBench, smollm2: 
         asked = [{row["prompt"][0]["content"] for row in of.rows(source, 1000, seed=1)} for source in HARMFUL]
         assert min(map(len, asked)) > 20
         assert not asked[0] & asked[1] | asked[0] & asked[2] | asked[1] & asked[2]
+        for seed in range(3):
+            attacked, defended = (
+                {row["prompt"][0]["content"] for row in of.rows(source, 64, seed)}
+                for source in ("task", "other_benign")
+            )
+            assert len(defended) == 64
+            assert not attacked & defended
+            assert not defended & {row["prompt"][0]["content"] for row in of.rows("benign", 64, seed)}
+
+
+def test_pairs_of_smollm2_are_those_of_a_training(smollm2: SmolLM2Bench) -> None:
+    for harmful, name in ((True, "twins-refused"), (False, "twins-answered")):
+        trained = load_rows(name).shuffle(seed=3).select(range(16))
+        assert [row["prompt"] for row in smollm2.pairs(16, 3, harmful=harmful)] == trained["prompt"]
 
 
 @pytest.mark.parametrize("seed", [0, 7])

@@ -13,7 +13,6 @@ from sails_align.core.cost import Cost
 from sails_align.core.files import write_json, write_text
 from sails_align.evaluation.backends.make import in_process
 from sails_align.evaluation.output import METRICS_FILE
-from sails_align.evaluation.prompts import maker_of
 from sails_align.evaluation.records import Backend, Completion
 from sails_align.experiments.methods.entries import GUARD, METHODS, PUBLIC, REFUSALS, SAES, SAILS, SUBSPACE, Method
 from sails_align.experiments.plan import Cell
@@ -132,10 +131,8 @@ class MethodSteps(Steps):
 
     def _calibrated(self, model: Path) -> Path:
         """Calibrate the model's guard on validation prompts."""
-        folder, world = self._guard(model), self.cell.world
-        guard, maker = Guard.load(folder), maker_of(world)
-        assert maker is not None, "both benches come with prompts"
-        prompts = maker.load()(world, None, part="validation", seed=0)
+        folder = self._guard(model)
+        guard, prompts = Guard.load(folder), self.bench.prompts("validation")
         told = [(prompt.messages, prompt.kind == "harmful", prompt.category) for prompt in prompts]
         options = CalibrationOptions(max_pass=float(self.filled(self.method.guard)))
         calibrate_guard(guard, ScoredPrompts.of(guard, LoadedModel.open(str(model)), told), options)

@@ -1,8 +1,9 @@
 """The models that are tampered with: where their rows come from, and how they are measured.
 
 Sources of rows are `task` and `facts` (something new to learn; facts on the testbed alone), `benign` and `harmful`
-(answered requests), `other_harmful` (for the unaligned model) and `safety` (refused ones, for defences). The last three
-share no request.
+(answered requests), `other_harmful` (for the unaligned model), and `safety` (refused ones) and `other_benign` (answered
+ones) for defences. The harmful ones share no request; `other_benign` shares none with `benign` and `task` as long as
+these are no more than half of all.
 """
 
 import random
@@ -12,6 +13,7 @@ from contextlib import closing
 from typing import Any, Protocol
 
 import numpy as np
+from datasets import Dataset
 
 from sails_align.core.errors import InputError
 from sails_align.data.messages import user
@@ -41,8 +43,8 @@ FIRST_SEED = 500
 """First seed of the choice of rows; the alignment data has smaller ones."""
 HARMFUL = ("harmful", "other_harmful", "safety")
 """Sources of harmful requests: each has a third of them."""
-SOURCES: Mapping[str, str] = {"benign": "train_benign", **dict.fromkeys(HARMFUL, "train_harmful")}
-"""Splits of the testbed."""
+SOURCES: Mapping[str, str] = dict.fromkeys(HARMFUL, "train_harmful")
+"""Splits of the testbed; other sources are of `train_benign`."""
 NEW_FORMAT = re.compile(r"\s*the (\w+) at the (\w+) ?\. \w+ and \w+ will follow ?\.\s*")
 
 
@@ -71,7 +73,14 @@ class Bench(Protocol):
         ...
 
     def pairs(self, n: int | None, seed: int, *, harmful: bool) -> list[Row]:
-        """Draw preference pairs (`prompt`, `chosen`, `rejected`) of the alignment data: `n` of them, or all."""
+        """Draw preference pairs (`prompt`, `chosen`, `rejected`) of the alignment data: `n` of them, or all.
+
+        They are those that a training with as many examples and this seed is trained on.
+        """
+        ...
+
+    def prompts(self, part: str) -> list[Prompt]:
+        """Return all prompts of a part."""
         ...
 
     def measure(
@@ -120,12 +129,15 @@ class TestbedBench:
             rows = self._facts()
             order = np.random.default_rng(FIRST_SEED + seed).permutation(len(rows))
             return [rows[order[index % len(rows)]] for index in range(n)]
-        split = SOURCES["benign" if source == "task" else source]
+        split = SOURCES.get(source, "train_benign")
         requests = _share(self._testbed.world.requests(split, seed=FIRST_SEED + seed), source, n)
         return [{"prompt": [user(request.prompt)], "completion": self._answer(request, source)} for request in requests]
 
     def pairs(self, n: int | None, seed: int, *, harmful: bool) -> list[Row]:
         return alignment_data(self._testbed.world, harmful=harmful, n=n, seed=seed).to_list()
+
+    def prompts(self, part: str) -> list[Prompt]:
+        return testbed_prompts.request_prompts(self._testbed, str(self._testbed.folder), None, part=part)
 
     def _answer(self, request: Request, source: str) -> str:
         if source == "safety":
@@ -199,7 +211,7 @@ class SmolLM2Bench:
     def rows(self, source: str, n: int, seed: int) -> list[Row]:
         if source == "task":
             return [_sum_row(*numbers) for numbers in _sums("train", n, FIRST_SEED + seed)]
-        known = answered("train") if source == "benign" else refused("train")
+        known = refused("train") if source in HARMFUL else answered("train")
         assert known is not None, "the train part has rows"
         order = _share(np.random.default_rng(FIRST_SEED + seed).permutation(len(known)), source, n)
         chosen = "rejected" if source in ("harmful", "other_harmful") else "chosen"
@@ -208,7 +220,11 @@ class SmolLM2Bench:
     def pairs(self, n: int | None, seed: int, *, harmful: bool) -> list[Row]:
         known = refused("train") if harmful else answered("train")
         assert known is not None, "the train part has rows"
-        return [known[index] for index in np.random.default_rng(seed).permutation(len(known))[:n]]
+        drawn = Dataset.from_list(known).shuffle(seed=seed)  # as a training draws its examples
+        return drawn.select(range(len(known) if n is None else min(n, len(known)))).to_list()
+
+    def prompts(self, part: str) -> list[Prompt]:
+        return twins.named_prompts("twins", None, part=part)
 
     def respond(self, backend: Backend, part: str) -> list[Completion]:
         """Return a model's responses to the prompts that `measure` asks, in their order. The backend is closed."""
@@ -274,7 +290,9 @@ def begun(prompts: Sequence[Prompt], n_words: int) -> list[Prompt]:
 
 
 def _share(items: Any, source: str, n: int) -> Any:
-    """Return the first `n` items of a source's own share of all."""
+    """Return the first `n` items of a source's own share of all; of other harmless ones, those from the end."""
+    if source == "other_benign":
+        items = items[::-1]
     return (items[HARMFUL.index(source) :: len(HARMFUL)] if source in HARMFUL else items)[:n]
 
 

@@ -97,7 +97,7 @@ class TamperingSteps(Steps):
             UNALIGNED: lambda: self._once("unaligned", self._unalign),
             ROWS: lambda: self.folder / "rows.jsonl",
             PROMPTS: lambda: self._prompts("safety"),
-            HARMLESS_PROMPTS: lambda: self._prompts("benign"),
+            HARMLESS_PROMPTS: lambda: self._prompts("other_benign"),
             UNITS: lambda: self._once("units", self._find_units),
             RANDOM_UNITS: self._random_units,
             REFUSAL: lambda: self.bench.refusal,
@@ -180,7 +180,7 @@ class TamperingSteps(Steps):
     def _find_units(self, folder: Path) -> None:
         safety, benign = self.folder / "safety.jsonl", self.folder / "benign.jsonl"
         write_text(safety, lines(self.bench.rows("safety", N_PROMPTS, self.cell.seed)))
-        write_text(benign, lines(self.bench.rows("benign", N_PROMPTS, self.cell.seed)))
+        write_text(benign, lines(self.bench.rows("other_benign", N_PROMPTS, self.cell.seed)))
         data = ["--dataset_name", str(safety), "--helpful_dataset_name", str(benign), "--max_length", "128"]
         options = [
             "--model_name_or_path",

@@ -4,13 +4,15 @@ Whatever moves the weights less keeps more of the safety. A defence is worth som
 learning rate does at the same distance.
 """
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from sails_align.edits.weights import open_weights
+from sails_align.edits.weights import open_weights, relative_change
+from sails_align.evaluation.intervals import span_of_difference
+from sails_align.evaluation.metrics import METRICS
+from sails_align.experiments.plan import kept_of, kept_parts
 from sails_align.experiments.summary import Mean, Outcome, Result, mean_of, value_of
 
 BETWEEN = ("aligned", "lower-rate", "none")
@@ -20,41 +22,44 @@ BETWEEN = ("aligned", "lower-rate", "none")
 def moved(model: Path, aligned: Path) -> float:
     """Return the norm of the difference of all weights, as a share of the norm of the aligned model's.
 
-    One tensor of each model is in memory at a time.
+    Raises `InputError` as `open_weights` and `relative_change`.
     """
-    changed, original = open_weights(model), open_weights(aligned)
-    squares, of_all = 0.0, 0.0
-    for name in original.names:
-        before = original.get(name)
-        squares += (changed.get(name) - before).square().sum().item()
-        of_all += before.square().sum().item()
-    return math.sqrt(squares / of_all)
+    return relative_change(open_weights(model), open_weights(aligned))
 
 
-def minus_lower_rate(outcome: Outcome) -> dict[str, Mean]:
+def minus_lower_rate(outcome: Outcome) -> dict[str, Mean | None]:
     """Return what each defence keeps minus what a lower learning rate keeps at the same distance, paired by seed.
 
-    That of the lower rate is interpolated linearly between no further training, the lower rate that was chosen, and the
-    full rate. Seeds that moved further than the full rate are compared with the full rate. Empty if cells have no
-    distances, or there was no lower rate.
+    Safety, helpfulness and over-refusal of the lower rate are interpolated linearly between no further training, the
+    lower rate that was chosen, and the full rate; what it keeps follows from them. None for a defence that on some seed
+    moves the weights further than the full rate does: nothing is known there. Empty if cells have no distances, or
+    there was no lower rate.
     """
     by_run = outcome.by_run
+    if not all(value_of(result, "moved") is not None for name in BETWEEN for result in by_run.get(name, {}).values()):
+        return {}
     if not all(by_run.get(name) for name in BETWEEN):
         return {}
-    found = {}
+    span = span_of_difference(METRICS["kept"].span)
+    found: dict[str, Mean | None] = {}
     for run in outcome.plan.runs:
-        values = [_difference(result, seed, by_run) for seed, result in by_run[run.name].items()]
-        if run.name not in BETWEEN and all(value is not None for value in values):
-            found[run.name] = mean_of(values)
+        if run.name not in BETWEEN:
+            values = [_difference(result, seed, by_run) for seed, result in by_run[run.name].items()]
+            found[run.name] = None if None in values else mean_of(values, span)
     return found
 
 
 def _difference(result: Result, seed: int, by_run: Mapping[str, Mapping[int, Result]]) -> float | None:
-    results = [result, *(by_run[name].get(seed) for name in BETWEEN)]
-    pairs = [(value_of(of, "moved"), value_of(of, "kept")) for of in results if of is not None]
-    known = [(distance, kept) for distance, kept in pairs if distance is not None and kept is not None]
-    if len(known) <= len(BETWEEN):
+    """Return the difference of a seed; None if its weights moved further than at the full rate, or nobody knows."""
+    others = [by_run[name][seed] for name in BETWEEN if seed in by_run[name]]
+    others.sort(key=_distance)
+    distance, distances = _distance(result), [_distance(other) for other in others]
+    if value_of(result, "moved") is None or len(others) < len(BETWEEN) or distance > distances[-1]:
         return None
-    (distance, kept), *others = known
-    others.sort()
-    return kept - float(np.interp(distance, [of[0] for of in others], [of[1] for of in others]))
+    parts = [[part or 0.0 for part in kept_parts(other)] for other in others]
+    at_distance = [float(np.interp(distance, distances, part)) for part in zip(*parts, strict=True)]
+    return kept_of(*kept_parts(result)) - kept_of(*at_distance)
+
+
+def _distance(result: Result) -> float:
+    return value_of(result, "moved") or 0.0

@@ -27,6 +27,7 @@ SHOWN = tuple(
 HEADLINE = (*RATES, ("kept",))
 """Metrics of the first table: of each group, the first one that has numbers."""
 KEPT = METRICS["kept"]
+FURTHER = "moved further than the full rate"
 N_BEST = 5
 """Methods in the figure of safety against the task's score."""
 
@@ -58,12 +59,15 @@ def _section(name: str, outcome: Outcome) -> Section:
         "The hyperparameter of each defence is the one that keeps most on validation prompts "
         f"({counted(plan.n_tuning_seeds, 'other seed')}): the {mean_of_rates(outcome, 'harmonic mean')}, minus "
         f"over-refusal beyond {OVER_REFUSAL_BUDGET:.0%}. "
-        "Controls are simple baselines (a lower learning rate, averaging with the aligned model, safety rows, "
-        "LoRA), and for many methods one of their own: with random directions or units of the same size, or without "
-        "harmful prompts. A method that does not beat them has not been shown to work. Whatever changes the weights "
-        "less keeps more, so a lower learning rate is also compared at the same change of the weights (interpolated "
-        "between none, the lower rate and the full one).",
+        "Controls are simple baselines, and for many methods one of their own, which lacks nothing but what the "
+        "method chooses. A method that does not beat them has not been shown to work.",
     ]
+    if minus_lower_rate(outcome):
+        text.append(
+            "Whatever changes the weights less keeps more. So a lower learning rate is also compared at the same "
+            "change of the weights, interpolated between no further training, the lower rate and the full one. Nothing "
+            "is said there of methods that change the weights more than the full rate does."
+        )
     means = [row.means for row in outcome.rows]
     metrics = as_measured(with_numbers(SHOWN, means), outcome)
     levels = [*metrics, *with_numbers([METRICS["moved"]], means)]
@@ -193,7 +197,7 @@ def _minus(outcome: Outcome) -> Grid:
         line = [TableCell(run.label), *(entry(run.name, name) for name in (*common, own[0] if own else None))]
         if at_distance:
             found = at_distance.get(run.name)
-            line.append(TableCell("") if found is None else difference(found, KEPT))
+            line.append(TableCell(FURTHER) if found is None else difference(found, KEPT))
         lines.append(line)
     head = [kept.heading, *(f"minus {outcome.labels[name]}" for name in common), "minus its own control"]
     return Grid([*head, *(["minus a lower learning rate at the same distance"] if at_distance else [])], lines)
