@@ -178,6 +178,7 @@ def evaluate_model(
     *,
     tasks: Sequence[Task] = SAFETY,
     n_prompts: int | None = None,
+    part: str = "test",
     kind: Kind | None = None,
     max_new_tokens: int | None = None,
     temperature: float = 0.0,
@@ -197,6 +198,7 @@ def evaluate_model(
             None: the oracle, if all prompts are the testbed's.
         tasks: what is judged; `HELPFULNESS` for how good answers to benign prompts are.
         n_prompts: of each set, balanced over categories; None: all (256 of each of the testbed's).
+        part: of sets that have parts: `test`, `validation` or `train`.
         kind: of the prompts of files that do not say it: `harmful`, `benign` or `dual_use`.
         max_new_tokens: of a response; None: 512, or 24 on the testbed.
         temperature: 0 is greedy.
@@ -221,7 +223,7 @@ def evaluate_model(
     names = [name for name in given if isinstance(name, str)]
     asked = [prompt for prompt in given if isinstance(prompt, Prompt)]
     if names:
-        asked += load_all(PromptArguments(names, n_prompts=n_prompts, kind=kind), seed)
+        asked += load_all(PromptArguments(names, n_prompts=n_prompts, part=part, kind=kind), seed)
     how = ResponseArguments(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     return evaluate(
         asked,

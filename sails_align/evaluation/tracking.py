@@ -20,28 +20,30 @@ def send(results: Sequence[EvaluationResult], report_to: Sequence[str], folder: 
         report_to: names of services.
         folder: of the evaluation, which names the run. TensorBoard's files are in its `tensorboard`.
     """
+    if not services_of(report_to):
+        return
     numbers = _numbers(results[0])
     if len(results) > 1:
         overall = comparison_of(*results)["overall"]
         for part in (COMPARED, "difference"):
             numbers |= as_numbers({name: row[part] for name, row in overall.items()}, f"{part}/")
     tables = zip(("responses", f"{COMPARED}/responses"), results, strict=False)
-    send_numbers(numbers, report_to, folder, {name: rows_of(result) for name, result in tables})
+    send_numbers(numbers, report_to, folder, dict(tables))
 
 
 def send_numbers(
     numbers: Mapping[str, float],
     report_to: Sequence[str],
     folder: Path,
-    tables: Mapping[str, list[dict[str, Any]]] | None = None,
+    tables: Mapping[str, EvaluationResult] | None = None,
 ) -> None:
-    """Send numbers, and tables by their names; `report_to` and `folder` as for `send`."""
+    """Send numbers, and tables of responses by their names; `report_to` and `folder` as for `send`."""
     if not (services := services_of(report_to)):
         return
     with trackers_of(services, folder.resolve().name, folder / "tensorboard") as trackers:
         trackers.numbers(dict(numbers))
-        for name, rows in (tables or {}).items():
-            trackers.table(name, rows)
+        for name, result in (tables or {}).items():
+            trackers.table(name, _rows(result))
     say(f"sent to {', '.join(services)}")
 
 
@@ -52,7 +54,7 @@ def _numbers(result: EvaluationResult) -> dict[str, float]:
     return numbers
 
 
-def rows_of(result: EvaluationResult) -> list[dict[str, Any]]:
+def _rows(result: EvaluationResult) -> list[dict[str, Any]]:
     """Return a row for each response, with the score of each task; None if it has none."""
     frame = result.to_pandas().astype(object)
     return frame.where(frame.notna(), None).to_dict("records")  # pyright: ignore[reportReturnType]

@@ -31,6 +31,7 @@ from sails_align.data.options import DertaOptions, NearestRefusalOptions
 from sails_align.initializers import INITIALIZERS
 from sails_align.models.load import exact_attention
 from sails_align.subspace.options import PRESETS
+from sails_align.testbed.build import is_testbed
 from sails_align.training.callbacks.options import EmaOptions, FreezeUnitsOptions, SiftOptions
 from sails_align.training.losses import LOSSES
 from sails_align.training.losses.options import LossOptions
@@ -131,6 +132,8 @@ def _check_values(args: TrainingPlan) -> None:
         for name in names:
             if (value := given.get(name)) is not None and not low <= value < high:
                 raise InputError(f"{name} is {value}, but must be {allowed}")
+    if args.of(MeasureOptions).measure_prompts and is_testbed(args.model.model_name_or_path or "testbed"):
+        raise InputError("measure_prompts is given, but the testbed's rates are always measured; leave it out")
     if args.training.max_steps == 0:
         raise InputError("max_steps is 0, which trains nothing; leave it out, or choose 1 or more")
 

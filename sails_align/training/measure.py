@@ -110,6 +110,7 @@ def _refusals(trainer: AlignmentTrainer, source: TrainingSource, measures: Measu
         measures.measure_prompts,
         "rules",
         n_prompts=measures.measure_n_prompts,
+        part="validation",  # so that settings can be chosen by it
         max_new_tokens=N_TOKENS,
         progress=False,
     )

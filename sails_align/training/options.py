@@ -24,8 +24,8 @@ class MeasureOptions:
     )
     measure_prompts: list[str] = option(
         [],
-        "Prompt sets, such as twins, on which refusals are measured, too, by the judge rules: names or files. Not for "
-        "the testbed, whose rates are always measured.",
+        "Prompt sets, such as twins, on which refusals are measured, too, by the judge rules: names or files. Of sets "
+        "with parts it is the validation part. Not for the testbed, whose rates are always measured.",
     )
     measure_n_prompts: int = option(16, "Prompts of each of these sets, balanced over categories.")
 

@@ -1,5 +1,6 @@
 """The tampering study: what aligned models are trained on further, the defences, and how their knobs are chosen."""
 
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -37,10 +38,14 @@ from sails_align.experiments.tampering.cells import run_tampered
 from sails_align.experiments.tampering.defences import (
     ADAPTER,
     DEFENCES,
+    HARMLESS_PROMPTS,
     KNOB,
     OWN_CONTROLS,
+    PROMPTS,
+    RANDOM_UNITS,
     ROWS,
     SEED,
+    UNITS,
     can_defend,
     tampering_of,
 )
@@ -189,10 +194,33 @@ def test_the_own_control_of_a_defence_lacks_only_its_choice(name: str, control: 
     ours, theirs = DEFENCES.get(name), DEFENCES.get(control)
     assert theirs.is_control
     assert not ours.is_control
-    if theirs.values:  # without protected entries there is no share of them
-        assert (ours.knob, ours.values, len(ours.training)) == (theirs.knob, theirs.values, len(theirs.training))
-        assert (ours.before.keys(), ours.after.keys()) == (theirs.before.keys(), theirs.after.keys())
-    assert replace(theirs, label="", is_control=False) != replace(ours, label="", is_control=False)
+    if name == "sift":  # without protected entries there is no share of them
+        assert theirs.training == ours.training[: len(theirs.training)]
+        assert (theirs.rate, theirs.before, theirs.after) == (ours.rate, ours.before, ours.after)
+        return
+
+    def unseeded(edits: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+        return {
+            edit: {key: of for key, of in values.items() if key != "control_seed"} for edit, values in edits.items()
+        }
+
+    words = {RANDOM_UNITS: UNITS, HARMLESS_PROMPTS: PROMPTS}
+    as_ours = replace(
+        theirs,
+        label=ours.label,
+        is_control=False,
+        before=unseeded(theirs.before),
+        after=unseeded(theirs.after),
+        training=tuple(words.get(word, word) for word in theirs.training),
+    )
+    assert as_ours == ours
+    assert (theirs.before, theirs.after, theirs.training) != (ours.before, ours.after, ours.training)
+
+
+def test_published_results_keep_their_keys() -> None:
+    """Hundreds of files of results in docs are found by them."""
+    assert tampering_of("poison-10", "none").sha256 == "005db69a12dee9e1"
+    assert tampering_of("prefill-5", "derta").sha256 == "0d50e374a1befe41"
 
 
 def test_forced_beginnings_are_those_of_harmful_answers(bench: TestbedBench) -> None:
@@ -210,7 +238,11 @@ def test_forced_beginnings_are_those_of_harmful_answers(bench: TestbedBench) -> 
 def test_defences_of_all_weights_are_not_tried_against_an_attacker_with_an_adapter() -> None:
     _, _, (study,) = read_plans(CommandLine.read(["--study", "tampering", "--attacks", "task", "task-lora"]), None)
     (_, of_task), (_, of_adapter) = study.plans
-    assert {run.name for run in of_task.runs} - {run.name for run in of_adapter.runs} == {"sift", "sift-unprotected"}
+    assert {run.name for run in of_task.runs} - {run.name for run in of_adapter.runs} == {
+        "sift",
+        "sift-unprotected",
+        "lora",
+    }
 
 
 def test_no_more_words_are_forced_than_are_known() -> None:

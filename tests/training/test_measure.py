@@ -119,6 +119,11 @@ def test_an_unknown_prompt_set_is_refused_before_training(project: Project, tmp_
         align.main("sft", project.argv(tmp_path, "--init", "default", "--measure_prompts", "nowhere.jsonl"))
 
 
+def test_prompt_sets_are_not_for_the_testbed(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="measure_prompts is given, but the testbed's rates are always measured"):
+        align.main("sft", ["--measure_prompts", "twins", "--output_dir", str(tmp_path)])
+
+
 @pytest.mark.slow
 def test_wandb_does_not_get_a_token_of_the_command_line(project: Project, tmp_path: Path) -> None:
     pytest.importorskip("wandb")

@@ -32,7 +32,7 @@ from sails_align.evaluation.prompts import is_of_testbed
 from sails_align.evaluation.prompts.load import counted, load_all
 from sails_align.evaluation.records import VOTE, Judge, Prompt, Verdict
 from sails_align.evaluation.tables import show_attacks
-from sails_align.evaluation.tracking import rows_of, send_numbers
+from sails_align.evaluation.tracking import send_numbers
 from sails_align.models.spec import ModelSpec
 
 NO_ATTACK = "none"
@@ -101,7 +101,7 @@ def run_attack(args: AttackArguments) -> dict[str, Any] | None:
         numbers: dict[str, float] = {}
         for attack, rates in metrics["attacks"].items():
             numbers |= as_numbers(rates, f"attacks/{attack}/")
-        send_numbers(numbers, args.trackers.report_to, folder, {"responses": rows_of(result)})
+        send_numbers(numbers, args.trackers.report_to, folder, {"responses": result})
     fail_if_unscored(metrics["unscored"], run.max_unscored)
     return metrics
 

@@ -246,4 +246,5 @@ def can_defend(name: str, attack: Attack) -> bool:
     defence = DEFENCES.get(name)
     if not attack.trains:
         return defence.is_of_weights
-    return not (attack.is_lora and defence.needs_all_weights)
+    is_same = defence.training == ADAPTER  # with an attacker that trains an adapter, the control `lora` is none
+    return not (attack.is_lora and (defence.needs_all_weights or is_same))
