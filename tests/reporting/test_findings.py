@@ -246,9 +246,9 @@ def test_what_is_in_doubt_has_a_section_of_its_own() -> None:
     (section,) = in_doubt("All methods", of)
     assert all("several values of its learning rate are equally good" in doubt for doubt in section.text)
     plan = replace(of.plan, learning_rates=(1e-4, 1e-3, 1e-2))
-    clear = {cell.key: result(0.5 + 50 * (cell.learning_rate == 1e-3)) for cell in plan.tuning_cells()}
+    clear = {cell.key: result(0.5 + 0.4 * (cell.learning_rate == 1e-3)) for cell in plan.tuning_cells()}
     assert not list(in_doubt("All methods", replace(of, plan=plan, tuned=clear)))
-    rising = {cell.key: result(50 * (cell.learning_rate or 0)) for cell in of.plan.tuning_cells()}
+    rising = {cell.key: result(0.4 * (cell.learning_rate or 0)) for cell in of.plan.tuning_cells()}
     chosen = of.plan.choose(rising)
     tested = {cell.key: result(0.5) for cell in of.plan.test_cells(chosen)}
     (section,) = in_doubt("All methods", Outcome(of.plan, rising, tested, chosen))

@@ -81,7 +81,7 @@ def side_study(kind: StudyKind, argv: list[str]) -> ReportData:
     left = {of: {"safety_rate": {"value": 0.5}} for of in ("benign", "harmful")}
 
     def of(cell: Cell) -> dict[str, Any]:
-        made = result(0.5 + 0.01 * cell.seed % 3, relearned=left, tampering={})
+        made = result(0.5 + 0.01 * (cell.seed % 3), relearned=left, tampering={})
         made["numbers"] |= {name: {"value": 0.5, "n_unscored": 0} for name in ("harmfulness", "task_score")}
         return made
 

@@ -191,15 +191,21 @@ def _minus(outcome: Outcome) -> Grid:
     def entry(name: str, control: str | None) -> TableCell:
         return TableCell("") if control is None else difference(outcome.difference(name, control)[KEPT.name], KEPT)
 
+    own_controls = {
+        run.name: next((name for name in controls_of(outcome, run.name) if name not in common), None)
+        for run in _methods(outcome)
+    }
+    has_own = any(own_controls.values())
     lines = []
     for run in _methods(outcome):
-        own = [name for name in controls_of(outcome, run.name) if name not in common]
-        line = [TableCell(run.label), *(entry(run.name, name) for name in (*common, own[0] if own else None))]
+        shown = [*common, *([own_controls[run.name]] if has_own else [])]
+        line = [TableCell(run.label), *(entry(run.name, name) for name in shown)]
         if at_distance:
             found = at_distance.get(run.name)
             line.append(TableCell(FURTHER) if found is None else difference(found, KEPT))
         lines.append(line)
-    head = [kept.heading, *(f"minus {outcome.labels[name]}" for name in common), "minus its own control"]
+    head = [kept.heading, *(f"minus {outcome.labels[name]}" for name in common)]
+    head += ["minus its own control"] if has_own else []
     return Grid([*head, *(["minus a lower learning rate at the same distance"] if at_distance else [])], lines)
 
 
