@@ -3,7 +3,7 @@
     python benchmarks/human_answers.py --rows data/self_instruct/user_oriented_instructions.jsonl \
         --output docs/results/human_answers.json
 
-From this repository's folder; about half an hour on two cores. An interrupted run goes on where it was. The rows are
+From this repository's folder; about fifty minutes on one core. An interrupted run goes on where it was. The rows are
 Self-Instruct's 252 instructions with answers, written by people (github.com/yizhongw/self-instruct, human_eval/). Each
 method is trained with the learning rate that the comparison chose, and measured on the same answers, each cut at
 --max_length tokens with its prompt.
@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="JSON file for the figures")
     args = parser.parse_args()
     sizes = {name: getattr(args, name) for name in ("n_rows", "max_length", "n_examples")}
-    sizes |= {"rows": file_hash(args.rows), "versions": package_versions()}
+    sizes |= {"learning_rates": METHODS, "rows": file_hash(args.rows), "versions": package_versions()}
     known = json.loads(args.output.read_text()) if args.output.is_file() else {}
     runs: dict[str, Any] = known["runs"] if sizes.items() <= known.items() else {}
     sides = sides_of(args.rows, args.n_rows, args.max_length)

@@ -232,6 +232,18 @@ def test_the_documents_have_what_the_rule_of_presets_says() -> None:
             assert f"{told[0]} ({told[1]} to {told[2]})" in row
 
 
+def test_the_documents_have_the_perplexity_of_human_answers() -> None:
+    found = json.loads((DOCS / "results/human_answers.json").read_text())
+    text = (DOCS / "smollm2.md").read_text()
+    labels = {"sft-lora": "SFT-LoRA", "sft-sails": "SFT-SAILS", "sft-full": "SFT, all weights"}
+    assert found["methods"].keys() == labels.keys()
+    for name, of in found["methods"].items():
+        (row,) = (line for line in text.splitlines() if line.startswith(f"| {labels[name]} | {of['perplexity']:.1f} |"))
+        ratio = {part: of["ratio"][part] for part in ("value", "ci_low", "ci_high")}
+        assert all(value is None or f"{value:.2f}" in row for value in ratio.values())
+        assert row.endswith(f"| {of['n_seeds']} |")
+
+
 def test_the_documents_have_what_safety_examples_keep() -> None:
     found: dict[tuple[str, float], list[dict[str, Any]]] = {}
     for path in (DOCS / "results/tampering/cells").glob("*.json"):
