@@ -142,6 +142,14 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 """Where the Trainer puts models: what is compared bit for bit with them has to be computed there."""
 
 
+def half_harmless(project: Project, folder: Path) -> Path:
+    """Write the safety data with every second row said to be of a harmless request."""
+    rows = [json.loads(line) for line in (project.folder / "safety.jsonl").read_text().splitlines()]
+    path = folder / "labelled.jsonl"
+    path.write_text("".join(json.dumps({**row, "harmful": i % 2 == 0}) + "\n" for i, row in enumerate(rows)))
+    return path
+
+
 def logits(model: torch.nn.Module) -> torch.Tensor:
     ids_BS = torch.arange(4, 44).view(4, 10)
     model.eval()

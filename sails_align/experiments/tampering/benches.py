@@ -211,15 +211,19 @@ class SmolLM2Bench:
     def rows(self, source: str, n: int, seed: int) -> list[Row]:
         if source == "task":
             return [_sum_row(*numbers) for numbers in _sums("train", n, FIRST_SEED + seed)]
-        known = refused("train") if source in HARMFUL else answered("train")
-        assert known is not None, "the train part has rows"
+        known = self._known(harmful=source in HARMFUL)
         order = _share(np.random.default_rng(FIRST_SEED + seed).permutation(len(known)), source, n)
         chosen = "rejected" if source in ("harmful", "other_harmful") else "chosen"
         return [{"prompt": [user(known[i]["prompt"])], "completion": known[i][chosen]} for i in order]
 
-    def pairs(self, n: int | None, seed: int, *, harmful: bool) -> list[Row]:
+    def _known(self, *, harmful: bool) -> list[Row]:
+        """Return all pairs of the train part."""
         known = refused("train") if harmful else answered("train")
         assert known is not None, "the train part has rows"
+        return known
+
+    def pairs(self, n: int | None, seed: int, *, harmful: bool) -> list[Row]:
+        known = self._known(harmful=harmful)
         drawn = Dataset.from_list(known).shuffle(seed=seed)  # as a training draws its examples
         return drawn.select(range(len(known) if n is None else min(n, len(known)))).to_list()
 

@@ -7,7 +7,7 @@ from sails_align.core.text import counted
 from sails_align.evaluation.intervals import LEAST_SEEDS
 from sails_align.evaluation.metrics import METRICS, SAFETY_RATES, Metric
 from sails_align.experiments.plan import OVER_REFUSAL_BUDGET, RUNS, Run
-from sails_align.experiments.summary import Front, Outcome, hypervolume_difference, paired, with_numbers
+from sails_align.experiments.summary import Front, Mean, Outcome, hypervolume_difference, paired, with_numbers
 from sails_align.experiments.tampering.attacks import ATTACKS
 from sails_align.experiments.tampering.defences import DEFENCES, OWN_CONTROLS
 from sails_align.experiments.tampering.distance import minus_lower_rate
@@ -62,7 +62,8 @@ def _section(name: str, outcome: Outcome) -> Section:
         "Controls are simple baselines, and for many methods one of their own, which lacks nothing but what the "
         "method chooses. A method that does not beat them has not been shown to work.",
     ]
-    if minus_lower_rate(outcome):
+    at_distance = minus_lower_rate(outcome)
+    if at_distance:
         text.append(
             "Whatever changes the weights less keeps more. So a lower learning rate is also compared at the same "
             "change of the weights, interpolated between no further training, the lower rate and the full one. Nothing "
@@ -84,7 +85,7 @@ def _section(name: str, outcome: Outcome) -> Section:
         pictures.append(trade_offs.trade_off(outcome.rows, _best(outcome), f"tampering-{slug}-trade_off"))
         findings = [_finding(name, outcome)]
     if _controls(outcome):
-        grids.append(_minus(outcome))
+        grids.append(_minus(outcome, at_distance))
     if fronts := outcome.fronts():
         grids.append(_hypervolumes(fronts))
     return Section(f"Tampering: {name}", text, grids, pictures, findings=findings)
@@ -183,10 +184,13 @@ def _levels(outcome: Outcome, metrics: Sequence[Metric], *, title: str, with_kno
     return Grid(head, lines, title)
 
 
-def _minus(outcome: Outcome) -> Grid:
-    """Return safety (or refusals) and helpfulness kept of each method minus that of each control, paired by seed."""
+def _minus(outcome: Outcome, at_distance: Mapping[str, Mean | None]) -> Grid:
+    """Return safety (or refusals) and helpfulness kept of each method minus that of each control, paired by seed.
+
+    `at_distance` is what `minus_lower_rate` found; empty: there is no such column.
+    """
     (kept,) = as_measured([KEPT], outcome)
-    common, at_distance = _common_controls(outcome), minus_lower_rate(outcome)
+    common = _common_controls(outcome)
 
     def entry(name: str, control: str | None) -> TableCell:
         return TableCell("") if control is None else difference(outcome.difference(name, control)[KEPT.name], KEPT)

@@ -1,13 +1,12 @@
 """The loss `crisp`: which features it chooses, what it is at the start, and that it suppresses them."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import Built, Project, adapter_weights, build, distance
+from tiny import Built, Project, adapter_weights, build, distance, half_harmless
 
 from sails_align.core.errors import InputError
 from sails_align.subspace.statistics import SideSums, TokenStats
@@ -129,9 +128,7 @@ def test_data_without_a_difference_is_refused(project: Project, tmp_path: Path):
 
 
 def test_answers_to_requests_that_are_said_to_be_harmless_are_not_unlearned(project: Project, tmp_path: Path):
-    rows = [json.loads(line) for line in (project.folder / "safety.jsonl").read_text().splitlines()]
-    path = tmp_path / "labelled.jsonl"
-    path.write_text("".join(json.dumps({**row, "harmful": i % 2 == 0}) + "\n" for i, row in enumerate(rows)))
+    path = half_harmless(project, tmp_path)
     built = build(project.argv(tmp_path, *OURS, "--dataset_name", str(path)))
     n_harmful = sum(built.source.safety["harmful"][:])
     assert len(loss_of(built)._forget) == n_harmful < len(built.source.safety)

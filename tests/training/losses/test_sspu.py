@@ -10,7 +10,7 @@ import torch
 from sae_lens import StandardSAE, StandardSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 from safetensors.torch import load_file
-from tiny import Built, Project, adapter_weights, build, distance
+from tiny import Built, Project, adapter_weights, build, distance, half_harmless
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -250,9 +250,7 @@ def test_data_and_saes_that_do_not_serve(project: Project, tmp_path: Path, optio
 
 
 def test_answers_to_requests_that_are_said_to_be_harmless_are_not_unlearned(project: Project, tmp_path: Path):
-    rows = [json.loads(line) for line in (project.folder / "safety.jsonl").read_text().splitlines()]
-    path = tmp_path / "labelled.jsonl"
-    path.write_text("".join(json.dumps({**row, "harmful": i % 2 == 0}) + "\n" for i, row in enumerate(rows)))
+    path = half_harmless(project, tmp_path)
     built = build(project.argv(tmp_path, *OURS, "--dataset_name", str(path)))
     n_harmful = sum(built.source.safety["harmful"][:])
     assert len(loss_of(built)._forget) == n_harmful < len(built.source.safety)
