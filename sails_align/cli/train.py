@@ -136,6 +136,7 @@ GROUPS = {
         "logging_steps",
         "measure_steps",
         "measure_prompts",
+        "measure_n_prompts",
         "save_steps",
         "report_to",
         "push_to_hub",
