@@ -13,10 +13,10 @@ from typing import Any, Literal, cast
 from sails_align import edits
 from sails_align.core.artifacts import content_hash, package_versions
 from sails_align.core.files import atomic_folder, exclusive, write_text
+from sails_align.experiments.benches.bench import Bench, Row
 from sails_align.experiments.placeholders import BASE, KNOB, SEED, WORLD
 from sails_align.experiments.plan import FORMAT, Cell
 from sails_align.experiments.tampering.attacks import ATTACKS, Attack
-from sails_align.experiments.tampering.benches import Bench, Row
 from sails_align.training import run as align
 
 QUIET = (

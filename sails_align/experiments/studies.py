@@ -12,6 +12,8 @@ from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
 from sails_align.core.registry import Registry
 from sails_align.core.suggestions import did_you_mean
+from sails_align.experiments.benches.make import knob_values
+from sails_align.experiments.benches.names import is_bench
 from sails_align.experiments.contents import contents_hash
 from sails_align.experiments.methods.entries import METHODS, Method, identity_of
 from sails_align.experiments.options import KEYS, OF_TESTBED, STUDIES, CompareOptions, LauncherOptions
@@ -25,8 +27,7 @@ from sails_align.experiments.plan import (
     option_words,
 )
 from sails_align.experiments.protocol import read_protocol
-from sails_align.experiments.tampering.attacks import ATTACKS, is_bench
-from sails_align.experiments.tampering.benches import check_attack, knob_values
+from sails_align.experiments.tampering.attacks import ATTACKS, check_attack
 from sails_align.experiments.tampering.defences import DEFENCES, WITHOUT, can_defend, tampering_of
 from sails_align.testbed.build import PARAMETERS, is_testbed, parse_parameters, parse_world
 from sails_align.training import run as align

@@ -17,7 +17,7 @@ def with_suffixes(
     """Return the prompts, each with the suffix that makes the model's harmful answer to it most likely."""
     from sails_align.evaluation.attacks.gcg import search
 
-    options = GcgOptions(**{name: TESTBED_BUDGET[name] for name in GCG_OPTIONS})  # type: ignore[arg-type]
+    options = GcgOptions(**{name: TESTBED_BUDGET[name] for name in GCG_OPTIONS})  # pyright: ignore[reportArgumentType] -- ints
     attacked = []
     for prompt in prompts:
         found = search(model, tokenizer, [(prompt, str(prompt.meta["target"]))], options, seed=seed)

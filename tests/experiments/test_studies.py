@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file
 
 from sails_align.core.errors import InputError
+from sails_align.experiments.benches.make import bench_of
 from sails_align.experiments.options import CompareOptions
 from sails_align.experiments.plan import RUNS, Cell, Measures, Plan, Run
 from sails_align.experiments.steps import LEFT_AFTER, Steps
 from sails_align.experiments.studies import ABLATIONS, Change, ablations, examples, worlds
 from sails_align.experiments.summary import Front, Outcome, Point, examples_to, hypervolume_difference, value_of
-from sails_align.experiments.tampering.benches import bench_of
 from sails_align.subspace.concepts import harm_share
 from sails_align.testbed.build import resolve_testbed
 from sails_align.training import run as align

@@ -18,22 +18,14 @@ from sails_align.core.registry import Registry
 from sails_align.data.loading import load_rows
 from sails_align.data.messages import user
 from sails_align.evaluation.attacks.prefill import harmful_answer
+from sails_align.experiments.benches.bench import HARMFUL, begun, changed
+from sails_align.experiments.benches.make import bench_of, knob_values
+from sails_align.experiments.benches.smollm2 import SmolLM2Bench, _sums
+from sails_align.experiments.benches.testbed import NEW_FORMAT, TestbedBench
 from sails_align.experiments.plan import Cell, Measures, Run, Tampering, kept, merit
 from sails_align.experiments.steps import HELD_OUT_SEED, held_out_row
 from sails_align.experiments.studies import read_plans
-from sails_align.experiments.tampering.attacks import ATTACKS
-from sails_align.experiments.tampering.benches import (
-    HARMFUL,
-    NEW_FORMAT,
-    SmolLM2Bench,
-    TestbedBench,
-    _sums,
-    begun,
-    bench_of,
-    changed,
-    check_attack,
-    knob_values,
-)
+from sails_align.experiments.tampering.attacks import ATTACKS, check_attack
 from sails_align.experiments.tampering.cells import run_tampered
 from sails_align.experiments.tampering.defences import (
     ADAPTER,

@@ -14,10 +14,11 @@ from sails_align.core.files import write_json, write_text
 from sails_align.evaluation.backends.make import in_process
 from sails_align.evaluation.output import METRICS_FILE
 from sails_align.evaluation.records import Backend, Completion
+from sails_align.experiments.benches.make import bench_of
+from sails_align.experiments.benches.smollm2 import SmolLM2Bench
 from sails_align.experiments.methods.entries import GUARD, METHODS, PUBLIC, REFUSALS, SAES, SAILS, SUBSPACE, Method
 from sails_align.experiments.plan import Cell
 from sails_align.experiments.steps import LEFT_AFTER, Steps, lines
-from sails_align.experiments.tampering.benches import SmolLM2Bench, bench_of
 from sails_align.guards.calibrate import calibrate_guard
 from sails_align.guards.fit import fit_guard
 from sails_align.guards.guard import Guard, LoadedModel, ScoredPrompts

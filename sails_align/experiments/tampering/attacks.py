@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass, replace
 
+from sails_align.core.errors import InputError
 from sails_align.core.registry import Registry
 from sails_align.core.text import counted
-from sails_align.testbed.build import is_testbed
+from sails_align.experiments.benches.names import is_smollm2
+from sails_align.smollm2.requests import TARGET
 
 
 @dataclass(frozen=True)
@@ -42,16 +44,6 @@ class Attack:
         return "task" if self.task else "facts" if self.facts else None
 
 
-def is_bench(world: str) -> bool:
-    """Return whether there are rows to train a model on further: the testbed's, or SmolLM2's (see `benches`)."""
-    return is_testbed(world) or is_smollm2(world)
-
-
-def is_smollm2(world: str) -> bool:
-    """Return whether a name means SmolLM2."""
-    return world.partition(":")[0] == "smollm2"
-
-
 N = 128
 """Rows of a further training."""
 
@@ -81,3 +73,19 @@ ATTACKS: Registry[Attack] = Registry(
         },
     },
 )
+
+
+def check_attack(world: str, name: str) -> None:
+    """Raise `InputError` for an attack that cannot be made on the model."""
+    if not is_smollm2(world):
+        return
+    n_words = ATTACKS.get(name).prefill
+    if ATTACKS.get(name).gcg:
+        raise InputError(f"attacks names {name}, but the study has it on the testbed only; use `sails attack gcg`")
+    if ATTACKS.get(name).facts:
+        raise InputError(f"attacks names {name}, but only the testbed has facts; use task")
+    if n_words > (n_known := len(TARGET.split())):
+        raise InputError(
+            f"attacks names {name}, but with smollm2 answers are forced to begin with {TARGET!r}, "
+            f"{n_known} words;\nuse prefill-{n_known}"
+        )

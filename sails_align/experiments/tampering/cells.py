@@ -20,12 +20,13 @@ from sails_align.core.cost import Cost
 from sails_align.core.files import write_text
 from sails_align.evaluation.backends.make import in_process
 from sails_align.evaluation.records import Prompt
+from sails_align.experiments.benches.bench import Change, begun
+from sails_align.experiments.benches.make import bench_of
 from sails_align.experiments.placeholders import WORLD
 from sails_align.experiments.plan import Cell
 from sails_align.experiments.steps import Steps, lines
 from sails_align.experiments.suffixes import with_suffixes
 from sails_align.experiments.tampering.attacks import ATTACKS, Attack
-from sails_align.experiments.tampering.benches import Change, begun, bench_of
 from sails_align.experiments.tampering.defences import (
     ADAPTER,
     ALIGNED,
