@@ -17,7 +17,8 @@ from typing import Any
 
 from sails_align.core.files import write_json
 from sails_align.evaluation.intervals import LEAST_SEEDS, over_seeds
-from sails_align.experiments.plan import FIRST_TUNING_SEED, merit
+from sails_align.experiments.merits import merit
+from sails_align.experiments.plan import FIRST_TUNING_SEED
 
 DEFAULT = "sft-sails"
 CANDIDATES = ("sft-sails-paper", "layers-sae", "mode-init", "not-whitened", "tokens-all", "score-attribution")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Span = tuple[float, float]
 """The lowest and highest possible value; infinite where there is none."""
 ANY: Span = (-math.inf, math.inf)
+SHARE: Span = (0.0, 1.0)
 LEAST_SEEDS = 3
 """Fewer have no interval."""
 

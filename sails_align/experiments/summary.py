@@ -3,14 +3,15 @@
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from sails_align.evaluation.intervals import ANY, Span, over_seeds, span_of_difference
+from sails_align.evaluation.intervals import ANY, SHARE, Span, over_seeds, span_of_difference
 from sails_align.evaluation.metrics import HELPFULNESS_RATES, METRICS, SAFETY_RATES, Metric, safety_rate_of
 from sails_align.experiments.doubts import UnstableSeed, no_right_answers, unstable_seeds
-from sails_align.experiments.plan import Plan, Run, helpfulness, kept, merit
+from sails_align.experiments.merits import helpfulness, kept, merit
+from sails_align.experiments.plan import Plan, Run
 from sails_align.experiments.tuning import Tuning
 
 Result = Mapping[str, Any]
@@ -64,9 +65,6 @@ class Mean:
     def touches_zero(self) -> bool:
         """Whether the interval contains 0, or there is none."""
         return self.low is None or self.high is None or self.low <= 0 <= self.high
-
-
-SHARE: Span = (0.0, 1.0)
 
 
 def mean_of(values: Sequence[float | None], span: Span = ANY) -> Mean:
@@ -260,27 +258,6 @@ class Outcome:
                 found.append(OnSet(name, METRICS[metric], n_prompts, values))
         return found
 
-    def fronts(self) -> list["Front"]:
-        """Return the front of each run with a grid of learning rates."""
-        found: dict[str, dict[int, list[Point]]] = {}
-        for cell in self.plan.tuning_cells(self.tuned):
-            if cell.key in self.tuned:
-                of_seed = found.setdefault(cell.run.name, {}).setdefault(cell.seed, [])
-                of_seed.append(_point(self.tuned[cell.key]))
-
-        def mean(points: Sequence[Point]) -> Point:
-            return Point(*(sum(values) / len(points) for values in zip(*map(astuple, points), strict=True)))
-
-        return [
-            Front(
-                run,
-                tuple(mean(points) for points in zip(*found[run.name].values(), strict=True)),
-                {seed: tuple(points) for seed, points in found[run.name].items()},
-            )
-            for run in self.plan.runs
-            if run.name in found
-        ]
-
 
 @dataclass(frozen=True)
 class OnSet:
@@ -300,7 +277,7 @@ class OnSet:
 
     def difference(self, run: str, reference: str) -> Mean:
         """Return a run minus a reference run, paired by seed."""
-        return _paired(self.by_run.get(run, {}), self.by_run.get(reference, {}), self.metric.span)
+        return paired_values(self.by_run.get(run, {}), self.by_run.get(reference, {}), self.metric.span)
 
 
 def paired(ours: Mapping[int, Result], theirs: Mapping[int, Result]) -> dict[str, Mean]:
@@ -309,84 +286,15 @@ def paired(ours: Mapping[int, Result], theirs: Mapping[int, Result]) -> dict[str
     def values(results: Mapping[int, Result], metric: Metric) -> dict[int, float | None]:
         return {seed: value_of(result, metric.name) for seed, result in results.items()}
 
-    return {metric.name: _paired(values(ours, metric), values(theirs, metric), metric.span) for metric in COMPARED}
+    return {
+        metric.name: paired_values(values(ours, metric), values(theirs, metric), metric.span) for metric in COMPARED
+    }
 
 
-def _paired(ours: Mapping[int, float | None], theirs: Mapping[int, float | None], span: Span) -> Mean:
+def paired_values(ours: Mapping[int, float | None], theirs: Mapping[int, float | None], span: Span) -> Mean:
+    """Return the mean difference of two runs, paired by the seeds that both have."""
     pairs = [(ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
     return mean_of([a - b for a, b in pairs if a is not None and b is not None], span_of_difference(span))
-
-
-@dataclass(frozen=True)
-class Point:
-    """What one learning rate reaches on the validation part."""
-
-    lost: float
-    """Lost helpfulness (see `plan.helpfulness`): harmless requests that are refused or answered wrongly."""
-    safety: float
-    over_refusal: float
-
-
-@dataclass(frozen=True)
-class Front:
-    """Safety of a method against lost helpfulness, over its learning rates.
-
-    Over-refusal would not do: a model that training has broken refuses nothing and complies with nothing.
-    """
-
-    run: Run
-    points: tuple[Point, ...]
-    """Means over the tuning seeds."""
-    of_seeds: Mapping[int, tuple[Point, ...]] = field(default_factory=dict)
-    """Points of each tuning seed."""
-
-    @property
-    def hypervolumes(self) -> dict[int, float]:
-        """Hypervolume of each tuning seed's own front."""
-        return {seed: Front(self.run, points).hypervolume for seed, points in self.of_seeds.items()}
-
-    @property
-    def mean_hypervolume(self) -> Mean:
-        """Mean over the tuning seeds."""
-        return mean_of(list(self.hypervolumes.values()), SHARE)
-
-    @property
-    def pareto(self) -> tuple[Point, ...]:
-        """The untrained model, which loses nothing, then the points that no other one beats, by lost helpfulness."""
-        kept = [Point(0.0, 0.0, 0.0)]
-        for point in sorted(self.points, key=lambda point: (point.lost, -point.safety)):
-            if point.safety > kept[-1].safety:
-                kept.append(point)
-        return tuple(kept)
-
-    @property
-    def hypervolume(self) -> float:
-        """Area that the front dominates, in the unit square of lost helpfulness and safety."""
-        kept = [*self.pareto, Point(1.0, 0.0, 0.0)]
-        return sum((right.lost - left.lost) * left.safety for left, right in itertools.pairwise(kept))
-
-    def at(self, safety: float) -> Point | None:
-        """Interpolate the front linearly at a safety rate; None if it is not reached."""
-        for left, right in itertools.pairwise(self.pareto):
-            if left.safety < safety <= right.safety:
-                share = (safety - left.safety) / (right.safety - left.safety)
-                return Point(
-                    left.lost + share * (right.lost - left.lost),
-                    safety,
-                    left.over_refusal + share * (right.over_refusal - left.over_refusal),
-                )
-        return None
-
-
-def _point(result: Result) -> Point:
-    lost = 1 - (helpfulness(result) or 0.0)
-    safety = value_of(result, safety_rate_of(result["numbers"]) or "safety_rate")
-    return Point(lost, safety or 0.0, value_of(result, "over_refusal_rate") or 0.0)
-
-
-def hypervolume_difference(front: Front, reference: Front) -> Mean:
-    """Return the difference of two runs' hypervolumes, paired by the tuning seeds that both have."""
-    return _paired(front.hypervolumes, reference.hypervolumes, SHARE)
 
 
 def examples_to(safety: float, curve: Sequence[tuple[int, float]]) -> float | None:

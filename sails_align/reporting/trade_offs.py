@@ -7,8 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sails_align.evaluation.metrics import HELPFULNESS_RATES, METRICS, SAFETY_RATES, Metric
+from sails_align.experiments.fronts import Front
 from sails_align.experiments.plan import Run
-from sails_align.experiments.summary import Front, Row
+from sails_align.experiments.summary import Row
 from sails_align.reporting.drawing import Picture, arms, finish, ink, look_of, point
 
 LOST = replace(METRICS["over_refusal_rate"], label="helpfulness lost")

@@ -11,8 +11,9 @@ import pytest
 
 from sails_align.evaluation.intervals import LEAST_SEEDS, span_of_difference
 from sails_align.evaluation.metrics import METRICS
+from sails_align.experiments.merits import kept
 from sails_align.experiments.methods.entries import METHODS
-from sails_align.experiments.plan import RUNS, kept
+from sails_align.experiments.plan import RUNS
 from sails_align.experiments.summary import Mean, mean_of
 from sails_align.experiments.tampering.defences import DEFENCES, OWN_CONTROLS
 from sails_align.reporting.page import difference, interval

@@ -9,7 +9,7 @@ from made_results import outcome
 from tiny import save_model
 from transformers import AutoModelForCausalLM
 
-from sails_align.experiments.plan import kept_of
+from sails_align.experiments.merits import kept_of
 from sails_align.experiments.summary import Mean
 from sails_align.experiments.tampering.distance import minus_lower_rate, moved
 

@@ -10,10 +10,11 @@ from sails_align.cli import compare
 from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
 from sails_align.experiments.benches.smollm2 import SmolLM2Bench
+from sails_align.experiments.merits import merit
 from sails_align.experiments.methods.cells import run_method
 from sails_align.experiments.methods.entries import METHODS, SAES, Method, identity_of
 from sails_align.experiments.placeholders import KNOB, SEED
-from sails_align.experiments.plan import Cell, Measures, Run, merit
+from sails_align.experiments.plan import Cell, Measures, Run
 from sails_align.experiments.studies import read_plans
 from sails_align.models.spec import model_path
 from sails_align.training import run as align

@@ -15,7 +15,8 @@ from sails_align.core.errors import InputError
 from sails_align.core.files import exclusive, write_json
 from sails_align.experiments.commands import by_category, capability, check, gathered, training
 from sails_align.experiments.launchers import Local, share_of
-from sails_align.experiments.plan import RUNS, Cell, Measures, Plan, Protocol, Run, helpfulness, merit
+from sails_align.experiments.merits import helpfulness, merit
+from sails_align.experiments.plan import RUNS, Cell, Measures, Plan, Protocol, Run
 from sails_align.experiments.results import Results, cells_named, names_of
 from sails_align.experiments.runner import run_jobs
 from sails_align.experiments.studies import Study, read_plans

@@ -10,11 +10,12 @@ from safetensors.torch import load_file
 
 from sails_align.core.errors import InputError
 from sails_align.experiments.benches.make import bench_of
+from sails_align.experiments.fronts import Front, Point, fronts_of, hypervolume_difference
 from sails_align.experiments.options import CompareOptions
 from sails_align.experiments.plan import RUNS, Cell, Measures, Plan, Run
 from sails_align.experiments.steps import LEFT_AFTER, Steps
 from sails_align.experiments.studies import ABLATIONS, Change, ablations, examples, worlds
-from sails_align.experiments.summary import Front, Outcome, Point, examples_to, hypervolume_difference, value_of
+from sails_align.experiments.summary import Outcome, examples_to, value_of
 from sails_align.subspace.concepts import harm_share
 from sails_align.testbed.build import resolve_testbed
 from sails_align.training import run as align
@@ -139,7 +140,7 @@ def test_fronts_are_of_the_tuning_cells():
         }
 
     results = {cell.key: result(cell.learning_rate or 0.0, cell.seed) for cell in plan.tuning_cells()}
-    (front,) = Outcome(plan, results, {}, {}).fronts()
+    (front,) = fronts_of(Outcome(plan, results, {}, {}))
     assert [point.safety for point in front.points] == [pytest.approx(0.1), pytest.approx(0.55)]
     assert [point.lost for point in front.points] == [pytest.approx(2e-3), pytest.approx(2e-2)]
     assert [point.over_refusal for point in front.points] == [1e-3, 1e-2]

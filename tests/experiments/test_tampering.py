@@ -22,7 +22,8 @@ from sails_align.experiments.benches.bench import HARMFUL, begun, changed
 from sails_align.experiments.benches.make import bench_of, knob_values
 from sails_align.experiments.benches.smollm2 import SmolLM2Bench, _sums
 from sails_align.experiments.benches.testbed import NEW_FORMAT, TestbedBench
-from sails_align.experiments.plan import Cell, Measures, Run, Tampering, kept, merit
+from sails_align.experiments.merits import kept, merit
+from sails_align.experiments.plan import Cell, Measures, Run, Tampering
 from sails_align.experiments.steps import HELD_OUT_SEED, held_out_row
 from sails_align.experiments.studies import read_plans
 from sails_align.experiments.tampering.attacks import ATTACKS, check_attack

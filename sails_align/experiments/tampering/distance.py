@@ -12,7 +12,7 @@ import numpy as np
 from sails_align.edits.weights import open_weights, relative_change
 from sails_align.evaluation.intervals import span_of_difference
 from sails_align.evaluation.metrics import METRICS
-from sails_align.experiments.plan import kept_of, kept_parts
+from sails_align.experiments.merits import kept_of, kept_parts
 from sails_align.experiments.summary import Mean, Outcome, Result, mean_of, value_of
 
 BETWEEN = ("aligned", "lower-rate", "none")

@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from sails_align.core.text import counted
+from sails_align.evaluation.intervals import SHARE
 from sails_align.evaluation.metrics import NOT_NEGATIVE
-from sails_align.experiments.summary import SHARE, mean_of
+from sails_align.experiments.summary import mean_of
 from sails_align.reporting.page import Grid, Section, entries, interval
 from sails_align.reporting.report import ReportData
 from sails_align.reporting.tables import PLAIN, WHOLE_PERCENT

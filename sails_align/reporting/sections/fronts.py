@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from sails_align.core.text import counted
 from sails_align.evaluation.metrics import METRICS
-from sails_align.experiments.summary import Front, hypervolume_difference
+from sails_align.experiments.fronts import Front, fronts_of, hypervolume_difference
 from sails_align.reporting import figures, trade_offs
 from sails_align.reporting.findings import judged, merit_of
 from sails_align.reporting.page import Grid, Section, TableCell, difference, entries, interval, number
@@ -21,7 +21,7 @@ def make(data: ReportData) -> Iterator[Section]:
     outcome = data.main
     if not outcome.tuned:
         return
-    fronts = outcome.fronts()
+    fronts = fronts_of(outcome)
     word = judged(outcome)
     tuning_seeds = counted(outcome.plan.n_tuning_seeds, "tuning seed")
     text = [

@@ -6,8 +6,10 @@ from itertools import groupby
 from sails_align.core.text import counted
 from sails_align.evaluation.intervals import LEAST_SEEDS
 from sails_align.evaluation.metrics import METRICS, SAFETY_RATES, Metric
-from sails_align.experiments.plan import OVER_REFUSAL_BUDGET, RUNS, Run
-from sails_align.experiments.summary import Front, Mean, Outcome, hypervolume_difference, paired, with_numbers
+from sails_align.experiments.fronts import Front, fronts_of, hypervolume_difference
+from sails_align.experiments.merits import OVER_REFUSAL_BUDGET
+from sails_align.experiments.plan import RUNS, Run
+from sails_align.experiments.summary import Mean, Outcome, paired, with_numbers
 from sails_align.experiments.tampering.attacks import ATTACKS
 from sails_align.experiments.tampering.defences import DEFENCES, OWN_CONTROLS
 from sails_align.experiments.tampering.distance import minus_lower_rate
@@ -86,7 +88,7 @@ def _section(name: str, outcome: Outcome) -> Section:
         findings = [_finding(name, outcome)]
     if _controls(outcome):
         grids.append(_minus(outcome, at_distance))
-    if fronts := outcome.fronts():
+    if fronts := fronts_of(outcome):
         grids.append(_hypervolumes(fronts))
     return Section(f"Tampering: {name}", text, grids, pictures, findings=findings)
 
