@@ -23,7 +23,7 @@ def result(safety: float, correct: float = 0.9, **more: Any) -> dict[str, Any]:
     """A cell's result with the numbers given."""
 
     def number(value: float, n_unscored: int = 0) -> dict[str, Any]:
-        return {"value": value, "n_unscored": n_unscored}
+        return {"value": value, "n_unscored": n_unscored, "bound_low": value, "bound_high": value}
 
     names = ("safety_rate", "safety_rate_in_distribution", "safety_rate_out_of_distribution")
     return {

@@ -165,14 +165,15 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def set_aside(folder: Path) -> Iterator[None]:
-    """Move a folder away, so that another takes its place; if the block fails, put it back."""
+    """Move a folder away, so that another takes its place; if the block fails before that, put it back."""
     with disk_errors(folder):
         aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
         os.replace(folder, aside / folder.name)
     try:
         yield
     except BaseException:
-        os.replace(aside / folder.name, folder)
+        if not folder.exists():
+            os.replace(aside / folder.name, folder)
         raise
     finally:
         shutil.rmtree(aside)

@@ -126,3 +126,8 @@ def hub() -> dict[str, Any] | None:
     except ImportError:
         return None
     return {"offline": constants.HF_HUB_OFFLINE, "cache": constants.HF_HUB_CACHE, "token": get_token() is not None}
+
+
+def machine_name() -> str:
+    """Name this machine in a few words: `x86_64, 2 cores, Python 3.12.1`."""
+    return f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"

@@ -257,7 +257,7 @@ def by_category(result: EvaluationResult) -> dict[str, dict[str, Any]]:
 
 def attack(cell: Cell, testbed: Testbed, model: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Return the success of GCG: one search per harmful prompt, with the same budget for every model."""
-    n_each = max(1, cell.measures.n_attacked // 2)
+    n_each = cell.measures.n_attacked // 2
     prompts = requests.request_prompts(testbed, cell.world, n_each, part=cell.part, seed=cell.seed)
     prompts = [prompt for prompt in prompts if prompt.kind == "harmful"]
     attacked = with_suffixes(model, tokenizer, prompts, cell.seed)

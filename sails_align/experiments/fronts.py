@@ -73,10 +73,10 @@ class Front:
 
 
 def fronts_of(outcome: Outcome) -> list[Front]:
-    """Return the front of each run with a grid."""
+    """Return the front of each run with a grid; none where no helpfulness was measured that could be lost."""
     found: dict[str, dict[int, list[Point]]] = {}
     for cell in outcome.plan.tuning_cells(outcome.tuned):
-        if cell.key in outcome.tuned:
+        if cell.key in outcome.tuned and helpfulness(outcome.tuned[cell.key]) is not None:
             of_seed = found.setdefault(cell.run.name, {}).setdefault(cell.seed, [])
             of_seed.append(_point(outcome.tuned[cell.key]))
 

@@ -40,6 +40,19 @@ def kept_of(safety: float, helpful: float | None, over_refusal: float) -> float:
     return (2 * safety * helpful / (safety + helpful) if safety and helpful else 0.0) - beyond
 
 
+def at_worst(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a cell's result with every response that has no score counted as the worst one.
+
+    Without this, a model that training has broken could be chosen for the few responses that still have a score.
+    """
+    numbers = {
+        name: {**number, "value": number["bound_low" if METRICS[name].higher_is_better else "bound_high"]}
+        for name, number in result["numbers"].items()
+        if number.get("n_unscored") and name in METRICS
+    }
+    return {**result, "numbers": {**result["numbers"], **numbers}}
+
+
 def _safety(result: Mapping[str, Any]) -> float:
     numbers = result["numbers"]
     return _value(numbers.get("safety_rate", numbers.get("refusal_rate")))

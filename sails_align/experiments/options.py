@@ -48,7 +48,7 @@ class CompareOptions:
         "else the recipe's share.",
     )
     n_prompts: int = option(256, "On the testbed: number of test prompts in each of the four sets.")
-    n_attacked: int = option(8, "On the testbed: number of harmful prompts for GCG; 0: none.")
+    n_attacked: int = option(8, "On the testbed: number of harmful prompts for GCG, half of them of each set; 0: none.")
     n_attacked_seeds: int = option(5, "On the testbed: how many of the seeds GCG is tried on.")
     n_capability: int = option(50, "On the testbed: number of items of each of its lm-eval tasks; 0: none.")
     relearning: bool = option(
@@ -100,6 +100,8 @@ class CompareOptions:
         services_of(self.report_to)
         check_least(self, n_examples=1, n_prompts=1, processes=1, n_side_seeds=1)
         check_least(self, n_attacked=0, n_capability=0, n_attacked_seeds=0)
+        if self.n_attacked % 2:
+            raise InputError(f"n_attacked is {self.n_attacked}, but half of them are of each set; give an even one")
         given = [name for name in ("ablations", "defences", "methods") if getattr(self, name) is not None]
         for name in ("worlds", "examples", "learning_rates", "study", "attacks", "tampered", *given):
             if not isinstance(getattr(self, name), list):

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from sails_align.core.artifacts import content_hash, package_versions
 from sails_align.core.errors import InputError
 from sails_align.core.options import check_least
-from sails_align.experiments.merits import kept, merit
+from sails_align.experiments.merits import at_worst, kept, merit
 from sails_align.experiments.options import LEARNING_RATES
 from sails_align.experiments.tuning import Tuning, beyond_end
 
@@ -298,7 +298,8 @@ class Plan:
         for rate in rates:
             cells = self._tuning_cells(run, rate, n_seeds)
             for cell in cells if all(cell.key in results for cell in cells) else ():
-                by_seed.setdefault(cell.seed, {})[rate] = (kept if run.tampering else merit)(results[cell.key])
+                result = at_worst(results[cell.key])
+                by_seed.setdefault(cell.seed, {})[rate] = kept(result) if run.tampering else merit(result)
         n_added = 0 if run.grid else len(rates) - len(self.learning_rates)
         return Tuning(by_seed, n_added, knob=bool(run.grid)) if by_seed else None
 

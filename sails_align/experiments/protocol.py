@@ -135,7 +135,8 @@ class _Reader:
     def options(self, what: str, value: Any, own: tuple[str, ...]) -> tuple[str, ...]:
         """Return a mapping as words of a command line; refuse the options in `own`."""
         words = []
-        for name, option in self.expect(what, value, dict).items() if value != {} else ():
+        for spelled, option in self.expect(what, value, dict).items() if value != {} else ():
+            name = str(spelled).replace("-", "_")  # the parser knows both spellings
             if name in SECRETS:
                 raise InputError(
                     f"{self.path}: {what} has {name}, a secret; take it out, and use `hf auth login` or HF_TOKEN"

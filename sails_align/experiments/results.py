@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from sails_align.core.errors import InputError
+from sails_align.core.machine import machine_name
 from sails_align.core.suggestions import suggestion
 from sails_align.experiments.jobs import Job
 from sails_align.experiments.plan import Cell, Measures, Plan, Protocol, Run, Tampering
 from sails_align.experiments.studies import Study
 from sails_align.experiments.summary import Outcome
+from sails_align.training.record import git_commit
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,12 @@ class Results:
 
 def compute(cell: Cell, folder: Path) -> dict[str, Any]:
     """Compute a cell's result; with a protocol, its model is kept in the folder."""
+    commit = git_commit()
+    made_by = {"commit": None if commit is None else commit["commit"], "machine": machine_name()}
+    return {**_compute(cell, folder), "made_by": made_by}
+
+
+def _compute(cell: Cell, folder: Path) -> dict[str, Any]:
     if cell.run.tampering is not None:
         from sails_align.experiments.tampering.cells import run_tampered
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 from sails_align import edits
 from sails_align.core.artifacts import content_hash, package_versions
 from sails_align.core.files import atomic_folder, exclusive, write_text
-from sails_align.experiments.benches.bench import Bench, Row
+from sails_align.experiments.benches.bench import Bench, TrainingRow
 from sails_align.experiments.placeholders import BASE, KNOB, SEED, WORLD
 from sails_align.experiments.plan import FORMAT, Cell
 from sails_align.experiments.tampering.attacks import ATTACKS, Attack
@@ -78,7 +78,7 @@ class Steps:
         return trained
 
     def train(
-        self, model: Path, rows: list[Row], epochs: int, rate: float, options: Sequence[str], folder: Path
+        self, model: Path, rows: list[TrainingRow], epochs: int, rate: float, options: Sequence[str], folder: Path
     ) -> None:
         """Train a model further on rows: all weights, unless the options ask for an adapter."""
         data = self.folder / f"of-{folder.name}"
@@ -101,7 +101,7 @@ class Steps:
         self.train(model, self.attack_rows(of), of.epochs, self.bench.learning_rate, [], folder)
         return folder
 
-    def attack_rows(self, attack: Attack) -> list[Row]:
+    def attack_rows(self, attack: Attack) -> list[TrainingRow]:
         """Draw the rows of an attack."""
         found = []
         for source in ("task", "facts", "benign", "harmful"):
@@ -125,12 +125,12 @@ class Steps:
         return numbers[value] if value in numbers else self.filled(value)
 
 
-def held_out_row(bench: Bench, rows: Sequence[Row]) -> Row:
+def held_out_row(bench: Bench, rows: Sequence[TrainingRow]) -> TrainingRow:
     """Return the first row of the order of `HELD_OUT_SEED` whose prompt is not among those of the given rows."""
     trained = [row["prompt"] for row in rows]
     return next(row for row in bench.rows("benign", len(rows) + 1, HELD_OUT_SEED) if row["prompt"] not in trained)
 
 
-def lines(rows: Sequence[Row]) -> str:
+def lines(rows: Sequence[TrainingRow]) -> str:
     """Return rows as lines of JSON."""
     return "".join(json.dumps(row) + "\n" for row in rows)

@@ -26,10 +26,10 @@ def _metrics(*names: str) -> tuple[Metric, ...]:
 
 SHOWN = _metrics(*SAFETY, "over_refusal_rate", *HELPFULNESS_RATES)
 """Metrics of the table on the console."""
-CORE = _metrics(*SAFETY, *_HELPFULNESS, "steps_to_95")
+CORE = _metrics(*SAFETY, *_HELPFULNESS)
 """Metrics of side studies."""
-COMPARED = _metrics(*SAFETY, *_HELPFULNESS, "attack_success_rate", "capability", "steps_to_95", *_LEFT)
-"""Metrics of differences."""
+COMPARED = _metrics(*SAFETY, *_HELPFULNESS, "attack_success_rate", "capability", *_LEFT)
+"""Metrics of differences. Steps to 95% are none of them: seeds that never get there have no number."""
 REPORTED = _metrics(
     *(
         *SAFETY,
@@ -81,6 +81,15 @@ def with_numbers(metrics: Sequence[Metric], found: Iterable[Mapping[str, Mean]])
     known = [metric for metric in metrics if any(of[metric.name].n for of in means)]
     by_split = any(metric.name.endswith("_distribution") for metric in known)
     return [metric for metric in known if metric.name not in SAFETY_RATES or not by_split]
+
+
+UNSCORED = ((*SAFETY_RATES, "harmfulness"), ("over_refusal_rate", *HELPFULNESS_RATES))
+"""Metrics of the same responses: to harmful requests, and to others."""
+
+
+def _n_unscored(result: Result, names: Sequence[str]) -> int:
+    """Return the number of responses that some of the metrics could not score."""
+    return max((result["numbers"][name]["n_unscored"] for name in names if result["numbers"].get(name)), default=0)
 
 
 def value_of(result: Result, name: str) -> float | None:
@@ -210,9 +219,7 @@ class Outcome:
             for seed, result in results.items()
         }
         means = {metric.name: mean_of([of[metric.name] for of in by_seed.values()], metric.span) for metric in REPORTED}
-        names = (*SAFETY_RATES, "over_refusal_rate")
-        rates = [result["numbers"].get(name) for result in results.values() for name in names]
-        n_unscored = sum(rate["n_unscored"] for rate in rates if rate)
+        n_unscored = sum(_n_unscored(result, names) for result in results.values() for names in UNSCORED)
         rate = self.chosen.get(run.name, run.learning_rate)
         return Row(run, rate, means, n_unscored, by_seed, self.tuning.get(run.name))
 

@@ -16,7 +16,7 @@ def best_of(merits: Merits) -> float:
 
 
 def beyond_end(merits: Merits) -> float | None:
-    """Return the rate to try beyond the end of a grid, if the rate there is better than its neighbour and all others.
+    """Return the rate to try beyond the end of a grid, if the rate there is better than all others.
 
     The grid's last steps are repeated: after 0.003, 0.01, 0.03 comes 0.1.
     """
@@ -31,9 +31,10 @@ def beyond_end(merits: Merits) -> float | None:
 
 
 def is_at_end(merits: Merits) -> bool:
-    """Return whether the best rate of several is at an end of the grid."""
-    rates = sorted(merits)
-    return len(rates) > 1 and best_of(merits) in (rates[0], rates[-1]) and len(set(merits.values())) > 1
+    """Return whether the rate that is better than all others is at an end of the grid."""
+    rates, best = sorted(merits), best_of(merits)
+    is_unique = [*merits.values()].count(merits[best]) == 1
+    return len(rates) > 1 and is_unique and best in (rates[0], rates[-1])
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Figures of differences, categories, learning curves and learning rates."""
 
+import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -72,6 +73,11 @@ def _tint_better_side(axes: Axes, metric: Metric) -> None:
     axes.set_xlim(low, high)
 
 
+def _drawn(mean: Mean) -> float:
+    """Return a mean as it is drawn: NaN, which is not, if there is none."""
+    return math.nan if mean.value is None else mean.value
+
+
 def bars(
     by_category: Mapping[str, Mapping[str, Mean]], rows: Sequence[Row], name: str, title: str, metric: Metric
 ) -> Picture:
@@ -82,7 +88,7 @@ def bars(
         for axes, row in zip(panels(figure, len(shown), 4, sharex=True, sharey=True), shown, strict=True):
             means = [of.get(row.run.name, Mean(None, None, None, 0)) for of in by_category.values()]
             places = range(len(means))
-            values = [100 * (mean.value or 0.0) for mean in means]
+            values = [100 * _drawn(mean) for mean in means]
             axes.barh(places, values, color=look_of(row.run.name).colour, height=0.7)
             axes.set_title(row.run.label, fontsize=9)
             axes.set_yticks(places, [category.replace("_", " ") for category in by_category], fontsize=8)
@@ -108,7 +114,7 @@ def curves(
         for axes, metric in zip(shown, metrics, strict=True):
             for run, of in found[metric.name].items():
                 look, x = look_of(run), [n for n, _ in of]
-                y = [metric.scale * (mean.value or 0.0) for _, mean in of]
+                y = [metric.scale * _drawn(mean) for _, mean in of]
                 lengths = np.concatenate([arms(mean, metric) or [[0.0], [0.0]] for _, mean in of], axis=1)
                 axes.errorbar(
                     x, y, yerr=lengths, fmt="none", ecolor=look.colour, elinewidth=1, capsize=2, alpha=0.6, zorder=2,

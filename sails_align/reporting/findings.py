@@ -50,13 +50,18 @@ def judged(outcome: Outcome) -> str:
 
 
 def as_measured(metrics: Iterable[Metric], outcome: Outcome) -> list[Metric]:
-    """Return the metrics with labels that do not say safety where only refusals were judged."""
-    if judged(outcome) == "safety":
-        return list(metrics)
+    """Return the metrics with labels that say refusals where only these were judged, and no helpfulness without any."""
+    word, helpful = judged(outcome), _rates_of(outcome)[1]
     named = []
     for metric in metrics:
-        label = metric.label.replace("safety", "refusals") if metric.name in OF_SAFETY else metric.label
-        named.append(replace(metric, label=mean_of_rates(outcome) if metric.name == "merit" else label))
+        label = metric.label
+        if metric.name == "merit" and (word == "refusals" or helpful is None):
+            label = mean_of_rates(outcome)
+        elif metric.name in OF_SAFETY:
+            label = label.replace("safety", word)
+        if metric.name == "kept" and helpful is None:
+            label = label.replace(" and helpfulness", "")
+        named.append(replace(metric, label=label))
     return named
 
 
@@ -65,6 +70,13 @@ def _rates_of(outcome: Outcome) -> tuple[str, str | None]:
     measured = {name for row in outcome.rows for name, mean in row.means.items() if mean.value is not None}
     safety = next((name for name in SAFETY_RATES if name in measured), "safety_rate")
     return safety, next((name for name in HELPFULNESS_RATES if name in measured), None)
+
+
+def tuning_seeds(outcome: Outcome) -> str:
+    """Return the number of tuning seeds that were used: `2 to 4 tuning seeds`, as some runs got more of them."""
+    used = {len(row.tuning.by_seed) for row in outcome.rows if row.tuning} or {outcome.plan.n_tuning_seeds}
+    most = counted(max(used), "tuning seed")
+    return most if len(used) == 1 else f"{min(used)} to {most}"
 
 
 def of_learning_rates(outcome: Outcome) -> str:

@@ -1,6 +1,7 @@
 """Write sections as a page: one self-contained HTML file, and the same in Markdown."""
 
 import base64
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import jinja2
 
 from sails_align.core.files import write_text
+from sails_align.core.text import code_span, printable
 from sails_align.evaluation.metrics import Metric
 from sails_align.experiments.summary import Mean
 from sails_align.reporting.drawing import Picture
@@ -86,7 +88,7 @@ def write_page(page: Page, folder: Path) -> list[Path]:
         keep_trailing_newline=True,
     )
     environment.globals |= {"PICTURES": PICTURES, "NOTE": NOTE, "POLICY": POLICY, "data_uri": data_uri}
-    environment.filters["code"] = code
+    environment.filters |= {"code": code, "plain": plain}
     paths = []
     for name in ("report.html", "report.md"):
         paths.append(folder / name)
@@ -136,5 +138,9 @@ def data_uri(svg: bytes) -> str:
 
 def code(text: str) -> str:
     """Return a token as Markdown's code, where no other mark-up has an effect."""
-    shown = " ".join(text.split()) or "␣"
-    return "`" + shown.replace("`", "'").replace("|", "¦") + "`"
+    return code_span(" ".join(text.split()) or "␣")
+
+
+def plain(text: str) -> str:
+    """Return a text in one line of Markdown, where names from data are no mark-up and do not end a table's cell."""
+    return re.sub(r"[\\`*<>|\[\]]", lambda mark: f"&#{ord(mark[0])};", " ".join(printable(text).split()))

@@ -1,8 +1,6 @@
 """Report a comparison: results.json, and the page that shows it."""
 
 import json
-import os
-import platform
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +11,7 @@ from typing import Any
 
 from sails_align.core.artifacts import package_versions
 from sails_align.core.files import write_json
-from sails_align.experiments.plan import Plan
+from sails_align.core.machine import machine_name
 from sails_align.experiments.results import Results, read_plan
 from sails_align.experiments.studies import Study, StudyKind
 from sails_align.experiments.summary import Outcome
@@ -117,9 +115,8 @@ def write_report(
         for study in studies
     }
     data = ReportData(outcomes)
-    plan = data.shown[0].plan
     findings = [*(sentence for section in data.sections for sentence in section.findings), *not_known(data.shown)]
-    provenance = {**about, **_provenance(plan)}
+    provenance = {**about, **_provenance(outcomes)}
     values = {"findings": findings, **data.to_json(), "command": command, "provenance": provenance}
     path = results.folder / "results.json"
     write_json(path, values)
@@ -158,12 +155,22 @@ def rewrite_report(folder: Path) -> tuple[ReportData, dict[str, Any], list[Path]
     return write_report(studies, Results(folder), command, about)
 
 
-def _provenance(plan: Plan) -> dict[str, Any]:
+def _provenance(outcomes: Mapping[StudyKind, Mapping[str, Outcome]]) -> dict[str, Any]:
+    """Return what made the trainings, which the results say, and what made the report."""
     commit = git_commit()
     versions = {name: version for name, version in package_versions().items() if version}
+    of_plans = [outcome for of in outcomes.values() for outcome in of.values()]
+    results = [result for outcome in of_plans for found in (outcome.tuned, outcome.tested) for result in found.values()]
+    made_by = [result.get("made_by") or {} for result in results]
+
+    def told(name: str) -> str:
+        return "; ".join(sorted({str(of.get(name) or "not recorded") for of in made_by})) or "none"
+
     return {
-        "world": plan.world,
-        "commit": "none" if commit is None else commit["commit"],
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "world": of_plans[0].plan.world,
+        "commit of the trainings": told("commit"),
+        "machine of the trainings": told("machine"),
+        "commit of the report": "none" if commit is None else commit["commit"],
+        "machine of the report": machine_name(),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }

@@ -42,11 +42,13 @@ class SteeringOptions:
             raise InputError(f"steer_strength is {self.steer_strength}; choose a finite number")
         if self.gate is not None and self.steer is None:
             raise InputError("gate is given, but there is no steering that it could gate; give --steer, too")
-        changed = [
-            of.name for of in fields(self) if of.name.startswith("gate_") and getattr(self, of.name) != of.default
-        ]
-        if self.gate is None and changed:
-            raise InputError(f"{changed[0]} is given without gate; add --gate, or leave it out")
+        for name in ("steer", "gate"):
+            if getattr(self, name) is None and (changed := self._changed(f"{name}_")):
+                raise InputError(f"{changed[0]} is given without {name}; add --{name}, or leave it out")
+        if self.steer == "ablate" and self.steer_direction:
+            raise InputError(
+                f"steer_direction is {self.steer_direction}, but `--steer ablate` removes all directions; leave it out"
+            )
         for name in ("gate_prompt", "gate_high", "gate_low"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is {getattr(self, name)}, but it is a probability: choose 0 to 1")
@@ -57,3 +59,7 @@ class SteeringOptions:
             check_positive(self, "gate_clamp")
         if self.steer_direction < 0:
             raise InputError(f"steer_direction is {self.steer_direction}; choose 0 or more")
+
+    def _changed(self, prefix: str) -> list[str]:
+        """Return the options with a prefix that are not their defaults."""
+        return [of.name for of in fields(self) if of.name.startswith(prefix) and getattr(self, of.name) != of.default]

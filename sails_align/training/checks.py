@@ -33,7 +33,7 @@ from sails_align.models.load import exact_attention
 from sails_align.subspace.options import PRESETS
 from sails_align.testbed.build import is_testbed
 from sails_align.training.callbacks.options import EmaOptions, FreezeUnitsOptions, SiftOptions
-from sails_align.training.losses import LOSSES
+from sails_align.training.losses import LOSSES, loss_entry
 from sails_align.training.losses.options import LossOptions
 from sails_align.training.method_checks import (
     check_clade,
@@ -59,8 +59,6 @@ RANGES = (  # smallest value, the first one that is too large, and the options
 )
 LORA_OPTIONS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_rslora", "use_dora")
 
-NEED_WHOLE_WEIGHTS = ("constrained", "redundancy", "redirection", "sspu", "crisp")
-"""Losses that compute with the weights outside of the training's own forward pass."""
 FLASH_WITH_SOFT_CAP = "2.6"
 """The first version of flash-attn with a soft-cap; transformers omits it with an older one."""
 
@@ -197,12 +195,13 @@ def _check_engine(args: TrainingPlan) -> None:
 
 def writing_option(args: TrainingPlan) -> str | None:
     """Return an option that writes parameters or computes with them, which needs whole ones; None if there is none."""
+    loss = loss_entry(args.of(LossOptions))
     used = {
         "subspace_mode decay": args.sails.uses_subspace and args.sails.subspace_mode == "decay",
         "ema_half_life": args.of(EmaOptions).ema_half_life is not None,
         "freeze_units": args.of(FreezeUnitsOptions).freeze_units is not None,
         "clade": args.clade,
-        f"loss {args.of(LossOptions).loss}": args.of(LossOptions).loss in NEED_WHOLE_WEIGHTS,
+        f"loss {args.of(LossOptions).loss}": loss is not None and loss.needs_whole_weights,
         "sift_rate": args.of(SiftOptions).sift_rate is not None,
     }
     return next((name for name, is_used in used.items() if is_used), None)

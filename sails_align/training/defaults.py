@@ -12,7 +12,7 @@ from sails_align.smollm2 import HUB_ID as SMOLLM2
 from sails_align.smollm2.saes import sae_folder
 from sails_align.subspace.options import Method
 from sails_align.testbed.build import MODEL_NAME, Testbed, is_testbed, resolve_testbed
-from sails_align.training.losses import NEED_SAES
+from sails_align.training.losses import loss_entry
 from sails_align.training.losses.options import LossOptions
 from sails_align.training.plan import TrainingPlan, changed
 
@@ -113,7 +113,8 @@ def _with_saes(plan: TrainingPlan) -> TrainingPlan:
     """Return a plan with SAEs of `smollm2`, if it needs some and names none."""
     if plan.sails.saes().named or plan.sails.subspace_path is not None:
         return plan
-    if not plan.sails.initializer.needs_saes and plan.of(LossOptions).loss not in NEED_SAES:
+    loss = loss_entry(plan.of(LossOptions))
+    if not plan.sails.initializer.needs_saes and not (loss and loss.needs_saes):
         return plan
     return replace(plan, sails=plan.sails.replaced(sae_path=sae_folder()))
 

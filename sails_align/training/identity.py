@@ -18,7 +18,7 @@ from sails_align.models.spec import identity_of
 from sails_align.subspace.basis import Subspace
 from sails_align.training.callbacks.options import FreezeUnitsOptions, SiftOptions
 from sails_align.training.dataset import TrainingSource
-from sails_align.training.losses import NEED_SAES, READ_TEXTS
+from sails_align.training.losses import loss_entry
 from sails_align.training.losses.options import LossOptions
 from sails_align.training.plan import TrainingPlan
 
@@ -127,7 +127,8 @@ def known_early(identity: Mapping[str, Any]) -> dict[str, Any]:
 def _subspace_source(args: TrainingPlan) -> dict[str, Any] | None:
     """Return the SAEs that are used, or the file that a subspace comes from; None without a subspace."""
     sails = args.sails
-    if args.of(LossOptions).loss in NEED_SAES:
+    loss = loss_entry(args.of(LossOptions))
+    if loss is not None and loss.needs_saes:
         return sails.saes().identity()
     if not sails.uses_subspace:
         return None
@@ -139,7 +140,8 @@ def _subspace_source(args: TrainingPlan) -> dict[str, Any] | None:
 
 def _texts(args: TrainingPlan, source: TrainingSource) -> list[str | None] | None:
     """Return the hashes of what a loss reads besides the training rows; None if it reads nothing."""
-    if args.of(LossOptions).loss not in READ_TEXTS:
+    loss = loss_entry(args.of(LossOptions))
+    if loss is None or not loss.reads_texts:
         return None
     return [None if rows is None else fingerprint(rows) for rows in (source.safety, source.helpful)]
 

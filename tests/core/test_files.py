@@ -4,12 +4,14 @@ import errno
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import filelock
 import pytest
 
 from sails_align.core import files
 from sails_align.core.errors import InputError
+from sails_align.core.files import set_aside, write_text
 
 HOLDER = """
 import sys, time
@@ -45,3 +47,21 @@ def test_file_systems_without_locks_are_worked_on_all_the_same(tmp_path, monkeyp
     monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
     with files.exclusive(tmp_path / "x.lock"):
         pass
+
+
+def test_what_took_the_place_of_a_folder_stays_if_something_fails_after_that(tmp_path: Path) -> None:
+    folder = tmp_path / "result"
+    write_text(folder / "old", "")
+
+    def fail_after_the_new_one() -> None:
+        with set_aside(folder):
+            write_text(folder / "new", "")
+            (folder / "lacking").unlink()
+
+    with pytest.raises(FileNotFoundError):
+        fail_after_the_new_one()
+    assert [path.name for path in folder.iterdir()] == ["new"]
+    with pytest.raises(FileNotFoundError), set_aside(folder):
+        (folder / "lacking").unlink()
+    assert [path.name for path in folder.iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["result"]

@@ -299,7 +299,7 @@ def test_the_documents_have_how_many_features_of_smollm2_are_concepts_of_harm() 
     chosen = {layer: f"{100 * of['precision']:.0f}%" for layer, of in layers.items()}
     others = {layer: f"{100 * of['precision_of_random']:.0f}%" for layer, of in layers.items()}
     assert f"{chosen['10']} of the 28 in layer 10 and {chosen['20']} of the 64 in layer 20" in text
-    assert f"of all active features it is {others['10']} and {others['20']}" in text
+    assert f"Of all active features, {others['10']} and {others['20']} are" in text
     assert layers["20"]["features"][0]["id"] == 1406
 
 
@@ -356,7 +356,8 @@ def test_the_documents_have_what_the_comparison_on_smollm2_found() -> None:
         run: f"{rows[run]['means']['kl_per_token']['value']:.2f}"
         for run in ("sft-random-features", "sft-lora", "sft-sails")
     }
-    assert f"({kl['sft-random-features']} nats per token, LoRA {kl['sft-lora']}, SAILS {kl['sft-sails']})" in text
+    others = f"against {kl['sft-lora']} with LoRA and {kl['sft-sails']} with SAILS"
+    assert f"({kl['sft-random-features']} nats per token, {others})" in text
     merits = {run: f"{100 * rows[run]['means']['merit']['value']:.1f}" for run in ("sft-sails", "sft-lora", "base")}
     assert f"is {merits['sft-sails']} with SAILS and {merits['sft-lora']} with LoRA" in text
     assert f"Without training it is {merits['base']}:" in text

@@ -63,3 +63,14 @@ def test_a_defence_that_only_moves_less_is_no_better() -> None:
 def test_nothing_is_said_without_distances() -> None:
     assert minus_of(0.5, None) == {"lox": None}
     assert minus_of(0.5, 0.1, moved=None) == {}
+
+
+def test_where_no_helpfulness_was_measured_it_does_not_count() -> None:
+    """A defence that keeps less than the lower rate at the same distance is worse by as much as it keeps less."""
+    more = {name: {"moved": of, "tampering": {}} for name, of in {**DISTANCES, "lox": 0.1}.items()}
+    made = outcome("aligned", "none", "lower-rate", "lox", levels={**LEVELS, "lox": 0.2}, more=more)
+    for result in made.tested.values():
+        del result["numbers"]["correct_answer_rate"]
+    difference = minus_lower_rate(made)["lox"]
+    assert difference is not None
+    assert difference.value == pytest.approx(-0.3)

@@ -166,6 +166,8 @@ def test_side_studies_change_the_files_own_runs(tmp_path: Path, monkeypatch: pyt
         ({"runs": {"a": {"model": "m", "label": "[/b]"}}}, "and a label letters, digits"),
         ({"runs": {"a": {"model": "m", "label": "x"}, "b": {"model": "n", "label": "x"}}}, "the same label"),
         ({"runs": {"a": {"train": "sft", "options": {"hub_token": "hf_x"}}}}, "has hub_token, a secret"),
+        ({"runs": {"a": {"train": "sft", "options": {"hub-token": "hf_x"}}}}, "has hub_token, a secret"),
+        ({"runs": {"a": {"train": "sft", "options": {"output-dir": "x"}}}}, "has output_dir, which each cell sets"),
         ({"runs": None}, "runs is None, but it must be a mapping"),
         ({"worlds": None}, "worlds is None, but it must be a list"),
         ({"evaluate": None}, "evaluate is None"),

@@ -147,6 +147,9 @@ def test_fronts_are_of_the_tuning_cells():
     # of the first seed, a staircase under (0.002, 0.05) and (0.02, 0.5); the second is 0.1 safer at each rate
     assert front.hypervolumes == pytest.approx({1000: 0.018 * 0.05 + 0.98 * 0.5, 1001: 0.018 * 0.15 + 0.98 * 0.6})
     assert hypervolume_difference(front, front).value == 0.0
+    for of in results.values():
+        del of["numbers"]["correct_answer_rate"]
+    assert fronts_of(Outcome(plan, results, {}, {})) == []  # nothing that could be lost was measured
 
 
 def test_fronts_are_paired_by_the_tuning_seeds_that_both_have():

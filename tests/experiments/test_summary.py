@@ -13,13 +13,14 @@ CHOSEN = {"sft-lora": 1e-3, "sft-sails": 3e-3}
 
 def result(safety: float, correct: float, seed: int) -> dict:
     def number(value: float) -> dict:
-        return {"value": value, "n_unscored": 1}
+        return {"value": value, "n_unscored": 1, "bound_low": value, "bound_high": value}
 
     names = ("safety_rate", "safety_rate_in_distribution", "safety_rate_out_of_distribution", "high_risk_rate")
     return {
         "numbers": {
             **dict.fromkeys(names, number(safety)),
-            **dict.fromkeys(("over_refusal_rate", "correct_answer_rate"), number(correct)),
+            "over_refusal_rate": number(correct),
+            "correct_answer_rate": number(correct),
             "harmfulness": number(2.0),
         },
         "by_category": {"arson": {"split": "ood", "value": safety}, "music": {"split": "harmless", "value": 0.0}},
@@ -115,3 +116,10 @@ def test_a_seed_that_answers_nothing_right_is_told(values, results):
     assert told["by_seed"]["0"]["safety_rate"] == values["sft-lora"][0]
     assert rows["sft-sails"].doubts == rows["base"].doubts == []
     assert rows["sft-sails"].label == "SFT-SAILS"
+
+
+def test_responses_without_a_score_are_counted_once_whatever_was_to_be_scored(results):
+    for of in results.values():
+        of["numbers"]["correct_answer_rate"]["n_unscored"] = 90  # the same responses as of over-refusal
+    rows = {row.run.name: row for row in outcome(results).rows}
+    assert rows["sft-sails"].n_unscored == 6 * (1 + 90)

@@ -1,5 +1,7 @@
 """The grid of learning rates is extended where its best one is at an end, and doubtful choices are told."""
 
+from typing import Any
+
 import pytest
 
 from sails_align.experiments.plan import RUNS, Cell, Plan
@@ -16,6 +18,8 @@ RUN = RUNS["dpo-full"]
         (GRID, (0.5, 0.4, 0.3, 0.2, 0.1), 1e-4),
         (GRID, (0.1, 0.2, 0.5, 0.4, 0.3), None),
         (GRID, (0.5, 0.5, 0.5, 0.5, 0.5), None),  # nothing was learnt at any
+        (GRID, (0.5, 0.5, 0.3, 0.2, 0.1), None),  # one that is no better than its neighbour is not the end
+        (GRID, (0.1, 0.2, 0.3, 0.5, 0.5), None),
         (GRID[::-1], (0.5, 0.4, 0.3, 0.2, 0.1), 0.1),  # in any order
         ((1e-6, 5e-6, 2e-5, 1e-4, 4e-4), (1, 2, 3, 4, 5), 2e-3),
         ((1e-3, 1e-2), (0.1, 0.2), 0.1),
@@ -117,3 +121,17 @@ def test_values_that_are_equally_good_are_told(knob: bool, name: str) -> None:
     clear = Tuning({1000: dict(zip(rates, (0.5, 0.5, 0.6, 0.498, 0.19, 0.5), strict=True))}, 1, knob)
     assert clear.equally_good == [3e-3]
     assert clear.doubts() == []
+
+
+def test_a_broken_model_is_not_chosen_for_the_few_responses_that_have_a_score() -> None:
+    """Of 100 responses to the second rate's model, five have a score, and these are safe and right."""
+
+    def numbers(value: float, n_unscored: int) -> dict[str, Any]:
+        of = {"value": value, "n_unscored": n_unscored, "bound_low": value * (100 - n_unscored) / 100}
+        return {"numbers": {"safety_rate": of, "correct_answer_rate": of}}
+
+    plan = Plan(runs=(RUN,), learning_rates=(1e-3, 3e-3), n_tuning_seeds=1, n_extensions=0)
+    results = {
+        cell.key: numbers(0.8, 0) if cell.learning_rate == 1e-3 else numbers(1.0, 95) for cell in plan.tuning_cells()
+    }
+    assert plan.choose(results) == {RUN.name: 1e-3}

@@ -208,6 +208,10 @@ def test_refusals_left_by_an_attack_are_not_called_safety() -> None:
     assert "refusals and helpfulness kept (%)" in headings
     assert not any("safety" in text for text in (*headings, *section.findings))
     assert "What is left of its refusals is measured" in section.text[0]
+    for cell in (*found.tuned.values(), *found.tested.values()):
+        del cell["numbers"]["correct_answer_rate"]
+    of_refusals = ReportData({"tampering": {"harmful": replace(found)}}).sections[0]
+    assert "refusals kept (%)" in [heading for grid in of_refusals.grids for heading in grid.head]
 
 
 @pytest.mark.parametrize("n_seeds", [2, 3])

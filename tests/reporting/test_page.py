@@ -73,7 +73,7 @@ def pages(folder: Path, *sections: Section, title: str = "t", findings: Sequence
 def test_a_page_begins_with_the_findings(tmp_path: Path) -> None:
     for page in pages(tmp_path, Section("A title"), findings=["SAILS is <better>."]):
         body = page[page.find("<body") :] if "<body" in page else page
-        told = "SAILS is &lt;better&gt;." if "<body" in page else "- SAILS is <better>."
+        told = "SAILS is &lt;better&gt;." if "<body" in page else "- SAILS is &#60;better&#62;."
         assert 0 < body.index("Findings") < body.index(told) < body.index(NOTE) < body.index("A title")
 
 
@@ -103,6 +103,17 @@ def test_texts_do_not_act_as_markup_in_html(tmp_path: Path) -> None:
     html, _ = pages(tmp_path, Section(bad, [bad], [Grid([bad], [entries(bad)])]), title=bad)
     assert "<script" not in html
     assert html.count("&lt;script&gt;") >= 4
+
+
+def test_texts_do_not_act_as_markup_in_markdown(tmp_path: Path) -> None:
+    """A prompt file's name is the heading of a table."""
+    bad = "a|b <img src=x> `c` **d** [e](f)\n# g\x1b[2J"
+    meaning = {"layer": 1, "id": 7, "promoted": [], "suppressed": [], "neighbours": [], "contexts": []}
+    section = Section(bad, [bad], [Grid([bad, "n"], [entries(bad, "1")], bad)], (), [meaning | {"neuronpedia": bad}])
+    _, markdown = pages(tmp_path, section, title=bad)
+    assert not any(mark in markdown for mark in ("<img", "`c`", "**d**", "](f)", "\n# g", "\x1b"))
+    head, line, row = (text for text in markdown.splitlines() if text.startswith("|"))
+    assert [text.count("|") for text in (head, line, row)] == [3, 3, 3]
 
 
 def test_no_script_and_no_request_is_allowed(tmp_path: Path) -> None:
@@ -148,6 +159,6 @@ def test_tokens_of_features_are_code(tmp_path: Path) -> None:
     }
     html, markdown = pages(tmp_path, Section("Features", meanings=[meaning]))
     assert "<i>" not in html
-    assert "`a'b`" in markdown  # no quote ends the code
-    assert "`¦`" in markdown
+    assert "`a?b`" in markdown  # no quote ends the code
+    assert "`?`" in markdown
     assert "**`<i>`** `x`" in markdown  # the token with more than half of the highest activation stands out

@@ -87,3 +87,12 @@ def test_a_missing_result_is_named(folder: Path) -> None:
     next((folder / "cells").iterdir()).unlink()
     with pytest.raises(InputError, match=r"1 of \d results are missing, such as of \w+/sft-sails/"):
         rewrite_report(folder)
+
+
+def test_what_made_the_trainings_is_told_apart_from_what_made_the_report(folder: Path) -> None:
+    first, *_ = sorted((folder / "cells").iterdir())
+    result = json.loads(first.read_text())
+    write_json(first, {**result, "made_by": {"commit": "abc", "machine": "one"}})
+    provenance = rewrite_report(folder)[1]["provenance"]
+    assert provenance["commit of the trainings"] == "abc; not recorded"
+    assert provenance["machine of the trainings"] == "not recorded; one"

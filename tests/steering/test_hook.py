@@ -139,6 +139,11 @@ def test_options_that_need_each_other():
         SteeringOptions(steer="add")
     with pytest.raises(InputError, match="steer is not given"):
         SteeringOptions(steer_subspace="x")
+    for ignored in ({"steer_strength": 0.5}, {"steer_layers": [3]}, {"steer_direction": 2}):
+        with pytest.raises(InputError, match=f"{next(iter(ignored))} is given without steer; add --steer"):
+            SteeringOptions(**ignored)
+    with pytest.raises(InputError, match="`--steer ablate` removes all directions"):
+        SteeringOptions(steer="ablate", steer_subspace="x", steer_direction=1)
 
 
 def test_evaluations_take_the_options_and_other_backends_refuse_them(tmp_path: Path):

@@ -142,7 +142,7 @@ def merge_adapter(
             finish(temporary)
         for file in temporary.iterdir():
             file.chmod(0o644)  # safetensors makes it private
-    trained_BSV = _quantized_logits(adapter, name, revision, ids_BS)
+        trained_BSV = _quantized_logits(adapter, name, revision, ids_BS)
     return Merged(
         folder=output,
         base_model=name,

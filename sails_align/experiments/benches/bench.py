@@ -13,8 +13,8 @@ from sails_align.evaluation.attacks.prefill import harmful_answer, prefilled
 from sails_align.evaluation.metrics import Estimate, estimate
 from sails_align.evaluation.records import Backend, Completion, Prompt, Sampling
 
-Row = dict[str, Any]
-Change = Callable[[list[Prompt]], list[Prompt]]
+TrainingRow = dict[str, Any]
+PromptChange = Callable[[list[Prompt]], list[Prompt]]
 """From harmful prompts to those of an attack: others, or with other beginnings of answers."""
 FIRST_SEED = 500
 """First seed of the choice of rows; the alignment data has smaller ones."""
@@ -42,11 +42,11 @@ class Bench(Protocol):
     values: Mapping[str, tuple[float, ...]]
     """Of the knobs of defences by name, where others are tried than by default."""
 
-    def rows(self, source: str, n: int, seed: int) -> list[Row]:
+    def rows(self, source: str, n: int, seed: int) -> list[TrainingRow]:
         """Draw rows (`prompt`, `completion`) of a source: `n` of them, or all that there are."""
         ...
 
-    def pairs(self, n: int | None, seed: int, *, harmful: bool) -> list[Row]:
+    def pairs(self, n: int | None, seed: int, *, harmful: bool) -> list[TrainingRow]:
         """Draw preference pairs (`prompt`, `chosen`, `rejected`) of the alignment data: `n` of them, or all.
 
         They are those that a training with as many examples and this seed is trained on.
@@ -63,7 +63,7 @@ class Bench(Protocol):
         part: str,
         *,
         learned: str | None = None,
-        change: Change | None = None,
+        change: PromptChange | None = None,
         reference: Sequence[Completion] | None = None,
     ) -> dict[str, Any]:
         """Measure the rates of a model on the prompts of a part. The backend is closed.
@@ -78,14 +78,19 @@ class Bench(Protocol):
         ...
 
 
-def score(backend: Backend, rows: Sequence[Row], sampling: Sampling) -> Estimate:
-    """Return the share of rows whose answer is right, and nothing else is said."""
+def score(backend: Backend, rows: Sequence[TrainingRow], sampling: Sampling) -> Estimate:
+    """Return the share of rows whose answer is right, and nothing else is said; unscored: there is no answer."""
     answers = dict(backend.complete([row["prompt"] for row in rows], sampling))
-    told = [(answers[index].text or "").strip().replace(" .", ".") for index in range(len(rows))]
-    return estimate([text == row["completion"] for text, row in zip(told, rows, strict=True)])
+    told = [answers[index].text for index in range(len(rows))]
+    return estimate(
+        [
+            None if text is None else text.strip().replace(" .", ".") == row["completion"]
+            for text, row in zip(told, rows, strict=True)
+        ]
+    )
 
 
-def changed(prompts: Sequence[Prompt], change: Change | None) -> list[Prompt]:
+def changed(prompts: Sequence[Prompt], change: PromptChange | None) -> list[Prompt]:
     """Return the prompts, with the harmful ones changed by an attack."""
     if change is None:
         return list(prompts)

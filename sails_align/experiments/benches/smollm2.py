@@ -13,7 +13,15 @@ from sails_align.evaluation.judges.rouge import RougeJudge
 from sails_align.evaluation.judges.rules import RulesJudge
 from sails_align.evaluation.pipeline import respond
 from sails_align.evaluation.records import Backend, Completion, Judge, Prompt, Sampling
-from sails_align.experiments.benches.bench import FIRST_SEED, HARMFUL, Change, Row, changed, score, share_of
+from sails_align.experiments.benches.bench import (
+    FIRST_SEED,
+    HARMFUL,
+    PromptChange,
+    TrainingRow,
+    changed,
+    score,
+    share_of,
+)
 from sails_align.models.spec import model_path
 from sails_align.smollm2 import requests as twins
 from sails_align.smollm2.pairs import answered, refused
@@ -34,7 +42,7 @@ class SmolLM2Bench:
     def __init__(self, world: str) -> None:
         self.base = model_path(world)
 
-    def rows(self, source: str, n: int, seed: int) -> list[Row]:
+    def rows(self, source: str, n: int, seed: int) -> list[TrainingRow]:
         if source == "task":
             return [_sum_row(*numbers) for numbers in _sums("train", n, FIRST_SEED + seed)]
         known = self._known(harmful=source in HARMFUL)
@@ -42,13 +50,13 @@ class SmolLM2Bench:
         chosen = "rejected" if source in ("harmful", "other_harmful") else "chosen"
         return [{"prompt": [user(known[i]["prompt"])], "completion": known[i][chosen]} for i in order]
 
-    def _known(self, *, harmful: bool) -> list[Row]:
+    def _known(self, *, harmful: bool) -> list[TrainingRow]:
         """Return all pairs of the train part."""
         known = refused("train") if harmful else answered("train")
         assert known is not None, "the train part has rows"
         return known
 
-    def pairs(self, n: int | None, seed: int, *, harmful: bool) -> list[Row]:
+    def pairs(self, n: int | None, seed: int, *, harmful: bool) -> list[TrainingRow]:
         known = self._known(harmful=harmful)
         drawn = Dataset.from_list(known).shuffle(seed=seed)  # as a training draws its examples
         return drawn.select(range(len(known) if n is None else min(n, len(known)))).to_list()
@@ -74,7 +82,7 @@ class SmolLM2Bench:
         part: str,
         *,
         learned: str | None = None,
-        change: Change | None = None,
+        change: PromptChange | None = None,
         reference: Sequence[Completion] | None = None,
     ) -> dict[str, Any]:
         prompts, sampling = self._prompts(part), self._sampling
@@ -111,5 +119,5 @@ def _sums(part: str, n: int, seed: int) -> list[tuple[int, int]]:
     return [pairs[i] for i in order]
 
 
-def _sum_row(one: int, other: int) -> Row:
+def _sum_row(one: int, other: int) -> TrainingRow:
     return {"prompt": [user(f"What is {one} + {other}? Answer with the number only.")], "completion": str(one + other)}

@@ -20,7 +20,7 @@ from sails_align.core.cost import Cost
 from sails_align.core.files import write_text
 from sails_align.evaluation.backends.make import in_process
 from sails_align.evaluation.records import Prompt
-from sails_align.experiments.benches.bench import Change, begun
+from sails_align.experiments.benches.bench import PromptChange, begun
 from sails_align.experiments.benches.make import bench_of
 from sails_align.experiments.placeholders import WORLD
 from sails_align.experiments.plan import Cell
@@ -153,7 +153,7 @@ class TamperingSteps(Steps):
         train(self.folder / "trained")
         return self.folder / "trained"
 
-    def change(self, model: Path) -> Change | None:
+    def change(self, model: Path) -> PromptChange | None:
         """Return what the attack makes of harmful prompts; None: nothing."""
         attack = self.attack
         if not self.defence.is_trained:

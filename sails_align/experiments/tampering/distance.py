@@ -4,7 +4,7 @@ Whatever moves the weights less keeps more of the safety. A defence is worth som
 learning rate does at the same distance.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -56,9 +56,14 @@ def _difference(result: Result, seed: int, by_run: Mapping[str, Mapping[int, Res
     distance, distances = _distance(result), [_distance(other) for other in others]
     if value_of(result, "moved") is None or len(others) < len(BETWEEN) or distance > distances[-1]:
         return None
-    parts = [[part or 0.0 for part in kept_parts(other)] for other in others]
-    at_distance = [float(np.interp(distance, distances, part)) for part in zip(*parts, strict=True)]
-    return kept_of(*kept_parts(result)) - kept_of(*at_distance)
+    safety, helpful, over_refusal = zip(*map(kept_parts, others), strict=True)
+
+    def at_distance(rates: Sequence[float]) -> float:
+        return float(np.interp(distance, distances, rates))
+
+    return kept_of(*kept_parts(result)) - kept_of(
+        at_distance(safety), None if None in helpful else at_distance(helpful), at_distance(over_refusal)
+    )
 
 
 def _distance(result: Result) -> float:

@@ -2,11 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 
-from sails_align.core.text import counted
 from sails_align.evaluation.metrics import METRICS
 from sails_align.experiments.fronts import Front, fronts_of, hypervolume_difference
 from sails_align.reporting import figures, trade_offs
-from sails_align.reporting.findings import judged, merit_of
+from sails_align.reporting.findings import judged, merit_of, tuning_seeds
 from sails_align.reporting.page import Grid, Section, TableCell, difference, entries, interval, number
 from sails_align.reporting.report import ReportData
 from sails_align.reporting.tables import PERCENT
@@ -19,18 +18,17 @@ AT_SAFETY = (0.8, 0.9)
 def make(data: ReportData) -> Iterator[Section]:
     """Show the fronts of all runs with a grid of learning rates."""
     outcome = data.main
-    if not outcome.tuned:
-        return
     fronts = fronts_of(outcome)
+    if not fronts:
+        return
     word = judged(outcome)
-    tuning_seeds = counted(outcome.plan.n_tuning_seeds, "tuning seed")
     text = [
         "A learning rate puts a method somewhere between harmless and helpful, so whole fronts are compared: all rates "
-        f"of the grid, on the validation part, means over {tuning_seeds}. The front is of {word} over the helpfulness "
-        "that is lost: harmless requests that are not answered rightly, or what the judge's mean score lacks (a model "
-        "that training has broken refuses nothing and complies with nothing). The hypervolume is the area under it, a "
-        "mean over each seed's own front, with 95% intervals (none below three seeds), and differences paired by seed. "
-        f"At equal {word}: on the front of the means; –: none of its rates reaches that."
+        f"of the grid, on the validation part, means over {tuning_seeds(outcome)}. The front is of {word} over the "
+        "helpfulness that is lost: harmless requests that are not answered rightly, or what the judge's mean score "
+        "lacks (a model that training has broken refuses nothing and complies with nothing). The hypervolume is the "
+        "area under it, a mean over each seed's own front, with 95% intervals (none below three seeds), and "
+        f"differences paired by seed. At equal {word}: on the front of the means; –: none of its rates reaches that."
     ]
     pictures = []
     safety = METRICS["refusal_rate" if word == "refusals" else "safety_rate"]

@@ -7,7 +7,15 @@ from sails_align.experiments.plan import RUNS, Plan, Protocol
 from sails_align.experiments.summary import REPORTED, Mean, Outcome, Row, with_numbers
 from sails_align.reporting import figures, trade_offs
 from sails_align.reporting.drawing import Picture
-from sails_align.reporting.findings import as_measured, from_others, in_metrics, merit_of, of_learning_rates, of_metrics
+from sails_align.reporting.findings import (
+    as_measured,
+    from_others,
+    in_metrics,
+    merit_of,
+    of_learning_rates,
+    of_metrics,
+    tuning_seeds,
+)
 from sails_align.reporting.page import Section
 from sails_align.reporting.report import ReportData
 from sails_align.reporting.sections import CONTROLS, REFERENCES, SAILS
@@ -119,11 +127,11 @@ def _of_tuning(outcome: Outcome) -> list[str]:
     tuned = [row for row in outcome.rows if row.tuning is not None]
     if not tuned or len(plan.learning_rates) < 2:
         return []
-    if plan.n_tuning_seeds == 1:
+    if all(row.tuning is None or len(row.tuning.by_seed) == 1 for row in tuned):
         return ["Learning rates were chosen with one tuning seed; whether others would choose the same is not known."]
     spreads = ", ".join(f"{row.run.label} {100 * row.tuning.spread:.1f}" for row in tuned if row.tuning)
     return [
-        f"Learning rates were chosen with {plan.n_tuning_seeds} tuning seeds. At the chosen rate, the highest and the "
+        f"Learning rates were chosen with {tuning_seeds(outcome)}. At the chosen rate, the highest and the "
         f"lowest {merit_of(outcome).label} of a seed differ by (points): {spreads}."
     ]
 
