@@ -118,10 +118,18 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Key of the result: the run's name, and the hash of what decides the result."""
-        run = asdict(replace(self.run, label="", is_tuned=True))
+        """Key of the result: the run's name, and the hash of what decides the result.
+
+        What decides other cells only is no part of it: the other values of a grid, and the evaluations of the other
+        part (a bench has its own).
+        """
+        run = {**asdict(replace(self.run, label="", is_tuned=True)), "grid": bool(self.run.grid)}
         del run["is_reference"]
         decides = {**asdict(self), "run": run, "format": FORMAT, "versions": _versions()}
+        if self.protocol is not None:
+            wanted = () if self.run.has_bench else (self.part,)
+            evaluate = [of for of in self.protocol.evaluate if of[0] in wanted]
+            decides["protocol"] = {**asdict(self.protocol), "evaluate": evaluate}
         optional = [*((run, name) for name in _OPTIONAL), (decides["measures"], "contamination")]
         for values, name in (*optional, (decides, "world_sha256"), (decides, "protocol")):
             if not values[name]:  # which is as if there were none
@@ -257,7 +265,8 @@ class Plan:
 
     def _tuning_cells(self, run: Run, rate: float, n_seeds: int) -> list[Cell]:
         seeds = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + n_seeds)
-        return [self._cell(run, rate, seed, "validation", self.measures) for seed in seeds]
+        measures = replace(self.measures, n_attacked=0, n_capability=0, relearning=False)  # of the test part only
+        return [self._cell(run, rate, seed, "validation", measures) for seed in seeds]
 
     def _cell(self, run: Run, rate: float | None, seed: int, part: Part, measures: Measures) -> Cell:
         return Cell(run, rate, seed, part, self.world, measures, self.protocol, self.world_sha256)

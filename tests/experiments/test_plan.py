@@ -8,6 +8,7 @@ from sails_align.core.errors import InputError
 from sails_align.experiments.plan import FIRST_TUNING_SEED, RUNS, Measures, Plan
 
 PLAN = Plan(n_seeds=3, n_tuning_seeds=2, learning_rates=(1e-3, 1e-2))
+OF_VALIDATION = replace(PLAN.measures, n_attacked=0, n_capability=0, relearning=False)
 
 
 def test_all_methods_have_the_same_budget_and_grid():
@@ -17,7 +18,7 @@ def test_all_methods_have_the_same_budget_and_grid():
     for run in tuned:
         own = [cell for cell in cells if cell.run == run]
         assert {cell.learning_rate for cell in own} == {1e-3, 1e-2}
-        assert {cell.measures for cell in own} == {PLAN.measures}
+        assert {cell.measures for cell in own} == {OF_VALIDATION}
     assert {cell.part for cell in cells} == {"validation"}
 
 
@@ -50,8 +51,18 @@ def test_keys_tell_apart_what_decides_a_result_and_nothing_else():
         replace(cell, measures=Measures(n_examples=64)),
         replace(cell, run=replace(cell.run, options=("--init", "olora"))),
     ]
+    grids = [replace(cell, run=replace(cell.run, grid=grid)) for grid in ((5e-3, 1.0), (5e-3, 1.0, 3.0))]
+    assert grids[0].key == grids[1].key != cell.key
     assert same.key == cell.key
     assert len({cell.key, *(other.key for other in others)}) == 1 + len(others)
+
+
+def test_what_is_measured_on_the_test_part_does_not_change_validation_cells() -> None:
+    cheap = replace(PLAN, measures=OF_VALIDATION)
+    assert [cell.key for cell in cheap.tuning_cells()] == [cell.key for cell in PLAN.tuning_cells()]
+    chosen = {run.name: 1e-3 for run in PLAN.runs if run.is_tuned}
+    tests = [{cell.key for cell in plan.test_cells(chosen)} for plan in (cheap, PLAN)]
+    assert not tests[0] & tests[1]
 
 
 def test_the_rate_with_the_best_mean_over_seeds_is_chosen():

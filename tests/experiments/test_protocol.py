@@ -126,6 +126,8 @@ def test_other_evaluations_need_no_other_training(tmp_path: Path, monkeypatch: p
     other = cell_of(evaluate={"validation": {**VALIDATION, "safety": {"prompts": ["hex-phi"]}}, "test": SAFETY})
     assert other.key != cell.key
     assert other.training_key == cell.training_key
+    more = {**SAFETY, "harness": {"tasks": "arc_easy"}}
+    assert cell_of(evaluate={"validation": VALIDATION, "test": more}).key == cell.key  # of the test part
     launched = cell_of(launch=["--num_processes", "2"])
     assert launched.training_key != cell.training_key
     (tmp_path / "sails.yaml").write_text(RECIPE + "num_train_epochs: 2\n")

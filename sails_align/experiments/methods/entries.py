@@ -192,5 +192,5 @@ def identity_of(name: str) -> str:
     """Return the hash of all that makes a method, with the SAEs that its options stand for."""
     method = asdict(METHODS.get(name))
     named = {of: options for of, options in SAES.items() if of in method["training"]}
-    changes_nothing = ("label", "page", "control_of", "is_of_testbed")
+    changes_nothing = ("label", "page", "control_of", "is_of_testbed", "values")
     return content_hash([{of: value for of, value in method.items() if of not in changes_nothing}, named])[:16]
