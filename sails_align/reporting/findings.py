@@ -148,14 +148,15 @@ def counts(found: Differences, what: str, better: str) -> str:
 
     Args:
         found: differences of what is counted, by name.
-        what: it is called, such as `methods`.
+        what: one of them is called, such as `method`.
         better: what the better ones are: `better than SFT-LoRA by the refusal rate`.
     """
     told = by_verdict(found)
     n = sum(map(len, told.values()))
     if n and len(told["none"]) == n:
         reason = _without_interval(told["none"], found)
-        return f"{reason[0].upper()}{reason[1:]} about which of {n} {what} are {better}."
+        which = f"whether 1 {what} is" if n == 1 else f"which of {counted(n, what)} are"
+        return f"{reason[0].upper()}{reason[1:]} about {which} {better}."
     clauses = [f"{_are(told['better'])} {better}{_bracketed(told['better'])}"]
     if told["worse"]:
         clauses.append(f"{_are(told['worse'])} worse{_bracketed(told['worse'])}")
@@ -164,7 +165,7 @@ def counts(found: Differences, what: str, better: str) -> str:
     if told["none"]:
         clauses.append(f"{_are(told['none'])} without an interval")
     *first, last = clauses
-    return f"Of {n} {what}, {', '.join([*first, f'and {last}']) if first else last}."
+    return f"Of {counted(n, what)}, {', '.join([*first, f'and {last}']) if first else last}."
 
 
 def _are(names: Sequence[str]) -> str:

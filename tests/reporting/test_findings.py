@@ -75,16 +75,16 @@ def test_without_intervals_nothing_is_said_of_controls() -> None:
 
 def test_verdicts_are_counted_and_named() -> None:
     found = {"a": (UP, MERIT), "b": (DOWN, MERIT), "c": (OPEN, MERIT), "d": (EQUAL, MERIT), "e": (MISSING, MERIT)}
-    sentence = counts(found, "changes", "better than A")
+    sentence = counts(found, "change", "better than A")
     assert sentence == (
         "Of 4 changes, 1 is better than A (a), 1 is worse (b), 1 is not shown to differ, and 1 is without an interval."
     )
-    assert counts({"b": (OPEN, MERIT)}, "changes", "better") == (
-        "Of 1 changes, none is better, and 1 is not shown to differ."
+    assert counts({"b": (OPEN, MERIT)}, "change", "better") == (
+        "Of 1 change, none is better, and 1 is not shown to differ."
     )
-    of_two = counts({"a": (OF_TWO, MERIT)}, "changes", "better than A")
-    assert of_two.startswith("With 2 seeds there is no interval, and no claim is made about which of 1 changes")
-    many = counts({f"run {i}": (UP, MERIT) for i in range(9)}, "changes", "better than A")
+    of_two = counts({"a": (OF_TWO, MERIT)}, "change", "better than A")
+    assert of_two.startswith("With 2 seeds there is no interval, and no claim is made about whether 1 change is")
+    many = counts({f"run {i}": (UP, MERIT) for i in range(9)}, "change", "better than A")
     assert many.startswith("Of 9 changes, 9 are better than A (run 0, ")
     assert many.endswith("run 5, 3 more).")
 
@@ -224,7 +224,9 @@ def test_a_report_of_methods_alone_has_findings(n_seeds: int) -> None:
     assert "better than SFT-LoRA by the mean of safety and helpfulness" in from_lora
     assert "better than their control" in from_control
     if n_seeds == 2:
-        assert from_lora.startswith("With 2 seeds there is no interval, and no claim is made about which of 1 methods")
+        assert from_lora.startswith(
+            "With 2 seeds there is no interval, and no claim is made about whether 1 method is better"
+        )
     else:  # all seeds have the same difference
         assert from_control.startswith("Where all seeds have the same difference there is no interval")
 

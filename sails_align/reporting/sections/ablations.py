@@ -27,5 +27,5 @@ def make(data: ReportData) -> Iterator[Section]:
         grids = [levels_grid(outcome.rows, metrics, ""), differences_grid(found, outcome.labels, metrics, "method")]
         metric = merit_of(outcome)
         changes = {outcome.labels[name]: (means[metric.name], metric) for name, means in found.items()}
-        finding = counts(changes, "ablations", f"better than {outcome.labels['sft-sails']} by the {metric.label}")
+        finding = counts(changes, "ablation", f"better than {outcome.labels['sft-sails']} by the {metric.label}")
         yield Section("Ablations", text, grids, [picture], findings=[finding])

@@ -32,9 +32,16 @@ def make(data: ReportData) -> Iterator[Section]:
         f"{of_learning_rates(outcomes[0])} It is chosen for each n anew. Between the numbers tried the curve is taken "
         "as a line over log n."
     ]
-    grids = [_needed(curves, labels), *(_levels(curves[metric.name], labels, metric) for metric in metrics)]
+    safety = METRICS[next(name for name in (*SAFETY, *curves) if name in curves)]  # of trained categories if known
+    needed = _needed(curves[safety.name], labels)
+    head = ["method", f"harmful examples to {WANTED_SAFETY:.0%} {safety.label}"]
+    grids = [
+        Grid(head, [entries(label, needed.get(label, "–")) for label in labels.values()]),
+        *(_levels(curves[metric.name], labels, metric) for metric in metrics),
+    ]
     pictures = [figures.curves(curves, labels, metrics)]
-    yield Section("How many examples it takes", text, grids, pictures, findings=_findings(grids[0], plan.n_seeds))
+    findings = _findings(needed, safety, plan.n_seeds)
+    yield Section("How many examples it takes", text, grids, pictures, findings=findings)
 
 
 def _curves(outcomes: Sequence[Outcome], metrics: Sequence[Metric]) -> Curves:
@@ -47,29 +54,28 @@ def _curves(outcomes: Sequence[Outcome], metrics: Sequence[Metric]) -> Curves:
     return curves
 
 
-def _needed(curves: Curves, labels: Mapping[str, str]) -> Grid:
-    """Return how many examples the wanted safety takes, on trained categories if these are known."""
-    safety = next(name for name in (*SAFETY, *curves) if name in curves)
-    rows = []
+def _needed(curves: Mapping[str, Sequence[tuple[int, Mean]]], labels: Mapping[str, str]) -> dict[str, str]:
+    """Return how many examples the wanted safety takes, in words, by label; no entry where nothing is known."""
+    found = {}
     for run, label in labels.items():
-        curve = [(n, mean.value) for n, mean in curves[safety][run] if mean.value is not None]
+        curve = [(n, mean.value) for n, mean in curves[run] if mean.value is not None]
+        if not curve:
+            continue
         needed = examples_to(WANTED_SAFETY, curve)
         if needed is None:
-            words = f"more than {curve[-1][0]}" if curve else "–"
+            found[label] = f"more than {curve[-1][0]}"
         else:
-            words = f"at most {curve[0][0]}" if needed == curve[0][0] else f"{needed:.0f}"
-        rows.append(entries(label, words))
-    return Grid(["method", f"harmful examples to {WANTED_SAFETY:.0%} {METRICS[safety].label}"], rows)
+            found[label] = f"at most {curve[0][0]}" if needed == curve[0][0] else f"{needed:.0f}"
+    return found
 
 
-def _findings(needed: Grid, n_seeds: int) -> list[str]:
+def _findings(needed: Mapping[str, str], safety: Metric, n_seeds: int) -> list[str]:
     """Return a sentence about how many examples each method takes; none if nothing is known."""
-    told = [f"{label.text} takes {n.text} harmful examples" for label, n in needed.rows if n.text != "–"]
-    if not told:
+    if not needed:
         return []
-    goal = needed.head[1].removeprefix("harmful examples to ").replace(", ", " on ")
-    means = f"means over {counted(n_seeds, 'seed')}, without intervals"
-    return [f"To reach {goal}, {', '.join(told)} ({means})."]
+    told = ", ".join(f"{label} takes {n} harmful examples" for label, n in needed.items())
+    goal = f"{WANTED_SAFETY:.0%} {safety.label}".replace(", ", " on ")
+    return [f"To reach {goal}, {told} (means over {counted(n_seeds, 'seed')}, without intervals)."]
 
 
 def _levels(curves: Mapping[str, Sequence[tuple[int, Mean]]], labels: Mapping[str, str], metric: Metric) -> Grid:

@@ -84,9 +84,9 @@ def _findings(outcome: Outcome, controlled: Mapping[str, Mapping[str, Mean]]) ->
     for reference in REFERENCES:
         if reference in labels:
             found = {name: of for name, of in outcome.minus(reference).items() if not METHODS.get(name).control_of}
-            yield told(found, "methods", labels[reference])
+            yield told(found, "method", labels[reference])
     if controlled:
-        yield told(controlled, "methods with a control", "their control")
+        yield told(controlled, "controlled method", "their control")
 
 
 def _levels(outcome: Outcome, metrics: Sequence[Metric], *, title: str, with_knob: bool) -> Grid:

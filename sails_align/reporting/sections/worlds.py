@@ -31,7 +31,7 @@ def make(data: ReportData) -> Iterator[Section]:
             of_merit = {world: (means[metric.name], metric) for world, means in found.items()}
             ours = first.labels["sft-sails"]
             better = f"better for {ours} than for {label} by the {metric.label}"
-            findings.append(counts(of_merit, "other worlds", better))
+            findings.append(counts(of_merit, "other world", better))
         grids.append(differences_grid(found, names, metrics, title))
         title, metrics_shown = f"{title}, by world, paired by seed", headline(found.values())
         pictures.append(figures.forest(found, names, f"worlds_{baseline}", title, metrics_shown, of=baseline))
