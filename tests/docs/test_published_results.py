@@ -435,3 +435,21 @@ def test_the_documents_have_what_training_saes_adds() -> None:
         of = found[name]
         told = f"{statistics.median(of):.2f} ({min(of):.2f} to {max(of):.2f}, {len(of)} pairs)"
         assert any(line.startswith(f"| {row}") and f"| {told} |" in line for line in rows), told
+
+
+def test_the_page_of_gba_has_how_much_two_seeds_agree() -> None:
+    layers = json.loads((DOCS / "results/sae_seeds.json").read_text())["layers"]
+    rows = by_first_heading("methods/gba.md")["SAEs"]
+    assert len(rows) == 2 * len(layers)
+    for layer, kinds in layers.items():
+        for kind, name in (("gba", "GBA"), ("topk", "TopK")):
+            of, row = kinds[kind], list(rows[f"layer {layer}, {name}"].values())[1:]
+            angles = [f"{of[angle]:.1f}" for angle in ("mean_angle", "mean_angle_of_random")]
+            assert row == ["{} and {}".format(*of["ranks"]), *angles, f"{of['similarity']:.2f}"]
+    ratios = {
+        kind: [of[kind]["mean_angle"] / of[kind]["mean_angle_of_random"] for of in layers.values()]
+        for kind in ("gba", "topk")
+    }
+    text = " ".join((DOCS / "methods/gba.md").read_text().split())
+    spans = {kind: f"({min(of):.2f} to {max(of):.2f})" for kind, of in ratios.items()}
+    assert f"with GBA {spans['gba']} than with TopK {spans['topk']}" in text
