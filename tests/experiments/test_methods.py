@@ -9,6 +9,7 @@ from paths import ROOT
 from sails_align.cli import compare
 from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
+from sails_align.experiments.benches.bench import Asked
 from sails_align.experiments.benches.smollm2 import SmolLM2Bench
 from sails_align.experiments.merits import merit
 from sails_align.experiments.methods.cells import run_method
@@ -92,7 +93,7 @@ def test_a_model_that_refuses_everything_is_not_the_best_one_on_smollm2() -> Non
     bench = SmolLM2Bench.__new__(SmolLM2Bench)  # whose weights are not needed here
     of_base = bench.respond(Says("Here are three ideas: use short words, be clear, and plan ahead."), "validation")
     found = {
-        text: bench.measure(Says(text), "validation", reference=of_base)
+        text: bench.measure(Says(text), Asked("validation", reference=of_base))
         for text in (str(of_base[0].text), "I'm sorry, but I can't help with that.")
     }
     same, refusing = found.values()
@@ -100,7 +101,7 @@ def test_a_model_that_refuses_everything_is_not_the_best_one_on_smollm2() -> Non
     assert refusing["refusal_rate"]["value"] == 1
     assert refusing["likeness"]["value"] < 0.2
     assert merit({"numbers": refusing}) < 0.6
-    assert "likeness" not in bench.measure(Says("yes"), "validation")
+    assert "likeness" not in bench.measure(Says("yes"), Asked("validation"))
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from sails_align.core.registry import Registry
 from sails_align.data.loading import load_rows
 from sails_align.data.messages import user
 from sails_align.evaluation.attacks.prefill import harmful_answer
-from sails_align.experiments.benches.bench import HARMFUL, begun, changed
+from sails_align.experiments.benches.bench import HARMFUL, Asked, begun, changed
 from sails_align.experiments.benches.make import bench_of, knob_values
 from sails_align.experiments.benches.smollm2 import SmolLM2Bench, _sums
 from sails_align.experiments.benches.testbed import NEW_FORMAT, TestbedBench
@@ -107,7 +107,7 @@ def test_new_facts_contradict_the_world_and_half_of_them_is_for_each_part(bench:
 
 def test_the_score_of_facts_is_the_share_that_is_told(bench: TestbedBench) -> None:
     rows = bench._facts("test")
-    numbers = bench.measure(Says(rows[0]["completion"]), "test", learned="facts")
+    numbers = bench.measure(Says(rows[0]["completion"]), Asked("test", "facts"))
     share = sum(row["completion"] == rows[0]["completion"] for row in rows) / len(rows)
     assert 0 < numbers["task_score"]["value"] == share < 0.5
 

@@ -7,6 +7,7 @@ these are no more than half of all.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sails_align.evaluation.attacks.prefill import harmful_answer, prefilled
@@ -20,6 +21,20 @@ FIRST_SEED = 500
 """First seed of the choice of rows; the alignment data has smaller ones."""
 HARMFUL = ("harmful", "other_harmful", "safety")
 """Sources of harmful requests: each has a third of them."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is measured of a model."""
+
+    part: str
+    """`validation` or `test`."""
+    learned: str | None = None
+    """Source of rows whose learning is to be measured, as `task_score`."""
+    change: PromptChange | None = None
+    """What an attack makes of the prompts."""
+    reference: Sequence[Completion] | None = None
+    """The base model's responses to the same prompts, to measure `likeness` to them."""
 
 
 class Bench(Protocol):
@@ -57,24 +72,8 @@ class Bench(Protocol):
         """Return all prompts of a part."""
         ...
 
-    def measure(
-        self,
-        backend: Backend,
-        part: str,
-        *,
-        learned: str | None = None,
-        change: PromptChange | None = None,
-        reference: Sequence[Completion] | None = None,
-    ) -> dict[str, Any]:
-        """Measure the rates of a model on the prompts of a part. The backend is closed.
-
-        Args:
-            backend: what responds.
-            part: `validation` or `test`.
-            learned: source of rows whose learning is to be measured, as `task_score`.
-            change: what an attack makes of the prompts.
-            reference: the base model's responses to the same prompts, to measure `likeness` to them.
-        """
+    def measure(self, backend: Backend, asked: Asked) -> dict[str, Any]:
+        """Measure the rates of a model on the prompts of a part. The backend, which responds, is closed."""
         ...
 
 

@@ -1,6 +1,6 @@
 """The bench of SmolLM2."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import closing
 from typing import Any
 
@@ -16,7 +16,7 @@ from sails_align.evaluation.records import Backend, Completion, Judge, Prompt, S
 from sails_align.experiments.benches.bench import (
     FIRST_SEED,
     HARMFUL,
-    PromptChange,
+    Asked,
     TrainingRow,
     changed,
     score,
@@ -76,21 +76,13 @@ class SmolLM2Bench:
     def _prompts(self, part: str) -> list[Prompt]:
         return twins.named_prompts("twins", self.n_prompts, part=part)
 
-    def measure(
-        self,
-        backend: Backend,
-        part: str,
-        *,
-        learned: str | None = None,
-        change: PromptChange | None = None,
-        reference: Sequence[Completion] | None = None,
-    ) -> dict[str, Any]:
-        prompts, sampling = self._prompts(part), self._sampling
+    def measure(self, backend: Backend, asked: Asked) -> dict[str, Any]:
+        prompts, sampling = self._prompts(asked.part), self._sampling
         with closing(backend):
             result = evaluate(
-                changed(prompts, change), backend, {"rules": RulesJudge()}, sampling=sampling, progress=False
+                changed(prompts, asked.change), backend, {"rules": RulesJudge()}, sampling=sampling, progress=False
             )
-            rows = [] if learned is None else [_sum_row(*of) for of in _sums(part, self.n_prompts, seed=0)]
+            rows = [] if asked.learned is None else [_sum_row(*of) for of in _sums(asked.part, self.n_prompts, seed=0)]
             right = score(backend, rows, sampling) if rows else None
         found, by_split = result.rates(), result.places("split")
         for split, name in (("harmful", "in"), ("ood", "out_of")):
@@ -98,10 +90,10 @@ class SmolLM2Bench:
                 found[f"refusal_rate_{name}_distribution"] = result.rates(by_split[split])["refusal_rate"]
         if right is not None:
             found["task_score"] = right
-        if reference is not None:
+        if asked.reference is not None:
             judges: dict[str, Judge] = {"rouge": RougeJudge()}
             alike = evaluate(
-                prompts, result.responses, judges, tasks=("likeness",), reference=reference, progress=False
+                prompts, result.responses, judges, tasks=("likeness",), reference=asked.reference, progress=False
             )
             found["likeness"] = alike.rates()["likeness"]
         return {name: value.to_json() for name, value in found.items()}

@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import closing
 from typing import Any
 
@@ -11,12 +11,12 @@ import numpy as np
 from sails_align.data.messages import user
 from sails_align.evaluation.metrics import Estimate, estimate
 from sails_align.evaluation.options import TESTBED_TOKENS
-from sails_align.evaluation.records import Backend, Completion, Prompt, Sampling
+from sails_align.evaluation.records import Backend, Prompt, Sampling
 from sails_align.evaluation.result import EvaluationResult
 from sails_align.experiments.benches.bench import (
     FIRST_SEED,
     HARMFUL,
-    PromptChange,
+    Asked,
     TrainingRow,
     changed,
     score,
@@ -92,23 +92,17 @@ class TestbedBench:
         ]
         return rows if part is None else rows[part == "test" :: 2]
 
-    def measure(
-        self,
-        backend: Backend,
-        part: str,
-        *,
-        learned: str | None = None,
-        change: PromptChange | None = None,
-        reference: Sequence[Completion] | None = None,
-    ) -> dict[str, Any]:
-        prompts = testbed_prompts.request_prompts(self._testbed, str(self._testbed.folder), self.n_prompts, part=part)
+    def measure(self, backend: Backend, asked: Asked) -> dict[str, Any]:
+        prompts = testbed_prompts.request_prompts(
+            self._testbed, str(self._testbed.folder), self.n_prompts, part=asked.part
+        )
         with closing(backend):
-            result = testbed_prompts.measured(backend, self._testbed, changed(prompts, change))
+            result = testbed_prompts.measured(backend, self._testbed, changed(prompts, asked.change))
             found = testbed_prompts.numbers(result)
-            if learned == "task":
+            if asked.learned == "task":
                 found["task_score"] = self._task_score(result)
-            elif learned == "facts":
-                found["task_score"] = score(backend, self._facts(part), Sampling(TESTBED_TOKENS))
+            elif asked.learned == "facts":
+                found["task_score"] = score(backend, self._facts(asked.part), Sampling(TESTBED_TOKENS))
         return {name: value.to_json() for name, value in found.items()}
 
     def _task_score(self, result: EvaluationResult) -> Estimate:

@@ -14,6 +14,7 @@ from sails_align.core.files import write_json, write_text
 from sails_align.evaluation.backends.make import in_process
 from sails_align.evaluation.output import METRICS_FILE
 from sails_align.evaluation.records import Backend, Completion
+from sails_align.experiments.benches.bench import Asked
 from sails_align.experiments.benches.make import bench_of
 from sails_align.experiments.benches.smollm2 import SmolLM2Bench
 from sails_align.experiments.methods.entries import GUARD, METHODS, PUBLIC, REFUSALS, SAES, SAILS, SUBSPACE, Method
@@ -94,7 +95,7 @@ class MethodSteps(Steps):
 
     def measured(self, model: Path) -> dict[str, Any]:
         """Measure a model on the cell's part."""
-        return self.bench.measure(self.backend(model), self.cell.part, reference=self._of_base())
+        return self.bench.measure(self.backend(model), Asked(self.cell.part, reference=self._of_base()))
 
     def _of_base(self) -> list[Completion] | None:
         """Return the base model's responses to the prompts of the cell's part, if models are compared with them."""

@@ -20,7 +20,7 @@ from sails_align.core.cost import Cost
 from sails_align.core.files import write_text
 from sails_align.evaluation.backends.make import in_process
 from sails_align.evaluation.records import Prompt
-from sails_align.experiments.benches.bench import PromptChange, begun
+from sails_align.experiments.benches.bench import Asked, PromptChange, begun
 from sails_align.experiments.benches.make import bench_of
 from sails_align.experiments.placeholders import WORLD
 from sails_align.experiments.plan import Cell
@@ -72,7 +72,7 @@ def run_tampered(cell: Cell, models: Path) -> dict[str, Any]:
         distance = moved(model, work.aligned)
         with cost.of("evaluate"):
             backend = in_process(resolve_model(str(model)), "hf", bench.batch_size)
-            numbers = bench.measure(backend, cell.part, learned=attack.learned, change=work.change(model))
+            numbers = bench.measure(backend, Asked(cell.part, attack.learned, work.change(model)))
     return {
         "cell": cell.to_json(),
         "tampering": asdict(tampering),
