@@ -104,7 +104,7 @@ KINDS: Mapping[str, Kind] = {
     "ablations": Kind(
         "Changes of SAILS in sails compare --study ablations, for --ablations.",
         _ENTRY,
-        _labelled("experiments.studies:ABLATIONS"),
+        _labelled("experiments.ablations:ABLATIONS"),
     ),
     "methods": Kind(
         "Methods of sails compare --study methods, for --methods.",

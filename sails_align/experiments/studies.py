@@ -12,10 +12,11 @@ from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
 from sails_align.core.registry import Registry
 from sails_align.core.suggestions import did_you_mean
+from sails_align.experiments.ablations import ABLATIONS, Ablation
 from sails_align.experiments.benches.make import knob_values
 from sails_align.experiments.benches.names import is_bench
 from sails_align.experiments.contents import contents_hash
-from sails_align.experiments.methods.entries import METHODS, Method, identity_of
+from sails_align.experiments.methods.entries import METHODS, ComparedMethod, identity_of
 from sails_align.experiments.options import KEYS, OF_TESTBED, STUDIES, CompareOptions, LauncherOptions
 from sails_align.experiments.plan import (
     RUNS,
@@ -23,8 +24,6 @@ from sails_align.experiments.plan import (
     Plan,
     Protocol,
     Run,
-    option_groups,
-    option_words,
 )
 from sails_align.experiments.protocol import read_protocol
 from sails_align.experiments.tampering.attacks import ATTACKS, check_attack
@@ -34,71 +33,6 @@ from sails_align.training import run as align
 
 StudyKind = Literal["main", "ablations", "tampering", "methods", "examples", "worlds"]
 
-_READERS, _WRITERS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), ("o_proj", "down_proj")
-_ATTENTION = ("--lora_target_modules", "q_proj", "k_proj", "v_proj", "o_proj")
-
-
-@dataclass(frozen=True)
-class Change:
-    """A run that differs from SAILS in some options."""
-
-    name: str
-    label: str
-    options: tuple[str, ...]
-    is_of_testbed: bool = False
-    """Whether it is about the testbed's blocks: there SAILS trains the last two of five."""
-
-    def of(self, run: Run) -> Run:
-        """Return a run with these options in place of its own."""
-        options = option_groups(run.options) | option_groups(self.options)
-        return replace(run, name=self.name, label=self.label, options=option_words(options))
-
-
-_CHANGES = (
-    Change("paper", "SFT-SAILS (paper)", ("--preset", "paper")),
-    Change("basis-random", "SFT-random-basis", ("--init", "random_basis")),
-    Change("basis-random-free", "SFT-random-basis (not frozen)", ("--init", "random_basis", "--subspace_mode", "init")),
-    Change("basis-random-features", "SFT-random-features", ("--init", "random_features")),
-    Change("basis-pca", "SFT-PCA", ("--init", "activation_pca")),
-    Change("basis-mean-diff", "SFT-mean-difference", ("--init", "mean_diff")),
-    Change("score-standardized", "score: standardized", ("--score", "standardized")),
-    Change("score-attribution", "score: attribution", ("--score", "attribution")),
-    Change("score-read-write", "score: read and write", ("--score", "read_write")),
-    Change("contrast-response", "contrast: response", ("--contrast", "response")),
-    Change("contrast-prompt", "contrast: prompt", ("--contrast", "prompt")),
-    Change("contrast-both", "contrast: both", ("--contrast", "both")),
-    Change("tokens-all", "prompt tokens: all", ("--prompt_tokens", "all")),
-    Change("unweighted", "weighting: none", ("--weighting", "false")),
-    Change("k-16", "k: 16", ("--top_k", "16")),
-    Change("k-256", "k: 256", ("--top_k", "256")),
-    Change("tau", "centred, tau: 0.8", ("--center", "true", "--tau", "0.8")),
-    Change("not-whitened", "whitening: none", ("--benign_whitening", "false")),
-    Change("layers-all", "layers: all", ("--layer_map", "nearest")),
-    Change("layers-sae", "layers: those of SAEs", ("--layer_map", "sae_only")),
-    Change("readers-only", "modules: readers only", ("--lora_target_modules", *_READERS)),
-    Change("writers-only", "modules: writers only", ("--lora_target_modules", *_WRITERS)),
-    Change("fold-norm", "norm: folded", ("--fold_norm", "true")),
-    Change("mode-init", "mode: init", ("--subspace_mode", "init")),
-    Change("mode-freeze", "mode: freeze", ("--subspace_mode", "freeze")),
-    Change("mode-decay", "mode: decay", ("--subspace_mode", "decay")),
-    Change("rank-4", "rank: 4", ("--lora_r", "4")),
-    Change("rank-16", "rank: 16", ("--lora_r", "16")),
-    Change("attention", "modules: attention only", _ATTENTION),
-    Change("lora-attention", "SFT-LoRA (attention)", ("--init", "default", *_ATTENTION)),
-    Change("lora-rank-16", "SFT-LoRA (rank 16)", ("--init", "default", "--lora_r", "16")),
-    Change(
-        "lora-last-blocks",
-        "SFT-LoRA (SAILS' blocks)",
-        (
-            *("--init", "default", "--lora_target_modules"),
-            *(f"layers.{block}.self_attn.{name}_proj" for block in (3, 4) for name in "qkvo"),
-            *(f"layers.{block}.mlp.{name}_proj" for block in (3, 4) for name in ("gate", "up", "down")),
-        ),
-        is_of_testbed=True,
-    ),
-)
-ABLATIONS: Registry[Change] = Registry("ablation", {change.name: change for change in _CHANGES})
-"""SAILS with one change in each, and other adapters."""
 SMALL = ("sft-lora", "sft-sails", "sft-full")
 BASELINES = tuple(ABLATIONS.get(name) for name in ("basis-mean-diff", "basis-pca"))
 OF_DATA: dict[str, type[int] | type[float]] = {"n_examples": int, "contamination": float}
@@ -196,8 +130,8 @@ def ablations(plan: Plan, options: CompareOptions) -> Study:
 
     Raises `InputError` if the plan has no SAILS run, and for an unknown ablation.
     """
-    changes = [ABLATIONS.get(name) for name in _compared(plan, ABLATIONS, options.ablations)]
-    runs = (*_named(plan, ("sft-lora", "sft-sails")), *(change.of(_sails(plan)) for change in changes))
+    changed = [ABLATIONS.get(name) for name in _compared(plan, ABLATIONS, options.ablations)]
+    runs = (*_named(plan, ("sft-lora", "sft-sails")), *(ablation.of(_sails(plan)) for ablation in changed))
     if plan.protocol is not None:
         runs = _that_differ(runs, plan.protocol)
     rates = tuple(sorted(plan.learning_rates)[-3:])
@@ -269,7 +203,9 @@ def methods(plan: Plan, options: CompareOptions) -> Study:
     return Study("methods", (("methods", measures),))
 
 
-def _compared(plan: Plan, registry: Registry[Change] | Registry[Method], given: Sequence[str] | None) -> list[str]:
+def _compared(
+    plan: Plan, registry: Registry[Ablation] | Registry[ComparedMethod], given: Sequence[str] | None
+) -> list[str]:
     """Return the given names, each once, or all that can be compared on the plan's model.
 
     Raises `InputError` for an unknown name, or one of the testbed only.
@@ -322,7 +258,7 @@ def worlds(plan: Plan, names: Sequence[str]) -> Study:
     A name is a testbed's, or parameters of the shipped one and its data, as in `d_model=48,contamination=0.1`. Raises
     `InputError` if a parameter is unknown or its value cannot be used.
     """
-    runs = (*_named(plan, SMALL), *(change.of(_sails(plan)) for change in BASELINES))
+    runs = (*_named(plan, SMALL), *(ablation.of(_sails(plan)) for ablation in BASELINES))
     return Study("worlds", tuple((name, _world(replace(_cheap(plan), runs=runs), name)) for name in names))
 
 

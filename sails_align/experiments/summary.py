@@ -117,7 +117,7 @@ def value_of(result: Result, name: str) -> float | None:
 
 
 @dataclass(frozen=True)
-class Row:
+class SummaryRow:
     """What is reported of a run."""
 
     run: Run
@@ -204,7 +204,7 @@ class Outcome:
         return found
 
     @cached_property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[SummaryRow]:
         """A row for each run, in the plan's order."""
         return [self._row(run, self.by_run[run.name]) for run in self.plan.runs]
 
@@ -213,7 +213,7 @@ class Outcome:
         """How the learning rate of each tuned run was chosen."""
         return self.plan.tuning(self.tuned)
 
-    def _row(self, run: Run, results: Mapping[int, Result]) -> Row:
+    def _row(self, run: Run, results: Mapping[int, Result]) -> SummaryRow:
         by_seed = {
             seed: {metric.name: value_of(result, metric.name) for metric in REPORTED}
             for seed, result in results.items()
@@ -221,7 +221,7 @@ class Outcome:
         means = {metric.name: mean_of([of[metric.name] for of in by_seed.values()], metric.span) for metric in REPORTED}
         n_unscored = sum(_n_unscored(result, names) for result in results.values() for names in UNSCORED)
         rate = self.chosen.get(run.name, run.learning_rate)
-        return Row(run, rate, means, n_unscored, by_seed, self.tuning.get(run.name))
+        return SummaryRow(run, rate, means, n_unscored, by_seed, self.tuning.get(run.name))
 
     def difference(self, name: str, reference: str) -> dict[str, Mean]:
         """Return a run minus a reference run, by metric, paired by seed."""

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from sails_align.core.errors import InputError
 from sails_align.models.threads import fitting_threads
 
-Edit = Callable[[Tensor], Tensor]
+HiddenEdit = Callable[[Tensor], Tensor]
 """Of a block's output (B, S, D)."""
 
 
@@ -54,10 +54,10 @@ def check_layers(model: nn.Module, layers: Iterable[int]) -> nn.ModuleList:
 
 
 @contextmanager
-def edited(model: nn.Module, edits: Mapping[int, Edit]) -> Iterator[None]:
+def edited(model: nn.Module, edits: Mapping[int, HiddenEdit]) -> Iterator[None]:
     """Replace the output of each given block by its edit of it, within the `with` block."""
 
-    def hook(edit: Edit, module: nn.Module, args: tuple, output: Tensor | tuple) -> Tensor | tuple:
+    def hook(edit: HiddenEdit, module: nn.Module, args: tuple, output: Tensor | tuple) -> Tensor | tuple:
         return (edit(output[0]), *output[1:]) if isinstance(output, tuple) else edit(output)
 
     blocks = check_layers(model, edits)

@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 
 from sails_align.core.files import write_bytes
 from sails_align.evaluation.metrics import Metric
+from sails_align.experiments.ablations import ABLATIONS
 from sails_align.experiments.methods.entries import METHODS
-from sails_align.experiments.studies import ABLATIONS
 from sails_align.experiments.summary import Mean
 from sails_align.experiments.tampering.defences import DEFENCES
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sails_align.evaluation.metrics import Metric
-from sails_align.experiments.summary import Mean, Row
+from sails_align.experiments.summary import Mean, SummaryRow
 from sails_align.reporting.drawing import (
     GREEN,
     Picture,
@@ -79,7 +79,7 @@ def _drawn(mean: Mean) -> float:
 
 
 def bars(
-    by_category: Mapping[str, Mapping[str, Mean]], rows: Sequence[Row], name: str, title: str, metric: Metric
+    by_category: Mapping[str, Mapping[str, Mean]], rows: Sequence[SummaryRow], name: str, title: str, metric: Metric
 ) -> Picture:
     """Draw a panel for each run, and a bar for each category."""
     shown = [row for row in rows if any(row.run.name in of for of in by_category.values())]
@@ -139,7 +139,7 @@ def curves(
 
 
 def learning_rates(
-    found: Mapping[str, Mapping[float, float]], rows: Sequence[Row], name: str, metric: Metric
+    found: Mapping[str, Mapping[float, float]], rows: Sequence[SummaryRow], name: str, metric: Metric
 ) -> Picture:
     """Draw what learning rates are chosen by, on the validation part, by run and rate, and mark the chosen rate."""
     by_name = {row.run.name: row for row in rows}

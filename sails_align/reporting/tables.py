@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from sails_align.evaluation.metrics import HELPFULNESS_RATES, METRICS, Metric
-from sails_align.experiments.summary import Mean, Row, with_numbers
+from sails_align.experiments.summary import Mean, SummaryRow, with_numbers
 from sails_align.reporting.page import Grid, TableCell, difference, entries, interval
 
 PERCENT = Metric("", "", "")
@@ -30,7 +30,7 @@ def headline(found: Iterable[Mapping[str, Mean]], groups: Sequence[Sequence[str]
 
 
 def levels_grid(
-    rows: Sequence[Row], metrics: Sequence[Metric], head: str, *, title: str = "", rates: bool = True
+    rows: Sequence[SummaryRow], metrics: Sequence[Metric], head: str, *, title: str = "", rates: bool = True
 ) -> Grid:
     """Return what each method reaches: a line for each, with its learning rate unless `rates` is off."""
     lines = []

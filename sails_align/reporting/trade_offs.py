@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from sails_align.evaluation.metrics import HELPFULNESS_RATES, METRICS, SAFETY_RATES, Metric
 from sails_align.experiments.fronts import Front
 from sails_align.experiments.plan import Run
-from sails_align.experiments.summary import Row
+from sails_align.experiments.summary import SummaryRow
 from sails_align.reporting.drawing import Picture, arms, finish, ink, look_of, point
 
 LOST = replace(METRICS["over_refusal_rate"], label="helpfulness lost")
@@ -26,7 +26,7 @@ def by_trainer(runs: Iterable[Run]) -> Iterator[tuple[str, list[str]]]:
             yield trainer, [run.name for run in shown if run.trainer == trainer or run.is_reference]
 
 
-def trade_off(rows: Sequence[Row], names: Sequence[str], name: str) -> Picture:
+def trade_off(rows: Sequence[SummaryRow], names: Sequence[str], name: str) -> Picture:
     """Draw safety against helpfulness, by the first metrics of each that have numbers, and the Pareto front."""
 
     def known(*names: str) -> Metric:
@@ -53,7 +53,7 @@ def trade_off(rows: Sequence[Row], names: Sequence[str], name: str) -> Picture:
     return Picture(name, title, (7.5, 4.2), draw)
 
 
-def pareto_front(rows: Sequence[Row], across: Metric, up: Metric) -> list[tuple[float, float]]:
+def pareto_front(rows: Sequence[SummaryRow], across: Metric, up: Metric) -> list[tuple[float, float]]:
     """Return the points that no other one beats in both metrics, in the order of the first."""
     means = ((row.means[across.name].value, row.means[up.name].value) for row in rows)
     points = sorted((x, y) for x, y in means if x is not None and y is not None)

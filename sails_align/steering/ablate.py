@@ -10,11 +10,11 @@ from functools import partial
 
 from torch import Tensor
 
-from sails_align.models.hooks import Edit
+from sails_align.models.hooks import HiddenEdit
 from sails_align.steering.options import SteeringOptions
 
 
-def edit(basis_DR: Tensor, options: SteeringOptions) -> Edit:
+def edit(basis_DR: Tensor, options: SteeringOptions) -> HiddenEdit:
     """Make the function that removes the subspace."""
     return partial(remove, basis_DR, strength=1.0 if options.steer_strength is None else options.steer_strength)
 

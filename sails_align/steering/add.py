@@ -11,14 +11,14 @@ from functools import partial
 from torch import Tensor
 
 from sails_align.core.errors import InputError
-from sails_align.models.hooks import Edit
+from sails_align.models.hooks import HiddenEdit
 from sails_align.steering.options import SteeringOptions
 
 STRENGTH = 0.2
 """The default."""
 
 
-def edit(basis_DR: Tensor, options: SteeringOptions) -> Edit:
+def edit(basis_DR: Tensor, options: SteeringOptions) -> HiddenEdit:
     """Make the function that adds the direction; raise `InputError` if the basis has no direction of that number."""
     n = basis_DR.shape[1]
     if options.steer_direction >= n:

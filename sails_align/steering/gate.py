@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from sails_align.core.errors import InputError
 from sails_align.guards.guard import Guard
-from sails_align.models.hooks import Edit, decoder_layers, edited
+from sails_align.models.hooks import HiddenEdit, decoder_layers, edited
 from sails_align.steering.options import SteeringOptions
 
 
@@ -108,7 +108,7 @@ class Gate:
             self.states = [state.after(p, self._options) for state, p in zip(self.states, p_B, strict=True)]
         return hidden_BSD
 
-    def steer(self, edit: Edit, hidden_BSD: Tensor) -> Tensor:
+    def steer(self, edit: HiddenEdit, hidden_BSD: Tensor) -> Tensor:
         """Change the hidden states of the responses that are to be steered; the others stay bit for bit."""
         if not self._factors_B.any():
             return hidden_BSD
@@ -120,7 +120,7 @@ class Gate:
 
 
 @contextmanager
-def gated(model: nn.Module, edits: Mapping[int, Edit], guard: Guard, options: SteeringOptions) -> Iterator[Gate]:
+def gated(model: nn.Module, edits: Mapping[int, HiddenEdit], guard: Guard, options: SteeringOptions) -> Iterator[Gate]:
     """Apply edits of blocks' outputs to generated tokens as the gate allows, within the `with` block."""
     gate = Gate(guard, options)
     handle = decoder_layers(model)[0].register_forward_pre_hook(gate.begin, with_kwargs=True)

@@ -49,7 +49,7 @@ ANSWERS: Mapping[str, Any] = {
 }
 """lm-eval's configuration of `testbed_answers`."""
 
-Row = dict[str, Any]
+TaskRow = dict[str, Any]
 
 
 def write_tasks(world: World, folder: Path, *, n: int = N_ITEMS, seed: int = 0) -> list[str]:
@@ -58,7 +58,7 @@ def write_tasks(world: World, folder: Path, *, n: int = N_ITEMS, seed: int = 0) 
     `TaskManager(include_path=folder, include_defaults=False)` finds them. The same arguments give the same files.
     Raises `InputError` if there are fewer items than `n`, or the folder cannot be written.
     """
-    makers: dict[str, Callable[[World, int, int], list[Row]]] = {
+    makers: dict[str, Callable[[World, int, int], list[TaskRow]]] = {
         "testbed_answers": _answers,
         "testbed_choice": _choices,
         "testbed_facts": _facts,
@@ -95,12 +95,12 @@ def _requests(world: World, n: int, seed: int) -> list[Request]:
     return world.requests(only_harmless, n - n // 2, seed=seed) + world.requests(dual_use, n // 2, seed=seed)
 
 
-def _answers(world: World, n: int, seed: int) -> list[Row]:
+def _answers(world: World, n: int, seed: int) -> list[TaskRow]:
     requests = _requests(world, n, seed)
     return [{"prompt": request.prompt, "answer": " at the ".join(world.facts(request))} for request in requests]
 
 
-def _choices(world: World, n: int, seed: int) -> list[Row]:
+def _choices(world: World, n: int, seed: int) -> list[TaskRow]:
     rng = random.Random(f"choices {world.config.seed} {seed}")
     rows = []
     for request in _requests(world, n, seed + 1):
@@ -113,7 +113,7 @@ def _choices(world: World, n: int, seed: int) -> list[Row]:
     return rows
 
 
-def _facts(world: World, n: int, seed: int) -> list[Row]:
+def _facts(world: World, n: int, seed: int) -> list[TaskRow]:
     rng = random.Random(f"facts {world.config.seed} {seed}")
     asked: list[tuple[Thing, int]] = [(thing, question) for thing in world.things.values() for question in range(3)]
     rows = []

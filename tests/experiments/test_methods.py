@@ -13,7 +13,7 @@ from sails_align.experiments.benches.bench import Asked
 from sails_align.experiments.benches.smollm2 import SmolLM2Bench
 from sails_align.experiments.merits import merit
 from sails_align.experiments.methods.cells import run_method
-from sails_align.experiments.methods.entries import METHODS, SAES, Method, identity_of
+from sails_align.experiments.methods.entries import METHODS, SAES, ComparedMethod, identity_of
 from sails_align.experiments.placeholders import KNOB, SEED
 from sails_align.experiments.plan import Cell, Measures, Run
 from sails_align.experiments.studies import read_plans
@@ -23,7 +23,7 @@ from sails_align.training import run as align
 TRAINED = [name for name, method in METHODS.items() if method.trainer != "none"]
 
 
-def filled(word: str, method: Method) -> str:
+def filled(word: str, method: ComparedMethod) -> str:
     word = word.replace(KNOB, f"{(method.values or (0.01,))[0]:g}").replace(SEED, "0")
     return f"path/of/{word.strip('{}')}" if word.startswith("{") else word
 

@@ -9,12 +9,13 @@ import torch
 from safetensors.torch import load_file
 
 from sails_align.core.errors import InputError
+from sails_align.experiments.ablations import ABLATIONS, Ablation
 from sails_align.experiments.benches.make import bench_of
 from sails_align.experiments.fronts import Front, Point, fronts_of, hypervolume_difference
 from sails_align.experiments.options import CompareOptions
 from sails_align.experiments.plan import RUNS, Cell, Measures, Plan, Run
 from sails_align.experiments.steps import LEFT_AFTER, Steps
-from sails_align.experiments.studies import ABLATIONS, Change, ablations, examples, worlds
+from sails_align.experiments.studies import ablations, examples, worlds
 from sails_align.experiments.summary import Outcome, examples_to, value_of
 from sails_align.subspace.concepts import harm_share
 from sails_align.testbed.build import resolve_testbed
@@ -23,9 +24,9 @@ from sails_align.training import run as align
 PLAN = Plan(n_seeds=3, n_tuning_seeds=2, learning_rates=(1e-3, 1e-2))
 
 
-@pytest.mark.parametrize("change", [change for _, change in ABLATIONS.items()], ids=lambda change: change.name)
-def test_an_ablation_is_a_training_that_can_be_made_and_another_one(change):
-    args = align.parse("sft", list(change.of(RUNS["sft-sails"]).options))
+@pytest.mark.parametrize("ablation", [entry for _, entry in ABLATIONS.items()], ids=lambda ablation: ablation.name)
+def test_an_ablation_is_a_training_that_can_be_made_and_another_one(ablation):
+    args = align.parse("sft", list(ablation.of(RUNS["sft-sails"]).options))
     default = align.parse("sft", ["--init", "sails"])
     changed = (args.sails != default.sails, args.model.lora_r != default.model.lora_r)
     assert any(changed) or args.model.lora_target_modules != default.model.lora_target_modules
@@ -53,9 +54,9 @@ def test_some_of_the_ablations() -> None:
         ablations(PLAN, CompareOptions(ablations=["k-17"]))
 
 
-def test_a_change_replaces_options_and_leaves_the_others():
+def test_an_ablation_replaces_options_and_leaves_the_others():
     run = Run("x", "x", "sft", ("--config", "f.yaml", "--init", "sails", "--lora_r", "4"), files_sha256="abc")
-    changed = Change("y", "Y", ("--init", "activation_pca", "--lora_target_modules", "q", "k")).of(run)
+    changed = Ablation("y", "Y", ("--init", "activation_pca", "--lora_target_modules", "q", "k")).of(run)
     assert changed.options == (
         *("--config", "f.yaml", "--init", "activation_pca", "--lora_r", "4", "--lora_target_modules", "q", "k"),
     )

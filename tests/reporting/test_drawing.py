@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 
 from sails_align.core.registry import Registry
 from sails_align.evaluation.metrics import METRICS
+from sails_align.experiments.ablations import ABLATIONS
 from sails_align.experiments.methods.entries import METHODS
 from sails_align.experiments.plan import RUNS
-from sails_align.experiments.studies import ABLATIONS
 from sails_align.experiments.tampering.defences import DEFENCES
 from sails_align.reporting.drawing import (
     LOOKS,

@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 
 from sails_align.evaluation.metrics import METRICS
 from sails_align.experiments.plan import RUNS
-from sails_align.experiments.summary import Row
+from sails_align.experiments.summary import SummaryRow
 from sails_align.reporting import trade_offs
 
 SAFETY, REFUSAL = METRICS["safety_rate_out_of_distribution"], METRICS["over_refusal_rate"]
@@ -40,7 +40,7 @@ def test_a_figure_names_its_methods_and_the_front(drawn: list[Figure]) -> None:
     assert axes.get_xlim()[1] <= 100 >= axes.get_ylim()[1]
 
 
-def of_two(more: float) -> list[Row]:
+def of_two(more: float) -> list[SummaryRow]:
     """Two methods: SAILS is safer, and the other one is more helpful."""
     found = outcome("sft-lora", "sft-sails", levels={"sft-lora": 0.5, "sft-sails": 0.5 + more})
     for key, result in found.tested.items():

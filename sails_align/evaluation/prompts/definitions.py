@@ -29,7 +29,7 @@ COLUMNS: Columns = {
 
 
 @dataclass(frozen=True)
-class Part:
+class Subset:
     """Define one table of a set."""
 
     kind: Kind | Callable[[Row], Kind]
@@ -75,7 +75,7 @@ class PromptSet:
 
     name: str
     source: PromptSource
-    parts: tuple[Part, ...]
+    subsets: tuple[Subset, ...]
     columns: Columns = field(default_factory=lambda: COLUMNS)
     counts: tuple[int, ...] = ()
     """Numbers of rows of its published versions; empty if they are not known for sure."""

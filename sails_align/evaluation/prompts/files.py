@@ -13,7 +13,7 @@ import pandas
 from sails_align.core.errors import InputError
 from sails_align.data.files import UNREADABLE, ending, separator
 from sails_align.data.loading import load_rows
-from sails_align.evaluation.prompts.definitions import Part, Row
+from sails_align.evaluation.prompts.definitions import Row, Subset
 from sails_align.evaluation.prompts.rows import Table, table_of
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 def read_table(
     file: Path,
     names: Collection[str],
-    part: Part | None = None,
+    subset: Subset | None = None,
     category: str | None = None,
     *,
     mark_unreadable: bool = False,
@@ -32,7 +32,7 @@ def read_table(
     Args:
         file: its path.
         names: what its columns may be called, in lower case; if none of them is so called, there may be no header.
-        part: the table of a known set that it is a copy of.
+        subset: the table of a known set that it is a copy of.
         category: of all its prompts.
         mark_unreadable: keep rows that cannot be read, with the cause, as `load_rows` does; else they are an error.
 
@@ -40,14 +40,14 @@ def read_table(
         InputError: if it cannot be read.
     """
     if ending(file) == ".txt":
-        return Table(_lines(file, mark_unreadable), ("prompt",), str(file), part, category)
-    content = object_in(file) if part is not None and part.unpack is not None else None
-    if content is not None and part is not None and part.unpack is not None:
-        rows = part.unpack(content)
-        return Table(rows, tuple(rows[0]) if rows else tuple(content), str(file), part, category)
+        return Table(_lines(file, mark_unreadable), ("prompt",), str(file), subset, category)
+    content = object_in(file) if subset is not None and subset.unpack is not None else None
+    if content is not None and subset is not None and subset.unpack is not None:
+        rows = subset.unpack(content)
+        return Table(rows, tuple(rows[0]) if rows else tuple(content), str(file), subset, category)
     if ending(file) in (".csv", ".tsv") and _has_no_header(file, names):
-        return _without_header([file], str(file), part, category)
-    return table_of(load_rows(str(file), mark_unreadable=mark_unreadable), str(file), part, category)
+        return _without_header([file], str(file), subset, category)
+    return table_of(load_rows(str(file), mark_unreadable=mark_unreadable), str(file), subset, category)
 
 
 def headless_folder(folder: Path, names: Collection[str]) -> Table | None:
@@ -57,10 +57,12 @@ def headless_folder(folder: Path, names: Collection[str]) -> Table | None:
     return _without_header(files, str(folder)) if are_headless else None
 
 
-def _without_header(files: Sequence[Path], where: str, part: Part | None = None, category: str | None = None) -> Table:
+def _without_header(
+    files: Sequence[Path], where: str, subset: Subset | None = None, category: str | None = None
+) -> Table:
     logger.warning("%s has no header line: its one column is taken for the prompts", where)
     rows = [row for file in files for row in headless(file, ("prompt",))]
-    return Table(rows, ("prompt",), where, part, category)
+    return Table(rows, ("prompt",), where, subset, category)
 
 
 def object_in(file: Path) -> Mapping[str, Any] | None:

@@ -20,7 +20,7 @@ from sails_align.data.messages import one_system_turn
 from sails_align.data.rows import OnBadRows
 from sails_align.evaluation.options import N_MADE, PromptArguments
 from sails_align.evaluation.prompts import maker_of
-from sails_align.evaluation.prompts.definitions import COLUMNS, Columns, Part, PromptSet
+from sails_align.evaluation.prompts.definitions import COLUMNS, Columns, PromptSet, Subset
 from sails_align.evaluation.prompts.files import headless, headless_folder, object_in, read_table
 from sails_align.evaluation.prompts.recognize import check_copy, check_count, copy_in, suggestion, suggestion_for_object
 from sails_align.evaluation.prompts.rows import Table, choose_columns, parse, table_of
@@ -186,7 +186,7 @@ def _checked(known: PromptSet, tables: Sequence[Table], name: str, *, is_copy: b
     checked = []
     for table in tables:
         rows = list(table.rows)
-        of_set = table.part.row if table.part is not None else None
+        of_set = table.subset.row if table.subset is not None else None
         kept = rows if of_set is None else [row for row in map(of_set, rows) if row is not None]
         if is_copy:
             check_copy(known, table.names, kept, len(rows), table.where)
@@ -200,53 +200,53 @@ def _known_tables(known: PromptSet, path: str, revision: str | None) -> Iterator
     """Yield the tables of a known set: from a local copy, if there is a path, else from the hub."""
     local = Path(path).expanduser() if path else None
     if local is not None and local.is_file():
-        yield _read_file(known, _part_of(known, local), local)
+        yield _read_file(known, _subset_of(known, local), local)
         return
-    for part in known.parts:
-        copy = copy_in(known, local) if local is not None and part.pattern is None else None
+    for subset in known.subsets:
+        copy = copy_in(known, local) if local is not None and subset.pattern is None else None
         if copy is not None:
-            yield _read_file(known, part, copy)
-        elif part.pattern is None:
-            yield _load(known, part, str(local or known.source.hub_id), None if local else revision)
+            yield _read_file(known, subset, copy)
+        elif subset.pattern is None:
+            yield _load(known, subset, str(local or known.source.hub_id), None if local else revision)
         else:
-            folder = local or _download(known, part.pattern, revision)
-            files = sorted(folder.glob(part.pattern), key=lambda file: (len(file.name), file.name))
-            if part.unpack is not None:  # other files lie beside them
-                files = [file for file in files if part.unpack(object_in(file) or {})]
+            folder = local or _download(known, subset.pattern, revision)
+            files = sorted(folder.glob(subset.pattern), key=lambda file: (len(file.name), file.name))
+            if subset.unpack is not None:  # other files lie beside them
+                files = [file for file in files if subset.unpack(object_in(file) or {})]
             if not files:
                 raise InputError(
-                    f"{folder} holds no {part.pattern} of {known.name}; give a whole copy, or one file of it"
+                    f"{folder} holds no {subset.pattern} of {known.name}; give a whole copy, or one file of it"
                 )
-            yield from (_read_file(known, part, file) for file in files)
+            yield from (_read_file(known, subset, file) for file in files)
 
 
-def _part_of(known: PromptSet, file: Path) -> Part:
-    """Return the part of a set that a local file is a copy of."""
+def _subset_of(known: PromptSet, file: Path) -> Subset:
+    """Return the subset of a set that a local file is a copy of."""
     for name in reversed(file.resolve().parts):  # the file's own name tells best
-        found = [part for part in known.parts if part.word in name.lower()]
+        found = [subset for subset in known.subsets if subset.word in name.lower()]
         if len(found) == 1:
             return found[0]
-    words = " or ".join(part.word for part in known.parts)
+    words = " or ".join(subset.word for subset in known.subsets)
     raise InputError(f"{file}: its path does not tell which part of {known.name} it is; put {words} into its name")
 
 
-def _read_file(known: PromptSet, part: Part, file: Path) -> Table:
-    category = part.category(file) if callable(part.category) else part.category
-    if part.header is not None and part.pattern is not None:
-        if file.match(part.pattern):
-            return Table(headless(file, part.header), part.header, str(file), part, category)
+def _read_file(known: PromptSet, subset: Subset, file: Path) -> Table:
+    category = subset.category(file) if callable(subset.category) else subset.category
+    if subset.header is not None and subset.pattern is not None:
+        if file.match(subset.pattern):
+            return Table(headless(file, subset.header), subset.header, str(file), subset, category)
         category = None  # a copy in another format has a column for it
-    return read_table(file, _names(known.columns, {}), part, category)
+    return read_table(file, _names(known.columns, {}), subset, category)
 
 
-def _load(known: PromptSet, part: Part, where: str, revision: str | None) -> Table:
+def _load(known: PromptSet, subset: Subset, where: str, revision: str | None) -> Table:
     try:
-        rows = load_rows(where, config=part.config, split=part.split, revision=revision)
+        rows = load_rows(where, config=subset.config, split=subset.split, revision=revision)
     except InputError as error:
         if where != known.source.hub_id:
             raise
         raise _unavailable(known, first_line(error)) from error
-    return table_of(rows, where, part, part.category if isinstance(part.category, str) else None)
+    return table_of(rows, where, subset, subset.category if isinstance(subset.category, str) else None)
 
 
 def _download(known: PromptSet, pattern: str, revision: str | None) -> Path:

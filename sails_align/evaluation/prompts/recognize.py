@@ -29,7 +29,7 @@ def suggestion(columns: Iterable[str], path: str) -> str:
 
 def suggestion_for_object(content: Mapping[str, Any], path: str) -> str:
     """Return the same for a JSON file that is one object."""
-    unpacked = [(known, part.unpack) for _, known in PROMPT_SETS.items() for part in known.parts if part.unpack]
+    unpacked = [(known, subset.unpack) for _, known in PROMPT_SETS.items() for subset in known.subsets if subset.unpack]
     return _hint("Its layout is that", [known for known, unpack in unpacked if unpack(content)], path)
 
 

@@ -13,7 +13,7 @@ from sails_align.data.files import UNREADABLE
 from sails_align.data.formats import Format, find_format, parse_prompt
 from sails_align.data.messages import ROLES, BadRowError, from_text, user
 from sails_align.data.rows import columns_by_lower_name
-from sails_align.evaluation.prompts.definitions import Columns, Part, Row, prompt_id
+from sails_align.evaluation.prompts.definitions import Columns, Row, Subset, prompt_id
 from sails_align.evaluation.prompts.recognize import suggestion
 from sails_align.evaluation.records import Kind, Message, Prompt
 
@@ -29,17 +29,17 @@ class Table:
     """Of the columns, in the source's spelling."""
     where: str
     """The name in messages."""
-    part: Part | None = None
+    subset: Subset | None = None
     """Of a known set."""
     category: str | None = None
     """Of all its prompts."""
 
 
-def table_of(dataset: Dataset, where: str, part: Part | None = None, category: str | None = None) -> Table:
+def table_of(dataset: Dataset, where: str, subset: Subset | None = None, category: str | None = None) -> Table:
     """Make a table of a dataset."""
     names = columns_by_lower_name(dataset)
     rows = ({lower: row[name] for lower, name in names.items()} for row in dataset)  # pyright: ignore
-    return Table(rows, dataset.column_names, where, part, category)
+    return Table(rows, dataset.column_names, where, subset, category)
 
 
 def choose_columns(usual: Columns, asked: Mapping[str, str], tables: Sequence[Table]) -> Columns:
@@ -116,8 +116,8 @@ def _text(row: Row, column: str | None) -> str | None:
 
 
 def _kind(row: Row, column: str | None, table: Table, default: Kind | None) -> Kind:
-    if table.part is not None:
-        return table.part.kind(row) if callable(table.part.kind) else table.part.kind
+    if table.subset is not None:
+        return table.subset.kind(row) if callable(table.subset.kind) else table.subset.kind
     said = _text(row, column)
     harmful = str(row.get("harmful")).strip().lower()  # as in this package's own datasets; a text in csv files
     if said is None and harmful in ("true", "false"):

@@ -2,7 +2,7 @@
 
 from sails_align.core.registry import Registry
 from sails_align.evaluation.prompts import published
-from sails_align.evaluation.prompts.definitions import COLUMNS, Columns, Part, PromptSet, PromptSource
+from sails_align.evaluation.prompts.definitions import COLUMNS, Columns, PromptSet, PromptSource, Subset
 from sails_align.evaluation.records import Kind
 
 # -- sources ----------------------------------------------------------------------------------------------------------
@@ -49,20 +49,20 @@ _XSTEST = PromptSource("natolambert/xstest-v2-copy", "CC BY 4.0", "Röttger et a
 
 # -- tables and columns -----------------------------------------------------------------------------------------------
 
-_HEX_PHI_PART = Part("harmful", pattern="category_*.csv", category=published.hex_phi_category, header=("prompt",))
-_SIMPLE_PART = Part("harmful", pattern="sst_test_cases.csv")  # `datasets` takes "test" in its name for the split
-_ALPACA_PART = Part("benign", pattern="alpaca_eval.json")  # the repository has a script, which is never run
-_ARTIFACTS_PART = Part("harmful", pattern="**/*.json", unpack=published.artifacts)
-_SORRY_PART = Part(
+_HEX_PHI_SUBSET = Subset("harmful", pattern="category_*.csv", category=published.hex_phi_category, header=("prompt",))
+_SIMPLE_SUBSET = Subset("harmful", pattern="sst_test_cases.csv")  # `datasets` takes "test" in its name for the split
+_ALPACA_SUBSET = Subset("benign", pattern="alpaca_eval.json")  # the repository has a script, which is never run
+_ARTIFACTS_SUBSET = Subset("harmful", pattern="**/*.json", unpack=published.artifacts)
+_SORRY_SUBSET = Subset(
     "harmful", pattern="question.jsonl", row=published.only("prompt_style", "base", "")
 )  # beside its mutations
-_WILDJAILBREAK_PART = Part(
+_WILDJAILBREAK_SUBSET = Subset(
     published.wildjailbreak_kind, pattern="eval/eval.tsv", row=published.wildjailbreak_row
 )  # not a csv to the hub
 _HARMLESS, _HELPFUL = "harmless-base/test.jsonl.gz", "helpful-base/test.jsonl.gz"
 _HH_PARTS = (
-    Part("harmful", pattern=_HARMLESS, word="harmless", category="harmless"),
-    Part("benign", pattern=_HELPFUL, word="helpful", category="helpful"),
+    Subset("harmful", pattern=_HARMLESS, word="harmless", category="harmless"),
+    Subset("benign", pattern=_HELPFUL, word="helpful", category="helpful"),
 )
 _HARMBENCH_COLUMNS = frozenset({"behavior", "functionalcategory", "semanticcategory", "contextstring", "behaviorid"})
 _JBB_COLUMNS = frozenset({"goal", "target", "behavior", "category", "source"})
@@ -70,17 +70,17 @@ _COCONOT_COLUMNS = frozenset({"id", "category", "subcategory", "prompt"})
 _TAXONOMY = frozenset({"1-category", "2-category", "3-category"})
 
 
-def _harmbench(category: str) -> tuple[Part]:
-    return (Part("harmful", config=category, row=published.only("functionalcategory", category)),)
+def _harmbench(category: str) -> tuple[Subset]:
+    return (Subset("harmful", config=category, row=published.only("functionalcategory", category)),)
 
 
-def _jailbreakbench(kind: Kind) -> tuple[Part]:
-    return (Part(kind, config="behaviors", split=kind),)
+def _jailbreakbench(kind: Kind) -> tuple[Subset]:
+    return (Subset(kind, config="behaviors", split=kind),)
 
 
 _SETS = (
-    PromptSet("hex-phi", _HEX_PHI, (_HEX_PHI_PART,), counts=(300, 330)),
-    PromptSet("advbench", _ADVBENCH, (Part("harmful"),), counts=(520,), signature=frozenset({"goal", "target"})),
+    PromptSet("hex-phi", _HEX_PHI, (_HEX_PHI_SUBSET,), counts=(300, 330)),
+    PromptSet("advbench", _ADVBENCH, (Subset("harmful"),), counts=(520,), signature=frozenset({"goal", "target"})),
     PromptSet(
         "harmbench", _HARMBENCH, _harmbench("standard"), counts=(200,), signature=_HARMBENCH_COLUMNS, word="standard",
         refuse=published.not_standard,
@@ -102,97 +102,97 @@ _SETS = (
         word="benign", refuse=published.not_benign,
     ),
     PromptSet(
-        "jailbreakbench-artifacts", _ARTIFACTS, (_ARTIFACTS_PART,), signature=frozenset({"parameters", "jailbreaks"})
+        "jailbreakbench-artifacts", _ARTIFACTS, (_ARTIFACTS_SUBSET,), signature=frozenset({"parameters", "jailbreaks"})
     ),
     PromptSet(
-        "strongreject", _STRONGREJECT, (Part("harmful"),), counts=(313,),
+        "strongreject", _STRONGREJECT, (Subset("harmful"),), counts=(313,),
         signature=frozenset({"category", "source", "forbidden_prompt"}),
     ),
     PromptSet(
-        "sorry-bench", _SORRY_BENCH, (_SORRY_PART,), _first("id", "question_id"), counts=(440, 450),
+        "sorry-bench", _SORRY_BENCH, (_SORRY_SUBSET,), _first("id", "question_id"), counts=(440, 450),
         signature=frozenset({"question_id", "category", "turns", "prompt_style"}),
     ),
-    PromptSet("malicious-instruct", _MALICIOUS, (Part("harmful"),), counts=(100,)),
+    PromptSet("malicious-instruct", _MALICIOUS, (Subset("harmful"),), counts=(100,)),
     PromptSet(
-        "beavertails-evaluation", _BEAVERTAILS, (Part("harmful", split="test"),), counts=(700,),
+        "beavertails-evaluation", _BEAVERTAILS, (Subset("harmful", split="test"),), counts=(700,),
         signature=frozenset({"prompt", "category", "category_id"}), refuse=published.not_evaluation,
     ),
     PromptSet(
-        "pku-saferlhf", _SAFE_RLHF, (Part("harmful", config="default", split="test"),),
+        "pku-saferlhf", _SAFE_RLHF, (Subset("harmful", config="default", split="test"),),
         signature=frozenset({"prompt", "response_0", "response_1", "safer_response_id"}),
     ),
     PromptSet(
-        "salad-bench", _SALAD, (Part("harmful", config="base_set"),),
+        "salad-bench", _SALAD, (Subset("harmful", config="base_set"),),
         {**_first("id", "qid"), "category": ("1-category",)}, signature=_TAXONOMY | {"question"}, word="base",
     ),
     PromptSet(
-        "salad-bench-attack", _SALAD, (Part("harmful", config="attack_enhanced_set"),),
+        "salad-bench-attack", _SALAD, (Subset("harmful", config="attack_enhanced_set"),),
         {**_first("id", "aid"), "prompt": ("augq",), "category": ("1-category",)},
         signature=_TAXONOMY | {"augq", "baseq"}, word="attack",
     ),
     PromptSet(
-        "catqa", _CATQA, (Part("harmful", split="en", unpack=published.nested("category", "subcategory")),),
+        "catqa", _CATQA, (Subset("harmful", split="en", unpack=published.nested("category", "subcategory")),),
         counts=(550,),
         signature=frozenset({"question", "category", "subcategory"}), refuse=published.not_catqa,
     ),
     PromptSet(
-        "harmfulqa", _HARMFULQA, (Part("harmful", unpack=published.nested("topic", "subtopic")),),
+        "harmfulqa", _HARMFULQA, (Subset("harmful", unpack=published.nested("topic", "subtopic")),),
         _first("category", "topic"), counts=(1960,),
         signature=frozenset({"question", "topic", "subtopic"}), refuse=published.not_harmfulqa,
     ),
     PromptSet(
-        "i-cona", _I_CONA, (Part("harmful", pattern="**/I-CoNa.json", unpack=published.instructions),), counts=(178,),
+        "i-cona", _I_CONA, (Subset("harmful", pattern="**/I-CoNa.json", unpack=published.instructions),), counts=(178,),
         signature=frozenset({"instructions", "inputs"}), refuse=published.not_i_cona,
     ),
     PromptSet(
-        "wildguardtest", _WILDGUARD, (Part(published.wildguard_kind, config="wildguardtest", split="test"),),
+        "wildguardtest", _WILDGUARD, (Subset(published.wildguard_kind, config="wildguardtest", split="test"),),
         _first("category", "subcategory"), counts=(1725,),
         signature=frozenset({"prompt", "adversarial", "prompt_harm_label", "response_harm_label"}),
     ),
     PromptSet(
-        "wildjailbreak", _WILDJAILBREAK, (_WILDJAILBREAK_PART,), counts=(2210,),
+        "wildjailbreak", _WILDJAILBREAK, (_WILDJAILBREAK_SUBSET,), counts=(2210,),
         signature=frozenset({"adversarial", "data_type"}),
     ),
     PromptSet(
-        "toxicchat", _TOXICCHAT, (Part(published.toxicchat_kind, config="toxicchat0124", split="test"),),
+        "toxicchat", _TOXICCHAT, (Subset(published.toxicchat_kind, config="toxicchat0124", split="test"),),
         _first("id", "conv_id"), counts=(5083,), signature=frozenset({"user_input", "toxicity", "jailbreaking"}),
     ),
     PromptSet(
-        "xstest", _XSTEST, (Part(published.xstest_kind, split="prompts"),), _first("category", "type"), counts=(450,),
+        "xstest", _XSTEST, (Subset(published.xstest_kind, split="prompts"),), _first("category", "type"), counts=(450,),
         signature=frozenset({"prompt", "type", "focus", "note"}),
     ),
-    PromptSet("or-bench", _OR_BENCH, (Part("dual_use", config="or-bench-80k"),), word="80k"),
+    PromptSet("or-bench", _OR_BENCH, (Subset("dual_use", config="or-bench-80k"),), word="80k"),
     PromptSet(
-        "or-bench-hard", _OR_BENCH, (Part("dual_use", config="or-bench-hard-1k"),), counts=(1319,), word="hard"
+        "or-bench-hard", _OR_BENCH, (Subset("dual_use", config="or-bench-hard-1k"),), counts=(1319,), word="hard"
     ),
-    PromptSet("or-bench-toxic", _OR_BENCH, (Part("harmful", config="or-bench-toxic"),), counts=(655,), word="toxic"),
+    PromptSet("or-bench-toxic", _OR_BENCH, (Subset("harmful", config="or-bench-toxic"),), counts=(655,), word="toxic"),
     PromptSet(
-        "simple-safety-tests", _SIMPLE, (_SIMPLE_PART,), _first("category", "harm_area"), counts=(100,),
+        "simple-safety-tests", _SIMPLE, (_SIMPLE_SUBSET,), _first("category", "harm_area"), counts=(100,),
         signature=frozenset({"harm_area", "prompts_final"}),
     ),
     PromptSet(
-        "do-not-answer", _DO_NOT_ANSWER, (Part("harmful"),), _first("category", "risk_area"), counts=(939,),
+        "do-not-answer", _DO_NOT_ANSWER, (Subset("harmful"),), _first("category", "risk_area"), counts=(939,),
         signature=frozenset({"risk_area", "types_of_harm", "question"}),
     ),
     PromptSet(
-        "coconot", _COCONOT, (Part("harmful", config="original", split="test"),), counts=(1001,),
+        "coconot", _COCONOT, (Subset("harmful", config="original", split="test"),), counts=(1001,),
         signature=_COCONOT_COLUMNS | {"response"}, word="original", refuse=published.not_original,
     ),
     PromptSet(
-        "coconot-contrast", _COCONOT, (Part("dual_use", config="contrast", split="test"),), counts=(379,),
+        "coconot-contrast", _COCONOT, (Subset("dual_use", config="contrast", split="test"),), counts=(379,),
         signature=_COCONOT_COLUMNS | {"response"}, word="contrast", refuse=published.not_contrast,
     ),
     PromptSet(
-        "coconot-pref", _COCONOT, (Part("dual_use", config="pref"),), _first("reference", "chosen"), counts=(927,),
+        "coconot-pref", _COCONOT, (Subset("dual_use", config="pref"),), _first("reference", "chosen"), counts=(927,),
         signature=_COCONOT_COLUMNS | {"chosen", "rejected"}, word="pref",
     ),
     PromptSet("hh-rlhf", _HH_RLHF, _HH_PARTS, counts=(4666, 2312, 2354)),  # both files, or one of them
     PromptSet(
-        "alpaca-eval", _ALPACA_EVAL, (_ALPACA_PART,), {**_first("reference", "output"), "category": ("dataset",)},
+        "alpaca-eval", _ALPACA_EVAL, (_ALPACA_SUBSET,), {**_first("reference", "output"), "category": ("dataset",)},
         counts=(805,), signature=frozenset({"dataset", "instruction", "output", "generator"}),
     ),
     PromptSet(
-        "mt-bench", _MT_BENCH, (Part("benign"),), _first("id", "prompt_id", "question_id"), counts=(80,),
+        "mt-bench", _MT_BENCH, (Subset("benign"),), _first("id", "prompt_id", "question_id"), counts=(80,),
         signature=frozenset({"question_id", "category", "turns"}),
     ),
 )  # fmt: skip

@@ -17,7 +17,16 @@ from sails_align.evaluation.records import Backend, Completion
 from sails_align.experiments.benches.bench import Asked
 from sails_align.experiments.benches.make import bench_of
 from sails_align.experiments.benches.smollm2 import SmolLM2Bench
-from sails_align.experiments.methods.entries import GUARD, METHODS, PUBLIC, REFUSALS, SAES, SAILS, SUBSPACE, Method
+from sails_align.experiments.methods.entries import (
+    GUARD,
+    METHODS,
+    PUBLIC,
+    REFUSALS,
+    SAES,
+    SAILS,
+    SUBSPACE,
+    ComparedMethod,
+)
 from sails_align.experiments.plan import Cell
 from sails_align.experiments.steps import LEFT_AFTER, Steps, lines
 from sails_align.guards.calibrate import calibrate_guard
@@ -66,7 +75,7 @@ def run_method(cell: Cell, models: Path) -> dict[str, Any]:
 class MethodSteps(Steps):
     """The steps of a cell."""
 
-    method: Method
+    method: ComparedMethod
 
     def values(self) -> dict[str, Callable[[], Any]]:
         return {

@@ -26,7 +26,7 @@ SAES: Mapping[str, Mapping[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Method:
+class ComparedMethod:
     """A way to make a model safe."""
 
     label: str
@@ -62,16 +62,16 @@ STEERED = {"steer": "add", "steer_subspace": SUBSPACE, "steer_strength": KNOB, "
 MAX_PASS, STRENGTHS = (0.02, 0.05, 0.1, 0.2), (0.1, 0.2, 0.4, 0.8)
 
 
-def _with_loss(label: str, loss: str, option: str, knob: str, values: tuple[float, ...]) -> Method:
+def _with_loss(label: str, loss: str, option: str, knob: str, values: tuple[float, ...]) -> ComparedMethod:
     """Return LoRA with a loss, whose knob is one of the loss's options."""
     training = (*LORA, "--loss", loss, f"--{option}", KNOB)
-    return Method(label, f"methods/{loss}", training, knob=knob, values=values)
+    return ComparedMethod(label, f"methods/{loss}", training, knob=knob, values=values)
 
 
-GRAPH_SAES = Method(
+GRAPH_SAES = ComparedMethod(
     "SFT-SAILS (graph SAEs)", "methods/gsae", (*SAILS, "--sae_path", "{saes-graph}"), is_of_testbed=True
 )
-GATE = Method(
+GATE = ComparedMethod(
     "gated steering",
     "methods/gate",
     trainer="none",
@@ -80,7 +80,7 @@ GATE = Method(
     steering=STEERED,
     is_of_weights=False,
 )
-GUARDED = Method(
+GUARDED = ComparedMethod(
     "guard",
     "methods/guard",
     trainer="none",
@@ -89,7 +89,7 @@ GUARDED = Method(
     guard=KNOB,
     is_of_weights=False,
 )
-NEAREST = Method(
+NEAREST = ComparedMethod(
     "SFT-LoRA (nearest refusals)",
     "methods/nearest_refusal",
     (*LORA, "--nearest_refusal", "true", "--refusal_dataset_name", REFUSALS),
@@ -98,9 +98,9 @@ NEAREST = Method(
 REDIRECTION = _with_loss("SFT-LoRA (redirection)", "redirection", "redirection_weight", "weight", (0.1, 0.3, 1.0, 3.0))
 SSPU = _with_loss("SSPU", "sspu", "sspu_retain_weight", "retain weight", (1.0, 10.0, 100.0, 300.0, 1000.0))
 CRISP = _with_loss("CRISP", "crisp", "crisp_features", "features", (10, 30, 100, 300))
-CLADE = Method("CLADE", "methods/clade", (*FULL, "--clade", "categories"), is_of_weights=False)
-SIFT = Method("SIFT", "methods/sift", (*FULL, "--sift_rate", "0.034"))
-DERTA = Method(
+CLADE = ComparedMethod("CLADE", "methods/clade", (*FULL, "--clade", "categories"), is_of_weights=False)
+SIFT = ComparedMethod("SIFT", "methods/sift", (*FULL, "--sift_rate", "0.034"))
+DERTA = ComparedMethod(
     "SFT-LoRA (DeRTa)",
     "methods/derta",
     (*LORA, "--derta_prefix_share", "1", "--derta_rto_share", KNOB, "--derta_refusal", "sorry"),
@@ -111,18 +111,18 @@ DERTA = Method(
 """Its control is LoRA: without either kind of examples it is that."""
 
 
-def _control(of: str, method: Method, label: str, **changed: Any) -> Method:
+def _control(of: str, method: ComparedMethod, label: str, **changed: Any) -> ComparedMethod:
     return replace(method, label=label, control_of=of, **changed)
 
 
-METHODS: Registry[Method] = Registry(
+METHODS: Registry[ComparedMethod] = Registry(
     "method",
     {
-        "base": Method("base", "testbed", trainer="none"),
-        "sft-lora": Method("SFT-LoRA", "training", LORA),
-        "sft-sails": Method("SFT-SAILS", "method", SAILS),
-        "sft-full": Method("SFT-full", "training", FULL),
-        "sails-gba": Method(
+        "base": ComparedMethod("base", "testbed", trainer="none"),
+        "sft-lora": ComparedMethod("SFT-LoRA", "training", LORA),
+        "sft-sails": ComparedMethod("SFT-SAILS", "method", SAILS),
+        "sft-full": ComparedMethod("SFT-full", "training", FULL),
+        "sails-gba": ComparedMethod(
             "SFT-SAILS (GBA SAEs)", "methods/gba", (*SAILS, "--sae_path", "{saes-gba}"), is_of_testbed=True
         ),
         "sails-graph": GRAPH_SAES,
@@ -176,9 +176,9 @@ METHODS: Registry[Method] = Registry(
         "sift-random": _control(
             "sift", SIFT, "SIFT (random entries)", training=(*SIFT.training, "--sift_entries", "random")
         ),
-        "mezo-lora": Method("MeZO-LoRA (no privacy)", "methods/dp_zo", (*ZEROTH_ORDER, *BATCH, *LORA)),
-        "dp-zo-lora": Method("DP-ZO-LoRA (epsilon 8)", "methods/dp_zo", (*PRIVATE, *LORA)),
-        "dp-zo-sails": Method(
+        "mezo-lora": ComparedMethod("MeZO-LoRA (no privacy)", "methods/dp_zo", (*ZEROTH_ORDER, *BATCH, *LORA)),
+        "dp-zo-lora": ComparedMethod("DP-ZO-LoRA (epsilon 8)", "methods/dp_zo", (*PRIVATE, *LORA)),
+        "dp-zo-sails": ComparedMethod(
             "DP-ZO-SAILS (epsilon 8)",
             "methods/dp_zo",
             (*PRIVATE, *SAILS, "--subspace_path", PUBLIC),

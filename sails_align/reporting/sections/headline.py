@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from sails_align.core.text import counted
 from sails_align.experiments.plan import RUNS, Plan, Protocol
-from sails_align.experiments.summary import REPORTED, Mean, Outcome, Row, with_numbers
+from sails_align.experiments.summary import REPORTED, Mean, Outcome, SummaryRow, with_numbers
 from sails_align.reporting import figures, trade_offs
 from sails_align.reporting.drawing import Picture
 from sails_align.reporting.findings import (
@@ -136,7 +136,7 @@ def _of_tuning(outcome: Outcome) -> list[str]:
     ]
 
 
-def _of_testbed(plan: Plan, rows: Sequence[Row]) -> list[str]:
+def _of_testbed(plan: Plan, rows: Sequence[SummaryRow]) -> list[str]:
     reached = ", ".join(
         f"{row.run.label} {row.means['steps_to_95'].n}" for row in rows if row.run.trainer in ("sft", "dpo")
     )

@@ -364,7 +364,7 @@ def test_the_registry():
         assert known.source.citation
         assert known.source.hub_id is None or known.source.hub_id.count("/") == 1
         assert known.source.url.startswith("https://")
-        assert all(part.word for part in known.parts) or len(known.parts) == 1
+        assert all(subset.word for subset in known.subsets) or len(known.subsets) == 1
 
 
 def test_the_documentation_lists_all_sets():
@@ -376,7 +376,7 @@ def test_the_documentation_lists_all_sets():
         assert (known.source.hub_id or known.source.home.removeprefix("https://")) in row
         assert known.source.licence in row
         assert ("gated" in row) == known.source.gated
-        assert all(part.kind in row for part in known.parts if isinstance(part.kind, str))
+        assert all(subset.kind in row for subset in known.subsets if isinstance(subset.kind, str))
 
 
 @pytest.mark.parametrize("name", PROMPT_SETS.names())
