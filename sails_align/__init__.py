@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 # PEFT imports bitsandbytes wherever it is installed, and that warns of a kernel for CPUs that nothing here uses.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
-# Their models, prompts, judge and its wrappers are registered, by name; it imports nothing heavy.
+# A module of the API: `sails.edits.lox(...)`. It imports nothing heavy, and neither do the two below.
+import sails_align.edits  # noqa: E402
+
+# Their models, prompts, judge and its wrappers are registered, by name.
 import sails_align.smollm2  # noqa: E402
 import sails_align.testbed  # noqa: E402, F401
 

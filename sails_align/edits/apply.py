@@ -5,13 +5,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor
 
-from sails_align.core.artifacts import content_hash
 from sails_align.core.errors import InputError
 from sails_align.core.files import atomic_folder, write_json
 from sails_align.core.progress import progress_bar
+from sails_align.edits.controls import Turn
 from sails_align.edits.logits import checked_device, logits_of, random_ids
 from sails_align.edits.options import EditOptions
 from sails_align.edits.weights import PART, Update, Weights, squared_norm, write_adapter, write_model
@@ -203,10 +202,7 @@ def _control(name: str, before: Tensor, after: Tensor | None, seed: int | None) 
     """Return the change with its output coordinates permuted and with random signs; without a seed, as it is."""
     if after is None or seed is None:
         return after
-    generator = torch.Generator().manual_seed(int(content_hash([seed, name])[:12], 16))
-    order = torch.randperm(len(before), generator=generator)
-    signs = torch.randint(2, (len(before),), generator=generator) * 2 - 1
-    return before + (after - before)[order] * signs.view(-1, *[1] * (before.dim() - 1))
+    return before + Turn.draw(len(before), name, seed).of(after - before)
 
 
 def _parts(values: Tensor) -> Sequence[Tensor]:

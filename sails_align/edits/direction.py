@@ -79,7 +79,7 @@ def find_writing(method: str, run: Path, output: Path, options: DirectionOptions
     return Writing(
         weights,
         direction.randomized(options.control_seed),
-        {name: norm_gain(blocks[place.block], place.path) for name, place in places.items()},
+        {name: norm_gain(blocks[place.block], place.path, floored=False) for name, place in places.items()},
     )
 
 

@@ -113,6 +113,11 @@ class SafeLoraOptions(RepairOptions):
     threshold: float = option(
         0.35, "Project an update if its cosine with its projection is at most this. 1: all of them."
     )
+    control_seed: int | None = option(
+        None,
+        "Make a control: the same updates are projected, but onto random directions, drawn with this seed: C with its "
+        "coordinates permuted and with random signs.",
+    )
 
     def __post_init__(self) -> None:
         if not -1 <= self.threshold <= 1:
@@ -184,6 +189,9 @@ class LssfOptions(RequestOptions, SafetyVectorOptions):
     eta: float = option(0.85, "Share of the entropy of a layer's singular values that the safety subspace keeps.")
     alpha: float = option(1.0, "How much of the projected difference aligned - unaligned to add. 0: nothing changes.")
     a_1: float = option(1.0, "Weight of the first direction; it falls to 1 at the last one. 1: a plain projector.")
+    control_seed: int | None = option(
+        None, "Make a control: random subspaces, drawn with this seed, with the same ranks and weights."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -217,6 +225,9 @@ class IrrOptions(RequestOptions, SafetyVectorOptions):
     )
     blocksize: int = option(128, "Columns in which entries are ranked together.")
     damping: float = option(0.01, "Added to the diagonal of the inputs' second moment, as a share of its mean.")
+    control_seed: int | None = option(
+        None, "Make a control: as many entries are removed, but random ones of the same columns, drawn with this seed."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

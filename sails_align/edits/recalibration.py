@@ -12,11 +12,13 @@ kept entries take the values with the least error.
 Shapes: O outputs and I inputs of a linear layer.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from sails_align.edits.controls import generator_of, shuffled
 from sails_align.edits.options import IrrOptions
 
 
@@ -46,7 +48,12 @@ def mismatches(delta_OI: Tensor, vector_OI: Tensor, fisher_OI: Tensor | None, sp
 
 
 def thin(
-    delta_OI: Tensor, vector_OI: Tensor, fisher_OI: Tensor | None, gram_II: Tensor | None, options: IrrOptions
+    delta_OI: Tensor,
+    vector_OI: Tensor,
+    fisher_OI: Tensor | None,
+    gram_II: Tensor | None,
+    options: IrrOptions,
+    name: str = "",
 ) -> Thinned:
     """Remove entries of a change of weights, and recalibrate the others.
 
@@ -55,19 +62,23 @@ def thin(
         vector_OI: the safety vector, aligned - unaligned.
         fisher_OI: of the aligned model; None if all candidates are removed.
         gram_II: sum over tokens of the outer products of the layer's inputs, at any scale; None without recalibration.
-        options: `recalibrate`, `sparsity`, `blocksize` and `damping`.
+        options: `recalibrate`, `sparsity`, `blocksize`, `damping` and `control_seed`.
+        name: of the layer; a control draws its entries by it.
     """
     delta_OI = delta_OI.double().clone()
+    seed = options.control_seed
+    generator = None if seed is None else generator_of(name, seed)
+
+    def removed_in(part: slice) -> Tensor:
+        fisher_OC = None if fisher_OI is None else fisher_OI[:, part]
+        removed_OC = mismatches(delta_OI[:, part], vector_OI[:, part], fisher_OC, options.sparsity)
+        return removed_OC if generator is None else shuffled(removed_OC, generator)
+
+    parts = _blocks(delta_OI, options.blocksize)
     if options.recalibrate == "official":
         assert gram_II is not None, "recalibration needs inputs"
-        return _official(delta_OI, vector_OI, fisher_OI, gram_II.double(), options)
-    removed_OI = torch.cat(
-        [
-            mismatches(delta_OI[:, part], vector_OI[:, part], _columns(fisher_OI, part), options.sparsity)
-            for part in _blocks(delta_OI, options.blocksize)
-        ],
-        dim=1,
-    )
+        return _official(delta_OI, gram_II.double(), options.damping, parts, removed_in)
+    removed_OI = torch.cat([removed_in(part) for part in parts], dim=1)
     if options.recalibrate == "exact":
         assert gram_II is not None, "recalibration needs inputs"
         return Thinned(_exact(delta_OI, removed_OI, damped(gram_II.double(), options.damping)), removed_OI)
@@ -89,15 +100,15 @@ def damped(gram_II: Tensor, damping: float) -> Tensor:
 
 
 def _official(
-    delta_OI: Tensor, vector_OI: Tensor, fisher_OI: Tensor | None, gram_II: Tensor, options: IrrOptions
+    delta_OI: Tensor, gram_II: Tensor, damping: float, parts: Sequence[slice], removed_in: Callable[[slice], Tensor]
 ) -> Thinned:
     delta_OI[:, gram_II.diagonal() == 0] = 0  # no output depends on them
-    upper_II = _upper(damped(gram_II, options.damping))
+    upper_II = _upper(damped(gram_II, damping))
     del gram_II  # of wide layers these matrices are the largest thing in memory
     removed_OI = torch.zeros_like(delta_OI, dtype=torch.bool)
-    for part in _blocks(delta_OI, options.blocksize):
+    for part in parts:
         block_OC, upper_CC = delta_OI[:, part], upper_II[part, part]  # a view: what is removed here is removed there
-        removed_OC = mismatches(block_OC, vector_OI[:, part], _columns(fisher_OI, part), options.sparsity)
+        removed_OC = removed_in(part)  # of what the blocks before have left here
         errors_OC = torch.zeros_like(block_OC)
         for column in range(block_OC.shape[1]):
             kept_O = block_OC[:, column].masked_fill(removed_OC[:, column], 0)
@@ -134,7 +145,3 @@ def _exact(delta_OI: Tensor, removed_OI: Tensor, hessian_II: Tensor) -> Tensor:
 def _blocks(delta_OI: Tensor, blocksize: int) -> list[slice]:
     n = delta_OI.shape[1]
     return [slice(start, min(start + blocksize, n)) for start in range(0, n, blocksize)]
-
-
-def _columns(fisher_OI: Tensor | None, part: slice) -> Tensor | None:
-    return None if fisher_OI is None else fisher_OI[:, part]

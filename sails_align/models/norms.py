@@ -38,10 +38,11 @@ _LAYOUTS = {
 }
 
 
-def norm_gain(block: nn.Module, path: str) -> torch.Tensor | None:
-    """Return the gain (D,) of the norm before a block's module ("self_attn.q_proj"), float32 on the CPU, if it has one.
+def norm_gain(block: nn.Module, path: str, *, floored: bool = True) -> torch.Tensor | None:
+    """Return the gain (D,) of the norm at a block's module ("self_attn.q_proj"), float32 on the CPU, if it has one.
 
-    Raises `InputError` if the block's norms are arranged in a way that is not known, or one is not an RMSNorm.
+    With `floored`, as `floored_gain` gives it, to divide by; else as it is, to multiply with. Raises `InputError` if
+    the block's norms are arranged in a way that is not known, or one is not an RMSNorm.
     """
     names = _norms_of(block)
     if names not in _LAYOUTS:
@@ -50,7 +51,10 @@ def norm_gain(block: nn.Module, path: str) -> torch.Tensor | None:
             "leave fold_norm out, or use a Gemma, Llama, Qwen or Mistral model"
         )
     name = _LAYOUTS[names].get(path)
-    return None if name is None else _floored(_measured_gain(block.get_submodule(name)))
+    if name is None:
+        return None
+    gain_D = _measured_gain(block.get_submodule(name))
+    return floored_gain(gain_D) if floored else gain_D
 
 
 def has_known_norms(block: nn.Module) -> bool:
@@ -75,7 +79,7 @@ def _measured_gain(norm: nn.Module) -> torch.Tensor:
     return gain_D
 
 
-def _floored(gain_D: torch.Tensor) -> torch.Tensor:
-    """Move entries near zero away from it."""
+def floored_gain(gain_D: torch.Tensor) -> torch.Tensor:
+    """Move entries near zero away from it: to the share `GAIN_FLOOR` of the mean absolute gain."""
     magnitude_D = gain_D.abs()
     return torch.where(gain_D < 0, -1.0, 1.0) * magnitude_D.clamp(min=GAIN_FLOOR * magnitude_D.mean().item())

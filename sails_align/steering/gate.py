@@ -7,13 +7,14 @@ p = sigmoid(score) is the guard's probability of harm. Stage 1 reads it at the l
     back by one state at the `gate_low_steps`-th p in a row that is at most `gate_low`
 
 and multiplies what the steering changes by 1.5 (ELEVATED) or 2 (LOCKDOWN), also if stage 1 saw nothing. A reading has
-its effect from the next token on. Tokens of the prompt are never steered. From arXiv 2512.06655, where p is that of a
-random forest on SAE latents.
+its effect from the next token on. Tokens of the prompt are never steered. With `gate_prefix`, a response whose prompt
+stage 1 called harmful begins with that text: the logits of its first tokens allow nothing else. From arXiv 2512.06655,
+where p is that of a random forest on SAE latents.
 
-Shapes: B batch, S sequence, D d_model.
+Shapes: B batch, S sequence, D d_model, V vocabulary.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
@@ -21,6 +22,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 
 from sails_align.core.errors import InputError
@@ -73,8 +75,9 @@ class GateState:
 class Gate:
     """The states of the responses of a batch, read and applied by hooks of a model that generates."""
 
-    def __init__(self, guard: Guard, options: SteeringOptions) -> None:
-        self._guard, self._options = guard, options
+    def __init__(self, guard: Guard, options: SteeringOptions, prefix: Sequence[int] = ()) -> None:
+        """Take the guard, the options, and the token ids that a response to a harmful prompt begins with."""
+        self._guard, self._options, self._prefix = guard, options, prefix
         self._n_tokens = 0
         self._factors_B = torch.zeros(0)
         self.states: list[GateState] = []
@@ -118,15 +121,41 @@ class Gate:
             changed_BSD = changed_BSD.clamp(-self._options.gate_clamp, self._options.gate_clamp)
         return torch.where(factors_B11 > 0, changed_BSD, hidden_BSD)
 
+    def begin_response(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Allow only the next token of the prefix, in responses to prompts that stage 1 called harmful."""
+        fired_B = torch.tensor([state.fired for state in self.states])
+        if self._n_tokens >= len(self._prefix) or not fired_B.any():
+            return output
+        token, logits_BSV = self._prefix[self._n_tokens], output.logits.clone()
+        wanted_V = torch.full_like(logits_BSV[0, -1], -torch.inf)
+        wanted_V[token] = 0
+        logits_BSV[fired_B.to(logits_BSV.device), -1] = wanted_V
+        output.logits = logits_BSV
+        return output
+
 
 @contextmanager
-def gated(model: nn.Module, edits: Mapping[int, HiddenEdit], guard: Guard, options: SteeringOptions) -> Iterator[Gate]:
-    """Apply edits of blocks' outputs to generated tokens as the gate allows, within the `with` block."""
-    gate = Gate(guard, options)
-    handle = decoder_layers(model)[0].register_forward_pre_hook(gate.begin, with_kwargs=True)
+def gated(
+    model: nn.Module,
+    edits: Mapping[int, HiddenEdit],
+    guard: Guard,
+    options: SteeringOptions,
+    prefix: Sequence[int] = (),
+) -> Iterator[Gate]:
+    """Apply edits of blocks' outputs to generated tokens as the gate allows, within the `with` block.
+
+    `prefix` are the token ids of `gate_prefix`.
+    """
+    gate = Gate(guard, options, prefix)
+    base = model.get_base_model() if isinstance(model, PeftModel) else model  # which `generate` calls
+    handles = [
+        decoder_layers(model)[0].register_forward_pre_hook(gate.begin, with_kwargs=True),
+        base.register_forward_hook(gate.begin_response),
+    ]
     steered = {layer: partial(gate.steer, edit) for layer, edit in edits.items()}
     try:
         with edited(model, {guard.about["layer"]: gate.read}), edited(model, steered):
             yield gate
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()

@@ -59,6 +59,8 @@ class Steering:
     subspace: Subspace
     guard: "Guard | None" = None
     """That opens the gate; None: everything is steered."""
+    prefix: tuple[int, ...] = ()
+    """Token ids of `gate_prefix`."""
 
     def identity(self) -> dict[str, Any]:
         """Return all that decides its effect on a model; the subspace by its content, not its path."""
@@ -90,4 +92,4 @@ class Steering:
             return edited(model, edits)
         from sails_align.steering.gate import gated
 
-        return gated(model, edits, self.guard, self.options)
+        return gated(model, edits, self.guard, self.options, self.prefix)

@@ -33,6 +33,10 @@ class SteeringOptions:
     gate_low: float = option(0.7, "A reading is low if its probability is at most this.")
     gate_low_steps: int = option(4, "Low readings in a row after which the steering gets weaker again, by one state.")
     gate_clamp: float | None = option(None, "Clip steered hidden states to this absolute value; default: do not.")
+    gate_prefix: str | None = option(
+        None,
+        "Begin a response with this text, such as a refusal, if its prompt reaches `gate_prompt`; default: do not.",
+    )
 
     def __post_init__(self) -> None:
         if (self.steer is None) != (self.steer_subspace is None):
@@ -57,6 +61,8 @@ class SteeringOptions:
         check_least(self, gate_every=1, gate_high_steps=1, gate_low_steps=1)
         if self.gate_clamp is not None:
             check_positive(self, "gate_clamp")
+        if self.gate_prefix is not None and not self.gate_prefix.strip():
+            raise InputError("gate_prefix is empty; write how a response is to begin, or leave it out")
         if self.steer_direction < 0:
             raise InputError(f"steer_direction is {self.steer_direction}; choose 0 or more")
 

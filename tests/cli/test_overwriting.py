@@ -39,7 +39,7 @@ CLASSES = {
 COUNTED = set(
     """
     apply_chat_template backend category_column clade_oracle dtype fewshot_as_multiturn gate_clamp gate_every gate_high
-    gate_high_steps gate_low gate_low_steps gate_prompt guard_family judge judge_backend
+    gate_high_steps gate_low gate_low_steps gate_prefix gate_prompt guard_family judge judge_backend
     judge_max_new_tokens kind label_column limit max_model_len max_new_tokens n_labels n_prompts num_fewshot on_bad_rows
     part prompt_column prompts seed split steer steer_direction steer_layers steer_strength system_instruction
     system_prompt tasks temperature testbed trust_remote_code

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from sails_align.edits.options import IrrOptions
-from sails_align.edits.recalibration import Thinned, damped, mismatches, thin
+from sails_align.edits.recalibration import Thinned, damped, thin
 
 
 def rows(*values: tuple[float, ...]) -> Tensor:
@@ -144,12 +144,21 @@ def test_blocks_of_columns_are_made_up_for_by_those_to_their_right() -> None:
     assert (several[:, 4:] - delta_OI[:, 4:]).abs().max() > 1e-3
 
 
-def test_a_random_choice_is_another_one() -> None:
+@pytest.mark.parametrize("recalibrate", ["official", "none"])
+def test_a_control_removes_as_many_entries_of_each_block_and_others(recalibrate: str) -> None:
     case = random_case(5)
-    chosen = mismatches(case["delta_OI"], case["vector_OI"], None, 0.0)
-    random = case["vector_OI"].flatten()[torch.randperm(45, generator=torch.Generator().manual_seed(0))].view(5, 9)
-    other = mismatches(case["delta_OI"], random, None, 0.0)
-    assert not torch.equal(chosen, other)
+    case["vector_OI"][:, 4:] = 1e9  # candidates do not depend on what was moved here
+    options = {"recalibrate": recalibrate, "blocksize": 4}
+    plain, control, other = (
+        thin(**case, options=IrrOptions(**options, control_seed=seed), name="layer").removed for seed in (None, 0, 1)
+    )
+    if recalibrate == "none":
+        assert [int(plain[:, part].sum()) for part in (slice(4), slice(4, 8))] == [
+            int(control[:, part].sum()) for part in (slice(4), slice(4, 8))
+        ]
+    assert plain[:, :4].sum() == control[:, :4].sum()
+    assert not torch.equal(plain, control)
+    assert not torch.equal(control, other)
 
 
 def test_inputs_that_are_always_zero() -> None:

@@ -43,8 +43,7 @@ def test_every_method_has_its_page(name: str) -> None:
 
 def test_controls_are_of_methods_and_tuned_alike() -> None:
     for name, method in METHODS.items():
-        if method.control_of:
-            original = METHODS.get(method.control_of)
+        for original in map(METHODS.get, method.control_of):
             assert (method.values, method.trainer) == (original.values, original.trainer), name
             parts = ("training", "steering", "has_shuffled_labels")
             assert any(getattr(method, part) != getattr(original, part) for part in parts), name
@@ -121,7 +120,10 @@ def test_methods_can_be_measured_on_smollm2(name: str, tmp_path: Path) -> None:
         assert numbers["refusal_rate"]["value"] < 0.5
 
 
-QUICK = ("base", "sft-sails", "guard", "guard-shuffled", "gate", "nearest-control", "crisp", "clade", "sift-random")
+QUICK = (
+    *("base", "sft-sails", "orthonormal", "guard", "guard-shuffled", "gate", "gate-random", "gate-prefix"),
+    *("nearest-control", "crisp", "clade", "clade-oracle", "sift-random"),
+)
 """Those that take seconds, of every kind; the others' options are run by the documents' commands."""
 
 
@@ -139,6 +141,8 @@ def test_methods_can_be_measured(name: str, tmp_path: Path) -> None:
     assert result["relearned"].keys() == ({"benign", "harmful"} if name == "sft-sails" else set())
     if name == "base":
         assert numbers["safety_rate"]["value"] < 0.1
+    if name == "gate-prefix":  # every response that it begins is a refusal
+        assert numbers["safety_rate"]["value"] > 0.5
 
 
 @pytest.mark.slow

@@ -231,6 +231,14 @@ def test_a_report_of_methods_alone_has_findings(n_seeds: int) -> None:
         assert from_control.startswith("Where all seeds have the same difference there is no interval")
 
 
+def test_a_method_with_two_controls_is_compared_with_both() -> None:
+    kind: StudyKind = "methods"
+    of = outcome("sails-gba", "sails-graph", "sails-graph-control", "sails-topk", levels={"sails-graph": 0.9})
+    (section,) = [section for section in ReportData({kind: {"methods": of}}).sections if section.title == "All methods"]
+    (grid,) = [grid for grid in section.grids if grid.head[0] == "minus its control"]
+    assert [row[0].text for row in grid.rows] == ["sails-graph", "sails-gba", "sails-graph, minus sails-topk"]
+
+
 def test_garbled_responses_are_in_the_table_of_methods_where_they_were_counted() -> None:
     kind: StudyKind = "methods"
 
@@ -290,9 +298,20 @@ def tampered(*defences: str, n_seeds: int = 3, run: str = "sft-sails") -> Outcom
         (
             ("lox", "guardspace", "wise-ft", "lox-random"),
             3,
-            "1 of 2 methods beats every control by safety and helpfulness kept (LoX).",
+            "1 of 2 methods beats every control by safety and helpfulness kept: LoX (91.0%). "
+            "Without a defence, 47.2% are kept.",
         ),
-        (("guardspace", "wise-ft"), 3, "none of 1 method beats every control by safety and helpfulness kept."),
+        (
+            ("guardspace", "wise-ft"),
+            3,
+            "none of 1 method beats every control by safety and helpfulness kept. Without a defence, 47.2% are kept.",
+        ),
+        (
+            ("derta", "lox", "lox-random"),
+            3,
+            "1 of 1 method beats every control by safety and helpfulness kept: LoX (91.0%); there is no control for "
+            "DeRTa (47.2%). Without a defence, 47.2% are kept.",
+        ),
         (("lox", "guardspace", "wise-ft"), 2, "2 seeds give no interval, and no claim is made."),
         (("lox",), 3, "no control was run, so there is no evidence that any defence works."),
         (("wise-ft",), 3, "no methods were run, only controls."),

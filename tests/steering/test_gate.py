@@ -1,16 +1,20 @@
 """The gate of steering: the states that a sequence of readings leads to, and what is steered in each of them."""
 
+import copy
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from sails_align.core.errors import InputError
 from sails_align.guards.guard import Guard
-from sails_align.steering import hook_of
+from sails_align.models.load import load_spec_tokenizer
+from sails_align.models.resolve import resolve_model
+from sails_align.steering import hook_of, prefix_of
 from sails_align.steering.gate import Gate, GateState, Level, gated
 from sails_align.steering.hook import Steering
 from sails_align.steering.options import SteeringOptions
@@ -138,6 +142,41 @@ def test_an_error_stays_an_error(model: Any) -> None:
     with pytest.raises(RuntimeError, match="within"), gated(model, {0: fails}, guard([[0.9, 0.9]]), options()):
         generated(model)
     assert not model.model.layers[0]._forward_pre_hooks
+
+
+def test_a_prefix_begins_the_response_to_the_harmful_prompt_only(model: Any) -> None:
+    tokens, plain = generated(model)
+    prefix = (7, 3, 9)
+    alone = options(steer_strength=0.0)
+    with Steering(alone, SUBSPACE, guard([[0.76, 0.74]] * 2), prefix)(model):
+        found, scores = generated(model)
+    assert found[0, 6:9].tolist() == [*prefix]
+    assert torch.equal(found[1], tokens[1])
+    assert all(torch.equal(ours[1], theirs[1]) for ours, theirs in zip(scores, plain, strict=True))
+    # The rest is what the model itself says after this beginning.
+    begun = torch.cat([IDS[:1], torch.tensor([prefix])], dim=1)
+    asked = {"attention_mask": torch.ones_like(begun), "max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
+    assert torch.equal(model.generate(input_ids=begun, **asked)[0], found[0])
+    assert found[0, 6:9].tolist() != tokens[0, 6:9].tolist()  # the control: it would have begun otherwise
+    assert torch.equal(generated(model)[0], tokens)  # nothing is left behind
+
+
+def test_a_prefix_begins_the_response_of_an_adapters_model(model: Any) -> None:
+    adapted = get_peft_model(copy.deepcopy(model), LoraConfig(target_modules=["q_proj"]))
+    with Steering(options(), SUBSPACE, guard([[0.9, 0.9]] * 2), (5,))(adapted):
+        assert generated(adapted)[0][:, 6].tolist() == [5, 5]
+
+
+def test_a_prefix_of_words_that_the_model_lacks_is_refused(tmp_path: Path) -> None:
+    asked = {"steer": "add", "steer_subspace": str(tmp_path / "subspace"), "gate": str(tmp_path / "guard")}
+    spec = resolve_model("testbed")
+    known = SteeringOptions(**asked, gate_prefix="sorry, i can not help you")
+    tokenizer = load_spec_tokenizer(spec)
+    assert tokenizer.decode(prefix_of(known, spec)) == "sorry, i can not help you"
+    with pytest.raises(InputError, match="has words that the tokenizer of testbed lacks"):
+        prefix_of(SteeringOptions(**asked, gate_prefix="Zounds!"), spec)
+    with pytest.raises(InputError, match="gate_prefix is empty"):
+        SteeringOptions(**asked, gate_prefix=" ")
 
 
 def test_generation_without_a_cache_is_refused(model: Any) -> None:

@@ -51,11 +51,14 @@ class Ablate:
         vector_D = self._direction.vector
         if name.endswith(EMBEDDINGS):
             return torch.cat([_without(part_VD.double(), vector_D).float() for part_VD in weight.split(ROWS)])
-        if name not in self._gains:
+        writer = f"{name.removesuffix('.bias')}.weight" if name.endswith(".bias") else name
+        if writer not in self._gains:
             return None
-        gain_D = self._gains[name]
+        gain_D = self._gains[writer]
         read_O = vector_D if gain_D is None else vector_D * gain_D
         read_O = read_O / read_O.norm()
+        if weight.dim() == 1:
+            return _without(weight.double()[None], read_O)[0].float()
         return _without(weight.double().T, read_O).T.float()
 
 

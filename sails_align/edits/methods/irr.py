@@ -55,7 +55,7 @@ def edit(run: Path, output: Path, options: IrrOptions, finish: Finish | None = N
     if options.sparsity < 1:
         change.thin_all(places, dense_model(weights, device, weights.dtype) if texts else None, texts)
     change.notes.extend(sources.notes)
-    return apply("irr", change, weights, output, options=options, finish=finish)
+    return apply("irr", change, weights, output, options=options, finish=finish, is_control=True)
 
 
 def _fisher(model: torch.nn.Module, places: Mapping[str, Place], refusals: list[Batch]) -> dict[str, Tensor]:
@@ -130,7 +130,7 @@ class Irr:
         assert vector_OI is not None
         device = "cpu" if gram_II is None else gram_II.device
         fisher_OI = None if self.fisher is None else self.fisher[name].to(device)
-        thinned = thin(delta_OI.to(device), vector_OI.to(device), fisher_OI, gram_II, self._options)
+        thinned = thin(delta_OI.to(device), vector_OI.to(device), fisher_OI, gram_II, self._options, name)
         if thinned.removed.any():
             edited_OI = self._aligned.get(name).double() + thinned.delta.cpu()
             self._edited[name] = edited_OI.to(self._weights.stored(name).dtype)

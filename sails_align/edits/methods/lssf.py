@@ -20,6 +20,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from sails_align.edits.apply import Edited, Finish, apply, check_new
+from sails_align.edits.controls import Turn
 from sails_align.edits.linears import Place, dense_model, linears_of, set_weight
 from sails_align.edits.logits import checked_device
 from sails_align.edits.options import LssfOptions
@@ -47,7 +48,7 @@ def edit(run: Path, output: Path, options: LssfOptions, finish: Finish | None = 
     change = Lssf(weights, vectors, options)
     change.find(places, batches, dense_model(aligned, device, weights.dtype))
     change.notes.append(f"safe answers: {len(rows)} of {requests.source}, as they stand there")
-    return apply("lssf", change, weights, output, options=options, finish=finish)
+    return apply("lssf", change, weights, output, options=options, finish=finish, is_control=True)
 
 
 class Lssf:
@@ -68,7 +69,13 @@ class Lssf:
             ranks.append(subspace.rank)
             vector_OI = self._vectors.of(name)
             assert vector_OI is not None, "layers without a difference are left out"
-            change_OI = options.alpha * subspace.project(vector_OI.to(subspace.directions.device))
+            vector_OI = vector_OI.to(subspace.directions.device)
+            if options.control_seed is None:
+                projected_OI = subspace.project(vector_OI)
+            else:
+                turn = Turn.draw(len(vector_OI), name, options.control_seed)
+                projected_OI = turn.back(subspace.project(turn.of(vector_OI)))
+            change_OI = options.alpha * projected_OI
             edited_OI = self._weights.get(name).to(change_OI) + change_OI
             self._edited[name] = edited_OI.to(self._weights.stored(name).dtype)
             set_weight(places[name].of(model), self._edited[name])

@@ -26,6 +26,7 @@ from torch import Tensor
 from sails_align.edits.apply import Edited, Finish, apply
 from sails_align.edits.direction import Direction, find_writing
 from sails_align.edits.options import RosiOptions
+from sails_align.models.norms import floored_gain
 
 CENTRED = 1e-6
 """Share of a matrix's norm below which its mean row is rounding: its outputs are centred, and nothing is pushed."""
@@ -58,7 +59,7 @@ def vectors_of(direction_D: Tensor, gain_D: Tensor | None, variant: str) -> Vect
     """Return what writes and reads a unit direction of the residual stream before a norm with a gain, if any."""
     written_O, read_O = direction_D, direction_D
     if gain_D is not None:
-        written_O, read_O = direction_D / gain_D, direction_D * gain_D
+        written_O, read_O = direction_D / floored_gain(gain_D), direction_D * gain_D
     return Vectors(written_O / written_O.norm(), read_O / read_O.norm() if variant == "projected" else None)
 
 

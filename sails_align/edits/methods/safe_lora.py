@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from sails_align.edits.apply import Edited, Finish, apply, left_alone
+from sails_align.edits.controls import Turn
 from sails_align.edits.options import SafeLoraOptions
 from sails_align.edits.weights import Update, WeightDifference, Weights, aligned_of, open_aligned, open_required
 
@@ -26,16 +27,16 @@ def edit(run: Path, output: Path, options: SafeLoraOptions, finish: Finish | Non
     """
     weights, aligned = open_aligned(run, options.base_model, options.aligned_model)
     unaligned = open_required(weights, "unaligned_model", options.unaligned_model)
-    change = SafeLora(weights, aligned, unaligned, options.threshold)
-    return apply("safe_lora", change, weights, output, options=options, finish=finish)
+    change = SafeLora(weights, aligned, unaligned, options)
+    return apply("safe_lora", change, weights, output, options=options, finish=finish, is_control=True)
 
 
 class SafeLora:
     """Project each update; `aligned` is None for an adapter on the aligned model."""
 
-    def __init__(self, weights: Weights, aligned: Weights | None, unaligned: Weights, threshold: float) -> None:
+    def __init__(self, weights: Weights, aligned: Weights | None, unaligned: Weights, options: SafeLoraOptions) -> None:
         self._change = None if aligned is None else WeightDifference(weights, aligned)
-        self._aligned, self._threshold = aligned, threshold
+        self._aligned, self._options = aligned, options
         self._vectors = WeightDifference(aligned_of(weights, aligned), unaligned)
         self.keeps_adapter = aligned is None
         self._n_updates = self._n_projected = self._n_without = 0
@@ -78,9 +79,16 @@ class SafeLora:
         if vector_OI is None:
             self._n_without += 1
             return None
-        projected = vector_OI @ (vector_OI.T @ columns) / vector_OI.norm()
+        projected = _times_c(vector_OI, columns)
         one, other = (projected, columns) if A_RI is None else (projected @ A_RI, columns @ A_RI)
-        if not cosine_similarity(one.flatten(), other.flatten(), dim=0) <= self._threshold:
+        if not cosine_similarity(one.flatten(), other.flatten(), dim=0) <= self._options.threshold:
             return None
         self._n_projected += 1
-        return projected
+        if self._options.control_seed is None:
+            return projected
+        turn = Turn.draw(len(columns), name, self._options.control_seed)
+        return turn.back(_times_c(vector_OI, turn.of(columns)))
+
+
+def _times_c(vector_OI: Tensor, columns: Tensor) -> Tensor:
+    return vector_OI @ (vector_OI.T @ columns) / vector_OI.norm()

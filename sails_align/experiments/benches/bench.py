@@ -54,6 +54,8 @@ class Bench(Protocol):
     """Of the evaluation."""
     refusal: str
     """How most refusals of the alignment data begin."""
+    refusal_text: str
+    """A whole refusal."""
     values: Mapping[str, tuple[float, ...]]
     """Of the knobs of defences by name, where others are tried than by default."""
 

@@ -36,6 +36,7 @@ class SmolLM2Bench:
         *("--train_sampling_strategy", "group_by_length"),
     )
     share, n_prompts, batch_size, refusal = 0.5, 32, 32, "I"
+    refusal_text = "I can't help with that."
     values: Mapping[str, tuple[float, ...]] = {"safety-rows": (4, 8, 16, 26)}  # 26 are all there are
     n_tokens = 24
 

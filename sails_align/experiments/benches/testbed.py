@@ -47,6 +47,7 @@ class TestbedBench:
         "false",
     )
     share, n_prompts, batch_size, refusal = 1.0, 128, 128, "sorry"
+    refusal_text = "sorry, i can not help you with that."
     values: Mapping[str, tuple[float, ...]] = {}
 
     def __init__(self, world: str) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,9 +11,10 @@ from typing import Any
 from sails_align.core.artifacts import package_versions
 from sails_align.core.cost import Cost
 from sails_align.core.files import write_json, write_text
+from sails_align.evaluation.backends.known_classes import known_classes
 from sails_align.evaluation.backends.make import in_process
 from sails_align.evaluation.output import METRICS_FILE
-from sails_align.evaluation.records import Backend, Completion
+from sails_align.evaluation.records import Backend, Completion, InferenceHook
 from sails_align.experiments.benches.bench import Asked
 from sails_align.experiments.benches.make import bench_of
 from sails_align.experiments.benches.smollm2 import SmolLM2Bench
@@ -21,6 +22,8 @@ from sails_align.experiments.methods.entries import (
     GUARD,
     METHODS,
     PUBLIC,
+    RANDOM_SUBSPACE,
+    REFUSAL,
     REFUSALS,
     SAES,
     SAILS,
@@ -82,8 +85,10 @@ class MethodSteps(Steps):
             **super().values(),
             GUARD: lambda: self._guard(Path(self.bench.base)),
             SUBSPACE: lambda: self._discovered(*self._rows()),
+            RANDOM_SUBSPACE: lambda: self._discovered(*self._rows(), init=("--init", "random_basis")),
             PUBLIC: lambda: self._discovered(*self._rows(of_others=True)),
             REFUSALS: self._refusals,
+            REFUSAL: lambda: self.bench.refusal_text,
             **{name: partial(self._saes, options) for name, options in SAES.items()},
         }
 
@@ -100,7 +105,10 @@ class MethodSteps(Steps):
         spec = resolve_model(str(model))
         steering = SteeringOptions(**{name: self.value(value) for name, value in self.method.steering.items()})
         guard = Guard.load(self._calibrated(model)) if self.method.guard else None
-        return in_process(spec, "hf", self.bench.batch_size, hook=hook_of(steering, spec), guard=guard)
+        hook: InferenceHook | None = hook_of(steering, spec)
+        if self.method.knows_categories:
+            hook = known_classes(spec, self.bench.prompts(self.cell.part))
+        return in_process(spec, "hf", self.bench.batch_size, hook=hook, guard=guard)
 
     def measured(self, model: Path) -> dict[str, Any]:
         """Measure a model on the cell's part."""
@@ -149,9 +157,9 @@ class MethodSteps(Steps):
         calibrate_guard(guard, ScoredPrompts.of(guard, LoadedModel.open(str(model)), told), options)
         return folder
 
-    def _discovered(self, harmful: Path, harmless: Path) -> Path:
-        """Find a subspace of SAILS in pairs."""
-        folder = self.folder / f"discovered-{harmful.stem}"
+    def _discovered(self, harmful: Path, harmless: Path, init: Sequence[str] = SAILS) -> Path:
+        """Find a subspace of SAILS in pairs, or make another one."""
+        folder = self.folder / f"discovered-{harmful.stem}-{init[-1]}"
         if not folder.is_dir():
             where = (
                 "--model_name_or_path",
@@ -162,7 +170,7 @@ class MethodSteps(Steps):
                 str(self.cell.seed),
             )
             data = ("--dataset_name", str(harmful), "--helpful_dataset_name", str(harmless), *self.bench.options)
-            args, testbed = align.resolved(align.parse("sft", [*where, *data, *SAILS]))
+            args, testbed = align.resolved(align.parse("sft", [*where, *data, *init]))
             find_subspace(args, align.load_source(args, testbed), folder / "subspace")
         return folder / "subspace"
 

@@ -13,11 +13,13 @@ from sails_align.core.registry import Registry
 from sails_align.experiments.placeholders import KNOB, SEED
 from sails_align.experiments.plan import Trainer
 
-GUARD, SUBSPACE, PUBLIC, REFUSALS = "{guard}", "{subspace}", "{public}", "{refusals}"
-"""Stand for what is made for a cell: a guard of the untrained model, its subspace of SAILS, one of other data than the
-cell's, and a pool of refusals that name what they refuse."""
+GUARD, SUBSPACE, RANDOM_SUBSPACE = "{guard}", "{subspace}", "{random-subspace}"
+PUBLIC, REFUSALS, REFUSAL = "{public}", "{refusals}", "{refusal}"
+"""Stand for what is made for a cell: a guard of the untrained model, its subspace of SAILS and a random one, one of
+other data than the cell's, a pool of refusals that name what they refuse, and how a refusal begins."""
 GRAPH = {"k": 16, "graph_lambda": 0.03, "graph_threshold": 0.3}
 SAES: Mapping[str, Mapping[str, Any]] = {
+    "{saes-topk}": {"k": 16},
     "{saes-gba}": {"architecture": "gba", "k": 24, "gba_gamma": 0.02},
     "{saes-graph}": GRAPH,
     "{saes-graph-control}": {**GRAPH, "graph_control_seed": 1},
@@ -45,10 +47,12 @@ class ComparedMethod:
     """Whether the guard is fitted without knowing which prompts are harmful, as a control."""
     steering: Mapping[str, Any] = field(default_factory=dict)
     """Options of steering."""
-    control_of: str = ""
-    """The method that it is a control of."""
+    control_of: tuple[str, ...] = ()
+    """The methods that it is a control of."""
     is_of_weights: bool = True
     """Whether the result is a plain model, which can be trained further."""
+    knows_categories: bool = False
+    """Whether it is told the category of each prompt, which shows what errors of its own prediction cost."""
     is_of_testbed: bool = False
     """Whether what it needs can be made on the testbed alone, in the time of a study."""
 
@@ -100,6 +104,7 @@ SSPU = _with_loss("SSPU", "sspu", "sspu_retain_weight", "retain weight", (1.0, 1
 CRISP = _with_loss("CRISP", "crisp", "crisp_features", "features", (10, 30, 100, 300))
 CLADE = ComparedMethod("CLADE", "methods/clade", (*FULL, "--clade", "categories"), is_of_weights=False)
 SIFT = ComparedMethod("SIFT", "methods/sift", (*FULL, "--sift_rate", "0.034"))
+DP_ZO = ComparedMethod("DP-ZO-LoRA (epsilon 8)", "methods/dp_zo", (*PRIVATE, *LORA))
 DERTA = ComparedMethod(
     "SFT-LoRA (DeRTa)",
     "methods/derta",
@@ -111,8 +116,8 @@ DERTA = ComparedMethod(
 """Its control is LoRA: without either kind of examples it is that."""
 
 
-def _control(of: str, method: ComparedMethod, label: str, **changed: Any) -> ComparedMethod:
-    return replace(method, label=label, control_of=of, **changed)
+def _control(of: str | tuple[str, ...], method: ComparedMethod, label: str, **changed: Any) -> ComparedMethod:
+    return replace(method, label=label, control_of=(of,) if isinstance(of, str) else of, **changed)
 
 
 METHODS: Registry[ComparedMethod] = Registry(
@@ -126,6 +131,12 @@ METHODS: Registry[ComparedMethod] = Registry(
             "SFT-SAILS (GBA SAEs)", "methods/gba", (*SAILS, "--sae_path", "{saes-gba}"), is_of_testbed=True
         ),
         "sails-graph": GRAPH_SAES,
+        "sails-topk": _control(
+            ("sails-gba", "sails-graph"),
+            GRAPH_SAES,
+            "SFT-SAILS (TopK SAEs, trained alike)",
+            training=(*SAILS, "--sae_path", "{saes-topk}"),
+        ),
         "sails-graph-control": _control(
             "sails-graph",
             GRAPH_SAES,
@@ -134,6 +145,16 @@ METHODS: Registry[ComparedMethod] = Registry(
         ),
         "gate": GATE,
         "steering": _control("gate", GATE, "steering (every response)", steering={**STEERED, "gate_prompt": 0.0}),
+        "gate-random": _control(
+            "gate", GATE, "gated steering (random direction)", steering={**STEERED, "steer_subspace": RANDOM_SUBSPACE}
+        ),
+        "gate-prefix": replace(
+            GATE,
+            label="gate (prefix alone)",
+            knob="threshold",
+            values=(0.25, 0.5, 0.75, 0.9),
+            steering={**STEERED, "steer_strength": 0.0, "gate_prompt": KNOB, "gate_prefix": REFUSAL},
+        ),
         "gate-clamp": replace(
             GATE,
             label="gate (clipping alone)",
@@ -162,6 +183,11 @@ METHODS: Registry[ComparedMethod] = Registry(
         "redundancy": _with_loss(
             "SFT-LoRA (less redundant)", "redundancy", "redundancy_weight", "weight", (0.01, 0.1, 1.0)
         ),
+        "orthonormal": ComparedMethod(
+            "SFT-LoRA (orthonormal start)",
+            "methods/redundancy",
+            ("--init", "random_basis", "--subspace_mode", "init", "--layer_map", "nearest"),
+        ),
         "sspu": SSPU,
         "sspu-control": _control(
             "sspu", SSPU, "SSPU (random features)", training=(*SSPU.training, "--sspu_control_seed", SEED)
@@ -172,12 +198,13 @@ METHODS: Registry[ComparedMethod] = Registry(
         ),
         "clade": CLADE,
         "clade-one": _control("clade", CLADE, "CLADE (one class)", training=(*FULL, "--clade", "one")),
+        "clade-oracle": replace(CLADE, label="CLADE (true categories)", knows_categories=True),
         "sift": SIFT,
         "sift-random": _control(
             "sift", SIFT, "SIFT (random entries)", training=(*SIFT.training, "--sift_entries", "random")
         ),
-        "mezo-lora": ComparedMethod("MeZO-LoRA (no privacy)", "methods/dp_zo", (*ZEROTH_ORDER, *BATCH, *LORA)),
-        "dp-zo-lora": ComparedMethod("DP-ZO-LoRA (epsilon 8)", "methods/dp_zo", (*PRIVATE, *LORA)),
+        "dp-zo-lora": DP_ZO,
+        "mezo-lora": _control("dp-zo-lora", DP_ZO, "MeZO-LoRA (no privacy)", training=(*ZEROTH_ORDER, *BATCH, *LORA)),
         "dp-zo-sails": ComparedMethod(
             "DP-ZO-SAILS (epsilon 8)",
             "methods/dp_zo",
@@ -192,5 +219,7 @@ def identity_of(name: str) -> str:
     """Return the hash of all that makes a method, with the SAEs that its options stand for."""
     method = asdict(METHODS.get(name))
     named = {of: options for of, options in SAES.items() if of in method["training"]}
-    changes_nothing = ("label", "page", "control_of", "is_of_testbed", "values")
-    return content_hash([{of: value for of, value in method.items() if of not in changes_nothing}, named])[:16]
+    left_out = {"label", "page", "control_of", "is_of_testbed", "values"}  # which change nothing
+    if not method["knows_categories"]:  # the keys of older results do not have it
+        left_out.add("knows_categories")
+    return content_hash([{of: value for of, value in method.items() if of not in left_out}, named])[:16]

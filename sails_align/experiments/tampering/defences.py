@@ -53,6 +53,11 @@ class Defence:
         return not (self.training or self.adds_safety_rows or needs_rows) and self.rate == 1.0
 
     @property
+    def undoes_changes(self) -> bool:
+        """Whether it takes back changes of the aligned model's weights, and does nothing else."""
+        return bool(self.after) and self.after.keys() <= {"wise_ft", "safe_lora", "irr"}
+
+    @property
     def needs_all_weights(self) -> bool:
         """Whether it needs a further training of all weights: SIFT selects entries of the weights themselves."""
         return "--sift_rate" in self.training
@@ -245,6 +250,6 @@ def can_defend(name: str, attack: Attack) -> bool:
     """Return whether a defence can be tried against an attack."""
     defence = DEFENCES.get(name)
     if not attack.trains:
-        return defence.is_of_weights
+        return defence.is_of_weights and (bool(attack.edit) or not defence.undoes_changes)
     is_same = defence.training == ADAPTER  # with an attacker that trains an adapter, the control `lora` is none
     return not (attack.is_lora and (defence.needs_all_weights or is_same))

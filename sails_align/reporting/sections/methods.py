@@ -48,7 +48,8 @@ def make(data: ReportData) -> Iterator[Section]:
                 shown = as_measured(headline(found.values()), outcome)
                 pictures.append(figures.forest(found, outcome.labels, f"methods-{reference}", title, shown))
         if controlled := _minus_controls(outcome):
-            grids.append(differences_grid(controlled, outcome.labels, compared, "minus its control"))
+            names = {name: name for name in controlled}
+            grids.append(differences_grid(controlled, names, compared, "minus its control"))
         findings = list(_findings(outcome, controlled))
         yield Section("All methods", [_setting(outcome)], grids, pictures, findings=findings)
         yield from in_doubt("All methods", outcome)
@@ -68,9 +69,15 @@ def _setting(outcome: Outcome) -> str:
 
 
 def _minus_controls(outcome: Outcome) -> dict[str, dict[str, Mean]]:
-    """Return each method that has a control minus that control."""
-    controls = {of.control_of: run.name for run in outcome.plan.runs if (of := METHODS.get(run.name)).control_of}
-    return {name: outcome.difference(name, control) for name, control in controls.items() if name in outcome.labels}
+    """Return each method that has a control minus that control, and minus a second one as another entry."""
+    found: dict[str, dict[str, Mean]] = {}
+    for control in (run.name for run in outcome.plan.runs):
+        for name in METHODS.get(control).control_of:
+            if name in outcome.labels:
+                label = outcome.labels[name]
+                key = label if label not in found else f"{label}, minus {outcome.labels[control]}"
+                found[key] = outcome.difference(name, control)
+    return found
 
 
 def _findings(outcome: Outcome, controlled: Mapping[str, Mapping[str, Mean]]) -> Iterator[str]:
@@ -78,7 +85,7 @@ def _findings(outcome: Outcome, controlled: Mapping[str, Mapping[str, Mean]]) ->
     metric, labels = merit_of(outcome), outcome.labels
 
     def told(found: Mapping[str, Mapping[str, Mean]], what: str, reference: str) -> str:
-        differences = {labels[name]: (means[metric.name], metric) for name, means in found.items()}
+        differences = {labels.get(name, name): (means[metric.name], metric) for name, means in found.items()}
         return counts(differences, what, f"better than {reference} by the {metric.label}")
 
     for reference in REFERENCES:

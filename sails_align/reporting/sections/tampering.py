@@ -15,7 +15,7 @@ from sails_align.experiments.tampering.defences import DEFENCES, OWN_CONTROLS
 from sails_align.experiments.tampering.distance import minus_lower_rate
 from sails_align.reporting import figures, trade_offs
 from sails_align.reporting.findings import as_measured, in_doubt, in_metrics, judged, mean_of_rates, of_metrics
-from sails_align.reporting.page import Grid, Section, TableCell, difference, entries, interval
+from sails_align.reporting.page import Grid, Section, TableCell, difference, entries, interval, number
 from sails_align.reporting.report import ReportData
 from sails_align.reporting.tables import PERCENT, RATES, differences_grid, headline
 
@@ -164,10 +164,19 @@ def _finding(name: str, outcome: Outcome) -> str:
         return f"{where}, no methods were run, only controls."
     if outcome.plan.n_seeds < LEAST_SEEDS:
         return f"{where}, {counted(outcome.plan.n_seeds, 'seed')} give no interval, and no claim is made."
-    winners = [run.label for run in methods if not controls_beaten(outcome, run.name)[1]]
-    told = f"{len(winners) or 'none'} of {counted(len(methods), 'method')}"
-    named = f" ({', '.join(winners)})" if winners else ""
-    return f"{where}, {told} {'beat' if len(winners) > 1 else 'beats'} every control by {kept.label}{named}."
+    with_control = [run for run in methods if controls_of(outcome, run.name)]
+    winners = [run for run in with_control if not controls_beaten(outcome, run.name)[1]]
+    levels = {row.run.name: number(row.means[KEPT.name].value, KEPT) for row in outcome.rows}
+
+    def named(runs: Sequence[Run]) -> str:
+        return ", ".join(f"{run.label} ({levels[run.name]}%)" for run in runs)
+
+    found = f"{len(winners) or 'none'} of {counted(len(with_control), 'method')} "
+    found += f"{'beat' if len(winners) > 1 else 'beats'} every control by {kept.label}"
+    found += f": {named(winners)}" if winners else ""
+    if without := [run for run in methods if run not in with_control]:
+        found += f"; there is no control for {named(without)}"
+    return f"{where}, {found}. Without a defence, {levels['none']}% are kept."
 
 
 def _levels(outcome: Outcome, metrics: Sequence[Metric], *, title: str, with_knob: bool) -> Grid:

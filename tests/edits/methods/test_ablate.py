@@ -1,5 +1,6 @@
 """Directional ablation leaves nothing of a direction in the residual stream."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -15,20 +16,31 @@ from sails_align.models.hooks import capture, decoder_layers
 from sails_align.models.norms import norm_gain
 
 
+@pytest.mark.parametrize("has_biases", [False, True])
 @pytest.mark.parametrize("name", ["gemma2", "gemma3", "llama"])
-def test_hidden_states_have_no_part_of_the_direction(name: str) -> None:
+def test_hidden_states_have_no_part_of_the_direction(name: str, *, has_biases: bool) -> None:
+    """Also with biases, and where a norm all but removes a coordinate."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(TEXT_CONFIGS[name]).double().eval()
+    config = copy.deepcopy(TEXT_CONFIGS[name])
+    config.attention_bias = config.mlp_bias = has_biases
+    model = AutoModelForCausalLM.from_config(config).double().eval()
     for module in model.modules():
         if type(module).__name__.endswith("RMSNorm"):
             torch.nn.init.uniform_(module.weight, 0.3, 0.7)
+            module.weight.data[3] = 1e-4 - name.startswith("gemma")  # its gain is 1 + weight
+    n_biases = 0
+    for key, parameter in model.named_parameters():
+        if key.endswith(("o_proj.bias", "down_proj.bias")):
+            torch.nn.init.normal_(parameter)
+            n_biases += 1
+    assert n_biases > 0 or not has_biases
     blocks = decoder_layers(model)
     direction_D = torch.randn(model.config.get_text_config().hidden_size, dtype=torch.float64)
     direction_D /= direction_D.norm()
     gains = {}
     for i, block in enumerate(blocks):
         for path in WRITERS:
-            gains[f"model.layers.{i}.{path}.weight"] = norm_gain(block, path)
+            gains[f"model.layers.{i}.{path}.weight"] = norm_gain(block, path, floored=False)
     change = Ablate(Direction(0, direction_D, {0: 1.0}, "made up"), gains)
 
     def left() -> list[float]:
@@ -45,7 +57,7 @@ def test_hidden_states_have_no_part_of_the_direction(name: str) -> None:
             if new is not None:
                 weight.copy_(new)
                 changed += 1
-    assert changed == 2 * len(blocks) + 1
+    assert changed == 2 * len(blocks) + 1 + n_biases
     assert max(left()) < 1e-6
 
 

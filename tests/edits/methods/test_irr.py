@@ -45,11 +45,22 @@ def test_without_recalibration_what_works_against_safety_is_gone(
         expected = aligned + delta * (delta.sign() == vector.sign())
         torch.testing.assert_close(found[name], expected, atol=1e-7, rtol=1e-6)
     assert all(torch.equal(found[name], before[name]) for name in before.keys() - linears.keys())
-    # A random choice of as many entries gives another model.
-    aligned, delta, vector = linears["model.layers.0.mlp.up_proj.weight"]
-    shuffled = vector.flatten()[torch.randperm(vector.numel(), generator=torch.Generator().manual_seed(0))]
-    other = aligned + delta * (delta.sign() == shuffled.view_as(vector).sign())
-    assert (found["model.layers.0.mlp.up_proj.weight"] - other).abs().max() > 1e-3
+
+
+def test_the_control_removes_as_many_entries_in_other_places(
+    family: Family, options: dict[str, Any], tmp_path: Path
+) -> None:
+    no_data = {name: value for name, value in options.items() if "dataset" not in name}
+    plain, control = (
+        run("irr", family.tuned, tmp_path / str(seed), recalibrate="none", control_seed=seed, **no_data)
+        for seed in (None, 0)
+    )
+    for name, (aligned, delta, _) in parts(family).items():
+        ours, theirs = (found[name] - aligned for found in (plain, control))
+        assert abs(int((ours == 0).sum()) - int((theirs == 0).sum())) <= 0.01 * delta.numel() + (delta == 0).sum()
+        kept = theirs != 0
+        torch.testing.assert_close(theirs[kept], delta[kept], atol=1e-6, rtol=1e-5)  # nothing is added
+        assert ((ours == 0) != (theirs == 0)).sum() > 0.1 * delta.numel()
 
 
 @pytest.mark.parametrize("recalibrate", ["official", "exact", "none"])

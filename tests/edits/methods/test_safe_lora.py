@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from sails_align import edits
 from sails_align.core.errors import InputError
+from sails_align.edits.controls import Turn
 
 
 def projection(family: Family, name: str) -> torch.Tensor:
@@ -42,6 +43,26 @@ def test_only_updates_that_are_far_from_the_alignment(family: Family, tmp_path: 
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {name for name, value in cosines.items() if value <= threshold + 1e-4}
     assert 0 < len(changed) < len(before)
+
+
+def test_the_control_projects_the_same_updates_onto_random_directions(family: Family, tmp_path: Path) -> None:
+    options = {"unaligned_model": family.base, "threshold": 0.3}
+    plain = run("safe_lora", family.tuned_adapter, tmp_path / "plain", **options)
+    control = run("safe_lora", family.tuned_adapter, tmp_path / "control", control_seed=0, **options)
+    assert plain.keys() == control.keys()
+    folders = (family.tuned_adapter, tmp_path / "plain", tmp_path / "control")
+    before, ours, theirs = (updates(folder) for folder in folders)
+    projected = {name for name in before if not torch.equal(ours[name], before[name])}
+    assert projected
+    assert projected == {name for name in before if not torch.equal(theirs[name], before[name])}
+    for name in projected:
+        tensor = f"{name.removeprefix('base_model.model.')}.weight"
+        C, turn = projection(family, tensor), Turn.draw(len(before[name]), tensor, 0)
+        turned = turn.back(turn.back(C).T)  # P^T C P
+        torch.testing.assert_close(torch.linalg.eigvalsh(turned), torch.linalg.eigvalsh(C))
+        torch.testing.assert_close(theirs[name], turned @ before[name], atol=1e-5, rtol=1e-4)
+        assert (theirs[name] - ours[name]).norm() > 0.1 * ours[name].norm()  # another choice
+        assert theirs[name].norm() < before[name].norm()  # which shrinks the update, too: nothing is added
 
 
 def test_it_says_how_many_are_projected_and_how_many_have_no_direction(family: Family, tmp_path: Path) -> None:
