@@ -138,7 +138,7 @@ def test_gba_recovers_directions(seed: int) -> None:
     topk = trained(hidden_TD, options_for(seed=seed, n_tokens=240_000, architecture="topk", k=round(active)))
     assert l0(topk, hidden_TD[:2000]) == pytest.approx(active, abs=0.5)
     assert recovered(topk, directions_FD) > recovered(gba, directions_FD)
-    half = trained(hidden_TD, options_for(seed=seed, k=48, gba_ratio=1.0, gba_gamma=0.02))
+    half = trained(hidden_TD, options_for(seed=seed, n_tokens=240_000, k=48, gba_ratio=1.0, gba_gamma=0.02))
     assert l0(half, hidden_TD[:2000]) > 20
     assert recovered(gba, directions_FD) > 0.85
     assert recovered(half, directions_FD) < 0.7
