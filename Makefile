@@ -1,8 +1,8 @@
 # make demo    install, then the whole method on the testbed
 # make demo-smollm2   the same on a real language model, SmolLM2-135M-Instruct: about 5 minutes on two cores
-# make test    install, then the quick tests, of every module: some minutes
+# make test    install, then the quick tests, of every module: about 13 minutes of two cores
 # make test-more  several processes that train together, the commands of the documents, the notebooks
-# make test-slow  whole comparisons, killed runs, benchmarks, real data, more of several processes: an hour of two cores
+# make test-slow  whole comparisons, killed runs, benchmarks, real data, more of several processes: hours of two cores
 # make test-all   all of the tests: test, test-more, test-slow, test-vllm and test-wheel
 # make check   lint, types and the order of imports
 # make docs    the documentation as a site, in site/
@@ -10,7 +10,7 @@
 # make test-vllm  vLLM for CPUs in an environment of its own, then the tests that need it. It wants PyTorch's CPU build;
 #              where pip is not set up to find that: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 # make test-wheel   the wheel and the source distribution: what they hold; the wheel in a fresh environment, and what it must do
-#              there; then the same by pip from git
+#              there; then the same of a package that pip installs from git
 # make test-versions   the quick tests in two more environments, with the oldest and the newest versions that pyproject.toml allows
 #              (the oldest PyTorch comes with some GB of CUDA packages)
 PYTHON ?= python3
@@ -62,8 +62,9 @@ test-wheel: $(STAMP)
 	$(PYTHON) -m venv .venv-wheel
 	.venv-wheel/bin/python -m pip install --quiet -c constraints.txt build/release/*.whl
 	$(BIN)/python tests/smoke_installed.py .venv-wheel
-	.venv-wheel/bin/python -m pip install --quiet --no-deps --force-reinstall "sails-align @ git+file://localhost$(CURDIR)"
-	.venv-wheel/bin/sails --version
+	.venv-wheel/bin/python -m pip uninstall --quiet --yes sails-align
+	.venv-wheel/bin/python -m pip install --quiet --no-deps "sails-align @ git+file://localhost$(CURDIR)"
+	$(BIN)/python tests/smoke_installed.py .venv-wheel
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -45,7 +45,7 @@ from sails_align.initializers.random_basis import random_basis
 from sails_align.models.hooks import edited
 from sails_align.models.load import load_causal_lm, load_model
 from sails_align.models.resolve import resolve_model
-from sails_align.reporting.drawing import COLOURS, Picture
+from sails_align.reporting.drawing import GREY, Picture, ink, legend
 from sails_align.saes.explain import Context, meanings
 from sails_align.steering.ablate import remove
 from sails_align.subspace.concepts import last_token_states
@@ -324,18 +324,24 @@ notice(
 
 
 def draw(figure: Figure) -> None:
-    """Draw a panel for each direction: shares by strength."""
-    shown = {"harmful_refused": "-", "harmless_refused": "--", "harmless_correct": ":"}
+    """Draw a panel for each direction: shares by strength. Black and grey are not the colours of any method."""
+    shown = {
+        "harmful_refused": ("harmful refused, better ↑", dict(color=ink(), linestyle="-", marker="o")),
+        "harmless_refused": ("harmless refused, better ↓", dict(color=ink(), linestyle="--", marker="v", mfc="none")),
+        "harmless_correct": ("harmless correct, better ↑", dict(color=GREY, linestyle=":", marker="s")),
+    }
     panels = figure.subplots(1, 3, sharey=True)
     for axes, name in zip(panels, (harm_feature, chosen, control), strict=True):
         found = dict(sorted({0.0: unsteered, **sweep[name]}.items()))
-        for colour, (column, line) in zip(COLOURS, shown.items(), strict=False):
+        for column, (label, look) in shown.items():
             values = [100 * numbers[column] for numbers in found.values()]
-            axes.plot(list(found), values, line, color=colour, marker="o", markersize=3, label=f"{COLUMNS[column]} (%)")
-        axes.set_title(name, fontsize=9)
-        axes.grid(visible=True, linewidth=0.5)
-    figure.supxlabel("added norm as a share of the residual stream's norm", fontsize=9)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=9)
+            axes.plot(list(found), values, **look, markersize=5, label=label, clip_on=False)
+        axes.set_title(name, fontsize=9, pad=8)
+        axes.grid(visible=True)
+    panels[0].set_ylim(0, 100)
+    panels[0].set_ylabel("share of requests (%)", fontsize=9)
+    figure.supxlabel("added norm, as a share of the residual stream's norm", fontsize=9)
+    legend(figure, panels, loc="outside upper center", ncols=3)
 
 
 Picture("steering", "Refusals and correct answers by strength of steering", (10.0, 3.4), draw).write(given.output_dir)

@@ -19,6 +19,23 @@ def test_no_placeholder_is_left_and_links_exist(document):
             assert (document.parent / target).exists(), target
 
 
+def test_every_figure_of_a_page_is_in_the_gallery():
+    shown = {}
+    for document in DOCUMENTS:
+        for target in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", document.read_text(encoding="utf-8")):
+            shown.setdefault((document.parent / target).resolve(), []).append(document.name)
+    assert len(shown) > 10
+    assert {figure.name: pages for figure, pages in shown.items() if "gallery.md" not in pages} == {}
+
+
+def test_every_page_of_a_method_says_what_the_readme_promises():
+    pages = sorted((ROOT / "docs" / "methods").glob("*.md"))
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        assert "**Differences from the paper" in text, page.name
+        assert re.search(r"\*\*Not supported|unsupported cases|^## Limits", text, re.MULTILINE), page.name
+
+
 def test_every_page_is_in_the_navigation_of_the_site():
     """`make docs` fails for a page outside the navigation. This test finds it without building the site."""
     navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")

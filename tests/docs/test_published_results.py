@@ -13,7 +13,7 @@ from sails_align.evaluation.intervals import LEAST_SEEDS, span_of_difference
 from sails_align.evaluation.metrics import METRICS
 from sails_align.experiments.merits import kept
 from sails_align.experiments.methods.entries import METHODS
-from sails_align.experiments.plan import RUNS
+from sails_align.experiments.plan import FIRST_TUNING_SEED, RUNS
 from sails_align.experiments.summary import Mean, mean_of
 from sails_align.experiments.tampering.defences import DEFENCES, OWN_CONTROLS
 from sails_align.reporting.page import difference, interval
@@ -204,6 +204,19 @@ def test_the_tables_of_all_defences_are_those_of_the_report(attack: str) -> None
             assert row[heading] in (levels[name][column], levels[name][column].split(" (")[0]), (name, heading)
 
 
+@pytest.mark.parametrize("defence", ["irr", "constrained"])
+def test_the_documents_have_what_defences_keep_more_than_frozen_random_units(defence: str) -> None:
+    studies = json.loads((DOCS / "results/tampering/results.json").read_text())["studies"]["tampering"]
+    rows = {row["run"]: row["by_seed"] for row in studies["poison-10"]}
+    metric = METRICS["kept"]
+    by_seed = [of["kept"] - rows["ssah-random"][seed]["kept"] for seed, of in rows[defence].items()]
+    assert len(by_seed) == 20
+    found = difference(mean_of(by_seed, span_of_difference(metric.span)), metric).text
+    value, _, span = found.partition(" (")
+    text = " ".join((DOCS / "methods" / f"{defence}.md").read_text().split())
+    assert re.search(rf"freezing random units [^.(]*\({re.escape(f'{value} points, {span}')}", text), found
+
+
 def test_the_documents_have_what_the_benchmark_of_the_rules_measured() -> None:
     sets = json.loads((DOCS / "results/rules_judge.json").read_text())["sets"]
     text = (DOCS / "evaluation.md").read_text()
@@ -350,6 +363,9 @@ def test_the_documents_have_what_the_comparison_on_smollm2_found() -> None:
         return difference(mean, METRICS[name]).text
 
     assert f"minus the preset `paper` {minus('sft-sails', 'sft-sails-paper', 'merit')}" in text
+    readme = " ".join((DOCS.parent / "README.md").read_text().split())
+    assert "no method is shown to be better than plain LoRA, SAILS included, by the mean of refusals" in readme
+    assert all(" better" not in minus(run, "sft-lora", "merit") for run in rows.keys() - {"base", "sft-lora"})
     of_sails = minus("sft-random-features", "sft-sails", "over_refusal_rate").replace(" (", ", ")
     assert f"and with SAILS ({of_sails}" in text
     kl = {
@@ -364,6 +380,23 @@ def test_the_documents_have_what_the_comparison_on_smollm2_found() -> None:
     at_end = [run for run, row in rows.items() if any("at the end of the grid" in doubt for doubt in row["doubts"])]
     tuned = [run for run, row in rows.items() if row["tuning"]]
     assert f"for {len(at_end)} of {len(tuned)} methods the best one is at an end" in text
+
+
+def test_the_documents_have_the_number_of_trainings_of_smollm2() -> None:
+    compared = {row["run"] for row in json.loads((DOCS / "results/smollm2/results.json").read_text())["rows"]}
+    cells = [json.loads(path.read_text())["cell"] for path in (DOCS / "results/smollm2/cells").glob("*.json")]
+    n_untrained = sum(cell["run"] == "base" for cell in cells)
+    n_tested = sum(cell["part"] == "test" for cell in cells) - n_untrained
+    report = (DOCS / "results/smollm2/report.md").read_text()
+    n_trainings = int(re.findall(r"^(\d+) trainings, ", report, re.MULTILINE)[0])
+    text = " ".join((DOCS / "smollm2.md").read_text().split())
+    # Those of the comparison are of the first tuning seed.
+    n_tuned = sum(
+        cell["run"] in compared and cell["part"] == "validation" and cell["seed"] == FIRST_TUNING_SEED for cell in cells
+    )
+    assert n_trainings == n_tested + n_tuned
+    assert f"{n_trainings} trainings ({n_tested} that are reported, and {n_tuned} on validation prompts)" in text
+    assert f"those of {len(cells) - n_trainings - n_untrained} trainings more" in text
 
 
 def test_the_documents_have_over_refusal_of_twins_and_of_plain_prompts_apart() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from browser import Browser, needs_chromium
 from paths import ROOT
 from processes import PATIENCE
 
@@ -88,6 +89,36 @@ def test_nothing_is_loaded_from_other_servers(site: Path) -> None:
         assert not [link for link in loaded if link.startswith(("http", "//"))]
     for style in site.rglob("*.css"):
         assert not re.search(r"url\(['\"]?(https?:)?//|@import", style.read_text())
+
+
+KINDS_OF_PAGES = {
+    "home": "index.html",
+    "document": "training.html",
+    "figures": "gallery.html",
+    "method": "methods/gba.html",
+    "tutorial": "tutorials/testbed.html",
+    "reference": "api/subspace.html",
+    "report": "results/smollm2/report.html",
+    "report of its own": "files/docs/results/smollm2/report.html",
+}
+
+
+@needs_chromium
+def test_a_browser_has_no_message_and_asks_no_other_host(site: Path, tmp_path: Path) -> None:
+    browser = Browser(tmp_path)
+    try:
+        for kind, name in KINDS_OF_PAGES.items():
+            browser.open(site / name)
+            # The script of the theme has run, and pictures are drawn. A report of its own has no script.
+            has_run = browser.value("document.documentElement.classList.contains('js')")
+            assert has_run == (kind != "report of its own"), kind
+            assert browser.value("[...document.images].every(image => image.complete && image.naturalWidth)"), kind
+            assert browser.messages == [], kind
+            asked = {url.partition(":")[0] for url in browser.requests}
+            assert "file" in asked, kind
+            assert asked <= {"file", "data"}, (kind, asked)
+    finally:
+        browser.close()
 
 
 def test_search_works_from_the_disk(site: Path) -> None:

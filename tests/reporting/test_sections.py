@@ -197,12 +197,13 @@ def test_features() -> None:
 
 
 def test_cost() -> None:
-    (section,) = made("cost", comparison(outcome("sft-lora", "sft-sails")))
+    (section,) = made("cost", comparison(outcome("base", "sft-lora", "sft-sails")))
     (grid,) = section.grids
-    n = 2 * 2 * 2 + 2 * 3  # runs, rates and tuning seeds; runs and seeds
+    n_trainings = 2 * 2 * 2 + 2 * 3  # runs, rates and tuning seeds; runs and seeds
+    n = n_trainings + 1  # the base model is measured, too
     assert column(grid, "seconds") == {"train": str(3 * n), "evaluate": str(n)}
     assert column(grid, "share (%)") == {"train": "75.0", "evaluate": "25.0"}
-    assert section.text[0].startswith(f"{n} trainings, {4 * n} seconds in all; 100% in stages that run the model")
+    assert section.text[0].startswith(f"{n_trainings} trainings, {4 * n} seconds in all; 100% in stages that run")
 
 
 def test_ablations() -> None:

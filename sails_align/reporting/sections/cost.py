@@ -17,6 +17,7 @@ def make(data: ReportData) -> Iterator[Section]:
     """Show the seconds of each stage."""
     outcome = data.main
     results = [*outcome.tuned.values(), *outcome.tested.values()]
+    n_untrained = sum(len(outcome.by_run[run.name]) for run in outcome.plan.runs if run.trainer == "none")
     stages: Counter[str] = Counter()
     for result in results:
         stages.update(result["cost"]["seconds"])
@@ -27,7 +28,7 @@ def make(data: ReportData) -> Iterator[Section]:
     )
     of_model = sum(stages[stage] for stage in MODEL_WORK)
     text = [
-        f"{len(results)} trainings, {total:,.0f} seconds in all; {of_model / total:.0%} in stages that run the "
-        "model (benchmarks/comparison_profile.py says how much of them is forward and backward passes)."
+        f"{len(results) - n_untrained} trainings, {total:,.0f} seconds in all; {of_model / total:.0%} in stages that "
+        "run the model (benchmarks/comparison_profile.py says how much of them is forward and backward passes)."
     ]
     yield Section("What it cost", text, [grid])

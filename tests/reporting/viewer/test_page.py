@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 from browser import Browser, needs_chromium
-from viewed_runs import HOSTILE, PROMPTS, SECOND, Grader, make_compared, make_run
+from viewed_runs import HOSTILE, PROMPTS, REFUSAL, SECOND, Grader, make_compared, make_run
 
 from sails_align.evaluation.judges.rules import RulesJudge
-from sails_align.evaluation.records import Completion, Prompt
+from sails_align.evaluation.records import VOTE, Completion, Prompt, Verdict, Verdicts
 from sails_align.reporting.viewer.page import as_data, write_view
-from sails_align.reporting.viewer.runs import read_runs
+from sails_align.reporting.viewer.runs import ViewedRun, read_runs
 
 
 class Scripts(HTMLParser):
@@ -199,6 +199,40 @@ def test_many_prompts_have_pages(browser: Browser, tmp_path: Path) -> None:
     assert browser.value(PROMPTS_SHOWN)[0] == "number 200"
     assert browser.value("document.getElementById('next').disabled")
     assert browser.value("document.getElementById('page').textContent") == "Page 3 of 3"
+
+
+@needs_chromium
+def test_of_five_thousand_prompts_only_a_page_is_in_the_document(browser: Browser, tmp_path: Path) -> None:
+    n = 5000
+    prompts = [
+        Prompt(f"{i}", ({"role": "user", "content": f"number {i}"},), "harmful", f"category {i % 7}") for i in range(n)
+    ]
+    is_changed = [i % 10 == 3 for i in range(n)]
+    runs = []
+    for name, refused in (("base", [False] * n), ("tuned", is_changed)):
+        responses = [Completion(REFUSAL if of else "Sure.", "stop") for of in refused]
+        verdicts: Verdicts = {"refusal": {VOTE: {i: Verdict(float(of)) for i, of in enumerate(refused)}}}
+        runs.append(ViewedRun(name, prompts, responses, verdicts, {}))
+    write_view(runs, "many", tmp_path / "view.html")
+    browser.open(tmp_path / "view.html")
+
+    def shown() -> list[str]:
+        assert browser.value("document.querySelectorAll('#prompts > tbody > tr').length") <= 100
+        return browser.value(PROMPTS_SHOWN)
+
+    # Those whose result changed come first; otherwise the order is that of the prompts.
+    in_order = [i for i in range(n) if is_changed[i]] + [i for i in range(n) if not is_changed[i]]
+    assert shown() == [f"number {i}" for i in in_order[:100]]
+    for _ in range(5):
+        browser.value("document.getElementById('next').click()")
+    assert shown() == [f"number {i}" for i in in_order[500:600]]
+    assert browser.value("document.getElementById('page').textContent") == "Page 6 of 50"
+    of_category = [i for i in in_order if i % 7 == 2]
+    assert choose(browser, "category", "category 2") == f"{len(of_category)} of 5,000 prompts"
+    assert shown() == [f"number {i}" for i in of_category[:100]]
+    changed = [i for i in of_category if is_changed[i]]
+    assert choose(browser, "change", "answered → refused") == f"{len(changed)} of 5,000 prompts"
+    assert shown() == [f"number {i}" for i in changed]
 
 
 @needs_chromium
