@@ -26,6 +26,10 @@ TARGET_GB = 8.0
 MODELS = ("aligned", "unaligned", "tuned")
 N_ROWS, LENGTH = 32, 20
 """Rows of each kind that edits look at, and words of a response."""
+IRR = {
+    **{"aligned_model": "{aligned}", "unaligned_model": "{unaligned}"},
+    **{"dataset_name": "{harmful}", "task_dataset_name": "{harmless}"},
+}
 EDITS: dict[str, dict[str, Any]] = {
     "lox": {"base_model": "{unaligned}", "k": 6},
     "wise_ft": {"aligned_model": "{aligned}"},
@@ -34,12 +38,10 @@ EDITS: dict[str, dict[str, Any]] = {
     "rosi": {"dataset_name": "{harmful}", "helpful_dataset_name": "{harmless}"},
     "ablate": {"dataset_name": "{harmful}", "helpful_dataset_name": "{harmless}"},
     "lssf": {"aligned_model": "{aligned}", "unaligned_model": "{unaligned}", "dataset_name": "{harmful}"},
-    "irr": {
-        **{"aligned_model": "{aligned}", "unaligned_model": "{unaligned}"},
-        **{"dataset_name": "{harmful}", "task_dataset_name": "{harmless}"},
-    },
+    "irr": IRR,
+    "irr, some entries kept": {**IRR, "sparsity": 0.25},
 }
-"""The edits, with their options."""
+"""The edits, with their options; a name goes as far as a comma."""
 
 
 def prepare(folder: Path, shape: str, blocks: int | None, *, all_weights: bool) -> None:
@@ -80,7 +82,15 @@ def benchmark(folder: Path, shape: str, blocks: int | None, edits: list[str], *,
     rows = []
     for name in edits:
         options = {option: str(value).format(**paths) for option, value in EDITS[name].items()}
-        command = [sys.executable, "-m", "sails_align", "edit", name, paths["tuned"], *words_of(options)]
+        command = [
+            sys.executable,
+            "-m",
+            "sails_align",
+            "edit",
+            name.partition(",")[0],
+            paths["tuned"],
+            *words_of(options),
+        ]
         row = measured([*command, "--device", "cpu", "--output", str(folder / "edited")])
         rows.append({"edit": name, **row, "met": row["anonymous_gb"] <= TARGET_GB})
         print(json.dumps(rows[-1]), file=sys.stderr)
@@ -111,7 +121,7 @@ def main() -> None:
         result = benchmark(Path(temporary), args.shape, args.blocks, args.edits, all_weights=args.all_weights)
     for row in result["edits"]:
         print(
-            f"{row['edit']:15} {row['anonymous_gb']:.2f} GB (target {TARGET_GB:g}), with pages of files "
+            f"{row['edit']:23} {row['anonymous_gb']:.2f} GB (target {TARGET_GB:g}), with pages of files "
             f"{row['resident_gb']:.2f} GB, {row['seconds']:.0f} s"
         )
     if args.output:

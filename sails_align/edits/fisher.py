@@ -4,6 +4,8 @@ Shapes: B batch, S sequence, V vocabulary.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from tempfile import NamedTemporaryFile
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +20,12 @@ from sails_align.models.hooks import evaluation_mode
 def fisher_information(
     model: nn.Module, parameters: Mapping[str, Tensor], batches: Sequence[Batch], *, remedy: str
 ) -> dict[str, Tensor]:
-    """Return the squared gradient of the loss, averaged over batches, for named parameters; on the CPU.
+    """Return the squared gradient of the loss, averaged over batches, for named parameters.
 
     As upstream (pikepokenew/IRR), the gradient is that of a batch's mean loss over the tokens in its mask, and not of
-    each example. The model must be whole, and of a type that holds gradients.
+    each example. The model must be whole, and of a type that holds gradients. Each gradient is added up, and freed, as
+    soon as it is there. The sums are on the CPU, in temporary files: of a large model, they would not fit into memory
+    beside it.
 
     Args:
         model: is left as it was.
@@ -34,24 +38,39 @@ def fisher_information(
     """
     had_gradients = {parameter: parameter.requires_grad for parameter in model.parameters()}
     model.requires_grad_(False)
-    for parameter in parameters.values():
+    sums = {name: _zeros_in_file(parameter) for name, parameter in parameters.items()}
+    handles = []
+    for name, parameter in parameters.items():
         parameter.requires_grad_(True)
-    sums = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+        handles.append(parameter.register_post_accumulate_grad_hook(partial(_add_square, sums[name], len(batches))))
     try:
         with evaluation_mode(model), progress_bar(shown=True) as bar:
             for batch in bar.track(batches, description="Fisher information"):
-                gradients = torch.autograd.grad(_loss(model, batch), list(parameters.values()))
-                for name, gradient in zip(parameters, gradients, strict=True):
-                    sums[name] += gradient.square()
+                _loss(model, batch).backward()
     except torch.OutOfMemoryError as error:
         raise InputError(f"the gradients for the Fisher information do not fit on the device; {remedy}") from error
     finally:
+        for handle in handles:
+            handle.remove()
         for parameter, had in had_gradients.items():
             parameter.requires_grad_(had)
-    found = {name: (total / len(batches)).cpu() for name, total in sums.items()}
-    if not all(information.isfinite().all() for information in found.values()):
+    if not all(information.isfinite().all() for information in sums.values()):
         raise InputError("the gradients for the Fisher information are not finite; check that the model is whole")
-    return found
+    return sums
+
+
+def _zeros_in_file(parameter: Tensor) -> Tensor:
+    """Return zeros of a parameter's shape, in float32 or float64; the file is gone from its folder at once."""
+    dtype = torch.promote_types(parameter.dtype, torch.float32)
+    with NamedTemporaryFile() as file:
+        return torch.from_file(file.name, shared=True, size=parameter.numel(), dtype=dtype).view(parameter.shape)
+
+
+def _add_square(total: Tensor, n: int, parameter: Tensor) -> None:
+    """Add the square of a gradient divided by `n`, and free the gradient."""
+    assert parameter.grad is not None, "it was just computed"
+    total += parameter.grad.to(total.dtype).square().to(total.device) / n
+    parameter.grad = None
 
 
 def _loss(model: nn.Module, batch: Batch) -> Tensor:

@@ -10,8 +10,7 @@ after training on harmful answers.
 Layers are recalibrated in order, on texts of the task: the inputs of a block are those that come out of the blocks that
 are already edited. Unlike upstream (pikepokenew/IRR), padding does not count among the inputs.
 
-The further trained model is in memory as a whole; before it the aligned one, in float32 and with gradients, if some
-unsafe entries are kept.
+The further trained model is in memory as a whole; before it the aligned one, if some unsafe entries are kept.
 
 Shapes: O outputs and I inputs of a linear layer, T tokens.
 """
@@ -51,7 +50,8 @@ def edit(run: Path, output: Path, options: IrrOptions, finish: Finish | None = N
     texts = sources.texts(run) if options.recalibrate != "none" and options.sparsity < 1 else []
     refusals = sources.refusals() if 0 < options.sparsity < 1 else []
     if refusals:
-        change.fisher = _fisher(dense_model(aligned, device, torch.float32), places, refusals)
+        dtype = torch.float32 if aligned.dtype == torch.float16 else aligned.dtype  # whose small gradients would be 0
+        change.fisher = _fisher(dense_model(aligned, device, dtype), places, refusals)
     if options.sparsity < 1:
         change.thin_all(places, dense_model(weights, device, weights.dtype) if texts else None, texts)
     change.notes.extend(sources.notes)
