@@ -82,16 +82,8 @@ def benchmark(folder: Path, shape: str, blocks: int | None, edits: list[str], *,
     rows = []
     for name in edits:
         options = {option: str(value).format(**paths) for option, value in EDITS[name].items()}
-        command = [
-            sys.executable,
-            "-m",
-            "sails_align",
-            "edit",
-            name.partition(",")[0],
-            paths["tuned"],
-            *words_of(options),
-        ]
-        row = measured([*command, "--device", "cpu", "--output", str(folder / "edited")])
+        command = [sys.executable, "-m", "sails_align", "edit", name.partition(",")[0], paths["tuned"]]
+        row = measured([*command, *words_of(options), "--device", "cpu", "--output", str(folder / "edited")])
         rows.append({"edit": name, **row, "met": row["anonymous_gb"] <= TARGET_GB})
         print(json.dumps(rows[-1]), file=sys.stderr)
         shutil.rmtree(folder / "edited")

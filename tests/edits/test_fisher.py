@@ -25,6 +25,7 @@ def test_it_is_that_of_batches_and_of_answers_alone(family: Family) -> None:
     weights = {name: place.of(model).weight for name, place in places.items()}
     found = fisher_information(model, weights, batches, remedy="")
     assert [parameter.requires_grad for parameter in model.parameters()] == flags
+    assert all(parameter.grad is None for parameter in model.parameters())
     name = "model.layers.1.mlp.up_proj.weight"
     weight = model.get_parameter(name)
     by_batch, by_example = [], []
