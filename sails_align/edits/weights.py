@@ -46,7 +46,7 @@ PART = 2**24
 """Elements of a tensor that are copied to float64 at a time."""
 FILE_BYTES = 2**30
 """A model with a larger file is written in files of at most this size (one tensor at least), to spare memory."""
-TensorEdit = Callable[[str, Tensor], Tensor | None]
+TensorChange = Callable[[str, Tensor], Tensor | None]
 """From a tensor's name and its values (float32) to new ones; None: it stays as it is, bit for bit."""
 
 
@@ -252,7 +252,7 @@ def check_same_shapes(one: Weights, other: Weights) -> None:
             )
 
 
-def write_model(weights: Weights, edit: TensorEdit, output: Path) -> None:
+def write_model(weights: Weights, edit: TensorChange, output: Path) -> None:
     """Write the model with its tensors edited, in its own types and files, with its configuration and tokenizer."""
     files = _files_to_write(weights)
     for file, names in files.items():

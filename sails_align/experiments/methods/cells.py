@@ -23,7 +23,7 @@ from sails_align.experiments.methods.entries import (
     METHODS,
     PUBLIC,
     RANDOM_SUBSPACE,
-    REFUSAL,
+    REFUSAL_TEXT,
     REFUSALS,
     SAES,
     SAILS,
@@ -88,7 +88,7 @@ class MethodSteps(Steps):
             RANDOM_SUBSPACE: lambda: self._discovered(*self._rows(), init=("--init", "random_basis")),
             PUBLIC: lambda: self._discovered(*self._rows(of_others=True)),
             REFUSALS: self._refusals,
-            REFUSAL: lambda: self.bench.refusal_text,
+            REFUSAL_TEXT: lambda: self.bench.refusal_text,
             **{name: partial(self._saes, options) for name, options in SAES.items()},
         }
 

@@ -14,9 +14,9 @@ from sails_align.experiments.placeholders import KNOB, SEED
 from sails_align.experiments.plan import Trainer
 
 GUARD, SUBSPACE, RANDOM_SUBSPACE = "{guard}", "{subspace}", "{random-subspace}"
-PUBLIC, REFUSALS, REFUSAL = "{public}", "{refusals}", "{refusal}"
+PUBLIC, REFUSALS, REFUSAL_TEXT = "{public}", "{refusals}", "{refusal-text}"
 """Stand for what is made for a cell: a guard of the untrained model, its subspace of SAILS and a random one, one of
-other data than the cell's, a pool of refusals that name what they refuse, and how a refusal begins."""
+other data than the cell's, a pool of refusals that name what they refuse, and one refusal."""
 GRAPH = {"k": 16, "graph_lambda": 0.03, "graph_threshold": 0.3}
 SAES: Mapping[str, Mapping[str, Any]] = {
     "{saes-topk}": {"k": 16},
@@ -153,7 +153,7 @@ METHODS: Registry[ComparedMethod] = Registry(
             label="gate (prefix alone)",
             knob="threshold",
             values=(0.25, 0.5, 0.75, 0.9),
-            steering={**STEERED, "steer_strength": 0.0, "gate_prompt": KNOB, "gate_prefix": REFUSAL},
+            steering={**STEERED, "steer_strength": 0.0, "gate_prompt": KNOB, "gate_prefix": REFUSAL_TEXT},
         ),
         "gate-clamp": replace(
             GATE,
