@@ -164,6 +164,13 @@ def test_subspaces_of_two_seeds_of_saes_are_compared(tmp_path: Path) -> None:
         assert 0 < kind["similarity"] < 1
 
 
+def test_the_redundancy_of_trained_adapters_is_measured(tmp_path: Path) -> None:
+    sizes = ["--seeds", "1", "--max_steps", "1", "--n_prompts", "4"]
+    found = result_of(tmp_path / "redundancy.json", "benchmarks/redundancy.py", *sizes)["found"]
+    assert found["LoRA, orthonormal start"]["weights"]["value"] < 0.01 < found["LoRA"]["weights"]["value"]
+    assert all(0 < of["features"]["value"] < 1 for of in found.values())
+
+
 def test_steering_and_ablation_are_measured_for_each_subspace(tmp_path: Path) -> None:
     """On two prompts of each set; the model without alignment stands for the aligned one."""
     sizes = ["--n_examples", "4", "--n_prompts", "2", "--strengths", "0.3"]
