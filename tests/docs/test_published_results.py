@@ -396,7 +396,7 @@ def test_the_documents_have_the_number_of_trainings_of_smollm2() -> None:
     )
     assert n_trainings == n_tested + n_tuned
     assert f"{n_trainings} trainings ({n_tested} that are reported, and {n_tuned} on validation prompts)" in text
-    assert f"those of {len(cells) - n_trainings - n_untrained} trainings more" in text
+    assert f"those of {len(cells) - n_trainings - n_untrained} more trainings" in text
 
 
 def test_the_documents_have_over_refusal_of_twins_and_of_plain_prompts_apart() -> None:

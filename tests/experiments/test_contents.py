@@ -34,7 +34,7 @@ NO_FILES = set(
     judge_api_key_env
     judge_backend judge_base_url kind label_column layer_map loss on_bad_rows part preset prompt_column prompt_tokens
     derta_refusal rejected_column revision sae_ids sae_placement sae_release score split steer subspace_mode
-    redundancy_form sspu_vector
+    redundancy_form sspu_vector gate_prefix
     system_instruction system_prompt target wrappers frozen_units trained_units output_dir given refusal_tokens clade
     sift_modules sift_entries report_to
     """.split()  # noqa: SIM905
