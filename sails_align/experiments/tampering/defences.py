@@ -192,7 +192,7 @@ DEFENCES: Registry[Defence] = Registry(
         "lssf": LSSF,
         "lssf-random": _randomized(LSSF, "directions"),
         "irr": IRR,
-        "irr-random": _randomized(IRR, "directions"),
+        "irr-random": _randomized(IRR, "entries"),
         "rosi": ROSI,
         "rosi-random": _randomized(ROSI, "directions"),
         "ema": Defence("EMA", "half-life", (4, 8, 16, 32), training=("--ema_half_life", KNOB)),
