@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from sails_align.core.files import write_json
 from sails_align.data.tokens import tokenize_response
 from sails_align.evaluation.intervals import over_seeds
+from sails_align.experiments.methods.entries import METHODS
 from sails_align.models.inputs import watched_inputs
 from sails_align.models.load import load_model, load_spec_tokenizer
 from sails_align.models.resolve import resolve_model
@@ -30,13 +31,12 @@ from sails_align.testbed.data import alignment_data
 from sails_align.training import run as align
 from sails_align.training.losses.redundancy import redundancy
 
-RANDOM_BASIS = ("--init", "random_basis", "--subspace_mode", "init", "--layer_map", "nearest")
 STARTS: Mapping[str, tuple[str, ...]] = {
     "LoRA": ("--init", "default"),
     "LoRA, weight 0.01": ("--init", "default", "--loss", "redundancy", "--redundancy_weight", "0.01"),
     "LoRA, weight 0.1": ("--init", "default", "--loss", "redundancy", "--redundancy_weight", "0.1"),
     "LoRA, weight 1": ("--init", "default", "--loss", "redundancy", "--redundancy_weight", "1"),
-    "LoRA, orthonormal start": RANDOM_BASIS,
+    "LoRA, orthonormal start": METHODS.get("orthonormal").training,
     "SAILS, trained from its start": ("--init", "sails", "--subspace_mode", "init", "--layer_map", "nearest"),
 }
 GROUPS, LENGTH = 2, 128
