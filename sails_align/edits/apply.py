@@ -102,7 +102,7 @@ def apply(
     *,
     options: EditOptions,
     finish: Finish | None = None,
-    is_control: bool = False,
+    turn_seed: int | None = None,
 ) -> Edited:
     """Apply an edit and write the result with its tokenizer.
 
@@ -111,16 +111,15 @@ def apply(
         edit: how it changes tensors.
         weights: the model.
         output: the folder to make; it appears when all is written.
-        options: `device`, where both models are run on a few tokens, one after the other, and `control_seed`; all of
-            them are recorded.
+        options: `device`, where both models are run on a few tokens, one after the other; all of them are recorded.
         finish: called with the folder before it appears, to add a model card.
-        is_control: whether `edit` itself makes the control that `control_seed` asks for, so that its changes stay.
+        turn_seed: turn each change at random (`Turn`), as a control of edits that choose directions by no other way.
 
     Raises:
         InputError: if the output folder is not empty, or the device cannot be used.
     """
     check_new(output)
-    device, seed = checked_device(options.device), None if is_control else options.control_seed
+    device = checked_device(options.device)
     changes = _Changes()
     kept = edit if isinstance(edit, AdapterEdit) and edit.keeps_adapter and weights.adapter is not None else None
     keeps = kept is not None
@@ -129,13 +128,13 @@ def apply(
         task = bar.add_task(f"editing ({method})", total=len(names))
 
         def tensor(name: str, weight: Tensor) -> Tensor | None:
-            new = changes.note(weight, _control(name, weight, edit.tensor(name, weight), seed))
+            new = changes.note(weight, _turned(name, weight, edit.tensor(name, weight), turn_seed))
             bar.advance(task)
             return new
 
         def update(name: str, update: Update) -> Tensor | None:
             assert kept is not None
-            new_OR = _control(name, update.B_OR, kept.update(name, update), seed)
+            new_OR = _turned(name, update.B_OR, kept.update(name, update), turn_seed)
             new = None if new_OR is None else Update(update.A_RI, new_OR, update.scaling).dense()
             changes.note(update.dense(), new)
             bar.advance(task)
@@ -198,8 +197,8 @@ def left_alone(names: Sequence[str]) -> list[str]:
     ]
 
 
-def _control(name: str, before: Tensor, after: Tensor | None, seed: int | None) -> Tensor | None:
-    """Return the change with its output coordinates permuted and with random signs; without a seed, as it is."""
+def _turned(name: str, before: Tensor, after: Tensor | None, seed: int | None) -> Tensor | None:
+    """Return `before` with the change turned at random; without a seed, with the change as it is."""
     if after is None or seed is None:
         return after
     return before + Turn.draw(len(before), name, seed).of(after - before)

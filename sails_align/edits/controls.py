@@ -3,6 +3,7 @@
 Shapes: O outputs of a linear layer.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +31,17 @@ class Turn:
     """(O,), long."""
     signs: Tensor
     """(O,), -1 or 1."""
+
+    @staticmethod
+    def around(change: Callable[[Tensor], Tensor], values: Tensor, name: str, seed: int | None) -> Tensor:
+        """Return what a linear change of the output side makes of values, as if it had been turned at random.
+
+        A turned projector, for example, projects onto random directions. Without a seed, the change is as it is.
+        """
+        if seed is None:
+            return change(values)
+        turn = Turn.draw(len(values), name, seed)
+        return turn.back(change(turn.of(values)))
 
     @classmethod
     def draw(cls, n_outputs: int, name: str, seed: int) -> "Turn":

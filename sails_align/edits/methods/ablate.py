@@ -34,7 +34,7 @@ def edit(run: Path, output: Path, options: AblateOptions, finish: Finish | None 
     """
     found = find_writing("ablate", run, output, options)
     change = Ablate(found.direction, found.gains)
-    return apply("ablate", change, found.weights, output, options=options, finish=finish, is_control=True)
+    return apply("ablate", change, found.weights, output, options=options, finish=finish)
 
 
 class Ablate:

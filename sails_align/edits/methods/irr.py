@@ -55,7 +55,7 @@ def edit(run: Path, output: Path, options: IrrOptions, finish: Finish | None = N
     if options.sparsity < 1:
         change.thin_all(places, dense_model(weights, device, weights.dtype) if texts else None, texts)
     change.notes.extend(sources.notes)
-    return apply("irr", change, weights, output, options=options, finish=finish, is_control=True)
+    return apply("irr", change, weights, output, options=options, finish=finish)
 
 
 def _fisher(model: torch.nn.Module, places: Mapping[str, Place], refusals: list[Batch]) -> dict[str, Tensor]:

@@ -29,7 +29,8 @@ def edit(run: Path, output: Path, options: LoxOptions, finish: Finish | None = N
     """
     weights, base = _opened(run, options.base_model)
     change = None if base is None else WeightDifference(weights, base)
-    return apply("lox", Lox(change, options), weights, output, options=options, finish=finish)
+    extrapolated = Lox(change, options)
+    return apply("lox", extrapolated, weights, output, options=options, finish=finish, turn_seed=options.control_seed)
 
 
 def _opened(run: Path, base_model: str | None) -> tuple[Weights, Weights | None]:

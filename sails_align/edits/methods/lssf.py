@@ -48,7 +48,7 @@ def edit(run: Path, output: Path, options: LssfOptions, finish: Finish | None = 
     change = Lssf(weights, vectors, options)
     change.find(places, batches, dense_model(aligned, device, weights.dtype))
     change.notes.append(f"safe answers: {len(rows)} of {requests.source}, as they stand there")
-    return apply("lssf", change, weights, output, options=options, finish=finish, is_control=True)
+    return apply("lssf", change, weights, output, options=options, finish=finish)
 
 
 class Lssf:
@@ -70,12 +70,7 @@ class Lssf:
             vector_OI = self._vectors.of(name)
             assert vector_OI is not None, "layers without a difference are left out"
             vector_OI = vector_OI.to(subspace.directions.device)
-            if options.control_seed is None:
-                projected_OI = subspace.project(vector_OI)
-            else:
-                turn = Turn.draw(len(vector_OI), name, options.control_seed)
-                projected_OI = turn.back(subspace.project(turn.of(vector_OI)))
-            change_OI = options.alpha * projected_OI
+            change_OI = options.alpha * Turn.around(subspace.project, vector_OI, name, options.control_seed)
             edited_OI = self._weights.get(name).to(change_OI) + change_OI
             self._edited[name] = edited_OI.to(self._weights.stored(name).dtype)
             set_weight(places[name].of(model), self._edited[name])

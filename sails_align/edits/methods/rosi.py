@@ -52,7 +52,7 @@ def edit(run: Path, output: Path, options: RosiOptions, finish: Finish | None = 
         name: vectors_of(found.direction.vector, gain_D, options.variant) for name, gain_D in found.gains.items()
     }
     change = Rosi(vectors, options.rho, found.direction)
-    return apply("rosi", change, found.weights, output, options=options, finish=finish, is_control=True)
+    return apply("rosi", change, found.weights, output, options=options, finish=finish)
 
 
 def vectors_of(direction_D: Tensor, gain_D: Tensor | None, variant: str) -> Vectors:

@@ -28,7 +28,7 @@ def edit(run: Path, output: Path, options: SafeLoraOptions, finish: Finish | Non
     weights, aligned = open_aligned(run, options.base_model, options.aligned_model)
     unaligned = open_required(weights, "unaligned_model", options.unaligned_model)
     change = SafeLora(weights, aligned, unaligned, options)
-    return apply("safe_lora", change, weights, output, options=options, finish=finish, is_control=True)
+    return apply("safe_lora", change, weights, output, options=options, finish=finish)
 
 
 class SafeLora:
@@ -79,16 +79,13 @@ class SafeLora:
         if vector_OI is None:
             self._n_without += 1
             return None
-        projected = _times_c(vector_OI, columns)
+
+        def times_c(columns: Tensor) -> Tensor:
+            return vector_OI @ (vector_OI.T @ columns) / vector_OI.norm()
+
+        projected = times_c(columns)
         one, other = (projected, columns) if A_RI is None else (projected @ A_RI, columns @ A_RI)
         if not cosine_similarity(one.flatten(), other.flatten(), dim=0) <= self._options.threshold:
             return None
         self._n_projected += 1
-        if self._options.control_seed is None:
-            return projected
-        turn = Turn.draw(len(columns), name, self._options.control_seed)
-        return turn.back(_times_c(vector_OI, turn.of(columns)))
-
-
-def _times_c(vector_OI: Tensor, columns: Tensor) -> Tensor:
-    return vector_OI @ (vector_OI.T @ columns) / vector_OI.norm()
+        return Turn.around(times_c, columns, name, self._options.control_seed)

@@ -28,7 +28,9 @@ def edit(run: Path, output: Path, options: TaskArithmeticOptions, finish: Finish
         open_required(weights, name, getattr(options, name)) for name in ("aligned_model", "unaligned_model")
     )
     change = TaskArithmetic(aligned, unaligned, options)
-    return apply("task_arithmetic", change, weights, output, options=options, finish=finish)
+    return apply(
+        "task_arithmetic", change, weights, output, options=options, finish=finish, turn_seed=options.control_seed
+    )
 
 
 class TaskArithmetic:

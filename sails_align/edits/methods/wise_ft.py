@@ -23,7 +23,8 @@ def edit(run: Path, output: Path, options: WiseFtOptions, finish: Finish | None 
     Raises `InputError` as `open_aligned` and `apply`.
     """
     weights, aligned = open_aligned(run, options.base_model, options.aligned_model)
-    return apply("wise_ft", WiseFt(weights, aligned, options.t), weights, output, options=options, finish=finish)
+    change = WiseFt(weights, aligned, options.t)
+    return apply("wise_ft", change, weights, output, options=options, finish=finish, turn_seed=options.control_seed)
 
 
 class WiseFt:
