@@ -125,8 +125,8 @@ TAMPERING_COLUMNS = COLUMNS | {
 }
 
 
-def levels_of_defences(attack: str) -> Table:
-    tables = tables_of("results/tampering/report.md", f"Tampering: {attack}")
+def levels_of_defences(attack: str, study: str = "tampering") -> Table:
+    tables = tables_of(f"results/{study}/report.md", f"Tampering: {attack}")
     return next(rows for head, rows in tables if head[:2] == ["defence", "hyperparameter"])
 
 
@@ -145,9 +145,21 @@ SHORT = {
 }
 
 
-def test_the_table_of_what_to_use_when_is_that_of_the_report() -> None:
-    minus = by_first_heading("results/tampering/report.md", "Tampering: poison-10")[KEPT]
-    levels = {name.removesuffix(", control"): row for name, row in levels_of_defences("poison-10").items()}
+KEPT_ON_SMOLLM2 = KEPT.replace("safety", "refusals")
+
+
+@pytest.mark.parametrize(
+    ("study", "kept_there", "level", "not_beaten"),
+    [
+        ("tampering", KEPT, "testbed: kept, %", "controls not beaten"),
+        ("defences-smollm2", KEPT_ON_SMOLLM2, "SmolLM2: kept, %", "controls not beaten there"),
+    ],
+)
+def test_the_table_of_what_to_use_when_is_that_of_the_report(
+    study: str, kept_there: str, level: str, not_beaten: str
+) -> None:
+    minus = by_first_heading(f"results/{study}/report.md", "Tampering: poison-10")[kept_there]
+    levels = {name.removesuffix(", control"): row for name, row in levels_of_defences("poison-10", study).items()}
     of_page = by_first_heading("keeping_safety.md")["method"]
     labels = {
         "a smaller learning rate": "lower learning rate",
@@ -160,13 +172,14 @@ def test_the_table_of_what_to_use_when_is_that_of_the_report() -> None:
     for name, row in of_page.items():
         title = re.sub(r"\[(.*)\]\(.*\)", r"\1", name)
         label = labels.get(title, title)
-        assert row["kept, %"] == levels[label][KEPT].split(" (")[0], name
-        if row["controls not beaten"] == "(a control)":
+        assert row[level] == levels[label][kept_there].split(" (")[0], name
+        if row[not_beaten] == "(a control)":
             assert label not in minus
             continue
-        told = row["controls not beaten"].split(", ")
+        told = row[not_beaten].split(", ")
         found = [short for short, column in SHORT.items() if minus[label][column]]
-        assert told == [short for short in found if not minus[label][SHORT[short]].endswith(" better")], name
+        open_ = [short for short in found if not minus[label][SHORT[short]].endswith(" better")]
+        assert told == (open_ or ["none"]), name
 
 
 def test_the_tables_of_defences_are_those_of_the_report() -> None:
@@ -191,6 +204,55 @@ def test_the_tables_of_defences_are_those_of_the_report() -> None:
                         column = "minus its own control" if name == f"minus {own_control_of(method)}" else name
                         assert row["difference"] == minus_controls[method][column], (path, name)
     assert seen >= {name for name in levels if name not in own.values() and name in minus_controls}
+
+
+def test_the_table_of_defences_on_smollm2_is_that_of_the_report() -> None:
+    levels = levels_of_defences("poison-10", "defences-smollm2")
+    rows = by_first_heading("keeping_safety.md")["`poison-10` on SmolLM2, %"]
+    assert list(rows) == list(levels)
+    columns = {"refusals, trained categories": "refusal rate, trained categories (%)"}
+    columns |= {"refusals, held-out categories": "refusal rate, held-out categories (%)"}
+    columns |= {"score of the new task": "score of the new task (%)", "over-refusal": "over-refusal (%)"}
+    columns |= {"change of the weights": "change of the weights (%)", "refusals and task kept": KEPT_ON_SMOLLM2}
+    for name, row in rows.items():
+        for heading in row.keys() - {"`poison-10` on SmolLM2, %"}:
+            entry = levels[name][columns.get(heading, heading)]
+            assert row[heading] in (entry, entry.split(" (")[0]), (name, heading)
+
+
+@pytest.mark.parametrize(
+    ("method", "other"),
+    [
+        ("IRR", "its own control"),
+        ("SIFT (protected entries)", "its own control"),
+        ("Safe LoRA", "its own control"),
+        ("GuardSpace", "its own control"),
+        ("SSAH", "its own control"),
+    ],
+)
+def test_the_documents_have_what_the_choices_of_defences_do_on_smollm2(method: str, other: str) -> None:
+    minus = by_first_heading("results/defences-smollm2/report.md", "Tampering: poison-10")[KEPT_ON_SMOLLM2]
+    entry = minus[method][f"minus {other}"]
+    value, low, high = re.findall(r"[+-][0-9.]+", entry)
+    text = (DOCS / "keeping_safety.md").read_text().partition("### On SmolLM2")[2].partition("\n### ")[0]
+    ends = f"{low.removeprefix('+')} to {high.removeprefix('+') if entry.endswith('better') else high}"
+    assert re.search(rf"\({re.escape(value)}( points)?, {re.escape(ends)}\)", " ".join(text.split())), ends
+
+
+def test_the_pages_of_methods_have_what_they_keep_on_smollm2() -> None:
+    levels = {
+        name.removesuffix(", control"): row[KEPT_ON_SMOLLM2].replace(" (", "% (")
+        for name, row in levels_of_defences("poison-10", "defences-smollm2").items()
+    }
+    for path in (DOCS / "methods").glob("*.md"):
+        for head, _ in tables_of(f"methods/{path.name}"):
+            if head[:2] == ["%", "before"]:
+                told = re.search(
+                    r"On SmolLM2 with three seeds, .*? keeps? (.*?), and a smaller learning rate (.*?) \(\[table",
+                    " ".join(path.read_text().split()),
+                )
+                assert told is not None, path
+                assert told.groups() == (levels[head[3]], levels["lower learning rate"]), path
 
 
 @pytest.mark.parametrize("attack", ["poison-10", "prefill-5"])
