@@ -12,6 +12,7 @@ Shapes: O outputs and I inputs of a linear layer, R rank.
 from pathlib import Path
 
 from torch import Tensor
+from torch.linalg import multi_dot
 from torch.nn.functional import cosine_similarity
 
 from sails_align.edits.apply import Edited, Finish, apply, left_alone
@@ -81,7 +82,7 @@ class SafeLora:
             return None
 
         def times_c(columns: Tensor) -> Tensor:
-            return vector_OI @ (vector_OI.T @ columns) / vector_OI.norm()
+            return multi_dot([vector_OI, vector_OI.T, columns]) / vector_OI.norm()  # in the cheaper order
 
         projected = times_c(columns)
         one, other = (projected, columns) if A_RI is None else (projected @ A_RI, columns @ A_RI)
