@@ -158,4 +158,4 @@ def test_a_study_from_the_command_to_its_report(tmp_path: Path) -> None:
     assert "## All methods" in page
     assert page.index("with 2 seeds there is no interval") < page.index("## All methods")
     assert "SIFT (random entries), control" in page
-    assert "minus its control" in page
+    assert "method minus control" in page

@@ -222,7 +222,7 @@ def test_a_report_of_methods_alone_has_findings(n_seeds: int) -> None:
     data = ReportData({kind: {"methods": of}})
     from_lora, from_control = (sentence for section in data.sections for sentence in section.findings)
     assert "better than SFT-LoRA by the mean of safety and helpfulness" in from_lora
-    assert "better than their control" in from_control
+    assert "better than their control (of several, the best)" in from_control
     if n_seeds == 2:
         assert from_lora.startswith(
             "With 2 seeds there is no interval, and no claim is made about whether 1 method is better"
@@ -233,10 +233,29 @@ def test_a_report_of_methods_alone_has_findings(n_seeds: int) -> None:
 
 def test_a_method_with_two_controls_is_compared_with_both() -> None:
     kind: StudyKind = "methods"
-    of = outcome("sails-gba", "sails-graph", "sails-graph-control", "sails-topk", levels={"sails-graph": 0.9})
+    of = outcome("gate", "steering", "gate-random", "guard", "guard-shuffled", levels={"gate": 0.9})
     (section,) = [section for section in ReportData({kind: {"methods": of}}).sections if section.title == "All methods"]
-    (grid,) = [grid for grid in section.grids if grid.head[0] == "minus its control"]
-    assert [row[0].text for row in grid.rows] == ["sails-graph", "sails-gba", "sails-graph, minus sails-topk"]
+    (grid,) = [grid for grid in section.grids if grid.head[0] == "method minus control"]
+    assert [row[0].text for row in grid.rows] == [
+        "gate minus steering",
+        "gate minus gate-random",
+        "guard minus guard-shuffled",
+    ]
+
+
+def test_a_method_beats_its_controls_only_where_it_beats_the_best_of_them() -> None:
+    kind: StudyKind = "methods"
+    levels = {"gate": 0.7, "steering": 0.75, "gate-random": 0.5, "guard": 0.8, "guard-shuffled": 0.5}
+    of = outcome(*levels, levels=levels)
+    for cell in of.plan.test_cells(of.chosen):  # seeds must differ for intervals
+        safety = levels[cell.run.name] + 0.001 * cell.seed * len(cell.run.name)
+        of.tested[cell.key]["numbers"]["safety_rate"]["value"] = safety
+    (section,) = [section for section in ReportData({kind: {"methods": of}}).sections if section.title == "All methods"]
+    (of_controls,) = section.findings
+    assert of_controls == (
+        "Of 2 controlled methods, 1 is better than their control (of several, the best) by the mean of safety and "
+        "helpfulness (guard), and 1 is worse (gate)."
+    )
 
 
 def test_garbled_responses_are_in_the_table_of_methods_where_they_were_counted() -> None:

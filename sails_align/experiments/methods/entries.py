@@ -19,12 +19,15 @@ PUBLIC, REFUSALS, REFUSAL_TEXT = "{public}", "{refusals}", "{refusal-text}"
 other data than the cell's, a pool of refusals that name what they refuse, and one refusal."""
 GRAPH = {"k": 16, "graph_lambda": 0.03, "graph_threshold": 0.3}
 SAES: Mapping[str, Mapping[str, Any]] = {
-    "{saes-topk}": {"k": 16},
     "{saes-gba}": {"architecture": "gba", "k": 24, "gba_gamma": 0.02},
     "{saes-graph}": GRAPH,
     "{saes-graph-control}": {**GRAPH, "graph_control_seed": 1},
 }
-"""Stand for SAEs that are trained once for all cells, with these options."""
+"""Stand for SAEs that are trained once for all cells, with these options.
+
+The testbed's own SAEs, which SFT-SAILS has, are TopK and trained alike (k = 16). So SFT-SAILS is what these are compared
+with: trained once more, its SAEs give the same results.
+"""
 
 
 @dataclass(frozen=True)
@@ -131,12 +134,6 @@ METHODS: Registry[ComparedMethod] = Registry(
             "SFT-SAILS (GBA SAEs)", "methods/gba", (*SAILS, "--sae_path", "{saes-gba}"), is_of_testbed=True
         ),
         "sails-graph": GRAPH_SAES,
-        "sails-topk": _control(
-            ("sails-gba", "sails-graph"),
-            GRAPH_SAES,
-            "SFT-SAILS (TopK SAEs, trained alike)",
-            training=(*SAILS, "--sae_path", "{saes-topk}"),
-        ),
         "sails-graph-control": _control(
             "sails-graph",
             GRAPH_SAES,

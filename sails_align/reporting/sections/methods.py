@@ -1,6 +1,7 @@
 """Methods that align a model: what each reaches, and its differences from LoRA and from its control."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import inf
 
 from sails_align.core.text import counted
 from sails_align.evaluation.metrics import HELPFULNESS_RATES, METRICS, SAFETY_RATES, Metric
@@ -47,9 +48,9 @@ def make(data: ReportData) -> Iterator[Section]:
                 title = f"Each method minus {outcome.labels[reference]}, paired by seed"
                 shown = as_measured(headline(found.values()), outcome)
                 pictures.append(figures.forest(found, outcome.labels, f"methods-{reference}", title, shown))
-        if controlled := _minus_controls(outcome):
-            names = {name: name for name in controlled}
-            grids.append(differences_grid(controlled, names, compared, "minus its control"))
+        controlled = _minus_controls(outcome)
+        if found := {pair: means for pairs in controlled.values() for pair, means in pairs.items()}:
+            grids.append(differences_grid(found, {pair: pair for pair in found}, compared, "method minus control"))
         findings = list(_findings(outcome, controlled))
         yield Section("All methods", [_setting(outcome)], grids, pictures, findings=findings)
         yield from in_doubt("All methods", outcome)
@@ -68,24 +69,24 @@ def _setting(outcome: Outcome) -> str:
     )
 
 
-def _minus_controls(outcome: Outcome) -> dict[str, dict[str, Mean]]:
-    """Return each method that has a control minus that control, and minus a second one as another entry."""
-    found: dict[str, dict[str, Mean]] = {}
-    for control in (run.name for run in outcome.plan.runs):
+def _minus_controls(outcome: Outcome) -> dict[str, dict[str, Mapping[str, Mean]]]:
+    """Return for each method that has controls its differences from them, as `METHOD minus CONTROL`."""
+    labels = outcome.labels
+    found: dict[str, dict[str, Mapping[str, Mean]]] = {}
+    for control in labels:
         for name in METHODS.get(control).control_of:
-            if name in outcome.labels:
-                label = outcome.labels[name]
-                key = label if label not in found else f"{label}, minus {outcome.labels[control]}"
-                found[key] = outcome.difference(name, control)
+            if name in labels:
+                pair = f"{labels[name]} minus {labels[control]}"
+                found.setdefault(name, {})[pair] = outcome.difference(name, control)
     return found
 
 
-def _findings(outcome: Outcome, controlled: Mapping[str, Mapping[str, Mean]]) -> Iterator[str]:
+def _findings(outcome: Outcome, controlled: Mapping[str, Mapping[str, Mapping[str, Mean]]]) -> Iterator[str]:
     """Yield how many methods are better than each reference, and than their own controls."""
     metric, labels = merit_of(outcome), outcome.labels
 
     def told(found: Mapping[str, Mapping[str, Mean]], what: str, reference: str) -> str:
-        differences = {labels.get(name, name): (means[metric.name], metric) for name, means in found.items()}
+        differences = {labels[name]: (means[metric.name], metric) for name, means in found.items()}
         return counts(differences, what, f"better than {reference} by the {metric.label}")
 
     for reference in REFERENCES:
@@ -93,7 +94,18 @@ def _findings(outcome: Outcome, controlled: Mapping[str, Mapping[str, Mean]]) ->
             found = {name: of for name, of in outcome.minus(reference).items() if not METHODS.get(name).control_of}
             yield told(found, "method", labels[reference])
     if controlled:
-        yield told(controlled, "controlled method", "their control")
+        of_best = {name: min(pairs.values(), key=_size_of(metric)) for name, pairs in controlled.items()}
+        yield told(of_best, "controlled method", "their control (of several, the best)")
+
+
+def _size_of(metric: Metric) -> Callable[[Mapping[str, Mean]], float]:
+    """Return what compares differences in a metric: one without a value is the smallest."""
+
+    def value_of(means: Mapping[str, Mean]) -> float:
+        value = means[metric.name].value
+        return -inf if value is None else value
+
+    return value_of
 
 
 def _levels(outcome: Outcome, metrics: Sequence[Metric], *, title: str, with_knob: bool) -> Grid:
