@@ -9,11 +9,11 @@ three models take 16 GB of disk, and the result 5 GB.
 """
 
 import argparse
-import json
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,10 @@ def _write_other(model: Path, other: Path, *, all_weights: bool) -> None:
         save_file(tensors, other / file.name, metadata={"format": "pt"})
 
 
-def benchmark(folder: Path, shape: str, blocks: int | None, edits: list[str], *, all_weights: bool) -> dict[str, Any]:
+def benchmark(
+    folder: Path, shape: str, blocks: int | None, edits: list[str], *, all_weights: bool
+) -> Iterator[dict[str, Any]]:
+    """Measure one edit after the other, and yield the figures of all so far."""
     # In a process of its own, so that what it takes is not there when edits are measured.
     prepared = ["--prepare", str(folder), shape, str(blocks or ""), "all" * all_weights]
     subprocess.run([sys.executable, __file__, *prepared], check=True)
@@ -85,16 +88,9 @@ def benchmark(folder: Path, shape: str, blocks: int | None, edits: list[str], *,
         command = [sys.executable, "-m", "sails_align", "edit", name.partition(",")[0], paths["tuned"]]
         row = measured([*command, *words_of(options), "--device", "cpu", "--output", str(folder / "edited")])
         rows.append({"edit": name, **row, "met": row["anonymous_gb"] <= TARGET_GB})
-        print(json.dumps(rows[-1]), file=sys.stderr)
         shutil.rmtree(folder / "edited")
-    return {
-        "shape": shape,
-        "blocks": blocks,
-        "all_weights": all_weights,
-        "rows": N_ROWS,
-        "edits": rows,
-        "target_gb": TARGET_GB,
-    }
+        setting = {"shape": shape, "blocks": blocks, "all_weights": all_weights, "rows": N_ROWS}
+        yield {**setting, "edits": rows, "target_gb": TARGET_GB}
 
 
 def main() -> None:
@@ -110,14 +106,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        result = benchmark(Path(temporary), args.shape, args.blocks, args.edits, all_weights=args.all_weights)
-    for row in result["edits"]:
-        print(
-            f"{row['edit']:23} {row['anonymous_gb']:.2f} GB (target {TARGET_GB:g}), with pages of files "
-            f"{row['resident_gb']:.2f} GB, {row['seconds']:.0f} s"
-        )
-    if args.output:
-        write_json(args.output, result)
+        for found in benchmark(Path(temporary), args.shape, args.blocks, args.edits, all_weights=args.all_weights):
+            row = found["edits"][-1]
+            print(
+                f"{row['edit']:23} {row['anonymous_gb']:.2f} GB (target {TARGET_GB:g}), with pages of files "
+                f"{row['resident_gb']:.2f} GB, {row['seconds']:.0f} s",
+                flush=True,
+            )
+            if args.output:
+                write_json(args.output, found)
 
 
 if __name__ == "__main__":
