@@ -5,7 +5,6 @@ Shapes: B batch, S sequence, V vocabulary.
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from tempfile import NamedTemporaryFile
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from sails_align.core.errors import InputError
 from sails_align.core.progress import progress_bar
+from sails_align.edits.temporary import zeros_in_file
 from sails_align.models.blocks import Batch
 from sails_align.models.hooks import evaluation_mode
 
@@ -38,7 +38,7 @@ def fisher_information(
     """
     had_gradients = {parameter: parameter.requires_grad for parameter in model.parameters()}
     model.requires_grad_(False)
-    sums = {name: _zeros_in_file(parameter) for name, parameter in parameters.items()}
+    sums = {name: _zeros_like(parameter) for name, parameter in parameters.items()}
     handles = []
     for name, parameter in parameters.items():
         parameter.requires_grad_(True)
@@ -59,11 +59,9 @@ def fisher_information(
     return sums
 
 
-def _zeros_in_file(parameter: Tensor) -> Tensor:
-    """Return zeros of a parameter's shape, in float32 or float64; the file is gone from its folder at once."""
-    dtype = torch.promote_types(parameter.dtype, torch.float32)
-    with NamedTemporaryFile() as file:
-        return torch.from_file(file.name, shared=True, size=parameter.numel(), dtype=dtype).view(parameter.shape)
+def _zeros_like(parameter: Tensor) -> Tensor:
+    """Return zeros of a parameter's shape, in float32 or float64."""
+    return zeros_in_file(parameter.shape, torch.promote_types(parameter.dtype, torch.float32))
 
 
 def _add_square(total: Tensor, n: int, parameter: Tensor) -> None:

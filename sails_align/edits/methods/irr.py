@@ -30,6 +30,7 @@ from sails_align.edits.logits import checked_device
 from sails_align.edits.options import IrrOptions
 from sails_align.edits.recalibration import thin
 from sails_align.edits.requests import find_requests, response_batches
+from sails_align.edits.temporary import in_file
 from sails_align.edits.weights import WeightDifference, Weights, open_three
 from sails_align.models.blocks import Batch, BlockByBlock
 from sails_align.models.inputs import add_products
@@ -133,7 +134,7 @@ class Irr:
         thinned = thin(delta_OI.to(device), vector_OI.to(device), fisher_OI, gram_II, self._options, name)
         if thinned.removed.any():
             edited_OI = self._aligned.get(name).double() + thinned.delta.cpu()
-            self._edited[name] = edited_OI.to(self._weights.stored(name).dtype)
+            self._edited[name] = in_file(edited_OI.to(self._weights.stored(name).dtype))
         return thinned.removed
 
     def tensor(self, name: str, weight: Tensor) -> Tensor | None:

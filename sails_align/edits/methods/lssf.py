@@ -26,6 +26,7 @@ from sails_align.edits.logits import checked_device
 from sails_align.edits.options import LssfOptions
 from sails_align.edits.requests import find_requests, response_batches
 from sails_align.edits.subspaces import find_subspaces
+from sails_align.edits.temporary import in_file
 from sails_align.edits.weights import WeightDifference, Weights, open_three
 from sails_align.models.blocks import Batch
 from sails_align.models.load import load_spec_tokenizer
@@ -62,7 +63,7 @@ class Lssf:
     def find(self, places: Mapping[str, Place], batches: Sequence[Batch], model: nn.Module) -> None:
         """Find the subspaces and edit the layers; they take the place of the aligned model's, which are needed no more.
 
-        (Subspaces and edited layers of a whole model would not fit into memory beside it.)
+        (Subspaces of a whole model would not fit into memory beside it.)
         """
         ranks, options = [], self._options
         for name, subspace in find_subspaces(model, places, batches, options.eta, options.a_1):
@@ -72,7 +73,7 @@ class Lssf:
             vector_OI = vector_OI.to(subspace.directions.device)
             change_OI = options.alpha * Turn.around(subspace.project, vector_OI, name, options.control_seed)
             edited_OI = self._weights.get(name).to(change_OI) + change_OI
-            self._edited[name] = edited_OI.to(self._weights.stored(name).dtype)
+            self._edited[name] = in_file(edited_OI.to(self._weights.stored(name).dtype))
             set_weight(places[name].of(model), self._edited[name])
         self.notes.append(
             f"ranks of {len(ranks)} subspaces: {min(ranks)} to {max(ranks)}"

@@ -25,8 +25,8 @@ SAES: Mapping[str, Mapping[str, Any]] = {
 }
 """Stand for SAEs that are trained once for all cells, with these options.
 
-The testbed's own SAEs, which SFT-SAILS has, are TopK and trained alike (k = 16). So SFT-SAILS is what these are compared
-with: trained once more, its SAEs give the same results.
+The testbed's own SAEs, which SFT-SAILS has, are TopK and trained alike (k = 16): trained once more, they give the same
+results. So SFT-SAILS is what these are compared with.
 """
 
 
