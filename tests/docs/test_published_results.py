@@ -551,6 +551,23 @@ def test_the_documents_have_what_training_saes_adds() -> None:
         assert any(line.startswith(f"| {row}") and f"| {told} |" in line for line in rows), told
 
 
+@pytest.mark.parametrize(
+    ("file", "heading"),
+    [("edit_at_scale", "edit of 26 blocks"), ("edit_at_scale_8_blocks", "edit of 8 blocks")],
+)
+def test_the_page_of_costs_has_what_edits_of_a_large_model_take(file: str, heading: str) -> None:
+    found = json.loads((DOCS / "results" / f"{file}.json").read_text())
+    assert heading == f"edit of {found['blocks'] or 26} blocks"
+    assert (found["shape"], found["target_gb"]) == ("gemma-2-2b", 8.0)
+    for row, of in zip(by_first_heading("cost.md")[heading].values(), found["edits"], strict=True):
+        name, _, variant = of["edit"].partition(", ")
+        assert row[heading] == f"`sails edit {name}{' --sparsity 0.25' if variant else ''}`"
+        assert row["minutes"] == f"{of['seconds'] / 60:.1f}"
+        assert row["memory, GB"] == f"{of['anonymous_gb']:.1f}"
+        assert row["with pages of files, GB"] == f"{of['resident_gb']:.1f}"
+        assert of["met"]
+
+
 def test_the_page_of_gba_has_how_much_two_seeds_agree() -> None:
     layers = json.loads((DOCS / "results/sae_seeds.json").read_text())["layers"]
     rows = by_first_heading("methods/gba.md")["SAEs"]
