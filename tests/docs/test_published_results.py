@@ -274,6 +274,20 @@ def test_the_pages_of_methods_have_what_they_keep_on_smollm2() -> None:
                 assert told.groups() == (levels[head[3]], levels["lower learning rate"]), path
 
 
+def test_the_page_of_ablation_has_what_it_leaves() -> None:
+    levels = levels_of_defences("ablate", "ablation")
+    rows = by_first_heading("methods/ablation.md")["`ablate`, %"]
+    assert list(rows) == list(levels)
+    for name, row in rows.items():
+        for heading in row.keys() - {"`ablate`, %"}:
+            entry = levels[name][TAMPERING_COLUMNS.get(heading, heading)]
+            assert row[heading] in (entry, entry.split(" (")[0]), (name, heading)
+    (difference,) = re.findall(r"[+-][0-9.]+ points, .*?\)", (DOCS / "methods" / "ablation.md").read_text())
+    minus = by_first_heading("results/ablation/report.md", "Tampering: ablate")["minus no defence"]
+    value, low, high = re.findall(r"[+-][0-9.]+", minus["DeRTa"][KEPT])
+    assert difference == f"{value} points, {low} to {high})"
+
+
 @pytest.mark.parametrize("attack", ["poison-10", "prefill-5"])
 def test_the_tables_of_all_defences_are_those_of_the_report(attack: str) -> None:
     levels = levels_of_defences(attack)
