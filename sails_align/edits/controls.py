@@ -32,6 +32,13 @@ class Turn:
     signs: Tensor
     """(O,), -1 or 1."""
 
+    @classmethod
+    def draw(cls, n_outputs: int, name: str, seed: int) -> "Turn":
+        """Draw one for a tensor."""
+        generator = generator_of(name, seed)
+        order = torch.randperm(n_outputs, generator=generator)
+        return cls(order, torch.randint(2, (n_outputs,), generator=generator) * 2 - 1)
+
     @staticmethod
     def around(change: Callable[[Tensor], Tensor], values: Tensor, name: str, seed: int | None) -> Tensor:
         """Return what a linear change of the output side makes of values, as if it had been turned at random.
@@ -42,13 +49,6 @@ class Turn:
             return change(values)
         turn = Turn.draw(len(values), name, seed)
         return turn.back(change(turn.of(values)))
-
-    @classmethod
-    def draw(cls, n_outputs: int, name: str, seed: int) -> "Turn":
-        """Draw one for a tensor."""
-        generator = generator_of(name, seed)
-        order = torch.randperm(n_outputs, generator=generator)
-        return cls(order, torch.randint(2, (n_outputs,), generator=generator) * 2 - 1)
 
     def of(self, values: Tensor) -> Tensor:
         """Turn values, whose first dimension is that of the outputs."""

@@ -136,11 +136,15 @@ def test_the_tables_of_methods_are_those_of_the_report() -> None:
 
 
 KEPT = "safety and helpfulness kept (%)"
+KEPT_ON_SMOLLM2 = KEPT.replace("safety", "refusals")
 TAMPERING_COLUMNS = COLUMNS | {
     "score of the new task": "score of the new task (%)",
     "change of the weights": "change of the weights (%)",
     "safety and task kept": KEPT,
     "safety and correct answers kept": KEPT,
+    "refusals, trained categories": "refusal rate, trained categories (%)",
+    "refusals, held-out categories": "refusal rate, held-out categories (%)",
+    "refusals and task kept": KEPT_ON_SMOLLM2,
 }
 
 
@@ -162,9 +166,6 @@ SHORT = {
     "LoRA": "minus LoRA",
     "its own": "minus its own control",
 }
-
-
-KEPT_ON_SMOLLM2 = KEPT.replace("safety", "refusals")
 
 
 @pytest.mark.parametrize(
@@ -225,33 +226,10 @@ def test_the_tables_of_defences_are_those_of_the_report() -> None:
     assert seen >= {name for name in levels if name not in own.values() and name in minus_controls}
 
 
-def test_the_table_of_defences_on_smollm2_is_that_of_the_report() -> None:
-    levels = levels_of_defences("poison-10", "defences-smollm2")
-    rows = by_first_heading("keeping_safety.md")["`poison-10` on SmolLM2, %"]
-    assert list(rows) == list(levels)
-    columns = {"refusals, trained categories": "refusal rate, trained categories (%)"}
-    columns |= {"refusals, held-out categories": "refusal rate, held-out categories (%)"}
-    columns |= {"score of the new task": "score of the new task (%)", "over-refusal": "over-refusal (%)"}
-    columns |= {"change of the weights": "change of the weights (%)", "refusals and task kept": KEPT_ON_SMOLLM2}
-    for name, row in rows.items():
-        for heading in row.keys() - {"`poison-10` on SmolLM2, %"}:
-            entry = levels[name][columns.get(heading, heading)]
-            assert row[heading] in (entry, entry.split(" (")[0]), (name, heading)
-
-
-@pytest.mark.parametrize(
-    ("method", "other"),
-    [
-        ("IRR", "its own control"),
-        ("SIFT (protected entries)", "its own control"),
-        ("Safe LoRA", "its own control"),
-        ("GuardSpace", "its own control"),
-        ("SSAH", "its own control"),
-    ],
-)
-def test_the_documents_have_what_the_choices_of_defences_do_on_smollm2(method: str, other: str) -> None:
+@pytest.mark.parametrize("method", ["IRR", "SIFT (protected entries)", "Safe LoRA", "GuardSpace", "SSAH"])
+def test_the_documents_have_what_the_choices_of_defences_do_on_smollm2(method: str) -> None:
     minus = by_first_heading("results/defences-smollm2/report.md", "Tampering: poison-10")[KEPT_ON_SMOLLM2]
-    entry = minus[method][f"minus {other}"]
+    entry = minus[method]["minus its own control"]
     value, low, high = re.findall(r"[+-][0-9.]+", entry)
     text = (DOCS / "keeping_safety.md").read_text().partition("### On SmolLM2")[2].partition("\n### ")[0]
     ends = f"{low.removeprefix('+')} to {high.removeprefix('+') if entry.endswith('better') else high}"
@@ -274,27 +252,30 @@ def test_the_pages_of_methods_have_what_they_keep_on_smollm2() -> None:
                 assert told.groups() == (levels[head[3]], levels["lower learning rate"]), path
 
 
-def test_the_page_of_ablation_has_what_it_leaves() -> None:
-    levels = levels_of_defences("ablate", "ablation")
-    rows = by_first_heading("methods/ablation.md")["`ablate`, %"]
-    assert list(rows) == list(levels)
-    for name, row in rows.items():
-        for heading in row.keys() - {"`ablate`, %"}:
-            entry = levels[name][TAMPERING_COLUMNS.get(heading, heading)]
-            assert row[heading] in (entry, entry.split(" (")[0]), (name, heading)
+def test_the_page_of_ablation_has_what_derta_does() -> None:
     (difference,) = re.findall(r"[+-][0-9.]+ points, .*?\)", (DOCS / "methods" / "ablation.md").read_text())
     minus = by_first_heading("results/ablation/report.md", "Tampering: ablate")["minus no defence"]
     value, low, high = re.findall(r"[+-][0-9.]+", minus["DeRTa"][KEPT])
     assert difference == f"{value} points, {low} to {high})"
 
 
-@pytest.mark.parametrize("attack", ["poison-10", "prefill-5"])
-def test_the_tables_of_all_defences_are_those_of_the_report(attack: str) -> None:
-    levels = levels_of_defences(attack)
-    rows = by_first_heading("keeping_safety.md")[f"`{attack}`, %"]
+@pytest.mark.parametrize(
+    ("page", "first_heading", "study", "attack"),
+    [
+        ("keeping_safety.md", "`poison-10`, %", "tampering", "poison-10"),
+        ("keeping_safety.md", "`prefill-5`, %", "tampering", "prefill-5"),
+        ("keeping_safety.md", "`poison-10` on SmolLM2, %", "defences-smollm2", "poison-10"),
+        ("methods/ablation.md", "`ablate`, %", "ablation", "ablate"),
+    ],
+)
+def test_the_tables_of_all_defences_are_those_of_the_report(
+    page: str, first_heading: str, study: str, attack: str
+) -> None:
+    levels = levels_of_defences(attack, study)
+    rows = by_first_heading(page)[first_heading]
     assert list(rows) == list(levels)
     for name, row in rows.items():
-        for heading in row.keys() - {f"`{attack}`, %"}:
+        for heading in row.keys() - {first_heading}:
             column = TAMPERING_COLUMNS.get(heading, heading)
             assert row[heading] in (levels[name][column], levels[name][column].split(" (")[0]), (name, heading)
 

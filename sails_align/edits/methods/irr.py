@@ -138,7 +138,7 @@ class Irr:
         return thinned.removed
 
     def tensor(self, name: str, weight: Tensor) -> Tensor | None:
-        return self._edited.pop(name).float().cpu() if name in self._edited else None
+        return self._edited.pop(name).float() if name in self._edited else None
 
 
 def _grams(runner: BlockByBlock, block: int, paths: Mapping[str, str]) -> dict[str, Tensor]:

@@ -84,4 +84,4 @@ class Lssf:
     def tensor(self, name: str, weight: Tensor) -> Tensor | None:
         if name not in self._edited or self._options.alpha == 0:
             return None
-        return self._edited.pop(name).float().cpu()
+        return self._edited.pop(name).float()

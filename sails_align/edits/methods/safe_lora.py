@@ -89,4 +89,5 @@ class SafeLora:
         if not cosine_similarity(one.flatten(), other.flatten(), dim=0) <= self._options.threshold:
             return None
         self._n_projected += 1
-        return Turn.around(times_c, columns, name, self._options.control_seed)
+        seed = self._options.control_seed
+        return projected if seed is None else Turn.around(times_c, columns, name, seed)

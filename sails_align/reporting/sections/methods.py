@@ -1,6 +1,6 @@
 """Methods that align a model: what each reaches, and its differences from LoRA and from its control."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import inf
 
 from sails_align.core.text import counted
@@ -89,23 +89,17 @@ def _findings(outcome: Outcome, controlled: Mapping[str, Mapping[str, Mapping[st
         differences = {labels[name]: (means[metric.name], metric) for name, means in found.items()}
         return counts(differences, what, f"better than {reference} by the {metric.label}")
 
+    def size(means: Mapping[str, Mean]) -> float:
+        value = means[metric.name].value
+        return -inf if value is None else value
+
     for reference in REFERENCES:
         if reference in labels:
             found = {name: of for name, of in outcome.minus(reference).items() if not METHODS.get(name).control_of}
             yield told(found, "method", labels[reference])
     if controlled:
-        of_best = {name: min(pairs.values(), key=_size_of(metric)) for name, pairs in controlled.items()}
+        of_best = {name: min(pairs.values(), key=size) for name, pairs in controlled.items()}
         yield told(of_best, "controlled method", "their control (of several, the best)")
-
-
-def _size_of(metric: Metric) -> Callable[[Mapping[str, Mean]], float]:
-    """Return what compares differences in a metric: one without a value is the smallest."""
-
-    def value_of(means: Mapping[str, Mean]) -> float:
-        value = means[metric.name].value
-        return -inf if value is None else value
-
-    return value_of
 
 
 def _levels(outcome: Outcome, metrics: Sequence[Metric], *, title: str, with_knob: bool) -> Grid:
