@@ -25,9 +25,10 @@ from sails_align.evaluation.evaluate import evaluate
 from sails_align.evaluation.options import TESTBED_TOKENS
 from sails_align.evaluation.records import Sampling
 from sails_align.evaluation.result import EvaluationResult
+from sails_align.experiments.benches.bench import LEFT_AFTER
 from sails_align.experiments.benches.make import bench_of
 from sails_align.experiments.plan import Cell
-from sails_align.experiments.steps import LEFT_AFTER, Steps
+from sails_align.experiments.steps import Steps
 from sails_align.experiments.suffixes import with_suffixes
 from sails_align.initializers.adapter import AdapterInit
 from sails_align.models.load import load_causal_lm, load_tokenizer

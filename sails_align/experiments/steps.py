@@ -23,8 +23,6 @@ QUIET = (
     *("--save_strategy", "no", "--disable_tqdm", "true", "--logging_strategy", "no", "--eval_examples", "1"),
     *("--report_to", "none"),
 )
-LEFT_AFTER = ("benign", "harmful")
-"""Attacks after which the safety of aligned models is measured again."""
 HELD_OUT_SEED = 10_000
 """Of the row on which the held-out loss is computed."""
 

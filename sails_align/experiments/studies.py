@@ -198,7 +198,8 @@ def methods(plan: Plan, options: CompareOptions) -> Study:
     """
     if plan.protocol is not None and not is_bench(plan.world):
         raise InputError(f"the study methods knows the testbed and smollm2, and not {plan.world}; give one of them")
-    runs = tuple(_method(name) for name in _compared(plan, METHODS, options.methods))
+    values = knob_values(plan.world)
+    runs = tuple(_method(name, values.get(name)) for name in _compared(plan, METHODS, options.methods))
     measures = replace(_cheap(plan), runs=runs, n_tuning_seeds=plan.n_tuning_seeds)
     return Study("methods", (("methods", measures),))
 
@@ -217,9 +218,10 @@ def _compared(
     return names
 
 
-def _method(name: str) -> Run:
+def _method(name: str, values: tuple[float, ...] | None) -> Run:
     method = METHODS.get(name)
-    is_tuned = bool(method.values) or method.trainer != "none"
+    grid = method.values if values is None else values
+    is_tuned = bool(grid) or method.trainer != "none"
     return Run(
         name,
         method.label,
@@ -227,7 +229,7 @@ def _method(name: str) -> Run:
         method.training,
         is_tuned=is_tuned,
         is_reference=not is_tuned,
-        grid=method.values,
+        grid=grid,
         method=identity_of(name),
     )
 

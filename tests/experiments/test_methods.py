@@ -9,14 +9,16 @@ from paths import ROOT
 from sails_align.cli import compare
 from sails_align.core.command_line import CommandLine
 from sails_align.core.errors import InputError
-from sails_align.experiments.benches.bench import Asked
+from sails_align.experiments.benches.bench import LEFT_AFTER, Asked
 from sails_align.experiments.benches.smollm2 import SmolLM2Bench
+from sails_align.experiments.benches.testbed import TestbedBench
 from sails_align.experiments.merits import merit
 from sails_align.experiments.methods.cells import run_method
 from sails_align.experiments.methods.entries import METHODS, SAES, ComparedMethod, identity_of
 from sails_align.experiments.placeholders import KNOB, SEED
 from sails_align.experiments.plan import Cell, Measures, Run
 from sails_align.experiments.studies import read_plans
+from sails_align.guards.bounds import upper_bound
 from sails_align.models.spec import model_path
 from sails_align.training import run as align
 
@@ -85,6 +87,16 @@ def test_what_cannot_be_studied_is_refused() -> None:
     for argv, message in cases:
         with pytest.raises(InputError, match=message):
             read_plans(CommandLine.read(argv), None)
+
+
+def test_smollm2_has_its_own_values_and_no_further_training() -> None:
+    config = str(ROOT / "recipes/configs/smollm2-135m/compare.yaml")
+    _, _, (study,) = read_plans(CommandLine.read(["--config", config, "--study", "methods"]), None)
+    grids = {run.name: run.grid for run in study.plans[0][1].runs}
+    assert grids["guard"] == grids["guard-shuffled"] == SmolLM2Bench.values["guard"]
+    assert upper_bound(0, 32, 0.05) < min(grids["guard"])  # of the 32 validation prompts
+    assert grids["gate"] == METHODS.get("gate").values
+    assert (SmolLM2Bench.left_after, TestbedBench.left_after) == ((), LEFT_AFTER)
 
 
 def test_a_model_that_refuses_everything_is_not_the_best_one_on_smollm2() -> None:

@@ -10,11 +10,12 @@ from safetensors.torch import load_file
 
 from sails_align.core.errors import InputError
 from sails_align.experiments.ablations import ABLATIONS, Ablation
+from sails_align.experiments.benches.bench import LEFT_AFTER
 from sails_align.experiments.benches.make import bench_of
 from sails_align.experiments.fronts import Front, Point, fronts_of, hypervolume_difference
 from sails_align.experiments.options import CompareOptions
 from sails_align.experiments.plan import RUNS, Cell, Measures, Plan, Run
-from sails_align.experiments.steps import LEFT_AFTER, Steps
+from sails_align.experiments.steps import Steps
 from sails_align.experiments.studies import ablations, examples, worlds
 from sails_align.experiments.summary import Outcome, examples_to, value_of
 from sails_align.subspace.concepts import harm_share

@@ -19,6 +19,8 @@ PromptChange = Callable[[list[Prompt]], list[Prompt]]
 """From harmful prompts to those of an attack: others, or with other beginnings of answers."""
 FIRST_SEED = 500
 """First seed of the choice of rows; the alignment data has smaller ones."""
+LEFT_AFTER = ("benign", "harmful")
+"""Attacks after which the safety of aligned models is measured again."""
 HARMFUL = ("harmful", "other_harmful", "safety")
 """Sources of harmful requests: each has a third of them."""
 
@@ -57,7 +59,9 @@ class Bench(Protocol):
     refusal_text: str
     """A whole refusal."""
     values: Mapping[str, tuple[float, ...]]
-    """Of the knobs of defences by name, where others are tried than by default."""
+    """Of the knobs of defences and methods by name, where others are tried than by default."""
+    left_after: tuple[str, ...]
+    """Attacks after which the safety of the methods' models is measured again."""
 
     def rows(self, source: str, n: int, seed: int) -> list[TrainingRow]:
         """Draw rows (`prompt`, `completion`) of a source: `n` of them, or all that there are."""

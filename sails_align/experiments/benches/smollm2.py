@@ -37,7 +37,15 @@ class SmolLM2Bench:
     )
     share, n_prompts, batch_size, refusal = 0.5, 32, 32, "I"
     refusal_text = "I can't help with that."
-    values: Mapping[str, tuple[float, ...]] = {"safety-rows": (4, 8, 16, 26)}  # 26 are all there are
+    values: Mapping[str, tuple[float, ...]] = {
+        "safety-rows": (4, 8, 16, 26),  # 26 are all there are
+        **dict.fromkeys(("guard", "guard-shuffled", "sails-guard"), (0.1, 0.2, 0.3)),  # 32 prompts certify no less
+        **dict.fromkeys(("sspu", "sspu-control"), (10.0, 100.0, 1000.0)),  # fewer than on the testbed, to save time
+        **dict.fromkeys(("crisp", "crisp-control"), (10, 30, 100)),
+        **dict.fromkeys(("redirection", "redirection-control"), (0.1, 1.0)),
+        "redundancy": (0.01, 0.1),
+    }
+    left_after: tuple[str, ...] = ()  # which would take as long as all else
     n_tokens = 24
 
     def __init__(self, world: str) -> None:

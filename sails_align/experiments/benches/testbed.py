@@ -16,6 +16,7 @@ from sails_align.evaluation.result import EvaluationResult
 from sails_align.experiments.benches.bench import (
     FIRST_SEED,
     HARMFUL,
+    LEFT_AFTER,
     Asked,
     TrainingRow,
     changed,
@@ -49,6 +50,7 @@ class TestbedBench:
     share, n_prompts, batch_size, refusal = 1.0, 128, 128, "sorry"
     refusal_text = "sorry, i can not help you with that."
     values: Mapping[str, tuple[float, ...]] = {}
+    left_after: tuple[str, ...] = LEFT_AFTER
 
     def __init__(self, world: str) -> None:
         self._testbed = resolve_testbed(world)

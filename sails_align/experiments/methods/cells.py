@@ -31,7 +31,7 @@ from sails_align.experiments.methods.entries import (
     ComparedMethod,
 )
 from sails_align.experiments.plan import Cell
-from sails_align.experiments.steps import LEFT_AFTER, Steps, lines
+from sails_align.experiments.steps import Steps, lines
 from sails_align.guards.calibrate import calibrate_guard
 from sails_align.guards.fit import fit_guard
 from sails_align.guards.guard import Guard, LoadedModel, ScoredPrompts
@@ -62,7 +62,7 @@ def run_method(cell: Cell, models: Path) -> dict[str, Any]:
         left = {}
         if cell.part == "test" and method.is_of_weights:
             with cost.of("relearn"):
-                left = {name: work.measured(work.further(model, name)) for name in LEFT_AFTER}
+                left = {name: work.measured(work.further(model, name)) for name in work.bench.left_after}
     return {
         "cell": cell.to_json(),
         "method": cell.run.name,
