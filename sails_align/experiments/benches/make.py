@@ -9,7 +9,7 @@ from sails_align.experiments.benches.testbed import TestbedBench
 
 
 def knob_values(world: str) -> Mapping[str, tuple[float, ...]]:
-    """Return the values of the knobs of defences and methods by name, where others are tried on the model than by default."""
+    """Return the values of the knobs of defences and methods by name, where others than by default are tried."""
     return SmolLM2Bench.values if is_smollm2(world) else TestbedBench.values
 
 
