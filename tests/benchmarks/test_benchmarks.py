@@ -164,6 +164,14 @@ def test_subspaces_of_two_seeds_of_saes_are_compared(tmp_path: Path) -> None:
         assert 0 < kind["similarity"] < 1
 
 
+def test_the_graph_penalty_makes_directions_smoother_on_its_own_graph(tmp_path: Path) -> None:
+    sizes = ["--seeds", "1", "--layers", "2", "--n_tokens", "20000"]
+    found = result_of(tmp_path / "graph.json", "benchmarks/graph_saes.py", *sizes)["found"]
+    energy = {kind: of["energy"]["value"] for kind, of in found.items()}
+    assert energy["graph"] < 0.95 * min(energy["plain"], energy["permuted graph"])
+    assert all(0.8 < of["explained_variance"]["value"] < 1 for of in found.values())
+
+
 def test_the_redundancy_of_trained_adapters_is_measured(tmp_path: Path) -> None:
     sizes = ["--seeds", "1", "--max_steps", "1", "--n_prompts", "4"]
     found = result_of(tmp_path / "redundancy.json", "benchmarks/redundancy.py", *sizes)["found"]

@@ -39,7 +39,7 @@ class SmolLM2Bench:
     refusal_text = "I can't help with that."
     values: Mapping[str, tuple[float, ...]] = {
         "safety-rows": (4, 8, 16, 26),  # 26 are all there are
-        **dict.fromkeys(("guard", "guard-shuffled", "sails-guard"), (0.1, 0.2, 0.3)),  # 32 prompts certify no less
+        **dict.fromkeys(("guard", "guard-shuffled", "sails-guard"), (0.2, 0.3, 0.4, 0.5)),  # 32 prompts certify little
         **dict.fromkeys(("sspu", "sspu-control"), (10.0, 100.0, 1000.0)),  # fewer than on the testbed, to save time
         **dict.fromkeys(("crisp", "crisp-control"), (10, 30, 100)),
         **dict.fromkeys(("redirection", "redirection-control"), (0.1, 1.0)),
