@@ -563,6 +563,17 @@ def test_the_page_of_costs_has_what_edits_of_a_large_model_take(file: str, headi
         assert of["met"]
 
 
+def test_the_page_of_redundancy_has_how_redundant_adapters_are() -> None:
+    found = json.loads((DOCS / "results" / "redundancy.json").read_text())["found"]
+    rows = by_first_heading("methods/redundancy.md")["adapter"]
+    assert list(rows) == list(found)
+    for name, row in rows.items():
+        for heading, kind in (("redundancy of features", "features"), ("of weights", "weights")):
+            of = found[name][kind]
+            bounds = "" if of["low"] is None else f" ({of['low']:.3f} to {of['high']:.3f})"
+            assert row[heading] == f"{of['value']:.3f}{bounds}"
+
+
 def test_the_page_of_gba_has_how_much_two_seeds_agree() -> None:
     layers = json.loads((DOCS / "results/sae_seeds.json").read_text())["layers"]
     rows = by_first_heading("methods/gba.md")["SAEs"]
