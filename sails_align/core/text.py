@@ -59,9 +59,12 @@ class PrintableStream:
         return printable(text[: start.start()])
 
 
+_ENDS = str.maketrans({"`": "'", "|": "¦"})
+
+
 def code_span(value: object) -> str:
     """Return a value as Markdown's code. What would end the span or a table's cell is replaced."""
-    text = "".join(letter if letter.isprintable() and letter not in "`|" else "?" for letter in str(value))
+    text = "".join(letter if letter.isprintable() else "?" for letter in str(value)).translate(_ENDS)
     return f"`{text[:200] or '?'}`"
 
 
