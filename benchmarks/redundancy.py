@@ -37,7 +37,7 @@ STARTS: Mapping[str, tuple[str, ...]] = {
     "LoRA, weight 0.1": ("--init", "default", "--loss", "redundancy", "--redundancy_weight", "0.1"),
     "LoRA, weight 1": ("--init", "default", "--loss", "redundancy", "--redundancy_weight", "1"),
     "LoRA, orthonormal start": METHODS.get("orthonormal").training,
-    "SAILS, trained from its start": ("--init", "sails", "--subspace_mode", "init", "--layer_map", "nearest"),
+    "SAILS, no factor frozen": ("--init", "sails", "--subspace_mode", "init", "--layer_map", "nearest"),
 }
 GROUPS, LENGTH = 2, 128
 QUIET = ("--save_strategy", "no", "--disable_tqdm", "true", "--report_to", "none")

@@ -563,6 +563,18 @@ def test_the_page_of_costs_has_what_edits_of_a_large_model_take(file: str, headi
         assert of["met"]
 
 
+def test_the_page_of_graph_saes_has_what_the_penalty_does() -> None:
+    found = json.loads((DOCS / "results" / "graph_saes.json").read_text())["found"]
+    rows = by_first_heading("methods/gsae.md")["SAEs"]
+    assert list(rows) == list(found)
+    for name, row in rows.items():
+        for heading, digits in (("explained variance", 4), ("energy", 2)):
+            of = found[name][heading.replace(" ", "_")]
+            assert row[heading] == "{value:.{n}f} ({low:.{n}f} to {high:.{n}f})".format(**of, n=digits)
+    cost = found["plain"]["explained_variance"]["value"] - found["graph"]["explained_variance"]["value"]
+    assert f"costs {100 * cost:.1f} points of explained variance" in (DOCS / "methods/gsae.md").read_text()
+
+
 def test_the_page_of_redundancy_has_how_redundant_adapters_are() -> None:
     found = json.loads((DOCS / "results" / "redundancy.json").read_text())["found"]
     rows = by_first_heading("methods/redundancy.md")["adapter"]

@@ -29,7 +29,7 @@ SHOWN = tuple(
 HEADLINE = (*RATES, ("kept",))
 """Metrics of the first table: of each group, the first one that has numbers."""
 KEPT = METRICS["kept"]
-FURTHER = "moved further than the full rate"
+FURTHER = "not compared: larger distance"
 N_BEST = 5
 """Methods in the figure of safety against the task's score."""
 
