@@ -1,11 +1,13 @@
 """Tensors in temporary files are values as others, and leave no files behind."""
 
+import resource
 import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 
+from sails_align.core.errors import InputError
 from sails_align.edits.temporary import in_file, zeros_in_file
 
 
@@ -24,6 +26,18 @@ def test_files_are_gone_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     zeros = zeros_in_file(torch.Size([4, 2]), torch.float32)
     assert not zeros.any()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_without_room_is_an_error_at_once() -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)  # of a file, which stands for the rest of a disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))
+    try:
+        assert not zeros_in_file(torch.Size([1000]), torch.float32).any()
+        with pytest.raises(InputError, match=r"a temporary file of 4,000,000 bytes in .*;\n.* TMPDIR"):
+            zeros_in_file(torch.Size([1_000_000]), torch.float32)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert zeros_in_file(torch.Size([0]), torch.float32).shape == (0,)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the kind of memory is known on Linux only")
