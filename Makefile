@@ -85,7 +85,7 @@ format: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[deepspeed,harness,inspect,docs,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[deepspeed,harness,inspect,trackers,docs,dev]'
 	touch $(STAMP)
 
 # torchvision, torchaudio and torchcodec, as PyPI has them, do not fit PyTorch's CPU build, and text needs none of them.
