@@ -35,6 +35,7 @@ from sails_align.testbed.build import is_testbed
 from sails_align.training.callbacks.options import EmaOptions, FreezeUnitsOptions, SiftOptions
 from sails_align.training.losses import LOSSES, loss_entry
 from sails_align.training.losses.options import LossOptions
+from sails_align.training.memory import WHOLE_WEIGHTS
 from sails_align.training.method_checks import (
     check_clade,
     check_loss,
@@ -167,14 +168,14 @@ def _check_engine(args: TrainingPlan) -> None:
             f"--init {sails.init} is computed from whole weights, but {engine} splits them;\n"
             "use ZeRO-2 or DDP (accelerate_configs/zero2.yaml), or another --init"
         )
-    if engine not in ("single", "ddp") and (option := writing_option(args)):
+    if engine not in WHOLE_WEIGHTS and (option := writing_option(args)):
         raise InputError(
             f"{option} does not work with {engine}, which trains copies or parts of the weights;\n"
             "leave it out, or train on one GPU or with DDP"
         )
     measures = args.of(MeasureOptions)
     given = [name for name in ("measure_steps", "measure_prompts") if getattr(measures, name)]
-    if engine not in ("single", "ddp") and given:
+    if engine not in WHOLE_WEIGHTS and given:
         raise InputError(
             f"{given[0]} is given, but a model that {engine} trains cannot be measured before it is saved;\n"
             "leave it out, or train on one GPU or with DDP"
@@ -243,7 +244,7 @@ def _check_quantization(args: TrainingPlan, option: str) -> None:
     # The base would be rounded once more, and PEFT has no orthogonal initialization on rounded weights.
     if not args.sails.initializer.exact or args.sails.initializer.trains_difference:
         raise InputError(f"--init {init} needs base weights that are not rounded; use another, or leave {option} out")
-    if engine not in ("single", "ddp"):
+    if engine not in WHOLE_WEIGHTS:
         raise InputError(
             f"{option} is true, but quantized weights are trained on by one GPU or with DDP, and not with {engine};\n"
             "use accelerate_configs/multi_gpu.yaml (in 4 bits the model is small), or leave it out"

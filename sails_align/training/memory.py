@@ -80,7 +80,7 @@ def estimate(engine: Engine, shape: Shape, setup: Setup, num_gpus: int, gpus_per
     on_node = min(n, gpus_per_node)
     if engine == "fsdp2":
         return _fsdp2(shape, setup, n)
-    if engine in ("single", "ddp"):
+    if engine in WHOLE_WEIGHTS:
         return _replicated(shape, setup, n, on_node)
     return _zero(engine, shape, setup, n, on_node)
 

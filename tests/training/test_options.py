@@ -9,6 +9,7 @@ from sails_align.core.distributed import check_devices
 from sails_align.core.errors import InputError
 from sails_align.subspace.options import Method
 from sails_align.training import run as align
+from sails_align.training.losses import LOSSES
 from sails_align.training.plan import TrainingPlan
 
 
@@ -88,20 +89,28 @@ def test_options_of_no_effect_are_told(
     assert ("of no effect" in caplog.text) == bool(ignored)
 
 
+DIVIDED = ("zero1", "zero2", "zero3", "fsdp")
+"""Engines in which a process has a part of what is trained."""
+
+
 @pytest.mark.parametrize(
     ("options", "engines", "said"),
     [
         (["--init", "pissa"], ("zero3", "fsdp"), "computed from whole weights"),
         (["--init", "eva"], ("zero3", "fsdp"), "use ZeRO-2 or DDP"),
+        (["--init", "olora"], ("zero3", "fsdp"), "computed from whole weights"),
         (["--init", "guardspace"], ("zero3", "fsdp"), "but .* splits them"),
-        (["--subspace_mode", "decay"], ("zero1", "zero2", "zero3", "fsdp"), "decay does not work with"),
-        (["--ema_half_life", "9"], ("zero1", "zero2", "zero3", "fsdp"), "ema_half_life does not work with"),
-        (["--measure_steps", "2"], ("zero1", "zero2", "zero3", "fsdp"), "cannot be measured before it is saved"),
-        (["--freeze_units", "x"], ("zero1", "zero2", "zero3", "fsdp"), "freeze_units does not work with"),
-        (
-            ["--sift_rate", "0.1", "--use_peft", "false"],
-            ("zero1", "zero2", "zero3", "fsdp"),
-            "sift_rate does not work with",
+        (["--init", "sc_lora"], ("zero3", "fsdp"), "computed from whole weights"),
+        (["--subspace_mode", "decay"], DIVIDED, "decay does not work with"),
+        (["--ema_half_life", "9"], DIVIDED, "ema_half_life does not work with"),
+        (["--measure_steps", "2"], DIVIDED, "cannot be measured before it is saved"),
+        (["--freeze_units", "x"], DIVIDED, "freeze_units does not work with"),
+        (["--sift_rate", "0.1", "--use_peft", "false"], DIVIDED, "sift_rate does not work with"),
+        (["--clade", "categories", "--use_peft", "false"], DIVIDED, "clade does not work with"),
+        *(
+            (["--loss", name, "--init", "default"], DIVIDED, f"loss {name} does not work with")
+            for name, loss in LOSSES.items()
+            if loss.needs_whole_weights
         ),
     ],
 )
