@@ -274,6 +274,19 @@ def test_garbled_responses_are_in_the_table_of_methods_where_they_were_counted()
     assert not any(heading in names for names in differences)
 
 
+def test_further_training_is_told_of_where_it_was_measured() -> None:
+    kind: StudyKind = "methods"
+
+    def text(of: Outcome) -> str:
+        return next(iter(ReportData({kind: {"methods": of}}).sections)).text[0]
+
+    of = outcome("sft-lora", "sift", "sift-random")
+    assert "further training" not in text(of)
+    for cell in of.tested.values():
+        cell["relearned"] = {"benign": {"safety_rate": {"value": 0.25, "n_unscored": 0}}}
+    assert "is measured after further training of all weights" in text(replace(of, tuned={}))
+
+
 def test_what_is_in_doubt_has_a_section_of_its_own() -> None:
     of = outcome("sft-lora", "sift")
     (section,) = in_doubt("All methods", of)

@@ -58,14 +58,19 @@ def make(data: ReportData) -> Iterator[Section]:
 
 def _setting(outcome: Outcome) -> str:
     plan = outcome.plan
+    left = (
+        f"What is left of {judged(outcome)} is measured after further training of all weights: on answered harmless "
+        "requests, and on a few answered harmful ones. It is missing where there is no plain model that could be "
+        "trained. "
+    )
+    is_left = with_numbers([METRICS[name] for name in LEFT], (row.means for row in outcome.rows))
     return (
         f"All methods have the same data ({plan.measures.n_examples} harmful requests, and harmless ones) and the same "
         f"number of passes over it, unless their page says otherwise; {counted(plan.n_seeds, 'seed')} (from "
         f"{plan.first_seed}). The hyperparameter of each was chosen by the {merit_of(outcome).label} on validation "
-        f"prompts ({counted(plan.n_tuning_seeds, 'other seed')}). What is left of {judged(outcome)} is measured after "
-        "further training of all weights: on answered harmless requests, and on a few answered harmful ones. It is "
-        "missing where there is no plain model that could be trained. A control is the same method with its choice "
-        "made at random, or left out: a method that does not beat its control has not been shown to work."
+        f"prompts ({counted(plan.n_tuning_seeds, 'other seed')}). {left if is_left else ''}"
+        "A control is the same method with its choice made at random, or left out: a method that does not beat its "
+        "control has not been shown to work."
     )
 
 
