@@ -6,11 +6,15 @@ SafeR-CLIP (arXiv 2511.16743) redirects the embedding of an unsafe image from it
 
 with frozen targets c. For a language model, which is ours: h is the mean hidden state of a layer over the tokens of a
 harmful answer (the rejected response to a harmful request), c_unsafe is the same in the model that training starts
-from, and c_safe is the mean hidden state, in that model, of the refusal whose mean is most similar to c_unsafe. The
-refusals are the chosen responses that the rules judge calls refusals (`data.refusals`). A text's loss depends on no
-other text of the batch. The mean over texts, times a weight, is added to TRL's loss.
+from, and c_safe is the mean hidden state, in that model, of the refusal that is nearest to it. The refusals are the
+chosen responses that the rules judge calls refusals (`data.refusals`). A text's loss depends on no other text of the
+batch. The mean over texts, times a weight, is added to TRL's loss.
 
-Shapes: B batch, N texts, D d_model.
+All hidden states of a language model have a large part in common, so that their cosines are near 1 and the loss would
+hardly change. So h and c are taken without it: without the mean of the average harmful answer and the average refusal.
+Which refusal is nearest is decided as in `data.transforms.nearest_refusal`: each side without its own mean.
+
+Shapes: B batch, N texts, M refusals, D d_model.
 """
 
 from typing import Any
@@ -48,7 +52,7 @@ class Redirection:
         check_not_compiled("redirection", training)
         self._options = options
         self._texts: list[TokenizedSide] = []
-        self._unsafe_ND = self._safe_ND = torch.empty(0)
+        self._unsafe_ND = self._safe_ND = self._shared_D = torch.empty(0)
         self._layer = 0
 
     def prepare(self, trainer: Any, plan: TrainingPlan, source: TrainingSource) -> None:
@@ -66,13 +70,14 @@ class Redirection:
         pairs = pairs.select(range(min(N_EXAMPLES, len(pairs))))
         self._texts = answers(source.tokenizer, pairs, "rejected", length)
         refusals = answers(source.tokenizer, pairs.select(_refusals(pairs)), "chosen", length)
-        self._unsafe_ND, safe_ND = (
+        unsafe_ND, safe_MD = (
             frozen_mean_states(trainer.model, self._layer, sides) for sides in (self._texts, refusals)
         )
-        targets_N = nearest(self._unsafe_ND, safe_ND)
+        targets_N = nearest(unsafe_ND - unsafe_ND.mean(0), safe_MD - safe_MD.mean(0))
         if (seed := self._options.redirection_control_seed) is not None:
             targets_N = targets_N[torch.randperm(len(targets_N), generator=torch.Generator().manual_seed(seed))]
-        self._safe_ND = safe_ND[targets_N]
+        self._shared_D = (unsafe_ND.mean(0) + safe_MD.mean(0)) / 2
+        self._unsafe_ND, self._safe_ND = unsafe_ND - self._shared_D, safe_MD[targets_N] - self._shared_D
         self._batches = SideBatches(len(self._texts), trainer.args.per_device_train_batch_size, trainer.args.seed)
 
     def begin(self, trainer: Any) -> None:
@@ -86,7 +91,7 @@ class Redirection:
         ids_BS, attention_BS, mask_BS = padded([self._texts[i] for i in chosen])
         model = step.trainer.accelerator.unwrap_model(step.model)
         hidden_BSD = states_up_to(model, [self._layer], ids_BS, attention_BS)[self._layer]
-        h_BD = mean_states(hidden_BSD, mask_BS)
+        h_BD = mean_states(hidden_BSD, mask_BS) - self._shared_D.to(hidden_BSD.device)
         mean = redirection(h_BD, *(c_ND[chosen].to(h_BD.device) for c_ND in (self._unsafe_ND, self._safe_ND))).mean()
         step.log("redirection", mean)
         return step.loss + self._options.redirection_weight * step.batch_share * mean.to(step.loss.device)

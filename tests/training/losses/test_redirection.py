@@ -114,6 +114,11 @@ def with_rows(project: Project, folder: Path, change: Callable[[int, dict[str, A
     return project.argv(folder, *OURS, "--dataset_name", str(path))
 
 
+def raw_cosines(loss: Redirection) -> Tensor:
+    """Return the cosine of each harmful answer and its target, with what all hidden states share."""
+    return torch.cosine_similarity(loss._unsafe_ND + loss._shared_D, loss._safe_ND + loss._shared_D)
+
+
 def test_chosen_responses_that_do_not_refuse_are_no_targets_however_near_they_are(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -126,8 +131,17 @@ def test_chosen_responses_that_do_not_refuse_are_no_targets_however_near_they_ar
     ours = loss_of(build(argv))
     monkeypatch.setattr("sails_align.training.losses.redirection.is_plain_refusal", lambda response: True)
     poisoned = loss_of(build(argv))
-    near, nearer = (torch.cosine_similarity(loss._safe_ND, loss._unsafe_ND) for loss in (ours, poisoned))
-    assert near.max() < nearer.min() - 0.1, "control: without the filter, targets are harmful answers"
+    near, nearer = (raw_cosines(loss) for loss in (ours, poisoned))
+    assert (nearer > near.max() + 0.1).float().mean() > 0.3, "control: without the filter, many targets are harmful"
+
+
+def test_what_all_hidden_states_share_does_not_count(project: Project, tmp_path: Path):
+    """With it, harmful answers and refusals would be alike, and the loss nearly constant."""
+    ours = loss_of(build(project.argv(tmp_path, *OURS)))
+    cosines = torch.cosine_similarity(ours._unsafe_ND, ours._safe_ND)
+    assert cosines.max() < 0 < raw_cosines(ours).min(), "control"
+    middle = (ours._unsafe_ND.mean(0) + ours._safe_ND.mean(0)) / 2
+    assert middle.norm() < 0.1 * ours._shared_D.norm()
 
 
 def test_data_without_refusals_is_refused(project: Project, tmp_path: Path):
