@@ -42,7 +42,7 @@ class SmolLM2Bench:
         **dict.fromkeys(("guard", "guard-shuffled", "sails-guard"), (0.2, 0.3, 0.4, 0.5)),  # 32 prompts certify little
         **dict.fromkeys(("sspu", "sspu-control"), (10.0, 100.0, 1000.0)),  # fewer than on the testbed, to save time
         **dict.fromkeys(("crisp", "crisp-control"), (10, 30, 100)),
-        **dict.fromkeys(("redirection", "redirection-control"), (0.1, 1.0)),
+        **dict.fromkeys(("redirection", "redirection-control"), (0.03, 0.3)),
         "redundancy": (0.01, 0.1),
     }
     left_after: tuple[str, ...] = ()  # which would take as long as all else
