@@ -102,7 +102,9 @@ NEAREST = ComparedMethod(
     (*LORA, "--nearest_refusal", "true", "--refusal_dataset_name", REFUSALS),
     is_of_testbed=True,
 )
-REDIRECTION = _with_loss("SFT-LoRA (redirection)", "redirection", "redirection_weight", "weight", (0.01, 0.03, 0.1, 0.3, 1.0))
+REDIRECTION = _with_loss(
+    "SFT-LoRA (redirection)", "redirection", "redirection_weight", "weight", (0.01, 0.03, 0.1, 0.3, 1.0)
+)
 SSPU = _with_loss("SSPU", "sspu", "sspu_retain_weight", "retain weight", (1.0, 10.0, 100.0, 300.0, 1000.0))
 CRISP = _with_loss("CRISP", "crisp", "crisp_features", "features", (10, 30, 100, 300))
 CLADE = ComparedMethod("CLADE", "methods/clade", (*FULL, "--clade", "categories"), is_of_weights=False)
