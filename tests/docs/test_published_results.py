@@ -61,6 +61,7 @@ COLUMNS = {
     "safety left after harmful training": "safety left after harmful training (%)",
 }
 """Row of a method's table -> column of the report."""
+MEAN_ON_SMOLLM2 = "mean of refusal rate and likeness (%)"
 
 
 def tables_of(page: str, section: str = "") -> list[tuple[list[str], Table]]:
@@ -82,9 +83,9 @@ def by_first_heading(page: str, section: str = "") -> dict[str, Table]:
     return {head[0]: rows for head, rows in tables_of(page, section)}
 
 
-def minus_controls(method: str) -> list[dict[str, str]]:
-    """Return the report's differences of a method from its controls."""
-    rows = by_first_heading("results/methods/report.md")["method minus control"]
+def minus_controls(method: str, study: str = "methods") -> list[dict[str, str]]:
+    """Return a report's differences of a method from its controls."""
+    rows = by_first_heading(f"results/{study}/report.md")["method minus control"]
     return [row for pair, row in rows.items() if pair.startswith(f"{method} minus ")]
 
 
@@ -94,18 +95,38 @@ def value_of(entry: str) -> float:
     return float(found[0]) if found else float("-inf")
 
 
-def test_the_table_of_all_methods_is_that_of_the_report() -> None:
-    of_report = by_first_heading("results/methods/report.md")
-    column = COLUMNS["mean of safety and correct answers"]
-    rows = by_first_heading("methods.md")["mean of safety and correct answers, %"]
+@pytest.mark.parametrize(
+    ("study", "heading", "column"),
+    [
+        ("methods", "mean of safety and correct answers, %", COLUMNS["mean of safety and correct answers"]),
+        ("methods-smollm2", "mean of refusals and likeness, %", MEAN_ON_SMOLLM2),
+    ],
+)
+def test_the_table_of_all_methods_is_that_of_the_report(study: str, heading: str, column: str) -> None:
+    of_report = by_first_heading(f"results/{study}/report.md")
+    rows = by_first_heading("methods.md")[heading]
     known = [name for name in of_report["method"] if name != "base" and not name.endswith(", control")]
     assert list(rows) == known
     for name, row in rows.items():
         tables = {"level": "method", "minus SFT-LoRA": "minus SFT-LoRA", "minus SFT-SAILS": "minus SFT-SAILS"}
-        for heading, table in tables.items():
-            assert row[heading] == of_report[table].get(name, {}).get(column, ""), (name, heading)
-        of_controls = [of[column] for of in minus_controls(name)]
+        for shown, table in tables.items():
+            assert row[shown] == of_report[table].get(name, {}).get(column, ""), (name, shown)
+        for shown, metric in (("refusals, held-out categories", "refusal rate, held-out categories (%)"),):
+            if shown in row:
+                assert row[shown] == of_report["method"][name][metric].split(" (")[0], name
+        of_controls = [of[column] for of in minus_controls(name, study)]
         assert row["minus its control"] == min(of_controls, key=value_of, default=""), name
+
+
+def test_the_pages_of_methods_have_their_means_on_smollm2() -> None:
+    levels = by_first_heading("results/methods-smollm2/report.md")["method"]
+    pages = {of.label: of.page for _, of in METHODS.items() if of.page.startswith("methods/")}
+    for name, row in levels.items():
+        if name in pages:
+            text = " ".join((DOCS / f"{pages[name]}.md").read_text().split())
+            level = re.sub("^([0-9.]+)", r"\1%", row[MEAN_ON_SMOLLM2])
+            assert f"{level} with {name}" in text, name
+            assert re.sub("^([0-9.]+)", r"\1%", levels["SFT-LoRA"][MEAN_ON_SMOLLM2]) + " with SFT-LoRA" in text, name
 
 
 def test_the_tables_of_methods_are_those_of_the_report() -> None:
