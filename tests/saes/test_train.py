@@ -542,5 +542,5 @@ def test_names_on_the_card_are_text() -> None:
     metadata = {"model_name": "a`<img src=x>|b", "dataset_path": "c`\n# d"}
     report = {**dict.fromkeys(QUALITY), "layer": 1, "eval_tokens": 10}
     text = card_of(report, SAETrainingOptions(), metadata)
-    assert "of `a?<img src=x>?b`" in text
-    assert "on `c??# d`" in text
+    assert "of `a'<img src=x>¦b`" in text
+    assert "on `c'?# d`" in text
