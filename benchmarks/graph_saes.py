@@ -9,12 +9,13 @@ with 95% intervals over seeds.
 
 import argparse
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from sails_align.core.files import write_json
-from sails_align.evaluation.intervals import over_seeds
+from sails_align.experiments.summary import mean_of
 from sails_align.models.load import load_causal_lm, load_tokenizer
 from sails_align.saes.graph import prompt_graph
 from sails_align.saes.options import SAETrainingOptions
@@ -76,10 +77,7 @@ def main() -> None:
         for kind in KINDS:
             by_seed = [measured(kind, seed, Path(temporary) / f"{kind}-{seed}") for seed in range(args.seeds)]
             found[kind] = {
-                metric: dict(
-                    zip(("value", "low", "high"), over_seeds([of[metric] for of in by_seed], limits), strict=True)
-                )
-                for metric, limits in METRICS.items()
+                metric: asdict(mean_of([of[metric] for of in by_seed], limits)) for metric, limits in METRICS.items()
             }
             print(kind, found[kind], flush=True)
     if args.output:

@@ -11,6 +11,7 @@ Shapes: B batch, S sequence, I inputs of a module, R rank.
 
 import argparse
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,8 +22,8 @@ from transformers import PreTrainedTokenizerBase
 
 from sails_align.core.files import write_json
 from sails_align.data.tokens import tokenize_response
-from sails_align.evaluation.intervals import over_seeds
 from sails_align.experiments.methods.entries import METHODS
+from sails_align.experiments.summary import mean_of
 from sails_align.models.inputs import watched_inputs
 from sails_align.models.load import load_model, load_spec_tokenizer
 from sails_align.models.resolve import resolve_model
@@ -92,8 +93,7 @@ def main() -> None:
                 align.main("sft", [*QUIET, *steps, *options, "--seed", str(seed), "--output_dir", str(run)])
                 by_seed.append(measured(run, args.n_prompts))
         found[name] = {
-            kind: dict(zip(("value", "low", "high"), over_seeds([of[kind] for of in by_seed], (0.0, 1.0)), strict=True))
-            for kind in ("features", "weights")
+            kind: asdict(mean_of([of[kind] for of in by_seed], (0.0, 1.0))) for kind in ("features", "weights")
         }
         print(name, found[name], flush=True)
     if args.output:

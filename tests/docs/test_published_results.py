@@ -111,9 +111,10 @@ def test_the_table_of_all_methods_is_that_of_the_report(study: str, heading: str
         tables = {"level": "method", "minus SFT-LoRA": "minus SFT-LoRA", "minus SFT-SAILS": "minus SFT-SAILS"}
         for shown, table in tables.items():
             assert row[shown] == of_report[table].get(name, {}).get(column, ""), (name, shown)
-        for shown, metric in (("refusals, held-out categories", "refusal rate, held-out categories (%)"),):
-            if shown in row:
-                assert row[shown] == of_report["method"][name][metric].split(" (")[0], name
+        metrics = {"refusals, held-out categories": TAMPERING_COLUMNS["refusals, held-out categories"]}
+        metrics["over-refusal"] = COLUMNS["over-refusal"]
+        for shown in row.keys() & metrics.keys():
+            assert row[shown] == of_report["method"][name][metrics[shown]].split(" (")[0], (name, shown)
         of_controls = [of[column] for of in minus_controls(name, study)]
         assert row["minus its control"] == min(of_controls, key=value_of, default=""), name
 
@@ -591,7 +592,7 @@ def test_the_page_of_graph_saes_has_what_the_penalty_does() -> None:
     for name, row in rows.items():
         for heading, digits in (("explained variance", 4), ("energy", 2)):
             of = found[name][heading.replace(" ", "_")]
-            assert row[heading] == "{value:.{n}f} ({low:.{n}f} to {high:.{n}f})".format(**of, n=digits)
+            assert row[heading] == "{value:.{d}f} ({low:.{d}f} to {high:.{d}f})".format(**of, d=digits)
     cost = found["plain"]["explained_variance"]["value"] - found["graph"]["explained_variance"]["value"]
     assert f"costs {100 * cost:.1f} points of explained variance" in (DOCS / "methods/gsae.md").read_text()
 
