@@ -1,0 +1,73 @@
+"""The published comparison on the testbed: intervals are possible, and the tables of pages are those of the results."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from published import DOCS, by_first_heading
+
+from sails_align.evaluation.intervals import LEAST_SEEDS, span_of_difference
+from sails_align.evaluation.metrics import METRICS
+from sails_align.experiments.summary import Mean
+from sails_align.reporting.page import difference, interval
+
+
+def _means(value: Any, name: str = "", *, is_difference: bool = False) -> Iterator[tuple[str, bool, dict[str, Any]]]:
+    """Yield the means in a JSON value: the metric, whether it is a difference, and the mean."""
+    if isinstance(value, dict) and {"value", "low", "high", "n"} == value.keys():
+        yield name, is_difference, value
+    elif isinstance(value, dict):
+        for key, of in value.items():
+            yield from _means(of, key, is_difference=is_difference or key == "differences")
+    elif isinstance(value, list):
+        for of in value:
+            yield from _means(of, name, is_difference=is_difference)
+
+
+def test_intervals_of_the_comparison_are_possible() -> None:
+    results = json.loads((DOCS / "results" / "comparison" / "results.json").read_text(encoding="utf-8"))
+    found = [mean for mean in _means(results) if mean[2]["low"] is not None]
+    assert len(found) > 1000
+    for name, is_difference, mean in found:
+        low, high = span_of_difference(METRICS[name].span) if is_difference else METRICS[name].span
+        assert low <= mean["low"] < mean["value"] < mean["high"] <= high, (name, mean)
+        assert mean["n"] >= LEAST_SEEDS, (name, mean)
+
+
+METRICS_OF_TABLES = {
+    "safety, trained": "safety_rate_in_distribution",
+    "safety, trained categories": "safety_rate_in_distribution",
+    "safety, held-out categories": "safety_rate_out_of_distribution",
+    "over-refusal": "over_refusal_rate",
+    "correct": "correct_answer_rate",
+    "correct answers": "correct_answer_rate",
+    "steps to 95%": "steps_to_95",
+    "left after benign training": "left_after_benign",
+    "safety left after benign training": "left_after_benign",
+    "left after harmful training": "left_after_harmful",
+}
+RUNS_OF_TABLES = {"LoRA": "sft-lora", "SAILS": "sft-sails", "all weights": "sft-full"}
+
+
+@pytest.mark.parametrize("page", ["../README.md", "method.md"])
+def test_the_table_of_the_comparison_is_that_of_the_results(page: str) -> None:
+    results = json.loads((DOCS / "results/comparison/results.json").read_text(encoding="utf-8"))
+    means = {row["run"]: row["means"] for row in results["rows"]}
+    rows = by_first_heading(page)["SFT"]
+    assert len(rows) == 5
+    for name, row in rows.items():
+        ours, _, theirs = name.strip("*").partition(" minus ")
+        run = RUNS_OF_TABLES[ours]
+        for heading, metric in METRICS_OF_TABLES.items():
+            if heading not in row:
+                continue
+            if theirs:
+                found = difference(Mean(**results["differences"][RUNS_OF_TABLES[theirs]][run][metric]), METRICS[metric])
+                assert row[heading] == found.text, (name, heading)
+            else:
+                assert row[heading] == interval(Mean(**means[run][metric]), METRICS[metric]), (name, heading)
+        if "trained parameters" in row and not theirs:
+            assert row["trained parameters"] == f"{100 * means[run]['trainable_share']['value']:.1f}".removesuffix(
+                ".0"
+            ), name
