@@ -129,3 +129,20 @@ def test_the_page_of_gba_has_how_much_two_seeds_agree() -> None:
     text = " ".join((DOCS / "methods/gba.md").read_text().split())
     spans = {kind: f"({min(of):.2f} to {max(of):.2f})" for kind, of in ratios.items()}
     assert f"with GBA {spans['gba']} than with TopK {spans['topk']}" in text
+
+
+def test_the_documents_have_what_methods_without_refusals_do_on_smollm2() -> None:
+    """SSPU and CRISP teach no refusals; redirection is the training with random targets; and an orthonormal start."""
+    of_report = by_first_heading("results/methods-smollm2/report.md")
+    levels, minus = of_report["method"], of_report["method minus control"]
+    for page, name in (("sspu", "SSPU"), ("crisp", "CRISP")):
+        likeness = re.sub("^([0-9.]+)", r"\1%", levels[name]["likeness (%)"])
+        assert f"likeness is {likeness}" in " ".join((DOCS / f"methods/{page}.md").read_text().split())
+    text = " ".join((DOCS / "methods.md").read_text().split())
+    assert f"with a likeness of {levels['SSPU']['likeness (%)'].split(' (')[0]}%" in text
+    same = minus["SFT-LoRA (redirection) minus SFT-LoRA (random redirection)"]
+    assert set(list(same.values())[1:]) == {"+0.0"}
+    value, low, high = re.findall(
+        r"[+-][0-9.]+", of_report["minus SFT-SAILS"]["SFT-LoRA (orthonormal start)"][MEAN_ON_SMOLLM2]
+    )
+    assert f"mean is {value.removeprefix('+')} points higher, {low} to {high})" in text
