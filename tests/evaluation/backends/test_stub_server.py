@@ -113,7 +113,9 @@ def test_as_a_process_it_prints_its_url_first_and_counts():
             assert process.stdout
             url = process.stdout.readline().strip()
             body = {"model": "stub", "prompt": "hi"}
-            with httpx.Client(base_url=url) as client, ThreadPoolExecutor(32) as executor:
+            # httpx's pool closes idle connections beyond its limit, at times one that another thread is about to use.
+            limits = httpx.Limits(max_keepalive_connections=32)
+            with httpx.Client(base_url=url, limits=limits) as client, ThreadPoolExecutor(32) as executor:
                 answers = list(executor.map(lambda _: client.post("/completions", json=body).json(), range(500)))
                 stats = client.get(url.removesuffix("/v1") + "/stats").json()
             assert {answer["choices"][0]["text"] for answer in answers} == {"hi"}
