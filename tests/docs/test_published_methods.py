@@ -15,6 +15,11 @@ def minus_controls(method: str, study: str = "methods") -> list[dict[str, str]]:
     return [row for pair, row in rows.items() if pair.startswith(f"{method} minus ")]
 
 
+def with_percent(entry: str) -> str:
+    """Return an entry of a report's table, in %, as text has it: `98.0% (97.2 to 98.6)`."""
+    return re.sub("^([0-9.]+)", r"\1%", entry)
+
+
 def value_of(entry: str) -> float:
     """Return the number that an entry begins with; without one, the least."""
     found = re.match(r"[+-][0-9.]+", entry.lstrip("*"))
@@ -48,12 +53,11 @@ def test_the_table_of_all_methods_is_that_of_the_report(study: str, heading: str
 def test_the_pages_of_methods_have_their_means_on_smollm2() -> None:
     levels = by_first_heading("results/methods-smollm2/report.md")["method"]
     pages = {of.label: of.page for _, of in METHODS.items() if of.page.startswith("methods/")}
-    for name, row in levels.items():
+    for name in levels:
         if name in pages:
             text = " ".join((DOCS / f"{pages[name]}.md").read_text().split())
-            level = re.sub("^([0-9.]+)", r"\1%", row[MEAN_ON_SMOLLM2])
-            assert f"{level} with {name}" in text, name
-            assert re.sub("^([0-9.]+)", r"\1%", levels["SFT-LoRA"][MEAN_ON_SMOLLM2]) + " with SFT-LoRA" in text, name
+            for of in (name, "SFT-LoRA"):
+                assert f"{with_percent(levels[of][MEAN_ON_SMOLLM2])} with {of}" in text, name
 
 
 def test_the_tables_of_methods_are_those_of_the_report() -> None:
@@ -136,7 +140,7 @@ def test_the_documents_have_what_methods_without_refusals_do_on_smollm2() -> Non
     of_report = by_first_heading("results/methods-smollm2/report.md")
     levels, minus = of_report["method"], of_report["method minus control"]
     for page, name in (("sspu", "SSPU"), ("crisp", "CRISP")):
-        likeness = re.sub("^([0-9.]+)", r"\1%", levels[name]["likeness (%)"])
+        likeness = with_percent(levels[name]["likeness (%)"])
         assert f"likeness is {likeness}" in " ".join((DOCS / f"methods/{page}.md").read_text().split())
     text = " ".join((DOCS / "methods.md").read_text().split())
     assert f"with a likeness of {levels['SSPU']['likeness (%)'].split(' (')[0]}%" in text

@@ -59,15 +59,13 @@ def test_the_table_of_the_comparison_is_that_of_the_results(page: str) -> None:
     for name, row in rows.items():
         ours, _, theirs = name.strip("*").partition(" minus ")
         run = RUNS_OF_TABLES[ours]
-        for heading, metric in METRICS_OF_TABLES.items():
-            if heading not in row:
-                continue
+        share = "" if theirs else f"{100 * means[run]['trainable_share']['value']:.1f}".removesuffix(".0")
+        assert row.pop("trained parameters", share) == share, name
+        assert row.pop("SFT") == name
+        for heading, entry in row.items():
+            metric = METRICS_OF_TABLES[heading]
             if theirs:
-                found = difference(Mean(**results["differences"][RUNS_OF_TABLES[theirs]][run][metric]), METRICS[metric])
-                assert row[heading] == found.text, (name, heading)
+                of = results["differences"][RUNS_OF_TABLES[theirs]][run][metric]
+                assert entry == difference(Mean(**of), METRICS[metric]).text, (name, heading)
             else:
-                assert row[heading] == interval(Mean(**means[run][metric]), METRICS[metric]), (name, heading)
-        if "trained parameters" in row and not theirs:
-            assert row["trained parameters"] == f"{100 * means[run]['trainable_share']['value']:.1f}".removesuffix(
-                ".0"
-            ), name
+                assert entry == interval(Mean(**means[run][metric]), METRICS[metric]), (name, heading)
