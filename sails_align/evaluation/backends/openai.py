@@ -15,7 +15,8 @@ import logging
 import random
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import tenacity
@@ -91,20 +92,35 @@ class OpenAIBackend:
         with self._lock:  # requests of an earlier call may still be ending
             self._failures = min(self._failures, DOWN_AFTER - 1)
         stop = threading.Event()
-        executor = ThreadPoolExecutor(self._concurrency, thread_name_prefix="openai")
-        is_done = False
+        waiting: SimpleQueue[tuple[int, Conversation]] = SimpleQueue()
+        answered: SimpleQueue[tuple[int, Completion | BaseException]] = SimpleQueue()
+        for numbered in enumerate(conversations):
+            waiting.put(numbered)
+
+        def work() -> None:
+            with suppress(Empty):
+                while not stop.is_set():
+                    index, conversation = waiting.get_nowait()
+                    try:
+                        answered.put((index, self._answer(conversation, sampling, stop)))
+                    except BaseException as error:
+                        answered.put((index, error))
+
+        n_left = len(conversations)
         try:
-            futures = {
-                executor.submit(self._answer, conversation, sampling, stop): index
-                for index, conversation in enumerate(conversations)
-            }
-            for future in as_completed(futures):
-                yield futures.pop(future), future.result()
-            is_done = True
-        finally:  # also when interrupted before all were submitted, with the first under way
-            executor.shutdown(wait=False, cancel_futures=True)
+            # Not an executor: interrupted at the wrong moment, it keeps a lock that its threads then wait for, and the
+            # process for them. A queue's lock cannot be left behind, and no process waits for a daemon.
+            for number in range(min(self._concurrency, n_left)):
+                threading.Thread(target=work, name=f"openai_{number}", daemon=True).start()
+            while n_left:
+                index, answer = answered.get()
+                if isinstance(answer, BaseException):
+                    raise answer
+                n_left -= 1
+                yield index, answer
+        finally:  # also when interrupted before all threads were started, with the first request under way
             stop.set()
-            if not is_done:
+            if n_left:
                 self._endpoint.abort()
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ A real server, of this process, plays the faults.
 
 import json
 import logging
+import signal
 import socket
 import subprocess
 import sys
@@ -532,6 +533,26 @@ def test_a_consumer_that_stops_cancels_what_waits_and_what_runs():
         assert wait_until(lambda: server.in_flight == 0)
         server.choose = lambda _: None  # and the backend can go on
         assert [completion.text for _, completion in backend.complete(["again"], GREEDY)] == ["again"]
+
+
+def test_ctrl_c_leaves_no_lock_behind_whenever_it_comes():
+    """Threads that wait for a lock of the interrupted one would never end, and the process would wait for them."""
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        with StubServer(choose=lambda _: "hang") as server:
+            backend = OpenAIBackend(server.base_url, "stub")
+            for step in range(40):
+                with pytest.raises(KeyboardInterrupt):
+                    # Once more after two seconds: Python loses an interrupt that comes in the middle of a destructor.
+                    signal.setitimer(signal.ITIMER_REAL, 0.001 * (step + 1), 2.0)
+                    list(backend.complete(["text"] * 5000, GREEDY))
+                signal.setitimer(signal.ITIMER_REAL, 0.0)
+                assert wait_until(
+                    lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("openai")]
+                )
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_ctrl_c_ends_the_process_at_once(tmp_path: Path):
