@@ -25,8 +25,8 @@ def _means(value: Any, name: str = "", *, is_difference: bool = False) -> Iterat
             yield from _means(of, name, is_difference=is_difference)
 
 
-def published() -> dict[str, Any]:
-    return json.loads((DOCS / "results/comparison/results.json").read_text(encoding="utf-8"))
+def published(name: str = "comparison") -> dict[str, Any]:
+    return json.loads((DOCS / "results" / name / "results.json").read_text(encoding="utf-8"))
 
 
 def by_run(rows: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
@@ -40,14 +40,15 @@ def minus(ours: Mapping[str, Any], theirs: Mapping[str, Any], name: str) -> str:
     return difference(mean, METRICS[name]).text
 
 
-def test_intervals_of_the_comparison_are_possible() -> None:
-    results = published()
+@pytest.mark.parametrize("name", ["comparison", "worlds"])
+def test_intervals_of_the_comparison_are_possible(name: str) -> None:
+    results = published(name)
     found = [mean for mean in _means(results) if mean[2]["low"] is not None]
-    assert len(found) > 1000
-    for name, is_difference, mean in found:
-        low, high = span_of_difference(METRICS[name].span) if is_difference else METRICS[name].span
-        assert low <= mean["low"] < mean["value"] < mean["high"] <= high, (name, mean)
-        assert mean["n"] >= LEAST_SEEDS, (name, mean)
+    assert len(found) > 400
+    for metric, is_difference, mean in found:
+        low, high = span_of_difference(METRICS[metric].span) if is_difference else METRICS[metric].span
+        assert low <= mean["low"] < mean["value"] < mean["high"] <= high, (metric, mean)
+        assert mean["n"] >= LEAST_SEEDS, (metric, mean)
 
 
 METRICS_OF_TABLES = {
@@ -67,23 +68,21 @@ RUNS_OF_TABLES = {"LoRA": "sft-lora", "SAILS": "sft-sails", "all weights": "sft-
 
 @pytest.mark.parametrize("page", ["../README.md", "method.md"])
 def test_the_table_of_the_comparison_is_that_of_the_results(page: str) -> None:
-    results = published()
-    means = {row["run"]: row["means"] for row in results["rows"]}
+    runs = by_run(published()["rows"])
     rows = by_first_heading(page)["SFT"]
     assert len(rows) == 5
     for name, row in rows.items():
         ours, _, theirs = name.strip("*").partition(" minus ")
         run = RUNS_OF_TABLES[ours]
-        share = "" if theirs else f"{100 * means[run]['trainable_share']['value']:.1f}".removesuffix(".0")
+        share = "" if theirs else f"{100 * runs[run]['means']['trainable_share']['value']:.1f}".removesuffix(".0")
         assert row.pop("trained parameters", share) == share, name
         assert row.pop("SFT") == name
         for heading, entry in row.items():
             metric = METRICS_OF_TABLES[heading]
             if theirs:
-                of = results["differences"][RUNS_OF_TABLES[theirs]][run][metric]
-                assert entry == difference(Mean(**of), METRICS[metric]).text, (name, heading)
+                assert entry == minus(runs[run], runs[RUNS_OF_TABLES[theirs]], metric), (name, heading)
             else:
-                assert entry == interval(Mean(**means[run][metric]), METRICS[metric]), (name, heading)
+                assert entry == interval(Mean(**runs[run]["means"][metric]), METRICS[metric]), (name, heading)
 
 
 RUNS_OF_WORLDS = {
@@ -91,6 +90,9 @@ RUNS_OF_WORLDS = {
     "minus all weights": "sft-full",
     "minus mean difference": "basis-mean-diff",
     "minus activation PCA": "basis-pca",
+}
+EARLIER_HEADINGS = {"minus LoRA": "minus SFT-LoRA", "minus all weights": "minus SFT-full"} | {
+    heading: heading for heading in ("minus mean difference", "minus activation PCA")
 }
 RUNS_OF_CHANGES = {
     "preset `paper`": "paper",
@@ -111,13 +113,19 @@ RUNS_OF_CHANGES = {
 
 
 def test_the_table_of_worlds_is_that_of_the_results() -> None:
+    of_earlier = by_first_heading("results/worlds/report.md")
     worlds = published()["studies"]["worlds"]
+    assert len(worlds) == 3
     table = by_first_heading("method.md")["world"]
-    assert {name.strip("`") for name in table} == worlds.keys()
+    assert {name.strip("`") for name in table} == of_earlier["SFT-SAILS minus SFT-LoRA"].keys() > worlds.keys()
     for name, row in table.items():
-        runs = by_run(worlds[row.pop("world").strip("`")])
+        world = row.pop("world").strip("`")
         for heading, entry in row.items():
-            assert entry == minus(runs["sft-sails"], runs[RUNS_OF_WORLDS[heading]], "merit"), (name, heading)
+            earlier = of_earlier[f"SFT-SAILS {EARLIER_HEADINGS[heading]}"][world]["mean of safety and helpfulness (%)"]
+            assert entry == earlier.replace("**", "").removesuffix(" better").removesuffix(" worse"), (name, heading)
+            if world in worlds:
+                runs = by_run(worlds[world])
+                assert entry == minus(runs["sft-sails"], runs[RUNS_OF_WORLDS[heading]], "merit"), (name, heading)
 
 
 def test_the_table_of_ablations_is_that_of_the_results() -> None:
@@ -128,3 +136,32 @@ def test_the_table_of_ablations_is_that_of_the_results() -> None:
         assert row.pop("change") == change
         for heading, entry in row.items():
             assert entry == minus(runs[RUNS_OF_CHANGES[change]], runs["sft-sails"], METRICS_OF_TABLES[heading]), change
+
+
+def test_the_method_page_has_the_numbers_of_the_results() -> None:
+    results = published()
+    text = " ".join((DOCS / "method.md").read_text(encoding="utf-8").split())
+    of_main, of_ablations = by_run(results["rows"]), by_run(results["studies"]["ablations"]["ablations"])
+    capability = minus(of_main["sft-sails"], of_main["sft-lora"], "capability")
+    assert f"higher capability ({capability.replace(' (', ' points, ')}" in text
+    dpo = {
+        name: minus(of_main["dpo-sails"], of_main["dpo-lora"], name).partition(" ")[0]
+        for name in ("safety_rate_out_of_distribution", "correct_answer_rate")
+    }
+    assert f"SAILS is safer than LoRA ({dpo['safety_rate_out_of_distribution']} points on held-out categories)" in text
+    assert f"fewer correct answers ({dpo['correct_answer_rate']})" in text
+    assert len(of_main["dpo-sails"]["unstable_seeds"]) == 1
+    assert "One of its 20 seeds is unstable" in text
+    sails = of_ablations["sft-sails"]
+    behind = {run: minus(sails, of_ablations[run], "merit") for run in ("lora-last-blocks", "sft-lora")}
+    assert f"is {behind['lora-last-blocks'].removeprefix('+').replace(' (', ' points (')} behind SAILS" in text
+    assert f"is {behind['sft-lora'].replace('+', '').replace(' (', ' points (')} behind" in text
+    for run, told in {"rank-16": "Rank 16 is better than 8", "k-16": "Sixteen features in each layer"}.items():
+        numbers = minus(of_ablations[run], sails, "merit").replace("+", "").replace(" (", " points, ")
+        assert numbers.removesuffix(")") in text.partition(told)[2][:150], run
+    of_examples = by_run(results["studies"]["examples"]["256"])
+    for name, metric in (("held-out categories: ", "safety_rate_out_of_distribution"), ("is ", "over_refusal_rate")):
+        told = [
+            interval(Mean(**of_examples[run]["means"][metric]), METRICS[metric]) for run in ("sft-sails", "sft-lora")
+        ]
+        assert f"{name}{' against '.join(told)}" in text
