@@ -117,15 +117,32 @@ def test_the_table_of_worlds_is_that_of_the_results() -> None:
     worlds = published()["studies"]["worlds"]
     assert len(worlds) == 3
     table = by_first_heading("method.md")["world"]
-    assert {name.strip("`") for name in table} == of_earlier["SFT-SAILS minus SFT-LoRA"].keys() > worlds.keys()
+    again = {name.partition("`, built again")[0].strip("`") for name in table if "built again" in name}
+    assert again == worlds.keys() - {"contamination=0.2"}
+    assert len(table) == len(of_earlier["SFT-SAILS minus SFT-LoRA"]) + len(again)
     for name, row in table.items():
-        world = row.pop("world").strip("`")
+        world, _, is_again = row.pop("world").strip("`").partition("`, ")
         for heading, entry in row.items():
-            earlier = of_earlier[f"SFT-SAILS {EARLIER_HEADINGS[heading]}"][world]["mean of safety and helpfulness (%)"]
-            assert entry == earlier.replace("**", "").removesuffix(" better").removesuffix(" worse"), (name, heading)
-            if world in worlds:
+            if not is_again:
+                earlier = of_earlier[f"SFT-SAILS {EARLIER_HEADINGS[heading]}"][world]
+                mean = earlier["mean of safety and helpfulness (%)"].replace("**", "")
+                assert entry == mean.removesuffix(" better").removesuffix(" worse"), (name, heading)
+            if is_again or world == "contamination=0.2":
                 runs = by_run(worlds[world])
                 assert entry == minus(runs["sft-sails"], runs[RUNS_OF_WORLDS[heading]], "merit"), (name, heading)
+
+
+def test_pages_say_in_which_world_built_again_sails_is_less_safe() -> None:
+    runs = by_run(published()["studies"]["worlds"]["testbed:12"])
+    of_held_out = minus(runs["sft-sails"], runs["sft-lora"], "safety_rate_out_of_distribution")
+    refused = {run: round(100 * runs[run]["means"]["over_refusal_rate"]["value"]) for run in ("sft-lora", "sft-sails")}
+    told = f"({of_held_out.replace(' (', ' points, ')}"
+    readme, method = (
+        " ".join((DOCS / page).read_text(encoding="utf-8").split()) for page in ("../README.md", "method.md")
+    )
+    assert f"SAILS is less safe than LoRA on held-out categories {told}" in readme
+    assert f"SAILS is less safe on held-out categories {told}" in method
+    assert f"LoRA refuses {refused['sft-lora']}% of the harmless requests and SAILS {refused['sft-sails']}%" in method
 
 
 def test_the_table_of_ablations_is_that_of_the_results() -> None:
