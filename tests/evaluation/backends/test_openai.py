@@ -541,11 +541,15 @@ def test_ctrl_c_leaves_no_lock_behind_whenever_it_comes():
     try:
         with StubServer(choose=lambda _: "hang") as server:
             backend = OpenAIBackend(server.base_url, "stub")
+
+            def ask(seconds: float) -> None:
+                # Once more after two seconds: Python loses an interrupt that comes in the middle of a destructor.
+                signal.setitimer(signal.ITIMER_REAL, seconds, 2.0)
+                list(backend.complete(["text"] * 5000, GREEDY))
+
             for step in range(40):
                 with pytest.raises(KeyboardInterrupt):
-                    # Once more after two seconds: Python loses an interrupt that comes in the middle of a destructor.
-                    signal.setitimer(signal.ITIMER_REAL, 0.001 * (step + 1), 2.0)
-                    list(backend.complete(["text"] * 5000, GREEDY))
+                    ask(0.001 * (step + 1))
                 signal.setitimer(signal.ITIMER_REAL, 0.0)
                 assert wait_until(
                     lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("openai")]
